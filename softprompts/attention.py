@@ -1,0 +1,197 @@
+"""Prefix attention: the one place where prefix keys and values join a frozen model.
+
+Transformers looks up its attention kernels by name. We register ``softprompts|sdpa`` and ``softprompts|eager``: each puts
+the prefix of the calling attention module in front of its keys and values and then runs the kernel of that name. The
+prefix is added at attention time and never enters the KV cache, so generation, beam search and cache types need no
+special case, and real tokens keep their positions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+KERNELS = ("sdpa", "eager")
+_SITE = "_softprompt_site"
+
+
+def implementation(kernel: str) -> str:
+    """The name under which ``kernel`` with prefixes is registered."""
+    return f"softprompts|{kernel}"
+
+
+@dataclass
+class Prefix:
+    """What one attention site adds to its keys and values.
+
+    Attributes:
+        keys: ``(M|1, l, w)``.
+        values: ``(M|1, l, w)``.
+        mask: ``(M, l)`` bool, which columns a row owns; None when all rows own all.
+        selectivity: alpha of Selective Prefix Tuning, a float or ``(M,)`` with NaN for rows with plain attention.
+        widened: masks already widened in this pass; layers share them.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor | None
+    selectivity: float | Tensor | None
+    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
+
+
+def mark_site(module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int) -> None:
+    """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends."""
+    module.__dict__[_SITE] = (prefix_of, index)
+
+
+def unmark_site(module: nn.Module) -> None:
+    """Undoes `mark_site`."""
+    module.__dict__.pop(_SITE, None)
+
+
+def _kernel(module: nn.Module, name: str) -> Callable[..., Any]:
+    if name == "eager":  # every modeling file has its own
+        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _register(name: str) -> None:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        site = module.__dict__.get(_SITE)
+        prefix = site[0](site[1], query.shape[0]) if site is not None else None
+        if prefix is None:
+            return _kernel(module, name)(module, query, key, value, attention_mask, **kwargs)
+
+        causal = kwargs.pop("is_causal", None)
+        causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
+        if attention_mask is None and causal and key.shape[2] > query.shape[2] > 1:
+            # First step into a preallocated cache: what lies behind the last query is still empty.
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+        bias = kwargs.get("position_bias")
+        if bias is not None:
+            # Prefix columns have no position.
+            kwargs["position_bias"] = _once(
+                prefix, ("bias", id(bias)), bias, lambda: F.pad(bias[..., : key.shape[2]], (prefix.keys.shape[1], 0))
+            )
+        mask = _once(
+            prefix,
+            (id(attention_mask), query.shape[2], key.shape[2], causal),
+            attention_mask,
+            lambda: _widen(attention_mask, prefix, query, key, causal),
+        )
+        prefix_key = _heads(prefix.keys, key)
+        prefix_value = _heads(prefix.values, value)
+        if prefix.selectivity is not None:
+            return _selective(module, query, key, value, mask, prefix_key, prefix_value, prefix.selectivity, **kwargs)
+        key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], dim=2)
+        value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], dim=2)
+        return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
+
+    AttentionInterface.register(implementation(name), attend)
+    AttentionMaskInterface.register(implementation(name), ALL_MASK_ATTENTION_FUNCTIONS[name])
+
+
+def _once(prefix: Prefix, name: Any, source: Any, make: Callable[[], Tensor | None]) -> Tensor | None:
+    """Layers receive the same mask object: widen it once per pass (``source`` is kept so that its id stays its own)."""
+    if torch.compiler.is_compiling():
+        return make()
+    if name not in prefix.widened:
+        prefix.widened[name] = (source, make())
+    return prefix.widened[name][1]
+
+
+def _heads(prefix: Tensor, like: Tensor) -> Tensor:
+    """``(M|1, l, w)`` to ``(M|1, kv_heads, l, head_dim)`` with the heads, type and device of ``like``."""
+    prefix = prefix.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
+    return prefix.to(device=like.device, dtype=like.dtype)
+
+
+def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """The attention mask with columns for the prefix on its left; real tokens see the same real tokens as before."""
+    length, queries, device = prefix.keys.shape[1], query.shape[2], query.device
+    if mask is None:
+        if causal and queries > 1:
+            real = torch.ones(queries, key.shape[2], dtype=torch.bool, device=device).tril()[None, None]
+        elif prefix.mask is not None:
+            real = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=device)
+        else:
+            return None
+    else:
+        real = mask[..., : key.shape[2]]
+    visible = torch.ones(1, length, dtype=torch.bool, device=device) if prefix.mask is None else prefix.mask
+    rows = max(real.shape[0], visible.shape[0])
+    visible = visible[:, None, None, :].expand(rows, real.shape[1], real.shape[2], length)
+    if real.dtype != torch.bool:
+        hidden = torch.finfo(real.dtype).min
+        visible = torch.zeros(visible.shape, dtype=real.dtype, device=device).masked_fill(~visible, hidden)
+    return torch.cat([visible, real.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def _selective(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    alpha: float | Tensor,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention with Selective Prefix Tuning's mask (Eq. 4-6), per head.
+
+    ``sigmoid(alpha * s)`` multiplies the weight of a prefix column before normalisation, which is the same as adding
+    its logarithm to the score. It depends on the query, so no kernel that takes a bias can do it.
+    """
+    length = prefix_key.shape[2]
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        prefix_key, prefix_value = prefix_key.repeat_interleave(groups, 1), prefix_value.repeat_interleave(groups, 1)
+    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    to_prefix = query @ prefix_key.transpose(-1, -2)
+    if isinstance(alpha, Tensor):
+        steep = alpha.view(-1, 1, 1, 1)
+        chosen = to_prefix + F.logsigmoid(steep.nan_to_num(1.0).to(to_prefix.dtype) * to_prefix)
+        chosen = torch.where(steep.isnan(), to_prefix, chosen)
+    else:
+        chosen = to_prefix + F.logsigmoid(alpha * to_prefix)
+    scores = torch.cat([chosen, query @ key.transpose(-1, -2)], dim=-1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if position_bias is not None:
+        scores = scores + position_bias
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + mask
+    wide = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
+    weights = scores.softmax(-1, dtype=wide).to(query.dtype)
+    weights = F.dropout(weights, dropout, training=dropout > 0)
+    output = weights[..., :length] @ prefix_value + weights[..., length:] @ value
+    return output.transpose(1, 2).contiguous(), weights
+
+
+for _name in KERNELS:
+    _register(_name)

@@ -1,0 +1,207 @@
+"""The frozen model as we need it: its kind, its embeddings, its attention sites, and where prompt tokens go in.
+
+All of it is asked of the model itself (by a tiny forward pass) or of transformers' own tables; there is no list of
+architectures here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as hf_logging
+
+from softprompts.errors import SoftPromptError
+
+_PROBE = "softprompts|probe"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention module that a prefix can join.
+
+    Attributes:
+        module: the attention module.
+        kind: "encoder.self", "decoder.self" or "decoder.cross".
+        kv_heads: number of key/value heads.
+        head_dim: width of one head.
+    """
+
+    module: nn.Module
+    kind: str
+    kv_heads: int
+    head_dim: int
+
+
+class Backbone:
+    """What the injection needs to know of a model. Looks, and changes nothing.
+
+    Attributes:
+        model: the model.
+        kind: "encoder", "decoder" or "encoder-decoder".
+        entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
+        decoder: the decoder of an encoder-decoder, else None.
+        embeddings: the input embedding module.
+        sites: attention sites in the order in which they run.
+        keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
+        max_tokens: hard limit on tokens from a learned position table, None without one.
+        takes_positions: whether ``entry`` accepts ``position_ids``.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.kind = _kind(model)
+        base = model.base_model
+        if self.kind == "encoder-decoder":
+            self.entry: nn.Module = model.get_encoder()
+            self.decoder: nn.Module | None = model.get_decoder()
+        else:
+            self.entry, self.decoder = base, None
+        self.embeddings: nn.Module = model.get_input_embeddings()
+        self.text_input = model.main_input_name == "input_ids"
+        self.parameters = list(inspect.signature(self.entry.forward).parameters)
+        self.takes_positions = "position_ids" in self.parameters
+        self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
+        self.max_tokens = _position_limit(self.entry)
+        self.sites, self.no_sites_reason = _find_sites(self)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the input embeddings (ELECTRA's and ALBERT's are narrower than their layers)."""
+        return int(self.embeddings.weight.shape[1])  # type: ignore[union-attr, index]
+
+    def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
+        """Indices of the sites of the given kinds; all for None.
+
+        Raises:
+            SoftPromptError: the model cannot take prefixes, or has no site of a named kind.
+        """
+        name = type(self.model).__name__
+        if not self.sites:
+            raise SoftPromptError(f"{method} needs a prefix, which {name} cannot take: {self.no_sites_reason}")
+        there = sorted({site.kind for site in self.sites})
+        for kind in kinds or ():
+            if kind not in there:
+                raise SoftPromptError(f"{method}: {name} has no '{kind}' attention; it has: {', '.join(there)}")
+        chosen = [i for i, site in enumerate(self.sites) if kinds is None or site.kind in kinds]
+        if len({self.sites[i].kv_heads * self.sites[i].head_dim for i in chosen}) > 1:
+            raise SoftPromptError(
+                f"{method}: the attention sites of {name} differ in width; choose sites= of one width or input prompts"
+            )
+        return chosen
+
+
+def _kind(model: PreTrainedModel) -> str:
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_decoder"):
+        return "encoder-decoder"
+    causal_only = (
+        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
+    return "decoder" if causal_only or getattr(config, "is_decoder", False) else "encoder"
+
+
+def _position_limit(entry: nn.Module) -> int | None:
+    for name, module in entry.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and leaf in ("position_embeddings", "embed_positions", "wpe"):
+            reserved = getattr(module, "offset", None)
+            if reserved is None:
+                reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings - reserved)
+    return None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from logging advice about things we ask on purpose."""
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+def set_attention(model: PreTrainedModel, name: str) -> bool:
+    """Sets the attention implementation; False where the model does not let it be set."""
+    with quiet():
+        try:
+            model.set_attn_implementation(name)
+        except (ValueError, AttributeError):
+            return False
+    return bool(model.config._attn_implementation == name)
+
+
+def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
+    """Runs three tokens through the model with an attention function that only writes down who calls it."""
+    model = backbone.model
+    original = model.config._attn_implementation
+    seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
+
+    def record(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+    ) -> tuple[Tensor, None]:
+        seen.setdefault(id(module), (module, key.shape, value.shape, query.shape[2]))
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+    AttentionInterface.register(_PROBE, record)
+    AttentionMaskInterface.register(_PROBE, lambda *_, **__: None)
+    if not set_attention(model, _PROBE):
+        set_attention(model, original)
+        return [], "its attention does not go through transformers' attention interface; input prompts work"
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model.base_model(**_probe_inputs(backbone))
+    except Exception as error:
+        return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})"
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        set_attention(model, original)
+    if not seen:
+        return [], "none of its layers uses transformers' attention interface; input prompts work"
+
+    inside = {id(module) for module in backbone.entry.modules()}
+    sites = []
+    for module, key, value, queries in seen.values():
+        if key[-1] != value[-1]:
+            return [], "its keys and values differ in width; input prompts work"
+        if backbone.kind == "encoder":
+            kind = "encoder.self"
+        elif backbone.kind == "decoder":
+            kind = "decoder.self"
+        elif id(module) in inside:
+            kind = "encoder.self"
+        else:
+            kind = "decoder.self" if key[2] == queries else "decoder.cross"
+        sites.append(Site(module, kind, int(key[1]), int(key[3])))
+    return sites, ""
+
+
+def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
+    model, device = backbone.model, backbone.embeddings.weight.device  # type: ignore[union-attr]
+    ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device)[None]  # noqa: E731
+    if backbone.text_input:
+        inputs: dict[str, Any] = {"input_ids": ids(3)}
+    else:
+        size = getattr(model.config, "max_source_positions", 0) * 2  # the convolutions of speech encoders halve it
+        mel = torch.zeros(1, getattr(model.config, "num_mel_bins", 0), size, device=device, dtype=model.dtype)
+        inputs = {model.main_input_name: mel}
+    if backbone.kind == "encoder-decoder":
+        inputs["decoder_input_ids"] = ids(2)
+    if "use_cache" in inspect.signature(model.base_model.forward).parameters:
+        inputs["use_cache"] = False
+    return inputs

@@ -1,0 +1,19 @@
+"""Errors that name the thing, what is wrong with it and what to do, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SoftPromptError(ValueError):
+    """Something the caller can put right. The command line prints its text and exits with code 2."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Ends an error about an unknown name: the nearest known one if there is one, else all of them."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(options)}" if options else "none are known"

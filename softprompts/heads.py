@@ -1,0 +1,170 @@
+"""Task heads: each prompt has its own copy of the modules behind the backbone, and every row runs through its own."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from softprompts.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompts.model import Prompt, State
+    from softprompts.passing import Pass
+
+
+def find(model: PreTrainedModel) -> list[str]:
+    """Names of the top-level modules that make up the task head; none for base and language models."""
+    if model.base_model is model or model.get_output_embeddings() is not None:
+        return []
+    inside = {id(module) for module in model.base_model.modules()}
+    return [
+        name
+        for name, module in model.named_children()
+        if id(module) not in inside and next(module.parameters(), None) is not None
+    ]
+
+
+def _last_linear(head: nn.Module) -> tuple[str, nn.Linear] | None:
+    linear = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def num_outputs(head: nn.Module) -> int | None:
+    """Number of outputs: those of the last linear layer."""
+    found = _last_linear(head)
+    return None if found is None else found[1].out_features
+
+
+def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTrainedModel) -> nn.ModuleDict | None:
+    """A trainable copy of the model's head, its last layer made anew when the number of labels differs."""
+    if not originals:
+        return None
+    head = nn.ModuleDict({name: _plain_copy(module) for name, module in originals.items()})
+    head.requires_grad_(True)
+    found = _last_linear(head)
+    if num_labels is not None and (found is None or found[1].out_features != num_labels):
+        if found is None:
+            raise SoftPromptError(
+                f"cannot make a head for {num_labels} labels: {type(model).__name__} has no linear one"
+            )
+        path, old = found
+        layer = nn.Linear(old.in_features, num_labels, bias=old.bias is not None).to(old.weight.device)
+        nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", 0.02))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+        parent, _, name = path.rpartition(".")
+        head.get_submodule(parent)._modules[name] = layer
+    return head
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """A copy without the per-row dispatch of an attached original (and without the model that it refers to)."""
+    dispatch = module.__dict__.get("_softprompt_head")
+    copied = copy.deepcopy(module, {} if dispatch is None else {id(dispatch): None})
+    copied.__dict__.pop("_softprompt_head", None)
+    if dispatch is not None:
+        copied.__dict__.pop("forward", None)
+    return copied
+
+
+def install(model: PreTrainedModel, state: State) -> None:
+    """Makes the model's own head modules send every row through its prompt's copy."""
+    for name in state.heads:
+        module = state.original_heads[name]
+        module.__dict__["_softprompt_head"] = (state, name)
+        module.__dict__["forward"] = types.MethodType(_dispatch, module)
+
+
+def uninstall(model: PreTrainedModel, state: State) -> None:
+    """Undoes `install`."""
+    for module in state.original_heads.values():
+        del module.__dict__["forward"], module.__dict__["_softprompt_head"]
+
+
+def _dispatch(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    state, name = self.__dict__["_softprompt_head"]
+    pass_: Pass | None = state.current
+    original = type(self).forward
+    if pass_ is None:
+        return original(self, hidden, *args, **kwargs)
+    parts: list[Tensor] = []
+    groups = pass_.groups_of(hidden.shape[0], hidden.device)
+    for prompt_name, index in groups.items():
+        rows = hidden if index is None else hidden[index]
+        if prompt_name is None:
+            parts.append(original(self, rows, *args, **kwargs))
+            continue
+        copy_ = cast(nn.ModuleDict, pass_.prompts[prompt_name].head)[name]
+        weight = next(copy_.parameters())
+        parts.append(copy_(rows.to(weight.dtype), *args, **kwargs))
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[-1] for part in parts)
+    # A row has no chance for labels that are not its own.
+    parts = [F.pad(part, (0, width - part.shape[-1]), value=float("-inf")) for part in parts]
+    order = torch.cat([index for index in groups.values() if index is not None])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    wide = torch.promote_types(parts[0].dtype, parts[-1].dtype)
+    return torch.cat([part.to(wide) for part in parts]).index_select(0, place)
+
+
+def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | None = None) -> Tensor:
+    """The loss of each row of one prompt, ``(R,)``.
+
+    Args:
+        logits: ``(R, C)``, of which the first ``num_labels`` columns count.
+        labels: ``(R,)`` class ids, ``(R,)`` floats (regression) or ``(R, C)`` floats (several labels a row).
+        num_labels: ``C`` of this prompt.
+        problem: transformers' ``problem_type``; None to tell from the labels.
+    """
+    logits = (
+        logits[:, :num_labels].float() if logits.dtype in (torch.float16, torch.bfloat16) else logits[:, :num_labels]
+    )
+    if problem is None:
+        if num_labels == 1:
+            problem = "regression"
+        else:
+            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    if problem == "regression":
+        return F.mse_loss(
+            logits.reshape(len(logits), -1), labels.reshape(len(logits), -1).to(logits), reduction="none"
+        ).mean(1)
+    if problem == "single_label_classification":
+        return F.cross_entropy(logits, labels.view(-1).long(), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").mean(1)
+
+
+def classification_loss(
+    logits: Tensor,
+    labels: Tensor,
+    pass_: Pass,
+    prompts: Mapping[str, Prompt],
+    problem: str | None,
+    num_items: Any = None,
+) -> Tensor:
+    """Mean loss over rows, each by the labels of its own prompt (rows without a prompt: by the width of the logits).
+
+    Args:
+        logits: ``(B, C)``.
+        labels: ``(B,)`` or ``(B, C)``.
+        pass_: who owns which row.
+        prompts: the prompts by name.
+        problem: transformers' ``problem_type``.
+        num_items: HF Trainer's number of labels over an accumulated batch, which then divides the sum.
+    """
+    losses = []
+    labels = labels.to(logits.device)
+    for name, index in pass_.groups_of(logits.shape[0], logits.device).items():
+        width = logits.shape[-1] if name is None else prompts[name].num_labels or logits.shape[-1]
+        rows = slice(None) if index is None else index
+        losses.append(row_losses(logits[rows], labels[rows], width, problem))
+    total = torch.cat(losses)
+    return total.mean() if num_items is None else total.sum() / num_items

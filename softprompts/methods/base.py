@@ -1,0 +1,258 @@
+"""The contract between a method and the rest: a config dataclass, a module, and the registry that joins them.
+
+A method is one file. It declares a frozen config and a module that turns (at most) a batch's input embeddings into a
+`SoftPrompt`. It knows the sizes of the backbone (`Shape`) and can look at its vocabulary (`Vocabulary`), and knows
+nothing else about it: neither its class nor where the tensors go in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.soft_prompt import SoftPrompt
+
+
+class Vocabulary:
+    """The backbone's input embeddings, as a source of starting values.
+
+    Args:
+        embed: maps ids ``(k,)`` to embeddings ``(k, d)`` just as the backbone does (with its scaling, if any).
+        size: number of usable rows.
+        special_ids: ids that sampling leaves out.
+        encode: maps a text to ids without special tokens; None when no tokenizer is at hand.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        size: int,
+        special_ids: Iterable[int] = (),
+        encode: Callable[[str], list[int]] | None = None,
+    ):
+        self.embed = embed
+        self.size = size
+        self.special_ids = frozenset(special_ids)
+        self._encode = encode
+
+    def rows(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Embeddings ``(len(ids), d)`` in float32, detached."""
+        with torch.no_grad():
+            return self.embed(torch.as_tensor(ids, dtype=torch.long)).detach().float()
+
+    def sample(self, count: int, limit: int | None = None) -> list[int]:
+        """Draws ``count`` different ids (repeating only once all have been used), special ids left out.
+
+        Args:
+            count: how many.
+            limit: draw from the first ``limit`` ids only (tokenizers that sort by frequency: the most frequent ones).
+        """
+        size = min(self.size, limit or self.size)
+        ids = [i for i in torch.randperm(size, device="cpu").tolist() if i not in self.special_ids]
+        if not ids:
+            raise SoftPromptError(f"no token is left to sample from among the first {size} of the vocabulary")
+        return (ids * math.ceil(count / len(ids)))[:count]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens.
+
+        Raises:
+            SoftPromptError: no tokenizer is known, or the text has no tokens.
+        """
+        if self._encode is None:
+            raise SoftPromptError("initialisation from text needs the tokenizer: pass tokenizer=... to attach")
+        ids = self._encode(text)
+        if not ids:
+            raise SoftPromptError(f"the initialisation text {text!r} has no tokens")
+        return ids
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes a method may know of the backbone.
+
+    Attributes:
+        hidden_size: ``d``, width of the input embeddings.
+        num_sites: ``S``, number of attention sites that take a prefix (0 when the backbone has none).
+        kv_width: ``w = kv_heads * head_dim``, width of one prefix key or value.
+        vocabulary: the input embeddings.
+    """
+
+    hidden_size: int
+    num_sites: int
+    kv_width: int
+    vocabulary: Vocabulary
+
+
+@dataclass
+class Rows:
+    """What a method that looks at its input gets to see.
+
+    Attributes:
+        embeddings: ``(R, n, d)``, the frozen input embeddings, detached.
+        mask: ``(R, n)`` bool, the tokens a prompt may depend on: no padding, and in causal training no targets.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+
+    def mean(self) -> Tensor:
+        """Mean embedding over the visible tokens, ``(R, d)``; zero for a row without any."""
+        weights = self.mask.to(self.embeddings.dtype).unsqueeze(-1)
+        return (self.embeddings * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+@dataclass
+class Component:
+    """Some of a method's parameters that are trained alike.
+
+    Attributes:
+        parameters: the tensors.
+        learning_rate: the default; measured on the packaged encoder with AdamW.
+        weight_decay: the default.
+    """
+
+    parameters: list[nn.Parameter]
+    learning_rate: float
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """What all methods have. Subclasses add their own fields; all are plain JSON values.
+
+    Attributes:
+        num_virtual_tokens: ``l``, length of the prompt or prefix.
+        sites: kinds of attention that a prefix goes to ("encoder.self", "decoder.self", "decoder.cross");
+            None for all that the backbone has. Methods without a prefix ignore it.
+    """
+
+    num_virtual_tokens: int = 10
+    sites: tuple[str, ...] | None = None
+
+    method: ClassVar[str] = ""
+    uses_prefix: ClassVar[bool] = False
+    uses_tokens: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_virtual_tokens, bool) or not isinstance(self.num_virtual_tokens, int):
+            raise SoftPromptError(
+                f"{self.method}: num_virtual_tokens must be a whole number, not {self.num_virtual_tokens!r}"
+            )
+        if self.num_virtual_tokens < self.min_virtual_tokens():
+            raise SoftPromptError(
+                f"{self.method}: num_virtual_tokens must be at least {self.min_virtual_tokens()}, "
+                f"not {self.num_virtual_tokens}"
+            )
+        if self.sites is not None:
+            sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
+            for site in sites:
+                if site not in SITE_KINDS:
+                    raise SoftPromptError(f"{self.method}: unknown site '{site}'; {nearest(site, SITE_KINDS)}")
+            object.__setattr__(self, "sites", sites)
+
+    def min_virtual_tokens(self) -> int:
+        """The least number of virtual tokens that makes sense."""
+        return 1
+
+    def require(self, condition: bool, message: str) -> None:
+        """Raises a `SoftPromptError` that names the method unless ``condition`` holds."""
+        if not condition:
+            raise SoftPromptError(f"{self.method}: {message}")
+
+    def choice(self, field: str, options: Sequence[str]) -> None:
+        """Checks that a field holds one of ``options``."""
+        value = getattr(self, field)
+        if value not in options:
+            raise SoftPromptError(f"{self.method}: {field} must be one of {', '.join(options)}, not {value!r}")
+
+    def build(self, shape: Shape) -> Method:
+        """A freshly initialised module, drawing from torch's global random state."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+SITE_KINDS = ("encoder.self", "decoder.self", "decoder.cross")
+
+
+class Method(nn.Module):
+    """Turns the input (or nothing) into a `SoftPrompt`. Subclasses say what they train in `components`.
+
+    Attributes:
+        per_row: True when `forward` needs the rows; then every row gets its own tensors. Otherwise `forward` is
+            called with None, once per step.
+    """
+
+    per_row: bool = False
+
+    def __init__(self, config: MethodConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        raise NotImplementedError
+
+    def components(self) -> dict[str, Component]:
+        """Every trained parameter, once, in named groups; the first group is the main one."""
+        raise NotImplementedError
+
+    def cannot_fold(self) -> str | None:
+        """Why this prompt has no plain form, or None when `forward(None)` in eval mode is one."""
+        return "it depends on the input" if self.per_row else None
+
+
+ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
+
+_REGISTRY: dict[str, type[MethodConfig]] = {}
+_PLUGINS_LOADED = False
+
+
+def register(name: str) -> Callable[[ConfigT], ConfigT]:
+    """Class decorator: makes a config known under the method's name."""
+
+    def decorate(cls: ConfigT) -> ConfigT:
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise SoftPromptError(f"the method name '{name}' is already taken by {_REGISTRY[name].__qualname__}")
+        cls.method = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+def methods() -> dict[str, type[MethodConfig]]:
+    """All methods by name, those of installed plug-ins (entry point group ``softprompts.methods``) included."""
+    global _PLUGINS_LOADED
+    if not _PLUGINS_LOADED:
+        _PLUGINS_LOADED = True
+        for point in entry_points(group="softprompts.methods"):
+            point.load()
+    return dict(_REGISTRY)
+
+
+def make_config(method: str, **fields: Any) -> MethodConfig:
+    """The config of a method by its name.
+
+    Raises:
+        SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.
+    """
+    known = methods()
+    if method not in known:
+        raise SoftPromptError(f"unknown method '{method}'; {nearest(method, known)}")
+    names = {field.name for field in dataclasses.fields(known[method])}
+    for field in fields:
+        if field not in names:
+            raise SoftPromptError(f"{method} has no setting '{field}'; {nearest(field, names)}")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return known[method](**values)

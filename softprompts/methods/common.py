@@ -1,0 +1,60 @@
+"""What several methods share: checks of settings, starting rows from the vocabulary, and the prefix table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.errors import SoftPromptError
+from softprompts.methods.base import MethodConfig, Shape
+
+
+def whole_number(config: MethodConfig, field: str, least: int, optional: bool = False) -> None:
+    """Checks that a field is an int of at least ``least`` (or None, if optional)."""
+    value = getattr(config, field)
+    if optional and value is None:
+        return
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    config.require(fits, f"{field} must be a whole number of at least {least}, not {value!r}")
+
+
+def real_number(config: MethodConfig, field: str, zero: bool = True, below: float | None = None) -> None:
+    """Checks that a field is a number that is not negative, not zero unless ``zero``, and less than ``below``."""
+    value = getattr(config, field)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and (value >= 0 if zero else value > 0)
+    bounds = f"{'at least' if zero else 'more than'} 0" + ("" if below is None else f" and less than {below:g}")
+    fits = fits and (value < (float("inf") if below is None else below))
+    config.require(fits, f"{field} must be a number {bounds}, not {value!r}")
+
+
+def flag(config: MethodConfig, field: str) -> None:
+    """Checks that a field is True or False."""
+    value = getattr(config, field)
+    config.require(isinstance(value, bool), f"{field} must be true or false, not {value!r}")
+
+
+def sampled_rows(shape: Shape, count: int, limit: int | None = None) -> Tensor:
+    """Embeddings ``(count, d)`` of different tokens, drawn from the first ``limit`` of the vocabulary."""
+    return shape.vocabulary.rows(shape.vocabulary.sample(count, limit))
+
+
+def require_sites(config: MethodConfig, shape: Shape) -> None:
+    """Refuses to build a prefix for a backbone that takes none."""
+    if shape.num_sites == 0:
+        raise SoftPromptError(f"{config.method}: this backbone has no attention site that takes a prefix")
+
+
+def prefix_table(config: MethodConfig, shape: Shape, std: float) -> nn.Parameter:
+    """A prefix ``(l, 2*S*w)`` drawn from N(0, std^2); see `split_prefix` for the order of its columns."""
+    require_sites(config, shape)
+    table = torch.empty(config.num_virtual_tokens, 2 * shape.num_sites * shape.kv_width)
+    return nn.Parameter(nn.init.normal_(table, std=std))
+
+
+def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
+    """Keys and values ``(S, 1, l, w)`` of a table ``(l, 2*S*w)``.
+
+    A row of the table holds key 0, value 0, key 1, value 1, ... as in P-tuning v2, so its tables fit as they are.
+    """
+    keys, values = table.view(len(table), num_sites, 2, -1).permute(2, 1, 0, 3).unsqueeze(2).unbind(0)
+    return keys, values

@@ -1,0 +1,150 @@
+"""EPT: a short prompt and a low-rank change of the input embeddings, with prompt fusion and several spaces.
+
+Lan, Yang, Liu, Guo, Zhao and Wang, "Efficient Prompt Tuning by Multi-Space Projection and Prompt Fusion", AAAI 2025,
+https://arxiv.org/abs/2405.11464
+
+    decomposition: P_s = first s rows of P;  A, B = rank-r SVD of P aligned to (m, d);  I = E(x) + A B    (Eq. 2)
+    fusion:        P_f = P_s + W (A B),  W = softmax(P_s (A B)^T / sqrt(d))                               (Eq. 3-4)
+    multi-space:   P_amend = sum_i G_i(P_s) E_i(P_s),  E_i = linear(ReLU(linear)),  G = softmax(linear)   (Eq. 5-7)
+    input:         [P_amend + P_f ; I]                                                                    (Eq. 8-9)
+
+Trained: ``s*d + (m+d)*r`` numbers, and ``N*(2*d*h + h + d) + N*(d+1)`` in the spaces, dropped after training.
+No code was released; the settings say where the paper leaves a choice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import flag, sampled_rows, whole_number
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("ept")
+@dataclass(frozen=True, kw_only=True)
+class EPTConfig(MethodConfig):
+    """Settings of EPT; fusion needs the decomposition, so the three switches give six variants.
+
+    Attributes:
+        num_virtual_tokens: ``s``, length of the prompt kept; 0 leaves the change of the embeddings alone.
+        decomposition, fusion, multi_space: the paper's three parts.
+        source_tokens: length of the prompt ``P`` that is decomposed, drawn from the vocabulary.
+        rank: ``r``; 0 leaves a plain prompt (and the spaces), with nothing to fuse.
+        max_length: ``m``, how many input tokens get a change.
+        num_spaces, space_hidden_size: ``N`` and ``h``, the width inside; None for ``m``, as the paper's sizes suggest.
+        fusion_mode: "values_ab" is attention from the prompt to the rows of ``A B``. "literal" is Eq. 4 as printed,
+            whose weights sum to 1: ``P_f = 2 P_s``. "axis_p" normalises over the prompt: each token is scaled.
+        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, "tile" repeats it, "sample" draws ``m`` fresh rows.
+        svd_scale: "none" takes the singular vectors, so rows of ``A B`` have norm 1 at most. "sqrt" shares out the
+            singular values: ``A B`` approximates ``P`` best, but adds vectors as large as embeddings from the start.
+        vocabulary_limit: draw from this many first tokens only (5,000 in the paper); None for all.
+    """
+
+    num_virtual_tokens: int = 60
+    decomposition: bool = True
+    fusion: bool = True
+    multi_space: bool = True
+    source_tokens: int = 100
+    rank: int = 30
+    max_length: int = 256
+    num_spaces: int = 4
+    space_hidden_size: int | None = None
+    fusion_mode: str = "values_ab"
+    align: str = "zero"
+    svd_scale: str = "none"
+    vocabulary_limit: int | None = None
+
+    uses_tokens: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for field in ("decomposition", "fusion", "multi_space"):
+            flag(self, field)
+        self.require(self.decomposition or not self.fusion, "fusion needs decomposition=True; set fusion=False as well")
+        whole_number(self, "rank", 0)
+        for field in ("source_tokens", "max_length", "num_spaces", "space_hidden_size", "vocabulary_limit"):
+            whole_number(self, field, 1, optional=field in ("space_hidden_size", "vocabulary_limit"))
+        super().__post_init__()
+        self.choice("fusion_mode", ("values_ab", "literal", "axis_p"))
+        self.choice("align", ("zero", "tile", "sample"))
+        self.choice("svd_scale", ("none", "sqrt"))
+        if self.low_rank:
+            self.require(self.num_virtual_tokens <= self.source_tokens, "num_virtual_tokens is more than source_tokens")
+            most = self.max_length if self.align == "sample" else min(self.max_length, self.source_tokens)
+            self.require(self.rank <= most, f"rank={self.rank} is more than the {most} rows that are decomposed")
+        object.__setattr__(self, "uses_tokens", self.num_virtual_tokens > 0)
+
+    @property
+    def low_rank(self) -> bool:
+        return self.decomposition and self.rank > 0
+
+    def min_virtual_tokens(self) -> int:
+        return 0 if self.low_rank else 1
+
+    def build(self, shape: Shape) -> Method:
+        return EPT(self, shape)
+
+
+class EPT(Method):
+    """Prompt ``(s, d)``, factors ``A (m, r)`` and ``B (r, d)``, the spaces and their gate; None for what is off."""
+
+    def __init__(self, config: EPTConfig, shape: Shape):
+        super().__init__(config)
+        self.fusion, self.fusion_mode = config.fusion, config.fusion_mode
+        length, width = config.num_virtual_tokens, shape.hidden_size
+        source = sampled_rows(shape, config.source_tokens if config.low_rank else length, config.vocabulary_limit)
+        self.prompt = nn.Parameter(source[:length].clone()) if length else None
+        factors = factorize(source, config, shape) if config.low_rank else (None, None)
+        self.a: nn.Parameter | None = factors[0]
+        self.b: nn.Parameter | None = factors[1]
+        hidden = config.space_hidden_size or config.max_length
+        spaces = config.num_spaces if config.multi_space and length else 0
+        networks = ((nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(spaces))
+        self.spaces = nn.ModuleList(nn.Sequential(*layers) for layers in networks)
+        self.gate = nn.Linear(width, spaces) if spaces else None
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        update = None if self.a is None or self.b is None else self.a @ self.b
+        result = SoftPrompt(update=None if update is None else update.unsqueeze(0))
+        if self.prompt is not None:
+            prompt = self.prompt if update is None or not self.fusion else self.fuse(self.prompt, update)
+            if self.gate is not None:
+                spaces = torch.stack([space(self.prompt) for space in self.spaces])
+                prompt = prompt + torch.einsum("pn,npd->pd", self.gate(self.prompt).softmax(-1), spaces)
+            result.tokens = prompt.unsqueeze(0)
+        return result
+
+    def fuse(self, prompt: Tensor, update: Tensor) -> Tensor:
+        """``P_f (s, d)`` from ``P_s (s, d)`` and ``A B (m, d)`` (Eq. 3-4)."""
+        weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if self.fusion_mode == "axis_p" else 1)
+        return prompt + (weights @ update if self.fusion_mode == "values_ab" else weights.sum(1, keepdim=True) * prompt)
+
+    def components(self) -> dict[str, Component]:
+        parts: dict[str, Component] = {}
+        if self.prompt is not None:
+            parts["prompt"] = Component([self.prompt], learning_rate=5e-2)
+        if self.a is not None and self.b is not None:
+            parts["low_rank"] = Component([self.a, self.b], learning_rate=5e-3)
+        if self.gate is not None:
+            parts["spaces"] = Component([*self.spaces.parameters(), *self.gate.parameters()], learning_rate=5e-3)
+        return parts
+
+
+def factorize(source: Tensor, config: EPTConfig, shape: Shape) -> tuple[nn.Parameter, nn.Parameter]:
+    """``A (m, r)`` and ``B (r, d)`` from the SVD of the source prompt aligned to ``m`` rows."""
+    length, rank, width = config.max_length, config.rank, shape.hidden_size
+    config.require(rank <= width, f"rank={rank} is more than the embedding width {width}")
+    if config.align == "sample":
+        source = sampled_rows(shape, length, config.vocabulary_limit)
+    elif config.align == "tile":
+        source = source.repeat(math.ceil(length / len(source)), 1)
+    left, values, right = torch.linalg.svd(source[:length], full_matrices=False)
+    scale = values[:rank] ** (0.5 if config.svd_scale == "sqrt" else 0)
+    a, b = left[:, :rank] * scale, scale.unsqueeze(1) * right[:rank]
+    # Zero rows of a matrix are zero rows of its left singular vectors.
+    return nn.Parameter(torch.cat([a, a.new_zeros(length - len(a), rank)])), nn.Parameter(b)

@@ -1,0 +1,137 @@
+"""Folding: the plain tensors that a prompt comes down to once it is trained.
+
+Whatever a method computes without looking at the input (networks, mixtures, low-rank products, one gate) is computed
+once and stored; the rest is dropped. A folded prompt gives the same tensors bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.errors import SoftPromptError
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import flag, require_sites, whole_number
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("folded")
+@dataclass(frozen=True, kw_only=True)
+class FoldedConfig(MethodConfig):
+    """What is needed to make room for the tensors of a folded prompt; `fold` fills it in.
+
+    Attributes:
+        num_virtual_tokens: ``l``, length of the tokens and of the prefix; 0 if there are neither.
+        source: the method that the prompt was trained with.
+        has_tokens: there are tokens ``(l, d)``.
+        update_length: ``m`` of an update ``(m, d)``; 0 for none.
+        has_prefix: there are keys and values ``(S, l, w)``.
+    """
+
+    num_virtual_tokens: int = 0
+    source: str = ""
+    has_tokens: bool = False
+    update_length: int = 0
+    has_prefix: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(isinstance(self.source, str), f"source must be the name of a method, not {self.source!r}")
+        flag(self, "has_tokens")
+        flag(self, "has_prefix")
+        whole_number(self, "update_length", 0)
+        self.require(self.has_tokens or self.update_length > 0 or self.has_prefix, "a prompt without any tensor")
+        self.require(
+            (self.num_virtual_tokens > 0) == (self.has_tokens or self.has_prefix),
+            "num_virtual_tokens must be 0 exactly when there are neither tokens nor a prefix",
+        )
+        # Not class-wide, as with the other methods: what a folded prompt needs is what its source needed.
+        object.__setattr__(self, "uses_tokens", self.has_tokens)
+        object.__setattr__(self, "uses_prefix", self.has_prefix)
+
+    def min_virtual_tokens(self) -> int:
+        return 0
+
+    def build(self, shape: Shape) -> Method:
+        """Zeros of the right sizes, to load the stored tensors into."""
+        if self.has_prefix:
+            require_sites(self, shape)
+        length, width = self.num_virtual_tokens, shape.hidden_size
+        prefix = (shape.num_sites, length, shape.kv_width)
+        return Folded(
+            self,
+            tokens=torch.zeros(length, width) if self.has_tokens else None,
+            update=torch.zeros(self.update_length, width) if self.update_length else None,
+            keys=torch.zeros(prefix) if self.has_prefix else None,
+            values=torch.zeros(prefix) if self.has_prefix else None,
+        )
+
+
+class Folded(Method):
+    """Tokens ``(l, d)``, update ``(m, d)``, keys and values ``(S, l, w)``; None for those it has not."""
+
+    def __init__(
+        self,
+        config: FoldedConfig,
+        tokens: Tensor | None = None,
+        update: Tensor | None = None,
+        keys: Tensor | None = None,
+        values: Tensor | None = None,
+    ):
+        super().__init__(config)
+        self.tokens = None if tokens is None else nn.Parameter(tokens)
+        self.update = None if update is None else nn.Parameter(update)
+        self.keys = None if keys is None else nn.Parameter(keys)
+        self.values = None if values is None else nn.Parameter(values)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        return SoftPrompt(
+            tokens=None if self.tokens is None else self.tokens.unsqueeze(0),
+            update=None if self.update is None else self.update.unsqueeze(0),
+            keys=None if self.keys is None else self.keys.unsqueeze(1),
+            values=None if self.values is None else self.values.unsqueeze(1),
+        )
+
+    def components(self) -> dict[str, Component]:
+        parts: dict[str, Component] = {}
+        if self.tokens is not None:
+            parts["prompt"] = Component([self.tokens], learning_rate=5e-2)
+        if self.keys is not None and self.values is not None:
+            parts["prefix"] = Component([self.keys, self.values], learning_rate=3e-2)
+        if self.update is not None:
+            parts["update"] = Component([self.update], learning_rate=5e-3)
+        return parts
+
+
+def fold(method: Method) -> tuple[FoldedConfig, Method]:
+    """The plain form of a prompt, with its config; the method itself is left as it was.
+
+    Raises:
+        SoftPromptError: the prompt has no plain form.
+    """
+    config = method.config
+    reason = method.cannot_fold()
+    if reason is not None:
+        raise SoftPromptError(f"{config.method}: this prompt cannot be folded: {reason}")
+    training = method.training
+    with torch.no_grad():
+        prompt = method.eval()(None)
+    method.train(training)
+
+    # Copies, as the tensors may be views of the method's own parameters; the axis of the rows (1 long) goes.
+    tokens, update = (None if x is None else x[0].clone() for x in (prompt.tokens, prompt.update))
+    keys, values = (None if x is None else x[:, 0].clone() for x in (prompt.keys, prompt.values))
+    lengths = {x.shape[-2] for x in (tokens, keys, values) if x is not None}
+    if len(lengths) > 1:
+        raise SoftPromptError(f"{config.method}: tokens and prefix of different lengths cannot be folded")
+    folded = FoldedConfig(
+        num_virtual_tokens=max(lengths, default=0),
+        sites=config.sites,
+        source=config.source if isinstance(config, FoldedConfig) else config.method,
+        has_tokens=tokens is not None,
+        update_length=0 if update is None else len(update),
+        has_prefix=keys is not None,
+    )
+    return folded, Folded(folded, tokens, update, keys, values)

@@ -1,0 +1,101 @@
+"""Multi-mask prefix tuning: a prefix gated per input by a mixture of masks.
+
+Tu, Nguyen, Nguyen and Dinh, "Multi-mask Prefix Tuning: Applying Multiple Adaptive Masks on Deep Prompt Tuning"
+
+    p(x)  = softmax(L_mu(mean embedding of x))            (Eq. 4)
+    theta = sum_j p_j(x) theta_j,  theta_j in R^{l x S}   (Eq. 5)
+    P~    = sigmoid(theta) o P                            (Eq. 6)
+
+One mask entry gates the key and the value of one virtual token at one site (layer).
+Trained: the shared prefix ``P``, ``k`` masks and the router ``L_mu``; ``2*S*l*w + k*l*S + k*d`` numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import flag, prefix_table, real_number, split_prefix, whole_number
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("multi-mask")
+@dataclass(frozen=True, kw_only=True)
+class MultiMaskConfig(MethodConfig):
+    """Settings of multi-mask prefix tuning.
+
+    Attributes:
+        num_masks: ``k``. With a single mask the gate does not depend on the input.
+        router_dropout: dropout on the router's logits in training.
+        router_noise: instead of dropout, multiply the logits by ``1 + N(0, 1)`` in training, as the released code does.
+        l1_lambda: weight of the sparsity term ``mean |sigmoid(masks)|``, the mean over all mask entries; the paper has
+            such a term but neither its form nor its weight.
+        init_std: standard deviation of the starting prefix.
+    """
+
+    num_masks: int = 4
+    router_dropout: float = 0.2
+    router_noise: bool = False
+    l1_lambda: float = 0.0
+    init_std: float = 0.02
+
+    uses_prefix: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "num_masks", 1)
+        real_number(self, "router_dropout", below=1)
+        flag(self, "router_noise")
+        real_number(self, "l1_lambda")
+        real_number(self, "init_std", zero=False)
+
+    def build(self, shape: Shape) -> Method:
+        return MultiMask(self, shape)
+
+
+class MultiMask(Method):
+    """Prefix ``(l, 2*S*w)``, masks ``(k, l, S)`` and router ``d -> k``."""
+
+    def __init__(self, config: MultiMaskConfig, shape: Shape):
+        super().__init__(config)
+        self.per_row = config.num_masks > 1
+        self.num_sites = shape.num_sites
+        self.dropout = config.router_dropout
+        self.noise = config.router_noise
+        self.l1_lambda = config.l1_lambda
+        self.prefix = prefix_table(config, shape, config.init_std)
+        self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
+        # Gates start open: sigmoid(2.5) = 0.92.
+        nn.init.normal_(self.masks, mean=2.5, std=0.5)
+        self.router = nn.Linear(shape.hidden_size, config.num_masks, bias=False)
+        nn.init.orthogonal_(self.router.weight)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        weight = self.router.weight
+        if self.per_row:
+            if rows is None:
+                raise ValueError("a router over several masks needs the rows")
+            logits = self.router(rows.mean().to(weight))
+        else:
+            # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
+            logits = self.router(torch.zeros_like(weight))
+        if self.noise and self.training:
+            logits = logits + torch.randn_like(logits) * logits.detach()
+        else:
+            logits = functional.dropout(logits, self.dropout, self.training)
+        gates = torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid().unsqueeze(-1)
+        keys, values = split_prefix(self.prefix, self.num_sites)
+        penalty = self.l1_lambda * self.masks.sigmoid().mean() if self.l1_lambda else None
+        return SoftPrompt(keys=gates * keys, values=gates * values, penalty=penalty)
+
+    def components(self) -> dict[str, Component]:
+        return {
+            "prefix": Component([self.prefix], learning_rate=3e-2),
+            "masks": Component([self.masks], learning_rate=3e-2),
+            "router": Component(list(self.router.parameters()), learning_rate=1e-3),
+        }

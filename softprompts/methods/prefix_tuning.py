@@ -1,0 +1,93 @@
+"""Prefix tuning: trained keys and values in front of those of every attention site.
+
+Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", ACL 2021,
+https://arxiv.org/abs/2101.00190; Liu et al., "P-Tuning v2", ACL 2022, https://arxiv.org/abs/2110.07602
+
+    K'_q = [P_k^q ; K_q],    V'_q = [P_v^q ; V_q],    P_k^q, P_v^q in R^{l x w} for every site q
+
+Trained: the table, ``2*S*l*w`` numbers; or, with ``reparameterize``, an embedding ``(l, d)`` and a network
+``d -> h -> 2*S*w`` with tanh that makes the table and is dropped after training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import flag, prefix_table, real_number, require_sites, split_prefix, whole_number
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("prefix-tuning")
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuningConfig(MethodConfig):
+    """Settings of prefix tuning.
+
+    Attributes:
+        reparameterize: train a network that makes the table instead of the table.
+        mlp_hidden_size: ``h``, width of that network.
+        init_std: standard deviation of the starting values (biases start at zero).
+    """
+
+    reparameterize: bool = False
+    mlp_hidden_size: int = 512
+    init_std: float = 0.02
+
+    uses_prefix: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag(self, "reparameterize")
+        whole_number(self, "mlp_hidden_size", 1)
+        real_number(self, "init_std", zero=False)
+
+    def build(self, shape: Shape) -> Method:
+        return ReparameterizedPrefix(self, shape) if self.reparameterize else PrefixTuning(self, shape)
+
+
+class PrefixTuning(Method):
+    """The prefix table itself."""
+
+    def __init__(self, config: PrefixTuningConfig, shape: Shape):
+        super().__init__(config)
+        self.num_sites = shape.num_sites
+        self.prefix = prefix_table(config, shape, config.init_std)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        keys, values = split_prefix(self.prefix, self.num_sites)
+        return SoftPrompt(keys=keys, values=values)
+
+    def components(self) -> dict[str, Component]:
+        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
+
+
+class ReparameterizedPrefix(Method):
+    """A network that makes the prefix table: ``tanh(embedding W_1 + b_1) W_2 + b_2``."""
+
+    def __init__(self, config: PrefixTuningConfig, shape: Shape):
+        super().__init__(config)
+        require_sites(config, shape)
+        self.num_sites = shape.num_sites
+        self.embedding = nn.Parameter(torch.empty(config.num_virtual_tokens, shape.hidden_size))
+        self.inner = nn.Linear(shape.hidden_size, config.mlp_hidden_size)
+        self.outer = nn.Linear(config.mlp_hidden_size, 2 * shape.num_sites * shape.kv_width)
+        for weight in (self.embedding, self.inner.weight, self.outer.weight):
+            nn.init.normal_(weight, std=config.init_std)
+        for layer in (self.inner, self.outer):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        keys, values = split_prefix(self.outer(self.inner(self.embedding).tanh()), self.num_sites)
+        return SoftPrompt(keys=keys, values=values)
+
+    def components(self) -> dict[str, Component]:
+        network = [*self.inner.parameters(), *self.outer.parameters()]
+        return {
+            "prefix": Component([self.embedding], learning_rate=3e-2),
+            # The rate of the table is far too high for a dense network.
+            "mlp": Component(network, learning_rate=1e-3),
+        }

@@ -1,0 +1,83 @@
+"""Selective prefix tuning: a prefix whose attention is masked by its own scores, with rows driven apart.
+
+Zhang, Li, Wang and Zhao, "Selective Prefix Tuning for Pre-trained Language Models", Findings of ACL 2024
+
+    a_tr = m(s_tr) exp(s_tr) / (sum_prefix m(s) exp(s) + sum_content exp(s)),  m(s) = sigmoid(alpha s)    (Eq. 5-6)
+    KSL^q = mean over pairs i < j of |cos((P_k)_i^q, (P_k)_j^q)|, VSL^q likewise                          (Eq. 7-8)
+    SL = 1/2 sum_q (KSL^q + VSL^q),  loss + lambda SL                                                     (Eq. 9-10)
+
+The vectors are whole rows of width ``w``, not per head. Trained: the prefix, ``2*S*l*w`` numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import prefix_table, real_number, split_prefix
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("selective-prefix")
+@dataclass(frozen=True, kw_only=True)
+class SelectivePrefixConfig(MethodConfig):
+    """Settings of selective prefix tuning.
+
+    Attributes:
+        alpha: steepness of the mask, more than 1 in the paper; None for no mask (the loss alone).
+        selective_loss: ``lambda``; 0 for no loss (the mask alone). The released scripts average over the sites
+            instead of adding up: to follow one that has weight ``a``, set ``a / S``.
+        init_std: standard deviation of the starting prefix.
+    """
+
+    alpha: float | None = 4.0
+    selective_loss: float = 1e-4
+    init_std: float = 0.02
+
+    uses_prefix: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None:
+            real_number(self, "alpha", zero=False)
+        real_number(self, "selective_loss")
+        real_number(self, "init_std", zero=False)
+
+    def build(self, shape: Shape) -> Method:
+        return SelectivePrefix(self, shape)
+
+
+class SelectivePrefix(Method):
+    """A prefix table, with the mask and the loss."""
+
+    def __init__(self, config: SelectivePrefixConfig, shape: Shape):
+        super().__init__(config)
+        self.alpha = config.alpha
+        self.selective_loss = config.selective_loss
+        self.num_sites = shape.num_sites
+        self.prefix = prefix_table(config, shape, config.init_std)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        keys, values = split_prefix(self.prefix, self.num_sites)
+        penalty = None
+        if self.selective_loss:
+            penalty = self.selective_loss * 0.5 * (mean_cosine(keys) + mean_cosine(values)).sum()
+        return SoftPrompt(keys=keys, values=values, selectivity=self.alpha, penalty=penalty)
+
+    def components(self) -> dict[str, Component]:
+        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
+
+    def cannot_fold(self) -> str | None:
+        return None if self.alpha is None else "its mask depends on the queries"
+
+
+def mean_cosine(prefix: Tensor) -> Tensor:
+    """Mean ``|cos|`` over pairs of rows, ``(S,)``, of a prefix ``(S, 1, l, w)``; 0 if there is no pair (Eq. 7)."""
+    rows = functional.normalize(prefix.squeeze(1), dim=-1)
+    length = rows.shape[1]
+    cosines = (rows @ rows.transpose(1, 2)).triu(diagonal=1).abs()
+    return cosines.sum((1, 2)) / max(length * (length - 1) // 2, 1)

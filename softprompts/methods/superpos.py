@@ -1,0 +1,90 @@
+"""SuperPos-Prompt: every prompt token is a weighted sum of sampled token embeddings, weights and embeddings trained.
+
+SadraeiJavaeri, Asgari, McHardy and Rabiee, "SuperPos-Prompt: Enhancing Soft Prompt Tuning of Language Models with
+Superposition of Multi Token Embeddings", 2024, https://arxiv.org/abs/2406.05279
+
+    p_i = E_i p'_i = sum_j p'_ij e_ij,    i = 1..l        (softmax variant of the appendix: p_i = E_i softmax(p'_i))
+
+Trained: ``E (l, m, d)`` and ``W = p' (l, m)``; ``l*m*d + l*m`` numbers. All ``E_i`` start from the same ``m`` tokens
+and then go their own ways. Weight decay shrinks the embeddings and loses what they know, so only ``W`` gets it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("superpos")
+@dataclass(frozen=True, kw_only=True)
+class SuperPosConfig(MethodConfig):
+    """Settings of SuperPos-Prompt.
+
+    Attributes:
+        num_sampled_tokens: ``m``, how many tokens every prompt token mixes.
+        softmax: normalise the weights; the paper's ablation, clearly worse.
+        weights_init: start of the weights, which the paper leaves open. "normal": N(0, 1/m), which gives prompt tokens
+            about the norm of a token embedding; "uniform": in +-1/sqrt(m), as of a linear layer; "zeros": with softmax
+            only, the mean of the tokens. None: "zeros" with softmax, otherwise "normal".
+        weight_decay: default weight decay of the weights.
+        vocabulary_limit: draw from this many first tokens only; None for all.
+    """
+
+    num_sampled_tokens: int = 128
+    softmax: bool = False
+    weights_init: str | None = None
+    weight_decay: float = 1e-5
+    vocabulary_limit: int | None = None
+
+    uses_tokens: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "num_sampled_tokens", 1)
+        whole_number(self, "vocabulary_limit", 1, optional=True)
+        flag(self, "softmax")
+        real_number(self, "weight_decay")
+        if self.weights_init is not None:
+            self.choice("weights_init", ("normal", "uniform", "zeros"))
+        # Without softmax zero weights make a zero prompt, which passes no gradient to the embeddings.
+        self.require(self.softmax or self.weights_init != "zeros", "weights_init='zeros' needs softmax=True")
+
+    def build(self, shape: Shape) -> Method:
+        return SuperPos(self, shape)
+
+
+class SuperPos(Method):
+    """Embeddings ``(l, m, d)`` and weights ``(l, m)``."""
+
+    def __init__(self, config: SuperPosConfig, shape: Shape):
+        super().__init__(config)
+        self.softmax = config.softmax
+        self.weight_decay = config.weight_decay
+        length, tokens = config.num_virtual_tokens, config.num_sampled_tokens
+        rows = sampled_rows(shape, tokens, config.vocabulary_limit)
+        self.embeddings = nn.Parameter(rows.repeat(length, 1, 1))
+        self.weights = nn.Parameter(torch.zeros(length, tokens))
+        init = config.weights_init or ("zeros" if config.softmax else "normal")
+        scale = 1 / math.sqrt(tokens)
+        if init == "normal":
+            nn.init.normal_(self.weights, std=scale)
+        elif init == "uniform":
+            nn.init.uniform_(self.weights, -scale, scale)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        weights = self.weights.softmax(-1) if self.softmax else self.weights
+        return SoftPrompt(tokens=torch.einsum("lm,lmd->ld", weights, self.embeddings).unsqueeze(0))
+
+    def components(self) -> dict[str, Component]:
+        return {
+            "embeddings": Component([self.embeddings], learning_rate=1e-2),
+            "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.weight_decay),
+        }

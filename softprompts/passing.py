@@ -1,0 +1,424 @@
+"""One pass of a batch: which row uses which prompt, the soft prompts of all rows as one, and where their tokens go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from softprompts.attention import Prefix
+from softprompts.errors import SoftPromptError
+from softprompts.methods.base import Rows
+from softprompts.soft_prompt import SoftPrompt
+
+if TYPE_CHECKING:
+    from softprompts.model import Prompt
+
+
+class Pass:
+    """The prompts of one batch, computed once and handed to whoever asks: embeddings, attention sites, heads, the loss.
+
+    Args:
+        prompts: all prompts of the model.
+        names: one name per row, or one for all rows; None is a row without a prompt.
+        context_mask: ``(B, n)``, tokens that prompts may depend on; None for all real ones.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Prompt],
+        names: str | Sequence[str | None] | None,
+        context_mask: Tensor | None = None,
+    ):
+        self.prompts = prompts
+        self.given = names if names is None or isinstance(names, str) else list(names)
+        self.context_mask = context_mask
+        self.rows = 0
+        self.groups: dict[str | None, Tensor | None] = {}
+        self.soft: dict[str | None, SoftPrompt] = {}
+        self.keys: tuple[Tensor, ...] = ()
+        self.values: tuple[Tensor, ...] = ()
+        self.where: dict[int, int] = {}
+        self.prefix_mask: Tensor | None = None
+        self.selectivity: float | Tensor | None = None
+        self.tokens: Tokens | None = None
+        self.update: Tensor | None = None
+        self.layout: Layout | None = None
+        self.ready = False
+        self._prefixes: dict[tuple[int, int], Prefix | None] = {}
+        self._widened: dict[Any, Any] = {}
+
+    @property
+    def names(self) -> list[str | None]:
+        """The different prompts in use."""
+        if isinstance(self.given, list):
+            return list(dict.fromkeys(self.given))
+        return [self.given]
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether any prompt looks at the input."""
+        return any(name is not None and self.prompts[name].method.per_row for name in self.names)
+
+    @property
+    def has_input_part(self) -> bool:
+        """Whether any prompt changes the input embeddings."""
+        return any(name is not None and self.prompts[name].config.uses_tokens for name in self.names)
+
+    def groups_of(self, rows: int, device: torch.device) -> dict[str | None, Tensor | None]:
+        """Which of ``rows`` rows belong to which prompt; None for all of them.
+
+        More rows than names happen where a model repeats its rows (beams, answer choices): each name then stands for
+        the same number of neighbouring rows.
+        """
+        if not isinstance(self.given, list):
+            return {self.given: None}
+        if len(self.names) == 1:
+            return {self.names[0]: None}
+        if rows % len(self.given):
+            raise SoftPromptError(f"prompt_names has {len(self.given)} names for a batch of {rows} rows")
+        factor = rows // len(self.given)
+        members: dict[str | None, list[int]] = {}
+        for row in range(rows):
+            members.setdefault(self.given[row // factor], []).append(row)
+        return {name: torch.tensor(index, device=device) for name, index in members.items()}
+
+    def prepare(self, rows: int, device: torch.device, embeddings: Tensor | None, mask: Tensor | None) -> None:
+        """Runs every method in use once and joins what they hand over.
+
+        Args:
+            rows: number of rows the model runs.
+            device: where the row indices live.
+            embeddings: ``(rows, n, d)`` input embeddings; needed only by methods that look at them.
+            mask: ``(rows, n)`` bool, what they may look at.
+        """
+        if self.ready:
+            return
+        self.rows = rows
+        self.groups = self.groups_of(rows, device)
+        for name, index in self.groups.items():
+            if name is None:
+                self.soft[name] = SoftPrompt()
+                continue
+            method = self.prompts[name].method
+            seen = None
+            if method.per_row:
+                if embeddings is None or mask is None:
+                    raise SoftPromptError(
+                        f"prompt '{name}' ({method.config.method}) is computed from the input: pass input_ids, "
+                        "or generate with model.generate"
+                    )
+                seen = (
+                    Rows(embeddings.detach(), mask) if index is None else Rows(embeddings[index].detach(), mask[index])
+                )
+            self.soft[name] = method(seen)
+        self._join_prefixes()
+        self._join_tokens()
+        self._join_updates()
+        self.ready = True
+
+    @property
+    def penalties(self) -> dict[str, Tensor]:
+        """The auxiliary losses of the prompts in use that have one."""
+        found = {}
+        for name, soft in self.soft.items():
+            if name is not None and soft.penalty is not None:
+                found[name] = soft.penalty
+        return found
+
+    # --- joining the groups ---------------------------------------------------------------------------------------
+
+    def _members(self, name: str | None) -> int:
+        index = self.groups[name]
+        return self.rows if index is None else len(index)
+
+    def _to_rows(self, parts: list[Tensor], dim: int) -> Tensor:
+        """Puts the groups' tensors, each with its rows along ``dim``, into the order of the batch."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = torch.cat(parts, dim)
+        order = torch.cat([index for index in self.groups.values() if index is not None])
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return joined.index_select(dim, place)
+
+    def _join_prefixes(self) -> None:
+        with_prefix = {name: soft for name, soft in self.soft.items() if soft.keys is not None}
+        if not with_prefix:
+            return
+        sites = sorted({site for name in with_prefix for site in self.prompts[str(name)].sites})
+        self.where = {site: place for place, site in enumerate(sites)}
+        first = next(iter(with_prefix.values()))
+        assert first.keys is not None and first.values is not None
+        if len(self.soft) == 1:
+            self.keys, self.values = first.keys.unbind(0), first.values.unbind(0)
+            self.selectivity = first.selectivity
+            return
+
+        length = max(soft.keys.shape[2] for soft in with_prefix.values() if soft.keys is not None)
+        width, device = first.keys.shape[3], first.keys.device
+        keys, values, masks, alphas = [], [], [], []
+        for name, soft in self.soft.items():
+            count = self._members(name)
+            mask = torch.zeros(len(sites), count, length, dtype=torch.bool, device=device)
+            if soft.keys is None or soft.values is None:
+                empty = first.keys.new_zeros(len(sites), count, length, width)
+                keys.append(empty)
+                values.append(empty)
+            else:
+                own = [self.where[site] for site in self.prompts[str(name)].sites]
+                if soft.keys.shape[3] != width:
+                    raise SoftPromptError("the prompts of one batch differ in the width of their prefixes")
+                keys.append(_place(soft.keys, own, len(sites), count, length))
+                values.append(_place(soft.values, own, len(sites), count, length))
+                mask[own, :, : soft.keys.shape[2]] = True
+            masks.append(mask)
+            alpha = float("nan") if soft.selectivity is None else soft.selectivity
+            alphas.append(torch.full((count,), alpha, device=device))
+        self.keys, self.values = self._to_rows(keys, 1).unbind(0), self._to_rows(values, 1).unbind(0)
+        if not all(bool(mask.all()) for mask in masks):
+            self.prefix_mask = self._to_rows(masks, 1)
+        if any(soft.selectivity is not None for soft in self.soft.values()):
+            self.selectivity = self._to_rows(alphas, 0)
+
+    def _join_tokens(self) -> None:
+        lengths = {n: 0 if soft.tokens is None else soft.tokens.shape[1] for n, soft in self.soft.items()}
+        longest = max(lengths.values())
+        if not longest:
+            return
+        if len(self.soft) == 1:
+            tokens = next(iter(self.soft.values())).tokens
+            assert tokens is not None
+            self.tokens = Tokens(tokens, None, longest)
+            return
+        like = next(soft.tokens for soft in self.soft.values() if soft.tokens is not None)
+        parts, counts = [], []
+        for name, soft in self.soft.items():
+            count, own = self._members(name), lengths[name]
+            filled = like.new_zeros(count, longest, like.shape[2])
+            if soft.tokens is not None:
+                pad = like.new_zeros(count, longest - own, like.shape[2])
+                filled = torch.cat([soft.tokens.expand(count, -1, -1), pad], 1)
+            parts.append(filled)
+            counts.append(torch.full((count,), own, device=like.device))
+        per_row = None if len(set(lengths.values())) == 1 else self._to_rows(counts, 0)
+        self.tokens = Tokens(self._to_rows(parts, 0), per_row, longest)
+
+    def _join_updates(self) -> None:
+        updates = {name: soft.update for name, soft in self.soft.items() if soft.update is not None}
+        if not updates:
+            return
+        if len(self.soft) == 1:
+            self.update = next(iter(updates.values()))
+            return
+        like = next(iter(updates.values()))
+        longest = max(update.shape[1] for update in updates.values())
+        parts = []
+        for name in self.soft:
+            count = self._members(name)
+            if name in updates:
+                update = updates[name].expand(count, -1, -1)
+                pad = like.new_zeros(count, longest - update.shape[1], like.shape[2])
+                parts.append(torch.cat([update, pad], 1))
+            else:
+                parts.append(like.new_zeros(count, longest, like.shape[2]))
+        self.update = self._to_rows(parts, 0)
+
+    # --- what the model asks for ----------------------------------------------------------------------------------
+
+    def prefix(self, site: int, rows: int) -> Prefix | None:
+        """The prefix of an attention site for ``rows`` rows (a multiple of the batch under beam search)."""
+        if not self.ready:
+            self.prepare(rows, torch.device("cpu"), None, None)
+        place = self.where.get(site)
+        if place is None:
+            return None
+        if (site, rows) not in self._prefixes:
+            mask = None if self.prefix_mask is None else repeat_rows(self.prefix_mask[place], rows)
+            alpha = self.selectivity
+            self._prefixes[site, rows] = Prefix(
+                repeat_rows(self.keys[place], rows),
+                repeat_rows(self.values[place], rows),
+                mask,
+                repeat_rows(alpha, rows) if isinstance(alpha, Tensor) else alpha,
+                self._widened,
+            )
+        return self._prefixes[site, rows]
+
+
+def _place(prefix: Tensor, own: list[int], sites: int, rows: int, length: int) -> Tensor:
+    """``(S, R|1, l, w)`` of a prompt's own sites into ``(sites, rows, length, w)``, zeros elsewhere."""
+    prefix = prefix.expand(-1, rows, -1, -1)
+    if prefix.shape[2] < length:
+        pad = prefix.new_zeros(prefix.shape[0], rows, length - prefix.shape[2], prefix.shape[3])
+        prefix = torch.cat([prefix, pad], 2)
+    if len(own) == sites:
+        return prefix
+    whole = prefix.new_zeros(sites, *prefix.shape[1:])
+    return whole.index_copy(0, torch.tensor(own, device=prefix.device), prefix)
+
+
+def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
+    """Repeats each row to reach ``rows``, as beam search does; a single shared row stays one."""
+    if tensor.shape[0] in (1, rows):
+        return tensor
+    if rows % tensor.shape[0]:
+        raise SoftPromptError(f"a pass of {tensor.shape[0]} rows cannot serve {rows}; were rows added on the way?")
+    return tensor.repeat_interleave(rows // tensor.shape[0], 0)
+
+
+@dataclass
+class Tokens:
+    """The prompt tokens of all rows.
+
+    Attributes:
+        embeddings: ``(R|1, l, d)``, each row's tokens first, zeros behind.
+        counts: ``(R,)`` tokens per row; None when all rows have ``length``.
+        length: ``l``, the longest.
+    """
+
+    embeddings: Tensor
+    counts: Tensor | None
+    length: int
+
+    def count(self, rows: int, device: torch.device) -> Tensor:
+        """Tokens per row, ``(rows,)``."""
+        if self.counts is None:
+            return torch.full((rows,), self.length, device=device)
+        return repeat_rows(self.counts.to(device), rows)
+
+
+class Layout:
+    """Where the columns of a batch go when prompt tokens join it, and how to get them back.
+
+    Column order is a permutation of ``[prompt tokens, input]``, row by row, so that padding on either side and prompts
+    of different lengths leave every row just as it would be alone:
+
+    - encoders: a row's real columns come first, in order, with the prompt after the first ``keep_first`` of them;
+      padding goes to the end;
+    - causal models: the prompt goes right before the first real token, later columns stay where they are, so that the
+      layout of a step can be told from the attention mask of a later one.
+
+    Args:
+        mask: ``(M, n)`` bool, the real tokens; None when all are.
+        shape: ``(M, n)``.
+        tokens: the prompt tokens; None when columns are only reordered.
+        causal: which of the two orders.
+        keep_first: real tokens in front of the prompt (encoders).
+    """
+
+    def __init__(
+        self,
+        mask: Tensor | None,
+        shape: tuple[int, int],
+        tokens: Tokens | None,
+        causal: bool,
+        keep_first: int,
+        device: torch.device,
+    ):
+        rows, columns = shape
+        self.length = 0 if tokens is None else tokens.length
+        self.columns, self.keep_first, self.causal = columns, keep_first, causal
+        self.new_mask: Tensor | None
+        # The usual case needs no permutation: no padding on the left, all prompts equally long.
+        self.simple = (tokens is None or tokens.counts is None) and _starts_real(mask, causal)
+        if self.simple:
+            self.new_mask = None
+            if mask is not None:
+                self.new_mask = torch.cat([mask.new_ones(rows, self.length), mask], 1)
+            return
+        real = torch.ones(rows, columns, dtype=torch.bool, device=device) if mask is None else mask
+        counts = torch.zeros(rows, dtype=torch.long, device=device)
+        if tokens is not None:
+            counts = tokens.count(rows, device)
+        counts = counts[:, None]
+        own = torch.arange(self.length, device=device)[None].expand(rows, -1)
+        held = own < counts
+        column = torch.arange(columns, device=device)[None].expand(rows, -1)
+        if causal:
+            lead = real.long().argmax(1, keepdim=True)
+            # Right-align each prompt in its block, so that it touches the first real token.
+            place_own = lead + torch.where(held, own + self.length - counts, own - counts)
+            place_input = torch.where(column < lead, column, column + self.length)
+        else:
+            rank = real.long().cumsum(1) - 1
+            total = real.sum(1, keepdim=True) + counts
+            first = (total - counts).clamp(max=keep_first)
+            place_own = torch.where(held, first + own, total + own - counts)
+            spare = (~real).long().cumsum(1) - 1 + total + (self.length - counts)
+            place_input = torch.where(real, torch.where(rank < first, rank, rank + counts), spare)
+        self.place = torch.cat([place_own, place_input], 1)
+        self.new_mask = self._move(held, real)
+
+    def _move(self, own: Tensor, given: Tensor) -> Tensor:
+        both = torch.cat([own, given], 1)
+        return torch.empty_like(both).scatter_(1, self.place, both)
+
+    def ids(self, given: Tensor, fill: int = 0) -> Tensor:
+        """Widens a ``(M, n)`` tensor such as token types, with ``fill`` at prompt columns."""
+        own = given.new_full((given.shape[0], self.length), fill)
+        if self.simple:
+            k = self.keep_first
+            return torch.cat([given[:, :k], own, given[:, k:]], 1)
+        return self._move(own, given)
+
+    def embeddings(self, given: Tensor, tokens: Tokens | None) -> Tensor:
+        """The input embeddings ``(M, n, d)`` with the prompt tokens in place, ``(M, l + n, d)``."""
+        if tokens is not None:
+            own = repeat_rows(tokens.embeddings, given.shape[0]).to(device=given.device, dtype=given.dtype)
+            own = own.expand(given.shape[0], -1, -1)
+            if self.simple:
+                k = self.keep_first
+                return torch.cat([given[:, :k], own, given[:, k:]], 1) if k else torch.cat([own, given], 1)
+            given = torch.cat([own, given], 1)
+        elif self.simple:
+            return given
+        index = self.place[..., None].expand(-1, -1, given.shape[2])
+        return torch.empty_like(given).scatter(1, index, given)
+
+    def positions(self, given: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """Position ids of the widened batch: the caller's, shifted by each row's prompt, or those of the mask."""
+        if given is None:
+            return None if self.new_mask is None else positions_of(self.new_mask)
+        rows = max(given.shape[0], 1 if self.new_mask is None else self.new_mask.shape[0])
+        given = given.expand(rows, -1)
+        own = torch.arange(self.length, device=given.device)[None].expand(rows, -1)
+        if self.simple:
+            k = self.keep_first
+            start = given[:, :1]
+            return torch.cat([given[:, :k], start + k + own, given[:, k:] + self.length], 1)
+        column = torch.arange(self.columns, device=given.device)[None]
+        real = torch.ones_like(given, dtype=torch.bool) if mask is None else mask
+        lead = real.long().argmax(1, keepdim=True)
+        start = given.gather(1, lead)
+        counts = self.new_mask.sum(1, keepdim=True) - real.sum(1, keepdim=True)  # type: ignore[union-attr]
+        shifted = torch.where(column < lead + self.keep_first, given, given + counts)
+        return self._move(start + self.keep_first + own, shifted)
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""
+        if self.simple:
+            if not self.length:
+                return hidden
+            if not self.keep_first:
+                return hidden[:, self.length :]
+            return torch.cat([hidden[:, : self.keep_first], hidden[:, self.keep_first + self.length :]], 1)
+        place = repeat_rows(self.place[:, self.length :], hidden.shape[0])
+        return hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+def _starts_real(mask: Tensor | None, causal: bool) -> bool:
+    """Whether all padding is on the right. Causal models only need the first column to be real."""
+    if mask is None:
+        return True
+    if torch.compiler.is_compiling() or mask.is_meta:
+        return False
+    return bool(mask[:, 0].all() if causal else (mask[:, 1:] <= mask[:, :-1]).all())
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Positions counted over real tokens, as ``generate`` counts them; padding gets 0 at least."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)

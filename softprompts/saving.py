@@ -1,0 +1,293 @@
+"""A prompt on disk: its config as JSON, its full trainable state as safetensors, and a card for people.
+
+The tensors are named within the prompt (``method.*``, ``head.*``), so that a prompt can be loaded under any name. The
+config carries the identity of the backbone and the hash of the tensors; loading checks both before it touches a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from softprompts import packaged
+from softprompts.errors import SoftPromptError
+from softprompts.methods.base import make_config
+
+if TYPE_CHECKING:
+    from softprompts.model import Prompt
+
+CONFIG_FILE = "softprompt_config.json"
+TENSOR_FILE = "softprompt.safetensors"
+FORMAT = 1
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def identity(model: Any) -> dict[str, Any]:
+    """What a prompt must know of its backbone to be put back on the right one."""
+    from softprompts.model import _state
+
+    state = _state(model)
+    backbone = state.backbone
+    config = model.config
+    return {
+        "name": packaged.model_name(str(getattr(config, "_name_or_path", "") or "")),
+        "revision": getattr(config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "class": state.model_class.__name__,
+        "hidden_size": backbone.hidden_size,
+        "vocabulary": int(backbone.embeddings.weight.shape[0]),  # type: ignore[union-attr, index]
+        "sites": [[site.kind, site.kv_heads * site.head_dim] for site in backbone.sites],
+    }
+
+
+def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Writes one prompt of an attached model; see `PromptModel.save_prompt`."""
+    from softprompts.errors import nearest
+
+    if name not in model.prompts:
+        raise SoftPromptError(f"unknown prompt '{name}'; {nearest(name, model.prompts)}")
+    prompt: Prompt = model.prompts[name]
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in prompt.state_dict().items()}
+    content = dump_tensors(tensors)
+    from softprompts import __version__
+
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "softprompts_version": __version__,
+        "name": name,
+        "method": prompt.config.method,
+        "config": prompt.config.to_dict(),
+        "backbone": identity(model),
+        "labels": prompt.labels if prompt.head is not None else None,
+        "tensors": {
+            key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()
+        },
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "metadata": metadata or {},
+    }
+    write_atomic(folder / TENSOR_FILE, content)
+    write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / "README.md", card(config).encode())
+
+
+def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
+    """Writes every prompt of a model: one into ``path`` itself, several into a folder each."""
+    folder = Path(path)
+    names = list(model.prompts)
+    if not names:
+        raise SoftPromptError("there is no prompt to save; detach the model to save the backbone itself")
+    for name in names:
+        save_prompt(model, name, folder if len(names) == 1 else folder / name)
+    if for_trainer:
+        state = {f"prompts.{k}": v.detach().cpu().contiguous() for k, v in model.prompts.state_dict().items()}
+        write_atomic(folder / "model.safetensors", dump_tensors(state, metadata={"format": "pt"}))
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The checked config and tensors of a saved prompt; a hub id is fetched first.
+
+    Raises:
+        SoftPromptError: nothing there, damaged, or of an unknown format.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = _from_hub(str(path))
+    config_path, tensor_path = folder / CONFIG_FILE, folder / TENSOR_FILE
+    if not config_path.is_file():
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
+        hint = f"; it holds several: {', '.join(inside)}" if inside else ""
+        raise SoftPromptError(f"{folder} holds no saved prompt: {CONFIG_FILE} is missing{hint}")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SoftPromptError(f"{config_path} is not valid JSON ({error}): the file is damaged") from error
+    needed = ("format", "method", "config", "backbone", "tensors", "sha256")
+    missing = [key for key in needed if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise SoftPromptError(f"{config_path} lacks '{missing[0]}': it is no saved prompt, or an edited one")
+    if config["format"] != FORMAT:
+        raise SoftPromptError(
+            f"{config_path} has format {config['format']!r}; this version reads {FORMAT}: update softprompts"
+        )
+    if not tensor_path.is_file():
+        raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
+    content = tensor_path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+        raise SoftPromptError(f"{tensor_path} is not the file that was saved (truncated or edited): copy it again")
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError as error:
+        raise SoftPromptError(f"{tensor_path} cannot be read ({error})") from error
+    there = {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()}
+    if there != config["tensors"]:
+        raise SoftPromptError(f"{config_path} lists other tensors than {TENSOR_FILE} holds: one of them was edited")
+    return config, tensors
+
+
+def _from_hub(name: str) -> Path:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise SoftPromptError(f"{name}: no such folder")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, TENSOR_FILE, "README.md"]))
+    except Exception as error:
+        raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub") from error
+
+
+def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
+    """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
+    config, tensors = read(path)
+    _check_backbone(model, config["backbone"], str(path))
+    method = make_config(config["method"], **config["config"])
+    name = name or config.get("name") or "default"
+    labels = config.get("labels")
+    if labels is not None and not _has_head(model):
+        raise SoftPromptError(
+            f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {config['backbone']['class']}"
+        )
+    before = model.active_prompt
+    model.add_prompt(name, method, labels=labels or None, seed=0)
+    try:
+        _fill(model.prompts[name], tensors, str(path))
+    except BaseException:
+        model.delete_prompt(name)
+        model.set_prompt(before)
+        raise
+    return cast(str, name)
+
+
+def _has_head(model: Any) -> bool:
+    from softprompts.model import _state
+
+    return bool(_state(model).heads)
+
+
+def _fill(prompt: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    own = prompt.state_dict()
+    for key in own.keys() ^ tensors.keys():
+        kind = "lacks" if key in own else "has the unknown tensor"
+        raise SoftPromptError(f"{where} {kind} '{key}': its config and tensors do not belong together")
+    for key, value in tensors.items():
+        if value.shape != own[key].shape:
+            raise SoftPromptError(
+                f"{where}: '{key}' has shape {tuple(value.shape)}, its config asks for {tuple(own[key].shape)}"
+            )
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise SoftPromptError(f"{where}: '{key}' holds values that are not finite")
+    for key, parameter in prompt.named_parameters():
+        parameter.data = parameter.data.to(tensors[key].dtype)
+    prompt.load_state_dict(tensors)
+
+
+def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
+    own = identity(model)
+    for key in ("model_type", "hidden_size", "sites", "vocabulary"):
+        theirs, ours = saved.get(key), own[key]
+        if theirs != ours and not (key == "sites" and not theirs):
+            shown = (f"{len(theirs or [])} attention sites", f"{len(ours)}") if key == "sites" else (theirs, ours)
+            raise SoftPromptError(
+                f"{where} was trained on another backbone ({saved.get('name') or saved.get('model_type')}): "
+                f"{key.replace('_', ' ')} {shown[0]}, this model has {shown[1]}"
+            )
+
+
+def load(path: str | Path, **kwargs: Any) -> Any:
+    """The backbone that a saved prompt names, with the prompt attached and set.
+
+    Args:
+        path: a folder written by `save_prompt` or ``save_pretrained``, or a hub id.
+        **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map`` ...).
+
+    Returns:
+        The attached model, in evaluation mode.
+
+    Raises:
+        SoftPromptError: the prompt or its backbone cannot be read.
+    """
+    import transformers
+
+    from softprompts.model import attach
+
+    config, _ = read(path)
+    backbone = config["backbone"]
+    cls = getattr(transformers, str(backbone.get("class")), None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise SoftPromptError(f"{path}: transformers has no model class '{backbone.get('class')}'")
+    if not backbone.get("name"):
+        raise SoftPromptError(f"{path} does not name its backbone: load the model, attach it, then model.load_prompt")
+    if config.get("labels") is not None:
+        kwargs = {"num_labels": len(config["labels"])} | kwargs
+    try:
+        model = cls.from_pretrained(
+            packaged.resolve_model(backbone["name"]), revision=backbone.get("revision") or "main", **kwargs
+        )
+    except OSError as error:
+        raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
+    attach(model, None)
+    load_prompt(model, path)
+    return model.eval()
+
+
+def card(config: dict[str, Any]) -> str:
+    """A model card from what was saved."""
+    meta, backbone = config["metadata"], config["backbone"]
+    base = backbone["name"] or backbone["model_type"]
+    count = sum(torch.Size(shape).numel() for _, shape in config["tensors"].values())
+    lines = ["---", "library_name: softprompts"]
+    if "/" in base and not base.startswith(("/", ".")):
+        lines += [f"base_model: {base}", "base_model_relation: adapter"]
+    lines += [
+        "tags:",
+        "- soft-prompt",
+        f"- {config['method']}",
+        "---",
+        "",
+        f"# {config['method']} for {base}",
+        "",
+        f"A soft prompt of {count:,} parameters for the frozen `{base}` (`{backbone['class']}`).",
+        "",
+        "```python",
+        "import softprompts as sp",
+        'model = sp.load("this folder")',
+        "```",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| method | {config['method']} |",
+    ]
+    lines += [f"| {key} | {value} |" for key, value in config["config"].items() if value is not None]
+    if config.get("labels"):
+        lines.append(f"| labels | {', '.join(config['labels'])} |")
+    lines += [f"| {key} | {value} |" for key, value in meta.items() if isinstance(value, (str, int, float))]
+    lines += [f"| softprompts | {config['softprompts_version']} |", ""]
+    return "\n".join(lines)

@@ -1,0 +1,14 @@
+"""Labelled data: built-in tasks, the user's own files, and their way into a model."""
+
+from softprompts.tasks.catalog import load_task as load_task
+from softprompts.tasks.catalog import task_names as task_names
+from softprompts.tasks.collate import collate as collate
+from softprompts.tasks.collate import length_bucketed_batches as length_bucketed_batches
+from softprompts.tasks.encode import Encoded as Encoded
+from softprompts.tasks.encode import encode_examples as encode_examples
+from softprompts.tasks.encode import label_ids as label_ids
+from softprompts.tasks.encode import padding_id as padding_id
+from softprompts.tasks.files import load_files as load_files
+from softprompts.tasks.metrics import compute as compute
+from softprompts.tasks.task import Example as Example
+from softprompts.tasks.task import Task as Task

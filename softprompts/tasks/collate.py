@@ -1,0 +1,91 @@
+"""Rows of token ids to batches: padding, and batches of rows of similar length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompts.errors import SoftPromptError
+
+IGNORED = -100
+_SIDES = ("left", "right")
+
+
+def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
+    """Pads rows of `encode_examples` to the longest one.
+
+    Args:
+        features: rows with ``input_ids``, maybe ``token_type_ids``, and ``labels`` (token ids) or just ``label``.
+        pad_id: fills the input; the attention mask says which tokens are real.
+        padding_side: "right" or "left". The answers of an encoder-decoder are padded on the right all the same.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (B, T), ``token_type_ids`` (B, T) if the rows have them, ``labels``: token
+        ids (B, T) padded with -100, or else (B,), long for classes and float for scores. No ``labels`` where the
+        rows have neither.
+    """
+    if not features:
+        raise SoftPromptError("there are no rows to put into a batch")
+    if padding_side not in _SIDES:
+        raise SoftPromptError(f"padding_side is '{padding_side}', known: {', '.join(_SIDES)}")
+    ids = [row["input_ids"] for row in features]
+    batch = {
+        "input_ids": _pad(ids, pad_id, padding_side),
+        "attention_mask": _pad([[1] * len(row) for row in ids], 0, padding_side),
+    }
+    if "token_type_ids" in features[0]:
+        batch["token_type_ids"] = _pad([row["token_type_ids"] for row in features], 0, padding_side)
+    if "labels" in features[0]:
+        labels = [row["labels"] for row in features]
+        # A decoder's labels lie beside its input, whose first token is never an answer; an encoder-decoder's do not.
+        beside_input = labels[0][0] == IGNORED
+        batch["labels"] = _pad(labels, IGNORED, padding_side if beside_input else "right")
+    elif "label" in features[0]:
+        values = [row["label"] for row in features]
+        scores = any(isinstance(value, float) for value in values)
+        batch["labels"] = torch.tensor(values, dtype=torch.float32 if scores else torch.long)
+    return batch
+
+
+def _pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
+    width = max(len(row) for row in rows)
+    out = torch.full((len(rows), width), fill, dtype=torch.long)
+    for index, row in enumerate(rows):
+        start = width - len(row) if side == "left" else 0
+        out[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+    return out
+
+
+def length_bucketed_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, pool_batches: int = 50
+) -> list[list[int]]:
+    """Shuffled batches in which rows are of similar length, so that little is spent on padding.
+
+    Rows are shuffled and cut into pools; each pool is sorted by length and cut into batches; the batches are shuffled.
+
+    Args:
+        lengths: length of each row.
+        batch_size: rows of a batch; one batch may be smaller.
+        seed: the same seed and epoch give the same batches, on every machine.
+        epoch: counts the passes over the rows.
+        pool_batches: batches in a pool.
+
+    Returns:
+        Indices of rows, every row in exactly one batch.
+    """
+    if batch_size < 1 or pool_batches < 1:
+        raise SoftPromptError(f"batch_size is {batch_size}, pool_batches {pool_batches}: both must be at least 1")
+    chance = random.Random(f"batches {seed} {epoch}")
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    size = batch_size * pool_batches
+    batches = []
+    for start in range(0, len(order), size):
+        pool = sorted(order[start : start + size], key=lambda index: lengths[index])
+        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    chance.shuffle(batches)
+    return batches

@@ -1,0 +1,161 @@
+"""Predictions of a prompt: those of its head, or the likelihood of each answer under the language model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.errors import SoftPromptError
+from softprompts.tasks.collate import IGNORED, collate
+from softprompts.training.losses import row_losses
+
+Feature = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for some rows, in their order.
+
+    Attributes:
+        labels: the class of each row, or its value where the head has a single output.
+        probabilities: the probability of each class, row by row; None for values.
+    """
+
+    labels: list[int] | list[float]
+    probabilities: list[list[float]] | None
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode and back; no gradients in between."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The forward arguments of a collated batch, without its labels and on the model's device.
+
+    Labels are not passed on, since the losses are ours; what the model would have made of them goes in instead: the
+    decoder's input of an encoder-decoder, and for a causal model the tokens a prompt may depend on.
+    """
+    inputs: dict[str, Any] = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
+    labels = batch.get("labels")
+    if labels is not None and labels.dim() == 2:
+        # On the CPU, where the labels are.
+        if model.backbone_kind == "encoder-decoder":
+            decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
+            inputs["decoder_input_ids"] = decoder_ids.to(model.device)
+        elif model.backbone_kind == "decoder":
+            inputs["context_mask"] = (batch["attention_mask"].bool() & (labels == IGNORED)).to(model.device)
+        inputs["use_cache"] = False
+    return inputs
+
+
+def predict(
+    model: Any,
+    features: Sequence[Feature],
+    prompt_name: str,
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    label_ids: Sequence[Sequence[int]] | None = None,
+    padding_side: str = "right",
+) -> Prediction:
+    """Predicts with one prompt, in eval mode and without gradients.
+
+    Args:
+        model: a model with the prompt attached.
+        features: rows as `collate` takes them; their labels are not looked at.
+        prompt_name: which prompt.
+        pad_id: fills shorter rows.
+        batch_size: rows of ``features`` per forward pass.
+        label_ids: for language models, the token ids of each allowed answer.
+        padding_side: "right" or "left".
+
+    Raises:
+        SoftPromptError: a language model without ``label_ids``, or an empty label.
+    """
+    if not features:
+        return Prediction([], [])
+    if label_ids is not None and (not label_ids or not all(label_ids)):
+        raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
+    order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
+    parts: list[Tensor] = []
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = [_context(model.backbone_kind, features[i]) for i in order[start : start + batch_size]]
+            if label_ids is None:
+                parts.append(_head_scores(model, rows, prompt_name, pad_id, padding_side))
+            else:
+                parts.append(_label_scores(model, rows, prompt_name, pad_id, padding_side, label_ids))
+    sorted_scores = torch.cat(parts)
+    scores = torch.empty_like(sorted_scores)
+    scores[torch.tensor(order)] = sorted_scores
+    if label_ids is None and scores.shape[1] == 1:
+        return Prediction(scores[:, 0].tolist(), None)
+    return Prediction(scores.argmax(1).tolist(), scores.softmax(1).tolist())
+
+
+def _context(kind: str, feature: Feature) -> dict[str, Any]:
+    """A row's input alone: no label of any kind, and without the answer that a causal row may end in."""
+    row = {name: list(feature[name]) for name in ("input_ids", "token_type_ids") if name in feature}
+    labels = feature.get("labels")
+    if kind == "decoder" and isinstance(labels, list | tuple):
+        # Only the answer's tokens at the end: a context may not be cut in the middle.
+        length = max((i + 1 for i, label in enumerate(labels) if label == IGNORED), default=0)
+        row = {name: values[:length] for name, values in row.items()}
+    return row
+
+
+def _head_scores(model: Any, rows: list[dict[str, Any]], name: str, pad_id: int, side: str) -> Tensor:
+    batch = collate(rows, pad_id, side)
+    if model.prompts[name].num_labels is None:
+        raise SoftPromptError("a language model predicts among answers: pass label_ids")
+    # All rows share the prompt, so there are no columns of other heads.
+    logits: Tensor = model(**model_inputs(model, batch), prompt_names=name).logits
+    return logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
+
+
+def _label_scores(
+    model: Any, rows: list[dict[str, Any]], name: str, pad_id: int, side: str, label_ids: Sequence[Sequence[int]]
+) -> Tensor:
+    """Log-probability of each answer for each row, ``(R, L)``, from one pass of the decoder over ``R*L`` rows."""
+    kind = model.backbone_kind
+    answered: list[dict[str, Any]] = []
+    for row in rows:
+        for label in label_ids:
+            if kind == "decoder":
+                labels = [IGNORED] * len(row["input_ids"]) + list(label)
+                answered.append({"input_ids": row["input_ids"] + list(label), "labels": labels})
+            else:
+                answered.append({**row, "labels": list(label)})
+    batch = collate(answered, pad_id, side)
+    inputs = model_inputs(model, batch)
+    if kind == "encoder-decoder":
+        del inputs["input_ids"]
+        inputs["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), name, len(label_ids))
+    logits = model(**inputs, prompt_names=name).logits
+    return -row_losses(kind, logits, batch["labels"]).view(len(rows), len(label_ids)).cpu()
+
+
+def _encoded(model: Any, batch: Mapping[str, Tensor], name: str, times: int) -> Any:
+    """The encoder's output for a batch, each row repeated: the answers of a row share one run of the encoder."""
+    before = model.active_prompt
+    model.set_prompt(name)
+    try:
+        output = model.get_encoder()(**{key: tensor.to(model.device) for key, tensor in batch.items()})
+    finally:
+        model.set_prompt(before)
+    # Changed in place, since the output carries the pass it was made under: the decoder goes on with it.
+    output["last_hidden_state"] = output["last_hidden_state"].repeat_interleave(times, 0)
+    return output

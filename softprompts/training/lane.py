@@ -1,0 +1,402 @@
+"""A lane: one run inside a pass of the backbone that several runs may share.
+
+A lane owns all that decides its numbers: its prompt, the order of its data, optimizer, schedule, clipping, evaluation,
+best checkpoint and early stopping. The loop (`softprompts.training.loop`) only joins lanes into batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from softprompts.errors import SoftPromptError
+from softprompts.tasks.collate import length_bucketed_batches
+from softprompts.training import runs
+from softprompts.training.config import TrainConfig
+from softprompts.training.evaluate import Feature, Prediction, predict
+from softprompts.training.optim import build_optimizer, set_learning_rates
+
+if TYPE_CHECKING:
+    from softprompts.model import Prompt
+
+CHECKPOINT_FILE = "lane.pt"
+_FORMAT = 1
+
+Predict = Callable[[Any, Sequence[Feature], str], Prediction]
+Score = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+
+
+@dataclass
+class LaneResult:
+    """How a run ended.
+
+    Attributes:
+        name: the prompt.
+        stop_reason: "max_steps", "patience", "non-finite loss" or "interrupted".
+        message: a sentence on why, where the reason alone does not say it.
+        steps: steps taken.
+        best_step: the step whose prompt was kept; 0 for the one it started from.
+        score: the best value of the main metric; None without an evaluation.
+        metrics: all metrics of that evaluation.
+        seconds: time spent in the loop, that before a resume included; lanes of one pass share it.
+        history: the lines of metrics.jsonl.
+    """
+
+    name: str
+    stop_reason: str
+    message: str
+    steps: int
+    best_step: int
+    score: float | None
+    metrics: dict[str, float]
+    seconds: float
+    history: list[dict[str, Any]]
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do; an interrupted run can go on."""
+        return self.stop_reason != "interrupted"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the history as plain JSON values."""
+        return {name: value for name, value in asdict(self).items() if name != "history"}
+
+
+@dataclass
+class _Best:
+    """The prompt to keep."""
+
+    step: int = 0
+    score: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    prompt: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Lane:
+    """One run.
+
+    Args:
+        name: the prompt it trains, attached to the model.
+        config: how it trains.
+        train_features: rows as `collate` takes them.
+        eval_features: rows to evaluate on; None: no evaluation, and the last prompt is the one kept.
+        metrics: names of metrics, the first is the main one; higher is better.
+        label_ids: for language models, the token ids of each allowed answer.
+        label_values: what the metrics compare in place of the label's number (the scores that answers stand for).
+        references: the truth for ``eval_features``; None: their "label".
+        predict: another way to predict, ``predict(model, features, name)``; None: `softprompts.training.predict`.
+        score: another way to score, ``score(predictions, references)``, the first value is the main one; None: by
+            ``metrics``.
+        folder: the run's folder (see `open_run`). A checkpoint in it is resumed. None: nothing is written.
+        record: plain JSON values to put into result.json and the saved prompt's metadata.
+
+    Attributes:
+        step: steps taken.
+        total_steps: steps of the whole run.
+        stop_reason: None while the run is on.
+        loss: mean training loss of the last step.
+        last_metrics: what the last evaluation gave.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        train_features: Sequence[Feature],
+        *,
+        eval_features: Sequence[Feature] | None = None,
+        metrics: Sequence[str] = ("accuracy",),
+        label_ids: Sequence[Sequence[int]] | None = None,
+        label_values: Sequence[int | float] | None = None,
+        references: Sequence[Any] | None = None,
+        predict: Predict | None = None,
+        score: Score | None = None,
+        folder: str | Path | None = None,
+        record: dict[str, Any] | None = None,
+    ):
+        if not train_features:
+            raise SoftPromptError(f"run '{name}': there is nothing to train on")
+        if eval_features is not None and not eval_features:
+            raise SoftPromptError(f"run '{name}': there is nothing to evaluate on; pass None for no evaluation")
+        if not metrics and score is None:
+            raise SoftPromptError(f"run '{name}': name at least one metric")
+        self.name = name
+        self.config = config
+        self.train_features = train_features
+        self.eval_features = eval_features
+        self.metrics = tuple(metrics)
+        self.label_ids = label_ids
+        self.label_values = label_values
+        self.folder = None if folder is None else Path(folder)
+        self.record = dict(record or {})
+        self._predict = predict
+        self._score = score
+        if eval_features is not None and references is None:
+            if any("label" not in feature for feature in eval_features):
+                raise SoftPromptError(f"run '{name}': evaluation rows have no 'label'; pass references")
+            references = [feature["label"] for feature in eval_features]
+        self._references = references
+        self._lengths = [len(feature["input_ids"]) for feature in train_features]
+        self._epoch_batches: tuple[int, list[list[int]]] | None = None
+
+        self.steps_per_epoch = len(self._batches(0))
+        self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
+        self.step = 0
+        self.stop_reason: str | None = None
+        self.message = ""
+        self.loss = math.nan
+        self.last_metrics: dict[str, float] = {}
+        self.best = _Best()
+        self.stale = 0
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        # The state of torch's generators at the last checkpoint; the loop puts it back on resume.
+        self.random_state: dict[str, Tensor] = {}
+        self._loss_sum = 0.0
+        self._loss_steps = 0
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """All batches of an epoch. They follow from seed and epoch alone, so a resumed run finds its place by step."""
+        if self._epoch_batches is None or self._epoch_batches[0] != epoch:
+            size = self.config.batch_size * self.config.gradient_accumulation_steps
+            self._epoch_batches = (epoch, length_bucketed_batches(self._lengths, size, self.config.seed, epoch))
+        return self._epoch_batches[1]
+
+    def draw(self) -> list[list[Feature]]:
+        """The rows of the next step, cut into batches of ``batch_size``."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        rows, size = self._batches(epoch)[place], self.config.batch_size
+        return [[self.train_features[i] for i in rows[at : at + size]] for at in range(0, len(rows), size)]
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def start(self, model: Any) -> None:
+        """Builds the optimizer and, where the folder has a checkpoint, goes back to it."""
+        if self.folder is not None:
+            if runs.is_done(self.folder):
+                raise SoftPromptError(f"{self.folder} holds this run, finished; choose a new folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.prompt: Prompt = model.prompts[self.name]
+        components = self.prompt.components()
+        self.optimizer = build_optimizer(components, self.config)
+        self.parameters = [p for component in components.values() for p in component.parameters]
+        # A run that fails before its first evaluation leaves the prompt it started from.
+        self.best = _Best(prompt=self._prompt_state())
+        if self.folder is not None and (self.folder / runs.CHECKPOINT / CHECKPOINT_FILE).is_file():
+            self.load_checkpoint()
+
+    @property
+    def active(self) -> bool:
+        """Whether the run is still on."""
+        return self.stop_reason is None
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients there are."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def update(self, loss: float, norm: float) -> None:
+        """Takes one step with the gradients in place, or stops the run where they are of no use.
+
+        Args:
+            loss: mean loss of the step.
+            norm: norm of the gradients.
+        """
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+            kept = f"that of step {self.best.step} is kept" if self.best.step else "its starting values are kept"
+            self.stop_reason = "non-finite loss"
+            self.message = f"run '{self.name}' stopped: {what} in step {self.step + 1}; of its prompt, {kept}"
+            self.zero_gradients()
+            return
+        limit = self.config.max_grad_norm
+        if limit is not None and norm > limit:
+            for gradient in self.gradients():
+                gradient.mul_(limit / norm)
+        set_learning_rates(self.optimizer, self.config, self.step, self.total_steps)
+        self.optimizer.step()
+        self.zero_gradients()
+        self.step += 1
+        self.loss = loss
+        self._loss_sum += loss
+        self._loss_steps += 1
+
+    def zero_gradients(self) -> None:
+        """Drops all gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to evaluate (and write a checkpoint)."""
+        every = self.config.eval_every or self.steps_per_epoch
+        return self.step % every == 0 or self.step >= self.total_steps
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, model: Any, pad_id: int, padding_side: str = "right") -> dict[str, float]:
+        """The metrics of the prompt as it is now."""
+        if self.eval_features is None or self._references is None:
+            return {}
+        if self._predict is not None:
+            prediction = self._predict(model, self.eval_features, self.name)
+        else:
+            prediction = predict(
+                model,
+                self.eval_features,
+                self.name,
+                pad_id=pad_id,
+                batch_size=self.config.eval_batch_size or self.config.batch_size,
+                label_ids=self.label_ids,
+                padding_side=padding_side,
+            )
+        predictions: list[Any] = list(prediction.labels)
+        if self.label_values is not None:
+            predictions = [self.label_values[label] for label in predictions]
+        if self._score is not None:
+            return self._score(predictions, self._references)
+        # Here and not on top: scikit-learn takes a while to import.
+        from softprompts.tasks.metrics import compute
+
+        return compute(self.metrics, predictions, self._references)
+
+    def take_stock(self, metrics: dict[str, float]) -> None:
+        """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should."""
+        self.last_metrics = dict(metrics)
+        score = next(iter(metrics.values())) if metrics else None
+        if score is not None and math.isnan(score):
+            score = -math.inf  # undefined is never better
+        best = self.best.score
+        if score is None or best is None or score > best:
+            self.best = _Best(self.step, score, dict(metrics), self._prompt_state())
+            self.stale = 0
+        else:
+            self.stale += 1
+        if self.step >= self.total_steps:
+            self.stop_reason = "max_steps"
+        elif self.config.patience is not None and metrics and self.stale >= self.config.patience:
+            self.stop_reason = "patience"
+            self.message = f"no better score for {self.stale} evaluations"
+        self.history.append(
+            {
+                "step": self.step,
+                "epoch": round(self.step / self.steps_per_epoch, 4),
+                "loss": self._loss_sum / max(1, self._loss_steps),
+                **{name: _plain(value) for name, value in metrics.items()},
+            }
+        )
+        self._loss_sum, self._loss_steps = 0.0, 0
+
+    # --- on disk --------------------------------------------------------------------------------------------------
+
+    def _prompt_state(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.prompt.state_dict().items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What is saved with the prompt."""
+        return {
+            **self.record,
+            "training": self.config.to_dict(),
+            "step": self.best.step,
+            "score": _plain(self.best.score),
+            "metrics": {name: _plain(value) for name, value in self.best.metrics.items()},
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on to the same numbers: tensors and plain values."""
+        return {
+            "format": _FORMAT,
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "prompt": self._prompt_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": vars(self.best).copy(),
+            "stale": self.stale,
+            "stop_reason": self.stop_reason,
+            "message": self.message,
+            "loss": self.loss,
+            "loss_sum": self._loss_sum,
+            "loss_steps": self._loss_steps,
+            "seconds": self.seconds,
+            "history": list(self.history),
+            "random_state": dict(self.random_state),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes back to a `state`.
+
+        Raises:
+            SoftPromptError: it is not a state of a run with these settings.
+        """
+        if state.get("format") != _FORMAT:
+            raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
+        mine, there = self.config.to_dict(), state["config"]
+        changed = [name for name in mine if mine[name] != there.get(name)]
+        if changed:
+            raise SoftPromptError(
+                f"run '{self.name}': its checkpoint was made with another {', '.join(changed)}; start a new run"
+            )
+        self.prompt.load_state_dict(state["prompt"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best = _Best(**state["best"])
+        self.step, self.stale = state["step"], state["stale"]
+        self.stop_reason, self.message = state["stop_reason"], state["message"]
+        self.loss, self._loss_sum, self._loss_steps = state["loss"], state["loss_sum"], state["loss_steps"]
+        self.seconds, self.history = state["seconds"], list(state["history"])
+        self.random_state = dict(state["random_state"])
+
+    def save_checkpoint(self) -> None:
+        """Writes the state into the run's folder, as one file that is replaced at once."""
+        if self.folder is not None:
+            state = self.state()
+            runs.write_atomic(self.folder / runs.CHECKPOINT / CHECKPOINT_FILE, lambda file: torch.save(state, file))
+
+    def load_checkpoint(self) -> None:
+        """Goes back to the folder's checkpoint and drops the lines of metrics.jsonl written after it."""
+        assert self.folder is not None
+        path = self.folder / runs.CHECKPOINT / CHECKPOINT_FILE
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file fails anywhere in zip or pickle
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SoftPromptError(f"{path} cannot be read ({reason}); start a new run") from error
+        self.load_state(state)
+        runs.cut_metrics(self.folder, self.step)
+
+    def finish(self, model: Any, write: bool = True) -> LaneResult:
+        """Puts the best prompt back into the model and, where the run is done, writes it and the result.
+
+        Args:
+            model: the model with the prompt.
+            write: False in all but one of the processes that train together.
+        """
+        assert self.stop_reason is not None
+        result = LaneResult(
+            name=self.name,
+            stop_reason=self.stop_reason,
+            message=self.message,
+            steps=self.step,
+            best_step=self.best.step,
+            score=_plain(self.best.score),
+            metrics={name: _plain(value) for name, value in self.best.metrics.items()},  # type: ignore[misc]
+            seconds=round(self.seconds, 3),
+            history=list(self.history),
+        )
+        if not result.done:
+            return result
+        self.prompt.load_state_dict(self.best.prompt)
+        if self.folder is not None and write:
+            model.save_prompt(self.name, self.folder / runs.PROMPT, metadata=self.metadata())
+            runs.write_json_atomic(self.folder / runs.RESULT, {**self.record, **result.to_dict()})
+        return result
+
+
+def _plain(value: float | None) -> float | None:
+    """JSON knows no NaN or infinity."""
+    return value if value is None or math.isfinite(value) else None

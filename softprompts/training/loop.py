@@ -1,0 +1,371 @@
+"""The training loop. It is written for a list of runs (lanes) that share every pass of the frozen backbone.
+
+One step: each active lane draws its rows, all rows go through the model in one forward pass (a row names its lane's
+prompt), each lane takes the mean loss over its own rows, one backward pass of the sum, and each lane clips and steps
+for itself. The backbone is frozen and rows do not mix in it, so the gradient of a lane's parameters is that of its
+own loss, and a lane ends up where it would alone.
+
+With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; the
+numbers are those of one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.model import _state
+from softprompts.tasks.collate import collate
+from softprompts.training import runs
+from softprompts.training.evaluate import Feature, model_inputs
+from softprompts.training.lane import Lane, LaneResult
+from softprompts.training.losses import label_count, row_losses
+
+
+def train(
+    model: Any,
+    lanes: Sequence[Lane],
+    *,
+    pad_id: int,
+    padding_side: str = "right",
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+    trackers: str | Sequence[str] | None = None,
+) -> list[LaneResult]:
+    """Trains some runs in shared passes, each to the numbers it would reach alone.
+
+    Args:
+        model: a model with the lanes' prompts attached. Afterwards each prompt is the best of its run.
+        lanes: the runs; they must agree in ``bf16`` and ``backbone_dropout``.
+        pad_id: fills shorter rows.
+        padding_side: "right" or "left".
+        accelerator: the caller's own, when it needs settings; its trackers are then the ones logged to.
+        progress: shows a progress bar where the output is a terminal.
+        trackers: names of Accelerate's trackers, such as "tensorboard"; they write below the run's folder.
+
+    Returns:
+        One result per lane, in their order. After Ctrl-C (or SIGTERM) the runs still on are "interrupted": with a
+        folder they can be resumed.
+
+    Raises:
+        SoftPromptError: the lanes cannot share a pass, or one is not set up right.
+    """
+    lanes = list(lanes)
+    _check(model, lanes, accelerator, trackers)
+    own = accelerator is None
+    if accelerator is None:
+        accelerator = Accelerator(log_with=trackers, project_dir=_tracker_folder(lanes) if trackers else None)
+    if model.device != accelerator.device:
+        model.to(accelerator.device)
+    for lane in lanes:
+        lane.start(model)
+    if own and trackers:
+        accelerator.init_trackers("trackers", config=_flat({lane.name: lane.config.to_dict() for lane in lanes}))
+    bf16 = lanes[0].config.bf16
+    try:
+        with (
+            _training(model, lanes[0].config.backbone_dropout),
+            _Randomness(lanes, accelerator.device) as randomness,
+            _Stop() as stop,
+            _Bar(lanes, progress and accelerator.is_main_process) as bar,
+        ):
+            while active := [lane for lane in lanes if lane.active]:
+                began = time.perf_counter()
+                with _precision(accelerator, bf16):
+                    interrupted = _step(model, active, pad_id, padding_side, accelerator, stop)
+                due = [lane for lane in active if lane.active and lane.due]
+                for lane in due:
+                    with _precision(accelerator, bf16):
+                        lane.take_stock(lane.evaluate(model, pad_id, padding_side))
+                spent = time.perf_counter() - began
+                for lane in active:
+                    lane.seconds += spent
+                stopping = [lane for lane in active if lane.active] if interrupted else []
+                if accelerator.is_main_process:
+                    _write_down(model, due, stopping, randomness)
+                for lane in stopping:
+                    lane.stop_reason, lane.message = "interrupted", f"interrupted after step {lane.step}"
+                bar.show(active)
+                _track(accelerator, active, due, prefix=len(lanes) > 1)
+        return [lane.finish(model, write=accelerator.is_main_process) for lane in lanes]
+    finally:
+        if own and trackers:
+            # Not Accelerator.end_training: it also ends the process group, which is not ours alone.
+            for tracker in accelerator.trackers:
+                tracker.finish()
+
+
+def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator, stop: _Stop) -> bool:
+    """One step of all lanes; returns whether someone asked to stop."""
+    kind, world, rank = model.backbone_kind, accelerator.num_processes, accelerator.process_index
+    draws = [lane.draw() for lane in lanes]
+    counts = [max(1, label_count(kind, [row for rows in draw for row in rows])) for draw in draws]
+    losses: list[Tensor] = [torch.zeros((), device=model.device) for _ in lanes]
+    # A lane that accumulates over fewer batches than others sits out the last passes.
+    for part in range(max(len(draw) for draw in draws)):
+        shares = [draw[part][rank::world] if part < len(draw) else [] for draw in draws]
+        rows: list[Feature] = [row for share in shares for row in share]
+        if not rows:
+            continue
+        names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
+        batch = collate(rows, pad_id, padding_side)
+        logits = model(**model_inputs(model, batch), prompt_names=names).logits
+        per_row = row_losses(kind, logits, batch["labels"])
+        penalties = model.penalties
+        total, start = per_row.new_zeros(()), 0
+        for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):
+            if not share:
+                continue
+            loss = per_row[start : start + len(share)].sum() / counts[i]
+            start += len(share)
+            if lane.name in penalties:
+                # In proportion to the rows of this pass, so that a step adds up to one penalty.
+                loss = loss + penalties[lane.name] * (label_count(kind, share) / counts[i])
+            losses[i] = losses[i] + loss.detach()
+            # A lane that has diverged must not take the others' sum with it. Chosen on the device: asking which
+            # losses are finite here would make the device wait between forward and backward pass.
+            total = total + torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
+        accelerator.backward(total)
+    asked = torch.tensor(float(stop.asked), device=model.device)
+    if world > 1:
+        _sum_gradients(lanes, accelerator)
+        *losses, asked = accelerator.reduce(torch.stack([*losses, asked.to(losses[0].dtype)]), "sum").unbind()
+    norms = [torch.nn.utils.get_total_norm(lane.gradients()) for lane in lanes]
+    # The only place in a step where the device is waited for.
+    values = torch.stack([value.to(losses[0]) for value in [*losses, *norms, asked]]).tolist()
+    for i, lane in enumerate(lanes):
+        lane.update(values[i], values[len(lanes) + i])
+    return bool(values[-1] > 0)
+
+
+def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:
+    """Adds up the gradients of all processes, each of which saw its share of the rows, in one message."""
+    parameters = [parameter for lane in lanes for parameter in lane.parameters]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    joined = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+    for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: _Randomness) -> None:
+    """Puts on disk what a crash must not take: after an evaluation, and before an interruption."""
+    for lane in due:
+        if lane.folder is not None:
+            runs.append_metrics(lane.folder, lane.history[-1])
+            if lane.best.step == lane.step:
+                model.save_prompt(lane.name, lane.folder / runs.PROMPT, metadata=lane.metadata())
+    for lane in dict.fromkeys([*due, *stopping]):
+        lane.random_state = randomness.state()
+        lane.save_checkpoint()
+
+
+def _check(
+    model: Any, lanes: list[Lane], accelerator: Accelerator | None, trackers: str | Sequence[str] | None
+) -> None:
+    """Raises a `SoftPromptError` where these lanes cannot be trained together on this model."""
+    if not lanes:
+        raise SoftPromptError("there are no runs to train")
+    for values, what in (([lane.name for lane in lanes], "prompt"), ([lane.folder for lane in lanes], "folder")):
+        given = [value for value in values if value is not None]
+        twice = next((value for value in given if given.count(value) > 1), None)
+        if twice is not None:
+            raise SoftPromptError(f"two of the runs share the {what} '{twice}'; each needs its own")
+    for lane in lanes:
+        if lane.name not in model.prompts:
+            raise SoftPromptError(f"the model has no prompt '{lane.name}'; {nearest(lane.name, model.prompts)}")
+    for setting in ("bf16", "backbone_dropout"):
+        if len({getattr(lane.config, setting) for lane in lanes}) > 1:
+            raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")
+    if len({_labels_of(lane) for lane in lanes}) > 1:
+        raise SoftPromptError("runs that share a pass must agree in the kind of labels: classes, values or tokens")
+    if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
+        raise SoftPromptError("set gradient_accumulation_steps in TrainConfig, not in the Accelerator")
+    if accelerator is not None and trackers:
+        raise SoftPromptError("the Accelerator you pass brings its own trackers; leave trackers out")
+
+
+def _labels_of(lane: Lane) -> str:
+    for name, kind in (("labels", "tokens"), ("label", "")):
+        if name in lane.train_features[0]:
+            return kind or ("values" if any(isinstance(row[name], float) for row in lane.train_features) else "classes")
+    raise SoftPromptError(f"run '{lane.name}': training rows have neither 'label' nor 'labels'")
+
+
+@contextlib.contextmanager
+def _training(model: Any, backbone_dropout: bool | None) -> Iterator[None]:
+    """Train mode for the prompts (the backbone stays as the model decides), and the old mode afterwards."""
+    state = _state(model)
+    before, dropout = model.training, state.backbone_dropout
+    state.backbone_dropout = dropout if backbone_dropout is None else backbone_dropout
+    model.train()
+    try:
+        yield
+    finally:
+        state.backbone_dropout = dropout
+        model.train(before)
+
+
+def _precision(accelerator: Accelerator, bf16: bool) -> contextlib.AbstractContextManager[Any]:
+    # Not Accelerator(mixed_precision=...): its state is one per process, so two runs could not differ in it.
+    if bf16:
+        return torch.autocast(accelerator.device.type, dtype=torch.bfloat16)
+    context: contextlib.AbstractContextManager[Any] = accelerator.autocast()
+    return context
+
+
+class _Randomness:
+    """What methods draw while they train (dropout, noise of a router): torch's global generators.
+
+    They are seeded by the first lane, restored when it resumes, and given back as they were in the end. This is the
+    one place to give each lane a sequence of its own; until then, lanes whose methods draw share one, and only a
+    lane that trains alone draws what it always does.
+    """
+
+    def __init__(self, lanes: list[Lane], device: torch.device):
+        self.lanes = lanes
+        self.device = device if device.type == "cuda" else None
+        self._fork = torch.random.fork_rng([] if self.device is None else [self.device])
+
+    def __enter__(self) -> _Randomness:
+        self._fork.__enter__()
+        saved = self.lanes[0].random_state
+        if "cpu" not in saved:
+            torch.manual_seed(self.lanes[0].config.seed)
+            return self
+        torch.set_rng_state(saved["cpu"])
+        if self.device is not None and "cuda" in saved:
+            torch.cuda.set_rng_state(saved["cuda"], self.device)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._fork.__exit__(*error)
+
+    def state(self) -> dict[str, Tensor]:
+        """The generators' state now."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device is not None:
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+
+class _Stop:
+    """Turns Ctrl-C and SIGTERM into a wish to stop after the step: half a step could not be resumed.
+
+    A second Ctrl-C is an ordinary KeyboardInterrupt. Only the main thread may set signal handlers; elsewhere this
+    does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            # None: a handler that was not set from Python and cannot be set back from it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+
+class _Bar:
+    """A line per run with its steps, loss and main metric; nothing where the output is not a terminal."""
+
+    def __init__(self, lanes: list[Lane], wanted: bool):
+        console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (wanted and console.is_terminal),
+        )
+        self.tasks: dict[str, TaskID] = {
+            lane.name: self.progress.add_task(lane.name, total=lane.total_steps, completed=lane.step, note="")
+            for lane in lanes
+        }
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.stop()
+
+    def show(self, lanes: list[Lane]) -> None:
+        """Brings the lines up to date."""
+        if self.progress.disable:
+            return
+        for lane in lanes:
+            note = f"loss {lane.loss:.4f}"
+            if lane.last_metrics:
+                name, value = next(iter(lane.last_metrics.items()))
+                note += f"  {name} {value:.4f}, best {lane.best.metrics[name]:.4f}"
+            if lane.stop_reason:
+                note += f"  {lane.stop_reason}"
+            self.progress.update(self.tasks[lane.name], completed=lane.step, note=note)
+
+
+def _track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix: bool) -> None:
+    """Logs the step's losses, and metrics where there are new ones, to Accelerate's trackers."""
+    if not accelerator.trackers:
+        return
+    values: dict[str, float] = {}
+    for lane in active:
+        front = f"{lane.name}/" if prefix else ""
+        values[f"{front}loss"] = lane.loss
+        for group in lane.optimizer.param_groups:
+            values[f"{front}learning_rate/{group['name']}"] = group["lr"]
+        if lane in due:
+            values.update({f"{front}{name}": value for name, value in lane.last_metrics.items()})
+    # Trackers want steps that only rise, so lanes that resume from different steps share the highest.
+    accelerator.log(values, step=max(lane.step for lane in active))
+
+
+def _tracker_folder(lanes: list[Lane]) -> Path:
+    folders = [str(lane.folder) for lane in lanes if lane.folder is not None]
+    if not folders:
+        return Path("runs")
+    return Path(folders[0]) if len(folders) == 1 else Path(os.path.commonpath(folders))
+
+
+def _flat(values: dict[str, Any], front: str = "") -> dict[str, Any]:
+    """Nested settings as one level of plain values, which is all that trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{front}{name}/"))
+        else:
+            flat[front + name] = value if isinstance(value, int | float | str) else json.dumps(value)
+    return flat

@@ -1,0 +1,100 @@
+"""Optimizers with one parameter group per component of a method, and learning-rate schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.methods.base import Component
+from softprompts.training.config import TrainConfig
+
+HEAD = "head"
+
+
+def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> dict[str, float]:
+    """The learning rate of each component.
+
+    Args:
+        components: in the method's order, its main one first.
+        config: says which defaults to change.
+
+    Raises:
+        SoftPromptError: ``config.learning_rates`` names a component that is not there.
+    """
+    for name in config.learning_rates:
+        if name not in components:
+            raise SoftPromptError(
+                f"learning_rates: this prompt has no component '{name}' (it has {', '.join(components)}); "
+                f"{nearest(name, components)}"
+            )
+    own = [name for name in components if name != HEAD]
+    main = components[own[0]].learning_rate if own else 0.0
+    # A method's components are tuned against each other, so a new main rate moves them together. A default of zero
+    # has no ratio to keep: the main component then takes the rate and the others stay where they are.
+    scale = config.learning_rate / main if config.learning_rate is not None and main else 1.0
+    rates = {}
+    for name, component in components.items():
+        rates[name] = component.learning_rate * (1.0 if name == HEAD else scale)
+        if config.learning_rate is not None and own and name == own[0]:
+            rates[name] = config.learning_rate
+        if name in config.learning_rates:
+            rates[name] = config.learning_rates[name]
+    return rates
+
+
+def build_optimizer(components: Mapping[str, Component], config: TrainConfig) -> Optimizer:
+    """An optimizer with one group per component.
+
+    A group's ``name`` is the component's, its ``peak_lr`` the rate that the schedule scales.
+
+    Raises:
+        SoftPromptError: there is nothing to train, or a learning rate names an unknown component.
+    """
+    rates = learning_rates(components, config)
+    groups: list[dict[str, Any]] = []
+    for name, component in components.items():
+        decay = component.weight_decay if config.weight_decay is None else config.weight_decay
+        if component.parameters:
+            groups.append(
+                {
+                    "params": component.parameters,
+                    "lr": rates[name],
+                    "peak_lr": rates[name],
+                    "weight_decay": decay,
+                    "name": name,
+                }
+            )
+    if not groups:
+        raise SoftPromptError("this prompt has no parameters to train")
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    # Not torch's Adafactor: it always scales a step by the parameter's own size, which prompts are trained without.
+    from transformers.optimization import Adafactor
+
+    return Adafactor(  # type: ignore[no-untyped-call]
+        groups, scale_parameter=False, relative_step=False, warmup_init=False
+    )
+
+
+def schedule_factor(step: int, total_steps: int, warmup: int, kind: str) -> float:
+    """What the learning rates are multiplied by in step ``step`` (from 0).
+
+    The warm-up ends with the full rate in step ``warmup - 1``; a linear schedule falls from there to zero in step
+    ``total_steps``, which is never taken, so that no step is wasted at rate zero.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if kind == "constant":
+        return 1.0
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+def set_learning_rates(optimizer: Optimizer, config: TrainConfig, step: int, total_steps: int) -> None:
+    """Sets the rates for step ``step``. They depend on nothing else, so a resumed run needs no scheduler state."""
+    factor = schedule_factor(step, total_steps, config.warmup(total_steps), config.schedule)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

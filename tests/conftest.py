@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from transformers.utils import logging  # noqa: E402
+
+logging.set_verbosity_error()
+torch.set_num_threads(1)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real GLUE, SuperGLUE, SQuAD and CoNLL data, where a copy lies next to the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no real data folder next to the checkout (shared/data)")
+    return SHARED_DATA

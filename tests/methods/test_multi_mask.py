@@ -1,0 +1,161 @@
+import math
+
+import pytest
+import torch
+
+from softprompts.errors import SoftPromptError
+from softprompts.methods import MultiMaskConfig, Shape
+
+D, SITES, WIDTH = 8, 3, 6
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def softmax(xs):
+    total = sum(math.exp(x) for x in xs)
+    return [math.exp(x) / total for x in xs]
+
+
+def naive(method, logits):
+    """Keys and values by Eq. 5-6, row by row, from each row's router logits."""
+    masks, prefix, length = method.masks.tolist(), method.prefix.tolist(), method.masks.shape[1]
+    keys = torch.zeros(SITES, len(logits), length, WIDTH, dtype=torch.float64)
+    values = torch.zeros_like(keys)
+    for r, row_logits in enumerate(logits):
+        chosen = softmax([float(x) for x in row_logits])
+        for site in range(SITES):
+            for token in range(length):
+                gate = sigmoid(sum(p * masks[j][token][site] for j, p in enumerate(chosen)))
+                for i in range(WIDTH):
+                    keys[site, r, token, i] = gate * prefix[token][2 * site * WIDTH + i]
+                    values[site, r, token, i] = gate * prefix[token][(2 * site + 1) * WIDTH + i]
+    return keys, values
+
+
+def naive_logits(method, rows):
+    """Eq. 4 before the softmax: the router on the mean of each row's visible tokens."""
+    logits = []
+    for embeddings, mask in zip(rows.embeddings, rows.mask, strict=True):
+        seen = [embedding for embedding, visible in zip(embeddings, mask, strict=True) if visible]
+        mean = sum(seen) / len(seen) if seen else torch.zeros(D, dtype=torch.float64)
+        logits.append([sum(w[i] * float(mean[i]) for i in range(D)) for w in method.router.weight.tolist()])
+    return torch.tensor(logits, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_masks": 1}, {"l1_lambda": 0.5}])
+def test_contract(check_contract, fields):
+    check_contract(MultiMaskConfig(**{"num_virtual_tokens": 2, "num_masks": 2, "init_std": 1.0, **fields}))
+
+
+@pytest.mark.parametrize("fields", [{}, {"router_noise": True}])
+def test_gated_prefix(shape, rows, fields):
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, **fields).build(shape).double().eval()
+    keys, values = naive(method, naive_logits(method, rows))
+    prompt = method(rows)
+    torch.testing.assert_close(prompt.keys, keys)
+    torch.testing.assert_close(prompt.values, values)
+    assert prompt.penalty is None
+    assert not torch.allclose(prompt.keys[:, 0], prompt.keys[:, 1])
+
+
+def test_a_row_without_visible_tokens_gets_the_even_mixture(shape, rows):
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3).build(shape).double().eval()
+    keys, _ = naive(method, [[0.0, 0.0, 0.0]])
+    torch.testing.assert_close(method(rows).keys[:, 2:], keys)
+
+
+def test_dropout_of_logits_in_training(shape, rows):
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_dropout=0.5).build(shape).double()
+    logits = naive_logits(method, rows)
+    torch.manual_seed(7)
+    dropped = torch.nn.functional.dropout(torch.ones(3, 3, dtype=torch.float64), 0.5)
+    assert set(dropped.flatten().tolist()) == {0.0, 2.0}
+    torch.manual_seed(7)
+    torch.testing.assert_close(method(rows).keys, naive(method, logits * dropped)[0])
+
+
+def test_noise_instead_of_dropout(shape, rows):
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_noise=True).build(shape).double()
+    logits = naive_logits(method, rows)
+    torch.manual_seed(7)
+    noise = torch.randn(3, 3, dtype=torch.float64)
+    torch.manual_seed(7)
+    prompt = method(rows)
+    torch.testing.assert_close(prompt.keys, naive(method, logits * (1 + noise))[0])
+
+
+def test_noise_carries_no_gradient(shape, rows):
+    """The released code multiplies the noise with detached logits."""
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_noise=True).build(shape).double()
+    weight = method.router.weight
+    torch.manual_seed(7)
+    noise = torch.randn(3, 3, dtype=torch.float64)
+    torch.manual_seed(7)
+    method(rows).keys.square().sum().backward()
+
+    scale = (rows.mean() @ weight.detach().T) * noise
+    chosen = (rows.mean() @ weight.T + scale).softmax(-1)
+    gates = (chosen[:, :, None, None] * method.masks.detach()).sum(1).sigmoid()
+    keys = method.prefix.detach().view(2, SITES, 2, WIDTH)[:, :, 0]
+    (expected,) = torch.autograd.grad((gates[..., None] * keys).square().sum(), weight)
+    torch.testing.assert_close(weight.grad, expected)
+
+
+def test_one_mask_needs_no_input(shape):
+    for training in (True, False):
+        method = MultiMaskConfig(num_virtual_tokens=2, num_masks=1).build(shape).double().train(training)
+        assert not method.per_row
+        assert method.cannot_fold() is None
+        keys, values = naive(method, [[0.0]])
+        torch.testing.assert_close(method().keys, keys)
+        torch.testing.assert_close(method().values, values)
+
+
+def test_several_masks_need_the_input(shape):
+    method = MultiMaskConfig(num_virtual_tokens=2).build(shape)
+    assert method.per_row
+    assert method.cannot_fold() == "it depends on the input"
+    with pytest.raises(ValueError, match="needs the rows"):
+        method(None)
+
+
+def test_sparsity_term(shape, rows):
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=2, l1_lambda=0.25).build(shape).double()
+    gates = [sigmoid(x) for x in method.masks.flatten().tolist()]
+    torch.testing.assert_close(method(rows).penalty.item(), 0.25 * sum(gates) / len(gates))
+
+
+def test_start(shape):
+    method = MultiMaskConfig(num_virtual_tokens=200).build(shape)
+    assert abs(method.masks.mean().item() - 2.5) < 0.05
+    assert abs(method.masks.std().item() - 0.5) < 0.03
+    torch.testing.assert_close(method.router.weight @ method.router.weight.T, torch.eye(4))
+    assert method.router.bias is None
+    assert abs(method.prefix.std().item() - 0.02) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_masks": 0}, "num_masks must be a whole number of at least 1"),
+        ({"router_dropout": 1.0}, "router_dropout must be a number at least 0 and less than 1"),
+        ({"router_noise": 2}, "router_noise must be true or false"),
+        ({"l1_lambda": -0.1}, "l1_lambda must be a number at least 0"),
+        ({"init_std": "big"}, "init_std must be a number more than 0"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(SoftPromptError, match=message):
+        MultiMaskConfig(**fields)
+
+
+def test_needs_sites(shape):
+    with pytest.raises(SoftPromptError, match="no attention site that takes a prefix"):
+        MultiMaskConfig().build(Shape(D, 0, 0, shape.vocabulary))
+
+
+@pytest.mark.parametrize(("length", "masks", "expected"), [(10, 4, 187_872), (20, 1, 369_648), (5, 4, 95_472)])
+def test_count(count, length, masks, expected):
+    assert count(MultiMaskConfig(num_virtual_tokens=length, num_masks=masks)) == expected

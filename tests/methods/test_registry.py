@@ -1,0 +1,66 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from softprompts.errors import SoftPromptError
+from softprompts.methods import MethodConfig, Rows, Vocabulary, make_config, methods, register
+
+NAMES = {"ept", "folded", "multi-mask", "prefix-tuning", "prompt-tuning", "selective-prefix", "superpos"}
+
+
+def test_all_methods_are_known():
+    assert set(methods()) >= NAMES
+    assert all(config.method == name for name, config in methods().items())
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"folded"}))
+def test_config_survives_json(name):
+    config = make_config(name, sites=["encoder.self", "decoder.cross"])
+    again = make_config(name, **json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.sites == ("encoder.self", "decoder.cross")
+    assert set(config.to_dict()) == {field.name for field in dataclasses.fields(config)}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_setting_is_documented(name):
+    config = methods()[name]
+    own = {field.name for field in dataclasses.fields(config)} - {f.name for f in dataclasses.fields(MethodConfig)}
+    assert all(field in config.__doc__ for field in own)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make_config("superpos").softmax = True
+
+
+def test_unknown_method():
+    with pytest.raises(SoftPromptError, match="unknown method 'prompt_tuning'; did you mean 'prompt-tuning'"):
+        make_config("prompt_tuning")
+
+
+def test_unknown_setting():
+    with pytest.raises(SoftPromptError, match="superpos has no setting 'num_sampled_token'; did you mean 'num_sampled"):
+        make_config("superpos", num_sampled_token=3)
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(SoftPromptError, match="'superpos' is already taken by SuperPosConfig"):
+
+        @register("superpos")
+        class Other(MethodConfig):
+            pass
+
+
+def test_mean_of_the_visible_tokens():
+    embeddings = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]])
+    rows = Rows(embeddings, torch.tensor([[True, True, False], [False, False, False]]))
+    assert rows.mean().tolist() == [[2.0, 4.0], [0.0, 0.0]]
+
+
+def test_nothing_left_to_sample():
+    vocabulary = Vocabulary(lambda ids: torch.zeros(len(ids), 2), 10, special_ids=(0, 1))
+    with pytest.raises(SoftPromptError, match="no token is left"):
+        vocabulary.sample(1, limit=2)

@@ -1,0 +1,87 @@
+"""Real data where it is at hand, and a tokenizer small enough to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from softprompts.errors import SoftPromptError
+from softprompts.packaged import reviews_archive
+from softprompts.tasks import Example, Task
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    if not (SHARED / "glue").is_dir():
+        pytest.skip(f"no GLUE and SuperGLUE data in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    if not (SHARED / "t5-tokenizer").is_dir():
+        pytest.skip(f"no T5 tokenizer in {SHARED}")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(SHARED / "t5-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def archive_dir(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The cache that has the archive of reviews; None: the default one."""
+    try:
+        reviews_archive()
+    except SoftPromptError as error:
+        pytest.skip(str(error))
+    return None
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "good", "bad", "film", "plot", "a", "the", "same", "one"]
+WORDS += ["two", "three", "four", "five", ":", "answer", "toy", "first", "second", "sentence", "yes", "no"]
+
+
+def _word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "cls_token" in special:
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))],
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", **special)
+
+
+@pytest.fixture(scope="session")
+def encoder_tokenizer() -> PreTrainedTokenizerFast:
+    """[CLS] a [SEP] b [SEP], with token types."""
+    return _word_tokenizer(
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def decoder_tokenizer() -> PreTrainedTokenizerFast:
+    """No special tokens around a text, and no padding token."""
+    return _word_tokenizer(eos_token="</s>")
+
+
+@pytest.fixture
+def toy_task() -> Task:
+    rows = [Example("good film", label=1, id="a"), Example("a bad bad plot", label=0, id="b")]
+    return Task("toy", ("bad", "good"), train=rows, validation=rows[:1], word="toy")
+
+
+@pytest.fixture
+def pair_task() -> Task:
+    long = "one two three four five one two three four five"
+    rows = [Example("good film", "the same", 1, 0), Example("good film", long, 0, 1)]
+    return Task("pairs", ("no", "yes"), train=rows, validation=rows, fields=("first", "second"))

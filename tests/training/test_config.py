@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from softprompts import SoftPromptError
+from softprompts.training import TrainConfig
+
+
+def test_round_trip_through_json() -> None:
+    config = TrainConfig(max_steps=7, learning_rates={"head": 1e-3}, optimizer="adafactor", warmup_ratio=0.1)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(SoftPromptError, match="no setting 'learning_rte'; did you mean 'learning_rate'"):
+        TrainConfig.from_dict({"learning_rte": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_steps": 0}, "max_steps"),
+        ({"epochs": 1.5}, "epochs"),
+        ({"batch_size": True}, "batch_size"),
+        ({"eval_batch_size": -1}, "eval_batch_size"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adafactor"),
+        ({"schedule": "cosine"}, "schedule"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rates": 0.1}, "learning_rates"),
+        ({"learning_rates": {"head": -1}}, "learning_rates.head"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"warmup_ratio": 1.1}, "warmup_ratio"),
+        ({"warmup_steps": 1, "warmup_ratio": 0.1}, "not both"),
+        ({"max_grad_norm": 0}, "max_grad_norm"),
+        ({"eval_every": 0}, "eval_every"),
+        ({"patience": 0}, "patience"),
+        ({"seed": -1}, "seed"),
+        ({"bf16": None}, "bf16"),
+        ({"backbone_dropout": 1}, "backbone_dropout"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(fields: dict, named: str) -> None:
+    with pytest.raises(SoftPromptError, match=named) as error:
+        TrainConfig(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_warmup() -> None:
+    assert TrainConfig(warmup_steps=7).warmup(100) == 7
+    assert TrainConfig(warmup_ratio=0.06).warmup(101) == 7
+    assert TrainConfig().warmup(100) == 0

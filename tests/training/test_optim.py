@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from softprompts import Component, SoftPromptError
+from softprompts.training import TrainConfig, build_optimizer, learning_rates, schedule_factor
+from softprompts.training.optim import set_learning_rates
+
+
+def components() -> dict[str, Component]:
+    return {
+        "prompt": Component([nn.Parameter(torch.ones(3, 4))], 0.1, 0.01),
+        "mlp": Component([nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.zeros(4))], 0.002),
+        "head": Component([nn.Parameter(torch.ones(2, 4))], 0.01),
+    }
+
+
+def test_defaults_are_the_components_own() -> None:
+    assert learning_rates(components(), TrainConfig()) == {"prompt": 0.1, "mlp": 0.002, "head": 0.01}
+
+
+def test_a_new_main_rate_keeps_the_ratio_and_the_head() -> None:
+    rates = learning_rates(components(), TrainConfig(learning_rate=0.3))
+    assert rates == {"prompt": 0.3, "mlp": pytest.approx(0.006), "head": 0.01}
+
+
+def test_single_rates_win() -> None:
+    config = TrainConfig(learning_rate=0.3, learning_rates={"head": 1.0, "mlp": 0.5})
+    assert learning_rates(components(), config) == {"prompt": 0.3, "mlp": 0.5, "head": 1.0}
+
+
+def test_unknown_component_names_those_there() -> None:
+    with pytest.raises(SoftPromptError, match=r"no component 'promt' \(it has prompt, mlp, head\); did you mean 'pro"):
+        learning_rates(components(), TrainConfig(learning_rates={"promt": 1.0}))
+
+
+def test_one_group_per_component() -> None:
+    optimizer = build_optimizer(components(), TrainConfig())
+    assert [group["name"] for group in optimizer.param_groups] == ["prompt", "mlp", "head"]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2, 1]
+    decayed = build_optimizer(components(), TrainConfig(weight_decay=0.2))
+    assert {group["weight_decay"] for group in decayed.param_groups} == {0.2}
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(SoftPromptError, match="no parameters"):
+        build_optimizer({}, TrainConfig())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_first_step_is_the_learning_rate(name: str) -> None:
+    # Both normalise the gradient: with equal entries, the first step is the rate itself, whatever the gradient's
+    # size. (Adafactor would scale it by the parameter's size, here 1000, if that were on.)
+    parameter = nn.Parameter(torch.full((3, 4), 1000.0))
+    optimizer = build_optimizer({"prompt": Component([parameter], 0.5)}, TrainConfig(optimizer=name))
+    (parameter * 1e-3).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(parameter.data, torch.full((3, 4), 999.5))
+
+
+def test_linear_schedule() -> None:
+    factors = [schedule_factor(step, 10, 4, "linear") for step in range(10)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert schedule_factor(0, 10, 0, "linear") == 1
+
+
+def test_constant_schedule() -> None:
+    assert [schedule_factor(step, 10, 2, "constant") for step in (0, 1, 2, 9)] == [0.5, 1, 1, 1]
+
+
+def test_schedule_scales_every_group_from_its_own_peak() -> None:
+    optimizer = build_optimizer(components(), TrainConfig())
+    for step in (0, 5, 5):  # setting twice is setting once
+        set_learning_rates(optimizer, TrainConfig(), step, 10)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.001, 0.005])
