@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from softprompts.selective_attention import by_merging, by_scores, can_merge
+
 KERNELS = ("sdpa", "eager")
 _SITE = "_softprompt_site"
 
@@ -90,16 +92,16 @@ def _register(name: str) -> None:
             )
         mask = _once(
             prefix,
-            (id(attention_mask), query.shape[2], key.shape[2], causal),
-            attention_mask,
+            (id(attention_mask), id(prefix.mask), query.shape[2], key.shape[2], causal),
+            (attention_mask, prefix.mask),
             lambda: _widen(attention_mask, prefix, query, key, causal),
         )
-        prefix_key = _heads(prefix.keys, key)
-        prefix_value = _heads(prefix.values, value)
         if prefix.selectivity is not None:
-            return _selective(module, query, key, value, mask, prefix_key, prefix_value, prefix.selectivity, **kwargs)
-        key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], dim=2)
-        value = torch.cat([prefix_value.expand(value.shape[0], -1, -1, -1), value], dim=2)
+            return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
+        if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
+            mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
+        key = torch.cat([_heads(prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
+        value = torch.cat([_heads(prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
     AttentionInterface.register(implementation(name), attend)
@@ -143,54 +145,54 @@ def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, caus
 
 
 def _selective(
-    module: nn.Module,
+    prefix: Prefix,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    alpha: float | Tensor,
     *,
+    weights_wanted: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
     softcap: float | None = None,
     **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention with Selective Prefix Tuning's mask (Eq. 4-6), per head.
-
-    ``sigmoid(alpha * s)`` multiplies the weight of a prefix column before normalisation, which is the same as adding
-    its logarithm to the score. It depends on the query, so no kernel that takes a bias can do it.
-    """
+) -> tuple[Tensor, Tensor | None]:
+    """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
+    assert prefix.selectivity is not None
+    prefix_key, prefix_value = _heads(prefix.keys, key), _heads(prefix.values, value)
     length = prefix_key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         prefix_key, prefix_value = prefix_key.repeat_interleave(groups, 1), prefix_value.repeat_interleave(groups, 1)
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    to_prefix = query @ prefix_key.transpose(-1, -2)
-    if isinstance(alpha, Tensor):
-        steep = alpha.view(-1, 1, 1, 1)
-        chosen = to_prefix + F.logsigmoid(steep.nan_to_num(1.0).to(to_prefix.dtype) * to_prefix)
-        chosen = torch.where(steep.isnan(), to_prefix, chosen)
-    else:
-        chosen = to_prefix + F.logsigmoid(alpha * to_prefix)
-    scores = torch.cat([chosen, query @ key.transpose(-1, -2)], dim=-1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if position_bias is not None:
-        scores = scores + position_bias
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + mask
-    wide = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype
-    weights = scores.softmax(-1, dtype=wide).to(query.dtype)
-    weights = F.dropout(weights, dropout, training=dropout > 0)
-    output = weights[..., :length] @ prefix_value + weights[..., length:] @ value
-    return output.transpose(1, 2).contiguous(), weights
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    bias = _combined(prefix, mask, position_bias, query)
+    if weights_wanted or not can_merge(query, dropout, softcap):
+        output, weights = by_scores(
+            query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
+        )
+        return output.transpose(1, 2).contiguous(), weights
+    # A position bias is zero at prefix columns, and without a mask of its own every row owns all of them.
+    own = None if bias is None or prefix.mask is None else bias[..., :length]
+    content = None if bias is None else bias[..., length:]
+    output = by_merging(query, key, value, prefix_key, prefix_value, prefix.selectivity, content, own, scale)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
+    """Mask and position bias as one tensor to add to scores, made once per pass."""
+    return _once(prefix, ("additive", id(mask), id(bias)), (mask, bias), lambda: _additive(mask, bias, query))
+
+
+def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:
+    if mask is None:
+        return position_bias
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(query.dtype).min
+        )
+    return mask if position_bias is None else mask + position_bias
 
 
 for _name in KERNELS:

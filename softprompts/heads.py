@@ -121,7 +121,8 @@ def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | N
 
     Args:
         logits: ``(R, C)``, of which the first ``num_labels`` columns count.
-        labels: ``(R,)`` class ids, ``(R,)`` floats (regression) or ``(R, C)`` floats (several labels a row).
+        labels: ``(R,)`` class ids, ``(R,)`` floats (regression) or ``(R, C)`` floats (several labels a row; columns
+            from ``num_labels`` on are padding).
         num_labels: ``C`` of this prompt.
         problem: transformers' ``problem_type``; None to tell from the labels.
     """
@@ -139,7 +140,8 @@ def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | N
         ).mean(1)
     if problem == "single_label_classification":
         return F.cross_entropy(logits, labels.view(-1).long(), reduction="none")
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits), reduction="none").mean(1)
+    labels = labels[:, :num_labels].to(logits)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
 
 
 def classification_loss(
@@ -147,24 +149,34 @@ def classification_loss(
     labels: Tensor,
     pass_: Pass,
     prompts: Mapping[str, Prompt],
+    num_labels: int,
     problem: str | None,
     num_items: Any = None,
 ) -> Tensor:
-    """Mean loss over rows, each by the labels of its own prompt (rows without a prompt: by the width of the logits).
+    """Mean loss over rows, each by the labels of its own prompt (rows without a prompt: by those of the model).
 
     Args:
         logits: ``(B, C)``.
         labels: ``(B,)`` or ``(B, C)``.
         pass_: who owns which row.
         prompts: the prompts by name.
-        problem: transformers' ``problem_type``.
+        num_labels: ``C`` of rows without a prompt.
+        problem: transformers' ``problem_type``; "token_classification" for labels ``(B, n)``, the mean then being one
+            over tokens.
         num_items: HF Trainer's number of labels over an accumulated batch, which then divides the sum.
     """
-    losses = []
     labels = labels.to(logits.device)
+    if problem == "token_classification":
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        kind = "mean" if num_items is None else "sum"
+        total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=kind)
+        return total if num_items is None else total / num_items
+    losses = []
     for name, index in pass_.groups_of(logits.shape[0], logits.device).items():
-        width = logits.shape[-1] if name is None else prompts[name].num_labels or logits.shape[-1]
+        width = num_labels if name is None else prompts[name].num_labels or logits.shape[-1]
         rows = slice(None) if index is None else index
         losses.append(row_losses(logits[rows], labels[rows], width, problem))
     total = torch.cat(losses)
-    return total.mean() if num_items is None else total.sum() / num_items
+    if num_items is None:
+        return total.mean()
+    return total.sum() * (labels.numel() / len(labels)) / num_items  # a row may have several labels

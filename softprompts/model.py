@@ -68,6 +68,12 @@ class Prompt(nn.Module):
 class PromptSet(nn.Module, Mapping[str, Prompt]):
     """The prompts of a model by name; any valid name works, also those of `torch.nn.Module`'s own attributes."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":  # a flag of every module, also where a prompt has that name
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def __getitem__(self, name: str) -> Prompt:
         return cast(Prompt, self._modules[name])
 
@@ -108,6 +114,10 @@ class State:
         self.backbone_dropout = False
         self.opened = False
         self.inside = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts between two passes; the tensors of the last one belong to the original's graph.
+        return self.__dict__ | {"current": None, "generating": None, "last": None, "opened": False, "inside": False}
 
     @contextlib.contextmanager
     def activate(self, pass_: Pass | None) -> Iterator[None]:
@@ -221,8 +231,7 @@ class State:
             assert layout.new_mask is not None
             like = inputs.get("attention_mask")
             inputs["attention_mask"] = layout.new_mask.to(torch.long if like is None else like.dtype)
-        if inputs.get("token_type_ids") is not None:
-            inputs["token_type_ids"] = layout.ids(inputs["token_type_ids"])
+        _widen_others(inputs, layout)
         if inputs.get("position_ids") is not None:
             inputs["position_ids"] = layout.positions(inputs["position_ids"], real)
 
@@ -254,8 +263,7 @@ class State:
             assert embeddings is not None
             inputs["input_ids"] = None
             inputs["inputs_embeds"] = layout.embeddings(embeddings, pass_.tokens)
-            if inputs.get("token_type_ids") is not None:
-                inputs["token_type_ids"] = layout.ids(inputs["token_type_ids"])
+            _widen_others(inputs, layout)
         if layout.new_mask is not None:
             inputs["attention_mask"] = layout.new_mask.to(torch.long)
         if self.backbone.takes_positions and (given is not None or not layout.simple):
@@ -314,6 +322,15 @@ class State:
         return Pass(prompts, names, context_mask)
 
 
+def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
+    """Puts zeros for the prompt into everything else with a number per token: token types, global attention."""
+    for name, value in inputs.items():
+        if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
+            continue
+        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
+            inputs[name] = layout.ids(value)
+
+
 def _aligned_update(update: Tensor, real: Tensor | None, rows: int, columns: int, seen: int, layout: Layout) -> Tensor:
     """The embedding update ``(R|1, m, d)`` for the given columns: entry ``i`` at a row's ``i``-th real token."""
     length = update.shape[1]
@@ -367,22 +384,33 @@ class PromptModel:
             pass_ = self._resume(inputs, prompt_names)
         if pass_ is None:
             labels = inputs.get("labels")
-            if context_mask is None and labels is not None and state.backbone.kind == "decoder" and labels.ndim == 2:
+            predicts = state.backbone.kind == "decoder" and not state.heads
+            if context_mask is None and labels is not None and predicts and labels.ndim == 2:
                 context_mask = _context_of(labels)
             pass_ = state.open(prompt_names, context_mask)
             if pass_ is not None:
                 self._check_names(pass_, inputs)
         state.last = pass_
         if pass_ is None:
-            with state.activate(None):
+            with state.activate(None), self._own_labels() if state.heads else contextlib.nullcontext():
                 return forward(**inputs)
         if self._checkpointing and "use_cache" in names and inputs.get("past_key_values") is None:
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
-        own_loss = "labels" in inputs and state.heads and self._classifies_sequences
+        own_loss = "labels" in inputs and state.heads and self._classifies
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         with state.activate(pass_):
             output = forward(**inputs)
         return self._finish(output, pass_, labels, bool(own_loss), inputs.get("num_items_in_batch"))
+
+    @contextlib.contextmanager
+    def _own_labels(self) -> Iterator[None]:
+        """The model's own labels while it computes a loss without any prompt."""
+        problem = self.config.problem_type
+        try:
+            with self.disable_prompt():
+                yield
+        finally:  # transformers notes its guess there, which need not be right for the prompts
+            self.config.problem_type = problem
 
     def _resume(self, inputs: dict[str, Any], names: Any) -> Pass | None:
         """The pass under which the given cache or encoder output was made, so that a loop by hand goes on with it."""
@@ -412,15 +440,18 @@ class PromptModel:
                     if output.get(name) is not None:
                         cut = _restored((output[name],), pass_.layout)[0]
                         output[name] = cut
-        if labels is None:
-            return output
         penalty = sum(pass_.penalties.values())
-        if own_loss:
+        if pass_.penalties and labels is not None and num_items is not None:
+            # Trainer adds up the parts of an accumulated batch.
+            penalty = penalty * ((labels != -100).sum() / num_items)
+        if own_loss and labels is not None:
             logits = output[0] if isinstance(output, tuple) else output.logits
-            loss = (
-                heads.classification_loss(logits, labels, pass_, self.prompts, self.config.problem_type, num_items)
-                + penalty
+            problem = "token_classification" if self._classifies == "ForTokenClassification" else None
+            problem = problem or self.config.problem_type
+            loss = heads.classification_loss(
+                logits, labels, pass_, self.prompts, state.labels[0], problem, num_items
             )
+            loss = loss + penalty
             if isinstance(output, tuple):
                 return (loss, *output)
             output.loss = loss
@@ -429,7 +460,9 @@ class PromptModel:
             return type(output)(**({"loss": items.pop("loss")} | items))
         if pass_.penalties:
             if isinstance(output, tuple):
-                return (output[0] + penalty, *output[1:])
+                first = output[0] if output else None
+                has_loss = isinstance(first, Tensor) and first.ndim == 0
+                return (first + penalty, *output[1:]) if has_loss else output
             if output.get("loss") is not None:
                 output.loss = output.loss + penalty
         return output
@@ -443,7 +476,7 @@ class PromptModel:
             **kwargs: as for the model's own ``generate``.
         """
         state = _state(self)
-        pass_ = state.open(prompt_names)
+        pass_ = self._resume(kwargs, prompt_names) or state.open(prompt_names)
         base: Any = super()
         if pass_ is None:
             with _bare(state):
@@ -528,7 +561,7 @@ class PromptModel:
             SoftPromptError: the name is taken or not allowed, or the method does not fit the model.
         """
         state = _state(self)
-        if not _NAME.fullmatch(name):
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise SoftPromptError(f"prompt name '{name}': use letters, digits, '_' and '-' only")
         if name in self.prompts:
             raise SoftPromptError(f"there is a prompt named '{name}' already; delete_prompt it or choose another name")
@@ -609,7 +642,7 @@ class PromptModel:
         try:
             yield
         finally:
-            self.set_prompt(before)
+            self.set_prompt(before if before in self.prompts else None)
 
     def delete_prompt(self, name: str) -> None:
         """Forgets a prompt.
@@ -704,8 +737,10 @@ class PromptModel:
         return any(getattr(layer, "gradient_checkpointing", False) for layer in module.modules())
 
     @property
-    def _classifies_sequences(self) -> bool:
-        return self.loss_type == "ForSequenceClassification"  # type: ignore[attr-defined, no-any-return]
+    def _classifies(self) -> str | None:
+        """The kind of loss that we compute ourselves, as the number of labels is each prompt's own."""
+        kind: str | None = self.loss_type  # type: ignore[attr-defined]
+        return kind if kind in ("ForSequenceClassification", "ForTokenClassification") else None
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         base: Any = super()
@@ -806,6 +841,7 @@ class _CheckpointFunction:
     """A checkpoint function under which the recomputation sees the same prompts as the first run did."""
 
     def __init__(self, function: Callable[..., Any], state: State):
+        self.original = function
         if isinstance(function, functools.partial) and function.keywords.get("use_reentrant"):
             warnings.warn(
                 "gradient checkpointing with use_reentrant=True does not reach prompts; using use_reentrant=False",
@@ -962,7 +998,7 @@ def detach(model: Any) -> Any:
                 module.__dict__["forward"] = module.__dict__.pop("_softprompt_forward")
         function = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(function, _CheckpointFunction):
-            module._gradient_checkpointing_func = function.function
+            module._gradient_checkpointing_func = function.original
     del model.prompts
     del model.__dict__[_STATE]
     model.__class__ = state.model_class

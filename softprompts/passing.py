@@ -42,7 +42,7 @@ class Pass:
         self.keys: tuple[Tensor, ...] = ()
         self.values: tuple[Tensor, ...] = ()
         self.where: dict[int, int] = {}
-        self.prefix_mask: Tensor | None = None
+        self.prefix_masks: list[Tensor] | None = None
         self.selectivity: float | Tensor | None = None
         self.tokens: Tokens | None = None
         self.update: Tensor | None = None
@@ -50,6 +50,7 @@ class Pass:
         self.ready = False
         self._prefixes: dict[tuple[int, int], Prefix | None] = {}
         self._widened: dict[Any, Any] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
 
     @property
     def names(self) -> list[str | None]:
@@ -179,8 +180,12 @@ class Pass:
             alpha = float("nan") if soft.selectivity is None else soft.selectivity
             alphas.append(torch.full((count,), alpha, device=device))
         self.keys, self.values = self._to_rows(keys, 1).unbind(0), self._to_rows(values, 1).unbind(0)
-        if not all(bool(mask.all()) for mask in masks):
-            self.prefix_mask = self._to_rows(masks, 1)
+        lengths = {0 if soft.keys is None else soft.keys.shape[2] for soft in self.soft.values()}
+        covered = all(set(self.prompts[name].sites) == set(sites) if name else False for name in self.soft)
+        if len(lengths) > 1 or not covered:
+            mask = self._to_rows(masks, 1)
+            # One object for all sites where they agree: attention widens each mask it meets once.
+            self.prefix_masks = list(mask.unbind(0)) if not covered else [mask[0]] * len(sites)
         if any(soft.selectivity is not None for soft in self.soft.values()):
             self.selectivity = self._to_rows(alphas, 0)
 
@@ -237,7 +242,7 @@ class Pass:
         if place is None:
             return None
         if (site, rows) not in self._prefixes:
-            mask = None if self.prefix_mask is None else repeat_rows(self.prefix_mask[place], rows)
+            mask = None if self.prefix_masks is None else self._repeated(self.prefix_masks[place], rows)
             alpha = self.selectivity
             self._prefixes[site, rows] = Prefix(
                 repeat_rows(self.keys[place], rows),
@@ -247,6 +252,11 @@ class Pass:
                 self._widened,
             )
         return self._prefixes[site, rows]
+
+    def _repeated(self, mask: Tensor, rows: int) -> Tensor:
+        if (id(mask), rows) not in self._masks:
+            self._masks[id(mask), rows] = repeat_rows(mask, rows)
+        return self._masks[id(mask), rows]
 
 
 def _place(prefix: Tensor, own: list[int], sites: int, rows: int, length: int) -> Tensor:

@@ -251,3 +251,17 @@ def test_packed_sequences_see_the_prefix_and_not_each_other(family: str, method:
     packed = model(input_ids=torch.cat([first, second], 1), position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(packed[:, :4], model(input_ids=first).logits, **TOLERANCE)
     torch.testing.assert_close(packed[:, 4:], model(input_ids=second).logits, **TOLERANCE)
+
+
+def test_prompts_with_prefixes_at_different_sites_mix() -> None:
+    model = tiny.attached("t5")
+    for index, sites in enumerate([("encoder.self",), ("decoder.self", "decoder.cross"), ("decoder.cross",), None]):
+        config = sp.PrefixTuningConfig(num_virtual_tokens=2 + index % 2, sites=sites, init_std=0.5)
+        model.add_prompt(f"p{index}", config, seed=index)
+    model.prompts.to(torch.float64)
+    names = ["p0", "p1", None, "p2", "p3", "p1"]
+    inputs = tiny.batch("t5", rows=6)
+    mixed = model(**inputs, prompt_names=names).logits
+    for index, name in enumerate(names):
+        alone = model(**tiny.row(inputs, index), prompt_names=[name]).logits[0]
+        torch.testing.assert_close(mixed[index], alone, **TOLERANCE)

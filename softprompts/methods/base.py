@@ -201,6 +201,7 @@ class Method(nn.Module):
         self.config = config
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """The prompt of these rows; of any rows if ``rows`` is None."""
         raise NotImplementedError
 
     def components(self) -> dict[str, Component]:

@@ -9,7 +9,6 @@ https://arxiv.org/abs/2405.11464
     input:         [P_amend + P_f ; I]                                                                    (Eq. 8-9)
 
 Trained: ``s*d + (m+d)*r`` numbers, and ``N*(2*d*h + h + d) + N*(d+1)`` in the spaces, dropped after training.
-No code was released; the settings say where the paper leaves a choice.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from softprompts.soft_prompt import SoftPrompt
 @register("ept")
 @dataclass(frozen=True, kw_only=True)
 class EPTConfig(MethodConfig):
-    """Settings of EPT; fusion needs the decomposition, so the three switches give six variants.
+    """Settings of EPT, of which no code was released; fusion needs the decomposition, which leaves six variants.
 
     Attributes:
         num_virtual_tokens: ``s``, length of the prompt kept; 0 leaves the change of the embeddings alone.
@@ -73,20 +72,18 @@ class EPTConfig(MethodConfig):
         self.choice("fusion_mode", ("values_ab", "literal", "axis_p"))
         self.choice("align", ("zero", "tile", "sample"))
         self.choice("svd_scale", ("none", "sqrt"))
-        if self.low_rank:
+        if self.decomposition and self.rank:
             self.require(self.num_virtual_tokens <= self.source_tokens, "num_virtual_tokens is more than source_tokens")
             most = self.max_length if self.align == "sample" else min(self.max_length, self.source_tokens)
             self.require(self.rank <= most, f"rank={self.rank} is more than the {most} rows that are decomposed")
         object.__setattr__(self, "uses_tokens", self.num_virtual_tokens > 0)
 
-    @property
-    def low_rank(self) -> bool:
-        return self.decomposition and self.rank > 0
-
     def min_virtual_tokens(self) -> int:
-        return 0 if self.low_rank else 1
+        """A change of the embeddings needs no prompt."""
+        return 0 if self.decomposition and self.rank else 1
 
     def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
         return EPT(self, shape)
 
 
@@ -97,9 +94,10 @@ class EPT(Method):
         super().__init__(config)
         self.fusion, self.fusion_mode = config.fusion, config.fusion_mode
         length, width = config.num_virtual_tokens, shape.hidden_size
-        source = sampled_rows(shape, config.source_tokens if config.low_rank else length, config.vocabulary_limit)
+        low_rank = config.decomposition and config.rank > 0
+        source = sampled_rows(shape, config.source_tokens if low_rank else length, config.vocabulary_limit)
         self.prompt = nn.Parameter(source[:length].clone()) if length else None
-        factors = factorize(source, config, shape) if config.low_rank else (None, None)
+        factors = factorize(source, config, shape) if low_rank else (None, None)
         self.a: nn.Parameter | None = factors[0]
         self.b: nn.Parameter | None = factors[1]
         hidden = config.space_hidden_size or config.max_length
@@ -109,6 +107,7 @@ class EPT(Method):
         self.gate = nn.Linear(width, spaces) if spaces else None
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, s, d)`` and update ``(1, m, d)``."""
         update = None if self.a is None or self.b is None else self.a @ self.b
         result = SoftPrompt(update=None if update is None else update.unsqueeze(0))
         if self.prompt is not None:
@@ -125,6 +124,7 @@ class EPT(Method):
         return prompt + (weights @ update if self.fusion_mode == "values_ab" else weights.sum(1, keepdim=True) * prompt)
 
     def components(self) -> dict[str, Component]:
+        """The prompt, the factors and the spaces, as far as they are in use."""
         parts: dict[str, Component] = {}
         if self.prompt is not None:
             parts["prompt"] = Component([self.prompt], learning_rate=5e-2)

@@ -52,6 +52,7 @@ class FoldedConfig(MethodConfig):
         object.__setattr__(self, "uses_prefix", self.has_prefix)
 
     def min_virtual_tokens(self) -> int:
+        """An update needs no virtual tokens."""
         return 0
 
     def build(self, shape: Shape) -> Method:
@@ -87,6 +88,7 @@ class Folded(Method):
         self.values = None if values is None else nn.Parameter(values)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """The stored tensors, each with an axis of length 1 for the rows."""
         return SoftPrompt(
             tokens=None if self.tokens is None else self.tokens.unsqueeze(0),
             update=None if self.update is None else self.update.unsqueeze(0),
@@ -95,6 +97,7 @@ class Folded(Method):
         )
 
     def components(self) -> dict[str, Component]:
+        """What there is of the prompt, the prefix and the update."""
         parts: dict[str, Component] = {}
         if self.tokens is not None:
             parts["prompt"] = Component([self.tokens], learning_rate=5e-2)

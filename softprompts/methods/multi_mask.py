@@ -55,6 +55,7 @@ class MultiMaskConfig(MethodConfig):
         real_number(self, "init_std", zero=False)
 
     def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
         return MultiMask(self, shape)
 
 
@@ -76,6 +77,7 @@ class MultiMask(Method):
         nn.init.orthogonal_(self.router.weight)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Keys and values ``(S, R, l, w)``; ``(S, 1, l, w)`` with a single mask."""
         weight = self.router.weight
         if self.per_row:
             if rows is None:
@@ -94,6 +96,7 @@ class MultiMask(Method):
         return SoftPrompt(keys=gates * keys, values=gates * values, penalty=penalty)
 
     def components(self) -> dict[str, Component]:
+        """The shared prefix, the masks and the router, which want different rates."""
         return {
             "prefix": Component([self.prefix], learning_rate=3e-2),
             "masks": Component([self.masks], learning_rate=3e-2),

@@ -46,6 +46,7 @@ class PrefixTuningConfig(MethodConfig):
         real_number(self, "init_std", zero=False)
 
     def build(self, shape: Shape) -> Method:
+        """The table, or the network that makes it."""
         return ReparameterizedPrefix(self, shape) if self.reparameterize else PrefixTuning(self, shape)
 
 
@@ -58,10 +59,12 @@ class PrefixTuning(Method):
         self.prefix = prefix_table(config, shape, config.init_std)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Keys and values ``(S, 1, l, w)``."""
         keys, values = split_prefix(self.prefix, self.num_sites)
         return SoftPrompt(keys=keys, values=values)
 
     def components(self) -> dict[str, Component]:
+        """The table."""
         return {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
 
@@ -81,10 +84,12 @@ class ReparameterizedPrefix(Method):
             nn.init.zeros_(layer.bias)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Keys and values ``(S, 1, l, w)``."""
         keys, values = split_prefix(self.outer(self.inner(self.embedding).tanh()), self.num_sites)
         return SoftPrompt(keys=keys, values=values)
 
     def components(self) -> dict[str, Component]:
+        """The embedding, and the network at a lower rate."""
         network = [*self.inner.parameters(), *self.outer.parameters()]
         return {
             "prefix": Component([self.embedding], learning_rate=3e-2),

@@ -65,6 +65,7 @@ class PromptTuningConfig(MethodConfig):
                 self.require(getattr(self, field) is None, f"{field} needs init='{init}', not '{self.init}'")
 
     def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
         return PromptTuning(self, shape)
 
 
@@ -76,9 +77,11 @@ class PromptTuning(Method):
         self.prompt = nn.Parameter(initial_prompt(config, shape))
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
         return SoftPrompt(tokens=self.prompt.unsqueeze(0))
 
     def components(self) -> dict[str, Component]:
+        """The prompt."""
         return {"prompt": Component([self.prompt], learning_rate=5e-2)}
 
 

@@ -48,6 +48,7 @@ class SelectivePrefixConfig(MethodConfig):
         real_number(self, "init_std", zero=False)
 
     def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
         return SelectivePrefix(self, shape)
 
 
@@ -62,6 +63,7 @@ class SelectivePrefix(Method):
         self.prefix = prefix_table(config, shape, config.init_std)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Keys and values ``(S, 1, l, w)``, the mask's steepness and the loss term (Eq. 9)."""
         keys, values = split_prefix(self.prefix, self.num_sites)
         penalty = None
         if self.selective_loss:
@@ -69,9 +71,11 @@ class SelectivePrefix(Method):
         return SoftPrompt(keys=keys, values=values, selectivity=self.alpha, penalty=penalty)
 
     def components(self) -> dict[str, Component]:
+        """The prefix."""
         return {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
     def cannot_fold(self) -> str | None:
+        """Only the variant without the mask folds."""
         return None if self.alpha is None else "its mask depends on the queries"
 
 

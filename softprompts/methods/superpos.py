@@ -58,6 +58,7 @@ class SuperPosConfig(MethodConfig):
         self.require(self.softmax or self.weights_init != "zeros", "weights_init='zeros' needs softmax=True")
 
     def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
         return SuperPos(self, shape)
 
 
@@ -80,10 +81,12 @@ class SuperPos(Method):
             nn.init.uniform_(self.weights, -scale, scale)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
         weights = self.weights.softmax(-1) if self.softmax else self.weights
         return SoftPrompt(tokens=torch.einsum("lm,lmd->ld", weights, self.embeddings).unsqueeze(0))
 
     def components(self) -> dict[str, Component]:
+        """The embeddings, and the weights with their decay."""
         return {
             "embeddings": Component([self.embeddings], learning_rate=1e-2),
             "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.weight_decay),

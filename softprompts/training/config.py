@@ -125,6 +125,6 @@ def _number(name: str, value: Any, above: bool = False) -> None:
     """Checks for a finite number that is not negative (``above``: and not zero)."""
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not fine or value < 0 or (above and value == 0):
-        raise SoftPromptError(
-            f"training: {name} must be a {'positive number' if above else 'number of at least 0'}, not {value!r}"
-        )
+        wanted = "a positive number" if above else "a number of at least 0"
+        hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if isinstance(value, str) else ""
+        raise SoftPromptError(f"training: {name} must be {wanted}, not {value!r}{hint}")

@@ -179,7 +179,13 @@ class Lane:
     # --- training -------------------------------------------------------------------------------------------------
 
     def start(self, model: Any) -> None:
-        """Builds the optimizer and, where the folder has a checkpoint, goes back to it."""
+        """Builds the optimizer and, where the folder has a checkpoint, goes back to it.
+
+        Raises:
+            SoftPromptError: this lane or its folder has a run behind it, or the checkpoint does not fit.
+        """
+        if self.step or self.stop_reason is not None:
+            raise SoftPromptError(f"run '{self.name}' has been trained already; make a new Lane to go on or to repeat")
         if self.folder is not None:
             if runs.is_done(self.folder):
                 raise SoftPromptError(f"{self.folder} holds this run, finished; choose a new folder")
@@ -211,9 +217,7 @@ class Lane:
         """
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-            kept = f"that of step {self.best.step} is kept" if self.best.step else "its starting values are kept"
-            self.stop_reason = "non-finite loss"
-            self.message = f"run '{self.name}' stopped: {what} in step {self.step + 1}; of its prompt, {kept}"
+            self._fail(f"{what} in step {self.step + 1}")
             self.zero_gradients()
             return
         limit = self.config.max_grad_norm
@@ -228,6 +232,11 @@ class Lane:
         self._loss_sum += loss
         self._loss_steps += 1
 
+    def _fail(self, what: str) -> None:
+        kept = f"that of step {self.best.step} is kept" if self.best.step else "its starting values are kept"
+        self.stop_reason = "non-finite loss"
+        self.message = f"run '{self.name}' stopped: {what}; of its prompt, {kept}"
+
     def zero_gradients(self) -> None:
         """Drops all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -241,7 +250,10 @@ class Lane:
     # --- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, model: Any, pad_id: int, padding_side: str = "right") -> dict[str, float]:
-        """The metrics of the prompt as it is now."""
+        """The metrics of the prompt as it is now. Where it is of no use any more, the run stops (see `active`)."""
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            self._fail(f"not all of its parameters are finite after step {self.step}")
+            return {}
         if self.eval_features is None or self._references is None:
             return {}
         if self._predict is not None:
@@ -256,6 +268,11 @@ class Lane:
                 label_ids=self.label_ids,
                 padding_side=padding_side,
             )
+        # The most likely of answers that are not a number would be the first, and might score well.
+        numbers = prediction.labels if prediction.probabilities is None else [p[0] for p in prediction.probabilities]
+        if not all(map(math.isfinite, numbers)):
+            self._fail(f"its predictions after step {self.step} are not finite")
+            return {}
         predictions: list[Any] = list(prediction.labels)
         if self.label_values is not None:
             predictions = [self.label_values[label] for label in predictions]
@@ -370,7 +387,7 @@ class Lane:
         runs.cut_metrics(self.folder, self.step)
 
     def finish(self, model: Any, write: bool = True) -> LaneResult:
-        """Puts the best prompt back into the model and, where the run is done, writes it and the result.
+        """Writes the result of a run that is done, and puts its best prompt back into the model.
 
         Args:
             model: the model with the prompt.

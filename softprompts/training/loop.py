@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -70,13 +70,15 @@ def train(
     own = accelerator is None
     if accelerator is None:
         accelerator = Accelerator(log_with=trackers, project_dir=_tracker_folder(lanes) if trackers else None)
-    if model.device != accelerator.device:
+    placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+    if not placed and model.device != accelerator.device:
         model.to(accelerator.device)
     for lane in lanes:
         lane.start(model)
     if own and trackers:
         accelerator.init_trackers("trackers", config=_flat({lane.name: lane.config.to_dict() for lane in lanes}))
-    bf16 = lanes[0].config.bf16
+    # A run that stopped right before a crash has only its result left to write.
+    results = {lane.name: lane.finish(model, accelerator.is_main_process) for lane in lanes if not lane.active}
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
@@ -86,12 +88,15 @@ def train(
         ):
             while active := [lane for lane in lanes if lane.active]:
                 began = time.perf_counter()
-                with _precision(accelerator, bf16):
-                    interrupted = _step(model, active, pad_id, padding_side, accelerator, stop)
-                due = [lane for lane in active if lane.active and lane.due]
-                for lane in due:
-                    with _precision(accelerator, bf16):
-                        lane.take_stock(lane.evaluate(model, pad_id, padding_side))
+                interrupted = _step(model, active, pad_id, padding_side, accelerator, stop)
+                due = []
+                for lane in active:
+                    if lane.active and lane.due:
+                        with _precision(accelerator, lane.config.bf16):
+                            metrics = lane.evaluate(model, pad_id, padding_side)
+                        if lane.active:
+                            lane.take_stock(metrics)
+                            due.append(lane)
                 spent = time.perf_counter() - began
                 for lane in active:
                     lane.seconds += spent
@@ -100,9 +105,12 @@ def train(
                     _write_down(model, due, stopping, randomness)
                 for lane in stopping:
                     lane.stop_reason, lane.message = "interrupted", f"interrupted after step {lane.step}"
+                for lane in active:
+                    if not lane.active:
+                        results[lane.name] = lane.finish(model, accelerator.is_main_process)
                 bar.show(active)
                 _track(accelerator, active, due, prefix=len(lanes) > 1)
-        return [lane.finish(model, write=accelerator.is_main_process) for lane in lanes]
+        return [results[lane.name] for lane in lanes]
     finally:
         if own and trackers:
             # Not Accelerator.end_training: it also ends the process group, which is not ours alone.
@@ -124,8 +132,9 @@ def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, acceler
             continue
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
-        logits = model(**model_inputs(model, batch), prompt_names=names).logits
-        per_row = row_losses(kind, logits, batch["labels"])
+        with _precision(accelerator, lanes[0].config.bf16):
+            logits = model(**model_inputs(model, batch), prompt_names=names).logits
+            per_row = row_losses(kind, logits, batch["labels"])
         penalties = model.penalties
         total, start = per_row.new_zeros(()), 0
         for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):

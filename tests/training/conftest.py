@@ -5,6 +5,7 @@ Also run by the tests' own subprocesses (with runpy), so it must not need pytest
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -54,7 +55,8 @@ def add(
     model: Any, name: str, method: str = "prompt-tuning", seed: int = 0, double: bool = False, **fields: Any
 ) -> Any:
     """Adds a prompt of four tokens."""
-    model.add_prompt(name, sp.make_config(method, num_virtual_tokens=4, **fields), num_labels=2, seed=seed)
+    make = NoisyConfig if method == "noisy" else functools.partial(sp.make_config, method)
+    model.add_prompt(name, make(num_virtual_tokens=4, **fields), num_labels=2, seed=seed)
     if double:
         model.prompts[name].double()
     return model
@@ -74,11 +76,11 @@ def lane(name: str = "a", folder: Any = None, train: Any = TRAIN, validation: An
     )
 
 
-@sp.register("noisy")
 @dataclass(frozen=True, kw_only=True)
 class NoisyConfig(sp.MethodConfig):
-    """Prompt tuning with dropout on the prompt."""
+    """Prompt tuning with dropout on the prompt. Not registered, so that other tests do not meet it."""
 
+    method: ClassVar[str] = "noisy"
     uses_tokens: ClassVar[bool] = True
 
     def build(self, shape: Any) -> sp.Method:

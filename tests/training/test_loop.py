@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from softprompts import SoftPromptError, load
+from softprompts import SoftPromptError
 from softprompts.training import Lane, TrainConfig, load_result, train
 from softprompts.training.runs import load_metrics
 
@@ -58,11 +58,13 @@ def test_learns(toy: Any, method: str, optimizer: str) -> None:
     model = toy.add(toy.model(), "a", method)
     before = {key: value.clone() for key, value in model.state_dict().items() if "prompts." not in key}
     (result,) = train(model, [toy.lane(epochs=10, optimizer=optimizer)], pad_id=toy.pad)
-    assert result.stop_reason == "max_steps" and result.done
+    assert result.stop_reason == "max_steps"
+    assert result.done
     assert result.steps == 60
     assert result.history[-1]["loss"] < 0.9 * result.history[0]["loss"]
     majority = max(sum(row["label"] == k for row in toy.validation) for k in (0, 1)) / len(toy.validation)
-    assert result.score is not None and result.score > majority + 0.1
+    assert result.score is not None
+    assert result.score > majority + 0.1
     assert result.metrics == {"accuracy": result.score}
     assert_equal(before, {key: value for key, value in model.state_dict().items() if "prompts." not in key})
 
@@ -175,7 +177,8 @@ def test_run_folder(toy: Any, tmp_path: Path) -> None:
     assert load_metrics(tmp_path) == result.history
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
     metadata = json.loads((tmp_path / "prompt" / "softprompt_config.json").read_text())["metadata"]
-    assert metadata["score"] == result.score and metadata["training"] == lane.config.to_dict()
+    assert metadata["score"] == result.score
+    assert metadata["training"] == lane.config.to_dict()
     fresh = toy.model()
     fresh.load_prompt(tmp_path / "prompt", name="a")
     assert_equal(prompt(fresh), prompt(model))
@@ -191,7 +194,7 @@ def test_resume_with_other_settings_is_refused(toy: Any, tmp_path: Path) -> None
     with pytest.raises(SoftPromptError, match="made with another batch_size; start a new run"):
         train(model, [toy.lane(folder=tmp_path, batch_size=4)], pad_id=toy.pad)
     (tmp_path / "checkpoint" / "lane.pt").write_bytes(b"junk")
-    with pytest.raises(SoftPromptError, match="lane.pt cannot be read"):
+    with pytest.raises(SoftPromptError, match=r"lane\.pt cannot be read"):
         train(model, [toy.lane(folder=tmp_path)], pad_id=toy.pad)
 
 
@@ -211,19 +214,20 @@ def stop_after(step: int, number: int = signal.SIGINT) -> Any:
     return prepare
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_and_resume(toy: Any, tmp_path: Path, number: int) -> None:
-    lane = toy.lane(folder=tmp_path)
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGINT, "adamw"), (signal.SIGTERM, "adafactor")])
+def test_interrupt_and_resume(toy: Any, tmp_path: Path, number: int, optimizer: str) -> None:
+    lane = toy.lane(folder=tmp_path, optimizer=optimizer)
     stop_after(8, number)(lane)
     model, undisturbed = (toy.add(toy.model(), "a", "noisy") for _ in range(2))
     (stopped,) = train(model, [lane], pad_id=toy.pad)
-    assert stopped.stop_reason == "interrupted" and not stopped.done
+    assert stopped.stop_reason == "interrupted"
+    assert not stopped.done
     assert stopped.steps in (8, 9)
     assert not (tmp_path / "result.json").exists()
 
     resumed = toy.add(toy.model(), "a", "noisy")
-    (one,) = train(resumed, [toy.lane(folder=tmp_path)], pad_id=toy.pad)
-    (two,) = train(undisturbed, [toy.lane()], pad_id=toy.pad)
+    (one,) = train(resumed, [toy.lane(folder=tmp_path, optimizer=optimizer)], pad_id=toy.pad)
+    (two,) = train(undisturbed, [toy.lane(optimizer=optimizer)], pad_id=toy.pad)
     assert numbers(one) == numbers(two)
     assert_equal(prompt(resumed), prompt(undisturbed))
 
@@ -245,17 +249,20 @@ def test_non_finite_stops_only_that_lane(toy: Any, how: str, tmp_path: Path) -> 
 
         lanes[1].take_stock = poison
     healthy, failed = train(model, lanes, pad_id=toy.pad)
-    assert failed.stop_reason == "non-finite loss" and failed.done
+    assert failed.stop_reason == "non-finite loss"
+    assert failed.done
     assert "run 'b' stopped: the loss is" in failed.message
     assert load_result(tmp_path)["stop_reason"] == "non-finite loss"
     assert all(value.isfinite().all() for value in prompt(model, "b").values())
     load_prompt = toy.model(double=True)
     load_prompt.load_prompt(tmp_path / "prompt")
     if how == "nan":
-        assert failed.best_step == 3 and failed.score is not None
+        assert failed.best_step == 3
+        assert failed.score is not None
         assert_equal(prompt(model, "b"), kept)
     else:
-        assert failed.best_step == 0 and failed.score is None
+        assert failed.best_step == 0
+        assert failed.score is None
 
     alone = toy.add(toy.model(double=True), "a", double=True)
     (result,) = train(alone, [toy.lane("a", eval_every=3)], pad_id=toy.pad)
@@ -323,7 +330,8 @@ def test_regression(toy: Any) -> None:
     )
     (result,) = train(model, [lane], pad_id=toy.pad)
     assert result.history[-1]["loss"] < 0.8 * result.history[0]["loss"]
-    assert result.score is not None and result.score > 0.5
+    assert result.score is not None
+    assert result.score > 0.5
 
 
 def test_tensorboard(toy: Any, tmp_path: Path) -> None:
@@ -367,3 +375,80 @@ def test_bad_lanes(toy: Any) -> None:
         toy.lane(validation=[])
     with pytest.raises(SoftPromptError, match="have no 'label'"):
         toy.lane(validation=[{"input_ids": [1]}])
+
+
+def test_a_lane_is_trained_once(toy: Any) -> None:
+    model, lane = toy.add(toy.model(), "a"), toy.lane(max_steps=1)
+    train(model, [lane], pad_id=toy.pad)
+    with pytest.raises(SoftPromptError, match="trained already"):
+        train(model, [lane], pad_id=toy.pad)
+
+
+def test_killed_right_before_the_result(toy: Any, tmp_path: Path) -> None:
+    model = toy.add(toy.model(), "a")
+    (one,) = train(model, [toy.lane(folder=tmp_path)], pad_id=toy.pad)
+    (tmp_path / "result.json").unlink()
+    again = toy.add(toy.model(), "a")
+    (two,) = train(again, [toy.lane(folder=tmp_path)], pad_id=toy.pad)
+    assert numbers(one) == numbers(two)
+    assert_equal(prompt(model), prompt(again))
+    assert load_result(tmp_path)["score"] == one.score
+
+
+def test_progress_bar(toy: Any, monkeypatch: Any, capsys: Any) -> None:
+    train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6)], pad_id=toy.pad)
+    assert capsys.readouterr().err == ""  # not a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6)], pad_id=toy.pad, progress=False)
+    assert capsys.readouterr().err == ""
+    (result,) = train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6)], pad_id=toy.pad)
+    shown = capsys.readouterr().err
+    assert "6/6" in shown
+    assert "loss 0." in shown
+    assert f"accuracy {result.score:.4f}, best {result.score:.4f}" in shown
+
+
+def test_a_lane_that_leaves_writes_its_result_at_once(toy: Any, tmp_path: Path) -> None:
+    model = toy.add(toy.add(toy.model(), "a"), "b")
+    short, long = toy.lane("a", folder=tmp_path / "a", max_steps=2), toy.lane("b", folder=tmp_path / "b")
+    update = long.update
+
+    def fail(loss: float, norm: float) -> None:
+        if long.step == 2:
+            assert load_result(tmp_path / "a")["steps"] == 2
+            raise KeyboardInterrupt  # as a second Ctrl-C would
+        update(loss, norm)
+
+    long.update = fail
+    with pytest.raises(KeyboardInterrupt):
+        train(model, [short, long], pad_id=toy.pad)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not (tmp_path / "b" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "validated", "message"),
+    [
+        ("method.prompt", math.inf, True, "not all of its parameters are finite after step 1"),
+        ("method.prompt", math.inf, False, "not all of its parameters are finite after step 1"),
+        ("head.classifier.weight", 3e38, True, "its predictions after step 1 are not finite"),
+    ],
+)
+def test_a_diverged_prompt_is_never_the_best(toy: Any, part: str, value: float, validated: bool, message: str) -> None:
+    # The only step ends beyond all bounds, and is evaluated before another loss could tell.
+    model = toy.add(toy.model(), "a")
+    before = prompt(model)
+    lane = toy.lane(max_steps=1, validation=toy.validation if validated else None)
+    update = lane.update
+
+    def diverge(loss: float, norm: float) -> None:
+        update(loss, norm)
+        model.prompts["a"].get_parameter(part).data.fill_(value)
+
+    lane.update = diverge
+    (result,) = train(model, [lane], pad_id=toy.pad)
+    assert result.stop_reason == "non-finite loss"
+    assert result.message == f"run 'a' stopped: {message}; of its prompt, its starting values are kept"
+    assert (result.best_step, result.score) == (0, None)
+    assert_equal(prompt(model), before)
