@@ -1,24 +1,72 @@
 """Soft-prompt and prefix tuning of frozen transformers, every row of a batch with its own prompt."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from softprompts.errors import SoftPromptError as SoftPromptError
-from softprompts.methods import EPTConfig as EPTConfig
-from softprompts.methods import MultiMaskConfig as MultiMaskConfig
-from softprompts.methods import PrefixTuningConfig as PrefixTuningConfig
-from softprompts.methods import PromptTuningConfig as PromptTuningConfig
-from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
-from softprompts.methods import SuperPosConfig as SuperPosConfig
-from softprompts.methods.base import Component as Component
-from softprompts.methods.base import Method as Method
-from softprompts.methods.base import MethodConfig as MethodConfig
-from softprompts.methods.base import Rows as Rows
-from softprompts.methods.base import make_config as make_config
-from softprompts.methods.base import methods as methods
-from softprompts.methods.base import register as register
-from softprompts.model import PromptModel as PromptModel
-from softprompts.model import attach as attach
-from softprompts.model import detach as detach
-from softprompts.model import is_attached as is_attached
-from softprompts.saving import load as load
-from softprompts.soft_prompt import SoftPrompt as SoftPrompt
+if TYPE_CHECKING:
+    from softprompts.errors import SoftPromptError as SoftPromptError
+    from softprompts.methods import EPTConfig as EPTConfig
+    from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
+    from softprompts.methods import MultiMaskConfig as MultiMaskConfig
+    from softprompts.methods import PrefixTuningConfig as PrefixTuningConfig
+    from softprompts.methods import PromptTuningConfig as PromptTuningConfig
+    from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
+    from softprompts.methods import SuperPosConfig as SuperPosConfig
+    from softprompts.methods.base import Component as Component
+    from softprompts.methods.base import Method as Method
+    from softprompts.methods.base import MethodConfig as MethodConfig
+    from softprompts.methods.base import Rows as Rows
+    from softprompts.methods.base import Shape as Shape
+    from softprompts.methods.base import make_config as make_config
+    from softprompts.methods.base import methods as methods
+    from softprompts.methods.base import register as register
+    from softprompts.model import PromptModel as PromptModel
+    from softprompts.model import attach as attach
+    from softprompts.model import detach as detach
+    from softprompts.model import is_attached as is_attached
+    from softprompts.predictor import Predictor as Predictor
+    from softprompts.saving import load as load
+    from softprompts.soft_prompt import SoftPrompt as SoftPrompt
+
+# Where each public name lives. Imported when first used, so that `softprompts --help` need not wait for torch.
+_HOMES = {
+    "softprompts.errors": ("SoftPromptError",),
+    "softprompts.methods": (
+        "EPTConfig",
+        "HeadOnlyConfig",
+        "MultiMaskConfig",
+        "PrefixTuningConfig",
+        "PromptTuningConfig",
+        "SelectivePrefixConfig",
+        "SuperPosConfig",
+        "Component",
+        "Method",
+        "MethodConfig",
+        "Rows",
+        "Shape",
+        "make_config",
+        "register",
+    ),
+    "softprompts.model": ("PromptModel", "attach", "detach", "is_attached"),
+    "softprompts.predictor": ("Predictor",),
+    "softprompts.saving": ("load",),
+    "softprompts.soft_prompt": ("SoftPrompt",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["__version__", "methods", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "methods":  # the package itself can be called
+        return import_module("softprompts.methods")
+    if name not in _HOME:
+        raise AttributeError(f"module 'softprompts' has no attribute '{name}'")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

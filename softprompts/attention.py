@@ -1,9 +1,9 @@
 """Prefix attention: the one place where prefix keys and values join a frozen model.
 
-Transformers looks up its attention kernels by name. We register ``softprompts|sdpa`` and ``softprompts|eager``: each puts
-the prefix of the calling attention module in front of its keys and values and then runs the kernel of that name. The
-prefix is added at attention time and never enters the KV cache, so generation, beam search and cache types need no
-special case, and real tokens keep their positions.
+Transformers looks up its attention kernels by name. We register ``softprompts|sdpa`` and ``softprompts|eager``: each
+puts the prefix of the calling attention module in front of its keys and values and then runs the kernel of that name.
+The prefix is added at attention time and never enters the KV cache, so generation, beam search and cache types need
+no special case, and real tokens keep their positions.
 """
 
 from __future__ import annotations

@@ -100,15 +100,22 @@ class Backbone:
         return chosen
 
 
-def _kind(model: PreTrainedModel) -> str:
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False) and hasattr(model, "get_decoder"):
+def kind_of(config: Any) -> str:
+    """Which of "encoder", "decoder" and "encoder-decoder", by the config and transformers' tables of model types."""
+    if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     causal_only = (
         config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
     return "decoder" if causal_only or getattr(config, "is_decoder", False) else "encoder"
+
+
+def _kind(model: PreTrainedModel) -> str:
+    kind = kind_of(model.config)
+    if kind == "encoder-decoder" and not hasattr(model, "get_decoder"):
+        return "encoder"
+    return kind
 
 
 def _position_limit(entry: nn.Module) -> int | None:

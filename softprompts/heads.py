@@ -179,4 +179,6 @@ def classification_loss(
     total = torch.cat(losses)
     if num_items is None:
         return total.mean()
-    return total.sum() * (labels.numel() / len(labels)) / num_items  # a row may have several labels
+    # A row may have several labels.
+    share: Tensor = total.sum() * (labels.numel() / len(labels)) / num_items
+    return share

@@ -2,7 +2,7 @@
 
 The model object stays what it was, a `PreTrainedModel` of its own class; it becomes an instance of a class made from
 that class and `PromptModel`, as torch's ``fully_shard`` does it. Hooks on its input module put prompt tokens in and
-cut their positions off again, so that logits cover real tokens only; its attention runs through `softprompts.attention`.
+cut their positions off again, so that logits cover real tokens only; attention runs through `softprompts.attention`.
 """
 
 from __future__ import annotations
@@ -167,6 +167,10 @@ class State:
         cache = inputs.get("past_key_values") if causal else None
         seen = 0 if cache is None else int(cache.get_seq_length())
         inserts = pass_.has_input_part
+        if seen and inserts and not pass_.ready:
+            raise SoftPromptError(
+                "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
+            )
 
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             if inserts or (pass_.needs_input and not pass_.ready):
@@ -188,6 +192,9 @@ class State:
             pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
 
         tokens = pass_.tokens
+        if real is None and seen and tokens is not None and tokens.counts is not None:
+            # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
+            real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
         layout = Layout(
             real,
             (rows, columns if real is None else real.shape[1]),
@@ -449,7 +456,7 @@ class PromptModel:
             problem = "token_classification" if self._classifies == "ForTokenClassification" else None
             problem = problem or self.config.problem_type
             loss = heads.classification_loss(
-                logits, labels, pass_, self.prompts, state.labels[0], problem, num_items
+                logits, labels, pass_, self.prompts, state.labels[0] or 0, problem, num_items
             )
             loss = loss + penalty
             if isinstance(output, tuple):
@@ -460,9 +467,9 @@ class PromptModel:
             return type(output)(**({"loss": items.pop("loss")} | items))
         if pass_.penalties:
             if isinstance(output, tuple):
-                first = output[0] if output else None
-                has_loss = isinstance(first, Tensor) and first.ndim == 0
-                return (first + penalty, *output[1:]) if has_loss else output
+                if output and isinstance(output[0], Tensor) and output[0].ndim == 0:
+                    return (output[0] + penalty, *output[1:])
+                return output
             if output.get("loss") is not None:
                 output.loss = output.loss + penalty
         return output
@@ -481,6 +488,12 @@ class PromptModel:
         if pass_ is None:
             with _bare(state):
                 return base.generate(*args, **kwargs)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and state.backbone.kind == "decoder" and pass_.has_input_part and cache.get_seq_length():
+            raise SoftPromptError(
+                "generate cannot go on from past_key_values that hold prompt tokens, which it would count as input: "
+                "leave past_key_values out, or use a prefix method"
+            )
         self._check_names(pass_, {"input_ids": args[0] if args else None} | kwargs)
         before, state.generating = state.generating, pass_
         try:
@@ -520,7 +533,7 @@ class PromptModel:
 
     @property
     def backbone_kind(self) -> str:
-        """ "encoder", "decoder" or "encoder-decoder"."""
+        """One of "encoder", "decoder" and "encoder-decoder"."""
         return _state(self).backbone.kind
 
     @property
@@ -589,6 +602,11 @@ class PromptModel:
         )
         with _seeded(seed), torch.device(device):
             method = config.build(shape)
+            if method.per_row and not backbone.text_input:
+                raise SoftPromptError(
+                    f"{config.method} looks at the input's embeddings, but {state.model_class.__name__} takes "
+                    f"{backbone.model.main_input_name}: use a plain prefix"
+                )
             head = heads.new(state.original_heads, num_labels, cast(PreTrainedModel, self))
         if head is None and num_labels is not None:
             raise SoftPromptError(
@@ -722,7 +740,8 @@ class PromptModel:
 
     def train(self, mode: bool = True) -> PromptModel:
         """Puts the prompts in training mode; the frozen backbone stays in evaluation mode (no dropout there) unless
-        ``attach`` was told ``backbone_dropout=True``."""
+        ``attach`` was told ``backbone_dropout=True``.
+        """
         module, state = cast(nn.Module, self), _state(self)
         module.training = mode
         for child in module.children():

@@ -153,7 +153,8 @@ class Pass:
         sites = sorted({site for name in with_prefix for site in self.prompts[str(name)].sites})
         self.where = {site: place for place, site in enumerate(sites)}
         first = next(iter(with_prefix.values()))
-        assert first.keys is not None and first.values is not None
+        assert first.keys is not None
+        assert first.values is not None
         if len(self.soft) == 1:
             self.keys, self.values = first.keys.unbind(0), first.values.unbind(0)
             self.selectivity = first.selectivity

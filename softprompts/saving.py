@@ -134,10 +134,19 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     missing = [key for key in needed if not isinstance(config, dict) or key not in config]
     if missing:
         raise SoftPromptError(f"{config_path} lacks '{missing[0]}': it is no saved prompt, or an edited one")
-    if config["format"] != FORMAT:
+    if config["format"] != FORMAT or config["format"] is True:
         raise SoftPromptError(
             f"{config_path} has format {config['format']!r}; this version reads {FORMAT}: update softprompts"
         )
+    kinds = {"method": str, "config": dict, "backbone": dict, "tensors": dict, "sha256": str}
+    labels = config.get("labels")
+    wrong = [key for key, kind in kinds.items() if not isinstance(config[key], kind)]
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        wrong.append("labels")
+    if not isinstance(config.get("name", ""), str):
+        wrong.append("name")
+    if wrong:
+        raise SoftPromptError(f"{config_path}: '{wrong[0]}' is not what a saved prompt has there; it was edited")
     if not tensor_path.is_file():
         raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
     content = tensor_path.read_bytes()
@@ -168,20 +177,28 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
     """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
     config, tensors = read(path)
     _check_backbone(model, config["backbone"], str(path))
-    method = make_config(config["method"], **config["config"])
     name = name or config.get("name") or "default"
     labels = config.get("labels")
     if labels is not None and not _has_head(model):
+        wanted = config["backbone"].get("class")
         raise SoftPromptError(
-            f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {config['backbone']['class']}"
+            f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
         )
-    before = model.active_prompt
-    model.add_prompt(name, method, labels=labels or None, seed=0)
+    stored, asked = sum(value.numel() for value in tensors.values()), config["config"].get("num_virtual_tokens", 0)
+    if isinstance(asked, int) and asked > stored:  # before room is made for them
+        raise SoftPromptError(f"{path}: its config asks for {asked} virtual tokens, its tensors hold {stored} numbers")
+    try:
+        method = make_config(config["method"], **config["config"])
+        model.add_prompt(name, method, labels=labels or None, seed=0)
+    except SoftPromptError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
     try:
         _fill(model.prompts[name], tensors, str(path))
     except BaseException:
         model.delete_prompt(name)
-        model.set_prompt(before)
         raise
     return cast(str, name)
 
@@ -214,7 +231,8 @@ def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
     for key in ("model_type", "hidden_size", "sites", "vocabulary"):
         theirs, ours = saved.get(key), own[key]
         if theirs != ours and not (key == "sites" and not theirs):
-            shown = (f"{len(theirs or [])} attention sites", f"{len(ours)}") if key == "sites" else (theirs, ours)
+            count = len(theirs) if isinstance(theirs, list) else theirs
+            shown = (f"{count} attention sites", f"{len(ours)}") if key == "sites" else (theirs, ours)
             raise SoftPromptError(
                 f"{where} was trained on another backbone ({saved.get('name') or saved.get('model_type')}): "
                 f"{key.replace('_', ' ')} {shown[0]}, this model has {shown[1]}"
@@ -243,10 +261,8 @@ def load(path: str | Path, **kwargs: Any) -> Any:
     cls = getattr(transformers, str(backbone.get("class")), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise SoftPromptError(f"{path}: transformers has no model class '{backbone.get('class')}'")
-    if not backbone.get("name"):
+    if not (isinstance(backbone.get("name"), str) and backbone["name"]):
         raise SoftPromptError(f"{path} does not name its backbone: load the model, attach it, then model.load_prompt")
-    if config.get("labels") is not None:
-        kwargs = {"num_labels": len(config["labels"])} | kwargs
     try:
         model = cls.from_pretrained(
             packaged.resolve_model(backbone["name"]), revision=backbone.get("revision") or "main", **kwargs

@@ -1,8 +1,8 @@
 """Attention with Selective Prefix Tuning's mask (Eq. 4-6 of the paper), per head.
 
-A prefix column with score ``s`` keeps the weight ``sigmoid(alpha * s) * exp(s)`` before normalisation, which is the same
-as adding ``logsigmoid(alpha * s)`` to its score. That term depends on the query, so no kernel that takes a bias can
-add it. Two ways to compute it, equal up to rounding:
+A prefix column with score ``s`` keeps the weight ``sigmoid(alpha * s) * exp(s)`` before normalisation, which is the
+same as adding ``logsigmoid(alpha * s)`` to its score. That term depends on the query, so no kernel that takes a bias
+can add it. Two ways to compute it, equal up to rounding:
 
 - `by_scores`: all scores at once, as the formula reads; anywhere, and it can return the weights;
 - `by_merging`: the content through the CPU's fused kernel, the few prefix columns by hand, merged by their

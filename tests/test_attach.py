@@ -37,7 +37,7 @@ def tokenizer() -> Any:
     return tf.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", cls_token="[CLS]", unk_token="[UNK]")
 
 
-# --- the object ---------------------------------------------------------------------------------------------------
+# --- the object ---
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "llama"])
@@ -174,7 +174,7 @@ def test_rows_without_a_prompt_generate_bare() -> None:
     assert torch.equal(model.generate(input_ids=ids, **options), bare)
 
 
-# --- counts -------------------------------------------------------------------------------------------------------
+# --- counts ---
 
 
 def t5_base() -> Any:
@@ -220,7 +220,7 @@ def test_print_trainable_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == expected
 
 
-# --- starting values ----------------------------------------------------------------------------------------------
+# --- starting values ---
 
 
 @pytest.mark.parametrize("method", list(tiny.METHODS))
@@ -265,7 +265,7 @@ def test_starting_values_go_through_the_scaling_of_the_embeddings() -> None:
         assert (scaled - row).abs().sum(1).min() < 1e-4
 
 
-# --- models without the attention interface -------------------------------------------------------------------------
+# --- models without the attention interface ---
 
 
 def _bloom() -> Any:
@@ -363,7 +363,7 @@ def test_another_kernel_is_named_in_the_error() -> None:
     assert model.config._attn_implementation == "flex_attention"
 
 
-# --- sites ----------------------------------------------------------------------------------------------------------
+# --- sites ---
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
@@ -406,7 +406,7 @@ def test_unknown_sites() -> None:
     assert not sp.is_attached(model)
 
 
-# --- limits ---------------------------------------------------------------------------------------------------------
+# --- limits ---
 
 
 @pytest.mark.parametrize(("family", "limit"), [("roberta", 38), ("bert", 40), ("gpt2", 40), ("bart", 40)])
@@ -440,7 +440,7 @@ def test_generation_stops_at_the_position_table_with_one_clear_line() -> None:
     assert "40 positions" in one_line(error)
 
 
-# --- copies ---------------------------------------------------------------------------------------------------------
+# --- copies ---
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "llama"])
@@ -469,7 +469,7 @@ def test_a_deep_copy_is_independent(family: str, method: str) -> None:
     assert tiny.loss_of(twin.eval(), inputs).item() == tiny.loss_of(model.eval(), inputs).item()
 
 
-# --- gradient checkpointing and modes ---------------------------------------------------------------------------------
+# --- gradient checkpointing and modes ---
 
 
 def gradients(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -599,7 +599,7 @@ def test_labels_that_do_not_fit() -> None:
     assert not sp.is_attached(decoder)
 
 
-# --- losses, outputs and inputs -----------------------------------------------------------------------------------------
+# --- losses, outputs and inputs ---
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "t5"])

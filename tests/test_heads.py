@@ -132,6 +132,23 @@ def test_different_numbers_of_labels_in_one_batch(family: str) -> None:
         assert torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.parametrize("family", ["bert", "t5", "llama"])
+def test_rows_come_back_in_the_order_of_the_batch(family: str) -> None:
+    cls, base, _ = HEADS[family]
+    chosen = ("prompt-tuning", "prefix-tuning", "ept", "multi-mask")
+    model = build(cls, base, *chosen, counts=(2, 5, 3, 4), num_labels=3, pad_token_id=0)
+    names = ["prefix-tuning", "ept", None, "multi-mask", "prompt-tuning", "prefix-tuning", "multi-mask", "ept", None]
+    inputs = tiny.batch(family, rows=9, columns=11)
+    inputs.pop("labels")
+    if family == "t5":
+        inputs["input_ids"][range(9), inputs["attention_mask"].sum(1) - 1] = 2
+    mixed = model(**inputs, prompt_names=names).logits
+    for row, name in enumerate(names):
+        alone = model(**tiny.row(inputs, row), prompt_names=[name]).logits[0]
+        torch.testing.assert_close(mixed[row, : len(alone)], alone, **EXACT)
+        assert (mixed[row, len(alone) :] == float("-inf")).all()
+
+
 def test_gradients_of_a_mixed_batch_are_those_of_its_parts() -> None:
     names = ["prompt-tuning", "prefix-tuning", "prompt-tuning"]
     model = build(tf.BertForSequenceClassification, "bert", *names[:2], counts=(2, 5), num_labels=3)
@@ -213,14 +230,12 @@ def test_the_penalty_of_an_accumulated_language_model_batch_adds_up() -> None:
     torch.testing.assert_close(halves[0] + halves[1], with_items, rtol=1e-6, atol=0)
 
 
-# --- other tasks --------------------------------------------------------------------------------------------------------
+# --- other tasks ---
 
 
 def test_token_classification() -> None:
     names = ["prompt-tuning", "prefix-tuning", None]
-    model = build(
-        tf.BertForTokenClassification, "bert", "prompt-tuning", "prefix-tuning", counts=(4, 6), num_labels=5
-    )
+    model = build(tf.BertForTokenClassification, "bert", "prompt-tuning", "prefix-tuning", counts=(4, 6), num_labels=5)
     inputs = tiny.batch("bert")
     labels = torch.randint(0, 4, (3, 7)).masked_fill(inputs["attention_mask"] == 0, -100)
     inputs["labels"] = labels
@@ -302,7 +317,7 @@ def test_decoders_are_pooled_at_their_last_real_token(family: str, method: str, 
     torch.testing.assert_close(model(**inputs).logits, head(last), **EXACT)
 
 
-# --- label names ----------------------------------------------------------------------------------------------------------
+# --- label names ---
 
 
 def test_label_names_follow_the_active_prompt() -> None:

@@ -28,7 +28,7 @@ def logits(model: Any, inputs: dict[str, Tensor], name: str | None = None) -> Te
         return model(**inputs, prompt_names=name).logits
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
+# --- there and back ---
 
 
 @pytest.mark.parametrize("method", list(tiny.METHODS))
@@ -103,9 +103,7 @@ def test_a_saved_prompt_is_overwritten_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [CONFIG, TENSORS])
-def test_a_failing_write_leaves_the_previous_file(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_write_leaves_the_previous_file(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / broken
     saving.write_atomic(path, b"first")
 
@@ -132,7 +130,7 @@ def test_saving_to_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-# --- damaged and foreign ------------------------------------------------------------------------------------------------
+# --- damaged and foreign ---
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -214,7 +212,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other length": (lambda f: edit(f, lambda c: c["config"].update(num_virtual_tokens=9)), "has shape"),
     "text for a number": (lambda f: edit(f, lambda c: c["config"].update(num_virtual_tokens="9")), "whole number"),
     "immense length": (lambda f: edit(f, lambda c: c["config"].update(num_virtual_tokens=10**15)), ""),
-    "other tensors listed": (lambda f: edit(f, lambda c: c["tensors"].popitem()), "lists other tensors"),
+    "other tensors listed": (lambda f: edit(f, lambda c: c["tensors"].clear()), "lists other tensors"),
     "other labels": (lambda f: edit(f, lambda c: c.update(labels=["a", "b"])), "has shape"),
     "wrong name": (lambda f: edit(f, lambda c: c.update(name="../up")), "prompt name"),
     "other width": (lambda f: edit(f, lambda c: c["backbone"].update(hidden_size=99)), "hidden size 99"),
@@ -277,12 +275,15 @@ def test_any_edit_of_the_config_loads_or_is_one_clear_line(saved: Path, receiver
             (folder / CONFIG).write_text(json.dumps(config))
             try:
                 receiver.load_prompt(folder, "tried")
+                message = ""
             except sp.SoftPromptError as error:
+                message = str(error)
+            assert "\n" not in message, (path, wrong)
+            if message:
                 refused += 1
-                assert "\n" not in str(error), (path, wrong)
                 assert "tried" not in receiver.prompts, (path, wrong)
             else:
-                assert path[0] in ("metadata", "softprompts_version", "name", "backbone", "labels", "config"), (path, wrong)
+                assert path[0] not in ("format", "method", "tensors", "sha256"), (path, wrong)
                 receiver.delete_prompt("tried")
             assert list(receiver.prompts) == ["prompt-tuning", "multi-mask"]
             assert receiver.active_prompt == "multi-mask"
@@ -334,7 +335,7 @@ def test_a_pickle_next_to_it_is_never_opened(saved: Path, tmp_path: Path) -> Non
         model.load_prompt(tmp_path / "pytorch_model.bin")
 
 
-# --- save_pretrained and sp.load ------------------------------------------------------------------------------------------
+# --- save_pretrained and sp.load ---
 
 
 def test_save_pretrained_writes_prompts_only(tmp_path: Path) -> None:
@@ -422,7 +423,7 @@ def test_the_card_names_what_matters(backbones: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / CONFIG).read_text())["metadata"]["curve"] == [1, 2]
 
 
-# --- folding ------------------------------------------------------------------------------------------------------------------
+# --- folding ---
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "llama"])

@@ -1,5 +1,8 @@
 """The methods, one file each. Importing this package makes all of them known by name."""
 
+import sys
+from types import ModuleType
+
 from softprompts.methods.base import (
     SITE_KINDS,
     Component,
@@ -14,6 +17,8 @@ from softprompts.methods.base import (
 )
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
+from softprompts.methods.head_only import HeadOnly as HeadOnly
+from softprompts.methods.head_only import HeadOnlyConfig as HeadOnlyConfig
 from softprompts.methods.multi_mask import MultiMaskConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
@@ -25,6 +30,7 @@ __all__ = [
     "Component",
     "EPTConfig",
     "FoldedConfig",
+    "HeadOnlyConfig",
     "Method",
     "MethodConfig",
     "MultiMaskConfig",
@@ -40,3 +46,14 @@ __all__ = [
     "methods",
     "register",
 ]
+
+
+class _Callable(ModuleType):
+    """``softprompts.methods`` is this package and the function that lists what is in it."""
+
+    def __call__(self) -> dict[str, type[MethodConfig]]:
+        """All methods by name; see `softprompts.methods.base.methods`."""
+        return methods()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -44,7 +44,10 @@ class LaneResult:
         best_step: the step whose prompt was kept; 0 for the one it started from.
         score: the best value of the main metric; None without an evaluation.
         metrics: all metrics of that evaluation.
+        test_metrics: those of the kept prompt on rows that nothing was chosen by; empty without such rows.
         seconds: time spent in the loop, that before a resume included; lanes of one pass share it.
+        step_seconds: the part of it that went into steps.
+        peak_memory: in bytes, of the process or the GPU while it trained; lanes of one pass share it.
         history: the lines of metrics.jsonl.
     """
 
@@ -55,7 +58,10 @@ class LaneResult:
     best_step: int
     score: float | None
     metrics: dict[str, float]
+    test_metrics: dict[str, float]
     seconds: float
+    step_seconds: float
+    peak_memory: int
     history: list[dict[str, Any]]
 
     @property
@@ -89,6 +95,7 @@ class Lane:
         metrics: names of metrics, the first is the main one; higher is better.
         label_ids: for language models, the token ids of each allowed answer.
         label_values: what the metrics compare in place of the label's number (the scores that answers stand for).
+        test_features: rows to score the kept prompt on in the end; nothing is chosen by them.
         references: the truth for ``eval_features``; None: their "label".
         predict: another way to predict, ``predict(model, features, name)``; None: `softprompts.training.predict`.
         score: another way to score, ``score(predictions, references)``, the first value is the main one; None: by
@@ -111,6 +118,7 @@ class Lane:
         train_features: Sequence[Feature],
         *,
         eval_features: Sequence[Feature] | None = None,
+        test_features: Sequence[Feature] | None = None,
         metrics: Sequence[str] = ("accuracy",),
         label_ids: Sequence[Sequence[int]] | None = None,
         label_values: Sequence[int | float] | None = None,
@@ -130,6 +138,7 @@ class Lane:
         self.config = config
         self.train_features = train_features
         self.eval_features = eval_features
+        self.test_features = test_features
         self.metrics = tuple(metrics)
         self.label_ids = label_ids
         self.label_values = label_values
@@ -155,7 +164,9 @@ class Lane:
         self.best = _Best()
         self.stale = 0
         self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
+        self.seconds = self.step_seconds = 0.0
+        self.peak_memory = 0
+        self.test_metrics: dict[str, float] = {}
         # The state of torch's generators at the last checkpoint; the loop puts it back on resume.
         self.random_state: dict[str, Tensor] = {}
         self._loss_sum = 0.0
@@ -256,12 +267,26 @@ class Lane:
             return {}
         if self.eval_features is None or self._references is None:
             return {}
+        return self._measure(model, self.eval_features, self._references, pad_id, padding_side)
+
+    def test(self, model: Any, pad_id: int, padding_side: str = "right") -> None:
+        """Scores the prompt that is kept on the test rows; the model holds it afterwards."""
+        self.prompt.load_state_dict(self.best.prompt)
+        if self.test_features:
+            references = [feature["label"] for feature in self.test_features]
+            stopped = self.stop_reason, self.message
+            self.test_metrics = self._measure(model, self.test_features, references, pad_id, padding_side)
+            self.stop_reason, self.message = stopped
+
+    def _measure(
+        self, model: Any, features: Sequence[Feature], references: Sequence[Any], pad_id: int, padding_side: str
+    ) -> dict[str, float]:
         if self._predict is not None:
-            prediction = self._predict(model, self.eval_features, self.name)
+            prediction = self._predict(model, features, self.name)
         else:
             prediction = predict(
                 model,
-                self.eval_features,
+                features,
                 self.name,
                 pad_id=pad_id,
                 batch_size=self.config.eval_batch_size or self.config.batch_size,
@@ -277,11 +302,11 @@ class Lane:
         if self.label_values is not None:
             predictions = [self.label_values[label] for label in predictions]
         if self._score is not None:
-            return self._score(predictions, self._references)
+            return self._score(predictions, references)
         # Here and not on top: scikit-learn takes a while to import.
         from softprompts.tasks.metrics import compute
 
-        return compute(self.metrics, predictions, self._references)
+        return compute(self.metrics, predictions, references)
 
     def take_stock(self, metrics: dict[str, float]) -> None:
         """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should."""
@@ -341,6 +366,7 @@ class Lane:
             "loss_sum": self._loss_sum,
             "loss_steps": self._loss_steps,
             "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
             "history": list(self.history),
             "random_state": dict(self.random_state),
         }
@@ -365,7 +391,8 @@ class Lane:
         self.step, self.stale = state["step"], state["stale"]
         self.stop_reason, self.message = state["stop_reason"], state["message"]
         self.loss, self._loss_sum, self._loss_steps = state["loss"], state["loss_sum"], state["loss_steps"]
-        self.seconds, self.history = state["seconds"], list(state["history"])
+        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+        self.history = list(state["history"])
         self.random_state = dict(state["random_state"])
 
     def save_checkpoint(self) -> None:
@@ -402,7 +429,10 @@ class Lane:
             best_step=self.best.step,
             score=_plain(self.best.score),
             metrics={name: _plain(value) for name, value in self.best.metrics.items()},  # type: ignore[misc]
+            test_metrics={name: _plain(value) for name, value in self.test_metrics.items()},  # type: ignore[misc]
             seconds=round(self.seconds, 3),
+            step_seconds=round(self.step_seconds, 3),
+            peak_memory=self.peak_memory,
             history=list(self.history),
         )
         if not result.done:

@@ -35,6 +35,7 @@ from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
 from softprompts.training.lane import Lane, LaneResult
 from softprompts.training.losses import label_count, row_losses
+from softprompts.training.measure import PeakMemory
 
 
 def train(
@@ -78,17 +79,23 @@ def train(
     if own and trackers:
         accelerator.init_trackers("trackers", config=_flat({lane.name: lane.config.to_dict() for lane in lanes}))
     # A run that stopped right before a crash has only its result left to write.
-    results = {lane.name: lane.finish(model, accelerator.is_main_process) for lane in lanes if not lane.active}
+    results = {}
+    for lane in lanes:
+        if not lane.active:
+            lane.test(model, pad_id, padding_side)
+            results[lane.name] = lane.finish(model, accelerator.is_main_process)
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
             _Randomness(lanes, accelerator.device) as randomness,
+            PeakMemory(accelerator.device) as memory,
             _Stop() as stop,
             _Bar(lanes, progress and accelerator.is_main_process) as bar,
         ):
             while active := [lane for lane in lanes if lane.active]:
                 began = time.perf_counter()
                 interrupted = _step(model, active, pad_id, padding_side, accelerator, stop)
+                stepped = time.perf_counter() - began
                 due = []
                 for lane in active:
                     if lane.active and lane.due:
@@ -100,6 +107,8 @@ def train(
                 spent = time.perf_counter() - began
                 for lane in active:
                     lane.seconds += spent
+                    lane.step_seconds += stepped
+                    lane.peak_memory = memory.read() if lane in due or not lane.active else lane.peak_memory
                 stopping = [lane for lane in active if lane.active] if interrupted else []
                 if accelerator.is_main_process:
                     _write_down(model, due, stopping, randomness)
@@ -107,6 +116,8 @@ def train(
                     lane.stop_reason, lane.message = "interrupted", f"interrupted after step {lane.step}"
                 for lane in active:
                     if not lane.active:
+                        if lane.stop_reason != "interrupted":
+                            lane.test(model, pad_id, padding_side)
                         results[lane.name] = lane.finish(model, accelerator.is_main_process)
                 bar.show(active)
                 _track(accelerator, active, due, prefix=len(lanes) > 1)

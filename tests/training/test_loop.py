@@ -49,7 +49,8 @@ def assert_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> 
 
 
 def numbers(result: Any) -> dict[str, Any]:
-    return {**result.to_dict(), "seconds": None, "history": result.history}
+    measured = {"seconds": None, "step_seconds": None, "peak_memory": None}
+    return {**result.to_dict(), **measured, "history": result.history}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])

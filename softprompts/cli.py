@@ -1,0 +1,536 @@
+"""The command line. Every verb is a function below; errors are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from softprompts.errors import SoftPromptError, nearest
+
+app = typer.Typer(
+    name="softprompts",
+    help="Soft-prompt and prefix tuning of frozen transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
+TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Task by name; see 'softprompts tasks'.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
+File = Annotated[str | None, typer.Option("--data", help="Your own CSV, TSV or JSONL file to train on.")]
+Validation = Annotated[str | None, typer.Option("--validation", help="Your own file to score on.")]
+TextColumn = Annotated[str, typer.Option("--text", help="Column of the text.")]
+PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text.")]
+LabelColumn = Annotated[str, typer.Option("--label", help="Column of the label.")]
+MaxTrain = Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")]
+MaxValidation = Annotated[int | None, typer.Option(min=1, help="At most so many rows to score on.")]
+MaxLength = Annotated[int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates; in place of --epochs.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Forward passes per update.")]
+Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate of the method's main component.")]
+Rates = Annotated[list[str] | None, typer.Option("--lr-of", help="Learning rate of one component: router=0.001.")]
+Optimizer = Annotated[str, typer.Option(help="adamw or adafactor.")]
+Schedule = Annotated[str, typer.Option(help="linear or constant.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Steps of warm-up.")]
+WeightDecay = Annotated[float | None, typer.Option(help="Weight decay of all components.")]
+EvalEvery = Annotated[int | None, typer.Option(min=1, help="Steps between evaluations; default: an epoch.")]
+Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without a better score.")]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")]
+Dropout = Annotated[bool, typer.Option("--backbone-dropout", help="Keep the frozen model's dropout on.")]
+Out = Annotated[str, typer.Option("--out", "-o", help="Where run folders go.")]
+Tracker = Annotated[list[str] | None, typer.Option("--tracker", help="tensorboard, wandb, ... (any of Accelerate's).")]
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, their settings and what they start from."""
+    import dataclasses
+
+    from softprompts.methods import methods as known
+
+    table = Table("method", "what it is", "settings (default)", show_lines=True)
+    for name, config in sorted(known().items()):
+        if name == "folded":  # what fold() leaves; nobody trains from it
+            continue
+        module = sys.modules[config.__module__]
+        about = (module.__doc__ or "").strip().splitlines()[0]
+        fields = [f"{f.name} ({f.default})" for f in dataclasses.fields(config) if f.name != "sites"]
+        table.add_row(name, about, ", ".join(fields))
+    out.print(table)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks that are known by name."""
+    from softprompts.tasks import task_names
+
+    table = Table("task", "what is asked")
+    for name, about in task_names():
+        table.add_row(name, about)
+    out.print(table)
+    out.print("Your own data: --data FILE --text COLUMN --label COLUMN", highlight=False)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Option("--method", help="See 'softprompts methods'.")] = "prefix-tuning",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: num_masks=4.")] = None,
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    data: File = None,
+    validation: Validation = None,
+    text: TextColumn = "text",
+    text_pair: PairColumn = None,
+    label: LabelColumn = "label",
+    model: Model = "all-minilm-l6-v2",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_length: MaxLength = 256,
+    steps: Steps = None,
+    epochs: Epochs = 3,
+    batch_size: BatchSize = 32,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    lr_of: Rates = None,
+    optimizer: Optimizer = "adamw",
+    schedule: Schedule = "linear",
+    warmup: Warmup = 0,
+    weight_decay: WeightDecay = None,
+    eval_every: EvalEvery = None,
+    patience: Patience = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of initialisation, data order and what a method draws.")] = 0,
+    bf16: Bf16 = False,
+    backbone_dropout: Dropout = False,
+    out_: Out = "runs",
+    folder: Annotated[str | None, typer.Option(help="Run folder in place of the one named by the settings.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    tracker: Tracker = None,
+) -> None:
+    """Train one prompt and leave a run folder."""
+    config = _method(method, _settings(set_))
+    training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
+    bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
+    _describe(bench)
+    with _telling_how_to_go_on():
+        path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
+    _report_run(path, result)
+
+
+@app.command()
+def compare(
+    methods_: Annotated[str, typer.Option("--methods", help="Names, separated by commas.")] = (
+        "head-only,prompt-tuning,superpos,prefix-tuning,multi-mask,selective-prefix"
+    ),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of all methods that have it, or of one: multi-mask.num_masks=2."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    data: File = None,
+    validation: Validation = None,
+    text: TextColumn = "text",
+    text_pair: PairColumn = None,
+    label: LabelColumn = "label",
+    model: Model = "all-minilm-l6-v2",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_length: MaxLength = 256,
+    steps: Steps = None,
+    epochs: Epochs = 3,
+    batch_size: BatchSize = 32,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    lr_of: Rates = None,
+    optimizer: Optimizer = "adamw",
+    schedule: Schedule = "linear",
+    warmup: Warmup = 0,
+    weight_decay: WeightDecay = None,
+    eval_every: EvalEvery = None,
+    patience: Patience = None,
+    bf16: Bf16 = False,
+    backbone_dropout: Dropout = False,
+    out_: Out = "runs",
+    report: Annotated[str | None, typer.Option(help="Folder for table and plot; default: <out>/compare.")] = None,
+    tracker: Tracker = None,
+) -> None:
+    """Train several methods with several seeds; end in a table. Finished runs are not done again."""
+    from softprompts.compare import compare as run_all
+
+    names = [name.strip() for name in methods_.split(",") if name.strip()]
+    if not names:
+        raise SoftPromptError("--methods names no method")
+    settings = _settings(set_)
+    configs = [_method(name, _settings_of(name, settings, names)) for name in names]
+    seed = 0
+    training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
+    numbers = [_whole("--seeds", part) for part in seeds.split(",") if part.strip()]
+    if not numbers:
+        raise SoftPromptError("--seeds names no seed")
+    bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
+    _describe(bench)
+    for config in configs:  # all of them, before the first one trains for minutes
+        bench.check(config)
+    total, count = len(configs) * len(numbers), 0
+
+    def tell(config: Any, number: int, result: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        _tell(count, total, config.method, number, result)
+
+    with _telling_how_to_go_on():
+        comparison = run_all(
+            bench, [(config, training) for config in configs], numbers, root=out_, trackers=tracker, on_result=tell
+        )
+    _show(comparison, Path(report) if report is not None else Path(out_) / "compare")
+
+
+@app.command()
+def demo(
+    out_: Out = "runs",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
+    report: Annotated[str | None, typer.Option(help="Folder for table and plot.")] = None,
+) -> None:
+    """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
+    from softprompts.demo import run_demo
+
+    with _telling_how_to_go_on():
+        comparison = run_demo(out_, range(seeds), tell=_tell, describe=_describe)
+    _show(comparison, Path(report) if report is not None else Path(out_) / "demo")
+
+
+@app.command()
+def predict(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, or .txt with one text a line.")
+    ] = None,
+    text: TextColumn = "text",
+    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of, or the, second text.")] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Label texts with a trained prompt: label and probability."""
+    from softprompts.predictor import Predictor
+
+    if bool(texts) == (file is not None):
+        raise SoftPromptError("give texts, or --file FILE with texts, and not both")
+    predictor = Predictor(source)
+    if file is not None:
+        rows = predictor.read(file, text, text_pair)
+    else:
+        rows = [(one, text_pair) for one in texts or []]
+    answers = predictor(rows, batch_size=batch_size)
+    if output is not None:
+        from softprompts.training.runs import write_text_atomic
+
+        lines = [["text", "label", "probability"]]
+        lines += [
+            [row[0], answer.label, _probability(answer.probability)] for row, answer in zip(rows, answers, strict=True)
+        ]
+        write_text_atomic(output, _csv(lines))
+        out.print(f"{len(answers)} rows written to {output}", highlight=False)
+        return
+    if not sys.stdout.isatty():
+        for row, answer in zip(rows, answers, strict=True):
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(row[0].split())]))
+        return
+    table = Table("label", "probability", "text")
+    for row, answer in zip(rows, answers, strict=True):
+        table.add_row(answer.label, _probability(answer.probability), row[0])
+    out.print(table)
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Show what is in a saved prompt."""
+    from softprompts.predictor import prompt_folder
+    from softprompts.saving import read
+
+    config, tensors = read(prompt_folder(source))
+    stats = {
+        name: {
+            "shape": list(value.shape),
+            "type": str(value.dtype).removeprefix("torch."),
+            "mean": float(value.float().mean()),
+            "std": float(value.float().std(unbiased=False)),
+            "largest": float(value.float().abs().max()),
+        }
+        for name, value in tensors.items()
+    }
+    if as_json:
+        print(json.dumps({**config, "tensors": stats}, indent=2, ensure_ascii=False))
+        return
+    meta, backbone = config["metadata"], config["backbone"]
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("method", config["method"])
+    facts.add_row("settings", ", ".join(f"{k}={v}" for k, v in config["config"].items() if v is not None))
+    facts.add_row("backbone", f"{backbone['name'] or backbone['model_type']} ({backbone['class']})")
+    if config.get("labels"):
+        facts.add_row("labels", ", ".join(config["labels"]))
+    for key in ("task", "seed", "step", "score", "trained_parameters"):
+        if meta.get(key) is not None:
+            facts.add_row(key.replace("_", " "), str(meta[key]))
+    facts.add_row("parameters", f"{sum(value.numel() for value in tensors.values()):,}")
+    out.print(facts, highlight=False)
+    table = Table("tensor", "shape", "type", "mean", "std", "largest")
+    table.columns[0].overflow = "fold"
+    for name, value in stats.items():
+        numbers = [f"{value[key]:.4g}" for key in ("mean", "std", "largest")]
+        table.add_row(name, " x ".join(map(str, value["shape"])), value["type"], *numbers)
+    out.print(table)
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+_TRAINING = (
+    "steps", "epochs", "batch_size", "accumulate", "lr", "lr_of", "optimizer", "schedule", "warmup", "weight_decay",
+    "eval_every", "patience", "seed", "bf16", "backbone_dropout",
+)  # fmt: skip
+_BENCH = (
+    "task", "data_dir", "data", "validation", "text", "text_pair", "label", "model", "max_train", "max_validation",
+    "max_length", "backbone_dropout",
+)  # fmt: skip
+
+
+def _training(
+    *,
+    steps: int | None,
+    epochs: int,
+    accumulate: int,
+    lr: float | None,
+    lr_of: list[str] | None,
+    warmup: int,
+    **same: Any,
+) -> Any:
+    from softprompts.training import TrainConfig
+
+    rates = {}
+    for name, value in _settings(lr_of, "--lr-of").items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SoftPromptError(f"--lr-of {name}={value}: a learning rate is a number")
+        rates[name] = float(value)
+    return TrainConfig(
+        max_steps=steps,
+        epochs=epochs,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=lr,
+        learning_rates=rates,
+        warmup_steps=warmup,
+        **same,
+    )
+
+
+def _bench(
+    *,
+    task: str | None,
+    data_dir: str | None,
+    data: str | None,
+    validation: str | None,
+    text: str,
+    text_pair: str | None,
+    label: str,
+    model: str,
+    max_train: int | None,
+    max_validation: int | None,
+    max_length: int,
+    backbone_dropout: bool,
+) -> Any:
+    from softprompts.experiment import Data, Workbench
+
+    if task is not None and data is not None:
+        raise SoftPromptError("give --task or --data, not both")
+    if task is None and data is None:
+        task = "reviews"
+    source = Data(
+        task=task,
+        data_dir=data_dir,
+        train=data,
+        validation=validation,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        max_train=max_train,
+        max_validation=max_validation,
+    )
+    with err.status("loading data and model"):
+        return Workbench(model, source, max_length, backbone_dropout)
+
+
+def _method(name: str, settings: dict[str, Any]) -> Any:
+    from softprompts.methods import make_config
+
+    if name == "folded":
+        raise SoftPromptError("'folded' is what fold() leaves of a prompt; train one of the methods")
+    return make_config(name, **settings)
+
+
+def _settings(pairs: list[str] | None, flag: str = "--set") -> dict[str, Any]:
+    """KEY=VALUE pairs; values are read as JSON where they can be, with YAML's words for true, false and none."""
+    settings = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise SoftPromptError(f"{flag} {pair}: write NAME=VALUE")
+        words = {"true": True, "false": False, "none": None, "null": None}
+        if value.lower() in words:
+            settings[key] = words[value.lower()]
+            continue
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value.split(",") if "," in value else value
+    return settings
+
+
+def _settings_of(name: str, settings: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The settings that concern one method: those with its name in front, and general ones that it has."""
+    import dataclasses
+
+    from softprompts.methods import methods as known
+
+    configs = known()
+    fields = {n: {f.name for f in dataclasses.fields(configs[n])} for n in names if n in configs}
+    chosen: dict[str, Any] = {}
+    for key, value in settings.items():
+        method, dot, rest = key.partition(".")
+        if dot:
+            if method not in names:
+                raise SoftPromptError(f"--set {key}: '{method}' is not among the methods; {nearest(method, names)}")
+            if method == name:
+                chosen[rest] = value
+        elif not any(key in there for there in fields.values()):
+            raise SoftPromptError(f"--set {key}: none of the methods has this setting")
+        elif key in fields.get(name, ()) and name != "head-only":
+            chosen.setdefault(key, value)
+    return chosen
+
+
+def _whole(flag: str, text: str) -> int:
+    if not text.strip().isdigit():
+        raise SoftPromptError(f"{flag}: '{text.strip()}' is not a whole number")
+    return int(text)
+
+
+def _describe(bench: Any) -> None:
+    task = bench.task
+    sizes = f"{len(task.train):,} train, {len(task.validation):,} validation"
+    sizes += f", {len(task.test):,} test" if task.test else ""
+    balance = ", ".join(f"{name} {count:,}" for name, count in task.balance().items())
+    err.print(f"[bold]{task.name}[/]: {sizes} rows" + (f" ({balance})" if balance else ""), highlight=False)
+    frozen = sum(p.numel() for p in bench.model.parameters())
+    err.print(f"[bold]{bench.name}[/]: {frozen:,} frozen parameters, {bench.kind}", highlight=False)
+
+
+def _tell(count: int, total: int, method: str, seed: int, result: dict[str, Any]) -> None:
+    metrics = result["test_metrics"] or result["metrics"]
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
+    what = scores or result["stop_reason"]
+    seconds = result["seconds"]
+    err.print(f"[{count}/{total}] {method}, seed {seed}: {what} ({seconds:.0f} s)", highlight=False, markup=False)
+    if result["message"]:
+        err.print(result["message"], highlight=False)
+
+
+def _report_run(path: Path, result: dict[str, Any]) -> None:
+    if result["message"]:
+        err.print(result["message"], highlight=False)
+    table = Table("split", *result["metrics"])
+    for split in ("metrics", "test_metrics"):
+        if result[split]:
+            name = "validation" if split == "metrics" else "test"
+            cells = ["-" if v is None else f"{v:.4f}" for v in result[split].values()]
+            table.add_row(f"{name} ({result['eval_rows' if split == 'metrics' else 'test_rows']:,})", *cells)
+    out.print(table)
+    speed = 100 * result["step_seconds"] / max(1, result["steps"])
+    out.print(
+        f"best step {result['best_step']} of {result['steps']}; {result['trained_parameters']:,} trained parameters; "
+        f"{speed:.1f} s/100 steps; peak memory {result['peak_memory'] / 1e9:.2f} GB",
+        highlight=False,
+    )
+    out.print(f"run folder: {path}", highlight=False, soft_wrap=True)
+    out.print(f'try it: softprompts predict {path} "..."', highlight=False, soft_wrap=True)
+    if result["stop_reason"] == "non-finite loss":
+        raise SoftPromptError("the run did not reach its end; a lower learning rate may help")
+
+
+def _show(comparison: Any, folder: Path) -> None:
+    from softprompts.compare import COLUMNS, write_report
+
+    table = Table(title=f"{comparison.model} on {comparison.task}")
+    for index, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(*comparison.cells(row), style="bold" if row is comparison.best else None)
+    written = write_report(comparison, folder)
+    out.print(table)
+    out.print(comparison.note(), highlight=False)
+    out.print("written: " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+
+
+def _probability(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _csv(lines: list[list[str]]) -> str:
+    import io
+
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        err.print(str(stop) or "interrupted", highlight=False, soft_wrap=True)
+        raise
+
+
+def main() -> None:
+    """Runs the command line: 0 fine, 2 the caller's mistake, 130 interrupted."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _quiet_transformers()
+        app()
+    except SoftPromptError as error:
+        err.print(f"[red]error:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+def _quiet_transformers() -> None:
+    if {"-h", "--help"} & set(sys.argv) or len(sys.argv) < 2:
+        return  # help is quicker without loading it
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _one_line(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))

@@ -1,0 +1,276 @@
+"""Several methods and seeds on one task: the runs, and the table and picture that they end in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompts.experiment import Workbench, with_seed
+from softprompts.methods.base import MethodConfig
+from softprompts.training import TrainConfig
+from softprompts.training.runs import write_text_atomic
+
+COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's runs, summed up.
+
+    Attributes:
+        method: its name.
+        scores: the main metric of each seed.
+        trained: number of trained parameters.
+        total: number of all parameters.
+        step_seconds: seconds per 100 steps, the median over seeds.
+        peak_memory: bytes, the largest over seeds.
+    """
+
+    method: str
+    scores: tuple[float, ...]
+    trained: int
+    total: int
+    step_seconds: float
+    peak_memory: int
+
+    @property
+    def mean(self) -> float:
+        """Mean score; NaN where no seed has one."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        task: name of the task.
+        model: name of the backbone.
+        metric: the score's name.
+        rows_scored: number of rows behind a score.
+        held_out: True when they are test rows, by which nothing was chosen; else the score is the best validation one.
+        rows: one per method, in the order asked for.
+    """
+
+    task: str
+    model: str
+    metric: str
+    rows_scored: int
+    held_out: bool
+    rows: tuple[Row, ...]
+
+    @property
+    def best(self) -> Row | None:
+        """The row with the highest mean."""
+        scored = [row for row in self.rows if row.scores]
+        return max(scored, key=lambda row: row.mean) if scored else None
+
+    def cells(self, row: Row) -> list[str]:
+        """A row as text, by `COLUMNS`."""
+        if not row.scores:
+            score = "failed"
+        elif row.std is None:
+            score = f"{100 * row.mean:.1f}"
+        else:
+            score = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
+        share = 100 * row.trained / row.total
+        return [
+            row.method,
+            score,
+            str(len(row.scores)),
+            f"{row.trained:,}",
+            f"{share:.3f}",
+            f"{row.step_seconds:.1f}",
+            f"{row.peak_memory / 1e9:.2f}",
+        ]
+
+    def note(self) -> str:
+        """How sure the table is, in a sentence or two."""
+        kind = "held-out rows" if self.held_out else "validation rows, the best of all evaluations"
+        seeds = max((len(row.scores) for row in self.rows), default=0)
+        text = f"score: {self.metric} x 100 on {self.rows_scored:,} {kind}; "
+        text += f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."
+        best = self.best
+        if best is not None and self.metric == "accuracy" and 0 < best.mean < 1:
+            # Two systems on the same number of rows, rows drawn at random: 1.96 sqrt(2 p (1-p) / n).
+            margin = 196 * math.sqrt(2 * best.mean * (1 - best.mean) / self.rows_scored)
+            text += (
+                f" With {self.rows_scored:,} rows, two methods that differ by less than {margin:.1f} points may be "
+                "equally good (95 %)."
+            )
+        return text
+
+    def markdown(self) -> str:
+        """The table as Markdown, the best score in bold."""
+        lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+        for row in self.rows:
+            cells = self.cells(row)
+            if row is self.best:
+                cells[1] = f"**{cells[1]}**"
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+
+    def csv(self) -> str:
+        """One line per method and seed-wise scores, for programs."""
+        out = io.StringIO()
+        writer = csv.writer(out)
+        writer.writerow(["method", "mean", "std", "scores", "trained", "total", "step_seconds", "peak_memory"])
+        for row in self.rows:
+            scores = " ".join(f"{score:.6f}" for score in row.scores)
+            std = "" if row.std is None else f"{row.std:.6f}"
+            writer.writerow(
+                [row.method, f"{row.mean:.6f}", std, scores, row.trained, row.total, row.step_seconds, row.peak_memory]
+            )
+        return out.getvalue()
+
+
+def compare(
+    bench: Workbench,
+    methods: Sequence[tuple[MethodConfig, TrainConfig]],
+    seeds: Sequence[int],
+    *,
+    root: str | Path = "runs",
+    progress: bool = True,
+    trackers: Sequence[str] | None = None,
+    on_result: Callable[[MethodConfig, int, dict[str, Any]], None] | None = None,
+) -> Comparison:
+    """Trains each method with each seed; runs that are done already are not done again.
+
+    Args:
+        bench: backbone and task.
+        methods: each with how it trains.
+        seeds: of initialisation, data order and what methods draw.
+        root: where run folders live.
+        progress: show progress bars on a terminal.
+        trackers: Accelerate's trackers to log to.
+        on_result: called after each run.
+
+    Raises:
+        SoftPromptError: a method does not fit the model.
+        KeyboardInterrupt: interrupted; the same call goes on where it was.
+    """
+    results: list[list[dict[str, Any]]] = [[] for _ in methods]
+    # Seed by seed, so that an interrupted comparison has as much of every method as there is.
+    for seed in seeds:
+        for place, (method, training) in enumerate(methods):
+            _, result = bench.run(
+                method,
+                with_seed(training, seed),
+                root=root,
+                resume=True,
+                reuse=True,
+                progress=progress,
+                trackers=trackers,
+            )
+            for name in list(bench.model.prompts):
+                bench.model.delete_prompt(name)
+            results[place].append(result)
+            if on_result is not None:
+                on_result(method, seed, result)
+    return summarise(bench, [method for method, _ in methods], results)
+
+
+def score_of(result: dict[str, Any], metric: str) -> float | None:
+    """The main metric of a run: on test rows where there are some, else of the best evaluation."""
+    metrics = result["test_metrics"] if result["test_rows"] else result["metrics"]
+    value = metrics.get(metric)
+    return None if value is None else float(value)
+
+
+def summarise(bench: Workbench, methods: Sequence[MethodConfig], results: Sequence[list[dict[str, Any]]]) -> Comparison:
+    """The comparison that some results make."""
+    metric = bench.task.metrics[0]
+    rows = []
+    for method, runs in zip(methods, results, strict=True):
+        scores = [score for score in (score_of(run, metric) for run in runs) if score is not None]
+        speed = [100 * run["step_seconds"] / run["steps"] for run in runs if run["steps"]]
+        rows.append(
+            Row(
+                method.method,
+                tuple(scores),
+                runs[0]["trained_parameters"],
+                runs[0]["trained_parameters"] + runs[0]["backbone_parameters"],
+                statistics.median(speed) if speed else math.nan,
+                max(run["peak_memory"] for run in runs),
+            )
+        )
+    held_out = bool(bench.task.test)
+    scored = len(bench.task.test) if held_out else len(bench.task.validation)
+    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows))
+
+
+def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Writes the table as Markdown and CSV and, with matplotlib there, the picture; returns what was written."""
+    folder = Path(folder)
+    written = [folder / "table.md", folder / "table.csv"]
+    write_text_atomic(written[0], comparison.markdown())
+    write_text_atomic(written[1], comparison.csv())
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return written
+    return [*written, plot(comparison, folder / "accuracy.png")]
+
+
+def plot(comparison: Comparison, path: Path) -> Path:
+    """Score against trained parameters, one point a method with its spread over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    points = [row for row in comparison.rows if row.scores]
+    for index, row in enumerate(points):
+        colour = f"C{index % 10}"
+        axes.errorbar(row.trained, 100 * row.mean, yerr=100 * (row.std or 0), fmt="o", color=colour, capsize=4)
+        axes.plot([row.trained] * len(row.scores), [100 * s for s in row.scores], ".", color=colour, alpha=0.45)
+    axes.set_xscale("log")
+    low, high = min(row.trained for row in points), max(row.trained for row in points)
+    axes.set_xlim(low / 2.5, high * 6)
+    _label(axes, points)
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel(f"{comparison.metric} x 100")
+    what = "held-out" if comparison.held_out else "validation"
+    axes.set_title(f"{comparison.model} on {comparison.task} ({comparison.rows_scored:,} {what} rows)", fontsize=10)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    from softprompts.training.runs import write_atomic
+
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    return path
+
+
+def _label(axes: Any, points: Sequence[Row]) -> None:
+    """Names beside their points, moved apart where they would lie on each other."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.045
+    placed: list[tuple[float, float]] = []
+    for index, row in sorted(enumerate(points), key=lambda item: item[1].mean):
+        y = 100 * row.mean
+        for x_there, y_there in placed:
+            if abs(math.log10(row.trained / x_there)) < 1.0 and y - y_there < gap:
+                y = y_there + gap
+        placed.append((row.trained, y))
+        axes.annotate(
+            row.method,
+            (row.trained, y),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=f"C{index % 10}",
+        )
