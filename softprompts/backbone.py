@@ -10,7 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,21 @@ class Backbone:
     @property
     def hidden_size(self) -> int:
         """Width of the input embeddings (ELECTRA's and ALBERT's are narrower than their layers)."""
-        return int(self.embeddings.weight.shape[1])  # type: ignore[union-attr, index]
+        return int(self._table.shape[1])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the input embeddings."""
+        return int(self._table.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings are."""
+        return self._table.device
+
+    @property
+    def _table(self) -> Tensor:
+        return cast(Tensor, self.embeddings.weight)
 
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
         """Indices of the sites of the given kinds; all for None.
@@ -140,11 +154,29 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
 
 
+def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
+    """Every config in the model with its attention implementation: the model's own, then those of its parts.
+
+    The encoder and decoder of T5 have copies of the config.
+    """
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    return [(config, config._attn_implementation) for config in configs.values()]
+
+
+def restore_attention(before: list[tuple[Any, str]]) -> None:
+    """Puts back what `attention_of` found."""
+    for config, name in before:
+        config._attn_implementation = name
+
+
 def set_attention(model: PreTrainedModel, name: str) -> bool:
-    """Sets the attention implementation; False where the model does not let it be set."""
+    """Sets the attention implementation of a model and its parts; False where the model does not let it be set."""
     with quiet():
         try:
-            model.set_attn_implementation(name)
+            for module in model.modules():
+                # Some versions of transformers leave out parts whose config is a copy.
+                if isinstance(module, PreTrainedModel) and module.config._attn_implementation != name:
+                    module.set_attn_implementation(name)
         except (ValueError, AttributeError):
             return False
     return bool(model.config._attn_implementation == name)
@@ -153,7 +185,7 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
 def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
     """Runs three tokens through the model with an attention function that only writes down who calls it."""
     model = backbone.model
-    original = model.config._attn_implementation
+    original = attention_of(model)
     seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
 
     def record(
@@ -165,7 +197,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
     AttentionInterface.register(_PROBE, record)
     AttentionMaskInterface.register(_PROBE, lambda *_, **__: None)
     if not set_attention(model, _PROBE):
-        set_attention(model, original)
+        restore_attention(original)
         return [], "its attention does not go through transformers' attention interface; input prompts work"
     modes = {module: module.training for module in model.modules()}
     try:
@@ -177,7 +209,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        set_attention(model, original)
+        restore_attention(original)
     if not seen:
         return [], "none of its layers uses transformers' attention interface; input prompts work"
 
@@ -199,7 +231,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
 
 
 def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
-    model, device = backbone.model, backbone.embeddings.weight.device  # type: ignore[union-attr]
+    model, device = backbone.model, backbone.device
     ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device)[None]  # noqa: E731
     if backbone.text_input:
         inputs: dict[str, Any] = {"input_ids": ids(3)}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from softprompts.errors import SoftPromptError, nearest
 
@@ -25,8 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
+# No markup and no colours guessed from the text: labels, texts and paths are the user's, brackets and all.
+out = Console(markup=False, highlight=False, emoji=False)
+err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
 TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Task by name; see 'softprompts tasks'.")]
@@ -36,6 +39,11 @@ Validation = Annotated[str | None, typer.Option("--validation", help="Your own f
 TextColumn = Annotated[str, typer.Option("--text", help="Column of the text.")]
 PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text.")]
 LabelColumn = Annotated[str, typer.Option("--label", help="Column of the label.")]
+Regression = Annotated[bool, typer.Option("--regression", help="The labels of --data are scores, not classes.")]
+LabelWords = Annotated[
+    str | None,
+    typer.Option("--label-words", help="What a language model answers for each label of --data, by commas."),
+]
 MaxTrain = Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")]
 MaxValidation = Annotated[int | None, typer.Option(min=1, help="At most so many rows to score on.")]
 MaxLength = Annotated[int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.")]
@@ -59,9 +67,7 @@ Tracker = Annotated[list[str] | None, typer.Option("--tracker", help="tensorboar
 
 @app.command()
 def methods() -> None:
-    """List the methods, their settings and what they start from."""
-    import dataclasses
-
+    """List the methods and their settings."""
     from softprompts.methods import methods as known
 
     table = Table("method", "what it is", "settings (default)", show_lines=True)
@@ -70,7 +76,7 @@ def methods() -> None:
             continue
         module = sys.modules[config.__module__]
         about = (module.__doc__ or "").strip().splitlines()[0]
-        fields = [f"{f.name} ({f.default})" for f in dataclasses.fields(config) if f.name != "sites"]
+        fields = [f"{f.name} ({_default(f.default)})" for f in dataclasses.fields(config) if _takes(config, f.name)]
         table.add_row(name, about, ", ".join(fields))
     out.print(table)
 
@@ -84,7 +90,7 @@ def tasks() -> None:
     for name, about in task_names():
         table.add_row(name, about)
     out.print(table)
-    out.print("Your own data: --data FILE --text COLUMN --label COLUMN", highlight=False)
+    out.print("Your own data: --data FILE --text COLUMN --label COLUMN")
 
 
 @app.command()
@@ -98,6 +104,8 @@ def train(
     text: TextColumn = "text",
     text_pair: PairColumn = None,
     label: LabelColumn = "label",
+    regression: Regression = False,
+    label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
@@ -123,11 +131,16 @@ def train(
     tracker: Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
-    config = _method(method, _settings(set_))
+    from softprompts.experiment import check_trackers
+
+    check_trackers(tracker)
+    config = _method(method, _pairs(set_))
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
+    bench.check(config, training, root=out_, folder=folder, resume=resume)
     _describe(bench)
-    with _telling_how_to_go_on():
+    _tell_cut(bench, [config])
+    with _telling_how_to_go_on("give the same command and --resume to go on"):
         path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
     _report_run(path, result)
 
@@ -149,6 +162,8 @@ def compare(
     text: TextColumn = "text",
     text_pair: PairColumn = None,
     label: LabelColumn = "label",
+    regression: Regression = False,
+    label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
@@ -173,21 +188,22 @@ def compare(
 ) -> None:
     """Train several methods with several seeds; end in a table. Finished runs are not done again."""
     from softprompts.compare import compare as run_all
+    from softprompts.experiment import check_trackers
 
-    names = [name.strip() for name in methods_.split(",") if name.strip()]
-    if not names:
-        raise SoftPromptError("--methods names no method")
-    settings = _settings(set_)
+    check_trackers(tracker)
+    names = _listed("--methods", methods_)
+    settings = _pairs(set_)
     configs = [_method(name, _settings_of(name, settings, names)) for name in names]
     seed = 0
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
-    numbers = [_whole("--seeds", part) for part in seeds.split(",") if part.strip()]
-    if not numbers:
-        raise SoftPromptError("--seeds names no seed")
+    numbers = [_whole("--seeds", part) for part in _listed("--seeds", seeds)]
+    folder = _report_folder(report, out_, "compare")
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
-    _describe(bench)
     for config in configs:  # all of them, before the first one trains for minutes
-        bench.check(config)
+        for number in numbers:
+            bench.check(config, dataclasses.replace(training, seed=number), root=out_, resume=True, reuse=True)
+    _describe(bench)
+    _tell_cut(bench, configs)
     total, count = len(configs) * len(numbers), 0
 
     def tell(config: Any, number: int, result: dict[str, Any]) -> None:
@@ -195,11 +211,11 @@ def compare(
         count += 1
         _tell(count, total, config.method, number, result)
 
-    with _telling_how_to_go_on():
+    with _telling_how_to_go_on("the same command goes on from there"):
         comparison = run_all(
             bench, [(config, training) for config in configs], numbers, root=out_, trackers=tracker, on_result=tell
         )
-    _show(comparison, Path(report) if report is not None else Path(out_) / "compare")
+    _show(comparison, folder)
 
 
 @app.command()
@@ -211,9 +227,10 @@ def demo(
     """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
     from softprompts.demo import run_demo
 
-    with _telling_how_to_go_on():
+    folder = _report_folder(report, out_, "demo")
+    with _telling_how_to_go_on("the same command goes on from there"):
         comparison = run_demo(out_, range(seeds), tell=_tell, describe=_describe)
-    _show(comparison, Path(report) if report is not None else Path(out_) / "demo")
+    _show(comparison, folder)
 
 
 @app.command()
@@ -223,8 +240,12 @@ def predict(
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, or .txt with one text a line.")
     ] = None,
-    text: TextColumn = "text",
-    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of, or the, second text.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Column of the text; default: as in training, else 'text'.")
+    ] = None,
+    text_pair: Annotated[
+        str | None, typer.Option("--text-pair", help="Column of the second text; without --file, the text itself.")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
     batch_size: BatchSize = 32,
 ) -> None:
@@ -233,21 +254,28 @@ def predict(
 
     if bool(texts) == (file is not None):
         raise SoftPromptError("give texts, or --file FILE with texts, and not both")
-    predictor = Predictor(source)
+    if text_pair is not None and len(texts or ()) > 1:
+        raise SoftPromptError("--text-pair goes with one text; put several pairs into a file")
+    if output is not None and Path(output).is_dir():
+        raise SoftPromptError(f"--output {output} is a folder; name a file")
+    with err.status("loading the model"):
+        predictor = Predictor(source)
     if file is not None:
         rows = predictor.read(file, text, text_pair)
     else:
         rows = [(one, text_pair) for one in texts or []]
     answers = predictor(rows, batch_size=batch_size)
+    if predictor.truncated:
+        err.print(f"{predictor.truncated:,} of {len(rows):,} rows were cut to {predictor.max_length} tokens")
     if output is not None:
         from softprompts.training.runs import write_text_atomic
 
-        lines = [["text", "label", "probability"]]
-        lines += [
-            [row[0], answer.label, _probability(answer.probability)] for row, answer in zip(rows, answers, strict=True)
-        ]
+        paired = any(pair is not None for _, pair in rows)
+        lines = [["text", *(["text_pair"] if paired else []), "label", "probability"]]
+        for (one, pair), answer in zip(rows, answers, strict=True):
+            lines.append([one, *([pair or ""] if paired else []), answer.label, _probability(answer.probability)])
         write_text_atomic(output, _csv(lines))
-        out.print(f"{len(answers)} rows written to {output}", highlight=False)
+        out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
         return
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
@@ -269,7 +297,7 @@ def inspect(
     from softprompts.saving import read
 
     config, tensors = read(prompt_folder(source))
-    stats = {
+    stats: dict[str, dict[str, Any]] = {
         name: {
             "shape": list(value.shape),
             "type": str(value.dtype).removeprefix("torch."),
@@ -282,18 +310,18 @@ def inspect(
     if as_json:
         print(json.dumps({**config, "tensors": stats}, indent=2, ensure_ascii=False))
         return
-    meta, backbone = config["metadata"], config["backbone"]
-    facts = Table.grid(padding=(0, 2))
+    meta, backbone = config.get("metadata") or {}, config["backbone"]
+    facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     facts.add_row("method", config["method"])
     facts.add_row("settings", ", ".join(f"{k}={v}" for k, v in config["config"].items() if v is not None))
-    facts.add_row("backbone", f"{backbone['name'] or backbone['model_type']} ({backbone['class']})")
+    facts.add_row("backbone", f"{backbone.get('name') or backbone.get('model_type')} ({backbone.get('class')})")
     if config.get("labels"):
         facts.add_row("labels", ", ".join(config["labels"]))
     for key in ("task", "seed", "step", "score", "trained_parameters"):
         if meta.get(key) is not None:
             facts.add_row(key.replace("_", " "), str(meta[key]))
     facts.add_row("parameters", f"{sum(value.numel() for value in tensors.values()):,}")
-    out.print(facts, highlight=False)
+    out.print(facts)
     table = Table("tensor", "shape", "type", "mean", "std", "largest")
     table.columns[0].overflow = "fold"
     for name, value in stats.items():
@@ -309,8 +337,8 @@ _TRAINING = (
     "eval_every", "patience", "seed", "bf16", "backbone_dropout",
 )  # fmt: skip
 _BENCH = (
-    "task", "data_dir", "data", "validation", "text", "text_pair", "label", "model", "max_train", "max_validation",
-    "max_length", "backbone_dropout",
+    "task", "data_dir", "data", "validation", "text", "text_pair", "label", "regression", "label_words", "model",
+    "max_train", "max_validation", "max_length", "backbone_dropout",
 )  # fmt: skip
 
 
@@ -327,9 +355,10 @@ def _training(
     from softprompts.training import TrainConfig
 
     rates = {}
-    for name, value in _settings(lr_of, "--lr-of").items():
+    for name, text in _pairs(lr_of, "--lr-of").items():
+        value = _value(text)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise SoftPromptError(f"--lr-of {name}={value}: a learning rate is a number")
+            raise SoftPromptError(f"--lr-of {name}={text}: a learning rate is a number")
         rates[name] = float(value)
     return TrainConfig(
         max_steps=steps,
@@ -351,6 +380,8 @@ def _bench(
     text: str,
     text_pair: str | None,
     label: str,
+    regression: bool,
+    label_words: str | None,
     model: str,
     max_train: int | None,
     max_validation: int | None,
@@ -361,8 +392,13 @@ def _bench(
 
     if task is not None and data is not None:
         raise SoftPromptError("give --task or --data, not both")
-    if task is None and data is None:
-        task = "reviews"
+    if data is None:
+        own = {"--validation": validation, "--text-pair": text_pair, "--label-words": label_words}
+        given = [flag for flag, value in own.items() if value is not None] + ["--regression"] * regression
+        if given:
+            raise SoftPromptError(f"{given[0]} is about a file of your own: give --data too")
+        task = task or "reviews"
+    words = () if label_words is None else tuple(word.strip() for word in label_words.split(","))
     source = Data(
         task=task,
         data_dir=data_dir,
@@ -371,6 +407,8 @@ def _bench(
         text=text,
         text_pair=text_pair,
         label=label,
+        kind="regression" if regression else "classification",
+        label_words=words,
         max_train=max_train,
         max_validation=max_validation,
     )
@@ -378,41 +416,68 @@ def _bench(
         return Workbench(model, source, max_length, backbone_dropout)
 
 
-def _method(name: str, settings: dict[str, Any]) -> Any:
+def _method(name: str, settings: dict[str, str]) -> Any:
     from softprompts.methods import make_config
+    from softprompts.methods import methods as known
 
     if name == "folded":
         raise SoftPromptError("'folded' is what fold() leaves of a prompt; train one of the methods")
-    return make_config(name, **settings)
+    types = {f.name: str(f.type) for f in dataclasses.fields(known()[name])} if name in known() else {}
+    return make_config(name, **{key: _value(text, types.get(key, "")) for key, text in settings.items()})
 
 
-def _settings(pairs: list[str] | None, flag: str = "--set") -> dict[str, Any]:
-    """KEY=VALUE pairs; values are read as JSON where they can be, with YAML's words for true, false and none."""
-    settings = {}
+def _takes(config: Any, field: str) -> bool:
+    """Whether it makes sense to set a field of a method."""
+    if field == "sites":
+        return bool(config.uses_prefix)
+    return field != "num_virtual_tokens" or bool(config.uses_prefix or config.uses_tokens)
+
+
+def _default(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _pairs(pairs: list[str] | None, flag: str = "--set") -> dict[str, str]:
+    """NAME=VALUE pairs."""
+    settings: dict[str, str] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise SoftPromptError(f"{flag} {pair}: write NAME=VALUE")
-        words = {"true": True, "false": False, "none": None, "null": None}
-        if value.lower() in words:
-            settings[key] = words[value.lower()]
-            continue
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value.split(",") if "," in value else value
+        if key in settings:
+            raise SoftPromptError(f"{flag}: {key} is given twice")
+        settings[key] = value
     return settings
 
 
-def _settings_of(name: str, settings: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The settings that concern one method: those with its name in front, and general ones that it has."""
-    import dataclasses
+def _value(text: str, type_: str = "") -> Any:
+    """What a value on the command line stands for.
 
+    Args:
+        text: a number, true, false, none, a JSON list, parts between commas, or a text.
+        type_: the field's type as it is written in the method's file: it tells a list from a text with commas in it.
+    """
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        # Some settings have "none" for a name.
+        return text if words[text.lower()] is None and type_ and "None" not in type_ else words[text.lower()]
+    if type_.startswith("str"):
+        return text
+    for read in (json.loads, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return [part.strip() for part in text.split(",")] if "tuple" in type_ or ("," in text and not type_) else text
+
+
+def _settings_of(name: str, settings: dict[str, str], names: list[str]) -> dict[str, str]:
+    """The settings that concern one method: those with its name in front, and general ones that it has."""
     from softprompts.methods import methods as known
 
     configs = known()
-    fields = {n: {f.name for f in dataclasses.fields(configs[n])} for n in names if n in configs}
-    chosen: dict[str, Any] = {}
+    fields = {
+        n: {f.name for f in dataclasses.fields(configs[n]) if _takes(configs[n], f.name)} for n in names if n in configs
+    }
+    chosen: dict[str, str] = {}
     for key, value in settings.items():
         method, dot, rest = key.partition(".")
         if dot:
@@ -422,15 +487,33 @@ def _settings_of(name: str, settings: dict[str, Any], names: list[str]) -> dict[
                 chosen[rest] = value
         elif not any(key in there for there in fields.values()):
             raise SoftPromptError(f"--set {key}: none of the methods has this setting")
-        elif key in fields.get(name, ()) and name != "head-only":
-            chosen.setdefault(key, value)
+        elif key in fields.get(name, ()):
+            chosen.setdefault(key, value)  # what is said of this method alone wins
     return chosen
 
 
+def _listed(flag: str, text: str) -> list[str]:
+    """The parts between commas, of which there must be some and none twice."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise SoftPromptError(f"{flag} names nothing")
+    twice = next((part for part in parts if parts.count(part) > 1), None)
+    if twice is not None:
+        raise SoftPromptError(f"{flag} names {twice} twice")
+    return parts
+
+
 def _whole(flag: str, text: str) -> int:
-    if not text.strip().isdigit():
-        raise SoftPromptError(f"{flag}: '{text.strip()}' is not a whole number")
+    if not text.isdecimal():
+        raise SoftPromptError(f"{flag}: '{text}' is not a whole number of at least 0")
     return int(text)
+
+
+def _report_folder(report: str | None, root: str, name: str) -> Path:
+    folder = Path(report) if report is not None else Path(root) / name
+    if folder.exists() and not folder.is_dir():  # before anything trains for minutes
+        raise SoftPromptError(f"{folder} is a file; name a folder for the report")
+    return folder
 
 
 def _describe(bench: Any) -> None:
@@ -438,9 +521,18 @@ def _describe(bench: Any) -> None:
     sizes = f"{len(task.train):,} train, {len(task.validation):,} validation"
     sizes += f", {len(task.test):,} test" if task.test else ""
     balance = ", ".join(f"{name} {count:,}" for name, count in task.balance().items())
-    err.print(f"[bold]{task.name}[/]: {sizes} rows" + (f" ({balance})" if balance else ""), highlight=False)
+    err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else ""), soft_wrap=True)
     frozen = sum(p.numel() for p in bench.model.parameters())
-    err.print(f"[bold]{bench.name}[/]: {frozen:,} frozen parameters, {bench.kind}", highlight=False)
+    err.print(f"{bench.name}: {frozen:,} frozen parameters, {bench.kind}", soft_wrap=True)
+
+
+def _tell_cut(bench: Any, configs: list[Any]) -> None:
+    """Encodes all rows and says how many were too long."""
+    with err.status("encoding the rows"):
+        cut = {bench.room(config): bench.encode(config) for config in configs}
+    for length, count in sorted(cut.items()):
+        if count:
+            err.print(f"{count:,} rows are longer than {length} tokens and were cut")
 
 
 def _tell(count: int, total: int, method: str, seed: int, result: dict[str, Any]) -> None:
@@ -448,14 +540,14 @@ def _tell(count: int, total: int, method: str, seed: int, result: dict[str, Any]
     scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
     what = scores or result["stop_reason"]
     seconds = result["seconds"]
-    err.print(f"[{count}/{total}] {method}, seed {seed}: {what} ({seconds:.0f} s)", highlight=False, markup=False)
+    err.print(f"[{count}/{total}] {method}, seed {seed}: {what} ({seconds:.0f} s)", soft_wrap=True)
     if result["message"]:
-        err.print(result["message"], highlight=False)
+        err.print(result["message"], soft_wrap=True)
 
 
 def _report_run(path: Path, result: dict[str, Any]) -> None:
     if result["message"]:
-        err.print(result["message"], highlight=False)
+        err.print(result["message"], soft_wrap=True)
     table = Table("split", *result["metrics"])
     for split in ("metrics", "test_metrics"):
         if result[split]:
@@ -469,24 +561,29 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
         f"{speed:.1f} s/100 steps; peak memory {result['peak_memory'] / 1e9:.2f} GB",
         highlight=False,
     )
-    out.print(f"run folder: {path}", highlight=False, soft_wrap=True)
-    out.print(f'try it: softprompts predict {path} "..."', highlight=False, soft_wrap=True)
+    out.print(f"run folder: {path}", soft_wrap=True)
+    out.print(f'try it: softprompts predict {path} "..."', soft_wrap=True)
     if result["stop_reason"] == "non-finite loss":
-        raise SoftPromptError("the run did not reach its end; a lower learning rate may help")
+        raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 
 
 def _show(comparison: Any, folder: Path) -> None:
     from softprompts.compare import COLUMNS, write_report
 
-    table = Table(title=f"{comparison.model} on {comparison.task}")
+    table = Table(title=f"{comparison.model} on {comparison.task}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    rows = [comparison.cells(row) for row in comparison.rows]
     for index, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in comparison.rows:
-        table.add_row(*comparison.cells(row), style="bold" if row is comparison.best else None)
+        # In a narrow terminal headers may wrap, numbers may not.
+        width = max(len(cells[index]) for cells in rows)
+        table.add_column(name, justify="left" if index == 0 else "right", min_width=width)
+    for row, cells in zip(comparison.rows, rows, strict=True):
+        table.add_row(*cells, style="bold" if row is comparison.best else None)
     written = write_report(comparison, folder)
     out.print(table)
-    out.print(comparison.note(), highlight=False)
-    out.print("written: " + ", ".join(str(path) for path in written), highlight=False, soft_wrap=True)
+    out.print(comparison.note())
+    out.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
+    if len(written) < 3 and comparison.best is not None:
+        out.print("no picture: pip install matplotlib")
 
 
 def _probability(value: float | None) -> str:
@@ -502,11 +599,11 @@ def _csv(lines: list[list[str]]) -> str:
 
 
 @contextlib.contextmanager
-def _telling_how_to_go_on() -> Iterator[None]:
+def _telling_how_to_go_on(how: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        err.print(str(stop) or "interrupted", highlight=False, soft_wrap=True)
+        err.print(f"{stop}; {how}" if str(stop) else "interrupted", soft_wrap=True)
         raise
 
 
@@ -517,8 +614,15 @@ def main() -> None:
         _quiet_transformers()
         app()
     except SoftPromptError as error:
-        err.print(f"[red]error:[/] {_one_line(error)}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        _fail(str(error))
+    except OSError as error:  # no room on the disk, no right to write there
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+def _fail(message: str) -> NoReturn:
+    err.print("error:", style="red", end=" ")
+    err.print(" ".join(message.split()), soft_wrap=True)
+    raise SystemExit(2)
 
 
 def _quiet_transformers() -> None:
@@ -528,9 +632,3 @@ def _quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(error).split()))

@@ -91,7 +91,7 @@ class Comparison:
             str(len(row.scores)),
             f"{row.trained:,}",
             f"{share:.3f}",
-            f"{row.step_seconds:.1f}",
+            "-" if math.isnan(row.step_seconds) else f"{row.step_seconds:.1f}",
             f"{row.peak_memory / 1e9:.2f}",
         ]
 
@@ -100,11 +100,16 @@ class Comparison:
         kind = "held-out rows" if self.held_out else "validation rows, the best of all evaluations"
         seeds = max((len(row.scores) for row in self.rows), default=0)
         text = f"score: {self.metric} x 100 on {self.rows_scored:,} {kind}; "
-        text += f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."
+        if seeds > 1:
+            text += f"mean ± standard deviation over {seeds} seeds."
+        else:
+            text += "one seed, so that chance is not told from merit; give more."
         best = self.best
-        if best is not None and self.metric == "accuracy" and 0 < best.mean < 1:
-            # Two systems on the same number of rows, rows drawn at random: 1.96 sqrt(2 p (1-p) / n).
-            margin = 196 * math.sqrt(2 * best.mean * (1 - best.mean) / self.rows_scored)
+        if best is not None and self.metric == "accuracy":
+            # Two systems on so many rows drawn at random: 1.96 sqrt(2 p (1-p) / n), with one right and one wrong row
+            # more (Agresti and Caffo 2000), since few rows that are all right do not make it certain.
+            p = (best.mean * self.rows_scored + 1) / (self.rows_scored + 2)
+            margin = 196 * math.sqrt(2 * p * (1 - p) / (self.rows_scored + 2))
             text += (
                 f" With {self.rows_scored:,} rows, two methods that differ by less than {margin:.1f} points may be "
                 "equally good (95 %)."
@@ -211,7 +216,11 @@ def summarise(bench: Workbench, methods: Sequence[MethodConfig], results: Sequen
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes the table as Markdown and CSV and, with matplotlib there, the picture; returns what was written."""
+    """Writes the table as Markdown and CSV and, where matplotlib is installed, the picture.
+
+    Returns:
+        What was written.
+    """
     folder = Path(folder)
     written = [folder / "table.md", folder / "table.csv"]
     write_text_atomic(written[0], comparison.markdown())
@@ -219,6 +228,8 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
+        return written
+    if comparison.best is None:  # all runs failed
         return written
     return [*written, plot(comparison, folder / "accuracy.png")]
 

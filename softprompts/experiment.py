@@ -6,22 +6,34 @@ is loaded and the task encoded once. `Workbench.resolved` is all that decides a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts import packaged
 from softprompts.backbone import kind_of, quiet
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, padding_id
+from softprompts.tasks.encode import Encoded
 from softprompts.training import Lane, TrainConfig, open_run, run_id, runs, train
+from softprompts.training.optim import learning_rates
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
+_PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
+# What tables are made of; a result without them was not written by a run, or was edited.
+_NEEDED = (
+    "metrics", "test_metrics", "eval_rows", "test_rows", "trained_parameters", "backbone_parameters", "steps",
+    "best_step", "step_seconds", "seconds", "peak_memory", "stop_reason", "message",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +48,8 @@ class Data:
         text: column of the text.
         text_pair: column of the second text.
         label: column of the label.
+        kind: "classification", or "regression" where the labels of the files are scores.
+        label_words: what a language model answers for each label of the files; empty: the labels' names.
         max_train: at most so many rows to train on.
         max_validation: at most so many rows to score on.
         seed: of what is drawn or held out.
@@ -48,6 +62,8 @@ class Data:
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    kind: str = "classification"
+    label_words: tuple[str, ...] = ()
     max_train: int | None = None
     max_validation: int | None = None
     seed: int = 0
@@ -64,12 +80,33 @@ class Data:
             "seed": self.seed,
         }
         if self.train is not None:
+            if self.kind == "regression":
+                for word in self.label_words:
+                    if not _is_number(word):
+                        raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
             return load_files(
-                self.train, self.validation, text=self.text, text_pair=self.text_pair, label=self.label, **limits
+                self.train,
+                self.validation,
+                text=self.text,
+                text_pair=self.text_pair,
+                label=self.label,
+                kind=self.kind,
+                label_words=self.label_words,
+                **limits,
             )
         if self.task is None:
             raise SoftPromptError("name a task (--task) or a file of your own (--data)")
         return load_task(self.task, self.data_dir, **limits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for, as plain values, without the places where files lie."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in plain.items() if value not in (None, []) and key not in _PLACES}
+
+    def places(self) -> dict[str, str]:
+        """Where the files lie, as absolute paths; empty for a task that is fetched."""
+        given = {key: getattr(self, key) for key in _PLACES}
+        return {key: str(Path(value).expanduser().resolve()) for key, value in given.items() if value is not None}
 
 
 class Workbench:
@@ -87,7 +124,6 @@ class Workbench:
         task: the task.
         model: the attached model.
         tokenizer: its tokenizer.
-        truncated: number of rows that were cut.
 
     Raises:
         SoftPromptError: no such model or task, or data that cannot be used.
@@ -103,14 +139,13 @@ class Workbench:
     ):
         self.name, self.data, self.max_length = model, data, max_length
         self.task = data.load()
-        self.tokenizer, backbone = load_backbone(model, self.task)
+        self.tokenizer, backbone, self._missing = _load_backbone(model)
         self.model = attach(backbone, backbone_dropout=backbone_dropout)
         self.kind: str = self.model.backbone_kind
         self.pad_id = padding_id(self.tokenizer)
         self.label_ids = None if self.kind == "encoder" else label_ids(self.task, self.tokenizer, self.kind)
         self.evaluate = evaluate or not self.task.test
-        self.truncated = 0
-        self._encoded: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        self._encoded: dict[tuple[str, int], Encoded] = {}
 
     def room(self, config: MethodConfig) -> int:
         """Most tokens of an input that fit next to a prompt.
@@ -118,24 +153,54 @@ class Workbench:
         Raises:
             SoftPromptError: too few.
         """
-        limit = _context(self.model, self.tokenizer)
-        taken = config.num_virtual_tokens if config.uses_tokens else 0
-        if limit is not None and limit - taken < MIN_ROOM:
+        room = context_room(self.model, self.tokenizer, config)
+        if room is not None and room < MIN_ROOM:
+            taken = config.num_virtual_tokens
             raise SoftPromptError(
-                f"{config.method}: {taken} virtual tokens leave no room for the input in the context of {limit} tokens "
-                f"of {self.name}; set num_virtual_tokens lower"
+                f"{config.method}: {taken} virtual tokens leave no room for the input in the context of "
+                f"{room + taken} tokens of {self.name}; set num_virtual_tokens lower"
             )
-        return self.max_length if limit is None else min(self.max_length, limit - taken)
+        return self.max_length if room is None else min(self.max_length, room)
 
-    def check(self, method: MethodConfig) -> None:
-        """Builds a prompt and drops it again.
+    def check(
+        self,
+        method: MethodConfig,
+        training: TrainConfig | None = None,
+        *,
+        root: str | Path = "runs",
+        folder: str | Path | None = None,
+        resume: bool = False,
+        reuse: bool = False,
+    ) -> None:
+        """Finds out whether a `run` can start, without a trace: builds a prompt and drops it again.
+
+        Args:
+            method: the method's config.
+            training: how it would train; None: only the method is looked at.
+            root: see `run`.
+            folder: see `run`.
+            resume: see `run`.
+            reuse: see `run`.
 
         Raises:
-            SoftPromptError: the method does not fit the model.
+            SoftPromptError: the method does not fit the model or the training, or the run folder is taken.
         """
         self.room(method)
         self._add("check", method, seed=0)
-        self.model.delete_prompt("check")
+        try:
+            if training is not None:
+                learning_rates(self.model.prompts["check"].components(), training)
+        finally:
+            self.model.delete_prompt("check")
+        if training is not None:
+            if folder is None and Path(root).is_file():
+                raise SoftPromptError(f"{root} is a file; name a folder for runs")
+            config = self.resolved(method, training)
+            path = Path(folder) if folder is not None else Path(root) / run_id(config)
+            if path.is_file() or (path / runs.CONFIG).is_file() or runs.is_done(path):
+                open_run(root, config, resume=resume, reuse=reuse, folder=folder)
+                if runs.is_done(path):
+                    _checked(path, runs.load_result(path))
 
     def _add(self, name: str, method: MethodConfig, seed: int) -> None:
         encoder = self.kind == "encoder"
@@ -147,17 +212,51 @@ class Workbench:
             tokenizer=self.tokenizer,
             seed=seed,
         )
+        self._draw_head(name, seed)
         if not any(True for _ in self.model.prompts[name].parameters()):
             self.model.delete_prompt(name)
             raise SoftPromptError(f"{method.method}: there is nothing to train on {self.name}, which has no task head")
 
+    def _draw_head(self, name: str, seed: int) -> None:
+        """Draws by the seed what of the head did not come with the backbone, and so is the same in no two processes."""
+        head = self.model.prompts[name].head
+        if head is None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for path, module in head.named_modules():
+                if isinstance(module, nn.Linear) and f"{path}.weight" in self._missing:
+                    std = getattr(self.model.config, "initializer_range", 0.02)
+                    module.weight.data.copy_(torch.randn(module.weight.shape) * std)
+                    if module.bias is not None:
+                        module.bias.data.zero_()
+
+    @property
+    def truncated(self) -> int:
+        """Number of rows that were cut so far; the most, where methods leave different room."""
+        cut: dict[int, int] = {}
+        for (_, length), encoded in self._encoded.items():
+            cut[length] = cut.get(length, 0) + encoded.truncated
+        return max(cut.values(), default=0)
+
+    def encode(self, method: MethodConfig) -> int:
+        """Encodes all rows that a method is going to see; returns how many of them had to be cut.
+
+        Raises:
+            SoftPromptError: the prompt leaves no room for the input.
+        """
+        length = self.room(method)
+        splits = ["train", *(["validation"] if self.evaluate else []), *(["test"] if self.task.test else [])]
+        for split in splits:
+            self.features(split, length)
+        return sum(self._encoded[split, length].truncated for split in splits)
+
     def features(self, split: str, length: int) -> list[dict[str, Any]]:
         """A split's rows as token ids, encoded once per length."""
         if (split, length) not in self._encoded:
-            encoded = encode_examples(getattr(self.task, split), self.task, self.tokenizer, self.kind, length)
-            self.truncated = max(self.truncated, encoded.truncated)
-            self._encoded[split, length] = encoded.features
-        return self._encoded[split, length]
+            rows = getattr(self.task, split)
+            self._encoded[split, length] = encode_examples(rows, self.task, self.tokenizer, self.kind, length)
+        return self._encoded[split, length].features
 
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
         """All that decides the numbers of a run, as plain values; a hash of the rows stands for the data, wherever
@@ -166,7 +265,7 @@ class Workbench:
         return {
             "model": packaged.model_name(self.name),
             "task": self.task.name,
-            "data": {k: v for k, v in vars(self.data).items() if v is not None},
+            "data": self.data.to_dict(),
             "rows": self.task.fingerprint,
             "method": method.method,
             "settings": method.to_dict(),
@@ -208,28 +307,34 @@ class Workbench:
         """
         length = self.room(method)
         config = self.resolved(method, training)
-        done = Path(folder) if folder is not None else Path(root) / run_id(config)
-        if reuse and runs.is_done(done):
-            return done, runs.load_result(done)
+        # Before any work is done, and before any folder is made: what cannot start leaves nothing behind.
+        self.check(method, training, root=root, folder=folder, resume=resume, reuse=reuse)
+        path = Path(folder) if folder is not None else Path(root) / run_id(config)
+        if runs.is_done(path):
+            return path, _checked(path, runs.load_result(path))
+        check_trackers(trackers)
         name = f"{method.method}-seed{training.seed}"
         if name in self.model.prompts:
             self.model.delete_prompt(name)
-        # Built before any folder is made: what cannot be built leaves nothing behind.
         self._add(name, method, training.seed)
         trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
         backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         features = self.features("train", length)
         validation = self.features("validation", length) if self.evaluate else None
         test = self.features("test", length) if self.task.test else None
-        path = open_run(root, config, resume=resume, folder=folder)
+        path = self._open(root, config, resume, folder)
         record = {
-            **{key: config[key] for key in ("model", "task", "method", "settings", "max_length", "rows")},
+            **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
+            "max_length": length,
             "seed": training.seed,
             "trained_parameters": trained,
             "backbone_parameters": backbone,
             "task_form": self.task_form(),
+            "train_rows": len(features),
             "eval_rows": len(validation or []),
             "test_rows": len(test or []),
+            "versions": _versions(),
+            "device": _device(),
         }
         lane = Lane(
             name,
@@ -245,8 +350,19 @@ class Workbench:
         )
         (outcome,) = train(self.model, [lane], pad_id=self.pad_id, progress=progress, trackers=trackers)
         if not outcome.done:
-            raise KeyboardInterrupt(f"{path}: {outcome.message}; go on with --resume")
+            raise KeyboardInterrupt(f"{path}: {outcome.message}")
         return path, runs.load_result(path)
+
+    def _open(self, root: str | Path, config: dict[str, Any], resume: bool, folder: str | Path | None) -> Path:
+        """The run's folder; a new one says in a comment of its config.yaml where the data lay."""
+        path = Path(folder) if folder is not None else Path(root) / run_id(config)
+        new = not (path / runs.CONFIG).is_file()
+        path = open_run(root, config, resume=resume, folder=folder)
+        if new and (places := self.data.places()):
+            note = "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
+            note += "".join(f"#   {key}: {place}\n" for key, place in places.items())
+            runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
+        return path
 
     def _label_values(self) -> list[int | float] | None:
         if self.label_ids is None or self.task.kind == "classification":
@@ -262,45 +378,115 @@ class Workbench:
             "label_words": list(task.label_words),
             "fields": list(task.fields),
             "word": task.word,
+            "pairs": task.train[0].text_pair is not None,
         }
 
 
-def load_backbone(model: str, task: Task | None = None) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_backbone(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model of the class that suits the model's kind: a classifier for encoders, else a language model.
 
     Args:
         model: alias, local path or hub id.
-        task: gives the number of labels and their names.
 
     Raises:
         SoftPromptError: there is no such model, or it cannot be read.
     """
+    return _load_backbone(model)[:2]
+
+
+def _load_backbone(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
+    """`load_backbone`, and the names of tensors that the model's files lack."""
     import transformers
 
+    if not model.strip():
+        raise SoftPromptError("the model's name is empty; name a hub id or a local folder")
     path = packaged.resolve_model(model)
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise SoftPromptError(f"no such model '{model}': there is no such folder")
+    local = Path(path).expanduser().is_dir()
+    if local:  # absolute, so that a prompt finds its backbone from any folder
+        path = str(Path(path).expanduser().resolve())
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(path)
-            tokenizer = AutoTokenizer.from_pretrained(path)
+        with quiet(), asking(path) as offline:
+            config = AutoConfig.from_pretrained(path, local_files_only=offline)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
             kind = kind_of(config)
+            cls: Any
             if kind == "encoder":
-                labels = {} if task is None else {"num_labels": task.num_labels}
-                loaded = transformers.AutoModelForSequenceClassification.from_pretrained(path, **labels)
+                cls = transformers.AutoModelForSequenceClassification
             elif kind == "encoder-decoder":
-                loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(path)
+                cls = transformers.AutoModelForSeq2SeqLM
             else:
-                loaded = transformers.AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError) as error:
+                cls = transformers.AutoModelForCausalLM
+            loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True)
+    except SoftPromptError:
+        raise
+    except Exception as error:  # a damaged or foreign folder fails anywhere
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        if local:
+            raise SoftPromptError(f"the model '{model}' cannot be loaded from its folder ({reason[:200]})") from error
+        reason = "the hub cannot be reached" if offline else reason[:160]
         raise SoftPromptError(
-            f"no such model '{model}': neither a local folder nor to be had from the hub ({reason[:160]})"
+            f"no such model '{model}': neither a local folder nor to be had from the hub ({reason})"
         ) from error
-    if task is not None and kind == "encoder" and task.label_names:
-        loaded.config.id2label = dict(enumerate(task.label_names))
-        loaded.config.label2id = {name: index for index, name in enumerate(task.label_names)}
-    return tokenizer, loaded
+    return tokenizer, loaded, frozenset(info["missing_keys"])
+
+
+def check_trackers(names: Sequence[str] | None) -> None:
+    """Makes sure that Accelerate knows all of these trackers and that their packages are installed.
+
+    Raises:
+        SoftPromptError: one of them is unknown, or its package is missing.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    for name in names or ():
+        if name == "all":
+            continue
+        if name not in known:
+            raise SoftPromptError(f"unknown tracker '{name}'; {nearest(name, known)}")
+        if name not in there:
+            raise SoftPromptError(f"the tracker '{name}' is not installed: pip install {name}")
+
+
+def _checked(path: Path, result: Any) -> dict[str, Any]:
+    lacks = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
+    if lacks:
+        raise SoftPromptError(f"{path / runs.RESULT} lacks '{lacks[0]}'; delete the folder to train again")
+    checked: dict[str, Any] = result
+    return checked
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    from softprompts import __version__
+
+    return {"softprompts": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
+
+
+def _device() -> str:
+    """Where Accelerate is going to train: "cpu", or the kind of device and its name."""
+    from accelerate import PartialState
+
+    device = PartialState().device
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, config: MethodConfig) -> int | None:
+    """Tokens of the model's context that a prompt leaves for the input; None where nothing limits them."""
+    limit = _context(model, tokenizer)
+    taken = config.num_virtual_tokens if config.uses_tokens else 0
+    return None if limit is None else limit - taken
 
 
 def _context(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:

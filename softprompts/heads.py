@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompts.errors import SoftPromptError
+from softprompts.passing import Pass, in_batch_order
 
 if TYPE_CHECKING:
-    from softprompts.model import Prompt, State
-    from softprompts.passing import Pass
+    from softprompts.injection import State
+    from softprompts.prompt import Prompt
+
+
+_IGNORED = -100
 
 
 def find(model: PreTrainedModel) -> list[str]:
@@ -109,15 +113,12 @@ def _dispatch(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any
     width = max(part.shape[-1] for part in parts)
     # A row has no chance for labels that are not its own.
     parts = [F.pad(part, (0, width - part.shape[-1]), value=float("-inf")) for part in parts]
-    order = torch.cat([index for index in groups.values() if index is not None])
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
     wide = torch.promote_types(parts[0].dtype, parts[-1].dtype)
-    return torch.cat([part.to(wide) for part in parts]).index_select(0, place)
+    return in_batch_order([part.to(wide) for part in parts], groups)
 
 
 def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | None = None) -> Tensor:
-    """The loss of each row of one prompt, ``(R,)``.
+    """The loss of each row of one prompt, ``(R,)``; 0 for rows with the class -100.
 
     Args:
         logits: ``(R, C)``, of which the first ``num_labels`` columns count.
@@ -126,14 +127,8 @@ def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | N
         num_labels: ``C`` of this prompt.
         problem: transformers' ``problem_type``; None to tell from the labels.
     """
-    logits = (
-        logits[:, :num_labels].float() if logits.dtype in (torch.float16, torch.bfloat16) else logits[:, :num_labels]
-    )
-    if problem is None:
-        if num_labels == 1:
-            problem = "regression"
-        else:
-            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    logits = _wide(logits[:, :num_labels])
+    problem = problem or _problem_of(labels, num_labels)
     if problem == "regression":
         return F.mse_loss(
             logits.reshape(len(logits), -1), labels.reshape(len(logits), -1).to(logits), reduction="none"
@@ -142,6 +137,16 @@ def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | N
         return F.cross_entropy(logits, labels.view(-1).long(), reduction="none")
     labels = labels[:, :num_labels].to(logits)
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+
+
+def _problem_of(labels: Tensor, num_labels: int) -> str:
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def classification_loss(
@@ -155,6 +160,8 @@ def classification_loss(
 ) -> Tensor:
     """Mean loss over rows, each by the labels of its own prompt (rows without a prompt: by those of the model).
 
+    Rows with the class -100 do not count, as in transformers.
+
     Args:
         logits: ``(B, C)``.
         labels: ``(B,)`` or ``(B, C)``.
@@ -167,18 +174,20 @@ def classification_loss(
     """
     labels = labels.to(logits.device)
     if problem == "token_classification":
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         kind = "mean" if num_items is None else "sum"
-        total = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=kind)
+        total = F.cross_entropy(_wide(logits).flatten(0, -2), labels.flatten(), reduction=kind)
         return total if num_items is None else total / num_items
-    losses = []
+    losses, counted = [], torch.zeros((), device=logits.device)
     for name, index in pass_.groups_of(logits.shape[0], logits.device).items():
         width = num_labels if name is None else prompts[name].num_labels or logits.shape[-1]
         rows = slice(None) if index is None else index
-        losses.append(row_losses(logits[rows], labels[rows], width, problem))
+        own = labels[rows]
+        losses.append(row_losses(logits[rows], own, width, problem))
+        classes = (problem or _problem_of(own, width)) == "single_label_classification"
+        counted = counted + ((own != _IGNORED).sum() if classes else len(own))
     total = torch.cat(losses)
     if num_items is None:
-        return total.mean()
+        return total.sum() / counted
     # A row may have several labels.
     share: Tensor = total.sum() * (labels.numel() / len(labels)) / num_items
     return share

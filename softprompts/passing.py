@@ -15,7 +15,7 @@ from softprompts.methods.base import Rows
 from softprompts.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
-    from softprompts.model import Prompt
+    from softprompts.prompt import Prompt
 
 
 class Pass:
@@ -137,14 +137,7 @@ class Pass:
         return self.rows if index is None else len(index)
 
     def _to_rows(self, parts: list[Tensor], dim: int) -> Tensor:
-        """Puts the groups' tensors, each with its rows along ``dim``, into the order of the batch."""
-        if len(parts) == 1:
-            return parts[0]
-        joined = torch.cat(parts, dim)
-        order = torch.cat([index for index in self.groups.values() if index is not None])
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        return joined.index_select(dim, place)
+        return in_batch_order(parts, self.groups, dim)
 
     def _join_prefixes(self) -> None:
         with_prefix = {name: soft for name, soft in self.soft.items() if soft.keys is not None}
@@ -258,6 +251,22 @@ class Pass:
         if (id(mask), rows) not in self._masks:
             self._masks[id(mask), rows] = repeat_rows(mask, rows)
         return self._masks[id(mask), rows]
+
+
+def in_batch_order(parts: list[Tensor], groups: Mapping[str | None, Tensor | None], dim: int = 0) -> Tensor:
+    """Joins the groups' tensors, each with its rows along ``dim``, in the order of the batch.
+
+    Args:
+        parts: one tensor per group.
+        groups: see `Pass.groups_of`.
+        dim: the axis of the rows.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.cat([index for index in groups.values() if index is not None])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return torch.cat(parts, dim).index_select(dim, place)
 
 
 def _place(prefix: Tensor, own: list[int], sites: int, rows: int, length: int) -> Tensor:

@@ -2,6 +2,10 @@
 
 The tensors are named within the prompt (``method.*``, ``head.*``), so that a prompt can be loaded under any name. The
 config carries the identity of the backbone and the hash of the tensors; loading checks both before it touches a model.
+
+A new folder appears whole. In a folder that is there already the files are replaced one after the other, each whole:
+two files cannot be replaced at once, so a process killed between tensors and config leaves a pair that does not match.
+`read` refuses it, as the hash tells; a training run that is resumed saves its prompt again.
 """
 
 from __future__ import annotations
@@ -9,50 +13,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from softprompts import packaged
+from softprompts import __version__, packaged
 from softprompts.errors import SoftPromptError
+from softprompts.files import sync_folder, temporary_beside, write_atomic
+from softprompts.injection import state_of
 from softprompts.methods.base import make_config
-
-if TYPE_CHECKING:
-    from softprompts.model import Prompt
+from softprompts.prompt import Prompt, require
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
 FORMAT = 1
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def identity(model: Any) -> dict[str, Any]:
     """What a prompt must know of its backbone to be put back on the right one."""
-    from softprompts.model import _state
-
-    state = _state(model)
+    state = state_of(model)
     backbone = state.backbone
     config = model.config
     return {
@@ -61,25 +49,19 @@ def identity(model: Any) -> dict[str, Any]:
         "model_type": config.model_type,
         "class": state.model_class.__name__,
         "hidden_size": backbone.hidden_size,
-        "vocabulary": int(backbone.embeddings.weight.shape[0]),  # type: ignore[union-attr, index]
+        "vocabulary": backbone.vocabulary_size,
         "sites": [[site.kind, site.kv_heads * site.head_dim] for site in backbone.sites],
     }
 
 
 def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
     """Writes one prompt of an attached model; see `PromptModel.save_prompt`."""
-    from softprompts.errors import nearest
-
-    if name not in model.prompts:
-        raise SoftPromptError(f"unknown prompt '{name}'; {nearest(name, model.prompts)}")
-    prompt: Prompt = model.prompts[name]
+    prompt = require(model.prompts, name)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
     tensors = {key: value.detach().cpu().contiguous() for key, value in prompt.state_dict().items()}
     content = dump_tensors(tensors)
-    from softprompts import __version__
-
     config: dict[str, Any] = {
         "format": FORMAT,
         "softprompts_version": __version__,
@@ -94,9 +76,29 @@ def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any
         "sha256": hashlib.sha256(content).hexdigest(),
         "metadata": metadata or {},
     }
-    write_atomic(folder / TENSOR_FILE, content)
-    write_atomic(folder / CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
-    write_atomic(folder / "README.md", card(config).encode())
+    config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    _write_together(
+        folder, {"README.md": card(config).encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
+    )
+
+
+def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
+    if folder.exists():
+        for name, content in contents.items():
+            write_atomic(folder / name, content)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    try:
+        temporary.mkdir()
+        for name, content in contents.items():
+            write_atomic(temporary / name, content)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
 
 
 def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
@@ -151,7 +153,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
     content = tensor_path.read_bytes()
     if hashlib.sha256(content).hexdigest() != config["sha256"]:
-        raise SoftPromptError(f"{tensor_path} is not the file that was saved (truncated or edited): copy it again")
+        raise SoftPromptError(
+            f"{tensor_path} is not the file that {CONFIG_FILE} was saved with (truncated or edited, or saving was "
+            "cut short): copy or save the prompt again"
+        )
     try:
         tensors = load_tensors(content)
     except SafetensorError as error:
@@ -179,7 +184,7 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
     _check_backbone(model, config["backbone"], str(path))
     name = name or config.get("name") or "default"
     labels = config.get("labels")
-    if labels is not None and not _has_head(model):
+    if labels is not None and not state_of(model).heads:
         wanted = config["backbone"].get("class")
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
@@ -203,13 +208,7 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
     return cast(str, name)
 
 
-def _has_head(model: Any) -> bool:
-    from softprompts.model import _state
-
-    return bool(_state(model).heads)
-
-
-def _fill(prompt: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+def _fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
     own = prompt.state_dict()
     for key in own.keys() ^ tensors.keys():
         kind = "lacks" if key in own else "has the unknown tensor"
@@ -252,9 +251,7 @@ def load(path: str | Path, **kwargs: Any) -> Any:
     Raises:
         SoftPromptError: the prompt or its backbone cannot be read.
     """
-    import transformers
-
-    from softprompts.model import attach
+    from softprompts.model import attach  # which offers saving as methods, and so imports this module
 
     config, _ = read(path)
     backbone = config["backbone"]

@@ -111,7 +111,9 @@ def by_merging(
         prefix_bias: constant, added to the scores of the ``l`` prefix columns.
         scale: factor of the scores.
     """
-    output: Tensor = _Merged.apply(query, key, value, prefix_key, prefix_value, alpha, bias, prefix_bias, scale)
+    output: Tensor = _Merged.apply(  # type: ignore[no-untyped-call]
+        query, key, value, prefix_key, prefix_value, alpha, bias, prefix_bias, scale
+    )
     return output
 
 

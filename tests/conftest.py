@@ -10,7 +10,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-from transformers.utils import logging  # noqa: E402
+from transformers.utils import logging
 
 logging.set_verbosity_error()
 torch.set_num_threads(1)

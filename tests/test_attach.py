@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +162,33 @@ def test_set_disable_and_delete() -> None:
     model.set_prompt("prompt-tuning").delete_prompt("prompt-tuning")
     assert model.active_prompt is None
     assert torch.equal(model(**inputs).logits, bare)
+
+
+def test_the_first_prompt_becomes_active_unless_none_was_asked_for(tmp_path: Path) -> None:
+    model = sp.attach(tiny.model("bert"))
+    assert model.active_prompt is None
+    model.add_prompt("first", sp.PrefixTuningConfig()).add_prompt("second", sp.PrefixTuningConfig())
+    assert model.active_prompt == "first"
+    model.save_prompt("second", tmp_path)
+    model.set_prompt(None).add_prompt("third", sp.PrefixTuningConfig()).load_prompt(tmp_path, "fourth")
+    assert model.active_prompt is None
+    with model.disable_prompt():
+        model.add_prompt("fifth", sp.PrefixTuningConfig())
+    model.add_prompt("sixth", sp.PrefixTuningConfig())
+    assert model.active_prompt is None
+    model.set_prompt("second").delete_prompt("second")
+    assert model.active_prompt is None
+    model.add_prompt("seventh", sp.PrefixTuningConfig())
+    assert model.active_prompt == "seventh"
+
+    bare = sp.attach(tiny.model("bert")).set_prompt(None).load_prompt(tmp_path)
+    assert bare.active_prompt is None
+    fresh = sp.attach(tiny.model("bert"))
+    fresh(**tiny.batch("bert"))  # without any prompt, which is nobody's choice
+    with fresh.disable_prompt():
+        fresh.add_prompt("early", sp.PrefixTuningConfig())
+        assert fresh.active_prompt is None
+    assert fresh.load_prompt(tmp_path).active_prompt == "second"
 
 
 def test_rows_without_a_prompt_generate_bare() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -120,6 +121,63 @@ def test_a_failing_write_leaves_the_previous_file(broken: str, tmp_path: Path, m
     saving.write_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.attached("bert", "prefix-tuning")
+    target = tmp_path / "deep" / "p"
+    real, seen = saving.os.replace, []
+
+    def stop_at(name: str) -> Callable[..., None]:
+        def replace(source: Any, to: Any) -> None:
+            seen.append(Path(to).name)
+            if Path(to).name == name:
+                raise KeyboardInterrupt
+            real(source, to)
+
+        return replace
+
+    for name in ("README.md", TENSORS, CONFIG, "p"):
+        with monkeypatch.context() as patch:
+            patch.setattr("softprompts.saving.os.replace", stop_at(name))
+            with pytest.raises(KeyboardInterrupt):
+                model.save_prompt("prefix-tuning", target)
+        assert list(target.parent.iterdir()) == []
+    assert seen[-4:] == ["README.md", TENSORS, CONFIG, "p"]
+    model.save_prompt("prefix-tuning", target)
+    assert [f.name for f in target.parent.iterdir()] == ["p"]
+    assert target.stat().st_mode == target.parent.stat().st_mode
+
+
+def test_overwriting_that_is_cut_short_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.attached("bert", "prefix-tuning", "prompt-tuning")
+    model.save_prompt("prefix-tuning", tmp_path)
+    real = saving.os.replace
+
+    def replace(source: Any, to: Any) -> None:
+        if Path(to).name == CONFIG:
+            raise KeyboardInterrupt
+        real(source, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("softprompts.saving.os.replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_prompt("prompt-tuning", tmp_path)
+    with pytest.raises(sp.SoftPromptError, match="saving was cut short.*save the prompt again"):
+        saving.read(tmp_path)
+    model.save_prompt("prompt-tuning", tmp_path)
+    assert saving.read(tmp_path)[0]["method"] == "prompt-tuning"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_permissions_of_any_new_file(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        saving.write_atomic(tmp_path / "made", b"")
+        (tmp_path / "plain").write_bytes(b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_saving_to_a_file_is_refused(tmp_path: Path) -> None:

@@ -127,11 +127,11 @@ class EPT(Method):
         """The prompt, the factors and the spaces, as far as they are in use."""
         parts: dict[str, Component] = {}
         if self.prompt is not None:
-            parts["prompt"] = Component([self.prompt], learning_rate=5e-2)
+            parts["prompt"] = Component([self.prompt], learning_rate=2e-2)
         if self.a is not None and self.b is not None:
-            parts["low_rank"] = Component([self.a, self.b], learning_rate=5e-3)
+            parts["low_rank"] = Component([self.a, self.b], learning_rate=1e-3)
         if self.gate is not None:
-            parts["spaces"] = Component([*self.spaces.parameters(), *self.gate.parameters()], learning_rate=5e-3)
+            parts["spaces"] = Component([*self.spaces.parameters(), *self.gate.parameters()], learning_rate=1e-3)
         return parts
 
 

@@ -35,14 +35,14 @@ class MultiMaskConfig(MethodConfig):
         router_noise: instead of dropout, multiply the logits by ``1 + N(0, 1)`` in training, as the released code does.
         l1_lambda: weight of the sparsity term ``mean |sigmoid(masks)|``, the mean over all mask entries; the paper has
             such a term but neither its form nor its weight.
-        init_std: standard deviation of the starting prefix.
+        init_std: standard deviation of the starting prefix (released code: 1).
     """
 
     num_masks: int = 4
     router_dropout: float = 0.2
     router_noise: bool = False
     l1_lambda: float = 0.0
-    init_std: float = 0.02
+    init_std: float = 0.5
 
     uses_prefix: ClassVar[bool] = True
 
@@ -98,7 +98,7 @@ class MultiMask(Method):
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
         return {
-            "prefix": Component([self.prefix], learning_rate=3e-2),
-            "masks": Component([self.masks], learning_rate=3e-2),
+            "prefix": Component([self.prefix], learning_rate=6e-2),
+            "masks": Component([self.masks], learning_rate=6e-2),
             "router": Component(list(self.router.parameters()), learning_rate=1e-3),
         }

@@ -82,7 +82,7 @@ class PromptTuning(Method):
 
     def components(self) -> dict[str, Component]:
         """The prompt."""
-        return {"prompt": Component([self.prompt], learning_rate=5e-2)}
+        return {"prompt": Component([self.prompt], learning_rate=2e-2)}
 
 
 def initial_prompt(config: PromptTuningConfig, shape: Shape) -> Tensor:

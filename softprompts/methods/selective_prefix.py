@@ -31,12 +31,12 @@ class SelectivePrefixConfig(MethodConfig):
         alpha: steepness of the mask, more than 1 in the paper; None for no mask (the loss alone).
         selective_loss: ``lambda``; 0 for no loss (the mask alone). The released scripts average over the sites
             instead of adding up: to follow one that has weight ``a``, set ``a / S``.
-        init_std: standard deviation of the starting prefix.
+        init_std: standard deviation of the starting prefix (released code: 0.02; 0.5 measured better at small budgets).
     """
 
     alpha: float | None = 4.0
     selective_loss: float = 1e-4
-    init_std: float = 0.02
+    init_std: float = 0.5
 
     uses_prefix: ClassVar[bool] = True
 
@@ -72,7 +72,7 @@ class SelectivePrefix(Method):
 
     def components(self) -> dict[str, Component]:
         """The prefix."""
-        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
+        return {"prefix": Component([self.prefix], learning_rate=6e-2)}
 
     def cannot_fold(self) -> str | None:
         """Only the variant without the mask folds."""

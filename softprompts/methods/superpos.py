@@ -88,6 +88,6 @@ class SuperPos(Method):
     def components(self) -> dict[str, Component]:
         """The embeddings, and the weights with their decay."""
         return {
-            "embeddings": Component([self.embeddings], learning_rate=1e-2),
+            "embeddings": Component([self.embeddings], learning_rate=3e-3),
             "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.weight_decay),
         }

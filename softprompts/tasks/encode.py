@@ -67,7 +67,8 @@ def encode_examples(
     ending = _ANSWER if kind == "decoder" else ""
 
     def tokenize(rows: list[tuple[str, ...]]) -> list[list[int]]:
-        batch = tokenizer([task.render_values(values) + ending for values in rows], verbose=False)["input_ids"]
+        texts = [task.render_values(values) + ending for values in rows]
+        batch: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
         if kind == "decoder":  # the answer goes on from here, so no end-of-text token yet
             return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in batch]
         return batch

@@ -103,7 +103,8 @@ def load_files(
         for example, label_name in validation_rows:
             if names and label_name not in names:
                 place = f"{validation}: line {example.id}"
-                raise SoftPromptError(f"{place}: label '{label_name}' is not in {train_path.name}, which has: {names}")
+                known = ", ".join(names)
+                raise SoftPromptError(f"{place}: label '{label_name}' is not in {train_path.name}, which has: {known}")
     task = Task(
         name=name or train_path.name.split(".")[0],
         label_names=tuple(names),
@@ -155,7 +156,9 @@ def _sorted_names(names: set[str]) -> list[str]:
         return sorted(names)
 
 
-def _hold_out(path: Path, rows: list[tuple[Example, str]], seed: int) -> tuple[list, list]:
+def _hold_out(
+    path: Path, rows: list[tuple[Example, str]], seed: int
+) -> tuple[list[tuple[Example, str]], list[tuple[Example, str]]]:
     chance = random.Random(f"hold out {seed}")
     groups = defaultdict(list)
     for index, (_, name) in enumerate(rows):

@@ -23,7 +23,7 @@ from softprompts.training.evaluate import Feature, Prediction, predict
 from softprompts.training.optim import build_optimizer, set_learning_rates
 
 if TYPE_CHECKING:
-    from softprompts.model import Prompt
+    from softprompts.prompt import Prompt
 
 CHECKPOINT_FILE = "lane.pt"
 _FORMAT = 1
@@ -408,8 +408,7 @@ class Lane:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file fails anywhere in zip or pickle
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SoftPromptError(f"{path} cannot be read ({reason}); start a new run") from error
+            raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
         self.load_state(state)
         runs.cut_metrics(self.folder, self.step)
 

@@ -29,7 +29,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.model import _state
 from softprompts.tasks.collate import collate
 from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
@@ -121,6 +120,9 @@ def train(
                         results[lane.name] = lane.finish(model, accelerator.is_main_process)
                 bar.show(active)
                 _track(accelerator, active, due, prefix=len(lanes) > 1)
+            if stop.asked and all(result.done for result in results.values()):
+                # Asked for too late to interrupt a run, but the caller may have more to do.
+                raise KeyboardInterrupt("all runs were done already")
         return [results[lane.name] for lane in lanes]
     finally:
         if own and trackers:
@@ -232,14 +234,13 @@ def _labels_of(lane: Lane) -> str:
 @contextlib.contextmanager
 def _training(model: Any, backbone_dropout: bool | None) -> Iterator[None]:
     """Train mode for the prompts (the backbone stays as the model decides), and the old mode afterwards."""
-    state = _state(model)
-    before, dropout = model.training, state.backbone_dropout
-    state.backbone_dropout = dropout if backbone_dropout is None else backbone_dropout
+    before, dropout = model.training, model.backbone_dropout
+    model.backbone_dropout = dropout if backbone_dropout is None else backbone_dropout
     model.train()
     try:
         yield
     finally:
-        state.backbone_dropout = dropout
+        model.backbone_dropout = dropout
         model.train(before)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from softprompts.errors import SoftPromptError
+from softprompts.files import write_atomic as write_atomic
+from softprompts.files import write_json_atomic as write_json_atomic
+from softprompts.files import write_text_atomic as write_text_atomic
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -43,44 +44,6 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
-
-
-def write_atomic(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file so that readers, and a crash at any time, see the old content or the new one, never a part.
-
-    Args:
-        path: the file; its folder is made when it is missing.
-        write: gets the open binary file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself is only on disk once the folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """`write_atomic` for a text."""
-    write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def write_json_atomic(path: str | Path, value: Any) -> None:
-    """`write_atomic` for a JSON value."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def is_done(folder: str | Path) -> bool:

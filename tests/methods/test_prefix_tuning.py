@@ -50,8 +50,8 @@ def test_network(shape):
 
 def test_start(shape):
     prefix = PrefixTuningConfig(num_virtual_tokens=200).build(shape).prefix
-    assert abs(prefix.std().item() - 0.02) < 0.001
-    assert abs(prefix.mean().item()) < 0.001
+    assert abs(prefix.std().item() - 0.5) < 0.025
+    assert abs(prefix.mean().item()) < 0.02
     assert abs(PrefixTuningConfig(num_virtual_tokens=200, init_std=1.0).build(shape).prefix.std().item() - 1) < 0.05
     network = PrefixTuningConfig(num_virtual_tokens=200, reparameterize=True).build(shape)
     for weight in (network.embedding, network.inner.weight, network.outer.weight):

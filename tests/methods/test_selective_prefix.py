@@ -78,7 +78,7 @@ def test_variants(shape):
 
 
 def test_start(shape):
-    assert abs(SelectivePrefixConfig(num_virtual_tokens=200).build(shape).prefix.std().item() - 0.02) < 0.001
+    assert abs(SelectivePrefixConfig(num_virtual_tokens=200).build(shape).prefix.std().item() - 0.5) < 0.025
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_quotes(tmp_path: Path) -> None:
         ("t.jsonl", b'{"body": "a", "kind": null}\n', "line 1: the label 'kind' is missing"),
         ("t.jsonl", b'{"body": "a", "kind": [1]}\n', r"line 1: the label 'kind' is \[1\]"),
         ("t.jsonl.gz", b"not gzip", "not a whole gzip file"),
-        ("t.jsonl.gz", gzip.compress(b"x" * 1000)[:-9], "not a whole gzip file"),
+        ("t.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:-9], "not a whole gzip file"),
         ("t.xls", b"body", "cannot tell its form"),
     ],
 )
@@ -123,5 +123,5 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 def test_unseen_validation_label(tmp_path: Path) -> None:
     dev = csv_file(tmp_path, [("a", "ham"), ("b", "eggs")], "dev.csv")
-    with pytest.raises(SoftPromptError, match="dev.csv: line 3: label 'eggs' is not in mail.csv"):
+    with pytest.raises(SoftPromptError, match="dev.csv: line 3: label 'eggs' is not in .* which has: ham, spam$"):
         load(csv_file(tmp_path), dev)

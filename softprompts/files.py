@@ -1,0 +1,62 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomic(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file so that readers, and a crash at any time, see the old content or the new one, never a part.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        content: the bytes, or a function that writes them to the open binary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        # Opened as any new file, so that it gets the permissions of one.
+        with open(temporary, "xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """`write_atomic` for a text."""
+    write_atomic(path, text.encode())
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """`write_atomic` for a JSON value."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name that nobody else uses, in the same folder: a rename is atomic only within one file system."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts renames within a folder on disk; a renamed file is there after a power cut only once its folder is."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

