@@ -29,7 +29,7 @@ METHODS: tuple[MethodConfig, ...] = (
     SelectivePrefixConfig(),
 )
 # One budget for all: the last prompt is scored once, on rows that nothing was chosen by.
-TRAINING = TrainConfig(max_steps=200, batch_size=16, eval_batch_size=64)
+TRAINING = TrainConfig(max_steps=150, batch_size=16, eval_batch_size=64)
 
 
 def run_demo(

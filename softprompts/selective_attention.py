@@ -122,6 +122,9 @@ class _Merged(torch.autograd.Function):
 
     The fused kernel's backward rebuilds the content's weights as ``exp(score - lse)``. Given the *whole* output and
     log-sum-exp in place of the content's own, those are the true weights, and what it returns are the true gradients.
+
+    The prefix part works on groups of rows that share a prefix: a head's rows of the whole batch where the prefix is
+    the same for all, else a head's rows of one batch row. See `_Groups`.
     """
 
     @staticmethod
@@ -138,43 +141,82 @@ class _Merged(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         content, lse = _flash(query, key, value, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
-        prefix_key = prefix_key * scale  # a few columns, where the scores are many
-        scores = (query @ prefix_key.transpose(-1, -2)).to(lse.dtype)
-        chosen = select(scores, alpha)
+        groups = _Groups(query, shared=prefix_key.shape[0] == 1)
+        keys, values = groups.prefix(prefix_key) * scale, groups.prefix(prefix_value)
+        steep = groups.rows(alpha.to(lse.dtype).view(-1, 1, 1, 1)).mT if isinstance(alpha, Tensor) else alpha
+        # Columns before rows, (G, l, N): a softmax over so few numbers is quick only along an outer dimension.
+        scores = torch.bmm(keys, groups.rows(query).mT).to(lse.dtype)
+        chosen = _select_rows(scores, steep)
         if prefix_bias is not None:
-            chosen = chosen + prefix_bias
+            chosen = chosen + groups.rows(prefix_bias).mT
         # The content as one more column. Where all of it is masked its share is 0, however low the bound.
-        lse = lse.clamp(min=-1e4)
-        logs = torch.cat([chosen, lse[..., None]], dim=-1).log_softmax(-1)
-        weights, share = logs.exp_().split([scores.shape[-1], 1], dim=-1)
-        whole = lse - share.log().squeeze(-1)
-        output = torch.addcmul((weights.to(query.dtype) @ prefix_value).to(lse.dtype), content.to(lse.dtype), share)
-        output = output.to(query.dtype)
+        lse = groups.rows(lse[..., None]).mT.clamp(min=-1e4)
+        weights, share = torch.cat([chosen, lse], dim=1).softmax(1).split([scores.shape[1], 1], dim=1)
+        whole = groups.back((lse - share.log()).mT)[..., 0]
+        output = (groups.rows(content) * share.mT.to(content.dtype)).baddbmm_(weights.mT.to(content.dtype), values)
+        output = groups.back(output)
         ctx.save_for_backward(
-            query, key, value, prefix_key, prefix_value, bias, output, whole, weights, scores,
-            alpha if isinstance(alpha, Tensor) else None,
+            query, key, value, keys, values, bias, output, whole, weights, scores,
+            steep if isinstance(steep, Tensor) else None,
         )  # fmt: skip
-        ctx.alpha, ctx.scale = alpha, scale
+        ctx.alpha, ctx.scale, ctx.groups, ctx.shape = alpha, scale, groups, prefix_key.shape
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        query, key, value, prefix_key, prefix_value, bias, output, whole, weights, scores, steep = ctx.saved_tensors
+        query, key, value, keys, values, bias, output, whole, weights, scores, steep = ctx.saved_tensors
+        groups = ctx.groups
         grad_query, grad_key, grad_value = _flash_backward(  # type: ignore[misc]
-            grad, query, key, value, output, whole, 0.0, False, attn_mask=bias, scale=ctx.scale
+            grad, query, key, value, output, whole.contiguous(), 0.0, False, attn_mask=bias, scale=ctx.scale
         )
-        delta = (grad * output).sum(-1, keepdim=True)
+        delta = groups.rows((grad * output).sum(-1, keepdim=True)).mT
+        grad = groups.rows(grad)
         # d/ds [s + logsigmoid(alpha s)] = 1 + alpha sigmoid(-alpha s)
         if steep is None:
             gain = torch.addcmul(weights, weights, (scores * -ctx.alpha).sigmoid_(), value=ctx.alpha)
         else:
-            steep = steep.view(-1, 1, 1, 1).to(scores.dtype)
             gain = weights * (torch.sigmoid(-steep * scores) * steep + 1).nan_to_num(1.0)
-        grad_scores = (grad @ prefix_value.transpose(-1, -2)).sub_(delta).to(gain.dtype).mul_(gain).to(query.dtype)
-        grad_query = grad_query + grad_scores @ prefix_key
-        grad_prefix_key = (grad_scores.transpose(-1, -2) @ query) * ctx.scale
-        grad_prefix_value = weights.to(query.dtype).transpose(-1, -2) @ grad
-        if prefix_key.shape[0] == 1:
-            grad_prefix_key = grad_prefix_key.sum(0, keepdim=True)
-            grad_prefix_value = grad_prefix_value.sum(0, keepdim=True)
-        return grad_query, grad_key, grad_value, grad_prefix_key, grad_prefix_value, None, None, None, None
+        grad_scores = torch.bmm(values, grad.mT).sub_(delta).to(gain.dtype).mul_(gain).to(query.dtype)
+        grad_query = groups.back(torch.baddbmm(groups.rows(grad_query), grad_scores.mT, keys))
+        grad_keys = torch.bmm(grad_scores, groups.rows(query)) * ctx.scale
+        grad_values = torch.bmm(weights.to(query.dtype), grad)
+        return (
+            grad_query, grad_key, grad_value, grad_keys.view(ctx.shape), grad_values.view(ctx.shape),
+            None, None, None, None,
+        )  # fmt: skip
+
+
+def _select_rows(scores: Tensor, steep: float | Tensor) -> Tensor:
+    """`select` for scores in groups."""
+    if not isinstance(steep, Tensor):
+        return scores + F.logsigmoid(scores * steep)
+    return torch.where(steep.isnan(), scores, scores + F.logsigmoid(steep.nan_to_num(1.0) * scores))
+
+
+class _Groups:
+    """Puts ``(M, H, q, x)`` into the groups that share a prefix and back.
+
+    With one prefix for all rows they are ``(H, M*q, x)``: a few large matrix products instead of ``M*H`` small ones,
+    and no copy where memory is laid out as ``(M, q, H, x)``, as in transformers. Otherwise they are ``(M*H, q, x)``.
+    """
+
+    def __init__(self, query: Tensor, shared: bool):
+        self.batch, self.heads, self.queries = query.shape[:3]
+        self.shared = shared
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Groups of something that is, or can be expanded to, ``(M, H, q, x)``."""
+        tensor = tensor.expand(self.batch, self.heads, self.queries, -1)
+        if self.shared:
+            return tensor.permute(1, 0, 2, 3).reshape(self.heads, self.batch * self.queries, -1)
+        return tensor.reshape(self.batch * self.heads, self.queries, -1)
+
+    def prefix(self, tensor: Tensor) -> Tensor:
+        """``(M|1, H, l, x)`` as one matrix per group."""
+        return tensor.reshape(-1, *tensor.shape[2:])
+
+    def back(self, tensor: Tensor) -> Tensor:
+        """The reverse of `rows`."""
+        if self.shared:
+            return tensor.reshape(self.heads, self.batch, self.queries, -1).transpose(0, 1)
+        return tensor.reshape(self.batch, self.heads, self.queries, -1)
