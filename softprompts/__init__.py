@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
+    from softprompts.loading import load as load
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
     from softprompts.methods import MultiMaskConfig as MultiMaskConfig
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from softprompts.model import detach as detach
     from softprompts.model import is_attached as is_attached
     from softprompts.predictor import Predictor as Predictor
-    from softprompts.saving import load as load
     from softprompts.soft_prompt import SoftPrompt as SoftPrompt
 
 # Where each public name lives. Imported when first used, so that `softprompts --help` need not wait for torch.
@@ -51,7 +51,7 @@ _HOMES = {
     ),
     "softprompts.model": ("PromptModel", "attach", "detach", "is_attached"),
     "softprompts.predictor": ("Predictor",),
-    "softprompts.saving": ("load",),
+    "softprompts.loading": ("load",),
     "softprompts.soft_prompt": ("SoftPrompt",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

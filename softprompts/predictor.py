@@ -14,7 +14,8 @@ from softprompts.backbone import quiet
 from softprompts.errors import SoftPromptError
 from softprompts.experiment import context_room
 from softprompts.hub import asking
-from softprompts.saving import CONFIG_FILE, TENSOR_FILE, load, read
+from softprompts.loading import load
+from softprompts.saving import CONFIG_FILE, TENSOR_FILE, read
 from softprompts.tasks import Example, Task, encode_examples, label_ids, padding_id
 from softprompts.tasks.rows import check_columns, read_rows
 from softprompts.training.evaluate import predict

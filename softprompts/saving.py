@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from softprompts import __version__, packaged
 from softprompts.errors import SoftPromptError
@@ -236,39 +234,6 @@ def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
                 f"{where} was trained on another backbone ({saved.get('name') or saved.get('model_type')}): "
                 f"{key.replace('_', ' ')} {shown[0]}, this model has {shown[1]}"
             )
-
-
-def load(path: str | Path, **kwargs: Any) -> Any:
-    """The backbone that a saved prompt names, with the prompt attached and set.
-
-    Args:
-        path: a folder written by `save_prompt` or ``save_pretrained``, or a hub id.
-        **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map`` ...).
-
-    Returns:
-        The attached model, in evaluation mode.
-
-    Raises:
-        SoftPromptError: the prompt or its backbone cannot be read.
-    """
-    from softprompts.model import attach  # which offers saving as methods, and so imports this module
-
-    config, _ = read(path)
-    backbone = config["backbone"]
-    cls = getattr(transformers, str(backbone.get("class")), None)
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        raise SoftPromptError(f"{path}: transformers has no model class '{backbone.get('class')}'")
-    if not (isinstance(backbone.get("name"), str) and backbone["name"]):
-        raise SoftPromptError(f"{path} does not name its backbone: load the model, attach it, then model.load_prompt")
-    try:
-        model = cls.from_pretrained(
-            packaged.resolve_model(backbone["name"]), revision=backbone.get("revision") or "main", **kwargs
-        )
-    except OSError as error:
-        raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
-    attach(model, None)
-    load_prompt(model, path)
-    return model.eval()
 
 
 def card(config: dict[str, Any]) -> str:

@@ -412,7 +412,7 @@ def test_train_refuses_folders(cli: Cli, data: Path) -> None:
     refuse(cli, "run holds this run, unfinished; go on with --resume", *train(data), "--folder", "run")
     Path("run/checkpoint/lane.pt").write_bytes(b"not a checkpoint")
     done = cli(*train(data), "--folder", "run", "--resume")
-    assert done.code == 2 and "lane.pt cannot be read" in done.err.splitlines()[-1]
+    assert done.code == 2 and "lane.pt is damaged" in done.err.splitlines()[-1]
     Path("run/config.yaml").write_text("{")
     refuse(cli, "config.yaml is not valid YAML", *train(data), "--folder", "run", "--resume")
     refuse(cli, "is a file; name a folder", *train(data), "--folder", data)

@@ -1,0 +1,45 @@
+"""A model from a saved prompt: the backbone that it names, with the prompt on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from softprompts import packaged
+from softprompts.errors import SoftPromptError
+from softprompts.model import attach
+from softprompts.saving import load_prompt, read
+
+
+def load(path: str | Path, **kwargs: Any) -> Any:
+    """The backbone that a saved prompt names, with the prompt attached and set.
+
+    Args:
+        path: a folder written by `save_prompt` or ``save_pretrained``, or a hub id.
+        **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map`` ...).
+
+    Returns:
+        The attached model, in evaluation mode.
+
+    Raises:
+        SoftPromptError: the prompt or its backbone cannot be read.
+    """
+    config, _ = read(path)
+    backbone = config["backbone"]
+    cls = getattr(transformers, str(backbone.get("class")), None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise SoftPromptError(f"{path}: transformers has no model class '{backbone.get('class')}'")
+    if not (isinstance(backbone.get("name"), str) and backbone["name"]):
+        raise SoftPromptError(f"{path} does not name its backbone: load the model, attach it, then model.load_prompt")
+    try:
+        model = cls.from_pretrained(
+            packaged.resolve_model(backbone["name"]), revision=backbone.get("revision") or "main", **kwargs
+        )
+    except OSError as error:
+        raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
+    attach(model, None)
+    load_prompt(model, path)
+    return model.eval()
