@@ -102,7 +102,7 @@ class Folded(Method):
         if self.tokens is not None:
             parts["prompt"] = Component([self.tokens], learning_rate=2e-2)
         if self.keys is not None and self.values is not None:
-            parts["prefix"] = Component([self.keys, self.values], learning_rate=6e-2)
+            parts["prefix"] = Component([self.keys, self.values], learning_rate=3e-2)
         if self.update is not None:
             parts["update"] = Component([self.update], learning_rate=5e-3)
         return parts

@@ -98,7 +98,7 @@ class MultiMask(Method):
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
         return {
-            "prefix": Component([self.prefix], learning_rate=6e-2),
-            "masks": Component([self.masks], learning_rate=6e-2),
+            "prefix": Component([self.prefix], learning_rate=3e-2),
+            "masks": Component([self.masks], learning_rate=3e-2),
             "router": Component(list(self.router.parameters()), learning_rate=1e-3),
         }

@@ -67,7 +67,7 @@ class PrefixTuning(Method):
 
     def components(self) -> dict[str, Component]:
         """The table."""
-        return {"prefix": Component([self.prefix], learning_rate=6e-2)}
+        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
 
 class ReparameterizedPrefix(Method):

@@ -72,7 +72,7 @@ class SelectivePrefix(Method):
 
     def components(self) -> dict[str, Component]:
         """The prefix."""
-        return {"prefix": Component([self.prefix], learning_rate=6e-2)}
+        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
     def cannot_fold(self) -> str | None:
         """Only the variant without the mask folds."""
