@@ -107,7 +107,8 @@ def _dispatch(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any
             continue
         copy_ = cast(nn.ModuleDict, pass_.prompts[prompt_name].head)[name]
         weight = next(copy_.parameters())
-        parts.append(copy_(rows.to(weight.dtype), *args, **kwargs))
+        with pass_.drawing(prompt_name, copy_):
+            parts.append(copy_(rows.to(weight.dtype), *args, **kwargs))
     if len(parts) == 1:
         return parts[0]
     width = max(part.shape[-1] for part in parts)

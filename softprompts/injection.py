@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -58,10 +58,13 @@ class State:
         self.backbone_dropout = False
         self.opened = False
         self.inside = False
+        # Where a prompt has random numbers of its own, the context in which its modules draw them; set by training.
+        self.randomness: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts between two passes; the tensors of the last one belong to the original's graph.
-        return self.__dict__ | {"current": None, "generating": None, "last": None, "opened": False, "inside": False}
+        passing = {"current": None, "generating": None, "last": None, "opened": False, "inside": False}
+        return self.__dict__ | passing | {"randomness": None}
 
     @contextlib.contextmanager
     def activate(self, pass_: Pass | None) -> Iterator[None]:
@@ -270,7 +273,7 @@ class State:
                 require(prompts, name)
         if wanted == [None]:
             return None
-        return Pass(prompts, names, context_mask)
+        return Pass(prompts, names, context_mask, self.randomness)
 
 
 def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softprompts.attention import Prefix
 from softprompts.errors import SoftPromptError
@@ -25,6 +26,7 @@ class Pass:
         prompts: all prompts of the model.
         names: one name per row, or one for all rows; None is a row without a prompt.
         context_mask: ``(B, n)``, tokens that prompts may depend on; None for all real ones.
+        randomness: see `drawing`.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class Pass:
         prompts: Mapping[str, Prompt],
         names: str | Sequence[str | None] | None,
         context_mask: Tensor | None = None,
+        randomness: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
     ):
         self.prompts = prompts
+        self.randomness = randomness
         self.given = names if names is None or isinstance(names, str) else list(names)
         self.context_mask = context_mask
         self.rows = 0
@@ -115,11 +119,21 @@ class Pass:
                 seen = (
                     Rows(embeddings.detach(), mask) if index is None else Rows(embeddings[index].detach(), mask[index])
                 )
-            self.soft[name] = method(seen)
+            with self.drawing(name, method):
+                self.soft[name] = method(seen)
         self._join_prefixes()
         self._join_tokens()
         self._join_updates()
         self.ready = True
+
+    def drawing(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """The context in which a part of a prompt runs: where the prompt has random numbers of its own, they are drawn.
+
+        A module in evaluation mode draws none.
+        """
+        if self.randomness is None or not module.training:
+            return contextlib.nullcontext()
+        return self.randomness.get(name) or contextlib.nullcontext()
 
     @property
     def penalties(self) -> dict[str, Tensor]:

@@ -167,7 +167,7 @@ class Lane:
         self.seconds = self.step_seconds = 0.0
         self.peak_memory = 0
         self.test_metrics: dict[str, float] = {}
-        # The state of torch's generators at the last checkpoint; the loop puts it back on resume.
+        # Where its random sequence was at the last checkpoint; the loop goes on from there on resume.
         self.random_state: dict[str, Tensor] = {}
         self._loss_sum = 0.0
         self._loss_steps = 0

@@ -3,7 +3,9 @@
 One step: each active lane draws its rows, all rows go through the model in one forward pass (a row names its lane's
 prompt), each lane takes the mean loss over its own rows, one backward pass of the sum, and each lane clips and steps
 for itself. The backbone is frozen and rows do not mix in it, so the gradient of a lane's parameters is that of its
-own loss, and a lane ends up where it would alone.
+own loss, and a lane ends up where it would alone. What its prompt and head draw at random while they train comes from
+a sequence of the lane's own, so this holds for routers and heads with dropout too. Only dropout in the backbone itself
+(``backbone_dropout``) is drawn for all rows at once: with it, lanes that share a pass differ from the runs alone.
 
 With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; the
 numbers are those of one process.
@@ -29,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.injection import state_of
 from softprompts.tasks.collate import collate
 from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
@@ -47,7 +50,7 @@ def train(
     progress: bool = True,
     trackers: str | Sequence[str] | None = None,
 ) -> list[LaneResult]:
-    """Trains some runs in shared passes, each to the numbers it would reach alone.
+    """Trains some runs in shared passes, each to the numbers it would reach alone (unless the backbone has dropout).
 
     Args:
         model: a model with the lanes' prompts attached. Afterwards each prompt is the best of its run.
@@ -86,7 +89,7 @@ def train(
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
-            _Randomness(lanes, accelerator.device) as randomness,
+            _Randomness(model, lanes, accelerator.device) as randomness,
             PeakMemory(accelerator.device) as memory,
             _Stop() as stop,
             _Bar(lanes, progress and accelerator.is_main_process) as bar,
@@ -98,7 +101,7 @@ def train(
                 due = []
                 for lane in active:
                     if lane.active and lane.due:
-                        with _precision(accelerator, lane.config.bf16):
+                        with _precision(accelerator, lane.config.bf16), randomness.of(lane):
                             metrics = lane.evaluate(model, pad_id, padding_side)
                         if lane.active:
                             lane.take_stock(metrics)
@@ -116,7 +119,8 @@ def train(
                 for lane in active:
                     if not lane.active:
                         if lane.stop_reason != "interrupted":
-                            lane.test(model, pad_id, padding_side)
+                            with randomness.of(lane):
+                                lane.test(model, pad_id, padding_side)
                         results[lane.name] = lane.finish(model, accelerator.is_main_process)
                 bar.show(active)
                 _track(accelerator, active, due, prefix=len(lanes) > 1)
@@ -195,7 +199,7 @@ def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: _
             if lane.best.step == lane.step:
                 model.save_prompt(lane.name, lane.folder / runs.PROMPT, metadata=lane.metadata())
     for lane in dict.fromkeys([*due, *stopping]):
-        lane.random_state = randomness.state()
+        lane.random_state = randomness.state(lane)
         lane.save_checkpoint()
 
 
@@ -253,38 +257,84 @@ def _precision(accelerator: Accelerator, bf16: bool) -> contextlib.AbstractConte
 
 
 class _Randomness:
-    """What methods draw while they train (dropout, noise of a router): torch's global generators.
+    """What prompts draw while they train (dropout, noise of a router, dropout of a head), from torch's generators.
 
-    They are seeded by the first lane, restored when it resumes, and given back as they were in the end. This is the
-    one place to give each lane a sequence of its own; until then, lanes whose methods draw share one, and only a
-    lane that trains alone draws what it always does.
+    Several lanes each have a sequence of their own, swapped in while their modules run and while they are evaluated: a
+    lane draws what it would alone. A single lane has the generators to itself. A sequence begins at its lane's seed,
+    or where the checkpoint left it; the caller's generators are given back as they were in the end.
+
+    With dropout in the backbone, the lanes share one sequence, which begins at the first one's seed: that dropout is
+    drawn for all rows at once, so several lanes differ from the runs alone whatever their prompts draw. The same goes
+    for a plug-in that draws per column of the padded batch, whose width lanes share; no method here does.
     """
 
-    def __init__(self, lanes: list[Lane], device: torch.device):
+    def __init__(self, model: Any, lanes: list[Lane], device: torch.device):
         self.lanes = lanes
         self.device = device if device.type == "cuda" else None
+        self.own: dict[str, _Sequence] = {}
+        self._state = state_of(model)
+        self._apart = len(lanes) > 1 and not model.backbone_dropout
         self._fork = torch.random.fork_rng([] if self.device is None else [self.device])
 
     def __enter__(self) -> _Randomness:
         self._fork.__enter__()
-        saved = self.lanes[0].random_state
-        if "cpu" not in saved:
-            torch.manual_seed(self.lanes[0].config.seed)
-            return self
-        torch.set_rng_state(saved["cpu"])
-        if self.device is not None and "cuda" in saved:
-            torch.cuda.set_rng_state(saved["cuda"], self.device)
+        for lane in reversed(self.lanes if self._apart else self.lanes[:1]):
+            torch.manual_seed(lane.config.seed)
+            _set_random_state(lane.random_state, self.device)
+            if self._apart:
+                self.own[lane.name] = _Sequence(_random_state(self.device), self.device)
+        self._state.randomness = self.own or None
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._state.randomness = None
         self._fork.__exit__(*error)
 
-    def state(self) -> dict[str, Tensor]:
-        """The generators' state now."""
-        states = {"cpu": torch.get_rng_state()}
-        if self.device is not None:
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        return states
+    def of(self, lane: Lane) -> contextlib.AbstractContextManager[Any]:
+        """The context in which a lane does things for itself alone."""
+        return self.own.get(lane.name) or contextlib.nullcontext()
+
+    def state(self, lane: Lane) -> dict[str, Tensor]:
+        """Where a lane's sequence is now."""
+        return dict(self.own[lane.name].state) if self._apart else _random_state(self.device)
+
+
+class _Sequence:
+    """A random sequence: within this context, torch's generators go on with it. May be entered again inside."""
+
+    def __init__(self, state: dict[str, Tensor], device: torch.device | None):
+        self.state = state
+        self.device = device
+        self._depth = 0
+        self._outside: dict[str, Tensor] = {}
+
+    def __enter__(self) -> None:
+        if not self._depth:
+            self._outside = _random_state(self.device)
+            _set_random_state(self.state, self.device)
+        self._depth += 1
+
+    def __exit__(self, *error: Any) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.state = _random_state(self.device)
+            _set_random_state(self._outside, self.device)
+
+
+def _random_state(device: torch.device | None) -> dict[str, Tensor]:
+    """The state of torch's generators: that of the CPU and, where there is one, of the GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    if device is not None:
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[str, Tensor], device: torch.device | None) -> None:
+    """Sets those generators whose state is given."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if device is not None and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 class _Stop:
