@@ -1,0 +1,160 @@
+"""What the benchmarks share: options, models, the interleaved timing loop, tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging
+
+import softprompts as sp
+from softprompts.packaged import DEFAULT_MODEL, resolve_model
+
+LENGTH = 10  # tokens of a prompt
+
+Inputs = dict[str, torch.Tensor]
+
+
+def parser(description: str, rounds: int, warmup: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--warmup", type=int, default=warmup)
+    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--model", default=DEFAULT_MODEL)
+    made.add_argument("--json", type=Path)
+    made.add_argument("--quick", action="store_true", help="other defaults: a try of about a minute")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """Reads the command line and prepares torch; ``quick`` are the defaults under --quick."""
+    if made.parse_args().quick:
+        made.set_defaults(**quick)
+    options = made.parse_args()
+    prepare(options.threads)
+    return options
+
+
+def prepare(threads: int) -> None:
+    """Settings of a process that measures."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+
+
+def numbers(text: str) -> list[int]:
+    """An option like 1,2,4."""
+    return [int(part) for part in text.split(",")]
+
+
+# --- models and rows ----------------------------------------------------------------------------------------------
+
+
+def fresh(model: str) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(resolve_model(model), num_labels=2)
+
+
+def config(method: str, length: int = LENGTH) -> sp.MethodConfig:
+    """A method with prompts of some length; the baseline without a prompt has none."""
+    return sp.make_config(method) if method == "head-only" else sp.make_config(method, num_virtual_tokens=length)
+
+
+def batch(rows: int, tokens: int) -> Inputs:
+    """Random words; rows end at different places, as real ones do."""
+    ids = torch.randint(1000, 20000, (rows, tokens))
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        mask[row, tokens - row % max(1, tokens // 4) :] = 0
+    mask[0] = 1
+    return {"input_ids": ids * mask, "attention_mask": mask, "labels": torch.randint(0, 2, (rows,))}
+
+
+def trainer(model: Any) -> Callable[[Inputs], None]:
+    """Takes a training step of whatever the model trains."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step(inputs: Inputs) -> None:
+        model(**inputs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+# --- times --------------------------------------------------------------------------------------------------------
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], float | None]], rounds: int, warmup: int, what: str = "rounds"
+) -> dict[str, list[float]]:
+    """Seconds of every variant, round by round.
+
+    All run in this process, one after another in each round, so that a machine that slows down slows all of them. A
+    variant that returns a number has taken its own time.
+    """
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in track(range(warmup + rounds), what, console=Console(stderr=True), transient=True):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            own = run()
+            if number >= warmup:
+                times[name].append(time.perf_counter() - start if own is None else own)
+    return times
+
+
+def relative(mine: Sequence[float], others: Sequence[float]) -> float:
+    """Median of the ratios round by round."""
+    return statistics.median(a / b for a, b in zip(mine, others, strict=True))
+
+
+def summary(taken: list[float], base: list[float]) -> dict[str, float]:
+    """Median seconds, and the median of the ratios round by round with its quartiles."""
+    ratios = [mine / other for mine, other in zip(taken, base, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {"median_seconds": statistics.median(taken), "ratio": middle, "ratio_q1": low, "ratio_q3": high}
+
+
+# --- reports ------------------------------------------------------------------------------------------------------
+
+
+def report(
+    options: argparse.Namespace, title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], rows: Any
+) -> None:
+    """Prints a table of lines and, with --json, writes the numbers behind it."""
+    console = Console()
+    table = Table(*columns, title=title)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    console.print(f"medians of {options.rounds} interleaved rounds; {machine}", highlight=False)
+    if options.json is not None:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        options.json.write_text(json.dumps({"options": settings | {"json": None}, "machine": machine, "rows": rows}))
+
+
+def cycle(step: Callable[[Any], None], given: Sequence[Any]) -> Callable[[], None]:
+    """Takes the step with the next of some things each time, over and over."""
+    endless = itertools.cycle(given)
+    return lambda: step(next(endless))
