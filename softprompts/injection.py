@@ -76,6 +76,15 @@ class State:
         finally:
             self.current, self.inside = before
 
+    @contextlib.contextmanager
+    def under(self, names: str | Sequence[str | None]) -> Iterator[None]:
+        """Makes the prompts of these names those of calls to parts of the model, past its own forward."""
+        before, self.generating = self.generating, self.open(names)
+        try:
+            yield
+        finally:
+            self.generating = before
+
     # --- hooks and callbacks; bound methods, so that a deep copy of the model has its own ---------------------------
 
     def prefix_of(self, site: int, rows: int) -> attention.Prefix | None:

@@ -66,6 +66,8 @@ def length_bucketed_batches(
     """Shuffled batches in which rows are of similar length, so that little is spent on padding.
 
     Rows are shuffled and cut into pools; each pool is sorted by length and cut into batches; the batches are shuffled.
+    Which rows meet in a batch depends on the seed. Which lengths come when does not: runs on the same rows with the
+    same batch size see batches of like length in the same step, so runs that share a pass need little padding.
 
     Args:
         lengths: length of each row.
@@ -87,5 +89,5 @@ def length_bucketed_batches(
     for start in range(0, len(order), size):
         pool = sorted(order[start : start + size], key=lambda index: lengths[index])
         batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    chance.shuffle(batches)
+    random.Random(f"widths {epoch}").shuffle(batches)
     return batches

@@ -22,7 +22,7 @@ class TrainConfig:
         max_steps: number of steps; None: as many as ``epochs`` take.
         epochs: passes over the training data, when ``max_steps`` is None.
         batch_size: rows per forward pass.
-        eval_batch_size: rows per forward pass of an evaluation; None: ``batch_size``.
+        eval_batch_size: rows per forward pass of an evaluation; None: ``batch_size``, but at least 32.
         gradient_accumulation_steps: forward passes per step. A step sees ``batch_size`` times this many rows and
             equals a step with one batch of that size.
         optimizer: "adamw", or "adafactor" (fixed learning rate, no parameter scaling: the usual recipe for prompts).

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
+from softprompts.injection import state_of
+from softprompts.prompt import require
 from softprompts.tasks.collate import IGNORED, collate
 from softprompts.training.losses import row_losses
 
@@ -64,46 +66,60 @@ def model_inputs(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
 def predict(
     model: Any,
     features: Sequence[Feature],
-    prompt_name: str,
+    prompt_name: str | Sequence[str],
     *,
     pad_id: int,
     batch_size: int = 32,
     label_ids: Sequence[Sequence[int]] | None = None,
     padding_side: str = "right",
 ) -> Prediction:
-    """Predicts with one prompt, in eval mode and without gradients.
+    """Predicts, in eval mode and without gradients. Rows of many prompts share forward passes.
 
     Args:
-        model: a model with the prompt attached.
+        model: a model with the prompts attached.
         features: rows as `collate` takes them; their labels are not looked at.
-        prompt_name: which prompt.
+        prompt_name: which prompt; or one for each row.
         pad_id: fills shorter rows.
         batch_size: rows of ``features`` per forward pass.
         label_ids: for language models, the token ids of each allowed answer.
         padding_side: "right" or "left".
 
     Raises:
-        SoftPromptError: a language model without ``label_ids``, or an empty label.
+        SoftPromptError: a language model without ``label_ids``, an empty label, an unknown prompt, not one name a row,
+            or prompts of which some predict classes and some values.
     """
+    names = [prompt_name] * len(features) if isinstance(prompt_name, str) else list(prompt_name)
+    if len(names) != len(features):
+        raise SoftPromptError(f"there are {len(names)} prompt names for {len(features)} rows: give one for each row")
     if not features:
         return Prediction([], [])
     if label_ids is not None and (not label_ids or not all(label_ids)):
         raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
-    order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
-    parts: list[Tensor] = []
+    prompts = {name: require(model.prompts, name) for name in dict.fromkeys(names)}
+    if label_ids is None:
+        if any(prompt.num_labels is None for prompt in prompts.values()):
+            raise SoftPromptError("a language model predicts among answers: pass label_ids")
+        if len({prompt.num_labels == 1 for prompt in prompts.values()}) > 1:
+            raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
+    # A prompt of input tokens makes its rows longer.
+    added = {name: p.config.num_virtual_tokens if p.config.uses_tokens else 0 for name, p in prompts.items()}
+    order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]) + added[names[index]])
+    scores: list[Tensor] = [torch.empty(0)] * len(features)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
-            rows = [_context(model.backbone_kind, features[i]) for i in order[start : start + batch_size]]
+            chosen = order[start : start + batch_size]
+            rows = [_context(model.backbone_kind, features[i]) for i in chosen]
+            owners = [names[i] for i in chosen]
             if label_ids is None:
-                parts.append(_head_scores(model, rows, prompt_name, pad_id, padding_side))
+                part = _head_scores(model, rows, owners, pad_id, padding_side)
             else:
-                parts.append(_label_scores(model, rows, prompt_name, pad_id, padding_side, label_ids))
-    sorted_scores = torch.cat(parts)
-    scores = torch.empty_like(sorted_scores)
-    scores[torch.tensor(order)] = sorted_scores
-    if label_ids is None and scores.shape[1] == 1:
-        return Prediction(scores[:, 0].tolist(), None)
-    return Prediction(scores.argmax(1).tolist(), scores.softmax(1).tolist())
+                part = _label_scores(model, rows, owners, pad_id, padding_side, label_ids)
+            for i, row in zip(chosen, part, strict=True):
+                # The columns that other prompts' heads have more are not this row's.
+                scores[i] = row if label_ids is not None else row[: prompts[names[i]].num_labels]
+    if label_ids is None and len(scores[0]) == 1:
+        return Prediction(torch.cat(scores).tolist(), None)
+    return Prediction([int(row.argmax()) for row in scores], [row.softmax(0).tolist() for row in scores])
 
 
 def _context(kind: str, feature: Feature) -> dict[str, Any]:
@@ -117,17 +133,14 @@ def _context(kind: str, feature: Feature) -> dict[str, Any]:
     return row
 
 
-def _head_scores(model: Any, rows: list[dict[str, Any]], name: str, pad_id: int, side: str) -> Tensor:
+def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str) -> Tensor:
     batch = collate(rows, pad_id, side)
-    if model.prompts[name].num_labels is None:
-        raise SoftPromptError("a language model predicts among answers: pass label_ids")
-    # All rows share the prompt, so there are no columns of other heads.
-    logits: Tensor = model(**model_inputs(model, batch), prompt_names=name).logits
+    logits: Tensor = model(**model_inputs(model, batch), prompt_names=names).logits
     return logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
 
 
 def _label_scores(
-    model: Any, rows: list[dict[str, Any]], name: str, pad_id: int, side: str, label_ids: Sequence[Sequence[int]]
+    model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str, label_ids: Sequence[Sequence[int]]
 ) -> Tensor:
     """Log-probability of each answer for each row, ``(R, L)``, from one pass of the decoder over ``R*L`` rows."""
     kind = model.backbone_kind
@@ -143,19 +156,18 @@ def _label_scores(
     inputs = model_inputs(model, batch)
     if kind == "encoder-decoder":
         del inputs["input_ids"]
-        inputs["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), name, len(label_ids))
-    logits = model(**inputs, prompt_names=name).logits
+        # It brings its prompts along.
+        inputs["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), names, len(label_ids))
+    else:
+        inputs["prompt_names"] = [name for name in names for _ in label_ids]
+    logits = model(**inputs).logits
     return -row_losses(kind, logits, batch["labels"]).view(len(rows), len(label_ids)).cpu()
 
 
-def _encoded(model: Any, batch: Mapping[str, Tensor], name: str, times: int) -> Any:
+def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:
     """The encoder's output for a batch, each row repeated: the answers of a row share one run of the encoder."""
-    before = model.active_prompt
-    model.set_prompt(name)
-    try:
+    with state_of(model).under(names):
         output = model.get_encoder()(**{key: tensor.to(model.device) for key, tensor in batch.items()})
-    finally:
-        model.set_prompt(before)
     # Changed in place, since the output carries the pass it was made under: the decoder goes on with it.
     output["last_hidden_state"] = output["last_hidden_state"].repeat_interleave(times, 0)
     return output

@@ -7,7 +7,7 @@ best checkpoint and early stopping. The loop (`softprompts.training.loop`) only 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +19,17 @@ from softprompts.errors import SoftPromptError
 from softprompts.tasks.collate import length_bucketed_batches
 from softprompts.training import runs
 from softprompts.training.config import TrainConfig
-from softprompts.training.evaluate import Feature, Prediction, predict
+from softprompts.training.evaluate import Feature
 from softprompts.training.optim import build_optimizer, set_learning_rates
+from softprompts.training.scoring import Evaluation, Predict, Score
 
 if TYPE_CHECKING:
     from softprompts.prompt import Prompt
 
 CHECKPOINT_FILE = "lane.pt"
-_FORMAT = 1
-
-Predict = Callable[[Any, Sequence[Feature], str], Prediction]
-Score = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+_FORMAT = 2
+_UNFINISHED = ("interrupted", "paused")
+_EVAL_ROWS = 32  # at least so many rows per forward pass of an evaluation: it takes far less memory than training
 
 
 @dataclass
@@ -38,16 +38,17 @@ class LaneResult:
 
     Attributes:
         name: the prompt.
-        stop_reason: "max_steps", "patience", "non-finite loss" or "interrupted".
+        stop_reason: "max_steps", "patience", "non-finite loss", "interrupted" or "paused".
         message: a sentence on why, where the reason alone does not say it.
         steps: steps taken.
         best_step: the step whose prompt was kept; 0 for the one it started from.
         score: the best value of the main metric; None without an evaluation.
         metrics: all metrics of that evaluation.
         test_metrics: those of the kept prompt on rows that nothing was chosen by; empty without such rows.
-        seconds: time spent in the loop, that before a resume included; lanes of one pass share it.
-        step_seconds: the part of it that went into steps.
-        peak_memory: in bytes, of the process or the GPU while it trained; lanes of one pass share it.
+        seconds: time it was in the loop, that before a resume included.
+        step_seconds: its share of the time that went into steps: lanes that share a pass share its time evenly.
+        peak_memory: in bytes, of the process or the GPU while it trained, with all lanes of the loop.
+        lanes: the most runs that were in the loop with it, itself included.
         history: the lines of metrics.jsonl.
     """
 
@@ -62,12 +63,13 @@ class LaneResult:
     seconds: float
     step_seconds: float
     peak_memory: int
+    lanes: int
     history: list[dict[str, Any]]
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do; an interrupted run can go on."""
-        return self.stop_reason != "interrupted"
+        """Whether there is nothing left to do; an interrupted or paused run can go on."""
+        return self.stop_reason not in _UNFINISHED
 
     def to_dict(self) -> dict[str, Any]:
         """All but the history as plain JSON values."""
@@ -102,6 +104,7 @@ class Lane:
             ``metrics``.
         folder: the run's folder (see `open_run`). A checkpoint in it is resumed. None: nothing is written.
         record: plain JSON values to put into result.json and the saved prompt's metadata.
+        pause_at: lay the run aside after this step, with a checkpoint; a new `Lane` on the same folder goes on.
 
     Attributes:
         step: steps taken.
@@ -109,6 +112,8 @@ class Lane:
         stop_reason: None while the run is on.
         loss: mean training loss of the last step.
         last_metrics: what the last evaluation gave.
+        validation: what it is evaluated on while it trains; None for nothing.
+        held_out: what the kept prompt is scored on in the end; None for nothing.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Lane:
         score: Score | None = None,
         folder: str | Path | None = None,
         record: dict[str, Any] | None = None,
+        pause_at: int | None = None,
     ):
         if not train_features:
             raise SoftPromptError(f"run '{name}': there is nothing to train on")
@@ -137,20 +143,31 @@ class Lane:
         self.name = name
         self.config = config
         self.train_features = train_features
-        self.eval_features = eval_features
-        self.test_features = test_features
-        self.metrics = tuple(metrics)
-        self.label_ids = label_ids
-        self.label_values = label_values
         self.folder = None if folder is None else Path(folder)
         self.record = dict(record or {})
-        self._predict = predict
-        self._score = score
-        if eval_features is not None and references is None:
-            if any("label" not in feature for feature in eval_features):
-                raise SoftPromptError(f"run '{name}': evaluation rows have no 'label'; pass references")
-            references = [feature["label"] for feature in eval_features]
-        self._references = references
+        self.pause_at = pause_at
+
+        def evaluation(features: Sequence[Feature], references: Sequence[Any]) -> Evaluation:
+            return Evaluation(
+                features,
+                references,
+                tuple(metrics),
+                config.eval_batch_size or max(_EVAL_ROWS, config.batch_size),
+                label_ids,
+                label_values,
+                predict,
+                score,
+            )
+
+        self.validation = self.held_out = None
+        if eval_features is not None:
+            if references is None:
+                if any("label" not in feature for feature in eval_features):
+                    raise SoftPromptError(f"run '{name}': evaluation rows have no 'label'; pass references")
+                references = [feature["label"] for feature in eval_features]
+            self.validation = evaluation(eval_features, references)
+        if test_features:
+            self.held_out = evaluation(test_features, [feature["label"] for feature in test_features])
         self._lengths = [len(feature["input_ids"]) for feature in train_features]
         self._epoch_batches: tuple[int, list[list[int]]] | None = None
 
@@ -166,6 +183,7 @@ class Lane:
         self.history: list[dict[str, Any]] = []
         self.seconds = self.step_seconds = 0.0
         self.peak_memory = 0
+        self.lanes = 1
         self.test_metrics: dict[str, float] = {}
         # Where its random sequence was at the last checkpoint; the loop goes on from there on resume.
         self.random_state: dict[str, Tensor] = {}
@@ -215,6 +233,16 @@ class Lane:
         """Whether the run is still on."""
         return self.stop_reason is None
 
+    @property
+    def done(self) -> bool:
+        """Whether it has ended for good, not only been interrupted or paused."""
+        return self.stop_reason not in (None, *_UNFINISHED)
+
+    def lay_aside(self, interrupted: bool) -> None:
+        """Ends the run in the middle; its checkpoint is written already."""
+        self.stop_reason = "interrupted" if interrupted else "paused"
+        self.message = f"{self.stop_reason} after step {self.step}"
+
     def gradients(self) -> list[Tensor]:
         """The gradients there are."""
         return [p.grad for p in self.parameters if p.grad is not None]
@@ -260,56 +288,24 @@ class Lane:
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
-    def evaluate(self, model: Any, pad_id: int, padding_side: str = "right") -> dict[str, float]:
-        """The metrics of the prompt as it is now. Where it is of no use any more, the run stops (see `active`)."""
+    def check(self) -> None:
+        """Stops the run where its parameters are of no use any more (see `active`)."""
         if not all(parameter.isfinite().all() for parameter in self.parameters):
             self._fail(f"not all of its parameters are finite after step {self.step}")
-            return {}
-        if self.eval_features is None or self._references is None:
-            return {}
-        return self._measure(model, self.eval_features, self._references, pad_id, padding_side)
 
-    def test(self, model: Any, pad_id: int, padding_side: str = "right") -> None:
-        """Scores the prompt that is kept on the test rows; the model holds it afterwards."""
+    def restore_best(self) -> None:
+        """Puts the prompt that is kept back into the model."""
         self.prompt.load_state_dict(self.best.prompt)
-        if self.test_features:
-            references = [feature["label"] for feature in self.test_features]
-            stopped = self.stop_reason, self.message
-            self.test_metrics = self._measure(model, self.test_features, references, pad_id, padding_side)
-            self.stop_reason, self.message = stopped
 
-    def _measure(
-        self, model: Any, features: Sequence[Feature], references: Sequence[Any], pad_id: int, padding_side: str
-    ) -> dict[str, float]:
-        if self._predict is not None:
-            prediction = self._predict(model, features, self.name)
-        else:
-            prediction = predict(
-                model,
-                features,
-                self.name,
-                pad_id=pad_id,
-                batch_size=self.config.eval_batch_size or self.config.batch_size,
-                label_ids=self.label_ids,
-                padding_side=padding_side,
-            )
-        # The most likely of answers that are not a number would be the first, and might score well.
-        numbers = prediction.labels if prediction.probabilities is None else [p[0] for p in prediction.probabilities]
-        if not all(map(math.isfinite, numbers)):
+    def take_stock(self, metrics: dict[str, float] | None) -> None:
+        """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should.
+
+        Args:
+            metrics: empty without an evaluation; None where predictions were not finite.
+        """
+        if metrics is None:
             self._fail(f"its predictions after step {self.step} are not finite")
-            return {}
-        predictions: list[Any] = list(prediction.labels)
-        if self.label_values is not None:
-            predictions = [self.label_values[label] for label in predictions]
-        if self._score is not None:
-            return self._score(predictions, references)
-        # Here and not on top: scikit-learn takes a while to import.
-        from softprompts.tasks.metrics import compute
-
-        return compute(self.metrics, predictions, references)
-
-    def take_stock(self, metrics: dict[str, float]) -> None:
-        """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should."""
+            return
         self.last_metrics = dict(metrics)
         score = next(iter(metrics.values())) if metrics else None
         if score is not None and math.isnan(score):
@@ -367,6 +363,8 @@ class Lane:
             "loss_steps": self._loss_steps,
             "seconds": self.seconds,
             "step_seconds": self.step_seconds,
+            "peak_memory": self.peak_memory,
+            "lanes": self.lanes,
             "history": list(self.history),
             "random_state": dict(self.random_state),
         }
@@ -392,6 +390,7 @@ class Lane:
         self.stop_reason, self.message = state["stop_reason"], state["message"]
         self.loss, self._loss_sum, self._loss_steps = state["loss"], state["loss_sum"], state["loss_steps"]
         self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
+        self.peak_memory, self.lanes = state["peak_memory"], state["lanes"]
         self.history = list(state["history"])
         self.random_state = dict(state["random_state"])
 
@@ -432,11 +431,12 @@ class Lane:
             seconds=round(self.seconds, 3),
             step_seconds=round(self.step_seconds, 3),
             peak_memory=self.peak_memory,
+            lanes=self.lanes,
             history=list(self.history),
         )
         if not result.done:
             return result
-        self.prompt.load_state_dict(self.best.prompt)
+        self.restore_best()
         if self.folder is not None and write:
             model.save_prompt(self.name, self.folder / runs.PROMPT, metadata=self.metadata())
             runs.write_json_atomic(self.folder / runs.RESULT, {**self.record, **result.to_dict()})

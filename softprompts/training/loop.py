@@ -9,35 +9,33 @@ a sequence of the lane's own, so this holds for routers and heads with dropout t
 
 With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; the
 numbers are those of one process.
+
+Where the memory does not suffice for all lanes at once, a step goes through them in several passes, half as many lanes
+in each; no number changes, since no lane's depend on its company.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.injection import state_of
 from softprompts.tasks.collate import collate
 from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
 from softprompts.training.lane import Lane, LaneResult
 from softprompts.training.losses import label_count, row_losses
 from softprompts.training.measure import PeakMemory
+from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
+from softprompts.training.randomness import Randomness
+from softprompts.training.room import out_of_memory, release
+from softprompts.training.scoring import measure
 
 
 def train(
@@ -72,58 +70,60 @@ def train(
     _check(model, lanes, accelerator, trackers)
     own = accelerator is None
     if accelerator is None:
-        accelerator = Accelerator(log_with=trackers, project_dir=_tracker_folder(lanes) if trackers else None)
+        accelerator = Accelerator(log_with=trackers, project_dir=tracker_folder(lanes) if trackers else None)
     placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
     if not placed and model.device != accelerator.device:
         model.to(accelerator.device)
     for lane in lanes:
         lane.start(model)
     if own and trackers:
-        accelerator.init_trackers("trackers", config=_flat({lane.name: lane.config.to_dict() for lane in lanes}))
-    # A run that stopped right before a crash has only its result left to write.
-    results = {}
-    for lane in lanes:
-        if not lane.active:
-            lane.test(model, pad_id, padding_side)
+        accelerator.init_trackers("trackers", config=flat({lane.name: lane.config.to_dict() for lane in lanes}))
+    results: dict[str, LaneResult] = {}
+
+    def finish(ended: list[Lane], within: Any = contextlib.nullcontext) -> None:
+        """Writes the results of runs that have ended, after the test of those that are done."""
+        done = [lane for lane in ended if lane.done]
+        for lane in done:
+            lane.restore_best()
+        tested = [lane for lane in done if lane.held_out is not None]
+        asked = [(lane.name, lane.held_out) for lane in tested if lane.held_out is not None]
+        for lane, metrics in zip(tested, measure(model, asked, pad_id, padding_side, within), strict=True):
+            lane.test_metrics = metrics or {}
+        for lane in ended:
             results[lane.name] = lane.finish(model, accelerator.is_main_process)
+
+    # A run that stopped right before a crash has only its result left to write.
+    finish([lane for lane in lanes if not lane.active])
+    room = _Room(len(lanes))
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
-            _Randomness(model, lanes, accelerator.device) as randomness,
+            Randomness(model, lanes, accelerator.device) as randomness,
             PeakMemory(accelerator.device) as memory,
-            _Stop() as stop,
-            _Bar(lanes, progress and accelerator.is_main_process) as bar,
+            Stop() as stop,
+            Bar(lanes, progress and accelerator.is_main_process) as bar,
         ):
             while active := [lane for lane in lanes if lane.active]:
                 began = time.perf_counter()
-                interrupted = _step(model, active, pad_id, padding_side, accelerator, stop)
+                interrupted = _step(model, active, pad_id, padding_side, accelerator, stop, room, randomness)
                 stepped = time.perf_counter() - began
-                due = []
-                for lane in active:
-                    if lane.active and lane.due:
-                        with _precision(accelerator, lane.config.bf16), randomness.of(lane):
-                            metrics = lane.evaluate(model, pad_id, padding_side)
-                        if lane.active:
-                            lane.take_stock(metrics)
-                            due.append(lane)
+                with _precision(accelerator, lanes[0].config.bf16):
+                    due = [lane for lane in active if lane.active and lane.due]
+                    due = _evaluate(model, due, pad_id, padding_side, randomness)
                 spent = time.perf_counter() - began
                 for lane in active:
                     lane.seconds += spent
-                    lane.step_seconds += stepped
+                    lane.step_seconds += stepped / len(active)
                     lane.peak_memory = memory.read() if lane in due or not lane.active else lane.peak_memory
-                stopping = [lane for lane in active if lane.active] if interrupted else []
+                    lane.lanes = max(lane.lanes, len(active))
+                stopping = [lane for lane in active if lane.active and (interrupted or lane.step == lane.pause_at)]
                 if accelerator.is_main_process:
                     _write_down(model, due, stopping, randomness)
                 for lane in stopping:
-                    lane.stop_reason, lane.message = "interrupted", f"interrupted after step {lane.step}"
-                for lane in active:
-                    if not lane.active:
-                        if lane.stop_reason != "interrupted":
-                            with randomness.of(lane):
-                                lane.test(model, pad_id, padding_side)
-                        results[lane.name] = lane.finish(model, accelerator.is_main_process)
+                    lane.lay_aside(interrupted)
+                finish([lane for lane in active if not lane.active], randomness.of)
                 bar.show(active)
-                _track(accelerator, active, due, prefix=len(lanes) > 1)
+                track(accelerator, active, due, prefix=len(lanes) > 1)
             if stop.asked and all(result.done for result in results.values()):
                 # Asked for too late to interrupt a run, but the caller may have more to do.
                 raise KeyboardInterrupt("all runs were done already")
@@ -135,8 +135,80 @@ def train(
                 tracker.finish()
 
 
-def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator, stop: _Stop) -> bool:
+class _Room:
+    """How many lanes a forward pass has room for; at first, as many as there are."""
+
+    def __init__(self, lanes: int):
+        self.lanes = lanes
+
+    def parts(self, lanes: list[Lane]) -> list[list[Lane]]:
+        """The lanes, as many together as there is room for."""
+        return [lanes[at : at + self.lanes] for at in range(0, len(lanes), self.lanes)]
+
+
+def _evaluate(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, randomness: Randomness) -> list[Lane]:
+    """Scores lanes on their validation rows and notes what came of it; returns those that were of use."""
+    for lane in lanes:
+        lane.check()
+    lanes = [lane for lane in lanes if lane.active]
+    scored = [(lane.name, lane.validation) for lane in lanes if lane.validation is not None]
+    found = iter(measure(model, scored, pad_id, padding_side, randomness.of))
+    for lane in lanes:
+        lane.take_stock({} if lane.validation is None else next(found))
+    return [lane for lane in lanes if lane.stop_reason != "non-finite loss"]
+
+
+def _step(
+    model: Any,
+    lanes: list[Lane],
+    pad_id: int,
+    padding_side: str,
+    accelerator: Accelerator,
+    stop: Stop,
+    room: _Room,
+    randomness: Randomness,
+) -> bool:
     """One step of all lanes; returns whether someone asked to stop."""
+    while True:
+        drawn = randomness.mark()
+        try:
+            losses = [
+                loss
+                for part in room.parts(lanes)
+                for loss in _losses_and_gradients(model, part, pad_id, padding_side, accelerator)
+            ]
+            break
+        except Exception as error:
+            # With several processes, the others are in the middle of the step and wait for this one.
+            if not out_of_memory(error) or accelerator.num_processes > 1:
+                raise
+            if room.lanes == 1 or len(lanes) == 1:
+                raise SoftPromptError(
+                    f"run '{lanes[0].name}': out of memory in a step of {lanes[0].config.batch_size} rows; set "
+                    "batch_size lower (gradient_accumulation_steps makes up for it), or max_length"
+                ) from error
+        # Outside the except: the error holds on to the tensors of the pass that failed.
+        for lane in lanes:
+            lane.zero_gradients()
+        randomness.back(drawn)
+        room.lanes = (min(room.lanes, len(lanes)) + 1) // 2
+        release()
+    asked = torch.tensor(float(stop.asked), device=model.device)
+    if accelerator.num_processes > 1:
+        _sum_gradients(lanes, accelerator)
+        *losses, asked = accelerator.reduce(torch.stack([*losses, asked.to(losses[0].dtype)]), "sum").unbind()
+    norms = [torch.nn.utils.get_total_norm(lane.gradients()) for lane in lanes]
+    # The only place in a step where the device is waited for.
+    values = torch.stack([value.to(losses[0]) for value in [*losses, *norms, asked]]).tolist()
+    for i, lane in enumerate(lanes):
+        lane.update(values[i], values[len(lanes) + i])
+    return bool(values[-1] > 0)
+
+
+def _losses_and_gradients(
+    model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator
+) -> list[Tensor]:
+    """The loss of each lane in this step; gradients are added to what the parameters have."""
     kind, world, rank = model.backbone_kind, accelerator.num_processes, accelerator.process_index
     draws = [lane.draw() for lane in lanes]
     counts = [max(1, label_count(kind, [row for rows in draw for row in rows])) for draw in draws]
@@ -167,16 +239,7 @@ def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, acceler
             # losses are finite here would make the device wait between forward and backward pass.
             total = total + torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
         accelerator.backward(total)
-    asked = torch.tensor(float(stop.asked), device=model.device)
-    if world > 1:
-        _sum_gradients(lanes, accelerator)
-        *losses, asked = accelerator.reduce(torch.stack([*losses, asked.to(losses[0].dtype)]), "sum").unbind()
-    norms = [torch.nn.utils.get_total_norm(lane.gradients()) for lane in lanes]
-    # The only place in a step where the device is waited for.
-    values = torch.stack([value.to(losses[0]) for value in [*losses, *norms, asked]]).tolist()
-    for i, lane in enumerate(lanes):
-        lane.update(values[i], values[len(lanes) + i])
-    return bool(values[-1] > 0)
+    return losses
 
 
 def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:
@@ -191,7 +254,7 @@ def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: _Randomness) -> None:
+def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: Randomness) -> None:
     """Puts on disk what a crash must not take: after an evaluation, and before an interruption."""
     for lane in due:
         if lane.folder is not None:
@@ -254,189 +317,3 @@ def _precision(accelerator: Accelerator, bf16: bool) -> contextlib.AbstractConte
         return torch.autocast(accelerator.device.type, dtype=torch.bfloat16)
     context: contextlib.AbstractContextManager[Any] = accelerator.autocast()
     return context
-
-
-class _Randomness:
-    """What prompts draw while they train (dropout, noise of a router, dropout of a head), from torch's generators.
-
-    Several lanes each have a sequence of their own, swapped in while their modules run and while they are evaluated: a
-    lane draws what it would alone. A single lane has the generators to itself. A sequence begins at its lane's seed,
-    or where the checkpoint left it; the caller's generators are given back as they were in the end.
-
-    With dropout in the backbone, the lanes share one sequence, which begins at the first one's seed: that dropout is
-    drawn for all rows at once, so several lanes differ from the runs alone whatever their prompts draw. The same goes
-    for a plug-in that draws per column of the padded batch, whose width lanes share; no method here does.
-    """
-
-    def __init__(self, model: Any, lanes: list[Lane], device: torch.device):
-        self.lanes = lanes
-        self.device = device if device.type == "cuda" else None
-        self.own: dict[str, _Sequence] = {}
-        self._state = state_of(model)
-        self._apart = len(lanes) > 1 and not model.backbone_dropout
-        self._fork = torch.random.fork_rng([] if self.device is None else [self.device])
-
-    def __enter__(self) -> _Randomness:
-        self._fork.__enter__()
-        for lane in reversed(self.lanes if self._apart else self.lanes[:1]):
-            torch.manual_seed(lane.config.seed)
-            _set_random_state(lane.random_state, self.device)
-            if self._apart:
-                self.own[lane.name] = _Sequence(_random_state(self.device), self.device)
-        self._state.randomness = self.own or None
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._state.randomness = None
-        self._fork.__exit__(*error)
-
-    def of(self, lane: Lane) -> contextlib.AbstractContextManager[Any]:
-        """The context in which a lane does things for itself alone."""
-        return self.own.get(lane.name) or contextlib.nullcontext()
-
-    def state(self, lane: Lane) -> dict[str, Tensor]:
-        """Where a lane's sequence is now."""
-        return dict(self.own[lane.name].state) if self._apart else _random_state(self.device)
-
-
-class _Sequence:
-    """A random sequence: within this context, torch's generators go on with it. May be entered again inside."""
-
-    def __init__(self, state: dict[str, Tensor], device: torch.device | None):
-        self.state = state
-        self.device = device
-        self._depth = 0
-        self._outside: dict[str, Tensor] = {}
-
-    def __enter__(self) -> None:
-        if not self._depth:
-            self._outside = _random_state(self.device)
-            _set_random_state(self.state, self.device)
-        self._depth += 1
-
-    def __exit__(self, *error: Any) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self.state = _random_state(self.device)
-            _set_random_state(self._outside, self.device)
-
-
-def _random_state(device: torch.device | None) -> dict[str, Tensor]:
-    """The state of torch's generators: that of the CPU and, where there is one, of the GPU."""
-    states = {"cpu": torch.get_rng_state()}
-    if device is not None:
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_state(states: dict[str, Tensor], device: torch.device | None) -> None:
-    """Sets those generators whose state is given."""
-    if "cpu" in states:
-        torch.set_rng_state(states["cpu"])
-    if device is not None and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-class _Stop:
-    """Turns Ctrl-C and SIGTERM into a wish to stop after the step: half a step could not be resumed.
-
-    A second Ctrl-C is an ordinary KeyboardInterrupt. Only the main thread may set signal handlers; elsewhere this
-    does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._restore()
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            # None: a handler that was not set from Python and cannot be set back from it.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before = {}
-
-
-class _Bar:
-    """A line per run with its steps, loss and main metric; nothing where the output is not a terminal."""
-
-    def __init__(self, lanes: list[Lane], wanted: bool):
-        console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (wanted and console.is_terminal),
-        )
-        self.tasks: dict[str, TaskID] = {
-            lane.name: self.progress.add_task(lane.name, total=lane.total_steps, completed=lane.step, note="")
-            for lane in lanes
-        }
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.progress.stop()
-
-    def show(self, lanes: list[Lane]) -> None:
-        """Brings the lines up to date."""
-        if self.progress.disable:
-            return
-        for lane in lanes:
-            note = f"loss {lane.loss:.4f}"
-            if lane.last_metrics:
-                name, value = next(iter(lane.last_metrics.items()))
-                note += f"  {name} {value:.4f}, best {lane.best.metrics[name]:.4f}"
-            if lane.stop_reason:
-                note += f"  {lane.stop_reason}"
-            self.progress.update(self.tasks[lane.name], completed=lane.step, note=note)
-
-
-def _track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix: bool) -> None:
-    """Logs the step's losses, and metrics where there are new ones, to Accelerate's trackers."""
-    if not accelerator.trackers:
-        return
-    values: dict[str, float] = {}
-    for lane in active:
-        front = f"{lane.name}/" if prefix else ""
-        values[f"{front}loss"] = lane.loss
-        for group in lane.optimizer.param_groups:
-            values[f"{front}learning_rate/{group['name']}"] = group["lr"]
-        if lane in due:
-            values.update({f"{front}{name}": value for name, value in lane.last_metrics.items()})
-    # Trackers want steps that only rise, so lanes that resume from different steps share the highest.
-    accelerator.log(values, step=max(lane.step for lane in active))
-
-
-def _tracker_folder(lanes: list[Lane]) -> Path:
-    folders = [str(lane.folder) for lane in lanes if lane.folder is not None]
-    if not folders:
-        return Path("runs")
-    return Path(folders[0]) if len(folders) == 1 else Path(os.path.commonpath(folders))
-
-
-def _flat(values: dict[str, Any], front: str = "") -> dict[str, Any]:
-    """Nested settings as one level of plain values, which is all that trackers take."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{front}{name}/"))
-        else:
-            flat[front + name] = value if isinstance(value, int | float | str) else json.dumps(value)
-    return flat

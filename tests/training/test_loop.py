@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -278,11 +279,11 @@ def test_patience_and_best(toy: Any) -> None:
     model = toy.add(toy.model(), "a")
     lane = toy.lane(eval_every=1, patience=3)
 
-    def evaluate(model: Any, *_: Any) -> dict[str, float]:
+    def score(*_: Any) -> dict[str, float]:
         states.append(prompt(model))
         return {"accuracy": next(scores)}
 
-    lane.evaluate = evaluate
+    lane.validation = dataclasses.replace(lane.validation, score=score)
     (result,) = train(model, [lane], pad_id=toy.pad)
     assert result.stop_reason == "patience"
     assert result.message == "no better score for 3 evaluations"

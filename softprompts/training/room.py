@@ -1,0 +1,80 @@
+"""How many runs can share a pass: what a step takes, what is free, and what to do when it was not enough."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor, nn
+
+SHARE = 0.6  # of the free memory; the rest is for evaluation, fragmentation and what else runs on the machine
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+
+
+def release() -> None:
+    """Gives memory that nobody uses back to the device, after an error."""
+    gc.collect()
+    clear_device_cache()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process can still take: on the device, or of the machine (within the limit of its control group)."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds without using it can be used again.
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limit = int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text())
+        free = min(free, limit)
+    return int(max(0, free))
+
+
+def step_memory(step: Callable[[], Tensor], model: nn.Module, device: torch.device) -> int:
+    """Bytes that one step takes at its peak, beyond what was there before.
+
+    On a GPU the allocator is asked. On the CPU, where pages that were freed make resident memory a bad witness, it is
+    the tensors that the forward pass keeps for the backward pass, each counted once, weights not at all.
+
+    Args:
+        step: computes a loss; it is called, and where it has a gradient, so is its backward pass.
+        model: whose parameters are there anyway.
+        device: where it runs.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        _backward(step())
+        return int(torch.cuda.max_memory_allocated(device)) - before
+    weights = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = step()
+    _backward(loss)
+    # The gradients that are on their way are of the size of the largest few; workspaces come on top.
+    return int(1.25 * sum(kept.values()))
+
+
+def _backward(loss: Tensor) -> None:
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]

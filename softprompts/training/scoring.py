@@ -1,0 +1,138 @@
+"""What a run is scored on, and the scoring of several runs in shared forward passes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from softprompts.errors import SoftPromptError
+from softprompts.training.evaluate import Feature, Prediction, predict
+from softprompts.training.room import out_of_memory, release
+
+Predict = Callable[[Any, Sequence[Feature], str], Prediction]
+Score = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows and their truth, and what becomes of predictions for them.
+
+    Attributes:
+        features: rows as `collate` takes them.
+        references: the truth, one for each row.
+        metrics: names of metrics, the first is the main one.
+        batch_size: rows per forward pass.
+        label_ids: for language models, the token ids of each allowed answer.
+        label_values: what the metrics compare in place of the label's number.
+        predict: another way to predict.
+        score: another way to score.
+    """
+
+    features: Sequence[Feature]
+    references: Sequence[Any]
+    metrics: tuple[str, ...]
+    batch_size: int
+    label_ids: Sequence[Sequence[int]] | None = None
+    label_values: Sequence[int | float] | None = None
+    predict: Predict | None = None
+    score: Score | None = None
+
+    def scores(self, prediction: Prediction) -> dict[str, float] | None:
+        """The metrics of a prediction; None where it holds numbers that are not finite."""
+        # The most likely of answers that are not a number would be the first, and might score well.
+        numbers = prediction.labels if prediction.probabilities is None else [p[0] for p in prediction.probabilities]
+        if not all(map(math.isfinite, numbers)):
+            return None
+        predictions: list[Any] = list(prediction.labels)
+        if self.label_values is not None:
+            predictions = [self.label_values[label] for label in predictions]
+        if self.score is not None:
+            return self.score(predictions, self.references)
+        # Here and not on top: scikit-learn takes a while to import.
+        from softprompts.tasks.metrics import compute
+
+        return compute(self.metrics, predictions, self.references)
+
+
+def measure(
+    model: Any,
+    asked: Sequence[tuple[str, Evaluation]],
+    pad_id: int,
+    padding_side: str = "right",
+    within: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> list[dict[str, float] | None]:
+    """The metrics of some prompts, in their order; None for one whose predictions are not finite.
+
+    Prompts that are scored in the same way share forward passes, whatever their rows are.
+
+    Args:
+        model: a model with the prompts attached.
+        asked: prompts and what each is scored on.
+        pad_id: fills shorter rows.
+        padding_side: "right" or "left".
+        within: the context in which a prompt's own way to predict runs.
+
+    Raises:
+        SoftPromptError: not even a single row fits into the memory.
+    """
+    groups: dict[Any, list[int]] = {}
+    for place, (name, evaluation) in enumerate(asked):
+        answers = evaluation.label_ids
+        if evaluation.predict is not None:
+            key: Any = place
+        elif answers is not None:
+            key = tuple(tuple(answer) for answer in answers)
+        else:
+            key = "values" if model.prompts[name].num_labels == 1 else "classes"
+        groups.setdefault(key, []).append(place)
+    found: list[dict[str, float] | None] = [None] * len(asked)
+    for group in groups.values():
+        name, first = asked[group[0]]
+        if first.predict is not None:
+            with within(name):
+                predictions = [first.predict(model, first.features, name)]
+        else:
+            predictions = _predictions(model, [asked[place] for place in group], pad_id, padding_side)
+        for place, prediction in zip(group, predictions, strict=True):
+            found[place] = asked[place][1].scores(prediction)
+    return found
+
+
+def _predictions(
+    model: Any, asked: Sequence[tuple[str, Evaluation]], pad_id: int, padding_side: str
+) -> list[Prediction]:
+    label_ids = asked[0][1].label_ids
+    rows = [feature for _, evaluation in asked for feature in evaluation.features]
+    names = [name for name, evaluation in asked for _ in evaluation.features]
+    size = max(evaluation.batch_size for _, evaluation in asked)
+    while True:
+        try:
+            joint = predict(
+                model,
+                rows,
+                names,
+                pad_id=pad_id,
+                batch_size=size,
+                label_ids=label_ids,
+                padding_side=padding_side,
+            )
+            break
+        except Exception as error:
+            if not out_of_memory(error) or torch.distributed.is_initialized():
+                raise
+            if size == 1:
+                raise SoftPromptError("evaluation is out of memory with a single row; set max_length lower") from error
+        release()
+        size //= 2
+    predictions, start = [], 0
+    for _, evaluation in asked:
+        end = start + len(evaluation.features)
+        chances = joint.probabilities
+        predictions.append(Prediction(joint.labels[start:end], None if chances is None else chances[start:end]))
+        start = end
+    return predictions
