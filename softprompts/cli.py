@@ -61,6 +61,10 @@ EvalEvery = Annotated[int | None, typer.Option(min=1, help="Steps between evalua
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without a better score.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")]
 Dropout = Annotated[bool, typer.Option("--backbone-dropout", help="Keep the frozen model's dropout on.")]
+Lanes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs that share each pass of the model; default: as many as there is memory for."),
+]
 Out = Annotated[str, typer.Option("--out", "-o", help="Where run folders go.")]
 Tracker = Annotated[list[str] | None, typer.Option("--tracker", help="tensorboard, wandb, ... (any of Accelerate's).")]
 
@@ -182,6 +186,7 @@ def compare(
     patience: Patience = None,
     bf16: Bf16 = False,
     backbone_dropout: Dropout = False,
+    lanes: Lanes = None,
     out_: Out = "runs",
     report: Annotated[str | None, typer.Option(help="Folder for table and plot; default: <out>/compare.")] = None,
     tracker: Tracker = None,
@@ -213,7 +218,13 @@ def compare(
 
     with _telling_how_to_go_on("the same command goes on from there"):
         comparison = run_all(
-            bench, [(config, training) for config in configs], numbers, root=out_, trackers=tracker, on_result=tell
+            bench,
+            [(config, training) for config in configs],
+            numbers,
+            root=out_,
+            lanes=lanes,
+            trackers=tracker,
+            on_result=tell,
         )
     _show(comparison, folder)
 
@@ -222,6 +233,7 @@ def compare(
 def demo(
     out_: Out = "runs",
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
+    lanes: Lanes = None,
     report: Annotated[str | None, typer.Option(help="Folder for table and plot.")] = None,
 ) -> None:
     """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
@@ -229,7 +241,7 @@ def demo(
 
     folder = _report_folder(report, out_, "demo")
     with _telling_how_to_go_on("the same command goes on from there"):
-        comparison = run_demo(out_, range(seeds), tell=_tell, describe=_describe)
+        comparison = run_demo(out_, range(seeds), lanes=lanes, tell=_tell, describe=_describe)
     _show(comparison, folder)
 
 
@@ -539,8 +551,8 @@ def _tell(count: int, total: int, method: str, seed: int, result: dict[str, Any]
     metrics = result["test_metrics"] or result["metrics"]
     scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
     what = scores or result["stop_reason"]
-    seconds = result["seconds"]
-    err.print(f"[{count}/{total}] {method}, seed {seed}: {what} ({seconds:.0f} s)", soft_wrap=True)
+    time = f"{result['seconds']:.0f} s" + (f", beside {result['lanes'] - 1} more" if result["lanes"] > 1 else "")
+    err.print(f"[{count}/{total}] {method}, seed {seed}: {what} ({time})", soft_wrap=True)
     if result["message"]:
         err.print(result["message"], soft_wrap=True)
 

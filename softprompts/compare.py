@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompts.experiment import Workbench, with_seed
+from softprompts.experiment import Run, Workbench, with_seed
 from softprompts.methods.base import MethodConfig
 from softprompts.training import TrainConfig
 from softprompts.training.runs import write_text_atomic
@@ -28,7 +28,7 @@ class Row:
         scores: the main metric of each seed.
         trained: number of trained parameters.
         total: number of all parameters.
-        step_seconds: seconds per 100 steps, the median over seeds.
+        step_seconds: seconds per 100 steps, the median over seeds; where runs share passes, each one's even share.
         peak_memory: bytes, the largest over seeds.
     """
 
@@ -61,6 +61,7 @@ class Comparison:
         rows_scored: number of rows behind a score.
         held_out: True when they are test rows, by which nothing was chosen; else the score is the best validation one.
         rows: one per method, in the order asked for.
+        lanes: the most runs that shared a pass.
     """
 
     task: str
@@ -69,6 +70,7 @@ class Comparison:
     rows_scored: int
     held_out: bool
     rows: tuple[Row, ...]
+    lanes: int = 1
 
     @property
     def best(self) -> Row | None:
@@ -114,6 +116,10 @@ class Comparison:
                 f" With {self.rows_scored:,} rows, two methods that differ by less than {margin:.1f} points may be "
                 "equally good (95 %)."
             )
+        if self.lanes > 1:
+            text += (
+                f" Up to {self.lanes} runs shared each pass: times are each run's even share, memory is that of all."
+            )
         return text
 
     def markdown(self) -> str:
@@ -146,17 +152,19 @@ def compare(
     seeds: Sequence[int],
     *,
     root: str | Path = "runs",
+    lanes: int | None = None,
     progress: bool = True,
     trackers: Sequence[str] | None = None,
     on_result: Callable[[MethodConfig, int, dict[str, Any]], None] | None = None,
 ) -> Comparison:
-    """Trains each method with each seed; runs that are done already are not done again.
+    """Trains each method with each seed, several runs in shared passes; what is done already is not done again.
 
     Args:
         bench: backbone and task.
         methods: each with how it trains.
         seeds: of initialisation, data order and what methods draw.
         root: where run folders live.
+        lanes: runs that share a pass of the backbone; None: as many as there is memory for. No number depends on it.
         progress: show progress bars on a terminal.
         trackers: Accelerate's trackers to log to.
         on_result: called after each run.
@@ -165,24 +173,18 @@ def compare(
         SoftPromptError: a method does not fit the model.
         KeyboardInterrupt: interrupted; the same call goes on where it was.
     """
-    results: list[list[dict[str, Any]]] = [[] for _ in methods]
     # Seed by seed, so that an interrupted comparison has as much of every method as there is.
-    for seed in seeds:
-        for place, (method, training) in enumerate(methods):
-            _, result = bench.run(
-                method,
-                with_seed(training, seed),
-                root=root,
-                resume=True,
-                reuse=True,
-                progress=progress,
-                trackers=trackers,
-            )
-            for name in list(bench.model.prompts):
-                bench.model.delete_prompt(name)
-            results[place].append(result)
-            if on_result is not None:
-                on_result(method, seed, result)
+    wanted = [Run(method, with_seed(training, seed)) for seed in seeds for method, training in methods]
+
+    def tell(run: Run, result: dict[str, Any]) -> None:
+        if on_result is not None:
+            on_result(run.method, run.training.seed, result)
+
+    found = bench.run_all(wanted, root=root, lanes=lanes, progress=progress, trackers=trackers, on_result=tell)
+    results: list[list[dict[str, Any]]] = [[] for _ in methods]
+    for place, (_, result) in enumerate(found):
+        if result is not None:
+            results[place % len(methods)].append(result)
     return summarise(bench, [method for method, _ in methods], results)
 
 
@@ -212,7 +214,8 @@ def summarise(bench: Workbench, methods: Sequence[MethodConfig], results: Sequen
         )
     held_out = bool(bench.task.test)
     scored = len(bench.task.test) if held_out else len(bench.task.validation)
-    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows))
+    lanes = max((run["lanes"] for group in results for run in group), default=1)
+    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows), lanes)
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:

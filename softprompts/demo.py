@@ -36,6 +36,7 @@ def run_demo(
     root: str | Path,
     seeds: Iterable[int],
     *,
+    lanes: int | None = None,
     tell: Callable[..., None],
     describe: Callable[[Workbench], None],
 ) -> Comparison:
@@ -44,6 +45,7 @@ def run_demo(
     Args:
         root: where run folders go.
         seeds: which seeds.
+        lanes: runs that share a pass; None: as many as there is memory for.
         tell: called after each run with its number, their number, method, seed and result.
         describe: called with the loaded bench.
     """
@@ -57,4 +59,6 @@ def run_demo(
         count += 1
         tell(count, len(METHODS) * len(numbers), method.method, seed, result)
 
-    return compare(bench, [(method, TRAINING) for method in METHODS], numbers, root=root, on_result=on_result)
+    return compare(
+        bench, [(method, TRAINING) for method in METHODS], numbers, root=root, lanes=lanes, on_result=on_result
+    )

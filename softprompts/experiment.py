@@ -1,13 +1,14 @@
 """A run from its settings: which model, task and method, and what they become in a run folder.
 
-A `Workbench` holds one frozen backbone and one encoded task and trains methods on them one after another; the backbone
-is loaded and the task encoded once. `Workbench.resolved` is all that decides a run's numbers.
+A `Workbench` holds one frozen backbone and one encoded task and trains methods on them, one at a time or several in
+shared passes; the backbone is loaded and the task encoded once. `Workbench.resolved` is all that decides a run's
+numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, padding_id
 from softprompts.tasks.encode import Encoded
-from softprompts.training import Lane, TrainConfig, open_run, run_id, runs, train
+from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
+from softprompts.training.lane import CHECKPOINT_FILE
 from softprompts.training.optim import learning_rates
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
@@ -32,7 +34,7 @@ _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not 
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
     "metrics", "test_metrics", "eval_rows", "test_rows", "trained_parameters", "backbone_parameters", "steps",
-    "best_step", "step_seconds", "seconds", "peak_memory", "stop_reason", "message",
+    "best_step", "step_seconds", "seconds", "peak_memory", "lanes", "stop_reason", "message",
 )  # fmt: skip
 
 
@@ -107,6 +109,14 @@ class Data:
         """Where the files lie, as absolute paths; empty for a task that is fetched."""
         given = {key: getattr(self, key) for key in _PLACES}
         return {key: str(Path(value).expanduser().resolve()) for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment that is asked for: a method's config, and how it trains."""
+
+    method: MethodConfig
+    training: TrainConfig
 
 
 class Workbench:
@@ -305,15 +315,133 @@ class Workbench:
             SoftPromptError: the method does not fit the model, or the run folder is taken; nothing is written then.
             KeyboardInterrupt: it was interrupted; it can be resumed.
         """
-        length = self.room(method)
-        config = self.resolved(method, training)
         # Before any work is done, and before any folder is made: what cannot start leaves nothing behind.
         self.check(method, training, root=root, folder=folder, resume=resume, reuse=reuse)
-        path = Path(folder) if folder is not None else Path(root) / run_id(config)
+        path = Path(folder) if folder is not None else Path(root) / run_id(self.resolved(method, training))
         if runs.is_done(path):
             return path, _checked(path, runs.load_result(path))
         check_trackers(trackers)
-        name = f"{method.method}-seed{training.seed}"
+        lane = self._lane(f"{method.method}-seed{training.seed}", method, training, root, resume, folder)
+        self._train([lane], progress, trackers)
+        return path, runs.load_result(path)
+
+    def run_all(
+        self,
+        wanted: Sequence[Run],
+        *,
+        root: str | Path = "runs",
+        lanes: int | None = None,
+        pause_at: int | None = None,
+        progress: bool = True,
+        trackers: Sequence[str] | None = None,
+        on_result: Callable[[Run, dict[str, Any]], None] | None = None,
+    ) -> list[tuple[Path, dict[str, Any] | None]]:
+        """Trains many experiments, several at a time in shared passes of the backbone.
+
+        Each ends up with the numbers it has alone. What is done already is not done again, what was interrupted goes
+        on. Prompts are dropped from `model` once they are on disk.
+
+        Args:
+            wanted: the experiments.
+            root: where run folders live.
+            lanes: experiments that share a pass; None: as many as there is memory for, see `fitting`.
+            pause_at: lay every experiment aside after this step (see `Lane`).
+            progress: show progress bars on a terminal.
+            trackers: Accelerate's trackers to log to.
+            on_result: called after each experiment, in the order in which they end.
+
+        Returns:
+            Folder and result of each, in the order of ``wanted``; None where it was laid aside.
+
+        Raises:
+            SoftPromptError: a method does not fit the model.
+            KeyboardInterrupt: interrupted; the same call goes on where it was.
+        """
+        for run in wanted:
+            self.check(run.method, run.training, root=root, resume=True, reuse=True)
+        check_trackers(trackers)
+        paths = [Path(root) / run_id(self.resolved(run.method, run.training)) for run in wanted]
+        results: dict[Path, dict[str, Any]] = {}
+
+        def collect(path: Path, run: Run) -> None:
+            if path not in results and runs.is_done(path):
+                results[path] = _checked(path, runs.load_result(path))
+                if on_result is not None:
+                    on_result(run, results[path])
+
+        pending: dict[Path, Run] = {}
+        for path, run in zip(paths, wanted, strict=True):
+            collect(path, run)
+            if path not in results and (pause_at is None or _steps_behind(path) < pause_at):
+                pending[path] = run
+        while pending:
+            first = next(iter(pending.values()))
+            alike = {path: run for path, run in pending.items() if self._shares(run, first)}
+            count = self.fitting(first) if lanes is None and len(alike) > 1 else lanes or 1
+            wave = dict(list(alike.items())[:count])
+            made = []
+            for path, run in wave.items():
+                name = f"{run.method.method}-seed{run.training.seed}-{path.name}"
+                made.append(self._lane(name, run.method, run.training, root, True, None, pause_at))
+            try:
+                self._train(made, progress, trackers)
+            finally:
+                for lane in made:
+                    self.model.delete_prompt(lane.name)
+            for path, run in wave.items():
+                del pending[path]
+                collect(path, run)
+        return [(path, results.get(path)) for path in paths]
+
+    def fitting(self, run: Run) -> int:
+        """How many experiments like this one can share a pass, by a measured step and the memory that is free.
+
+        See `softprompts.training.lanes_that_fit`.
+        """
+        name = "measured"
+        length = self.room(run.method)
+        self._add(name, run.method, run.training.seed)
+        try:
+            lane = Lane(name, run.training, self.features("train", length), label_ids=self.label_ids)
+            return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
+        finally:
+            self.model.delete_prompt(name)
+
+    def _shares(self, one: Run, other: Run) -> bool:
+        """Whether two experiments go well together: the loop allows it, and neither makes the other's rows longer."""
+
+        def key(run: Run) -> tuple[Any, ...]:
+            method, training = run.method, run.training
+            added = method.num_virtual_tokens if method.uses_tokens else 0
+            return training.bf16, training.backbone_dropout, added, training.batch_size
+
+        return key(one) == key(other)
+
+    def _train(self, lanes: list[Lane], progress: bool, trackers: Sequence[str] | None) -> None:
+        outcomes = train(self.model, lanes, pad_id=self.pad_id, progress=progress, trackers=trackers)
+        stopped = [
+            (lane, outcome)
+            for lane, outcome in zip(lanes, outcomes, strict=True)
+            if outcome.stop_reason == "interrupted"
+        ]
+        if stopped:
+            lane, outcome = stopped[0]
+            more = f" (and {len(stopped) - 1} more)" if len(stopped) > 1 else ""
+            raise KeyboardInterrupt(f"{lane.folder}: {outcome.message}{more}")
+
+    def _lane(
+        self,
+        name: str,
+        method: MethodConfig,
+        training: TrainConfig,
+        root: str | Path,
+        resume: bool,
+        folder: str | Path | None,
+        pause_at: int | None = None,
+    ) -> Lane:
+        """The lane of an experiment, its prompt attached and its folder made."""
+        length = self.room(method)
+        config = self.resolved(method, training)
         if name in self.model.prompts:
             self.model.delete_prompt(name)
         self._add(name, method, training.seed)
@@ -336,7 +464,7 @@ class Workbench:
             "versions": _versions(),
             "device": _device(),
         }
-        lane = Lane(
+        return Lane(
             name,
             training,
             features,
@@ -347,11 +475,8 @@ class Workbench:
             label_values=self._label_values(),
             folder=path,
             record=record,
+            pause_at=pause_at,
         )
-        (outcome,) = train(self.model, [lane], pad_id=self.pad_id, progress=progress, trackers=trackers)
-        if not outcome.done:
-            raise KeyboardInterrupt(f"{path}: {outcome.message}")
-        return path, runs.load_result(path)
 
     def _open(self, root: str | Path, config: dict[str, Any], resume: bool, folder: str | Path | None) -> Path:
         """The run's folder; a new one says in a comment of its config.yaml where the data lay."""
@@ -449,6 +574,17 @@ def check_trackers(names: Sequence[str] | None) -> None:
             raise SoftPromptError(f"unknown tracker '{name}'; {nearest(name, known)}")
         if name not in there:
             raise SoftPromptError(f"the tracker '{name}' is not installed: pip install {name}")
+
+
+def _steps_behind(path: Path) -> int:
+    """How many steps of a run are in its folder, to be gone on from."""
+    file = path / runs.CHECKPOINT / CHECKPOINT_FILE
+    if not file.is_file():
+        return 0
+    try:
+        return int(torch.load(file, map_location="cpu", weights_only=True)["step"])
+    except Exception:  # a damaged one is reported when the run is taken up
+        return 0
 
 
 def _checked(path: Path, result: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from softprompts.training.evaluate import Prediction as Prediction
 from softprompts.training.evaluate import predict as predict
 from softprompts.training.lane import Lane as Lane
 from softprompts.training.lane import LaneResult as LaneResult
+from softprompts.training.loop import lanes_that_fit as lanes_that_fit
 from softprompts.training.loop import train as train
 from softprompts.training.optim import build_optimizer as build_optimizer
 from softprompts.training.optim import learning_rates as learning_rates

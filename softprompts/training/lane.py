@@ -205,6 +205,12 @@ class Lane:
         rows, size = self._batches(epoch)[place], self.config.batch_size
         return [[self.train_features[i] for i in rows[at : at + size]] for at in range(0, len(rows), size)]
 
+    def longest(self) -> list[Feature]:
+        """The batch of the first epoch with the longest row, for measuring what a step takes."""
+        batch = max(self._batches(0), key=lambda rows: max(self._lengths[i] for i in rows))
+        batch = sorted(batch, key=lambda i: -self._lengths[i])[: self.config.batch_size]
+        return [self.train_features[i] for i in batch]
+
     # --- training -------------------------------------------------------------------------------------------------
 
     def start(self, model: Any) -> None:

@@ -34,7 +34,7 @@ from softprompts.training.losses import label_count, row_losses
 from softprompts.training.measure import PeakMemory
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
-from softprompts.training.room import out_of_memory, release
+from softprompts.training.room import CPU_TOKENS, SHARE, free_memory, out_of_memory, release, step_memory
 from softprompts.training.scoring import measure
 
 
@@ -71,9 +71,7 @@ def train(
     own = accelerator is None
     if accelerator is None:
         accelerator = Accelerator(log_with=trackers, project_dir=tracker_folder(lanes) if trackers else None)
-    placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
-    if not placed and model.device != accelerator.device:
-        model.to(accelerator.device)
+    _place(model, accelerator)
     for lane in lanes:
         lane.start(model)
     if own and trackers:
@@ -240,6 +238,54 @@ def _losses_and_gradients(
             total = total + torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
         accelerator.backward(total)
     return losses
+
+
+def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "right") -> int:
+    """How many lanes like this one can share a pass of the backbone; at least 1.
+
+    Takes one step of its longest batch, without an update, to see what memory it needs, and compares that with what
+    is free. On the CPU never more than fill a pass of `CPU_TOKENS` tokens: those keep all cores busy.
+
+    Args:
+        model: a model with the lane's prompt attached.
+        lane: a run that has not begun.
+        pad_id: fills shorter rows.
+        padding_side: "right" or "left".
+    """
+    accelerator = Accelerator()
+    _place(model, accelerator)
+    prompt = model.prompts[lane.name]
+    batch = collate(lane.longest(), pad_id, padding_side)
+
+    def step() -> Tensor:
+        with _precision(accelerator, lane.config.bf16):
+            logits = model(**model_inputs(model, batch), prompt_names=lane.name).logits
+            return row_losses(model.backbone_kind, logits, batch["labels"]).sum()
+
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), _training(model, lane.config.backbone_dropout):
+        try:
+            taken = step_memory(step, model, accelerator.device)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return 1
+        finally:
+            for parameter in prompt.parameters():
+                parameter.grad = None
+    # Gradient, two moments and the best prompt so far.
+    held = 4 * sum(parameter.numel() * parameter.element_size() for parameter in prompt.parameters())
+    count = int(SHARE * free_memory(accelerator.device) / (taken + held))
+    if accelerator.device.type == "cpu":
+        count = min(count, CPU_TOKENS // batch["input_ids"].numel())
+    return max(1, count)
+
+
+def _place(model: Any, accelerator: Accelerator) -> None:
+    """Moves a model to the device it is trained on, unless it was spread over devices or quantised there."""
+    placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
+    if not placed and model.device != accelerator.device:
+        model.to(accelerator.device)
 
 
 def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:

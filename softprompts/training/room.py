@@ -13,6 +13,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 SHARE = 0.6  # of the free memory; the rest is for evaluation, fragmentation and what else runs on the machine
+CPU_TOKENS = 2048  # of a pass, beyond which sharing it saves nothing on a CPU (benchmarks/lanes.py)
 _CGROUP = Path("/sys/fs/cgroup")
 
 
