@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from saved import model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts import hub
-from softprompts.experiment import Data, Workbench, check_trackers, load_backbone
-from softprompts.training import TrainConfig, run_id
+from softprompts import experiment, hub
+from softprompts.experiment import Data, Run, Workbench, check_trackers, load_backbone
+from softprompts.training import Lane, TrainConfig, loop, run_id
+from softprompts.training.room import SHARE, step_memory
+from softprompts.training.runs import load_metrics
 
 PREFIX = sp.PrefixTuningConfig(num_virtual_tokens=3)
 SHORT = TrainConfig(max_steps=2)
@@ -123,3 +128,113 @@ def test_the_hub_is_not_asked_when_it_cannot_be_there(monkeypatch: pytest.Monkey
     assert hub.reachable()
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: True)
     assert not hub.reachable()
+
+
+WANTED = [
+    Run(method, TrainConfig(max_steps=6, batch_size=4, eval_every=3, seed=seed))
+    for seed in (0, 1)
+    for method in (
+        sp.PrefixTuningConfig(num_virtual_tokens=3),
+        sp.MultiMaskConfig(num_virtual_tokens=3, router_dropout=0.2),
+        sp.PromptTuningConfig(num_virtual_tokens=2),
+    )
+]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_runs_that_share_passes_leave_the_folders_of_runs_alone(tmp_path: Path, data: Data, family: str) -> None:
+    ended: list[Run] = []
+    shared = bench(data, family)
+    together = shared.run_all(WANTED, root=tmp_path / "shared", lanes=3, on_result=lambda run, _: ended.append(run))
+    assert sorted(map(WANTED.index, ended)) == list(range(6)) and not shared.model.prompts
+    alone = bench(data, family)
+    for run, (path, result) in zip(WANTED, together, strict=True):
+        other, expected = alone.run(run.method, run.training, root=tmp_path / "alone")
+        assert result is not None and path.name == other.name
+        # Prefixes share with prefixes, input prompts with input prompts; the last of four does not fit into a pass.
+        assert result["lanes"] <= 3 and expected["lanes"] == 1
+        # In float32 the sums of a wider batch round differently; six steps of training carry that on.
+        for mine, theirs in zip(load_metrics(path), load_metrics(other), strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert result["metrics"] == pytest.approx(expected["metrics"], abs=0.05)
+        mine, theirs = (load_file(folder / "prompt" / "softprompt.safetensors") for folder in (path, other))
+        for key, value in theirs.items():
+            torch.testing.assert_close(mine[key], value, rtol=0, atol=2e-3, msg=key)
+    assert max(result["lanes"] for _, result in together if result) == 3
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bench(data).run_all(WANTED[:2], root=tmp_path, lanes=2)
+    trained: list[int] = []
+    train = experiment.train
+    monkeypatch.setattr(
+        experiment, "train", lambda model, lanes, **kw: trained.append(len(lanes)) or train(model, lanes, **kw)
+    )
+    again = bench(data).run_all([*WANTED[:3], WANTED[0]], root=tmp_path, lanes=2)
+    assert trained == [1] and again[:2] == first and again[3] == first[0]
+
+
+def test_paused_runs_go_on(tmp_path: Path, data: Data) -> None:
+    laid_aside = bench(data).run_all(WANTED, root=tmp_path / "parts", lanes=4, pause_at=3)
+    assert [result for _, result in laid_aside] == [None] * 6
+    assert not list((tmp_path / "parts").glob("*/result.json"))
+    # Again: they are there already.
+    assert bench(data).run_all(WANTED, root=tmp_path / "parts", pause_at=3) == laid_aside
+    ended = bench(data).run_all(WANTED, root=tmp_path / "parts", lanes=2)
+    whole = bench(data).run_all(WANTED, root=tmp_path / "whole", lanes=4)
+    for (_, result), (_, expected) in zip(ended, whole, strict=True):
+        assert result is not None and expected is not None and result["steps"] == 6
+        assert result["metrics"] == pytest.approx(expected["metrics"], abs=0.05)
+
+
+def test_an_interrupted_wave_goes_on(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = Lane.update
+    steps: list[int] = []
+    again = False
+
+    def stop(self: Lane, *args: Any) -> None:
+        steps.append(self.step)
+        if len(steps) == 8 and not again:  # in the second step of four lanes; seen in the third
+            os.kill(os.getpid(), signal.SIGINT)
+        update(self, *args)
+
+    monkeypatch.setattr(Lane, "update", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted after step 3 \(and 3 more\)"):
+        bench(data).run_all(WANTED, root=tmp_path, lanes=4)
+    steps.clear()
+    again = True
+    found = bench(data).run_all(WANTED, root=tmp_path, lanes=4)
+    assert all(result is not None and result["steps"] == 6 for _, result in found)
+    assert len(steps) == 6 * 6 - 4 * 3
+
+
+def test_how_many_share_a_pass_follows_from_free_memory(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bench(data)
+    run = WANTED[0]
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    free: list[float] = [0.0]
+    monkeypatch.setattr(loop, "free_memory", lambda device: free[0])
+    assert made.fitting(run) == 1  # at least one
+    free[0] = 1e12
+    assert made.fitting(run) > 50  # tiny rows: what fills a CPU
+    taken = []
+    monkeypatch.setattr(loop, "step_memory", lambda *args: taken.append(step_memory(*args)) or taken[-1])
+    free[0] = 1e12
+    made.fitting(run)
+    held = (
+        4 * 4 * sum(p.numel() for p in made.model.add_prompt("x", run.method, num_labels=2).prompts["x"].parameters())
+    )
+    made.model.delete_prompt("x")
+    free[0] = 3.5 * (taken[0] + held) / SHARE
+    assert made.fitting(run) == 3
+    assert not made.model.prompts and not made.model.training
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_measured_step_that_does_not_fit_leaves_one_lane(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(loop, "step_memory", fail)
+    assert bench(data).fitting(WANTED[0]) == 1

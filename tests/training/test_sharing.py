@@ -78,7 +78,9 @@ def test_out_of_memory_in_the_backward_pass(toy: Any, monkeypatch: pytest.Monkey
         backward(self, *args, **kwargs)
         if len(failed) < 2:  # gradients are there by now
             failed.append(True)
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
 
     monkeypatch.setattr(torch.Tensor, "backward", failing)
     train(model, lanes, pad_id=toy.pad)
@@ -209,11 +211,10 @@ def test_what_counts_as_out_of_memory() -> None:
 
 
 def test_memory_of_a_step() -> None:
-    assert 0 < free_memory(torch.device("cpu"))
+    assert free_memory(torch.device("cpu")) > 0
     layer = torch.nn.Linear(8, 8)
     inputs = torch.zeros(100, 8, requires_grad=True)
     # tanh keeps its output for the backward pass, the layer its input; weights do not count.
     size = step_memory(lambda: layer(inputs).tanh().sum(), layer, torch.device("cpu"))
     assert size == int(1.25 * 2 * 100 * 8 * 4)
     assert step_memory(lambda: torch.zeros(()), layer, torch.device("cpu")) == 0
-
