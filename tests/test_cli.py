@@ -505,16 +505,18 @@ def test_an_interrupted_run_goes_on_to_the_same_end(cli: Cli, data: Path) -> Non
         assert Path("stopped", name).read_bytes() == Path("calm", name).read_bytes()
 
 
-def test_an_interrupted_comparison_goes_on_where_it_was(cli: Cli, data: Path) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_an_interrupted_comparison_goes_on_where_it_was(cli: Cli, data: Path, lanes: int) -> None:
     command = ["compare", *train(data, steps=300)[1:], "--methods", "head-only,prefix-tuning", "--seeds", "0"]
-    command += ["--eval-every", "10", "--batch-size", "4"]
+    command += ["--eval-every", "10", "--batch-size", "4", "--lanes", str(lanes)]
     stopped = interrupt(command, "runs/*/metrics.jsonl", count=2)
     assert stopped.returncode == 130, stopped.stderr
     assert "the same command goes on from there" in stopped.stderr
-    (first,) = Path("runs").glob("*/result.json")
-    before = first.stat().st_mtime_ns
+    done = list(Path("runs").glob("*/result.json"))
+    assert len(done) == 2 - lanes  # one after the other, or both half done
+    before = [path.stat().st_mtime_ns for path in done]
     cli.fine(*command)
-    assert first.stat().st_mtime_ns == before
+    assert [path.stat().st_mtime_ns for path in done] == before
     assert {result(path.parent)["steps"] for path in Path("runs").glob("*/result.json")} == {300}
 
 
