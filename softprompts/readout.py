@@ -6,12 +6,15 @@ tries this on a model when it is attached: it looks which modules of the last la
 have the first position only, and keeps to it where the layer and the logits come out the same and the logits do not
 depend on any other position (they stay finite when all others are made NaN). Models that fail the trial, or that have
 no such layer, are left as they are. What is found is used in passes with a prompt whose logits alone are asked for.
+
+For language models, `at_places` does the like to the output embedding where our own losses read few positions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,6 +79,33 @@ def narrowed(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..
         return output.expand(-1, query.shape[2], -1, -1), weights
 
     return narrow
+
+
+@contextlib.contextmanager
+def at_places(head: nn.Module, shape: Sequence[int], places: Tensor) -> Iterator[list[bool]]:
+    """Within this context, an output embedding makes logits of some positions only, ``(1, P, V)``.
+
+    Args:
+        head: the module that turns hidden states ``(R, T, d)`` into logits.
+        shape: ``(R, T)``; it runs as ever on anything else.
+        places: ``(P,)``, indices into the ``R*T`` positions.
+
+    Yields:
+        A list that is empty until it has happened.
+    """
+    done: list[bool] = []
+
+    def gather(module: nn.Module, args: tuple[Any, ...]) -> Any:
+        if not args or args[0].ndim != 3 or args[0].shape[:2] != shape:
+            return None
+        done.append(True)
+        return (args[0].flatten(0, 1).index_select(0, places.to(args[0].device))[None], *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield done
+    finally:
+        handle.remove()
 
 
 class Readout:

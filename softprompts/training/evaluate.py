@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.collate import IGNORED, collate
-from softprompts.training.losses import row_losses
+from softprompts.training.losses import pass_losses
 
 Feature = Mapping[str, Any]
 
@@ -144,8 +144,7 @@ def _label_scores(
     if kind == "encoder-decoder":
         del inputs["input_ids"]
         inputs["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), name, len(label_ids))
-    logits = model(**inputs, prompt_names=name).logits
-    return -row_losses(kind, logits, batch["labels"]).view(len(rows), len(label_ids)).cpu()
+    return -pass_losses(model, inputs, batch["labels"], name).view(len(rows), len(label_ids)).cpu()
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], name: str, times: int) -> Any:

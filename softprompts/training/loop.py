@@ -36,7 +36,7 @@ from softprompts.tasks.collate import collate
 from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
 from softprompts.training.lane import Lane, LaneResult
-from softprompts.training.losses import label_count, row_losses
+from softprompts.training.losses import label_count, pass_losses
 from softprompts.training.measure import PeakMemory
 
 
@@ -150,8 +150,7 @@ def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, acceler
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
         with _precision(accelerator, lanes[0].config.bf16):
-            logits = model(**model_inputs(model, batch), prompt_names=names).logits
-            per_row = row_losses(kind, logits, batch["labels"])
+            per_row = pass_losses(model, model_inputs(model, batch), batch["labels"], names)
         penalties = model.penalties
         total, start = per_row.new_zeros(()), 0
         for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):
