@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from softprompts.readout import narrowed
 from softprompts.selective_attention import by_merging, by_scores, can_merge
 
 KERNELS = ("sdpa", "eager")
@@ -105,7 +106,7 @@ def _register(name: str) -> None:
         value = torch.cat([_heads(prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
-    AttentionInterface.register(implementation(name), attend)
+    AttentionInterface.register(implementation(name), narrowed(attend))
     AttentionMaskInterface.register(implementation(name), ALL_MASK_ATTENTION_FUNCTIONS[name])
 
 

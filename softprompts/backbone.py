@@ -154,6 +154,19 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
 
 
+@contextlib.contextmanager
+def trial(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     """Every config in the model with its attention implementation: the model's own, then those of its parts.
 
@@ -199,16 +212,12 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
     if not set_attention(model, _PROBE):
         restore_attention(original)
         return [], "its attention does not go through transformers' attention interface; input prompts work"
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with trial(model):
             model.base_model(**_probe_inputs(backbone))
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})"
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         restore_attention(original)
     if not seen:
         return [], "none of its layers uses transformers' attention interface; input prompts work"

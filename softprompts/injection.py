@@ -21,6 +21,7 @@ from softprompts.backbone import Backbone, attention_of
 from softprompts.errors import SoftPromptError
 from softprompts.passing import Layout, Pass, positions_of, repeat_rows
 from softprompts.prompt import PromptSet, require
+from softprompts.readout import Reading, Readout
 
 STATE = "_softprompt_state"
 
@@ -49,6 +50,7 @@ class State:
         self.ignored_on_save = model._keys_to_ignore_on_save
         self.hooks: list[Any] = []
         self.heads = heads.find(model)
+        self.readout: Readout | None = None
         self.original_heads = {name: getattr(model, name) for name in self.heads}
         self.current: Pass | None = None
         self.generating: Pass | None = None
@@ -181,6 +183,9 @@ class State:
         self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, real: Tensor | None
     ) -> None:
         pass_.layout = layout
+        if pass_.logits_only and self.readout is not None:
+            column = 0 if self.readout.pooled else layout.first()
+            pass_.reading = Reading(column, layout.length + layout.columns)
         if layout.simple and pass_.tokens is None and pass_.update is None:
             return
         if pass_.tokens is None and pass_.update is None and inputs.get("input_ids") is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, heads, saving
+from softprompts import attention, checkpointing, heads, readout, saving
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -67,6 +67,7 @@ class PromptModel:
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
         own_loss = "labels" in inputs and state.heads and self._classifies
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
+        pass_.logits_only = state.readout is not None and state.readout.wanted(inputs)
         with state.activate(pass_):
             output = forward(**inputs)
         return self._finish(output, pass_, labels, bool(own_loss), inputs.get("num_items_in_batch"))
@@ -494,6 +495,7 @@ def attach(
         state.hooks.append(backbone.decoder.register_forward_pre_hook(state.before_decoder, with_kwargs=True))
     checkpointing.install(model, state)
     heads.install(model, state)
+    state.readout = readout.find(state)
     prompt_free = [key for key in model.state_dict() if not key.startswith("prompts.")]
     model._keys_to_ignore_on_save = set(prompt_free)
     model.train(model.training)
@@ -524,6 +526,8 @@ def detach(model: Any) -> Any:
     for hook in state.hooks:
         hook.remove()
     heads.uninstall(model, state)
+    if state.readout is not None:
+        state.readout.uninstall()
     for site in state.backbone.sites:
         attention.unmark_site(site.module)
     checkpointing.uninstall(model)

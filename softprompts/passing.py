@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from softprompts.attention import Prefix
 from softprompts.errors import SoftPromptError
 from softprompts.methods.base import Rows
+from softprompts.readout import Reading
 from softprompts.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class Pass:
         self.tokens: Tokens | None = None
         self.update: Tensor | None = None
         self.layout: Layout | None = None
+        self.logits_only = False  # whether the caller gets to see logits and no hidden states
+        self.reading: Reading | None = None
         self.ready = False
         self._prefixes: dict[tuple[int, int], Prefix | None] = {}
         self._widened: dict[Any, Any] = {}
@@ -431,6 +434,12 @@ class Layout:
         counts = self.new_mask.sum(1, keepdim=True) - real.sum(1, keepdim=True)  # type: ignore[union-attr]
         shifted = torch.where(column < lead + self.keep_first, given, given + counts)
         return self._move(start + self.keep_first + own, shifted)
+
+    def first(self) -> int | Tensor:
+        """The column of the widened batch that holds the input's first: one for all rows, or ``(M,)``."""
+        if self.simple:
+            return 0 if self.keep_first else self.length
+        return self.place[:, self.length]
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""

@@ -14,7 +14,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection import state_of
 from softprompts.prompt import require
 from softprompts.tasks.collate import IGNORED, collate
-from softprompts.training.losses import row_losses
+from softprompts.training.losses import pass_losses
 
 Feature = Mapping[str, Any]
 
@@ -158,10 +158,10 @@ def _label_scores(
         del inputs["input_ids"]
         # It brings its prompts along.
         inputs["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), names, len(label_ids))
+        owners = None
     else:
-        inputs["prompt_names"] = [name for name in names for _ in label_ids]
-    logits = model(**inputs).logits
-    return -row_losses(kind, logits, batch["labels"]).view(len(rows), len(label_ids)).cpu()
+        owners = [name for name in names for _ in label_ids]
+    return -pass_losses(model, inputs, batch["labels"], owners).view(len(rows), len(label_ids)).cpu()
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:

@@ -30,7 +30,7 @@ from softprompts.tasks.collate import collate
 from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
 from softprompts.training.lane import Lane, LaneResult
-from softprompts.training.losses import label_count, row_losses
+from softprompts.training.losses import label_count, pass_losses
 from softprompts.training.measure import PeakMemory
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
@@ -220,8 +220,7 @@ def _losses_and_gradients(
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
         with _precision(accelerator, lanes[0].config.bf16):
-            logits = model(**model_inputs(model, batch), prompt_names=names).logits
-            per_row = row_losses(kind, logits, batch["labels"])
+            per_row = pass_losses(model, model_inputs(model, batch), batch["labels"], names)
         penalties = model.penalties
         total, start = per_row.new_zeros(()), 0
         for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):
@@ -259,8 +258,7 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
 
     def step() -> Tensor:
         with _precision(accelerator, lane.config.bf16):
-            logits = model(**model_inputs(model, batch), prompt_names=lane.name).logits
-            return row_losses(model.backbone_kind, logits, batch["labels"]).sum()
+            return pass_losses(model, model_inputs(model, batch), batch["labels"], lane.name).sum()
 
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), _training(model, lane.config.backbone_dropout):
