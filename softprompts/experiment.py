@@ -26,6 +26,7 @@ from softprompts.tasks import Task, encode_examples, label_ids, load_files, load
 from softprompts.tasks.encode import Encoded
 from softprompts.training import Lane, TrainConfig, open_run, run_id, runs, train
 from softprompts.training.optim import learning_rates
+from softprompts.training.processes import is_main, shared_state, together
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
@@ -305,10 +306,11 @@ class Workbench:
             SoftPromptError: the method does not fit the model, or the run folder is taken; nothing is written then.
             KeyboardInterrupt: it was interrupted; it can be resumed.
         """
-        length = self.room(method)
-        config = self.resolved(method, training)
-        # Before any work is done, and before any folder is made: what cannot start leaves nothing behind.
-        self.check(method, training, root=root, folder=folder, resume=resume, reuse=reuse)
+        with together():
+            length = self.room(method)
+            config = self.resolved(method, training)
+            # Before any work is done, and before any folder is made: what cannot start leaves nothing behind.
+            self.check(method, training, root=root, folder=folder, resume=resume, reuse=reuse)
         path = Path(folder) if folder is not None else Path(root) / run_id(config)
         if runs.is_done(path):
             return path, _checked(path, runs.load_result(path))
@@ -322,7 +324,9 @@ class Workbench:
         features = self.features("train", length)
         validation = self.features("validation", length) if self.evaluate else None
         test = self.features("test", length) if self.task.test else None
-        path = self._open(root, config, resume, folder)
+        with together():
+            if is_main():
+                self._open(root, config, resume, folder)
         record = {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
             "max_length": length,
@@ -469,9 +473,7 @@ def _versions() -> dict[str, str]:
 
 def _device() -> str:
     """Where Accelerate is going to train: "cpu", or the kind of device and its name."""
-    from accelerate import PartialState
-
-    device = PartialState().device
+    device = shared_state().device
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
 
 

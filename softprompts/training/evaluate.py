@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
@@ -70,6 +71,7 @@ def predict(
     batch_size: int = 32,
     label_ids: Sequence[Sequence[int]] | None = None,
     padding_side: str = "right",
+    accelerator: Accelerator | None = None,
 ) -> Prediction:
     """Predicts with one prompt, in eval mode and without gradients.
 
@@ -81,6 +83,7 @@ def predict(
         batch_size: rows of ``features`` per forward pass.
         label_ids: for language models, the token ids of each allowed answer.
         padding_side: "right" or "left".
+        accelerator: where there are several processes, each predicts every so manieth batch, and all get the whole.
 
     Raises:
         SoftPromptError: a language model without ``label_ids``, or an empty label.
@@ -90,17 +93,23 @@ def predict(
     if label_ids is not None and (not label_ids or not all(label_ids)):
         raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
     order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]))
-    parts: list[Tensor] = []
+    outputs = model.prompts[prompt_name].num_labels if label_ids is None else len(label_ids)
+    if outputs is None:
+        raise SoftPromptError("a language model predicts among answers: pass label_ids")
+    world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+    # In double precision, which holds every other exactly: a process without a batch need not know the model's.
+    scores = torch.zeros(len(features), outputs, dtype=torch.float64)
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            rows = [_context(model.backbone_kind, features[i]) for i in order[start : start + batch_size]]
+        for start in range(rank * batch_size, len(order), world * batch_size):
+            own = order[start : start + batch_size]
+            rows = [_context(model.backbone_kind, features[i]) for i in own]
             if label_ids is None:
-                parts.append(_head_scores(model, rows, prompt_name, pad_id, padding_side))
+                part = _head_scores(model, rows, prompt_name, pad_id, padding_side)
             else:
-                parts.append(_label_scores(model, rows, prompt_name, pad_id, padding_side, label_ids))
-    sorted_scores = torch.cat(parts)
-    scores = torch.empty_like(sorted_scores)
-    scores[torch.tensor(order)] = sorted_scores
+                part = _label_scores(model, rows, prompt_name, pad_id, padding_side, label_ids)
+            scores[own] = part.to("cpu", torch.float64)
+    if accelerator is not None and world > 1:
+        scores = accelerator.reduce(scores.to(accelerator.device), "sum").cpu()
     if label_ids is None and scores.shape[1] == 1:
         return Prediction(scores[:, 0].tolist(), None)
     return Prediction(scores.argmax(1).tolist(), scores.softmax(1).tolist())
@@ -119,11 +128,9 @@ def _context(kind: str, feature: Feature) -> dict[str, Any]:
 
 def _head_scores(model: Any, rows: list[dict[str, Any]], name: str, pad_id: int, side: str) -> Tensor:
     batch = collate(rows, pad_id, side)
-    if model.prompts[name].num_labels is None:
-        raise SoftPromptError("a language model predicts among answers: pass label_ids")
     # All rows share the prompt, so there are no columns of other heads.
     logits: Tensor = model(**model_inputs(model, batch), prompt_names=name).logits
-    return logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
+    return logits
 
 
 def _label_scores(
@@ -145,7 +152,7 @@ def _label_scores(
         del inputs["input_ids"]
         inputs["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), name, len(label_ids))
     logits = model(**inputs, prompt_names=name).logits
-    return -row_losses(kind, logits, batch["labels"]).view(len(rows), len(label_ids)).cpu()
+    return -row_losses(kind, logits, batch["labels"]).view(len(rows), len(label_ids))
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], name: str, times: int) -> Any:

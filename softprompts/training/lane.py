@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
@@ -21,6 +22,7 @@ from softprompts.training import runs
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluate import Feature, Prediction, predict
 from softprompts.training.optim import build_optimizer, set_learning_rates
+from softprompts.training.processes import of_main
 
 if TYPE_CHECKING:
     from softprompts.prompt import Prompt
@@ -171,6 +173,8 @@ class Lane:
         self.random_state: dict[str, Tensor] = {}
         self._loss_sum = 0.0
         self._loss_steps = 0
+        # Set by the loop; with several processes each predicts a part of the rows, and one writes.
+        self.accelerator: Accelerator | None = None
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -281,8 +285,9 @@ class Lane:
     def _measure(
         self, model: Any, features: Sequence[Feature], references: Sequence[Any], pad_id: int, padding_side: str
     ) -> dict[str, float]:
-        if self._predict is not None:
-            prediction = self._predict(model, features, self.name)
+        predict_with = self._predict
+        if predict_with is not None:
+            prediction = of_main(lambda: predict_with(model, features, self.name))
         else:
             prediction = predict(
                 model,
@@ -292,6 +297,7 @@ class Lane:
                 batch_size=self.config.eval_batch_size or self.config.batch_size,
                 label_ids=self.label_ids,
                 padding_side=padding_side,
+                accelerator=self.accelerator,
             )
         # The most likely of answers that are not a number would be the first, and might score well.
         numbers = prediction.labels if prediction.probabilities is None else [p[0] for p in prediction.probabilities]
@@ -410,7 +416,8 @@ class Lane:
         except Exception as error:  # a damaged file fails anywhere in zip or pickle
             raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
         self.load_state(state)
-        runs.cut_metrics(self.folder, self.step)
+        if self.accelerator is None or self.accelerator.is_main_process:
+            runs.cut_metrics(self.folder, self.step)
 
     def finish(self, model: Any, write: bool = True) -> LaneResult:
         """Writes the result of a run that is done, and puts its best prompt back into the model.

@@ -7,8 +7,12 @@ own loss, and a lane ends up where it would alone. What its prompt and head draw
 a sequence of the lane's own, so this holds for routers and heads with dropout too. Only dropout in the backbone itself
 (``backbone_dropout``) is drawn for all rows at once: with it, lanes that share a pass differ from the runs alone.
 
-With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; the
-numbers are those of one process.
+With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; each
+predicts a share of the rows of an evaluation; the numbers are those of one process. That holds for random draws too:
+what is drawn once per step is drawn alike in all processes, and of what is drawn row by row (router noise, dropout of
+a head) each process draws the whole batch's and keeps its rows'. Two things are not drawn as in one process: with
+dropout in the backbone, each process draws everything for itself; and a plug-in that looks at the rows must draw
+tensors ``(rows, ...)`` or ones of which no size equals the number of rows.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from softprompts.training.evaluate import Feature, model_inputs
 from softprompts.training.lane import Lane, LaneResult
 from softprompts.training.losses import label_count, row_losses
 from softprompts.training.measure import PeakMemory
+from softprompts.training.processes import RowDraws, alike, from_main, together
 
 
 def train(
@@ -76,8 +81,11 @@ def train(
     placed = getattr(model, "hf_device_map", None) is not None or getattr(model, "is_quantized", False)
     if not placed and model.device != accelerator.device:
         model.to(accelerator.device)
-    for lane in lanes:
-        lane.start(model)
+    with together():
+        for lane in lanes:
+            lane.accelerator = accelerator
+            alike(model.prompts[lane.name], accelerator)
+            lane.start(model)
     if own and trackers:
         accelerator.init_trackers("trackers", config=_flat({lane.name: lane.config.to_dict() for lane in lanes}))
     # A run that stopped right before a crash has only its result left to write.
@@ -89,14 +97,14 @@ def train(
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
-            _Randomness(model, lanes, accelerator.device) as randomness,
+            _Randomness(model, lanes, accelerator) as randomness,
             PeakMemory(accelerator.device) as memory,
             _Stop() as stop,
             _Bar(lanes, progress and accelerator.is_main_process) as bar,
         ):
             while active := [lane for lane in lanes if lane.active]:
                 began = time.perf_counter()
-                interrupted = _step(model, active, pad_id, padding_side, accelerator, stop)
+                interrupted = _step(model, active, pad_id, padding_side, accelerator, stop, randomness)
                 stepped = time.perf_counter() - began
                 due = []
                 for lane in active:
@@ -127,6 +135,7 @@ def train(
             if stop.asked and all(result.done for result in results.values()):
                 # Asked for too late to interrupt a run, but the caller may have more to do.
                 raise KeyboardInterrupt("all runs were done already")
+        accelerator.wait_for_everyone()  # what the main process writes is there when any of them returns
         return [results[lane.name] for lane in lanes]
     finally:
         if own and trackers:
@@ -135,7 +144,15 @@ def train(
                 tracker.finish()
 
 
-def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator, stop: _Stop) -> bool:
+def _step(
+    model: Any,
+    lanes: list[Lane],
+    pad_id: int,
+    padding_side: str,
+    accelerator: Accelerator,
+    stop: _Stop,
+    randomness: _Randomness,
+) -> bool:
     """One step of all lanes; returns whether someone asked to stop."""
     kind, world, rank = model.backbone_kind, accelerator.num_processes, accelerator.process_index
     draws = [lane.draw() for lane in lanes]
@@ -143,9 +160,12 @@ def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, acceler
     losses: list[Tensor] = [torch.zeros((), device=model.device) for _ in lanes]
     # A lane that accumulates over fewer batches than others sits out the last passes.
     for part in range(max(len(draw) for draw in draws)):
-        shares = [draw[part][rank::world] if part < len(draw) else [] for draw in draws]
+        whole = [draw[part] if part < len(draw) else [] for draw in draws]
+        shares = [batch[rank::world] for batch in whole]
+        randomness.of_rows(lanes, [len(batch) for batch in whole])
         rows: list[Feature] = [row for share in shares for row in share]
         if not rows:
+            randomness.catch_up(lanes, [len(batch) for batch in whole])
             continue
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
@@ -161,12 +181,13 @@ def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, acceler
             start += len(share)
             if lane.name in penalties:
                 # In proportion to the rows of this pass, so that a step adds up to one penalty.
-                loss = loss + penalties[lane.name] * (label_count(kind, share) / counts[i])
+                loss = loss + penalties[lane.name] * (len(share) / sum(map(len, draws[i])))
             losses[i] = losses[i] + loss.detach()
             # A lane that has diverged must not take the others' sum with it. Chosen on the device: asking which
             # losses are finite here would make the device wait between forward and backward pass.
             total = total + torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
         accelerator.backward(total)
+        randomness.catch_up(lanes, [len(batch) for batch in whole])
     asked = torch.tensor(float(stop.asked), device=model.device)
     if world > 1:
         _sum_gradients(lanes, accelerator)
@@ -182,13 +203,13 @@ def _step(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, acceler
 def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:
     """Adds up the gradients of all processes, each of which saw its share of the rows, in one message."""
     parameters = [parameter for lane in lanes for parameter in lane.parameters]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    joined = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
-    for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    # A parameter without a gradient anywhere stays without one, as an optimizer passes it by then.
+    there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=accelerator.device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    joined = accelerator.reduce(torch.cat([there, *(gradient.flatten() for gradient in gradients)]), "sum")
+    there, *parts = joined.split([len(parameters), *(gradient.numel() for gradient in gradients)])
+    for parameter, gradient, part, found in zip(parameters, gradients, parts, there.tolist(), strict=True):
+        parameter.grad = gradient.copy_(part.view_as(gradient)) if found else None
 
 
 def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: _Randomness) -> None:
@@ -268,12 +289,14 @@ class _Randomness:
     for a plug-in that draws per column of the padded batch, whose width lanes share; no method here does.
     """
 
-    def __init__(self, model: Any, lanes: list[Lane], device: torch.device):
+    def __init__(self, model: Any, lanes: list[Lane], accelerator: Accelerator):
         self.lanes = lanes
+        self.accelerator = accelerator
+        device = accelerator.device
         self.device = device if device.type == "cuda" else None
         self.own: dict[str, _Sequence] = {}
         self._state = state_of(model)
-        self._apart = len(lanes) > 1 and not model.backbone_dropout
+        self._apart = (len(lanes) > 1 or accelerator.num_processes > 1) and not model.backbone_dropout
         self._fork = torch.random.fork_rng([] if self.device is None else [self.device])
 
     def __enter__(self) -> _Randomness:
@@ -283,12 +306,29 @@ class _Randomness:
             _set_random_state(lane.random_state, self.device)
             if self._apart:
                 self.own[lane.name] = _Sequence(_random_state(self.device), self.device)
+        if not self._apart and self.accelerator.process_index:
+            # Else all processes would drop the same of each row.
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.accelerator.process_index)
         self._state.randomness = self.own or None
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._state.randomness = None
         self._fork.__exit__(*error)
+
+    def of_rows(self, lanes: list[Lane], counts: list[int]) -> None:
+        """Says how many rows of each lane the next pass has in all processes together."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if self._apart and world > 1:
+            for lane, count in zip(lanes, counts, strict=True):
+                self.own[lane.name].rows = RowDraws(rank, world, count)
+
+    def catch_up(self, lanes: list[Lane], counts: list[int]) -> None:
+        """After a pass: lanes with too few rows for all processes go on from where they are in the main one."""
+        for lane, count in zip(lanes, counts, strict=True):
+            if self._apart and 0 < count < self.accelerator.num_processes:
+                sequence = self.own[lane.name]
+                sequence.state = from_main(sequence.state, self.accelerator.device)
 
     def of(self, lane: Lane) -> contextlib.AbstractContextManager[Any]:
         """The context in which a lane does things for itself alone."""
@@ -305,6 +345,7 @@ class _Sequence:
     def __init__(self, state: dict[str, Tensor], device: torch.device | None):
         self.state = state
         self.device = device
+        self.rows: RowDraws | None = None
         self._depth = 0
         self._outside: dict[str, Tensor] = {}
 
@@ -319,6 +360,12 @@ class _Sequence:
         if not self._depth:
             self.state = _random_state(self.device)
             _set_random_state(self._outside, self.device)
+
+    @contextlib.contextmanager
+    def drawing(self, by_row: bool) -> Iterator[None]:
+        """See `softprompts.passing.Draws`."""
+        with self, self.rows if by_row and self.rows is not None else contextlib.nullcontext():
+            yield
 
 
 def _random_state(device: torch.device | None) -> dict[str, Tensor]:
