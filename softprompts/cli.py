@@ -401,6 +401,7 @@ def _bench(
     backbone_dropout: bool,
 ) -> Any:
     from softprompts.experiment import Data, Workbench
+    from softprompts.training.processes import together
 
     if task is not None and data is not None:
         raise SoftPromptError("give --task or --data, not both")
@@ -424,7 +425,7 @@ def _bench(
         max_train=max_train,
         max_validation=max_validation,
     )
-    with err.status("loading data and model"):
+    with err.status("loading data and model"), together():
         return Workbench(model, source, max_length, backbone_dropout)
 
 
@@ -582,6 +583,8 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
 def _show(comparison: Any, folder: Path) -> None:
     from softprompts.compare import COLUMNS, write_report
 
+    if out.quiet:  # the main process writes
+        return
     table = Table(title=f"{comparison.model} on {comparison.task}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = [comparison.cells(row) for row in comparison.rows]
     for index, name in enumerate(COLUMNS):
@@ -622,6 +625,8 @@ def _telling_how_to_go_on(how: str) -> Iterator[None]:
 def main() -> None:
     """Runs the command line: 0 fine, 2 the caller's mistake, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Under a launcher all processes say the same; the main one says it.
+    out.quiet = err.quiet = int(os.environ.get("RANK") or 0) > 0
     try:
         _quiet_transformers()
         app()
@@ -629,6 +634,11 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:  # no room on the disk, no right to write there
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+    finally:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            from softprompts.training.processes import end
+
+            end()
 
 
 def _fail(message: str) -> NoReturn:

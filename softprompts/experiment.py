@@ -28,6 +28,7 @@ from softprompts.tasks.encode import Encoded
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.lane import CHECKPOINT_FILE
 from softprompts.training.optim import learning_rates
+from softprompts.training.processes import is_main, shared_state, together
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
@@ -315,8 +316,9 @@ class Workbench:
             SoftPromptError: the method does not fit the model, or the run folder is taken; nothing is written then.
             KeyboardInterrupt: it was interrupted; it can be resumed.
         """
-        # Before any work is done, and before any folder is made: what cannot start leaves nothing behind.
-        self.check(method, training, root=root, folder=folder, resume=resume, reuse=reuse)
+        with together():
+            # Before any work is done, and before any folder is made: what cannot start leaves nothing behind.
+            self.check(method, training, root=root, folder=folder, resume=resume, reuse=reuse)
         path = Path(folder) if folder is not None else Path(root) / run_id(self.resolved(method, training))
         if runs.is_done(path):
             return path, _checked(path, runs.load_result(path))
@@ -357,8 +359,9 @@ class Workbench:
             SoftPromptError: a method does not fit the model.
             KeyboardInterrupt: interrupted; the same call goes on where it was.
         """
-        for run in wanted:
-            self.check(run.method, run.training, root=root, resume=True, reuse=True)
+        with together():
+            for run in wanted:
+                self.check(run.method, run.training, root=root, resume=True, reuse=True)
         check_trackers(trackers)
         paths = [Path(root) / run_id(self.resolved(run.method, run.training)) for run in wanted]
         results: dict[Path, dict[str, Any]] = {}
@@ -450,7 +453,10 @@ class Workbench:
         features = self.features("train", length)
         validation = self.features("validation", length) if self.evaluate else None
         test = self.features("test", length) if self.task.test else None
-        path = self._open(root, config, resume, folder)
+        path = Path(folder) if folder is not None else Path(root) / run_id(config)
+        with together():
+            if is_main():
+                self._open(path, root, config, resume, folder)
         record = {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
             "max_length": length,
@@ -478,16 +484,16 @@ class Workbench:
             pause_at=pause_at,
         )
 
-    def _open(self, root: str | Path, config: dict[str, Any], resume: bool, folder: str | Path | None) -> Path:
-        """The run's folder; a new one says in a comment of its config.yaml where the data lay."""
-        path = Path(folder) if folder is not None else Path(root) / run_id(config)
+    def _open(
+        self, path: Path, root: str | Path, config: dict[str, Any], resume: bool, folder: str | Path | None
+    ) -> None:
+        """Makes the run's folder; a new one says in a comment of its config.yaml where the data lay."""
         new = not (path / runs.CONFIG).is_file()
-        path = open_run(root, config, resume=resume, folder=folder)
+        open_run(root, config, resume=resume, folder=folder)
         if new and (places := self.data.places()):
             note = "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
             note += "".join(f"#   {key}: {place}\n" for key, place in places.items())
             runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
-        return path
 
     def _label_values(self) -> list[int | float] | None:
         if self.label_ids is None or self.task.kind == "classification":
@@ -605,9 +611,7 @@ def _versions() -> dict[str, str]:
 
 def _device() -> str:
     """Where Accelerate is going to train: "cpu", or the kind of device and its name."""
-    from accelerate import PartialState
-
-    device = PartialState().device
+    device = shared_state().device
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from softprompts import attention, heads
 from softprompts.backbone import Backbone, attention_of
 from softprompts.errors import SoftPromptError
-from softprompts.passing import Layout, Pass, positions_of, repeat_rows
+from softprompts.passing import Draws, Layout, Pass, positions_of, repeat_rows
 from softprompts.prompt import PromptSet, require
 from softprompts.readout import Reading, Readout
 
@@ -61,7 +61,7 @@ class State:
         self.opened = False
         self.inside = False
         # Where a prompt has random numbers of its own, the context in which its modules draw them; set by training.
-        self.randomness: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None
+        self.randomness: Mapping[str, Draws] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts between two passes; the tensors of the last one belong to the original's graph.

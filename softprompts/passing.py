@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from softprompts.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
     from softprompts.prompt import Prompt
+
+
+class Draws(Protocol):
+    """Random numbers of a prompt's own."""
+
+    def drawing(self, by_row: bool) -> contextlib.AbstractContextManager[Any]:
+        """The context in which a module draws them; ``by_row``: what it draws may have a row of its own per row of the
+        batch.
+        """
 
 
 class Pass:
@@ -35,7 +44,7 @@ class Pass:
         prompts: Mapping[str, Prompt],
         names: str | Sequence[str | None] | None,
         context_mask: Tensor | None = None,
-        randomness: Mapping[str, contextlib.AbstractContextManager[Any]] | None = None,
+        randomness: Mapping[str, Draws] | None = None,
     ):
         self.prompts = prompts
         self.randomness = randomness
@@ -136,7 +145,9 @@ class Pass:
         """
         if self.randomness is None or not module.training:
             return contextlib.nullcontext()
-        return self.randomness.get(name) or contextlib.nullcontext()
+        draws = self.randomness.get(name)
+        # Heads run row by row, and so do the methods that say so; what others draw is the same for all rows.
+        return contextlib.nullcontext() if draws is None else draws.drawing(getattr(module, "per_row", True))
 
     @property
     def penalties(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
@@ -72,6 +73,7 @@ def predict(
     batch_size: int = 32,
     label_ids: Sequence[Sequence[int]] | None = None,
     padding_side: str = "right",
+    accelerator: Accelerator | None = None,
 ) -> Prediction:
     """Predicts, in eval mode and without gradients. Rows of many prompts share forward passes.
 
@@ -83,6 +85,7 @@ def predict(
         batch_size: rows of ``features`` per forward pass.
         label_ids: for language models, the token ids of each allowed answer.
         padding_side: "right" or "left".
+        accelerator: where there are several processes, each predicts every so manieth batch, and all get the whole.
 
     Raises:
         SoftPromptError: a language model without ``label_ids``, an empty label, an unknown prompt, not one name a row,
@@ -96,30 +99,35 @@ def predict(
     if label_ids is not None and (not label_ids or not all(label_ids)):
         raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
     prompts = {name: require(model.prompts, name) for name in dict.fromkeys(names)}
-    if label_ids is None:
-        if any(prompt.num_labels is None for prompt in prompts.values()):
-            raise SoftPromptError("a language model predicts among answers: pass label_ids")
-        if len({prompt.num_labels == 1 for prompt in prompts.values()}) > 1:
-            raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
+    outputs = [len(label_ids)] if label_ids is not None else [prompt.num_labels for prompt in prompts.values()]
+    if None in outputs:
+        raise SoftPromptError("a language model predicts among answers: pass label_ids")
+    if label_ids is None and len({count == 1 for count in outputs}) > 1:
+        raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
     # A prompt of input tokens makes its rows longer.
     added = {name: p.config.num_virtual_tokens if p.config.uses_tokens else 0 for name, p in prompts.items()}
     order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]) + added[names[index]])
-    scores: list[Tensor] = [torch.empty(0)] * len(features)
+    world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+    # In double precision, which holds every other exactly: a process without a batch need not know the model's.
+    scores = torch.zeros(len(features), max(count or 0 for count in outputs), dtype=torch.float64)
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            rows = [_context(model.backbone_kind, features[i]) for i in chosen]
-            owners = [names[i] for i in chosen]
+        for start in range(rank * batch_size, len(order), world * batch_size):
+            own = order[start : start + batch_size]
+            rows = [_context(model.backbone_kind, features[i]) for i in own]
+            owners = [names[i] for i in own]
             if label_ids is None:
                 part = _head_scores(model, rows, owners, pad_id, padding_side)
             else:
                 part = _label_scores(model, rows, owners, pad_id, padding_side, label_ids)
-            for i, row in zip(chosen, part, strict=True):
-                # The columns that other prompts' heads have more are not this row's.
-                scores[i] = row if label_ids is not None else row[: prompts[names[i]].num_labels]
-    if label_ids is None and len(scores[0]) == 1:
-        return Prediction(torch.cat(scores).tolist(), None)
-    return Prediction([int(row.argmax()) for row in scores], [row.softmax(0).tolist() for row in scores])
+            scores[own, : part.shape[1]] = part.to("cpu", torch.float64)
+    if accelerator is not None and world > 1:
+        scores = accelerator.reduce(scores.to(accelerator.device), "sum").cpu()
+    if label_ids is None and scores.shape[1] == 1:
+        return Prediction(scores[:, 0].tolist(), None)
+    # The columns that other prompts' heads have more are not a row's.
+    widths = [prompts[name].num_labels if label_ids is None else len(label_ids) for name in names]
+    own_scores = [row[:width] for row, width in zip(scores, widths, strict=True)]
+    return Prediction([int(row.argmax()) for row in own_scores], [row.softmax(0).tolist() for row in own_scores])
 
 
 def _context(kind: str, feature: Feature) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def _context(kind: str, feature: Feature) -> dict[str, Any]:
 def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str) -> Tensor:
     batch = collate(rows, pad_id, side)
     logits: Tensor = model(**model_inputs(model, batch), prompt_names=names).logits
-    return logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
+    return logits
 
 
 def _label_scores(
@@ -161,7 +169,7 @@ def _label_scores(
         owners = None
     else:
         owners = [name for name in names for _ in label_ids]
-    return -pass_losses(model, inputs, batch["labels"], owners).view(len(rows), len(label_ids)).cpu()
+    return -pass_losses(model, inputs, batch["labels"], owners).view(len(rows), len(label_ids))
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:

@@ -21,6 +21,7 @@ from softprompts.training import runs
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluate import Feature
 from softprompts.training.optim import build_optimizer, set_learning_rates
+from softprompts.training.processes import is_main
 from softprompts.training.scoring import Evaluation, Predict, Score
 
 if TYPE_CHECKING:
@@ -415,7 +416,8 @@ class Lane:
         except Exception as error:  # a damaged file fails anywhere in zip or pickle
             raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
         self.load_state(state)
-        runs.cut_metrics(self.folder, self.step)
+        if is_main():
+            runs.cut_metrics(self.folder, self.step)
 
     def finish(self, model: Any, write: bool = True) -> LaneResult:
         """Writes the result of a run that is done, and puts its best prompt back into the model.

@@ -7,8 +7,12 @@ own loss, and a lane ends up where it would alone. What its prompt and head draw
 a sequence of the lane's own, so this holds for routers and heads with dropout too. Only dropout in the backbone itself
 (``backbone_dropout``) is drawn for all rows at once: with it, lanes that share a pass differ from the runs alone.
 
-With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; the
-numbers are those of one process.
+With several processes (``accelerate launch``) each takes a share of every batch's rows and gradients are summed; each
+predicts a share of the rows of an evaluation; the numbers are those of one process. That holds for random draws too:
+what is drawn once per step is drawn alike in all processes, and of what is drawn row by row (router noise, dropout of
+a head) each process draws the whole batch's and keeps its rows'. Two things are not drawn as in one process: with
+dropout in the backbone, each process draws everything for itself; and a plug-in that looks at the rows must draw
+tensors ``(rows, ...)`` or ones of which no size equals the number of rows.
 
 Where the memory does not suffice for all lanes at once, a step goes through them in several passes, half as many lanes
 in each; no number changes, since no lane's depend on its company.
@@ -32,6 +36,7 @@ from softprompts.training.evaluate import Feature, model_inputs
 from softprompts.training.lane import Lane, LaneResult
 from softprompts.training.losses import label_count, pass_losses
 from softprompts.training.measure import PeakMemory
+from softprompts.training.processes import alike, together
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
 from softprompts.training.room import CPU_TOKENS, SHARE, free_memory, out_of_memory, release, step_memory
@@ -72,8 +77,10 @@ def train(
     if accelerator is None:
         accelerator = Accelerator(log_with=trackers, project_dir=tracker_folder(lanes) if trackers else None)
     _place(model, accelerator)
-    for lane in lanes:
-        lane.start(model)
+    with together():
+        for lane in lanes:
+            alike(model.prompts[lane.name], accelerator)
+            lane.start(model)
     if own and trackers:
         accelerator.init_trackers("trackers", config=flat({lane.name: lane.config.to_dict() for lane in lanes}))
     results: dict[str, LaneResult] = {}
@@ -85,7 +92,7 @@ def train(
             lane.restore_best()
         tested = [lane for lane in done if lane.held_out is not None]
         asked = [(lane.name, lane.held_out) for lane in tested if lane.held_out is not None]
-        for lane, metrics in zip(tested, measure(model, asked, pad_id, padding_side, within), strict=True):
+        for lane, metrics in zip(tested, measure(model, asked, pad_id, padding_side, accelerator, within), strict=True):
             lane.test_metrics = metrics or {}
         for lane in ended:
             results[lane.name] = lane.finish(model, accelerator.is_main_process)
@@ -96,7 +103,7 @@ def train(
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
-            Randomness(model, lanes, accelerator.device) as randomness,
+            Randomness(model, lanes, accelerator) as randomness,
             PeakMemory(accelerator.device) as memory,
             Stop() as stop,
             Bar(lanes, progress and accelerator.is_main_process) as bar,
@@ -107,7 +114,7 @@ def train(
                 stepped = time.perf_counter() - began
                 with _precision(accelerator, lanes[0].config.bf16):
                     due = [lane for lane in active if lane.active and lane.due]
-                    due = _evaluate(model, due, pad_id, padding_side, randomness)
+                    due = _evaluate(model, due, pad_id, padding_side, accelerator, randomness)
                 spent = time.perf_counter() - began
                 for lane in active:
                     lane.seconds += spent
@@ -125,6 +132,7 @@ def train(
             if stop.asked and all(result.done for result in results.values()):
                 # Asked for too late to interrupt a run, but the caller may have more to do.
                 raise KeyboardInterrupt("all runs were done already")
+        accelerator.wait_for_everyone()  # what the main process writes is there when any of them returns
         return [results[lane.name] for lane in lanes]
     finally:
         if own and trackers:
@@ -144,13 +152,15 @@ class _Room:
         return [lanes[at : at + self.lanes] for at in range(0, len(lanes), self.lanes)]
 
 
-def _evaluate(model: Any, lanes: list[Lane], pad_id: int, padding_side: str, randomness: Randomness) -> list[Lane]:
+def _evaluate(
+    model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator, randomness: Randomness
+) -> list[Lane]:
     """Scores lanes on their validation rows and notes what came of it; returns those that were of use."""
     for lane in lanes:
         lane.check()
     lanes = [lane for lane in lanes if lane.active]
     scored = [(lane.name, lane.validation) for lane in lanes if lane.validation is not None]
-    found = iter(measure(model, scored, pad_id, padding_side, randomness.of))
+    found = iter(measure(model, scored, pad_id, padding_side, accelerator, randomness.of))
     for lane in lanes:
         lane.take_stock({} if lane.validation is None else next(found))
     return [lane for lane in lanes if lane.stop_reason != "non-finite loss"]
@@ -173,7 +183,7 @@ def _step(
             losses = [
                 loss
                 for part in room.parts(lanes)
-                for loss in _losses_and_gradients(model, part, pad_id, padding_side, accelerator)
+                for loss in _losses_and_gradients(model, part, pad_id, padding_side, accelerator, randomness)
             ]
             break
         except Exception as error:
@@ -204,7 +214,7 @@ def _step(
 
 
 def _losses_and_gradients(
-    model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator
+    model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator, randomness: Randomness
 ) -> list[Tensor]:
     """The loss of each lane in this step; gradients are added to what the parameters have."""
     kind, world, rank = model.backbone_kind, accelerator.num_processes, accelerator.process_index
@@ -213,9 +223,12 @@ def _losses_and_gradients(
     losses: list[Tensor] = [torch.zeros((), device=model.device) for _ in lanes]
     # A lane that accumulates over fewer batches than others sits out the last passes.
     for part in range(max(len(draw) for draw in draws)):
-        shares = [draw[part][rank::world] if part < len(draw) else [] for draw in draws]
+        whole = [draw[part] if part < len(draw) else [] for draw in draws]
+        shares = [batch[rank::world] for batch in whole]
+        randomness.of_rows(lanes, [len(batch) for batch in whole])
         rows: list[Feature] = [row for share in shares for row in share]
         if not rows:
+            randomness.catch_up(lanes, [len(batch) for batch in whole])
             continue
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
@@ -230,12 +243,13 @@ def _losses_and_gradients(
             start += len(share)
             if lane.name in penalties:
                 # In proportion to the rows of this pass, so that a step adds up to one penalty.
-                loss = loss + penalties[lane.name] * (label_count(kind, share) / counts[i])
+                loss = loss + penalties[lane.name] * (len(share) / sum(map(len, draws[i])))
             losses[i] = losses[i] + loss.detach()
             # A lane that has diverged must not take the others' sum with it. Chosen on the device: asking which
             # losses are finite here would make the device wait between forward and backward pass.
             total = total + torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
         accelerator.backward(total)
+        randomness.catch_up(lanes, [len(batch) for batch in whole])
     return losses
 
 
@@ -265,7 +279,7 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
         try:
             taken = step_memory(step, model, accelerator.device)
         except Exception as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or accelerator.num_processes > 1:
                 raise
             return 1
         finally:
@@ -276,6 +290,8 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
     count = int(SHARE * free_memory(accelerator.device) / (taken + held))
     if accelerator.device.type == "cpu":
         count = min(count, CPU_TOKENS // batch["input_ids"].numel())
+    if accelerator.num_processes > 1:  # all must go the same way
+        count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).min())
     return max(1, count)
 
 
@@ -289,13 +305,13 @@ def _place(model: Any, accelerator: Accelerator) -> None:
 def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:
     """Adds up the gradients of all processes, each of which saw its share of the rows, in one message."""
     parameters = [parameter for lane in lanes for parameter in lane.parameters]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    joined = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
-    for gradient, part in zip(gradients, joined.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    # A parameter without a gradient anywhere stays without one, as an optimizer passes it by then.
+    there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=accelerator.device)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    joined = accelerator.reduce(torch.cat([there, *(gradient.flatten() for gradient in gradients)]), "sum")
+    there, *parts = joined.split([len(parameters), *(gradient.numel() for gradient in gradients)])
+    for parameter, gradient, part, found in zip(parameters, gradients, parts, there.tolist(), strict=True):
+        parameter.grad = gradient.copy_(part.view_as(gradient)) if found else None
 
 
 def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: Randomness) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from softprompts.injection import state_of
 from softprompts.training.lane import Lane
+from softprompts.training.processes import RowDraws, from_main
 
 
 class Randomness:
@@ -24,12 +27,14 @@ class Randomness:
     for a plug-in that draws per column of the padded batch, whose width lanes share; no method here does.
     """
 
-    def __init__(self, model: Any, lanes: list[Lane], device: torch.device):
+    def __init__(self, model: Any, lanes: list[Lane], accelerator: Accelerator):
         self.lanes = lanes
+        self.accelerator = accelerator
+        device = accelerator.device
         self.device = device if device.type == "cuda" else None
         self.own: dict[str, _Sequence] = {}
         self._state = state_of(model)
-        self._apart = len(lanes) > 1 and not model.backbone_dropout
+        self._apart = (len(lanes) > 1 or accelerator.num_processes > 1) and not model.backbone_dropout
         self._fork = torch.random.fork_rng([] if self.device is None else [self.device])
 
     def __enter__(self) -> Randomness:
@@ -39,12 +44,29 @@ class Randomness:
             _set_random_state(lane.random_state, self.device)
             if self._apart:
                 self.own[lane.name] = _Sequence(_random_state(self.device), self.device)
+        if not self._apart and self.accelerator.process_index:
+            # Else all processes would drop the same of each row.
+            torch.manual_seed(int(torch.randint(2**62, ())) + self.accelerator.process_index)
         self._state.randomness = self.own or None
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._state.randomness = None
         self._fork.__exit__(*error)
+
+    def of_rows(self, lanes: list[Lane], counts: list[int]) -> None:
+        """Says how many rows of each lane the next pass has in all processes together."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        if self._apart and world > 1:
+            for lane, count in zip(lanes, counts, strict=True):
+                self.own[lane.name].rows = RowDraws(rank, world, count)
+
+    def catch_up(self, lanes: list[Lane], counts: list[int]) -> None:
+        """After a pass: lanes with too few rows for all processes go on from where they are in the main one."""
+        for lane, count in zip(lanes, counts, strict=True):
+            if self._apart and 0 < count < self.accelerator.num_processes:
+                sequence = self.own[lane.name]
+                sequence.state = from_main(sequence.state, self.accelerator.device)
 
     def of(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """The context in which a lane does things for itself alone."""
@@ -70,6 +92,7 @@ class _Sequence:
     def __init__(self, state: dict[str, Tensor], device: torch.device | None):
         self.state = state
         self.device = device
+        self.rows: RowDraws | None = None
         self._depth = 0
         self._outside: dict[str, Tensor] = {}
 
@@ -84,6 +107,12 @@ class _Sequence:
         if not self._depth:
             self.state = _random_state(self.device)
             _set_random_state(self._outside, self.device)
+
+    @contextlib.contextmanager
+    def drawing(self, by_row: bool) -> Iterator[None]:
+        """See `softprompts.passing.Draws`."""
+        with self, self.rows if by_row and self.rows is not None else contextlib.nullcontext():
+            yield
 
 
 def _random_state(device: torch.device | None) -> dict[str, Tensor]:

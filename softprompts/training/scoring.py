@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from accelerate import Accelerator
 
 from softprompts.errors import SoftPromptError
 from softprompts.training.evaluate import Feature, Prediction, predict
+from softprompts.training.processes import of_main
 from softprompts.training.room import out_of_memory, release
 
 Predict = Callable[[Any, Sequence[Feature], str], Prediction]
@@ -64,6 +66,7 @@ def measure(
     asked: Sequence[tuple[str, Evaluation]],
     pad_id: int,
     padding_side: str = "right",
+    accelerator: Accelerator | None = None,
     within: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> list[dict[str, float] | None]:
     """The metrics of some prompts, in their order; None for one whose predictions are not finite.
@@ -75,6 +78,7 @@ def measure(
         asked: prompts and what each is scored on.
         pad_id: fills shorter rows.
         padding_side: "right" or "left".
+        accelerator: see `predict`.
         within: the context in which a prompt's own way to predict runs.
 
     Raises:
@@ -95,16 +99,21 @@ def measure(
         name, first = asked[group[0]]
         if first.predict is not None:
             with within(name):
-                predictions = [first.predict(model, first.features, name)]
+                predictions = [of_main(functools.partial(first.predict, model, first.features, name))]
         else:
-            predictions = _predictions(model, [asked[place] for place in group], pad_id, padding_side)
+            mine = [asked[place] for place in group]
+            predictions = _predictions(model, mine, pad_id, padding_side, accelerator)
         for place, prediction in zip(group, predictions, strict=True):
             found[place] = asked[place][1].scores(prediction)
     return found
 
 
 def _predictions(
-    model: Any, asked: Sequence[tuple[str, Evaluation]], pad_id: int, padding_side: str
+    model: Any,
+    asked: Sequence[tuple[str, Evaluation]],
+    pad_id: int,
+    padding_side: str,
+    accelerator: Accelerator | None,
 ) -> list[Prediction]:
     label_ids = asked[0][1].label_ids
     rows = [feature for _, evaluation in asked for feature in evaluation.features]
@@ -120,10 +129,12 @@ def _predictions(
                 batch_size=size,
                 label_ids=label_ids,
                 padding_side=padding_side,
+                accelerator=accelerator,
             )
             break
         except Exception as error:
-            if not out_of_memory(error) or torch.distributed.is_initialized():
+            several = accelerator is not None and accelerator.num_processes > 1
+            if not out_of_memory(error) or several:
                 raise
             if size == 1:
                 raise SoftPromptError("evaluation is out of memory with a single row; set max_length lower") from error

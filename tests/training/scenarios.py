@@ -1,0 +1,224 @@
+"""Runs that two processes train as one does. Imported by test_processes.py, and run by it in each of two processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+
+import softprompts as sp
+from softprompts.training import Lane, Prediction, TrainConfig, train
+
+toy = runpy.run_path(str(Path(__file__).parent / "conftest.py"))["Toy"]
+
+BERT: dict[str, tuple[sp.MethodConfig, dict[str, Any]]] = {
+    "noise": (
+        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_noise=True, l1_lambda=1e-2),
+        {"batch_size": 7, "seed": 5, "eval_every": 3},
+    ),
+    "dropout": (
+        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=3, router_dropout=0.5),
+        {"batch_size": 5, "gradient_accumulation_steps": 3, "seed": 4},
+    ),
+    # Single rows, of which one process gets none; what is drawn once per step has to go on in step all the same.
+    "single": (
+        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=1, router_dropout=0.5),
+        {"batch_size": 1, "max_steps": 9},
+    ),
+    "lonely": (
+        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_dropout=0.5),
+        {"batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 9, "weight_decay": 0.1},
+    ),
+    "superpos": (tiny.METHODS["superpos"], {"batch_size": 6, "optimizer": "adafactor"}),
+    "selective": (tiny.METHODS["selective-prefix"], {"batch_size": 5, "gradient_accumulation_steps": 2}),
+    "head": (sp.HeadOnlyConfig(), {"batch_size": 8, "patience": 1, "eval_every": 2}),
+}
+Built = tuple[Any, list[Lane]]
+
+
+def bert() -> Built:
+    """Lanes of different methods, odd batches, accumulation, a share without rows."""
+    model = toy.model(double=True)
+    for i, (name, (config, _)) in enumerate(BERT.items()):
+        model.add_prompt(name, config, num_labels=2, seed=i)
+    model.prompts.double()
+    return model, [toy.lane(name, **{"epochs": 2, **fields}) for name, (_, fields) in BERT.items()]
+
+
+def alone() -> Built:
+    """A single lane with random draws, which does not share torch's generators with anyone."""
+    model = toy.model(double=True)
+    model.add_prompt("noise", BERT["noise"][0], num_labels=2, seed=0)
+    model.prompts.double()
+    return model, [toy.lane("noise", batch_size=7, max_steps=8, seed=3)]
+
+
+def head_dropout() -> Built:
+    """RoBERTa's classification head drops half of what comes in and of what its first layer makes of it."""
+    draw = random.Random(3)
+    rows = [
+        {"input_ids": [draw.randrange(5, 60) for _ in range(draw.randrange(3, 9))], "label": draw.randrange(2)}
+        for _ in range(24)
+    ]
+    model = sp.attach(tiny.model("roberta", classifier_dropout=0.5))
+    lanes = []
+    for i, name in enumerate(("prompt-tuning", "multi-mask")):
+        model.add_prompt(name, tiny.METHODS[name], num_labels=2, seed=i)
+        lanes.append(Lane(name, TrainConfig(batch_size=5, epochs=2, seed=i), rows, eval_features=rows))
+    model.prompts.double()
+    return model, lanes
+
+
+def t5() -> Built:
+    """A language model scored by its answers' likelihoods; answers of different lengths."""
+    draw = random.Random(1)
+    answers = [[10, 2], [11, 12, 2]]
+    rows = []
+    for _ in range(21):
+        label = draw.randrange(2)
+        ids = [draw.randrange(15, 60) for _ in range(draw.randrange(2, 8))]
+        rows.append({"input_ids": [*ids, 5 + label], "label": label, "labels": answers[label]})
+    model = sp.attach(tiny.model("t5"))
+    lanes = []
+    for i, name in enumerate(("prompt-tuning", "selective-prefix", "noise")):
+        model.add_prompt(name, BERT["noise"][0] if name == "noise" else tiny.METHODS[name], seed=i)
+        fields = {"batch_size": 3, "gradient_accumulation_steps": 2} if name == "noise" else {"batch_size": 4}
+        lanes.append(Lane(name, TrainConfig(epochs=2, **fields), rows, eval_features=rows, label_ids=answers))
+    model.prompts.double()
+    return model, lanes
+
+
+SCENARIOS: dict[str, Callable[[], Built]] = {"bert": bert, "alone": alone, "head-dropout": head_dropout, "t5": t5}
+
+
+def numbers(built: Built) -> dict[str, Any]:
+    """What a run ends in: losses of all steps, results, prompts, and how many rows this process evaluated."""
+    model, lanes = built
+    losses: dict[str, list[float]] = {lane.name: [] for lane in lanes}
+
+    def watch(lane: Lane) -> None:
+        update = lane.update
+
+        def noted(loss: float, norm: float) -> None:
+            losses[lane.name].append(loss)
+            update(loss, norm)
+
+        lane.update = noted  # type: ignore[method-assign]
+
+    for lane in lanes:
+        watch(lane)
+    seen = {"train": 0, "eval": 0}
+
+    def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen["train" if torch.is_grad_enabled() else "eval"] += 1
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    results = train(model, lanes, pad_id=0)
+    handle.remove()
+    return {
+        "losses": losses,
+        "results": {r.name: [r.stop_reason, r.steps, r.best_step, r.score, r.metrics] for r in results},
+        "history": {result.name: result.history for result in results},
+        "prompts": dict(model.prompts.state_dict()),
+        "passes": seen,
+    }
+
+
+def resumable(folder: Path) -> Built:
+    model = toy.model(double=True)
+    model.add_prompt("dropout", BERT["dropout"][0], num_labels=2, seed=0)
+    model.prompts.double()
+    return model, [toy.lane("dropout", folder=folder, batch_size=7, epochs=2, eval_every=2)]
+
+
+def interrupted_and_resumed(folder: Path, rank: int) -> dict[str, Any]:
+    """One process is asked to stop after five steps; both do. New ones go on."""
+    model, (lane,) = resumable(folder)
+    update = lane.update
+
+    def stopping(loss: float, norm: float) -> None:
+        update(loss, norm)
+        if lane.step == 4 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    lane.update = stopping  # type: ignore[method-assign]
+    (result,) = train(model, [lane], pad_id=0)
+    assert (result.stop_reason, result.steps) == ("interrupted", 5)
+    return numbers(resumable(folder))
+
+
+def writes(folder: Path) -> int:
+    """How many files this process writes during a run with a folder."""
+    from softprompts import files
+    from softprompts.training import runs
+
+    count, write, append = 0, files.write_atomic, runs.append_metrics
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        (append if isinstance(args[1], dict) else write)(*args, **kwargs)
+
+    files.write_atomic = runs.write_atomic = runs.append_metrics = counted  # type: ignore[assignment]
+    try:
+        train(*_plain(folder=folder), pad_id=0)
+    finally:
+        files.write_atomic, runs.write_atomic, runs.append_metrics = write, write, append
+    return count
+
+
+def _plain(seed: int | None = 0, folder: Path | None = None, **fields: Any) -> Built:
+    model = toy.model(double=True)
+    model.add_prompt("a", tiny.METHODS["prefix-tuning"], num_labels=2, seed=seed)
+    model.prompts.double()
+    return model, [toy.lane("a", folder=folder, **{"batch_size": 7, "max_steps": 4, **fields})]
+
+
+def in_two_processes(out: Path) -> None:
+    from accelerate import Accelerator
+
+    from softprompts.training.processes import end, of_main, together
+
+    torch.set_num_threads(1)
+    rank = Accelerator().process_index
+    assert Accelerator().num_processes == 2
+    found: dict[str, Any] = {}
+    for name, build in SCENARIOS.items():
+        torch.manual_seed(rank)  # where the caller's generators are must not matter
+        found[name] = numbers(build())
+    found["resumed"] = interrupted_and_resumed(out / "resumed", rank)
+    found["writes"] = writes(out / "written")
+
+    torch.manual_seed(rank)
+    found["unseeded"] = numbers(_plain(seed=None))
+    found["backbone dropout"] = numbers(_plain(backbone_dropout=True))
+
+    model, (lane,) = _plain()
+    lane._predict = lambda model, rows, name: Prediction([rank] * len(rows), None)
+    found["own predict"] = numbers((model, [lane]))
+
+    found["of_main"] = of_main(lambda: rank + 10)
+    try:
+        with together():
+            if rank == 1:
+                raise OSError("no space left")
+    except Exception as error:
+        found["failure"] = (type(error).__name__, str(error))
+    torch.save(found, out / f"rank{rank}.pt")
+    end()
+
+
+if __name__ == "__main__":
+    in_two_processes(Path(sys.argv[1]))
