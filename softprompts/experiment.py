@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from softprompts import packaged
 from softprompts.backbone import kind_of, quiet
+from softprompts.compiling import require_compilable
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
@@ -191,6 +192,8 @@ class Workbench:
         try:
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
+                if training.compile:
+                    require_compilable(self.model, shared_state().device)
         finally:
             self.model.delete_prompt("check")
         if training is not None:
@@ -272,7 +275,7 @@ class Workbench:
             "settings": method.to_dict(),
             "max_length": self.max_length,
             "evaluate": self.evaluate,
-            "training": training.to_dict(),
+            "training": training.identity(),
         }
 
     def run(
@@ -339,6 +342,7 @@ class Workbench:
             "test_rows": len(test or []),
             "versions": _versions(),
             "device": _device(),
+            "compiled": training.compile,
         }
         lane = Lane(
             name,
