@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from softprompts.selective_attention import by_merging, by_scores, can_merge
+from softprompts.selective_attention import by_merging, by_scores, kernel_for
 
 KERNELS = ("sdpa", "eager")
 _SITE = "_softprompt_site"
@@ -186,15 +186,19 @@ def _selective(
         prefix_key, prefix_value = prefix_key.repeat_interleave(groups, 1), prefix_value.repeat_interleave(groups, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _combined(prefix, mask, position_bias, query)
-    if weights_wanted or not can_merge(query, dropout, softcap):
+    kernel = None if weights_wanted else kernel_for(query, bias is not None, dropout, softcap)
+    if kernel is None:
         output, weights = by_scores(
             query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
         )
         return output.transpose(1, 2).contiguous(), weights
     # A position bias is zero at prefix columns, and without a mask of its own every row owns all of them.
     own = None if bias is None or prefix.mask is None else bias[..., :length]
-    content = None if bias is None else bias[..., length:]
-    output = by_merging(query, key, value, prefix_key, prefix_value, prefix.selectivity, content, own, scale)
+    content = None
+    if bias is not None:
+        whole, chosen = bias, kernel
+        content = _once(prefix, ("content", query.shape), (bias,), lambda: chosen.bias(whole[..., length:], query))
+    output = by_merging(kernel, query, key, value, prefix_key, prefix_value, prefix.selectivity, content, own, scale)
     return output.transpose(1, 2).contiguous(), None
 
 
