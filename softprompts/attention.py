@@ -20,10 +20,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from softprompts.readout import narrowed
-from softprompts.selective_attention import by_merging, by_scores, can_merge
+from softprompts.selective_attention import by_merging, by_scores, kernel_for
 
 KERNELS = ("sdpa", "eager")
 _SITE = "_softprompt_site"
+_HELD = "_softprompt_prefix"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -61,6 +62,16 @@ def unmark_site(module: nn.Module) -> None:
     module.__dict__.pop(_SITE, None)
 
 
+def hold(module: nn.Module, prefix: Prefix | None) -> None:
+    """Makes ``module`` use this prefix, without asking, until `let_go`."""
+    module.__dict__[_HELD] = prefix
+
+
+def let_go(module: nn.Module) -> None:
+    """Undoes `hold`."""
+    module.__dict__.pop(_HELD, None)
+
+
 def _kernel(module: nn.Module, name: str) -> Kernel:
     if name == "eager":  # every modeling file has its own
         return cast("Kernel", sys.modules[type(module).__module__].eager_attention_forward)
@@ -76,8 +87,11 @@ def _register(name: str) -> None:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        site = module.__dict__.get(_SITE)
-        prefix = site[0](site[1], query.shape[0]) if site is not None else None
+        if _HELD in module.__dict__:
+            prefix = module.__dict__[_HELD]
+        else:
+            site = module.__dict__.get(_SITE)
+            prefix = site[0](site[1], query.shape[0]) if site is not None else None
         if prefix is None:
             return _kernel(module, name)(module, query, key, value, attention_mask, **kwargs)
 
@@ -90,11 +104,11 @@ def _register(name: str) -> None:
         if bias is not None:
             # Prefix columns have no position.
             kwargs["position_bias"] = _once(
-                prefix, ("bias", id(bias)), bias, lambda: F.pad(bias[..., : key.shape[2]], (prefix.keys.shape[1], 0))
+                prefix, "bias", (bias,), lambda: F.pad(bias[..., : key.shape[2]], (prefix.keys.shape[1], 0))
             )
         mask = _once(
             prefix,
-            (id(attention_mask), id(prefix.mask), query.shape[2], key.shape[2], causal),
+            ("mask", query.shape[2], key.shape[2], causal),
             (attention_mask, prefix.mask),
             lambda: _widen(attention_mask, prefix, query, key, causal),
         )
@@ -110,10 +124,13 @@ def _register(name: str) -> None:
     AttentionMaskInterface.register(implementation(name), ALL_MASK_ATTENTION_FUNCTIONS[name])
 
 
-def _once(prefix: Prefix, name: Any, source: Any, make: Callable[[], Tensor | None]) -> Tensor | None:
-    """Layers receive the same mask object: widen it once per pass (``source`` is kept so that its id stays its own)."""
-    if torch.compiler.is_compiling():
+def _once(
+    prefix: Prefix, what: Any, source: tuple[Tensor | None, ...], make: Callable[[], Tensor | None]
+) -> Tensor | None:
+    """Layers receive the same mask object: widen it once per pass (``source`` is kept so that its ids stay its own)."""
+    if torch.compiler.is_compiling():  # where an id would be a constant, and every batch be compiled anew
         return make()
+    name = (what, *map(id, source))
     if name not in prefix.widened:
         prefix.widened[name] = (source, make())
     return prefix.widened[name][1]
@@ -170,21 +187,25 @@ def _selective(
         prefix_key, prefix_value = prefix_key.repeat_interleave(groups, 1), prefix_value.repeat_interleave(groups, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _combined(prefix, mask, position_bias, query)
-    if weights_wanted or not can_merge(query, dropout, softcap):
+    kernel = None if weights_wanted else kernel_for(query, bias is not None, dropout, softcap)
+    if kernel is None:
         output, weights = by_scores(
             query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
         )
         return output.transpose(1, 2).contiguous(), weights
     # A position bias is zero at prefix columns, and without a mask of its own every row owns all of them.
     own = None if bias is None or prefix.mask is None else bias[..., :length]
-    content = None if bias is None else bias[..., length:]
-    output = by_merging(query, key, value, prefix_key, prefix_value, prefix.selectivity, content, own, scale)
+    content = None
+    if bias is not None:
+        whole, chosen = bias, kernel
+        content = _once(prefix, ("content", query.shape), (bias,), lambda: chosen.bias(whole[..., length:], query))
+    output = by_merging(kernel, query, key, value, prefix_key, prefix_value, prefix.selectivity, content, own, scale)
     return output.transpose(1, 2).contiguous(), None
 
 
 def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
     """Mask and position bias as one tensor to add to scores, made once per pass."""
-    return _once(prefix, ("additive", id(mask), id(bias)), (mask, bias), lambda: _additive(mask, bias, query))
+    return _once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
 
 
 def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:

@@ -61,6 +61,7 @@ EvalEvery = Annotated[int | None, typer.Option(min=1, help="Steps between evalua
 Patience = Annotated[int | None, typer.Option(min=1, help="Stop after so many evaluations without a better score.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")]
 Dropout = Annotated[bool, typer.Option("--backbone-dropout", help="Keep the frozen model's dropout on.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the backbone's layers: for long runs.")]
 Lanes = Annotated[
     int | None,
     typer.Option(min=1, help="Runs that share each pass of the model; default: as many as there is memory for."),
@@ -129,6 +130,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation, data order and what a method draws.")] = 0,
     bf16: Bf16 = False,
     backbone_dropout: Dropout = False,
+    compile_: Compile = False,
     out_: Out = "runs",
     folder: Annotated[str | None, typer.Option(help="Run folder in place of the one named by the settings.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
@@ -186,6 +188,7 @@ def compare(
     patience: Patience = None,
     bf16: Bf16 = False,
     backbone_dropout: Dropout = False,
+    compile_: Compile = False,
     lanes: Lanes = None,
     out_: Out = "runs",
     report: Annotated[str | None, typer.Option(help="Folder for table and plot; default: <out>/compare.")] = None,
@@ -346,7 +349,7 @@ def inspect(
 
 _TRAINING = (
     "steps", "epochs", "batch_size", "accumulate", "lr", "lr_of", "optimizer", "schedule", "warmup", "weight_decay",
-    "eval_every", "patience", "seed", "bf16", "backbone_dropout",
+    "eval_every", "patience", "seed", "bf16", "backbone_dropout", "compile_",
 )  # fmt: skip
 _BENCH = (
     "task", "data_dir", "data", "validation", "text", "text_pair", "label", "regression", "label_words", "model",
@@ -362,6 +365,7 @@ def _training(
     lr: float | None,
     lr_of: list[str] | None,
     warmup: int,
+    compile_: bool,
     **same: Any,
 ) -> Any:
     from softprompts.training import TrainConfig
@@ -379,6 +383,7 @@ def _training(
         learning_rate=lr,
         learning_rates=rates,
         warmup_steps=warmup,
+        compile=compile_,
         **same,
     )
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from softprompts import packaged
 from softprompts.backbone import kind_of, quiet
+from softprompts.compiling import require_compilable
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
@@ -201,6 +202,8 @@ class Workbench:
         try:
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
+                if training.compile:
+                    require_compilable(self.model, shared_state().device)
         finally:
             self.model.delete_prompt("check")
         if training is not None:
@@ -282,7 +285,7 @@ class Workbench:
             "settings": method.to_dict(),
             "max_length": self.max_length,
             "evaluate": self.evaluate,
-            "training": training.to_dict(),
+            "training": training.identity(),
         }
 
     def run(
@@ -416,7 +419,7 @@ class Workbench:
         def key(run: Run) -> tuple[Any, ...]:
             method, training = run.method, run.training
             added = method.num_virtual_tokens if method.uses_tokens else 0
-            return training.bf16, training.backbone_dropout, added, training.batch_size
+            return training.bf16, training.backbone_dropout, training.compile, added, training.batch_size
 
         return key(one) == key(other)
 
@@ -469,6 +472,7 @@ class Workbench:
             "test_rows": len(test or []),
             "versions": _versions(),
             "device": _device(),
+            "compiled": training.compile,
         }
         return Lane(
             name,

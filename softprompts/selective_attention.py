@@ -5,8 +5,8 @@ same as adding ``logsigmoid(alpha * s)`` to its score. That term depends on the 
 can add it. Two ways to compute it, equal up to rounding:
 
 - `by_scores`: all scores at once, as the formula reads; anywhere, and it can return the weights;
-- `by_merging`: the content through the CPU's fused kernel, the few prefix columns by hand, merged by their
-  log-sum-exps. No score matrix of the content is kept for the backward pass.
+- `by_merging`: the content through a fused kernel, the few prefix columns by hand, merged by their log-sum-exps. No
+  score matrix of the content is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -17,20 +17,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+from softprompts.fused_attention import KERNELS, Fused, verified
 
 
-def can_merge(query: Tensor, dropout: float, softcap: float | None) -> bool:
-    """Whether `by_merging` covers this call."""
-    return (
-        query.device.type == "cpu"
-        and dropout == 0
-        and softcap is None
-        and _flash is not None
-        and _flash_backward is not None
-        and not torch.compiler.is_compiling()
-    )
+def kernel_for(query: Tensor, masked: bool, dropout: float = 0.0, softcap: float | None = None) -> Fused | None:
+    """The kernel with which `by_merging` can do this call; None where only `by_scores` can.
+
+    Args:
+        query: ``(M, H, q, head_dim)``.
+        masked: whether there is a bias.
+        dropout: of the weights.
+        softcap: Gemma 2's bound on scores.
+    """
+    if dropout or softcap is not None or torch.compiler.is_compiling():
+        return None
+    kernel = next((kernel for kernel in KERNELS if kernel.covers(query)), None)
+    return kernel if kernel is not None and verified(kernel, query, masked, _trial, _trial_formula) else None
+
+
+def _trial(
+    kernel: Fused,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    bias = None if bias is None else kernel.bias(bias, query)
+    return by_merging(kernel, query, key, value, prefix_key, prefix_value, 4.0, bias, None, 0.25)
+
+
+def _trial_formula(
+    query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor, prefix_value: Tensor, bias: Tensor | None
+) -> Tensor:
+    whole = None if bias is None else F.pad(bias, (prefix_key.shape[2], 0))
+    return by_scores(query, key, value, prefix_key, prefix_value, 4.0, whole, 0.25)[0]
 
 
 def select(scores: Tensor, alpha: float | Tensor) -> Tensor:
@@ -88,6 +110,7 @@ def by_scores(
 
 
 def by_merging(
+    kernel: Fused,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -101,18 +124,19 @@ def by_merging(
     """Output ``(M, H, q, head_dim)``; arguments as for `by_scores`, but the bias split at the prefix.
 
     Args:
+        kernel: see `kernel_for`.
         query: ``(M, H, q, head_dim)``.
         key: ``(M, H, k, head_dim)``.
         value: like ``key``.
         prefix_key: ``(M|1, H, l, head_dim)``.
         prefix_value: like ``prefix_key``.
         alpha: see `select`.
-        bias: constant, added to the scores of the ``k`` content columns.
+        bias: constant, added to the scores of the ``k`` content columns; as ``kernel.bias`` gives it.
         prefix_bias: constant, added to the scores of the ``l`` prefix columns.
         scale: factor of the scores.
     """
     output: Tensor = _Merged.apply(  # type: ignore[no-untyped-call]
-        query, key, value, prefix_key, prefix_value, alpha, bias, prefix_bias, scale
+        kernel, query, key, value, prefix_key, prefix_value, alpha, bias, prefix_bias, scale
     )
     return output
 
@@ -130,6 +154,7 @@ class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
+        kernel: Fused,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -140,7 +165,7 @@ class _Merged(torch.autograd.Function):
         prefix_bias: Tensor | None,
         scale: float,
     ) -> Tensor:
-        content, lse = _flash(query, key, value, 0.0, False, attn_mask=bias, scale=scale)  # type: ignore[misc]
+        content, lse, kept = kernel.forward(query, key, value, bias, scale)
         groups = _Groups(query, shared=prefix_key.shape[0] == 1)
         keys, values = groups.prefix(prefix_key) * scale, groups.prefix(prefix_value)
         steep = groups.rows(alpha.to(lse.dtype).view(-1, 1, 1, 1)).mT if isinstance(alpha, Tensor) else alpha
@@ -157,17 +182,18 @@ class _Merged(torch.autograd.Function):
         output = groups.back(output)
         ctx.save_for_backward(
             query, key, value, keys, values, bias, output, whole, weights, scores,
-            steep if isinstance(steep, Tensor) else None,
+            steep if isinstance(steep, Tensor) else None, *kept,
         )  # fmt: skip
+        ctx.kernel = kernel
         ctx.alpha, ctx.scale, ctx.groups, ctx.shape = alpha, scale, groups, prefix_key.shape
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        query, key, value, keys, values, bias, output, whole, weights, scores, steep = ctx.saved_tensors
+        query, key, value, keys, values, bias, output, whole, weights, scores, steep, *kept = ctx.saved_tensors
         groups = ctx.groups
-        grad_query, grad_key, grad_value = _flash_backward(  # type: ignore[misc]
-            grad, query, key, value, output, whole.contiguous(), 0.0, False, attn_mask=bias, scale=ctx.scale
+        grad_query, grad_key, grad_value = ctx.kernel.backward(
+            grad, query, key, value, bias, output, whole, tuple(kept), ctx.scale
         )
         delta = groups.rows((grad * output).sum(-1, keepdim=True)).mT
         grad = groups.rows(grad)
@@ -181,7 +207,7 @@ class _Merged(torch.autograd.Function):
         grad_keys = torch.bmm(grad_scores, groups.rows(query)) * ctx.scale
         grad_values = torch.bmm(weights.to(query.dtype), grad)
         return (
-            grad_query, grad_key, grad_value, grad_keys.view(ctx.shape), grad_values.view(ctx.shape),
+            None, grad_query, grad_key, grad_value, grad_keys.view(ctx.shape), grad_values.view(ctx.shape),
             None, None, None, None,
         )  # fmt: skip
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompts.selective_attention import by_merging, by_scores, can_merge
+from softprompts.fused_attention import KERNELS
+from softprompts.selective_attention import by_merging, by_scores, kernel_for
 
+CPU = KERNELS[0]
 ROWS, HEADS, QUERIES, KEYS, LENGTH, WIDTH = 2, 2, 3, 4, 3, 5
 SCALE = 0.4
 
@@ -85,7 +87,7 @@ def test_both_ways_equal_the_formula(
 ) -> None:
     given = tensors(shared)
     wanted = naive(*given, alphas, bias, own)
-    merged = by_merging(*given, alpha, bias, own, SCALE)
+    merged = by_merging(CPU, *given, alpha, bias, own, SCALE)
     whole = None
     if bias is not None:
         left = torch.zeros(ROWS, 1, 1, LENGTH, dtype=torch.float64) if own is None else own
@@ -103,14 +105,14 @@ def test_gradients_of_merging(
     alpha: float | Tensor, alphas: list[float | None], bias: Tensor | None, own: Tensor | None, shared: bool
 ) -> None:
     assert torch.autograd.gradcheck(
-        lambda *given: by_merging(*given, alpha, bias, own, SCALE), tensors(shared, requires_grad=True)
+        lambda *given: by_merging(CPU, *given, alpha, bias, own, SCALE), tensors(shared, requires_grad=True)
     )
 
 
 def test_rows_whose_content_is_all_masked_stay_finite() -> None:
     given = tensors(True, requires_grad=True)
     bias = torch.full((ROWS, 1, 1, KEYS), torch.finfo(torch.float64).min, dtype=torch.float64)
-    output = by_merging(*given, 4.0, bias, None, SCALE)
+    output = by_merging(CPU, *given, 4.0, bias, None, SCALE)
     output.sum().backward()
     assert output.isfinite().all()
     for tensor in given:
@@ -123,15 +125,15 @@ def test_lower_precision_is_close(dtype: torch.dtype) -> None:
     exact = tensors(True)
     rough = [tensor.to(dtype) for tensor in exact]
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    wanted = by_merging(*exact, 4.0, None, None, SCALE)
-    got = by_merging(*rough, 4.0, None, None, SCALE)
+    wanted = by_merging(CPU, *exact, 4.0, None, None, SCALE)
+    got = by_merging(CPU, *rough, 4.0, None, None, SCALE)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance)
 
 
 def test_what_merging_does_not_cover() -> None:
     query = tensors(True)[0]
-    assert can_merge(query, dropout=0.0, softcap=None)
-    assert not can_merge(query, dropout=0.1, softcap=None)
-    assert not can_merge(query, dropout=0.0, softcap=30.0)
-    assert not can_merge(query.to("meta"), dropout=0.0, softcap=None)
+    assert kernel_for(query, masked=False) is CPU and kernel_for(query, masked=True) is CPU
+    assert kernel_for(query, masked=False, dropout=0.1) is None
+    assert kernel_for(query, masked=False, softcap=30.0) is None
+    assert kernel_for(query.to("meta"), masked=False) is None

@@ -40,6 +40,8 @@ class TrainConfig:
         seed: of the data order and of what a method draws while it trains.
         bf16: forward passes under bfloat16 autocast; parameters stay in float32.
         backbone_dropout: dropout inside the frozen backbone while training; None: as `attach` was told.
+        compile: run the backbone's layers under torch.compile. The numbers are the same up to rounding, so a run keeps
+            its id, and may be resumed with or without it.
     """
 
     max_steps: int | None = None
@@ -60,6 +62,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = False
     backbone_dropout: bool | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "eval_batch_size", "eval_every", "patience"):
@@ -69,8 +72,9 @@ class TrainConfig:
             self._whole(name, 1)
         self._whole("warmup_steps", 0)
         self._whole("seed", 0)
-        for name in ("bf16", "backbone_dropout"):
-            if not isinstance(getattr(self, name), bool) and (name == "bf16" or self.backbone_dropout is not None):
+        for name in ("bf16", "backbone_dropout", "compile"):
+            optional = name == "backbone_dropout" and self.backbone_dropout is None
+            if not isinstance(getattr(self, name), bool) and not optional:
                 raise SoftPromptError(f"training: {name} must be true or false, not {getattr(self, name)!r}")
         for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in options:
@@ -104,7 +108,12 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {**self.identity(), "compile": self.compile}
+        return values if self.compile else {name: value for name, value in values.items() if name != "compile"}
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide a run's numbers, as plain JSON values; ``compile`` moves them by rounding only."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "compile"}
         return {**values, "learning_rates": dict(self.learning_rates)}
 
     @classmethod

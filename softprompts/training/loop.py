@@ -29,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from softprompts.compiling import compiled, require_compilable
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.collate import collate
 from softprompts.training import runs
@@ -57,7 +58,7 @@ def train(
 
     Args:
         model: a model with the lanes' prompts attached. Afterwards each prompt is the best of its run.
-        lanes: the runs; they must agree in ``bf16`` and ``backbone_dropout``.
+        lanes: the runs; they must agree in ``bf16``, ``backbone_dropout`` and ``compile``.
         pad_id: fills shorter rows.
         padding_side: "right" or "left".
         accelerator: the caller's own, when it needs settings; its trackers are then the ones logged to.
@@ -103,6 +104,7 @@ def train(
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
+            compiled(model) if lanes[0].config.compile else contextlib.nullcontext(),
             Randomness(model, lanes, accelerator) as randomness,
             PeakMemory(accelerator.device) as memory,
             Stop() as stop,
@@ -340,11 +342,13 @@ def _check(
     for lane in lanes:
         if lane.name not in model.prompts:
             raise SoftPromptError(f"the model has no prompt '{lane.name}'; {nearest(lane.name, model.prompts)}")
-    for setting in ("bf16", "backbone_dropout"):
+    for setting in ("bf16", "backbone_dropout", "compile"):
         if len({getattr(lane.config, setting) for lane in lanes}) > 1:
             raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")
     if len({_labels_of(lane) for lane in lanes}) > 1:
         raise SoftPromptError("runs that share a pass must agree in the kind of labels: classes, values or tokens")
+    if lanes[0].config.compile:
+        require_compilable(model, model.device if accelerator is None else accelerator.device)
     if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
         raise SoftPromptError("set gradient_accumulation_steps in TrainConfig, not in the Accelerator")
     if accelerator is not None and trackers:

@@ -32,14 +32,15 @@ BERT: dict[str, tuple[sp.MethodConfig, dict[str, Any]]] = {
         sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=3, router_dropout=0.5),
         {"batch_size": 5, "gradient_accumulation_steps": 3, "seed": 4},
     ),
-    # Single rows, of which one process gets none; what is drawn once per step has to go on in step all the same.
+    # One batch in eight is a single row, of which one process gets none, and in which it cannot draw what the other
+    # draws once per step.
     "single": (
-        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=1, router_dropout=0.5),
-        {"batch_size": 1, "max_steps": 9},
+        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=1, router_dropout=0.5, router_noise=True),
+        {"batch_size": 6, "train": toy.train[:43]},
     ),
     "lonely": (
         sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_dropout=0.5),
-        {"batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 9, "weight_decay": 0.1},
+        {"batch_size": 3, "gradient_accumulation_steps": 2, "train": toy.train[:43], "weight_decay": 0.1},
     ),
     "superpos": (tiny.METHODS["superpos"], {"batch_size": 6, "optimizer": "adafactor"}),
     "selective": (tiny.METHODS["selective-prefix"], {"batch_size": 5, "gradient_accumulation_steps": 2}),
