@@ -1,78 +1,140 @@
 """One training step of every method beside PEFT's and full fine-tuning, as a ratio to the inference forward.
 
-    python benchmarks/step.py [--rounds 30] [--batch 32] [--tokens 48] [--quick] [--json FILE]
+    python benchmarks/step.py [--rounds 30] [--batch 32] [--tokens 48] [--no-memory] [--quick] [--json FILE]
 
 All variants run in one process, one step each in turn, round after round, so that a machine that slows down slows all
 of them. A ratio is the median over rounds of (time of the step / time of the forward of the same round). A step is
-forward, backward, and the update by AdamW. The floor of any method that trains something below the first layer is 2.0:
-one forward, and one backward through activations.
+forward, backward, and the update by AdamW. One forward and one backward through activations are 2.0 forwards; less is
+possible where the last layer is computed only at the position that the head reads.
+
+PEFT trains with the dropout of its frozen backbone, as documented. Beside that stand variants in which only this
+differs: their backbone is in evaluation mode.
+
+Memory is what a few steps add to the resident memory of a process that holds model and prompt already, at its peak;
+each variant has a process of its own.
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import psutil
 import torch
-from common import LENGTH, Inputs, batch, config, fresh, interleave, parse, parser, relative, report, summary, trainer
+from common import (
+    LENGTH,
+    Inputs,
+    batch,
+    config,
+    fresh,
+    interleave,
+    parse,
+    parser,
+    prepare,
+    relative,
+    report,
+    summary,
+    trainer,
+)
 
 import softprompts as sp
+from softprompts.training.measure import PeakMemory
 
 METHODS = ("prefix-tuning", "multi-mask", "selective-prefix", "prompt-tuning", "superpos", "ept", "head-only")
+STEPS = 3  # with memory
+
+Variant = tuple[Any, Callable[[], None]]  # a model, and a step of it
 
 
 def main() -> None:
     made = parser(__doc__, rounds=30, warmup=3)
     made.add_argument("--batch", type=int, default=32)
     made.add_argument("--tokens", type=int, default=48)
-    options = parse(made, rounds=5, warmup=1)
+    made.add_argument("--no-memory", dest="memory", action="store_false")
+    options = parse(made, rounds=5, warmup=1, memory=False)
 
-    inputs = batch(options.batch, options.tokens)
-    path = options.model
-    times = interleave(
-        {**forwards(path, inputs), **ours(path, inputs), **theirs(path, inputs)}, options.rounds, options.warmup
-    )
+    made_of = variants(options)
+    times = interleave({name: make()[1] for name, make in made_of.items()}, options.rounds, options.warmup)
     rows = {name: summary(taken, times["inference forward"]) for name, taken in times.items()}
     for name, row in rows.items():
         row["to_prefix"] = relative(times[name], times["prefix-tuning"])
+        row["to_prompt"] = relative(times[name], times["prompt-tuning"])
+        if options.memory:
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=spawn) as process:
+                row["added_memory"] = process.submit(memory, options, name).result()
     report(
         options,
         f"{options.batch} x {options.tokens} tokens, {options.model}",
-        ["variant", "ms", "/ forward", "/ prefix-tuning"],
+        ["variant", "ms", "/ forward", "/ prefix-tuning", "/ prompt-tuning", "MB added"],
         [
-            (name, f"{1000 * row['median_seconds']:.0f}", f"{row['ratio']:.2f}", f"{row['to_prefix']:.3f}")
+            (
+                name,
+                f"{1000 * row['median_seconds']:.0f}",
+                f"{row['ratio']:.2f}",
+                f"{row['to_prefix']:.3f}",
+                f"{row['to_prompt']:.3f}",
+                f"{row['added_memory'] / 1e6:.0f}" if options.memory else "-",
+            )
             for name, row in rows.items()
         ],
         rows,
     )
 
 
-def step(model: Any, inputs: Inputs) -> Callable[[], None]:
-    return functools.partial(trainer(model), inputs)
+def variants(options: Any) -> dict[str, Callable[[], Variant]]:
+    """What makes each of the variants."""
+    path, inputs = options.model, batch(options.batch, options.tokens)
+    return {**forwards(path, inputs), **ours(path, inputs), **theirs(path, inputs)}
 
 
-def forwards(path: str, inputs: Inputs) -> dict[str, Callable[[], None]]:
+def memory(options: Any, name: str) -> int:
+    """In a process of its own: resident memory that a few steps of a variant add, in bytes."""
+    prepare(options.threads)
+    model, run = variants(options)[name]()
+    for tensor in [*model.parameters(), *model.buffers()]:  # weights are read from their file when first touched
+        tensor.sum()
+    with PeakMemory(torch.device("cpu")) as peak:
+        before = psutil.Process().memory_info().rss
+        for _ in range(STEPS):
+            run()
+        return peak.read() - before
+
+
+def step(model: Any, inputs: Inputs) -> Variant:
+    return model, functools.partial(trainer(model), inputs)
+
+
+def forwards(path: str, inputs: Inputs) -> dict[str, Callable[[], Variant]]:
     """The yardstick, and the same over as many more tokens as an input prompt adds."""
-    model = fresh(path).eval()
     rows, tokens = inputs["input_ids"].shape
-    longer = batch(rows, tokens + LENGTH)
 
-    def forward(given: Inputs) -> Callable[[], None]:
+    def forward(given: Inputs) -> Variant:
+        model = fresh(path).eval()
+
         def run() -> None:
             with torch.no_grad():
                 model(**given)
 
-        return run
+        return model, run
 
-    return {"inference forward": forward(inputs), f"forward over {tokens}+{LENGTH}": forward(longer)}
+    return {
+        "inference forward": lambda: forward(inputs),
+        f"forward over {tokens}+{LENGTH}": lambda: forward(batch(rows, tokens + LENGTH)),
+    }
 
 
-def ours(path: str, inputs: Inputs) -> dict[str, Callable[[], None]]:
-    return {name: step(sp.attach(fresh(path), config(name)), inputs) for name in METHODS}
+def ours(path: str, inputs: Inputs) -> dict[str, Callable[[], Variant]]:
+    def make(name: str) -> Variant:
+        return step(sp.attach(fresh(path), config(name)), inputs)
+
+    return {name: functools.partial(make, name) for name in METHODS}
 
 
-def theirs(path: str, inputs: Inputs) -> dict[str, Callable[[], None]]:
+def theirs(path: str, inputs: Inputs) -> dict[str, Callable[[], Variant]]:
     import peft
 
     kind = peft.TaskType.SEQ_CLS
@@ -81,8 +143,18 @@ def theirs(path: str, inputs: Inputs) -> dict[str, Callable[[], None]]:
         "PEFT prompt tuning": peft.PromptTuningConfig(task_type=kind, num_virtual_tokens=LENGTH),
         "PEFT LoRA": peft.LoraConfig(task_type=kind, r=8, target_modules=["query", "value"]),
     }
-    steps = {name: step(peft.get_peft_model(fresh(path), config), inputs) for name, config in configs.items()}
-    return {**steps, "full fine-tuning": step(fresh(path), inputs)}
+
+    def make(name: str, dropout: bool) -> Variant:
+        variant = step(peft.get_peft_model(fresh(path), configs[name]), inputs)
+        if not dropout:
+            variant[0].get_base_model().eval()
+        return variant
+
+    return {
+        **{name: functools.partial(make, name, True) for name in configs},
+        **{f"{name}, no backbone dropout": functools.partial(make, name, False) for name in configs},
+        "full fine-tuning": lambda: step(fresh(path), inputs),
+    }
 
 
 if __name__ == "__main__":

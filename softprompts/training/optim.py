@@ -71,7 +71,9 @@ def build_optimizer(components: Mapping[str, Component], config: TrainConfig) ->
     if not groups:
         raise SoftPromptError("this prompt has no parameters to train")
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups)
+        # One kernel for all of a group: prompts are small, and calls are what costs.
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        return torch.optim.AdamW(groups, fused=devices <= {"cpu", "cuda"})
     # Not torch's Adafactor: it always scales a step by the parameter's own size, which prompts are trained without.
     from transformers.optimization import Adafactor
 
