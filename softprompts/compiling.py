@@ -37,9 +37,9 @@ def require_compiler(device: torch.device) -> None:
         names = [os.environ.get("CXX") or "cl"]
     else:
         names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    if not any(shutil.which(name) for name in names):
+    if not any(shutil.which(name) for name in names) or not _works():
         raise SoftPromptError(
-            f"compiling needs a C++ compiler ({' or '.join(names)}), of which there is none: "
+            f"compiling needs a C++ compiler ({' or '.join(names)}), of which none works: "
             "install one, or leave out compile"
         )
     if device.type == "cuda":
@@ -47,6 +47,19 @@ def require_compiler(device: torch.device) -> None:
 
         if not has_triton():
             raise SoftPromptError("compiling for a GPU needs Triton: pip install triton, or leave out compile")
+
+
+def _works() -> bool:
+    """Whether torch finds a C++ compiler that runs."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+    except ImportError:  # other versions of torch have it elsewhere
+        return True
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
 
 
 def layers_of(model: Any) -> list[nn.Module]:
@@ -141,7 +154,8 @@ class _Layer:
         try:
             return _run(self.before, self.layer, args, kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error).strip().splitlines()[0]
+            # What follows an empty line is torch's advice on how to debug it.
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())[:300]
             raise SoftPromptError(f"compiling {type(self.layer).__name__} failed: {reason}") from error
 
 
