@@ -107,7 +107,9 @@ def compiled(model: Any) -> Iterator[None]:
 
     state = state_of(model)
     site_of = {site.module: index for index, site in enumerate(state.backbone.sites)}
-    layers = [_Layer(layer, state.prefix_of, site_of) for layer in layers_of(model)]
+    # Where one position of the last layer is read, little is left of it to compile, and its widths would be fixed.
+    spared = None if state.readout is None else state.readout.layer
+    layers = [_Layer(layer, state.prefix_of, site_of) for layer in layers_of(model) if layer is not spared]
     with (
         torch._dynamo.config.patch(recompile_limit=_KINDS, accumulated_recompile_limit=16 * _KINDS),
         # Sizes that happen to be equal in the first batch, such as rows and columns, need not be so in the next.
