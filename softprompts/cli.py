@@ -295,11 +295,12 @@ def search(
     With a linear schedule the rates of a run follow its full budget, so what is cut early has seen high rates only.
     """
     from softprompts.experiment import check_trackers
-    from softprompts.search import check_report, load_optuna
+    from softprompts.search import check_report, load_optuna, rungs
     from softprompts.search import search as find
 
     load_optuna()
     check_trackers(tracker)
+    rungs(steps, trials, eta, min_steps, eval_every)  # what cannot be is said before a model is loaded
     names = _listed("--methods", methods_)
     settings = _pairs(set_)
     configs = {name: _method(name, _settings_of(name, settings, names)) for name in names}
@@ -311,10 +312,8 @@ def search(
     check_report(folder)
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
 
-    def begin() -> None:
-        _describe(bench)
-        _tell_cut(bench, list(configs.values()))
-
+    _describe(bench)
+    _tell_cut(bench, list(configs.values()))
     with _telling_how_to_go_on("the same command goes on from there"):
         found = find(
             bench,
@@ -331,7 +330,6 @@ def search(
             lanes=lanes,
             keep_cut=keep_cut,
             trackers=tracker,
-            begin=begin,
             tell=lambda line: err.print(line, soft_wrap=True),
         )
     _show_leaderboard(found, folder, out_)

@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiment import Run, Workbench, steps_behind
@@ -235,14 +235,10 @@ def rungs(
     Raises:
         SoftPromptError: a number is too small, or the budget is too short to cut anything.
     """
-    for name, value, least in (
-        ("trials", trials, 1),
-        ("eta", eta, 2),
-        ("min_steps", min_steps, 1),
-        ("steps", steps, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SoftPromptError(f"search: {name} must be a whole number of at least {least}, not {value!r}")
+    _whole("trials", trials, 1)
+    _whole("eta", eta, 2)
+    _whole("min_steps", min_steps, 1)
+    _whole("steps", steps, 1)
     least = max(min_steps, eval_every or 1)
     count = 0
     while eta ** (count + 1) <= min(trials, steps // least):
@@ -279,7 +275,6 @@ def search(
     keep_cut: bool = False,
     progress: bool = True,
     trackers: Sequence[str] | None = None,
-    begin: Callable[[], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Leaderboard:
     """Starts many configurations, cuts the worse at every rung and trains the last survivors to the end.
@@ -314,27 +309,22 @@ def search(
             over; their metrics and their best prompts stay, so that the same call has nothing to train again.
         progress: show progress bars on a terminal.
         trackers: Accelerate's trackers to log to.
-        begin: called once it is certain that all that was asked for makes sense.
         tell: called with lines on what is going on.
 
     Raises:
         SoftPromptError: something asked for makes no sense, or Optuna is not installed.
         KeyboardInterrupt: interrupted; the same call goes on where it was.
     """
-    if report is None:
-        report = Path(root) / "search"
-    seed = training.seed if seed is None else seed
-    steps, every = rungs(training.max_steps, trials, eta, min_steps, training.eval_every)
-    if generation is None:
-        generation = min(max(4, -(-trials // 4)), 16)
-    settings = _Settings(trials, eta, min_steps, generation, sampler, seed)
-    found = _Search(bench, asked, training, space or {}, settings, Path(root))
+    report = Path(root) / "search" if report is None else Path(report)
     check_report(report)
-    if begin is not None:
-        begin()
+    settings = _Settings(trials, eta, min_steps, generation, sampler, training.seed if seed is None else seed)
+    found = _Search(bench, asked, training, space or {}, settings, Path(root))
     say = tell or (lambda line: None)
     arguments: dict[str, Any] = {"lanes": lanes, "progress": progress, "trackers": trackers}
-    leaderboard = found.run(say, arguments)
+    try:
+        leaderboard = found.run(say, arguments)
+    except KeyboardInterrupt as stop:  # with words also where no run was on
+        raise KeyboardInterrupt(str(stop) or "interrupted") from None
     write_report(leaderboard, report, root)
     if not keep_cut:
         freed, count = found.drop_checkpoints()
@@ -390,15 +380,16 @@ class _Settings:
     trials: int
     eta: int
     min_steps: int
-    generation: int
+    generation: int | None
     sampler: str
     seed: int
 
     def __post_init__(self) -> None:
-        for name, least in (("generation", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SoftPromptError(f"search: {name} must be a whole number of at least {least}, not {value!r}")
+        _whole("trials", self.trials, 1)
+        if self.generation is None:
+            object.__setattr__(self, "generation", min(max(4, math.ceil(self.trials / 4)), 16))
+        _whole("generation", self.generation, 1)
+        _whole("seed", self.seed, 0)
         if self.sampler not in SAMPLERS:
             raise SoftPromptError(f"search: unknown sampler '{self.sampler}'; {nearest(self.sampler, SAMPLERS)}")
 
@@ -457,12 +448,16 @@ class _Contender:
         name: str,
         fixed: Mapping[str, Any],
         training: TrainConfig,
+        space: Space,
         optuna: Any,
     ):
         self._check, self.name, self.fixed, self.training, self._optuna = check, name, dict(fixed), training, optuna
         self.config = make_config(name, **fixed)
-        check(self.config, training)
-        self.rates, _ = bench.outline(self.config, training)
+        # Beside what is asked for: the model may have no room for the defaults.
+        hints = {
+            key: values[0] for key, values in _said_of(name, space) if _is_list(values) and hasattr(self.config, key)
+        }
+        self.rates, _ = bench.outline(make_config(name, **{**hints, **fixed}), training)
         self._main = next((rate for component, rate in self.rates.items() if component != HEAD), None)
         settable = self.config.settable()
         self._kinds = {f.name: str(f.type) for f in dataclasses.fields(self.config) if f.name in settable}
@@ -495,26 +490,43 @@ class _Contender:
         said = {*self.fixed, *(f"{_RATE_OF}{component}" for component in self.training.learning_rates)}
         if self.training.learning_rate is not None:
             said.add("learning_rate")
-        own = {key: values for key, values in self.config.search_space().items() if key not in said and self.knows(key)}
-        for key, values in {**own, **asked}.items():
+        for key, values in asked.items():
             if not self.knows(key):
                 raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._kinds)}")
-            if key in asked and key in said:
+            if key in said:
                 raise SoftPromptError(f"{self.name}: {key} is both set and searched; drop one of the two")
-            found = self._span(key, values) if isinstance(values, Span) else _choices(f"{self.name}: {key}", values)
-            edges = [found.low, found.high] if isinstance(found, Span) else list(found)
-            fits = []
-            for value in edges:  # each by itself, so that a wrong one is found before anything trains
-                try:
-                    self._check(*self._built({key: value}))
-                    fits.append(value)
-                except SoftPromptError:
-                    if key in asked:
-                        raise
-            if len(fits) < len(edges):  # of a method's own choices, those that this model has room for
-                found = tuple(fits)
-            if found:
-                self.space[key] = found
+            self.space[key] = self._values(key, values)
+        # Every value by itself, beside the first of what else is asked for: wrong ones are found before training.
+        firsts = {key: self._edges(key)[0] for key in self.space}
+        self._check(*self._built(firsts))
+        for key in asked:
+            for value in self._edges(key):
+                self._check(*self._built({**firsts, key: value}))
+        for key, values in self.config.search_space().items():
+            if key in said or key in asked or not self.knows(key):
+                continue
+            if isinstance(values, Span):
+                if self.defaults[key]:  # no factor takes a default of zero anywhere
+                    self.space[key] = self._values(key, values)
+                continue
+            fits = [value for value in values if self._fits({**firsts, key: value})]
+            if fits:
+                self.space[key] = tuple(fits)
+
+    def _fits(self, values: Mapping[str, Any]) -> bool:
+        """Whether the model has room for what a method likes to search."""
+        try:
+            self._check(*self._built(values))
+        except SoftPromptError:
+            return False
+        return True
+
+    def _edges(self, key: str) -> Sequence[Any]:
+        values = self.space[key]
+        return (values.low, values.high) if isinstance(values, Span) else values
+
+    def _values(self, key: str, values: Span | Sequence[Any]) -> Span | tuple[Any, ...]:
+        return self._span(key, values) if isinstance(values, Span) else _choices(f"{self.name}: {key}", values)
 
     def _span(self, key: str, span: Span) -> Span:
         """The span with its real bounds, whole ones for a whole setting."""
@@ -627,7 +639,7 @@ class _Contender:
                 self.proposed += 1
                 return asked, values, Run(config, training), path
             self.study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
-        if wrong is not None:
+        if wrong is not None and not self.proposed:
             raise wrong
         self.exhausted = True
         return None
@@ -692,7 +704,7 @@ class _Search:
         if settings.trials < len(fixed):
             raise SoftPromptError(f"search: {settings.trials} trials are too few for {len(fixed)} methods")
         self.training = training
-        self.contenders = [_Contender(self._check, bench, name, fixed[name], training, optuna) for name in fixed]
+        self.contenders = [_Contender(self._check, bench, name, fixed[name], training, space, optuna) for name in fixed]
         for contender, chosen in zip(self.contenders, self._dealt(space), strict=True):
             contender.choose(chosen)
         self.all: list[_Trial] = []
@@ -763,7 +775,7 @@ class _Search:
 
     def _first_rung(self, say: Callable[[str], None], arguments: dict[str, Any]) -> None:
         """Proposes all configurations and trains them to the first rung, a generation at a time."""
-        total, size = self.settings.trials, self.settings.generation
+        total, size = self.settings.trials, self.settings.generation or 1
         while len(self.all) < total:
             fresh = self._generation(min(size, total - len(self.all)))
             if not fresh:
@@ -800,9 +812,11 @@ class _Search:
 
     def _folder(self, config: MethodConfig, training: TrainConfig) -> Path | None:
         """The run folder of a configuration; None if it is in the search already."""
-        self._check(config, training)
         path = self.root / run_id(self.bench.resolved(config, training))
-        return None if path in self._paths else path
+        if path in self._paths:
+            return None
+        self._check(config, training)
+        return path
 
     def _train(self, trials: Sequence[_Trial], place: int, arguments: dict[str, Any]) -> None:
         """Brings configurations to a rung, those that are not there yet, and reads their scores."""
@@ -857,6 +871,21 @@ class _Search:
                 freed, count = freed + _bytes(folder), count + 1
                 shutil.rmtree(folder)
         return freed, count
+
+
+def _said_of(name: str, space: Space) -> Iterator[tuple[str, Span | Sequence[Any]]]:
+    """What a space says of a method, by the bare names of settings, in the order in which the later wins."""
+    yield from ((key, values) for key, values in space.items() if "." not in key)
+    yield from ((key.removeprefix(f"{name}."), values) for key, values in space.items() if key.startswith(f"{name}."))
+
+
+def _is_list(values: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SoftPromptError(f"search: {name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _evaluated(path: Path, step: int) -> bool:
