@@ -248,7 +248,7 @@ def search(
     trials: Annotated[int, typer.Option(help="Configurations to start.")] = 16,
     eta: Annotated[int, typer.Option(help="At each rung one in so many goes on.")] = 2,
     steps: Annotated[int, typer.Option(help="Updates of a configuration that is never cut.")] = 300,
-    min_steps: Annotated[int, typer.Option(help="Least updates before the first cut.")] = 10,
+    min_steps: Annotated[int, typer.Option(help="Least updates before the first cut.")] = 20,
     sampler: Annotated[str, typer.Option(help="tpe (learns from scores) or random.")] = "tpe",
     generation: Annotated[
         int | None, typer.Option(help="Configurations proposed at once; default: a quarter, but 4 to 16.")

@@ -215,7 +215,7 @@ class Leaderboard:
 
 
 def rungs(
-    steps: int, trials: int, eta: int = 2, min_steps: int = 10, eval_every: int | None = None
+    steps: int, trials: int, eta: int = 2, min_steps: int = 20, eval_every: int | None = None
 ) -> tuple[tuple[int, ...], int | None]:
     """The steps at which a search cuts, and how often its runs are evaluated.
 
@@ -265,7 +265,7 @@ def search(
     space: Space | None = None,
     trials: int = 16,
     eta: int = 2,
-    min_steps: int = 10,
+    min_steps: int = 20,
     generation: int | None = None,
     sampler: str = "tpe",
     seed: int | None = None,
@@ -453,13 +453,11 @@ class _Contender:
     ):
         self._check, self.name, self.fixed, self.training, self._optuna = check, name, dict(fixed), training, optuna
         self.config = make_config(name, **fixed)
+        settable = self.config.settable()
         # Beside what is asked for: the model may have no room for the defaults.
-        hints = {
-            key: values[0] for key, values in _said_of(name, space) if _is_list(values) and hasattr(self.config, key)
-        }
+        hints = {key: values[0] for key, values in _said_of(name, space) if key in settable and _is_list(values)}
         self.rates, _ = bench.outline(make_config(name, **{**hints, **fixed}), training)
         self._main = next((rate for component, rate in self.rates.items() if component != HEAD), None)
-        settable = self.config.settable()
         self._kinds = {f.name: str(f.type) for f in dataclasses.fields(self.config) if f.name in settable}
         self._kinds |= {f.name: str(f.type) for f in dataclasses.fields(TrainConfig) if f.name in _TRAINING}
         if self._main is None:  # nothing but a head, which this does not move
@@ -469,6 +467,10 @@ class _Contender:
         self.space: dict[str, Span | tuple[Any, ...]] = {}
         self.proposed = 0
         self.exhausted = False
+
+    def __str__(self) -> str:
+        said = [f"{key} {_span_told(values)}" for key, values in self.space.items()]
+        return f"{self.name}: " + ("; ".join(said) or "nothing to search")
 
     def _default(self, key: str) -> Any:
         if key == "learning_rate":
@@ -744,6 +746,7 @@ class _Search:
         try:
             for contender in self.contenders:
                 contender.start(self.settings.sampler, self.settings.seed)
+                say(str(contender))
             self._first_rung(say, arguments)
         finally:
             logging.set_verbosity(before)
@@ -914,15 +917,21 @@ def _percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
+def _span_told(values: Span | Sequence[Any]) -> str:
+    if isinstance(values, Span):
+        return f"{values.low:g} to {values.high:g}" + (" (log)" if values.log else "")
+    return ", ".join(_plain(value) for value in values)
+
+
 def _told(values: Mapping[str, Any]) -> str:
     """Settings as text."""
+    return ", ".join(f"{name}={_plain(value)}" for name, value in values.items())
 
-    def plain(value: Any) -> str:
-        if isinstance(value, tuple | list):
-            return "[" + ", ".join(map(plain, value)) + "]"
-        return f"{value:g}" if isinstance(value, float) else str(value)
 
-    return ", ".join(f"{name}={plain(value)}" for name, value in values.items())
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _bytes(folder: Path) -> int:
@@ -930,7 +939,10 @@ def _bytes(folder: Path) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
 
 
 def load_optuna() -> Any:

@@ -69,11 +69,12 @@ def report(root: Path) -> dict[str, bytes]:
 
 
 def test_rungs_are_shares_of_the_budget_that_end_with_an_evaluation() -> None:
-    assert rungs(60, 8) == ((15, 30, 60), 15)
-    assert rungs(80, 8) == ((10, 20, 40, 80), 10)
+    assert rungs(60, 8) == ((30, 60), 30)
+    assert rungs(60, 8, min_steps=10) == ((15, 30, 60), 15)
+    assert rungs(160, 8) == ((20, 40, 80, 160), 20)
     assert rungs(80, 9, eta=3, min_steps=1) == ((8, 24, 80), 8)
     assert rungs(80, 3) == ((40, 80), 40)
-    assert rungs(100, 8, eval_every=10) == ((20, 30, 50, 100), 10)
+    assert rungs(100, 8, min_steps=10, eval_every=10) == ((20, 30, 50, 100), 10)
     assert rungs(100, 8, eval_every=30) == ((60, 100), 30)
     assert rungs(5, 1) == ((5,), None)
     assert rungs(5, 1, eval_every=2) == ((5,), 2)
@@ -97,7 +98,7 @@ def test_rungs_rise_and_are_evaluated_whatever_the_numbers() -> None:
         ((60, 0), "trials must be a whole number of at least 1, not 0"),
         ((60, 8, 2, 0), "min_steps must be a whole number of at least 1, not 0"),
         ((0, 8), "steps must be a whole number of at least 1, not 0"),
-        ((19, 8), "19 steps are too few to cut anything after 10; set steps to at least 20, or min_steps lower"),
+        ((39, 8), "39 steps are too few to cut anything after 20; set steps to at least 40, or min_steps lower"),
         ((39, 8, 2, 10, 20), "at least 40, or eval_every lower"),
     ],
 )
@@ -308,12 +309,13 @@ def test_spaces_of_all_methods_and_of_one(bench: Workbench, tmp_path: Path) -> N
     board = run(
         bench,
         tmp_path,
-        methods={"prefix-tuning": {"num_virtual_tokens": 3}, "multi-mask": {}, "head-only": {}},
+        methods={"prefix-tuning": {"init_std": 0.3}, "multi-mask": {}, "head-only": {}},
         trials=12,
         generation=12,
         space={
             "seed": [0, 1, 2],
             "num_masks": [1, 3],
+            "num_virtual_tokens": [3],
             "multi-mask.num_virtual_tokens": Span(2, 4),
             "multi-mask.router_dropout": Span(0.1, 0.2),
             "learning_rate": Span(1e-3, 1e-1, log=True),
@@ -322,11 +324,15 @@ def test_spaces_of_all_methods_and_of_one(bench: Workbench, tmp_path: Path) -> N
         },
     )
     spaces = {name: about["space"] for name, about in board.settings["methods"].items()}
-    assert spaces["prefix-tuning"].keys() == {"learning_rate", "seed", "learning_rates.head", "sites"}
+    assert spaces["prefix-tuning"].keys() == {
+        *("learning_rate", "seed", "learning_rates.head", "sites", "num_virtual_tokens")
+    }
     assert spaces["head-only"].keys() == {"learning_rates.head", "seed"}
     drawn = {entry.trial: entry for entry in board.entries}
     for entry in drawn.values():
         assert entry.training["seed"] == entry.proposed["seed"] and entry.rates["head"] == 0.01
+        if entry.method == "prefix-tuning":
+            assert entry.settings["num_virtual_tokens"] == 3 and entry.settings["init_std"] == 0.3
         if entry.method == "multi-mask":
             assert entry.settings["num_masks"] in (1, 3) and entry.settings["num_virtual_tokens"] in (2, 3, 4)
             assert 0.1 <= entry.settings["router_dropout"] <= 0.2
@@ -477,6 +483,7 @@ def test_the_command_shows_a_table_and_where_things_are(
         bench.data.train, "--methods", "multi-mask,prompt-tuning", "--trials", "4", *space, "--space", "init=random"
     )
     done = cli.fine(*asked, "--set", "num_virtual_tokens=4")
+    assert "multi-mask: learning_rate 0.001 to 0.1 (log); seed 0, 1; num_masks 1, 2" in done.err
     assert "rung 1 of 2, to step 2: configurations 1 to 4 of 4" in done.err and "rung 2 of 2, to step 4: 2" in done.err
     assert "checkpoints of 2 runs that were cut are deleted" in done.err and "4 run folders in runs hold" in done.err
     assert "num_masks=" in done.out and "init=random" in done.out and "…" not in done.out
