@@ -283,6 +283,12 @@ def search(
     they are ranked by their best validation score so far, equal ones in the order of proposals; one in ``eta`` goes
     on. Those that diverged come last and never go on. A survivor's numbers are those of the same run alone.
 
+    ::
+
+        rates = Span(1e-3, 1e-1, log=True)  # of softprompts.methods
+        board = search(bench, ["prefix-tuning"], TrainConfig(max_steps=300), space={"learning_rate": rates})
+        print(board.best, board.markdown())
+
     The same call after an interruption goes on where it was, and ends in the same leaderboard. (Two reservations:
     passes of another size round differently, which can turn a prediction that is on the fence; and another version of
     Optuna may propose something else.)
@@ -300,7 +306,7 @@ def search(
         min_steps: least steps of the first rung (see `rungs`).
         generation: configurations that are proposed at once, before any of their scores is known; None: a quarter of
             them, but 4 at least and 16 at most.
-        sampler: "tpe" learns from scores; "random" does not.
+        sampler: "tpe" learns from scores as soon as it has four of a method; "random" never does.
         seed: of what is proposed; None: the training's.
         root: where run folders live.
         report: where the leaderboard (Markdown, CSV, JSON) and the best prompt go; None: ``root/search``.
@@ -753,7 +759,8 @@ class _Search:
         alive = self.all
         for place, step in enumerate(self.rungs):
             if place:
-                say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {len(alive)} go on")
+                which = "1 goes on" if len(alive) == 1 else f"{len(alive)} go on"
+                say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {which}{self._there(alive, place)}")
                 self._train(alive, place, arguments)
                 self._tell_best(alive, say)
             fit = sorted((trial for trial in alive if trial.state != "diverged"), key=_Trial.order)
@@ -788,7 +795,7 @@ class _Search:
             which = (
                 f"configurations {first} to {last} of {total}" if last > first else f"configuration {first} of {total}"
             )
-            say(f"rung 1 of {len(self.rungs)}, to step {self.rungs[0]}: {which}")
+            say(f"rung 1 of {len(self.rungs)}, to step {self.rungs[0]}: {which}{self._there(fresh, 0)}")
             self._train(fresh, 0, arguments)
             self._tell_best(self.all, say)
             for trial in fresh:
@@ -821,15 +828,24 @@ class _Search:
         self._check(config, training)
         return path
 
-    def _train(self, trials: Sequence[_Trial], place: int, arguments: dict[str, Any]) -> None:
-        """Brings configurations to a rung, those that are not there yet, and reads their scores."""
+    def _missing(self, trials: Sequence[_Trial], place: int) -> list[Run]:
+        """The runs that are not at a rung yet."""
         step, last = self.rungs[place], place == len(self.rungs) - 1
-        missing = [
+        return [
             trial.run
             for trial in trials
             # Not by the checkpoint, of which a run that was cut is left without.
             if not runs.is_done(trial.path) and (last or not _evaluated(trial.path, step))
         ]
+
+    def _there(self, trials: Sequence[_Trial], place: int) -> str:
+        count = len(trials) - len(self._missing(trials, place))
+        return f" ({count} trained already)" if count else ""
+
+    def _train(self, trials: Sequence[_Trial], place: int, arguments: dict[str, Any]) -> None:
+        """Brings configurations to a rung, those that are not there yet, and reads their scores."""
+        step, last = self.rungs[place], place == len(self.rungs) - 1
+        missing = self._missing(trials, place)
         if missing:
             self.bench.run_all(missing, root=self.root, pause_at=None if last else step, **arguments)
         for trial in trials:

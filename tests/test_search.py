@@ -218,9 +218,11 @@ def test_a_finished_search_trains_nothing_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    before = report(root)
+    before, told = report(root), list[str]()
     monkeypatch.setattr("softprompts.experiment.train", never)
-    assert run(bench, root) == board and report(root) == before
+    assert run(bench, root, tell=told.append) == board and report(root) == before
+    assert "rung 1 of 3, to step 2: configurations 5 to 8 of 8 (4 trained already)" in told
+    assert not any("deleted" in line for line in told)
 
 
 def test_runs_that_others_took_further_count_as_they_stood_at_the_rung(
@@ -260,6 +262,8 @@ def test_a_search_that_dies_at_any_write_goes_on_to_the_same_leaderboard(
             deaths += 1
             left = 7 * (deaths + 1)
     assert deaths > 3 and found == board and report(tmp_path) == report(clean)
+    for entry in board.entries:  # nothing is there twice, nothing is missing
+        assert [line["step"] for line in runs.load_metrics(tmp_path / entry.run)] == list(range(2, entry.steps + 1, 2))
 
 
 KILLED = """
