@@ -81,7 +81,9 @@ def methods() -> None:
             continue
         module = sys.modules[config.__module__]
         about = (module.__doc__ or "").strip().splitlines()[0]
-        fields = [f"{f.name} ({_default(f.default)})" for f in dataclasses.fields(config) if _takes(config, f.name)]
+        fields = [
+            f"{f.name} ({_default(f.default)})" for f in dataclasses.fields(config) if f.name in config.settable()
+        ]
         table.add_row(name, about, ", ".join(fields))
     out.print(table)
 
@@ -230,6 +232,110 @@ def compare(
             on_result=tell,
         )
     _show(comparison, folder)
+
+
+@app.command()
+def search(
+    methods_: Annotated[str, typer.Option("--methods", help="Names, separated by commas.")] = "prefix-tuning",
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to search, of all methods that have it or of one: learning_rate=log:1e-3:1e-1, "
+            "init_std=uniform:0.1:1, multi-mask.num_masks=2,4,8, seed=0,1,2. Default: each method's own."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A fixed setting of all methods that have it, or of one: multi-mask.num_masks=2."),
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Configurations to start.")] = 16,
+    eta: Annotated[int, typer.Option(help="At each rung one in so many goes on.")] = 2,
+    steps: Annotated[int, typer.Option(help="Updates of a configuration that is never cut.")] = 300,
+    min_steps: Annotated[int, typer.Option(help="Least updates before the first cut.")] = 20,
+    sampler: Annotated[str, typer.Option(help="tpe (learns from scores) or random.")] = "tpe",
+    generation: Annotated[
+        int | None, typer.Option(help="Configurations proposed at once; default: a quarter, but 4 to 16.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is proposed, and of the runs.")] = 0,
+    keep_cut: Annotated[bool, typer.Option("--keep-cut", help="Keep the checkpoints of runs that were cut.")] = False,
+    task: TaskName = None,
+    data_dir: DataDir = None,
+    data: File = None,
+    validation: Validation = None,
+    text: TextColumn = "text",
+    text_pair: PairColumn = None,
+    label: LabelColumn = "label",
+    regression: Regression = False,
+    label_words: LabelWords = None,
+    model: Model = "all-minilm-l6-v2",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_length: MaxLength = 256,
+    batch_size: BatchSize = 32,
+    accumulate: Accumulate = 1,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="A fixed learning rate of every method's main component.")
+    ] = None,
+    lr_of: Rates = None,
+    optimizer: Optimizer = "adamw",
+    schedule: Schedule = "linear",
+    warmup: Warmup = 0,
+    weight_decay: WeightDecay = None,
+    eval_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between evaluations; default: those before the first cut.")
+    ] = None,
+    bf16: Bf16 = False,
+    backbone_dropout: Dropout = False,
+    lanes: Lanes = None,
+    out_: Out = "runs",
+    report: Annotated[
+        str | None, typer.Option(help="Folder for leaderboard and best prompt; default: <out>/search.")
+    ] = None,
+    tracker: Tracker = None,
+) -> None:
+    """Search settings: start many configurations, cut the worse half at every rung, train the last to the end.
+
+    With a linear schedule the rates of a run follow its full budget, so what is cut early has seen high rates only.
+    """
+    from softprompts.experiment import check_trackers
+    from softprompts.search import check_report, load_optuna, rungs
+    from softprompts.search import search as find
+
+    load_optuna()
+    check_trackers(tracker)
+    rungs(steps, trials, eta, min_steps, eval_every)  # what cannot be is said before a model is loaded
+    names = _listed("--methods", methods_)
+    settings = _pairs(set_)
+    configs = {name: _method(name, _settings_of(name, settings, names)) for name in names}
+    fixed = {name: _chosen(configs[name], _settings_of(name, settings, names)) for name in names}
+    searched = {key: _searched(key, value, names) for key, value in _pairs(space, "--space").items()}
+    epochs, patience = 1, None
+    training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
+    folder = _report_folder(report, out_, "search")
+    check_report(folder)
+    bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
+
+    _describe(bench)
+    _tell_cut(bench, list(configs.values()))
+    with _telling_how_to_go_on("the same command goes on from there"):
+        found = find(
+            bench,
+            fixed,
+            training,
+            space=searched,
+            trials=trials,
+            eta=eta,
+            min_steps=min_steps,
+            generation=generation,
+            sampler=sampler,
+            root=out_,
+            report=folder,
+            lanes=lanes,
+            keep_cut=keep_cut,
+            trackers=tracker,
+            tell=lambda line: err.print(line, soft_wrap=True),
+        )
+    _show_leaderboard(found, folder, out_)
 
 
 @app.command()
@@ -444,13 +550,6 @@ def _method(name: str, settings: dict[str, str]) -> Any:
     return make_config(name, **{key: _value(text, types.get(key, "")) for key, text in settings.items()})
 
 
-def _takes(config: Any, field: str) -> bool:
-    """Whether it makes sense to set a field of a method."""
-    if field == "sites":
-        return bool(config.uses_prefix)
-    return field != "num_virtual_tokens" or bool(config.uses_prefix or config.uses_tokens)
-
-
 def _default(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
@@ -492,9 +591,7 @@ def _settings_of(name: str, settings: dict[str, str], names: list[str]) -> dict[
     from softprompts.methods import methods as known
 
     configs = known()
-    fields = {
-        n: {f.name for f in dataclasses.fields(configs[n]) if _takes(configs[n], f.name)} for n in names if n in configs
-    }
+    fields = {n: configs[n].settable() for n in names if n in configs}
     chosen: dict[str, str] = {}
     for key, value in settings.items():
         method, dot, rest = key.partition(".")
@@ -508,6 +605,36 @@ def _settings_of(name: str, settings: dict[str, str], names: list[str]) -> dict[
         elif key in fields.get(name, ()):
             chosen.setdefault(key, value)  # what is said of this method alone wins
     return chosen
+
+
+def _chosen(config: Any, settings: dict[str, str]) -> dict[str, Any]:
+    """The settings that were given, as the config took them."""
+    return {key: getattr(config, key) for key in settings}
+
+
+def _searched(key: str, text: str, names: list[str]) -> Any:
+    """What --space says of a setting: a span, or values to choose from."""
+    from softprompts.methods import methods as known
+    from softprompts.methods.base import Span
+    from softprompts.training import TrainConfig
+
+    first, dot, rest = key.partition(".")
+    name = rest if dot and first in names else key
+    homes: list[Any] = [TrainConfig, *(known()[method] for method in names)]
+    type_ = next((str(f.type) for home in homes for f in dataclasses.fields(home) if f.name == name), "")
+    kind, colon, bounds = text.partition(":")
+    if colon and kind in ("log", "uniform"):
+        ends = [_value(part) for part in bounds.split(":")]
+        if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
+            raise SoftPromptError(f"--space {key}={text}: write {kind}:LOW:HIGH with two numbers")
+        return Span(ends[0], ends[1], log=kind == "log")
+    if "tuple" in type_:  # whose values have commas of their own
+        with contextlib.suppress(ValueError):
+            return list(json.loads(f"[{text}]"))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise SoftPromptError(f"--space {key}={text}: write VALUE,VALUE,... or log:LOW:HIGH or uniform:LOW:HIGH")
+    return [_value(part, type_) for part in parts]
 
 
 def _listed(flag: str, text: str) -> list[str]:
@@ -604,6 +731,34 @@ def _show(comparison: Any, folder: Path) -> None:
     out.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
     if len(written) < 3 and comparison.best is not None:
         out.print("no picture: pip install matplotlib")
+
+
+def _show_leaderboard(found: Any, folder: Path, root: str) -> None:
+    from softprompts.search import BEST, RECORDS
+
+    table = Table(title=f"{found.model} on {found.task}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    rows = [found.cells(entry, full=False) for entry in found.entries]
+    for index, name in enumerate(found.columns(full=False)):
+        words = name in ("method", "settings")
+        # In a narrow terminal headers and settings may wrap, numbers and single settings may not.
+        parts = [cells[index].split() if name == "settings" else [cells[index]] for cells in rows]
+        width = max(len(part) for line in parts for part in line)
+        table.add_column(name, justify="left" if words else "right", min_width=width)
+    for entry, cells in zip(found.entries, rows, strict=True):
+        table.add_row(*cells, style="bold" if entry is found.best else None)
+    out.print(table)
+    out.print(found.note())
+    written = [folder / name for name in RECORDS]
+    best = found.best
+    if best is None:
+        out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
+        raise SoftPromptError(
+            "no configuration reached its end; search lower learning rates (--space learning_rate=...)"
+        )
+    out.print(f"best: {best}", soft_wrap=True)
+    out.print(f"its run: {Path(root) / best.run}; its prompt: {folder / BEST}", soft_wrap=True)
+    out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
+    out.print(f'try it: softprompts predict {folder / BEST} "..."', soft_wrap=True)
 
 
 def _probability(value: float | None) -> str:

@@ -216,6 +216,20 @@ class Workbench:
                 if runs.is_done(path):
                     _checked(path, runs.load_result(path))
 
+    def outline(self, method: MethodConfig, training: TrainConfig) -> tuple[dict[str, float], int]:
+        """The learning rate of each component, the main one first, and the number of trained parameters.
+
+        Raises:
+            SoftPromptError: the method does not fit the model or the training.
+        """
+        self._add("outline", method, seed=0)
+        try:
+            prompt = self.model.prompts["outline"]
+            rates = learning_rates(prompt.components(), training)
+            return rates, sum(parameter.numel() for parameter in prompt.parameters())
+        finally:
+            self.model.delete_prompt("outline")
+
     def _add(self, name: str, method: MethodConfig, seed: int) -> None:
         encoder = self.kind == "encoder"
         self.model.add_prompt(
@@ -378,7 +392,7 @@ class Workbench:
         pending: dict[Path, Run] = {}
         for path, run in zip(paths, wanted, strict=True):
             collect(path, run)
-            if path not in results and (pause_at is None or _steps_behind(path) < pause_at):
+            if path not in results and (pause_at is None or steps_behind(path) < pause_at):
                 pending[path] = run
         while pending:
             first = next(iter(pending.values()))
@@ -586,7 +600,7 @@ def check_trackers(names: Sequence[str] | None) -> None:
             raise SoftPromptError(f"the tracker '{name}' is not installed: pip install {name}")
 
 
-def _steps_behind(path: Path) -> int:
+def steps_behind(path: Path) -> int:
     """How many steps of a run are in its folder, to be gone on from."""
     file = path / runs.CHECKPOINT / CHECKPOINT_FILE
     if not file.is_file():

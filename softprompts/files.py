@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +45,32 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 def write_json_atomic(path: str | Path, value: Any) -> None:
     """`write_atomic` for a JSON value."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_folder(source: str | Path, target: str | Path) -> None:
+    """Makes a folder a copy of another; readers see it with all of its old files or all of the new ones.
+
+    A folder that is there already is moved away first, so that for a moment, and after a crash in just that moment,
+    there is none.
+
+    Args:
+        source: the folder to copy.
+        target: the copy.
+    """
+    source, target = Path(source), Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = temporary_beside(target), temporary_beside(target)
+    try:
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                write_atomic(temporary / path.relative_to(source), path.read_bytes())
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(target.parent)
 
 
 def temporary_beside(path: Path) -> Path:

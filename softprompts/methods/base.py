@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
@@ -125,6 +125,27 @@ class Component:
     weight_decay: float = 0.0
 
 
+@dataclass(frozen=True)
+class Span:
+    """The numbers between two bounds, to search in; whole ones for a setting that is whole.
+
+    Attributes:
+        low: least value.
+        high: greatest value.
+        log: as many tries between 1 and 10 as between 10 and 100.
+        of_default: the bounds are factors on the default.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    of_default: bool = False
+
+
+# A factor of ten either way: the defaults are measured on one small encoder.
+RATES = Span(0.1, 10.0, log=True, of_default=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """What all methods have. Subclasses add their own fields; all are plain JSON values.
@@ -158,6 +179,25 @@ class MethodConfig:
                 if site not in SITE_KINDS:
                     raise SoftPromptError(f"{self.method}: unknown site '{site}'; {nearest(site, SITE_KINDS)}")
             object.__setattr__(self, "sites", sites)
+
+    @classmethod
+    def settable(cls) -> list[str]:
+        """Names of the settings that change anything: those of prompts and prefixes only where there is one."""
+        senseless = set() if cls.uses_prefix else {"sites"}
+        if not cls.uses_prefix and not cls.uses_tokens:
+            senseless.add("num_virtual_tokens")
+        return [field.name for field in dataclasses.fields(cls) if field.name not in senseless]
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """What a search tries where nothing else is asked for (see `softprompts.search`).
+
+        Returns:
+            By the name of a setting (or ``learning_rate``, that of the main component, or ``learning_rates.NAME``): the
+            values to choose from, or a `Span`. A method whose other settings matter as much names them too.
+        """
+        length = cls.num_virtual_tokens
+        return {"learning_rate": RATES, "num_virtual_tokens": (max(1, length // 2), length, 2 * length)}
 
     def min_virtual_tokens(self) -> int:
         """The least number of virtual tokens that makes sense."""

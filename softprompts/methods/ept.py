@@ -14,13 +14,14 @@ Trained: ``s*d + (m+d)*r`` numbers, and ``N*(2*d*h + h + d) + N*(d+1)`` in the s
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -81,6 +82,11 @@ class EPTConfig(MethodConfig):
     def min_virtual_tokens(self) -> int:
         """A change of the embeddings needs no prompt."""
         return 0 if self.decomposition and self.rank else 1
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Prompts no longer than their source, and how much of it the decomposition keeps."""
+        return {**super().search_space(), "num_virtual_tokens": (20, 60, 100), "rank": (10, 30, 60)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -5,9 +5,11 @@ y = head(f_frozen(x))
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import RATES, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -29,6 +31,11 @@ class HeadOnlyConfig(MethodConfig):
     def min_virtual_tokens(self) -> int:
         """None is fine here."""
         return 0
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """The head's rate: there is no other."""
+        return {"learning_rates.head": RATES}
 
     def build(self, shape: Shape) -> Method:
         """A module without parameters."""

@@ -12,14 +12,15 @@ Trained: the shared prefix ``P``, ``k`` masks and the router ``L_mu``; ``2*S*l*w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, prefix_table, real_number, split_prefix, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -53,6 +54,11 @@ class MultiMaskConfig(MethodConfig):
         flag(self, "router_noise")
         real_number(self, "l1_lambda")
         real_number(self, "init_std", zero=False)
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also how many masks."""
+        return {**super().search_space(), "num_masks": (2, 4, 8)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

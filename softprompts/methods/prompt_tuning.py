@@ -10,13 +10,14 @@ Trained: ``P``; ``l*d`` numbers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -63,6 +64,11 @@ class PromptTuningConfig(MethodConfig):
                 self.require(bool(getattr(self, field)), f"init='{init}' needs {field}")
             else:
                 self.require(getattr(self, field) is None, f"{field} needs init='{init}', not '{self.init}'")
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also where the prompt starts."""
+        return {**super().search_space(), "init": ("vocabulary", "random")}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

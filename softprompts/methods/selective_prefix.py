@@ -11,13 +11,14 @@ The vectors are whole rows of width ``w``, not per head. Trained: the prefix, ``
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import prefix_table, real_number, split_prefix
 from softprompts.soft_prompt import SoftPrompt
 
@@ -46,6 +47,11 @@ class SelectivePrefixConfig(MethodConfig):
             real_number(self, "alpha", zero=False)
         real_number(self, "selective_loss")
         real_number(self, "init_std", zero=False)
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also the weight of the loss that drives rows apart."""
+        return {**super().search_space(), "selective_loss": (0.0, 1e-4, 1e-2)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -12,13 +12,14 @@ and then go their own ways. Weight decay shrinks the embeddings and loses what t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -56,6 +57,11 @@ class SuperPosConfig(MethodConfig):
             self.choice("weights_init", ("normal", "uniform", "zeros"))
         # Without softmax zero weights make a zero prompt, which passes no gradient to the embeddings.
         self.require(self.softmax or self.weights_init != "zeros", "weights_init='zeros' needs softmax=True")
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also how many tokens are mixed."""
+        return {**super().search_space(), "num_sampled_tokens": (32, 128)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -234,6 +234,9 @@ class Lane:
         self.best = _Best(prompt=self._prompt_state())
         if self.folder is not None and (self.folder / runs.CHECKPOINT / CHECKPOINT_FILE).is_file():
             self.load_checkpoint()
+        elif self.folder is not None:
+            # A crash between the first evaluation and its checkpoint leaves lines that are going to be written again.
+            runs.cut_metrics(self.folder, 0)
 
     @property
     def active(self) -> bool:

@@ -1,0 +1,974 @@
+"""Search by successive halving: many configurations start together, the worse ones are cut, the last get all steps.
+
+Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016,
+https://arxiv.org/abs/1502.07943. Configurations are lanes: several share each pass of one frozen backbone.
+
+Optuna proposes them in generations of a fixed size and learns the scores of one before it proposes the next, all
+within the first rung. So what is proposed follows from the search's settings and from scores alone, neither from how
+many lanes there is memory for nor from when the search was interrupted. All that it knows is in the run folders: the
+same call reads what is there and trains what is missing.
+
+A configuration is an ordinary run of the full budget that is laid aside at every rung. With a linear schedule its
+learning rate therefore falls as the full budget wants it: what is cut early was judged at high rates only.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import itertools
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.experiment import Run, Workbench, steps_behind
+from softprompts.files import replace_folder, write_json_atomic, write_text_atomic
+from softprompts.methods.base import MethodConfig, Span, make_config
+from softprompts.saving import CONFIG_FILE
+from softprompts.training import TrainConfig, run_id, runs
+from softprompts.training.optim import HEAD
+
+SAMPLERS = ("tpe", "random")
+BEST = "best"
+RECORDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
+# Settings of training that may differ between configurations; the budget and what is scored may not.
+_TRAINING = (
+    "batch_size", "gradient_accumulation_steps", "optimizer", "learning_rate", "weight_decay", "schedule",
+    "warmup_steps", "warmup_ratio", "max_grad_norm", "seed",
+)  # fmt: skip
+_RATE_OF = "learning_rates."
+_TRIES = 50  # proposals that were there already, or make no sense, until it is given up
+_DIGITS = 3  # of a number that is proposed: more only makes it harder to repeat
+
+Space = Mapping[str, Span | Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration and how far it came.
+
+    Attributes:
+        trial: its number, from 1, in the order of proposals.
+        method: its method.
+        proposed: the settings that were searched.
+        settings: all settings of the method.
+        training: all settings of the training.
+        rates: the learning rate of each component.
+        trained: number of trained parameters.
+        rung: the last rung it was trained to, from 1.
+        steps: steps taken.
+        scores: its best score up to each rung; None where the metric is undefined there.
+        state: "finished", "cut" or "diverged".
+        test: the kept prompt's score on rows that nothing was chosen by; None without such rows, or if not finished.
+        run: id of the run, the name of its folder.
+    """
+
+    trial: int
+    method: str
+    proposed: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    training: Mapping[str, Any]
+    rates: Mapping[str, float]
+    trained: int
+    rung: int
+    steps: int
+    scores: tuple[float | None, ...]
+    state: str
+    test: float | None
+    run: str
+
+    @property
+    def score(self) -> float | None:
+        """The last score there is."""
+        return self.scores[-1] if self.scores else None
+
+    def __str__(self) -> str:
+        return f"trial {self.trial}, {self.method}" + (f" with {_told(self.proposed)}" if self.proposed else "")
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """What a `search` found.
+
+    Attributes:
+        task: name of the task.
+        model: name of the backbone.
+        metric: the score's name.
+        rows_scored: validation rows behind a score.
+        test_rows: rows behind a test score.
+        rungs: steps at which the worse were cut, and the full budget.
+        settings: what decides the search, as plain JSON values.
+        entries: the configurations, the best first, those that diverged last.
+    """
+
+    task: str
+    model: str
+    metric: str
+    rows_scored: int
+    test_rows: int
+    rungs: tuple[int, ...]
+    settings: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def best(self) -> Entry | None:
+        """The best configuration that has the full budget behind it; None where all of those diverged."""
+        first = self.entries[0] if self.entries else None
+        return first if first is not None and first.state == "finished" else None
+
+    def columns(self, full: bool = True) -> list[str]:
+        """The table's columns; ``full``: with those that a narrow terminal has no room for."""
+        steps = [f"step {step}" for step in self.rungs]
+        return [
+            "trial",
+            "method",
+            "settings",
+            *(["learning rates"] if full else []),
+            *steps,
+            *(["test"] if self.test_rows else []),
+            *(["steps", "rung", "state"] if full else []),
+            "trained",
+        ]
+
+    def cells(self, entry: Entry, full: bool = True) -> list[str]:
+        """A configuration as the table shows it, scores times 100."""
+        scores = [_percent(score) for score in entry.scores]
+        if entry.state == "diverged":
+            scores.append("diverged")
+        scores += ["-"] * (len(self.rungs) - len(scores))
+        return [
+            str(entry.trial),
+            entry.method,
+            _told(entry.proposed) or "defaults",
+            *([_told(entry.rates)] if full else []),
+            *scores,
+            *([_percent(entry.test)] if self.test_rows else []),
+            *([f"{entry.steps:,}", f"{entry.rung} of {len(self.rungs)}", entry.state] if full else []),
+            f"{entry.trained:,}",
+        ]
+
+    def note(self) -> str:
+        """What a reader of the table must know."""
+        text = (
+            f"{self.metric} x 100 on {self.rows_scored:,} validation rows, each run's best so far at each rung. The "
+            "best of many is flattered by the rows it was chosen on"
+        )
+        best = self.best
+        if best is not None and best.test is not None:
+            return f"{text}; on {self.test_rows:,} test rows, which chose nothing, it has {_percent(best.test)}."
+        return f"{text}; measure it on rows that chose nothing."
+
+    def markdown(self) -> str:
+        """The table as Markdown, the best in bold."""
+        columns = self.columns()
+        lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
+        for entry in self.entries:
+            cells = [cell.replace("|", "\\|") for cell in self.cells(entry)]
+            if entry is self.best:
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+
+    def csv(self) -> str:
+        """One line per configuration, for programs."""
+        out = io.StringIO()
+        writer = csv.writer(out)
+        proposed = sorted({name for entry in self.entries for name in entry.proposed})
+        head = [
+            "rank",
+            "trial",
+            "method",
+            "state",
+            "rung",
+            "steps",
+            "score",
+            "test",
+            "trained",
+            "run",
+            "learning_rates",
+        ]
+        writer.writerow([*head, *(f"score_{step}" for step in self.rungs), *proposed])
+        for rank, entry in enumerate(self.entries, 1):
+            scores = [*entry.scores, *[None] * (len(self.rungs) - len(entry.scores))]
+            rates = " ".join(f"{name}={rate:g}" for name, rate in entry.rates.items())
+            writer.writerow(
+                [
+                    *[rank, entry.trial, entry.method, entry.state, entry.rung, entry.steps, entry.score, entry.test],
+                    *[entry.trained, entry.run, rates, *scores],
+                    *(entry.proposed.get(name) for name in proposed),
+                ]
+            )
+        return out.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        plain = dataclasses.asdict(dataclasses.replace(self, entries=()))
+        entries = [{"rank": rank, **dataclasses.asdict(entry)} for rank, entry in enumerate(self.entries, 1)]
+        return {**plain, "rungs": list(self.rungs), "entries": entries}
+
+
+def rungs(
+    steps: int, trials: int, eta: int = 2, min_steps: int = 20, eval_every: int | None = None
+) -> tuple[tuple[int, ...], int | None]:
+    """The steps at which a search cuts, and how often its runs are evaluated.
+
+    As many rungs as it takes to get from all configurations to one, each ``eta`` times as long as the one before,
+    unless the first would be shorter than ``min_steps``. All but the last are rounded to whole evaluations.
+
+    Args:
+        steps: the full budget.
+        trials: number of configurations.
+        eta: one in so many goes on.
+        min_steps: least steps of the first rung.
+        eval_every: steps between evaluations; None: as many as the first rung has.
+
+    Returns:
+        The rungs, the last is ``steps``, and the steps between evaluations.
+
+    Raises:
+        SoftPromptError: a number is too small, or the budget is too short to cut anything.
+    """
+    _whole("trials", trials, 1)
+    _whole("eta", eta, 2)
+    _whole("min_steps", min_steps, 1)
+    _whole("steps", steps, 1)
+    least = max(min_steps, eval_every or 1)
+    count = 0
+    while eta ** (count + 1) <= min(trials, steps // least):
+        count += 1
+    if count == 0:
+        if trials >= eta:
+            raise SoftPromptError(
+                f"search: {steps} steps are too few to cut anything after {least}; set steps to at least "
+                f"{eta * least}, or {'eval_every' if eval_every and eval_every > min_steps else 'min_steps'} lower"
+            )
+        return (steps,), eval_every
+    shares = [steps / eta**power for power in range(count, 0, -1)]
+    if eval_every is None:
+        every = int(shares[0])
+        return (*(int(share / every) * every for share in shares), steps), every
+    return (*(math.ceil(share / eval_every) * eval_every for share in shares), steps), eval_every
+
+
+def search(
+    bench: Workbench,
+    asked: Mapping[str, Mapping[str, Any]] | Sequence[str],
+    training: TrainConfig,
+    *,
+    space: Space | None = None,
+    trials: int = 16,
+    eta: int = 2,
+    min_steps: int = 20,
+    generation: int | None = None,
+    sampler: str = "tpe",
+    seed: int | None = None,
+    root: str | Path = "runs",
+    report: str | Path | None = None,
+    lanes: int | None = None,
+    keep_cut: bool = False,
+    progress: bool = True,
+    trackers: Sequence[str] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Leaderboard:
+    """Starts many configurations, cuts the worse at every rung and trains the last survivors to the end.
+
+    Configurations are dealt over the methods in turn; the first of each method has its default settings. At a rung
+    they are ranked by their best validation score so far, equal ones in the order of proposals; one in ``eta`` goes
+    on. Those that diverged come last and never go on. A survivor's numbers are those of the same run alone.
+
+    ::
+
+        rates = Span(1e-3, 1e-1, log=True)  # of softprompts.methods
+        board = search(bench, ["prefix-tuning"], TrainConfig(max_steps=300), space={"learning_rate": rates})
+        print(board.best, board.markdown())
+
+    The same call after an interruption goes on where it was, and ends in the same leaderboard. (Two reservations:
+    passes of another size round differently, which can turn a prediction that is on the fence; and another version of
+    Optuna may propose something else.)
+
+    Args:
+        bench: backbone and task; it must evaluate on validation rows.
+        asked: names of methods, each once, or by name their settings that are not searched.
+        training: how each configuration trains; ``max_steps`` is the full budget. What it sets of learning rates is
+            not searched.
+        space: what to search by the name of a setting, ``num_masks``, for all methods that have it, or
+            ``multi-mask.num_masks`` for one; also settings of the training, such as ``learning_rate`` or ``seed``, and
+            ``learning_rates.NAME``. It adds to each method's own ``search_space``, or replaces what that says.
+        trials: number of configurations.
+        eta: one in so many goes on at a rung.
+        min_steps: least steps of the first rung (see `rungs`).
+        generation: configurations that are proposed at once, before any of their scores is known; None: a quarter of
+            them, but 4 at least and 16 at most.
+        sampler: "tpe" learns from scores as soon as it has four of a method; "random" never does.
+        seed: of what is proposed; None: the training's.
+        root: where run folders live.
+        report: where the leaderboard (Markdown, CSV, JSON) and the best prompt go; None: ``root/search``.
+        lanes: configurations that share a pass; None: as many as there is memory for.
+        keep_cut: keep the checkpoints of configurations that were cut. Otherwise they are deleted once the search is
+            over; their metrics and their best prompts stay, so that the same call has nothing to train again.
+        progress: show progress bars on a terminal.
+        trackers: Accelerate's trackers to log to.
+        tell: called with lines on what is going on.
+
+    Raises:
+        SoftPromptError: something asked for makes no sense, or Optuna is not installed.
+        KeyboardInterrupt: interrupted; the same call goes on where it was.
+    """
+    report = Path(root) / "search" if report is None else Path(report)
+    check_report(report)
+    settings = _Settings(trials, eta, min_steps, generation, sampler, training.seed if seed is None else seed)
+    found = _Search(bench, asked, training, space or {}, settings, Path(root))
+    say = tell or (lambda line: None)
+    arguments: dict[str, Any] = {"lanes": lanes, "progress": progress, "trackers": trackers}
+    try:
+        leaderboard = found.run(say, arguments)
+    except KeyboardInterrupt as stop:  # with words also where no run was on
+        raise KeyboardInterrupt(str(stop) or "interrupted") from None
+    write_report(leaderboard, report, root)
+    if not keep_cut:
+        freed, count = found.drop_checkpoints()
+        if count:
+            say(f"checkpoints of {count} runs that were cut are deleted ({_size(freed)}); --keep-cut keeps them")
+    held = sum(_bytes(trial.path) for trial in found.all)
+    say(f"{len(found.all)} run folders in {root} hold {_size(held)}")
+    return leaderboard
+
+
+def check_report(folder: str | Path) -> None:
+    """Makes sure that a report can be written.
+
+    Raises:
+        SoftPromptError: something else is there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise SoftPromptError(f"{folder} is a file; name a folder for the report")
+    best = folder / BEST
+    if best.exists() and not (best / CONFIG_FILE).is_file():
+        raise SoftPromptError(f"{best} is there already and is no saved prompt; name another folder for the report")
+
+
+def write_report(leaderboard: Leaderboard, folder: str | Path, root: str | Path) -> list[Path]:
+    """Writes the leaderboard as Markdown, CSV and JSON, and a copy of the best prompt.
+
+    Args:
+        leaderboard: what was found.
+        folder: where to.
+        root: where the run folders are.
+
+    Returns:
+        What was written.
+    """
+    folder = Path(folder)
+    check_report(folder)
+    written = [folder / name for name in RECORDS]
+    write_text_atomic(written[0], leaderboard.markdown())
+    write_text_atomic(written[1], leaderboard.csv())
+    write_json_atomic(written[2], leaderboard.to_dict())
+    best = leaderboard.best
+    if best is None:
+        return written
+    replace_folder(Path(root) / best.run / runs.PROMPT, folder / BEST)
+    return [*written, folder / BEST]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The numbers that decide a search."""
+
+    trials: int
+    eta: int
+    min_steps: int
+    generation: int | None
+    sampler: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        _whole("trials", self.trials, 1)
+        if self.generation is None:
+            object.__setattr__(self, "generation", min(max(4, math.ceil(self.trials / 4)), 16))
+        _whole("generation", self.generation, 1)
+        _whole("seed", self.seed, 0)
+        if self.sampler not in SAMPLERS:
+            raise SoftPromptError(f"search: unknown sampler '{self.sampler}'; {nearest(self.sampler, SAMPLERS)}")
+
+
+@dataclass
+class _Trial:
+    """A configuration while the search is on."""
+
+    number: int
+    contender: _Contender
+    asked: Any  # Optuna's trial
+    values: dict[str, Any]
+    run: Run
+    path: Path
+    rates: dict[str, float]
+    trained: int
+    scores: list[float | None] = field(default_factory=list)
+    state: str = "cut"
+    steps: int = 0
+    test: float | None = None
+
+    def order(self) -> tuple[bool, int, float, int]:
+        """Sorts the best first."""
+        score = self.scores[-1] if self.scores else None
+        return self.state == "diverged", -len(self.scores), math.inf if score is None else -score, self.number
+
+    def entry(self) -> Entry:
+        return Entry(
+            trial=self.number,
+            method=self.run.method.method,
+            proposed=self.values,
+            settings=self.run.method.to_dict(),
+            training=self.run.training.to_dict(),
+            rates=self.rates,
+            trained=self.trained,
+            rung=len(self.scores) + (self.state == "diverged"),
+            steps=self.steps,
+            scores=tuple(self.scores),
+            state=self.state,
+            test=self.test,
+            run=self.path.name,
+        )
+
+
+class _Contender:
+    """A method with what is fixed and what is searched of it, and the study that proposes the latter.
+
+    One study per method: their settings have nothing in common, and a study that chose the method too would starve
+    those that start slowly.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[MethodConfig, TrainConfig], None],
+        bench: Workbench,
+        name: str,
+        fixed: Mapping[str, Any],
+        training: TrainConfig,
+        space: Space,
+        optuna: Any,
+    ):
+        self._check, self.name, self.fixed, self.training, self._optuna = check, name, dict(fixed), training, optuna
+        self.config = make_config(name, **fixed)
+        settable = self.config.settable()
+        # Beside what is asked for: the model may have no room for the defaults.
+        hints = {key: values[0] for key, values in _said_of(name, space) if key in settable and _is_list(values)}
+        self.rates, _ = bench.outline(make_config(name, **{**hints, **fixed}), training)
+        self._main = next((rate for component, rate in self.rates.items() if component != HEAD), None)
+        self._kinds = {f.name: str(f.type) for f in dataclasses.fields(self.config) if f.name in settable}
+        self._kinds |= {f.name: str(f.type) for f in dataclasses.fields(TrainConfig) if f.name in _TRAINING}
+        if self._main is None:  # nothing but a head, which this does not move
+            del self._kinds["learning_rate"]
+        self._kinds |= {f"{_RATE_OF}{component}": "float" for component in self.rates}
+        self.defaults = {key: self._default(key) for key in self._kinds}
+        self.space: dict[str, Span | tuple[Any, ...]] = {}
+        self.proposed = 0
+        self.exhausted = False
+
+    def __str__(self) -> str:
+        said = [f"{key} {_span_told(values)}" for key, values in self.space.items()]
+        return f"{self.name}: " + ("; ".join(said) or "nothing to search")
+
+    def _default(self, key: str) -> Any:
+        if key == "learning_rate":
+            return self._main
+        if key.startswith(_RATE_OF):
+            return self.rates[key.removeprefix(_RATE_OF)]
+        return getattr(self.training if key in _TRAINING else self.config, key)
+
+    def knows(self, key: str) -> bool:
+        """Whether there is such a setting to search."""
+        return key in self._kinds
+
+    def choose(self, asked: Space) -> None:
+        """Takes up what is searched: what was asked for, and the method's own space where nothing is said.
+
+        Raises:
+            SoftPromptError: what was asked for makes no sense.
+        """
+        said = {*self.fixed, *(f"{_RATE_OF}{component}" for component in self.training.learning_rates)}
+        if self.training.learning_rate is not None:
+            said.add("learning_rate")
+        for key, values in asked.items():
+            if not self.knows(key):
+                raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._kinds)}")
+            if key in said:
+                raise SoftPromptError(f"{self.name}: {key} is both set and searched; drop one of the two")
+            self.space[key] = self._values(key, values)
+        # Every value by itself, beside the first of what else is asked for: wrong ones are found before training.
+        firsts = {key: self._edges(key)[0] for key in self.space}
+        self._check(*self._built(firsts))
+        for key in asked:
+            for value in self._edges(key):
+                self._check(*self._built({**firsts, key: value}))
+        for key, values in self.config.search_space().items():
+            if key in said or key in asked or not self.knows(key):
+                continue
+            if isinstance(values, Span):
+                if self.defaults[key]:  # no factor takes a default of zero anywhere
+                    self.space[key] = self._values(key, values)
+                continue
+            fits = [value for value in values if self._fits({**firsts, key: value})]
+            if fits:
+                self.space[key] = tuple(fits)
+
+    def _fits(self, values: Mapping[str, Any]) -> bool:
+        """Whether the model has room for what a method likes to search."""
+        try:
+            self._check(*self._built(values))
+        except SoftPromptError:
+            return False
+        return True
+
+    def _edges(self, key: str) -> Sequence[Any]:
+        values = self.space[key]
+        return (values.low, values.high) if isinstance(values, Span) else values
+
+    def _values(self, key: str, values: Span | Sequence[Any]) -> Span | tuple[Any, ...]:
+        return self._span(key, values) if isinstance(values, Span) else _choices(f"{self.name}: {key}", values)
+
+    def _span(self, key: str, span: Span) -> Span:
+        """The span with its real bounds, whole ones for a whole setting."""
+        what, kind = f"{self.name}: {key}", self._kinds[key]
+        low, high = span.low, span.high
+        if span.of_default:
+            default = self.defaults[key]
+            if isinstance(default, bool) or not isinstance(default, int | float) or not default:
+                raise SoftPromptError(f"{what} has no default to search around")
+            low, high = default * low, default * high
+        if isinstance(low, bool) or isinstance(high, bool) or not ("int" in kind or "float" in kind) or "tuple" in kind:
+            raise SoftPromptError(f"{what} is no number; list the values to choose from")
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (span.log and low <= 0):
+            least = "above 0 " if span.log else ""
+            raise SoftPromptError(
+                f"{what}: a span needs two bounds {least}with the lower first, not {low:g} and {high:g}"
+            )
+        if "int" in kind and "float" not in kind:
+            if not span.of_default and (low != int(low) or high != int(high)):
+                raise SoftPromptError(f"{what} takes whole numbers, not {low:g} to {high:g}")
+            return Span(math.ceil(low), math.floor(high), span.log)
+        if span.of_default:
+            low, high = _rounded(low), _rounded(high)
+        return Span(float(low), float(high), span.log)
+
+    def _built(self, values: Mapping[str, Any]) -> tuple[MethodConfig, TrainConfig]:
+        """A configuration from searched settings."""
+        own = {key: value for key, value in values.items() if key not in _TRAINING and not key.startswith(_RATE_OF)}
+        rates = {key.removeprefix(_RATE_OF): value for key, value in values.items() if key.startswith(_RATE_OF)}
+        rest = {key: value for key, value in values.items() if key in _TRAINING}
+        training = dataclasses.replace(self.training, **rest, learning_rates={**self.training.learning_rates, **rates})
+        return make_config(self.name, **{**self.fixed, **own}), training
+
+    def start(self, sampler: str, seed: int) -> None:
+        """Makes the study; the defaults are its first proposal, as far as they are in the space."""
+        optuna = self._optuna
+        # By the name, so that another method beside it changes nothing.
+        own_seed = int.from_bytes(hashlib.sha256(f"{seed}:{self.name}".encode()).digest()[:4])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Optuna, on options that it calls experimental
+            if sampler == "random":
+                made = optuna.samplers.RandomSampler(seed=own_seed)
+            else:
+                # Those of a generation keep clear of each other (constant_liar); scores of 4 say more than none.
+                made = optuna.samplers.TPESampler(
+                    seed=own_seed, n_startup_trials=4, multivariate=True, constant_liar=True
+                )
+            self.study = optuna.create_study(direction="maximize", sampler=made)
+        known = {key: self._code(key, self.defaults[key]) for key in self.space}
+        self.study.enqueue_trial({key: code for key, code in known.items() if code is not None})
+        kinds = optuna.distributions
+        self._distributions: dict[str, Any] = {}
+        for key, values in self.space.items():
+            if not isinstance(values, Span):
+                self._distributions[key] = kinds.CategoricalDistribution(tuple(range(len(values))))
+            elif isinstance(values.low, int):
+                self._distributions[key] = kinds.IntDistribution(values.low, int(values.high), log=values.log)
+            else:
+                self._distributions[key] = kinds.FloatDistribution(values.low, values.high, log=values.log)
+
+    def _code(self, key: str, value: Any) -> Any:
+        """A value as the study knows it, None where it is not in the space."""
+        values = self.space[key]
+        if isinstance(values, Span):
+            inside = isinstance(value, int | float) and values.low <= value <= values.high
+            return value if inside else None
+        return next(
+            (i for i, v in enumerate(values) if v == value and isinstance(v, bool) == isinstance(value, bool)), None
+        )
+
+    def _grid(self) -> Iterator[dict[str, Any]]:
+        """All proposals there are; none where there is no end of them."""
+        axes: list[Sequence[Any]] = []
+        for values in self.space.values():
+            if not isinstance(values, Span):
+                axes.append(range(len(values)))
+            elif isinstance(values.low, int):
+                axes.append(range(values.low, int(values.high) + 1))
+            elif values.low == values.high:
+                axes.append((values.low,))
+            else:
+                return
+        for codes in itertools.product(*axes):
+            yield dict(zip(self.space, codes, strict=True))
+
+    def propose(
+        self, fits: Callable[[MethodConfig, TrainConfig], Path | None]
+    ) -> tuple[Any, dict[str, Any], Run, Path] | None:
+        """The next configuration that ``fits`` has a folder for; None when there is no other.
+
+        Raises:
+            SoftPromptError: one proposal after the other makes no sense.
+        """
+        waiting, wrong, tries = self._grid(), None, 0
+        while True:
+            if tries >= _TRIES:  # chance finds no new one: go through what is left
+                codes = next(waiting, None)
+                if codes is None:
+                    break
+                self.study.enqueue_trial(codes)
+            tries += 1
+            asked = self.study.ask(self._distributions)
+            values = {key: self._decode(key, asked.params[key]) for key in self.space}
+            try:
+                config, training = self._built(values)
+                path = fits(config, training)
+            except SoftPromptError as error:
+                path, wrong = None, error
+            if path is not None:
+                self.proposed += 1
+                return asked, values, Run(config, training), path
+            self.study.tell(asked, state=self._optuna.trial.TrialState.FAIL)
+        if wrong is not None and not self.proposed:
+            raise wrong
+        self.exhausted = True
+        return None
+
+    def _decode(self, key: str, code: Any) -> Any:
+        values = self.space[key]
+        if not isinstance(values, Span):
+            return values[code]
+        return code if isinstance(code, int) else min(max(_rounded(code), values.low), values.high)
+
+    def learn(self, asked: Any, score: float | None) -> None:
+        """Tells the study a score; None is worse than any."""
+        if score is None:
+            self.study.tell(asked, state=self._optuna.trial.TrialState.PRUNED)
+        else:
+            self.study.tell(asked, score)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it searches, as plain values."""
+        return {
+            "fixed": self.fixed,
+            "space": {
+                key: dataclasses.asdict(values) if isinstance(values, Span) else list(values)
+                for key, values in self.space.items()
+            },
+        }
+
+
+class _Search:
+    """The state of a search. Everything about it that is not in run folders follows from its arguments."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        asked: Mapping[str, Mapping[str, Any]] | Sequence[str],
+        training: TrainConfig,
+        space: Space,
+        settings: _Settings,
+        root: Path,
+    ):
+        from accelerate import PartialState
+
+        optuna = load_optuna()
+        if PartialState().num_processes > 1:
+            raise SoftPromptError("search runs in one process; its configurations share passes there")
+        if not bench.evaluate:
+            raise SoftPromptError("search ranks by validation scores: the workbench must have evaluate=True")
+        if training.max_steps is None:
+            raise SoftPromptError("search: set max_steps, the full budget of a configuration")
+        if training.patience is not None:
+            raise SoftPromptError("search: leave patience out; what does not get better is cut at the rungs")
+        self.bench, self.settings, self.root, self._optuna = bench, settings, root, optuna
+        self.rungs, every = rungs(
+            training.max_steps, settings.trials, settings.eta, settings.min_steps, training.eval_every
+        )
+        training = dataclasses.replace(training, eval_every=every)
+        fixed = dict(asked) if isinstance(asked, Mapping) else {name: {} for name in asked}
+        if not fixed:
+            raise SoftPromptError("search: name at least one method")
+        if len(fixed) < len(asked):
+            raise SoftPromptError("search: a method is named twice")
+        if settings.trials < len(fixed):
+            raise SoftPromptError(f"search: {settings.trials} trials are too few for {len(fixed)} methods")
+        self.training = training
+        self.contenders = [_Contender(self._check, bench, name, fixed[name], training, space, optuna) for name in fixed]
+        for contender, chosen in zip(self.contenders, self._dealt(space), strict=True):
+            contender.choose(chosen)
+        self.all: list[_Trial] = []
+        self._paths: set[Path] = set()
+
+    def _dealt(self, space: Space) -> list[dict[str, Span | Sequence[Any]]]:
+        """What is asked for of each method: what is said of all that have it, then what is said of it alone."""
+        names = [contender.name for contender in self.contenders]
+        general: dict[str, Span | Sequence[Any]] = {}
+        special: dict[str, dict[str, Span | Sequence[Any]]] = {name: {} for name in names}
+        for key, values in space.items():
+            first, dot, rest = key.partition(".")
+            if dot and first in names:
+                special[first][rest] = values
+            elif dot and not key.startswith(_RATE_OF):
+                raise SoftPromptError(f"search: {key}: '{first}' is not among the methods; {nearest(first, names)}")
+            else:
+                if not any(contender.knows(key) for contender in self.contenders):
+                    known = {name for contender in self.contenders for name in contender.defaults}
+                    raise SoftPromptError(
+                        f"search: none of the methods has a setting '{key}' to search; {nearest(key, known)}"
+                    )
+                general[key] = values
+        return [
+            {**{key: values for key, values in general.items() if contender.knows(key)}, **special[contender.name]}
+            for contender in self.contenders
+        ]
+
+    def _check(self, config: MethodConfig, training: TrainConfig) -> None:
+        self.bench.check(config, training, root=self.root, resume=True, reuse=True)
+
+    def run(self, say: Callable[[str], None], arguments: dict[str, Any]) -> Leaderboard:
+        """Trains what is missing and ranks all of it."""
+        logging = self._optuna.logging
+        before = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            for contender in self.contenders:
+                contender.start(self.settings.sampler, self.settings.seed)
+                say(str(contender))
+            self._first_rung(say, arguments)
+        finally:
+            logging.set_verbosity(before)
+        alive = self.all
+        for place, step in enumerate(self.rungs):
+            if place:
+                which = "1 goes on" if len(alive) == 1 else f"{len(alive)} go on"
+                say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {which}{self._there(alive, place)}")
+                self._train(alive, place, arguments)
+                self._tell_best(alive, say)
+            fit = sorted((trial for trial in alive if trial.state != "diverged"), key=_Trial.order)
+            alive = fit[: max(1, len(alive) // self.settings.eta)]
+            if not alive:
+                break
+        task = self.bench.task
+        return Leaderboard(
+            task=task.name,
+            model=self.bench.name,
+            metric=task.metrics[0],
+            rows_scored=len(task.validation),
+            test_rows=len(task.test),
+            rungs=self.rungs,
+            settings={
+                **dataclasses.asdict(self.settings),
+                "methods": {contender.name: contender.to_dict() for contender in self.contenders},
+                "training": self.training.to_dict(),
+            },
+            entries=tuple(trial.entry() for trial in sorted(self.all, key=_Trial.order)),
+        )
+
+    def _first_rung(self, say: Callable[[str], None], arguments: dict[str, Any]) -> None:
+        """Proposes all configurations and trains them to the first rung, a generation at a time."""
+        total, size = self.settings.trials, self.settings.generation or 1
+        while len(self.all) < total:
+            fresh = self._generation(min(size, total - len(self.all)))
+            if not fresh:
+                say(f"there are no more than {len(self.all)} configurations in this space")
+                break
+            first, last = fresh[0].number, fresh[-1].number
+            which = (
+                f"configurations {first} to {last} of {total}" if last > first else f"configuration {first} of {total}"
+            )
+            say(f"rung 1 of {len(self.rungs)}, to step {self.rungs[0]}: {which}{self._there(fresh, 0)}")
+            self._train(fresh, 0, arguments)
+            self._tell_best(self.all, say)
+            for trial in fresh:
+                trial.contender.learn(trial.asked, None if trial.state == "diverged" else trial.scores[0])
+
+    def _generation(self, size: int) -> list[_Trial]:
+        """The next configurations, dealt over the methods in turn; fewer where there are no more."""
+        fresh: list[_Trial] = []
+        while len(fresh) < size:
+            able = [contender for contender in self.contenders if not contender.exhausted]
+            if not able:
+                break
+            contender = min(able, key=lambda one: one.proposed)
+            found = contender.propose(self._folder)
+            if found is None:
+                continue
+            asked, values, run, path = found
+            rates, trained = self.bench.outline(run.method, run.training)
+            self._paths.add(path)
+            number = len(self.all) + 1
+            fresh.append(_Trial(number, contender, asked, values, run, path, rates, trained))
+            self.all.append(fresh[-1])
+        return fresh
+
+    def _folder(self, config: MethodConfig, training: TrainConfig) -> Path | None:
+        """The run folder of a configuration; None if it is in the search already."""
+        path = self.root / run_id(self.bench.resolved(config, training))
+        if path in self._paths:
+            return None
+        self._check(config, training)
+        return path
+
+    def _missing(self, trials: Sequence[_Trial], place: int) -> list[Run]:
+        """The runs that are not at a rung yet."""
+        step, last = self.rungs[place], place == len(self.rungs) - 1
+        return [
+            trial.run
+            for trial in trials
+            # Not by the checkpoint, of which a run that was cut is left without.
+            if not runs.is_done(trial.path) and (last or not _evaluated(trial.path, step))
+        ]
+
+    def _there(self, trials: Sequence[_Trial], place: int) -> str:
+        count = len(trials) - len(self._missing(trials, place))
+        return f" ({count} trained already)" if count else ""
+
+    def _train(self, trials: Sequence[_Trial], place: int, arguments: dict[str, Any]) -> None:
+        """Brings configurations to a rung, those that are not there yet, and reads their scores."""
+        step, last = self.rungs[place], place == len(self.rungs) - 1
+        missing = self._missing(trials, place)
+        if missing:
+            self.bench.run_all(missing, root=self.root, pause_at=None if last else step, **arguments)
+        for trial in trials:
+            self._read(trial, step, last)
+
+    def _read(self, trial: _Trial, step: int, last: bool) -> None:
+        """Takes down how a configuration stood at a step, whatever has become of its run since."""
+        result = runs.load_result(trial.path) if runs.is_done(trial.path) else None
+        if not _evaluated(trial.path, step):
+            if result is None or result["stop_reason"] != "non-finite loss":
+                raise SoftPromptError(
+                    f"{trial.path / runs.METRICS} lacks step {step}; delete the folder to train again"
+                )
+            trial.state, trial.steps = "diverged", result["steps"]
+            return
+        metric = self.bench.task.metrics[0]
+        lines = [line for line in runs.load_metrics(trial.path) if line["step"] <= step]
+        trial.scores.append(max((line[metric] for line in lines if line[metric] is not None), default=None))
+        trial.steps = step
+        if last and result is not None:
+            trial.state = "finished"
+            trial.test = result["test_metrics"].get(metric)
+
+    def _tell_best(self, trials: Sequence[_Trial], say: Callable[[str], None]) -> None:
+        best = min(trials, key=_Trial.order)
+        diverged = sum(trial.state == "diverged" for trial in trials)
+        if best.state == "diverged":
+            say(f"all {diverged} diverged")
+        elif best.scores[-1] is not None:
+            more = f"; {diverged} diverged" if diverged else ""
+            say(f"best so far: {self.bench.task.metrics[0]} {best.scores[-1]:.4f}, {best.entry()}{more}")
+
+    def drop_checkpoints(self) -> tuple[int, int]:
+        """Deletes the checkpoints of runs that were cut; returns their bytes and number."""
+        freed = count = 0
+        for trial in self.all:
+            folder = trial.path / runs.CHECKPOINT
+            # Where somebody else took the run further, it is not ours.
+            if trial.state == "cut" and folder.is_dir() and steps_behind(trial.path) <= trial.steps:
+                if runs.is_done(trial.path):
+                    continue
+                freed, count = freed + _bytes(folder), count + 1
+                shutil.rmtree(folder)
+        return freed, count
+
+
+def _said_of(name: str, space: Space) -> Iterator[tuple[str, Span | Sequence[Any]]]:
+    """What a space says of a method, by the bare names of settings, in the order in which the later wins."""
+    yield from ((key, values) for key, values in space.items() if "." not in key)
+    yield from ((key.removeprefix(f"{name}."), values) for key, values in space.items() if key.startswith(f"{name}."))
+
+
+def _is_list(values: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SoftPromptError(f"search: {name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _evaluated(path: Path, step: int) -> bool:
+    return any(line["step"] == step for line in runs.load_metrics(path))
+
+
+def _choices(what: str, values: Any) -> tuple[Any, ...]:
+    """The values to choose from, each once."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise SoftPromptError(f"{what}: give a list of values to choose from, or a Span, not {values!r}")
+    if not values:
+        raise SoftPromptError(f"{what}: there is nothing to choose from")
+    chosen: list[Any] = []
+    for value in values:
+        plain = tuple(value) if isinstance(value, list) else value
+        if not any(plain == there and type(plain) is type(there) for there in chosen):
+            chosen.append(plain)
+    return tuple(chosen)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def _span_told(values: Span | Sequence[Any]) -> str:
+    if isinstance(values, Span):
+        return f"{values.low:g} to {values.high:g}" + (" (log)" if values.log else "")
+    return ", ".join(_plain(value) for value in values)
+
+
+def _told(values: Mapping[str, Any]) -> str:
+    """Settings as text."""
+    return ", ".join(f"{name}={_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def load_optuna() -> Any:
+    """Optuna.
+
+    Raises:
+        SoftPromptError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise SoftPromptError("search needs Optuna: pip install 'softprompts[search]'") from None
+    return optuna
