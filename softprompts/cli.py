@@ -286,6 +286,7 @@ def search(
     ] = None,
     bf16: Bf16 = False,
     backbone_dropout: Dropout = False,
+    compile_: Compile = False,
     lanes: Lanes = None,
     out_: Out = "runs",
     report: Annotated[

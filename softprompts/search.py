@@ -34,6 +34,7 @@ from softprompts.methods.base import MethodConfig, Span, make_config
 from softprompts.saving import CONFIG_FILE
 from softprompts.training import TrainConfig, run_id, runs
 from softprompts.training.optim import HEAD
+from softprompts.training.processes import shared_state
 
 SAMPLERS = ("tpe", "random")
 BEST = "best"
@@ -688,10 +689,8 @@ class _Search:
         settings: _Settings,
         root: Path,
     ):
-        from accelerate import PartialState
-
         optuna = load_optuna()
-        if PartialState().num_processes > 1:
+        if shared_state().num_processes > 1:
             raise SoftPromptError("search runs in one process; its configurations share passes there")
         if not bench.evaluate:
             raise SoftPromptError("search ranks by validation scores: the workbench must have evaluate=True")
