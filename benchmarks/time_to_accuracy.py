@@ -42,6 +42,7 @@ from typing import Any
 from common import LENGTH, finish, parse, parser, relative, show
 from rich.console import Console
 
+import softprompts
 from softprompts.packaged import resolve_model
 from softprompts.tasks import load_task
 from softprompts.tasks.task import Example
@@ -146,7 +147,13 @@ def run(options: Any, side: str, rows: dict[str, str], runs: Sequence[dict[str, 
             **rows,
             "out": str(out),
         }
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        # The same package as here, wherever Python found it; the folder takes what Trainer may write.
+        places = [str(Path(softprompts.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(options.threads),
+            "PYTHONPATH": os.pathsep.join(places),
+        }
         status = Console(stderr=True).status(f"{side}: {len(runs)} runs of {options.steps} steps")
         with status, log.open("w") as output:
             began = time.time()
