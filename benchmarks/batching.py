@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from common import Inputs, config, cycle, fresh, interleave, parse, parser, report, summary, trainer
+from common import Inputs, config, cycle, fresh, interleave, parse, parser, report, sample, summary, trainer
 from transformers import AutoTokenizer
 
 import softprompts as sp
@@ -31,8 +31,6 @@ from softprompts.packaged import resolve_model
 from softprompts.tasks import collate, encode_examples, length_bucketed_batches, load_task, padding_id
 
 LOCAL = ("super_glue/boolq", "glue/cola")  # tasks that need --data-dir
-
-Batches = list[list[int]]
 
 
 def main() -> None:
@@ -104,13 +102,6 @@ def measure(options: Any, step: Any, features: list[dict[str, Any]], pad_id: int
             }
         )
     return rows
-
-
-def sample(lengths: list[int], batches: Batches, size: int) -> Batches:
-    """Evenly spaced batches of all in the order of their width, in random order."""
-    by_width = sorted(batches, key=lambda indices: max(lengths[i] for i in indices))
-    chosen = [by_width[int((place + 0.5) * len(batches) / size)] for place in range(size)]
-    return random.Random(0).sample(chosen, size)
 
 
 def padded(inputs: Inputs, pad_id: int, width: int | None) -> Inputs:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import platform
+import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,13 +30,15 @@ from softprompts.packaged import DEFAULT_MODEL, resolve_model
 LENGTH = 10  # tokens of a prompt
 
 Inputs = dict[str, torch.Tensor]
+Batches = list[list[int]]
 
 
-def parser(description: str, rounds: int, warmup: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def parser(description: str, rounds: int, warmup: int | None = None) -> argparse.ArgumentParser:
+    """The options that every benchmark has; those that start whole commands have no rounds to warm up."""
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--rounds", type=int, default=rounds)
-    made.add_argument("--warmup", type=int, default=warmup)
+    if warmup is not None:
+        made.add_argument("--warmup", type=int, default=warmup)
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
     made.add_argument("--model", default=DEFAULT_MODEL)
     made.add_argument("--json", type=Path)
@@ -82,6 +88,13 @@ def batch(rows: int, tokens: int) -> Inputs:
         mask[row, tokens - row % max(1, tokens // 4) :] = 0
     mask[0] = 1
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": torch.randint(0, 2, (rows,))}
+
+
+def sample(lengths: Sequence[int], batches: Batches, size: int) -> Batches:
+    """Evenly spaced batches of all in the order of their width, in random order."""
+    by_width = sorted(batches, key=lambda indices: max(lengths[i] for i in indices))
+    chosen = [by_width[int((place + 0.5) * len(batches) / size)] for place in range(size)]
+    return random.Random(0).sample(chosen, size)
 
 
 def trainer(model: Any) -> Callable[[Inputs], None]:
@@ -137,21 +150,72 @@ def report(
     options: argparse.Namespace, title: str, columns: Sequence[str], lines: Sequence[Sequence[str]], rows: Any
 ) -> None:
     """Prints a table of lines and, with --json, writes the numbers behind it."""
-    console = Console()
+    show(title, columns, lines)
+    finish(options, rows)
+
+
+def show(title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Prints a table."""
     table = Table(*columns, title=title)
     for line in lines:
         table.add_row(*line)
-    console.print(table)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+    Console().print(table)
+
+
+def finish(options: argparse.Namespace, rows: Any) -> None:
+    """Says how it was measured and, with --json, writes the numbers with all that a report needs."""
+    here = machine()
+    Console().print(f"medians of {options.rounds} interleaved rounds; {here}", highlight=False)
+    if options.json is None:
+        return
+    places = {name: None for name, value in vars(options).items() if isinstance(value, Path)}
+    written = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "command": command(sys.argv),
+        "date": datetime.date.today().isoformat(),
+        "options": vars(options) | places,
+        "machine": here,
+        "rows": rows,
     }
-    console.print(f"medians of {options.rounds} interleaved rounds; {machine}", highlight=False)
-    if options.json is not None:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        options.json.write_text(json.dumps({"options": settings | {"json": None}, "machine": machine, "rows": rows}))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The command line as a reader of the report would type it: with no folders of this machine."""
+    words = ["python", f"benchmarks/{Path(arguments[0]).name}"]
+    rest = iter(arguments[1:])
+    for word in rest:
+        name, _, value = word.partition("=")
+        if name in ("--json", "--data-dir"):
+            if not value:
+                next(rest)
+            words += ["--data-dir", "DIR"] if name == "--data-dir" else []
+        else:
+            words.append(word)
+    return " ".join(words)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    return {
+        "processor": processor(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "softprompts": sp.__version__,
+    }
+
+
+def processor() -> str:
+    """The processor's name, which only Linux keeps where Python does not look."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def cycle(step: Callable[[Any], None], given: Sequence[Any]) -> Callable[[], None]:

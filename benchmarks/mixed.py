@@ -1,6 +1,7 @@
 """Inference throughput of a batch whose rows use many prompts, beside one prompt for all rows and beside PEFT.
 
-    python benchmarks/mixed.py [--rows 32,128] [--prompts 32] [--tokens 28] [--rounds 20] [--quick] [--json FILE]
+    python benchmarks/mixed.py [--rows 32,128] [--prompts 32] [--tokens 28] [--rounds 20] [--idle 200] [--quick]
+                               [--json FILE]
 
 Every variant answers the same rows; rows take the prompts in turn (row i the prompt i modulo --prompts).
 
@@ -10,6 +11,8 @@ Every variant answers the same rows; rows take the prompts in turn (row i the pr
 - many prefixes: one pass, rows under --prompts different prefixes of 10, each with its own head.
 - many lengths: the same with prefixes of 5, 10, 15 and 20.
 - many methods: the same with prompts of five methods, lengths as before; input prompts lengthen their rows.
+- many methods, sorted: the same rows in two passes, those with input prompts in one and all others in the other, each
+  cut to its own longest row: what a serving layer gains that queues by the kind of prompt.
 - small batches: the prefixes of 10 again, but the rows of each prompt as a batch of their own.
 - PEFT one adapter, PEFT small batches: prefix tuning of 10 by PEFT. A batch of PEFT has one prompt, so that many take
   `set_adapter` and one small batch each.
@@ -17,16 +20,27 @@ Every variant answers the same rows; rows take the prompts in turn (row i the pr
 All run in one process, one pass each in turn, round after round. The ratio is the median over rounds of (rows/s of the
 variant / rows/s of "one prompt" in the same round). First, the logits of "many prefixes" and "many methods" are
 compared with those of small batches.
+
+Then --idle prompts of each method are loaded from their files and forgotten again: milliseconds for one, bytes of its
+files and of its tensors in memory (its head included), and what the resident memory grows by for each.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import statistics
+import tempfile
+import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.nn.functional as F
-from common import LENGTH, Inputs, batch, config, fresh, interleave, numbers, parse, parser, report, summary
+from common import LENGTH, Inputs, batch, config, finish, fresh, interleave, numbers, parse, parser, show, summary
 
 import softprompts as sp
 
@@ -39,7 +53,8 @@ def main() -> None:
     made.add_argument("--rows", type=numbers, default=[32, 128])
     made.add_argument("--prompts", type=int, default=32)
     made.add_argument("--tokens", type=int, default=28)
-    options = parse(made, rounds=5, warmup=1)
+    made.add_argument("--idle", type=int, default=200)
+    options = parse(made, rounds=5, warmup=1, idle=20)
 
     mine, bare, others = ours(options), fresh(options.model).eval(), theirs(options)
     rows, lines = [], []
@@ -57,13 +72,27 @@ def main() -> None:
             rows.append({"rows": count, "variant": name, "rows_per_second": rate, **compared, "difference": difference})
             quartiles = f"{compared['ratio_q1']:.2f}-{compared['ratio_q3']:.2f}"
             lines.append((str(count), name, f"{rate:.0f}", f"{compared['ratio']:.2f}", quartiles))
-    report(
-        options,
+    show(
         f"{options.prompts} prompts, rows of {options.tokens} tokens, {options.model}",
         ["rows", "variant", "rows/s", "/ one prompt", "quartiles"],
         lines,
-        rows,
     )
+    del mine, bare, others
+    loaded = [idle(options, name) for name in METHODS]
+    show(
+        f"{options.idle} idle prompts of {LENGTH}",
+        ["method", "ms to load", "ms to forget", "kB of files", "kB of tensors", "kB resident"],
+        [
+            (
+                row["method"],
+                f"{1000 * row['load_seconds']:.1f}",
+                f"{1000 * row['forget_seconds']:.2f}",
+                *(f"{row[f'{what}_bytes'] / 1e3:.0f}" for what in ("file", "tensor", "resident")),
+            )
+            for row in loaded
+        ],
+    )
+    finish(options, rows + loaded)
 
 
 def ours(options: Any) -> Any:
@@ -98,6 +127,17 @@ def parts(inputs: Inputs, prompts: int) -> Iterable[tuple[int, Inputs]]:
         yield number, {name: tensor[number::prompts, :width] for name, tensor in inputs.items()}
 
 
+def uses_tokens(name: str) -> bool:
+    """Whether a prompt "method7" lengthens the input of its rows."""
+    return config(METHODS[int(name.removeprefix("method")) % len(METHODS)]).uses_tokens
+
+
+def queue(inputs: Inputs, names: list[str], rows: list[int]) -> tuple[Inputs, list[str]]:
+    """Some rows with their prompts, cut to the longest of them."""
+    width = int(inputs["attention_mask"][rows].sum(1).max())
+    return {name: tensor[rows, :width] for name, tensor in inputs.items()}, [names[row] for row in rows]
+
+
 def check(model: Any, inputs: Inputs, prompts: int) -> float:
     """The largest difference between logits of a mixed batch and those of small batches; fails if it is large."""
     worst = 0.0
@@ -109,6 +149,48 @@ def check(model: Any, inputs: Inputs, prompts: int) -> float:
     if worst > 1e-4:
         raise SystemExit(f"logits of a mixed batch differ by {worst:.2g} from those of small batches")
     return worst
+
+
+def idle(options: Any, method: str) -> dict[str, Any]:
+    """Loads prompts from files and forgets them: seconds and bytes of one."""
+    model = sp.attach(fresh(options.model))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"prompt{number}" for number in range(options.idle)]
+        for number, path in enumerate(paths):
+            model.add_prompt(path.name, config(method), seed=number)
+            model.save_prompt(path.name, path)
+            model.delete_prompt(path.name)
+        model.load_prompt(paths[0])  # what is only done once
+        model.delete_prompt(paths[0].name)
+        before = resident()
+        load = [seconds(lambda path=path: model.load_prompt(path)) for path in paths]
+        held = resident() - before
+        tensors = sum(tensor.nbytes for tensor in model.prompts.state_dict().values())
+        forget = [seconds(lambda path=path: model.delete_prompt(path.name)) for path in paths]
+        files = sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+    return {
+        "method": method,
+        "idle": options.idle,
+        "load_seconds": statistics.median(load),
+        "forget_seconds": statistics.median(forget),
+        "file_bytes": files / options.idle,
+        "tensor_bytes": tensors / options.idle,
+        "resident_bytes": held / options.idle,
+    }
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def resident() -> int:
+    """Bytes in memory, after what is free has been given back where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return int(psutil.Process().memory_info().rss)
 
 
 def variants(model: Any, bare: Any, peft_model: Any, inputs: Inputs, prompts: int) -> dict[str, Callable[[], None]]:
@@ -135,6 +217,13 @@ def variants(model: Any, bare: Any, peft_model: Any, inputs: Inputs, prompts: in
     def many(kind: str) -> Callable[[], None]:
         return together(of_rows(kind, len(inputs["input_ids"]), prompts))
 
+    own = of_rows("method", len(inputs["input_ids"]), prompts)
+    queues = [queue(inputs, own, [row for row, name in enumerate(own) if uses_tokens(name) == kind]) for kind in (0, 1)]
+
+    def in_queues() -> None:
+        for part, names in queues:
+            model(**part, prompt_names=names)
+
     return {
         "no prompt": lambda: bare(**inputs) and None,
         f"no prompt, + {longest}": lambda: bare(**longer) and None,
@@ -142,6 +231,7 @@ def variants(model: Any, bare: Any, peft_model: Any, inputs: Inputs, prompts: in
         "many prefixes": many("prefix"),
         "many lengths": many("length"),
         "many methods": many("method"),
+        "many methods, sorted": in_queues,
         "small batches": our_small_batches,
         "PEFT one adapter": their_one,
         "PEFT small batches": their_small_batches,
