@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, heads, readout, saving
+from softprompts import attention, checkpointing, frozen_linear, heads, readout, saving
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -496,6 +496,7 @@ def attach(
     checkpointing.install(model, state)
     heads.install(model, state)
     state.readout = readout.find(state)
+    frozen_linear.install(model, state)
     prompt_free = [key for key in model.state_dict() if not key.startswith("prompts.")]
     model._keys_to_ignore_on_save = set(prompt_free)
     model.train(model.training)
@@ -525,6 +526,7 @@ def detach(model: Any) -> Any:
     model.set_prompt(None)
     for hook in state.hooks:
         hook.remove()
+    frozen_linear.uninstall(model)
     heads.uninstall(model, state)
     if state.readout is not None:
         state.readout.uninstall()

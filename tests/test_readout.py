@@ -31,13 +31,16 @@ def watched(modules: Sequence[nn.Module]) -> Iterator[list[int]]:
         widths.append(states.shape[1])
         return type(module).forward(module, states)
 
+    before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.__dict__["forward"] = functools.partial(forward, module)
     try:
         yield widths
     finally:
-        for module in modules:
+        for module, own in zip(modules, before, strict=True):
             del module.__dict__["forward"]
+            if own is not None:
+                module.__dict__["forward"] = own
 
 
 def run(model: Any, inputs: dict[str, Tensor], whole: bool = False, **kwargs: Any) -> tuple[Tensor, list[int]]:

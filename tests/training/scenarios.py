@@ -63,7 +63,7 @@ def alone() -> Built:
     model = toy.model(double=True)
     model.add_prompt("noise", BERT["noise"][0], num_labels=2, seed=0)
     model.prompts.double()
-    return model, [toy.lane("noise", batch_size=7, max_steps=8, seed=3)]
+    return model, [toy.lane("noise", batch_size=7, eval_batch_size=8, max_steps=8, seed=3)]
 
 
 def head_dropout() -> Built:
