@@ -9,9 +9,9 @@ the time is that which the loop itself counts as spent in steps (draw and collat
 update), per "all K lanes took one step". The ratio is the median over rounds of (serial / shared), so 2.0 means that
 sharing the pass does the same in half the time.
 
-Every lane has its own random rows of --tokens tokens, give or take --spread, in batches of its own (bucketed by
-length). A shared pass is padded to its longest row, which costs more where lanes draw rows of different lengths;
---spread 0 takes that away. "width" is the mean width of a batch, serial and shared.
+All lanes have the same random rows of --tokens tokens, give or take --spread, each in its own order and batches
+(bucketed by length), as seeds of one task do. A shared pass is padded to its longest row; lengths come in like order
+for all seeds, so that this costs little. "width" is the mean width of a batch, serial and shared.
 
 Memory is the peak of the resident memory that the loop reports, each variant in a process of its own; behind the plus
 sign what training added to what the process held before (interpreter, libraries, model, prompts).
@@ -78,7 +78,7 @@ def main() -> None:
 def measure(options: Any, count: int, size: int) -> dict[str, Any]:
     """Times and memory of K lanes with some batch size."""
     model = attached(options.model, options.method, count)
-    data = [lane_rows(options, size, number) for number in range(count)]
+    data = [lane_rows(options, size)] * count
 
     def run(shared: bool) -> float:
         return sum(trained(model, data, size, options.steps, shared)[0]) / options.steps
@@ -120,11 +120,11 @@ def attached(path: str, method: str, count: int) -> Any:
     return model
 
 
-def lane_rows(options: Any, size: int, number: int) -> list[dict[str, Any]]:
-    """Random rows for the steps of one lane."""
-    chance = random.Random(number)
+def lane_rows(options: Any, size: int) -> list[dict[str, Any]]:
+    """Random rows for an epoch of which a lane sees the first steps."""
+    chance = random.Random(0)
     rows = []
-    for _ in range(size * options.steps):
+    for _ in range(size * max(50, options.steps)):
         length = options.tokens + chance.randint(-options.spread, options.spread)
         rows.append({"input_ids": chance.choices(range(1000, 20000), k=length), "label": chance.randrange(2)})
     return rows
