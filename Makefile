@@ -23,11 +23,11 @@ lint: $(VENV)/.dev
 # adds the real tasks that are not packaged. About half an hour on 2 quiet cores.
 bench: $(VENV)/.dev
 	$(RUN) benchmarks/step.py --rounds 15 --json $(MEASURED)/step.json
-	$(RUN) benchmarks/lanes.py --lanes 1,4,16 --batch 4,16 --rounds 4 --json $(MEASURED)/lanes.json
+	$(RUN) benchmarks/lanes.py --lanes 1,4,8,16 --batch 4,8,16 --rounds 5 --json $(MEASURED)/lanes.json
 	$(RUN) benchmarks/mixed.py --rounds 10 --json $(MEASURED)/mixed.json
 	$(RUN) benchmarks/batching.py --sample 12 --rounds 2 $(WITH_DATA) --json $(MEASURED)/batching.json
 	$(RUN) benchmarks/scaling.py --rounds 4 $(WITH_DATA) --json $(MEASURED)/scaling.json
-	$(RUN) benchmarks/time_to_accuracy.py $(WITH_DATA) --json $(MEASURED)/time_to_accuracy.json
+	$(RUN) benchmarks/time_to_accuracy.py --steps 100 $(WITH_DATA) --json $(MEASURED)/time_to_accuracy.json
 	$(RUN) benchmarks/report.py $(MEASURED)
 
 # torch first and by its pinned version, so that nothing else pulls in another build of it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import ctypes
 import dataclasses
 import json
 import os
@@ -789,8 +788,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Under a launcher all processes say the same; the main one says it.
     out.quiet = err.quiet = int(os.environ.get("RANK") or 0) > 0
-    if sys.platform == "linux":
-        _keep_pages()
     try:
         _quiet_transformers()
         app()
@@ -809,19 +806,6 @@ def _fail(message: str) -> NoReturn:
     err.print("error:", style="red", end=" ")
     err.print(" ".join(message.split()), soft_wrap=True)
     raise SystemExit(2)
-
-
-def _keep_pages() -> None:
-    """Keeps the pages of freed tensors for the next ones.
-
-    glibc gives large ones back to the system, which then has to clear as many new pages in every step: about a tenth
-    of a training step's time on a CPU. Only here, where the process is ours.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, 512 * 2**20)
-        mallopt(mmap_threshold, 64 * 2**20)
 
 
 def _quiet_transformers() -> None:

@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from softprompts import packaged
 from softprompts.backbone import kind_of, quiet
-from softprompts.compiling import require_compilable
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
@@ -203,6 +202,8 @@ class Workbench:
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
                 if training.compile:
+                    from softprompts.compiling import require_compilable  # here: a second of torch's compiler
+
                     require_compilable(self.model, shared_state().device)
         finally:
             self.model.delete_prompt("check")

@@ -1,5 +1,7 @@
 """Labelled data: built-in tasks, the user's own files, and their way into a model."""
 
+from typing import TYPE_CHECKING, Any
+
 from softprompts.tasks.catalog import load_task as load_task
 from softprompts.tasks.catalog import task_names as task_names
 from softprompts.tasks.collate import collate as collate
@@ -9,6 +11,16 @@ from softprompts.tasks.encode import encode_examples as encode_examples
 from softprompts.tasks.encode import label_ids as label_ids
 from softprompts.tasks.encode import padding_id as padding_id
 from softprompts.tasks.files import load_files as load_files
-from softprompts.tasks.metrics import compute as compute
 from softprompts.tasks.task import Example as Example
 from softprompts.tasks.task import Task as Task
+
+if TYPE_CHECKING:
+    from softprompts.tasks.metrics import compute as compute
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compute":  # with scikit-learn, which takes a while to import
+        from softprompts.tasks.metrics import compute
+
+        return compute
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,7 +29,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from softprompts.compiling import compiled, require_compilable
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.collate import collate
 from softprompts.training import runs
@@ -40,7 +39,7 @@ from softprompts.training.measure import PeakMemory
 from softprompts.training.processes import alike, together
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
-from softprompts.training.room import CPU_TOKENS, SHARE, free_memory, out_of_memory, release, step_memory
+from softprompts.training.room import CPU_TOKENS, SHARE, free_memory, keep_pages, out_of_memory, release, step_memory
 from softprompts.training.scoring import measure
 
 
@@ -78,6 +77,8 @@ def train(
     if accelerator is None:
         accelerator = Accelerator(log_with=trackers, project_dir=tracker_folder(lanes) if trackers else None)
     _place(model, accelerator)
+    if accelerator.device.type == "cpu":
+        keep_pages()
     with together():
         for lane in lanes:
             alike(model.prompts[lane.name], accelerator)
@@ -104,7 +105,7 @@ def train(
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
-            compiled(model) if lanes[0].config.compile else contextlib.nullcontext(),
+            _compiled(model, lanes[0].config.compile),
             Randomness(model, lanes, accelerator) as randomness,
             PeakMemory(accelerator.device) as memory,
             Stop() as stop,
@@ -141,6 +142,14 @@ def train(
             # Not Accelerator.end_training: it also ends the process group, which is not ours alone.
             for tracker in accelerator.trackers:
                 tracker.finish()
+
+
+def _compiled(model: Any, wanted: bool) -> contextlib.AbstractContextManager[None]:
+    if not wanted:
+        return contextlib.nullcontext()
+    from softprompts.compiling import compiled  # here, since torch's compiler takes a second to import
+
+    return compiled(model)
 
 
 class _Room:
@@ -348,6 +357,8 @@ def _check(
     if len({_labels_of(lane) for lane in lanes}) > 1:
         raise SoftPromptError("runs that share a pass must agree in the kind of labels: classes, values or tokens")
     if lanes[0].config.compile:
+        from softprompts.compiling import require_compilable
+
         require_compilable(model, model.device if accelerator is None else accelerator.device)
     if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
         raise SoftPromptError("set gradient_accumulation_steps in TrainConfig, not in the Accelerator")
