@@ -107,7 +107,7 @@ def step(data: Data, path: Path) -> None:
     colours = [PALE if name.startswith(foreign) else PLAIN for name in rows]
     bars(axes, list(rows), [row["ratio"] for row in rows.values()], colours)
     axes.axvline(2, color=DARK, linestyle="--", linewidth=0.9)
-    label(axes, "Time of a training step / inference forward (dashed: the floor)")
+    label(axes, "Time of a training step / inference forward (dashed: twice it)")
     made.savefig(path)
 
 
