@@ -249,9 +249,9 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Any, dict[str, Any]], str]]] = {
     "step": (
         "One training step",
         "Forward, backward and update on the same batch, as a ratio to the bare backbone's inference forward. What "
-        "trains anything below the first layer needs at least a forward and a backward through activations; it can take "
-        "less than twice the forward all the same, since a classifier's last layer is computed at the position that is "
-        "read, and since on AMD processors with AVX-512 frozen layers run through oneDNN instead of MKL "
+        "trains anything below the first layer needs at least a forward and a backward through activations. It can "
+        "take less than twice the forward all the same: a classifier's last layer is computed at the position that is "
+        "read, and on AMD processors with AVX-512 frozen layers run through oneDNN instead of MKL "
         "(`SOFTPROMPTS_ONEDNN=0` switches that off).",
         step,
     ),
