@@ -85,11 +85,12 @@ def test_the_seed_decides(toy: Any) -> None:
 
 def test_the_callers_random_state_and_mode_are_left_alone(toy: Any) -> None:
     model = toy.add(toy.model(), "a", "noisy").eval()
+    handler = signal.getsignal(signal.SIGINT)
     state = torch.get_rng_state()
     train(model, [toy.lane(max_steps=2)], pad_id=toy.pad)
     assert torch.equal(state, torch.get_rng_state())
     assert not model.training
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 LANES = {
@@ -414,7 +415,7 @@ def test_progress_bar(toy: Any, monkeypatch: Any, capsys: Any) -> None:
 def test_a_lane_that_leaves_writes_its_result_at_once(toy: Any, tmp_path: Path) -> None:
     model = toy.add(toy.add(toy.model(), "a"), "b")
     short, long = toy.lane("a", folder=tmp_path / "a", max_steps=2), toy.lane("b", folder=tmp_path / "b")
-    update = long.update
+    update, handler = long.update, signal.getsignal(signal.SIGINT)
 
     def fail(loss: float, norm: float) -> None:
         if long.step == 2:
@@ -425,7 +426,7 @@ def test_a_lane_that_leaves_writes_its_result_at_once(toy: Any, tmp_path: Path) 
     long.update = fail
     with pytest.raises(KeyboardInterrupt):
         train(model, [short, long], pad_id=toy.pad)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "b" / "result.json").exists()
 
 
