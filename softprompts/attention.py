@@ -23,6 +23,9 @@ from softprompts.readout import narrowed
 from softprompts.selective_attention import by_merging, by_scores, kernel_for
 
 KERNELS = ("sdpa", "eager")
+# Scores of one head up to which plain products beat torch's flash kernel on a CPU. Measured on the packaged encoder, a
+# training step was 6 to 16 % faster at 16 to 48 tokens and a prefix of 10, and the same at 64.
+SHORT = 48 * 64
 _SITE = "_softprompt_site"
 _HELD = "_softprompt_prefix"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
@@ -118,6 +121,8 @@ def _register(name: str) -> None:
             mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
         key = torch.cat([_heads(prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
         value = torch.cat([_heads(prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+        if name == "sdpa" and _short(query, key, value, **kwargs):
+            return _by_products(query, key, value, mask, kwargs.get("scaling")), None
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
     AttentionInterface.register(implementation(name), narrowed(attend))
@@ -161,6 +166,26 @@ def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, caus
         hidden = torch.finfo(real.dtype).min
         visible = torch.zeros(visible.shape, dtype=real.dtype, device=device).masked_fill(~visible, hidden)
     return torch.cat([visible, real.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def _short(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, **_: Any) -> bool:
+    """Whether torch's flash kernel for CPUs, which is made for long sequences, is the slower way."""
+    return (
+        query.device.type == "cpu"
+        and query.shape[2] * key.shape[2] <= SHORT
+        and query.shape[1] == key.shape[1] == value.shape[1]
+        and query.dtype in (torch.float32, torch.float64)
+        and not dropout
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """``softmax(q k^T / sqrt(d) + mask) v`` as it stands; returns ``(B, N, heads, d)`` as kernels do."""
+    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(-1, -2))
+    if mask is not None:
+        scores = scores.add_(mask)  # a product's gradient does not need its value
+    return torch.matmul(scores.softmax(-1), value).transpose(1, 2).contiguous()
 
 
 def _selective(

@@ -7,6 +7,7 @@ best checkpoint and early stopping. The loop (`softprompts.training.loop`) only 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from softprompts.prompt import Prompt
 
 CHECKPOINT_FILE = "lane.pt"
+Draw = list[list[Feature]]  # the rows of a step, cut into batches
 _FORMAT = 2
 _UNFINISHED = ("interrupted", "paused")
 _EVAL_ROWS = 32  # at least so many rows per forward pass of an evaluation: it takes far less memory than training
@@ -200,11 +202,18 @@ class Lane:
             self._epoch_batches = (epoch, length_bucketed_batches(self._lengths, size, self.config.seed, epoch))
         return self._epoch_batches[1]
 
-    def draw(self) -> list[list[Feature]]:
+    def draw(self) -> Draw:
         """The rows of the next step, cut into batches of ``batch_size``."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
         rows, size = self._batches(epoch)[place], self.config.batch_size
         return [[self.train_features[i] for i in rows[at : at + size]] for at in range(0, len(rows), size)]
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a forward pass, padding included: the mean over the first epoch."""
+        size = self.config.batch_size
+        passes = [rows[at : at + size] for rows in self._batches(0) for at in range(0, len(rows), size)]
+        return statistics.fmean(len(rows) * max(self._lengths[i] for i in rows) for rows in passes)
 
     def longest(self) -> list[Feature]:
         """The batch of the first epoch with the longest row, for measuring what a step takes."""

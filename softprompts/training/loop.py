@@ -14,8 +14,9 @@ a head) each process draws the whole batch's and keeps its rows'. Two things are
 dropout in the backbone, each process draws everything for itself; and a plug-in that looks at the rows must draw
 tensors ``(rows, ...)`` or ones of which no size equals the number of rows.
 
-Where the memory does not suffice for all lanes at once, a step goes through them in several passes, half as many lanes
-in each; no number changes, since no lane's depend on its company.
+A step may go through its lanes in several passes; no number changes, since no lane's depend on its company. On a CPU
+lanes share a pass only while it has few tokens: beyond, sharing saves nothing and takes memory, which costs time to
+touch. Where memory does not suffice, half as many lanes share a pass from then on.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.collate import collate
 from softprompts.training import runs
 from softprompts.training.evaluate import Feature, model_inputs
-from softprompts.training.lane import Lane, LaneResult
+from softprompts.training.lane import Draw, Lane, LaneResult
 from softprompts.training.losses import label_count, pass_losses
 from softprompts.training.measure import PeakMemory
 from softprompts.training.processes import alike, together
@@ -101,7 +102,7 @@ def train(
 
     # A run that stopped right before a crash has only its result left to write.
     finish([lane for lane in lanes if not lane.active])
-    room = _Room(len(lanes))
+    room = _Room(len(lanes), CPU_TOKENS if accelerator.device.type == "cpu" else None)
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
@@ -153,14 +154,30 @@ def _compiled(model: Any, wanted: bool) -> contextlib.AbstractContextManager[Non
 
 
 class _Room:
-    """How many lanes a forward pass has room for; at first, as many as there are."""
+    """Which lanes share a forward pass.
 
-    def __init__(self, lanes: int):
-        self.lanes = lanes
+    Args:
+        lanes: most lanes in a pass; fewer after memory has run out.
+        tokens: most tokens in a pass of several lanes, padding included; None: any number.
+    """
 
-    def parts(self, lanes: list[Lane]) -> list[list[Lane]]:
-        """The lanes, as many together as there is room for."""
-        return [lanes[at : at + self.lanes] for at in range(0, len(lanes), self.lanes)]
+    def __init__(self, lanes: int, tokens: int | None = None):
+        self.lanes, self.tokens = lanes, tokens
+
+    def parts(self, lanes: Sequence[Lane], draws: Sequence[Draw]) -> list[list[tuple[Lane, Draw]]]:
+        """The lanes with what they draw, as many together as there is room for."""
+        parts: list[list[tuple[Lane, Draw]]] = []
+        rows = width = 0
+        for lane, draw in zip(lanes, draws, strict=True):
+            count = max(map(len, draw))
+            length = max(len(row["input_ids"]) for batch in draw for row in batch)
+            full = not parts or len(parts[-1]) == self.lanes
+            if full or (self.tokens is not None and (rows + count) * max(width, length) > self.tokens):
+                parts.append([])
+                rows = width = 0
+            parts[-1].append((lane, draw))
+            rows, width = rows + count, max(width, length)
+        return parts
 
 
 def _evaluate(
@@ -188,12 +205,13 @@ def _step(
     randomness: Randomness,
 ) -> bool:
     """One step of all lanes; returns whether someone asked to stop."""
+    draws = [lane.draw() for lane in lanes]
     while True:
         drawn = randomness.mark()
         try:
             losses = [
                 loss
-                for part in room.parts(lanes)
+                for part in room.parts(lanes, draws)
                 for loss in _losses_and_gradients(model, part, pad_id, padding_side, accelerator, randomness)
             ]
             break
@@ -225,21 +243,27 @@ def _step(
 
 
 def _losses_and_gradients(
-    model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator, randomness: Randomness
+    model: Any,
+    asked: Sequence[tuple[Lane, Draw]],
+    pad_id: int,
+    padding_side: str,
+    accelerator: Accelerator,
+    randomness: Randomness,
 ) -> list[Tensor]:
     """The loss of each lane in this step; gradients are added to what the parameters have."""
     kind, world, rank = model.backbone_kind, accelerator.num_processes, accelerator.process_index
-    draws = [lane.draw() for lane in lanes]
+    lanes, draws = [lane for lane, _ in asked], [draw for _, draw in asked]
     counts = [max(1, label_count(kind, [row for rows in draw for row in rows])) for draw in draws]
+    drawn = [sum(map(len, draw)) for draw in draws]
     losses: list[Tensor] = [torch.zeros((), device=model.device) for _ in lanes]
     # A lane that accumulates over fewer batches than others sits out the last passes.
-    for part in range(max(len(draw) for draw in draws)):
+    for part in range(max(map(len, draws))):
         whole = [draw[part] if part < len(draw) else [] for draw in draws]
-        shares = [batch[rank::world] for batch in whole]
-        randomness.of_rows(lanes, [len(batch) for batch in whole])
+        shares, sizes = [batch[rank::world] for batch in whole], list(map(len, whole))
+        randomness.of_rows(lanes, sizes)
         rows: list[Feature] = [row for share in shares for row in share]
         if not rows:
-            randomness.catch_up(lanes, [len(batch) for batch in whole])
+            randomness.catch_up(lanes, sizes)
             continue
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
@@ -254,21 +278,22 @@ def _losses_and_gradients(
             start += len(share)
             if lane.name in penalties:
                 # In proportion to the rows of this pass, so that a step adds up to one penalty.
-                loss = loss + penalties[lane.name] * (len(share) / sum(map(len, draws[i])))
+                loss = loss + penalties[lane.name] * (len(share) / drawn[i])
             losses[i] = losses[i] + loss.detach()
             # A lane that has diverged must not take the others' sum with it. Chosen on the device: asking which
             # losses are finite here would make the device wait between forward and backward pass.
             total = total + torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
         accelerator.backward(total)
-        randomness.catch_up(lanes, [len(batch) for batch in whole])
+        randomness.catch_up(lanes, sizes)
     return losses
 
 
 def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "right") -> int:
-    """How many lanes like this one can share a pass of the backbone; at least 1.
+    """How many lanes like this one should be trained together; at least 1.
 
     Takes one step of its longest batch, without an update, to see what memory it needs, and compares that with what
-    is free. On the CPU never more than fill a pass of `CPU_TOKENS` tokens: those keep all cores busy.
+    is free. On the CPU no more than it takes to fill a pass of `CPU_TOKENS` tokens with their average batches: those
+    keep all cores busy.
 
     Args:
         model: a model with the lane's prompt attached.
@@ -300,7 +325,7 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
     held = 4 * sum(parameter.numel() * parameter.element_size() for parameter in prompt.parameters())
     count = int(SHARE * free_memory(accelerator.device) / (taken + held))
     if accelerator.device.type == "cpu":
-        count = min(count, CPU_TOKENS // batch["input_ids"].numel())
+        count = min(count, round(CPU_TOKENS / lane.tokens))
     if accelerator.num_processes > 1:  # all must go the same way
         count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).min())
     return max(1, count)

@@ -1,0 +1,48 @@
+"""Short sequences on the CPU: plain products in place of torch's kernel, with the same outcome."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from softprompts import attention
+
+# llama and its like share keys and values among heads, so that torch's kernel stays in charge.
+OWN_HEADS = ["bert", "roberta", "electra", "distilbert", "t5", "bart"]
+
+
+def outcome(family: str, method: str) -> list[Tensor]:
+    """Loss, logits, and gradient of every trained tensor, of the same model and batch each time."""
+    model = tiny.attached(family, method)
+    output = model(**tiny.batch(family))
+    output.loss.backward()
+    return [output.loss, output.logits, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("method", ["prefix-tuning", "multi-mask"])
+def test_both_ways_agree(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    products = attention._by_products
+    monkeypatch.setattr(attention, "_by_products", lambda *args: calls.append(1) or products(*args))
+    mine = outcome(family, method)
+    assert bool(calls) >= (family in OWN_HEADS)
+    monkeypatch.setattr(attention, "SHORT", 0)
+    calls.clear()
+    for ours, theirs in zip(mine, outcome(family, method), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert not calls
+
+
+def test_what_they_are_not_for() -> None:
+    def tensor(heads: int = 2, tokens: int = 8, **kind: object) -> Tensor:
+        return torch.zeros(1, heads, tokens, 4, **kind)  # type: ignore[arg-type]
+
+    assert attention._short(tensor(), tensor(), tensor())
+    assert not attention._short(tensor(), tensor(), tensor(), dropout=0.1)
+    assert not attention._short(tensor(4), tensor(2), tensor(2))
+    assert not attention._short(tensor(tokens=64), tensor(tokens=64), tensor(tokens=64))
+    half = tensor(dtype=torch.bfloat16)
+    assert not attention._short(half, half, half)
