@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class SoftPromptError(ValueError):
@@ -17,3 +18,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"known: {', '.join(options)}" if options else "none are known"
+
+
+def require_whole(owner: str, name: str, value: Any, least: int) -> None:
+    """Refuses what is no whole number of at least ``least``; ``owner`` begins the error."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SoftPromptError(f"{owner}: {name} must be a whole number of at least {least}, not {value!r}")

@@ -433,8 +433,8 @@ class Workbench:
 
         def key(run: Run) -> tuple[Any, ...]:
             method, training = run.method, run.training
-            added = method.num_virtual_tokens if method.uses_tokens else 0
-            return training.bf16, training.backbone_dropout, training.compile, added, training.batch_size
+            kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
+            return *kind, method.input_tokens
 
         return key(one) == key(other)
 
@@ -607,7 +607,7 @@ def steps_behind(path: Path) -> int:
     if not file.is_file():
         return 0
     try:
-        return int(torch.load(file, map_location="cpu", weights_only=True)["step"])
+        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"])
     except Exception:  # a damaged one is reported when the run is taken up
         return 0
 
@@ -644,8 +644,7 @@ def _is_number(text: str) -> bool:
 def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, config: MethodConfig) -> int | None:
     """Tokens of the model's context that a prompt leaves for the input; None where nothing limits them."""
     limit = _context(model, tokenizer)
-    taken = config.num_virtual_tokens if config.uses_tokens else 0
-    return None if limit is None else limit - taken
+    return None if limit is None else limit - config.input_tokens
 
 
 def _context(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -185,9 +185,7 @@ class PromptModel:
         return own(*args, **kwargs)
 
     def _token_count(self, name: str | None) -> int:
-        if name is None or not self.prompts[name].config.uses_tokens:
-            return 0
-        return self.prompts[name].config.num_virtual_tokens
+        return 0 if name is None else self.prompts[name].config.input_tokens
 
     # --- prompts by name --------------------------------------------------------------------------------------------
 

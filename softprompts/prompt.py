@@ -121,9 +121,9 @@ def new_prompt(
     name = type(backbone.model).__name__
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
     limit = backbone.max_tokens
-    if config.uses_tokens and limit is not None and config.num_virtual_tokens >= limit:
+    if limit is not None and config.input_tokens >= limit:
         raise SoftPromptError(
-            f"{config.method}: {config.num_virtual_tokens} virtual tokens leave no room for the input in the "
+            f"{config.method}: {config.input_tokens} virtual tokens leave no room for the input in the "
             f"{limit} positions of {name}"
         )
     if config.uses_tokens and not backbone.text_input:

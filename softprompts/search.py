@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from softprompts.errors import SoftPromptError, nearest
+from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Run, Workbench, steps_behind
 from softprompts.files import replace_folder, write_json_atomic, write_text_atomic
 from softprompts.methods.base import MethodConfig, Span, make_config
@@ -236,10 +236,10 @@ def rungs(
     Raises:
         SoftPromptError: a number is too small, or the budget is too short to cut anything.
     """
-    _whole("trials", trials, 1)
-    _whole("eta", eta, 2)
-    _whole("min_steps", min_steps, 1)
-    _whole("steps", steps, 1)
+    require_whole("search", "trials", trials, 1)
+    require_whole("search", "eta", eta, 2)
+    require_whole("search", "min_steps", min_steps, 1)
+    require_whole("search", "steps", steps, 1)
     least = max(min_steps, eval_every or 1)
     count = 0
     while eta ** (count + 1) <= min(trials, steps // least):
@@ -392,11 +392,11 @@ class _Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        _whole("trials", self.trials, 1)
+        require_whole("search", "trials", self.trials, 1)
         if self.generation is None:
             object.__setattr__(self, "generation", min(max(4, math.ceil(self.trials / 4)), 16))
-        _whole("generation", self.generation, 1)
-        _whole("seed", self.seed, 0)
+        require_whole("search", "generation", self.generation, 1)
+        require_whole("search", "seed", self.seed, 0)
         if self.sampler not in SAMPLERS:
             raise SoftPromptError(f"search: unknown sampler '{self.sampler}'; {nearest(self.sampler, SAMPLERS)}")
 
@@ -899,11 +899,6 @@ def _said_of(name: str, space: Space) -> Iterator[tuple[str, Span | Sequence[Any
 
 def _is_list(values: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SoftPromptError(f"search: {name} must be a whole number of at least {least}, not {value!r}")
 
 
 def _evaluated(path: Path, step: int) -> bool:

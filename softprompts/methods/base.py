@@ -199,6 +199,11 @@ class MethodConfig:
         length = cls.num_virtual_tokens
         return {"learning_rate": RATES, "num_virtual_tokens": (max(1, length // 2), length, 2 * length)}
 
+    @property
+    def input_tokens(self) -> int:
+        """Tokens by which the prompt makes an input longer."""
+        return self.num_virtual_tokens if self.uses_tokens else 0
+
     def min_virtual_tokens(self) -> int:
         """The least number of virtual tokens that makes sense."""
         return 1

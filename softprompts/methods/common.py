@@ -5,17 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, require_whole
 from softprompts.methods.base import MethodConfig, Shape
 
 
 def whole_number(config: MethodConfig, field: str, least: int, optional: bool = False) -> None:
     """Checks that a field is an int of at least ``least`` (or None, if optional)."""
     value = getattr(config, field)
-    if optional and value is None:
-        return
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    config.require(fits, f"{field} must be a whole number of at least {least}, not {value!r}")
+    if not (optional and value is None):
+        require_whole(config.method, field, value, least)
 
 
 def real_number(config: MethodConfig, field: str, zero: bool = True, below: float | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from softprompts.errors import SoftPromptError, nearest
+from softprompts.errors import SoftPromptError, nearest, require_whole
 
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("linear", "constant")
@@ -67,11 +67,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "eval_batch_size", "eval_every", "patience"):
             if getattr(self, name) is not None:
-                self._whole(name, 1)
+                require_whole("training", name, getattr(self, name), 1)
         for name in ("epochs", "batch_size", "gradient_accumulation_steps"):
-            self._whole(name, 1)
-        self._whole("warmup_steps", 0)
-        self._whole("seed", 0)
+            require_whole("training", name, getattr(self, name), 1)
+        require_whole("training", "warmup_steps", self.warmup_steps, 0)
+        require_whole("training", "seed", self.seed, 0)
         for name in ("bf16", "backbone_dropout", "compile"):
             optional = name == "backbone_dropout" and self.backbone_dropout is None
             if not isinstance(getattr(self, name), bool) and not optional:
@@ -96,11 +96,6 @@ class TrainConfig:
             raise SoftPromptError(f"training: warmup_ratio must be at most 1, not {self.warmup_ratio!r}")
         if self.warmup_steps and self.warmup_ratio:
             raise SoftPromptError("training: give warmup_steps or warmup_ratio, not both")
-
-    def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SoftPromptError(f"training: {name} must be a whole number of at least {least}, not {value!r}")
 
     def warmup(self, total_steps: int) -> int:
         """Number of warm-up steps of a run of ``total_steps``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -105,7 +105,7 @@ def predict(
     if label_ids is None and len({count == 1 for count in outputs}) > 1:
         raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
     # A prompt of input tokens makes its rows longer.
-    added = {name: p.config.num_virtual_tokens if p.config.uses_tokens else 0 for name, p in prompts.items()}
+    added = {name: prompt.config.input_tokens for name, prompt in prompts.items()}
     order = sorted(range(len(features)), key=lambda index: len(features[index]["input_ids"]) + added[names[index]])
     world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     # In double precision, which holds every other exactly: a process without a batch need not know the model's.
@@ -143,8 +143,7 @@ def _context(kind: str, feature: Feature) -> dict[str, Any]:
 
 def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str) -> Tensor:
     batch = collate(rows, pad_id, side)
-    logits: Tensor = model(**model_inputs(model, batch), prompt_names=names).logits
-    return logits
+    return cast(Tensor, model(**model_inputs(model, batch), prompt_names=names).logits)
 
 
 def _label_scores(
