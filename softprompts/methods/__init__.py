@@ -5,6 +5,7 @@ from types import ModuleType
 
 from softprompts.methods.base import (
     SITE_KINDS,
+    About,
     Component,
     Method,
     MethodConfig,
@@ -28,6 +29,7 @@ from softprompts.methods.superpos import SuperPosConfig
 
 __all__ = [
     "SITE_KINDS",
+    "About",
     "Component",
     "EPTConfig",
     "FoldedConfig",

@@ -126,6 +126,31 @@ class Component:
 
 
 @dataclass(frozen=True)
+class About:
+    """What the table of methods (docs/methods.md) says of one. Plain text; equations as in the code, on one line.
+
+    Attributes:
+        paper: who, what, where, with an address.
+        equation: the method in one line.
+        trained: what is trained.
+        count: number of trained parameters as a formula in ``l d S w`` and the method's own settings.
+        once: what is computed once per step, however many rows there are; "" for nothing.
+        per_row: what is computed for every row; "" for nothing.
+        folds_to: what remains after training ("tokens", "prefix", ...); "" where nothing plain does.
+        differs: where we differ from released code or the paper's text, and why; "" where we do not.
+    """
+
+    paper: str
+    equation: str
+    trained: str
+    count: str
+    once: str = ""
+    per_row: str = ""
+    folds_to: str = ""
+    differs: str = ""
+
+
+@dataclass(frozen=True)
 class Span:
     """The numbers between two bounds, to search in; whole ones for a setting that is whole.
 
@@ -160,6 +185,7 @@ class MethodConfig:
     sites: tuple[str, ...] | None = None
 
     method: ClassVar[str] = ""
+    about: ClassVar[About | None] = None
     uses_prefix: ClassVar[bool] = False
     uses_tokens: ClassVar[bool] = False
 
