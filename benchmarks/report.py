@@ -103,7 +103,8 @@ def time_to_accuracy(rows: Rows, options: dict[str, Any]) -> str:
         )
         parts += [
             f"**{row['task']}**: seconds until {100 * row['level']:.1f} % of held-out rows are right (always the "
-            f"commonest label: {100 * row['majority']:.1f} %), the most that every run reached.\n",
+            f"commonest label: {100 * row['majority']:.1f} %), the most that every run reached; their mean: until "
+            f"the mean over seeds is {100 * row['mean_level']:.1f} %.\n",
             table(["", *sides, *(f"{side} / ours" for side in sides if side != "ours")], lines),
             f"Mean over seeds: {ends}. Rates used: ours {used['ours']:g} (the default), PEFT {used['PEFT']:g}; the "
             "search, on other rows and with another seed, scored:\n",
