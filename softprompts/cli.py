@@ -71,13 +71,22 @@ Tracker = Annotated[list[str] | None, typer.Option("--tracker", help="tensorboar
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/methods.md: equations, parameters, papers.")
+    ] = False,
+) -> None:
     """List the methods and their settings."""
     from softprompts.methods import methods as known
 
+    if markdown:
+        from softprompts.method_table import table as page
+
+        print(page(), end="")
+        return
     table = Table("method", "what it is", "settings (default)", show_lines=True)
     for name, config in sorted(known().items()):
-        if name == "folded":  # what fold() leaves; nobody trains from it
+        if not config.listed:
             continue
         module = sys.modules[config.__module__]
         about = (module.__doc__ or "").strip().splitlines()[0]
