@@ -27,7 +27,7 @@ from softprompts.prompt import Prompt
 
 BACKBONES = ("T5-base", "BERT-base")
 # Words that `About.count` may use without saying what they are.
-_SIZES = "l d S w"
+_SIZES = "one of l d S w"
 _OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -144,11 +144,16 @@ def _model(backbone: str) -> Any:
 
 
 def arithmetic(formula: str) -> ast.expr | None:
-    """A formula as a syntax tree; None where it is words."""
+    """A formula of sums and products as a syntax tree; None where it is words."""
     try:
         tree = ast.parse(formula, mode="eval").body
     except SyntaxError:
         return None
+    for node in ast.walk(tree):
+        fine = isinstance(node, ast.Name | ast.expr_context | ast.operator)
+        fine = fine or (isinstance(node, ast.Constant) and isinstance(node.value, int))
+        if not (fine or (isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS)):
+            return None
     return tree
 
 
@@ -157,14 +162,14 @@ def value(formula: str, config: MethodConfig, sizes: Mapping[str, int]) -> int |
 
     Args:
         formula: the formula.
-        config: the settings that its symbols stand for.
+        config: the settings that its symbols stand for, or whose names are in it.
         sizes: ``l d S w``.
 
     Returns:
         The number; None where the formula is words.
 
     Raises:
-        SoftPromptError: a symbol is not told, or what is written is no sum of products.
+        SoftPromptError: a symbol is neither told nor a setting.
     """
     tree = arithmetic(formula)
     if tree is None:
@@ -172,23 +177,24 @@ def value(formula: str, config: MethodConfig, sizes: Mapping[str, int]) -> int |
     said = config.about.symbols if config.about is not None else {}
 
     def find(symbol: str) -> int:
-        if symbol in said:
-            names = (said[symbol],) if isinstance(said[symbol], str) else said[symbol]
-            return next(int(got) for got in (getattr(config, name) for name in names) if got is not None)
-        if symbol in sizes:
+        if symbol in sizes and symbol not in said:
             return sizes[symbol]
+        told = said.get(symbol, symbol)
+        for name in (told,) if isinstance(told, str) else told:
+            if isinstance(got := getattr(config, name, None), int):
+                return got
         raise SoftPromptError(
-            f"{config.method}: '{symbol}' in the formula '{formula}' is none of {_SIZES}: tell it in about.symbols"
+            f"{config.method}: '{symbol}' in the formula '{formula}' is neither {_SIZES} nor a setting that is a "
+            "number: tell it in about.symbols"
         )
 
     def work(node: ast.expr) -> int:
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        if isinstance(node, ast.BinOp):
             return int(_OPERATIONS[type(node.op)](work(node.left), work(node.right)))
         if isinstance(node, ast.Name):
             return find(node.id)
-        if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
-        raise SoftPromptError(f"{config.method}: the formula '{formula}' is more than sums and products")
+        assert isinstance(node, ast.Constant)
+        return int(node.value)
 
     return work(tree)
 
