@@ -78,7 +78,7 @@ class EPTConfig(MethodConfig):
             {"num_virtual_tokens": 40, "rank": 45, "multi_space": False},
         ),
         once="A B, fusion and the networks",
-        per_row="nothing but the sum E(x) + A B",
+        per_row="the sum E(x) + A B",
         folds_to="tokens (s, d) and update (m, d)",
         differs="No code was released. Eq. 3-4 as printed give P_f = 2 P_s and no gradient to A and B: the default "
         "attends to the rows of A B (`fusion_mode`). Factors are bare singular vectors (`svd_scale`), since sharing "

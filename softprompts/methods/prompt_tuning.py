@@ -51,8 +51,7 @@ class PromptTuningConfig(MethodConfig):
         trained="the prompt P (l, d)",
         count="l*d",
         sizes=({"num_virtual_tokens": 100},),
-        once="nothing: the prompt is what is trained",
-        folds_to="tokens (itself)",
+        folds_to="tokens",
         differs="Starts from tokens of the whole vocabulary, since few tokenizers sort it by frequency "
         "(`vocabulary_limit=5000` is the paper's); on encoders with a pooler the prompt goes behind the first token, "
         "which the pooler reads.",
