@@ -27,7 +27,7 @@ from softprompts.prompt import Prompt
 
 BACKBONES = ("T5-base", "BERT-base")
 # Words that `About.count` may use without saying what they are.
-_SIZES = "one of l d S w"
+_SIZES = "one of l d S w L"
 _OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -43,7 +43,7 @@ class Count:
 
     Attributes:
         trained: number of its parameters, without those of a task head.
-        sizes: the ``l d S w`` it was made for.
+        sizes: the ``l d S w L`` it was made for.
     """
 
     trained: int
@@ -100,6 +100,7 @@ def count(config: MethodConfig, backbone: str) -> Count | None:
                 "d": state.hidden_size,
                 "S": len(chosen),
                 "w": site.kv_heads * site.head_dim,
+                "L": sum(site.kind.endswith(".self") for site in state.sites),
             },
         )
 
@@ -163,7 +164,7 @@ def value(formula: str, config: MethodConfig, sizes: Mapping[str, int]) -> int |
     Args:
         formula: the formula.
         config: the settings that its symbols stand for, or whose names are in it.
-        sizes: ``l d S w``.
+        sizes: ``l d S w L``.
 
     Returns:
         The number; None where the formula is words.
@@ -218,8 +219,8 @@ def table() -> str:
     parts = [
         f"# Methods\n\nMade by `{_COMMAND}`; edit what `softprompts/methods/` says instead.",
         "Symbols: `l` virtual tokens; `d` width of the input embeddings; `S` attention sites that take a prefix (36 on "
-        "T5-base: encoder, decoder and cross-attention; 12 on BERT-base); `w` width of a prefix key. All defaults are "
-        "those of `softprompts methods`.",
+        "T5-base: encoder, decoder and cross-attention; 12 on BERT-base); `w` width of a prefix key; `L` layers (24 "
+        "and 12). All defaults are those of `softprompts methods`.",
         "## What is trained",
         _rows(
             ["method", "equation", "trained", "how many", *BACKBONES],
@@ -251,7 +252,7 @@ def table() -> str:
         "## Papers, and where we differ",
         _rows(
             ["method", "paper", "where we differ, and why"],
-            [[_code(name), _prose(said[name].paper), _prose(said[name].differs or "-")] for name in names],
+            [[_code(name), _prose(said[name].paper or "-"), _prose(said[name].differs or "-")] for name in names],
         ),
         "## Numbers of parameters",
         f"In brackets their share of all parameters in percent, the frozen {totals} included; '-' where a backbone has "

@@ -22,7 +22,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_every_method_says_what_it_is(name: str) -> None:
     assert known()[name].about is not None, f"{name} has no 'about', of which docs/methods.md is made"
     said = about(name)
-    assert all((said.paper, said.equation, said.trained, said.count))
+    assert all((said.equation, said.trained, said.count))
     assert "\n" not in said.equation
     with prompt_of(example(name), BACKBONES[0]) as prompt:
         folds = prompt.method.cannot_fold() is None
@@ -46,7 +46,9 @@ def test_a_formula_is_worked_out_by_its_symbols() -> None:
     assert value("(num_masks + 1)*d", config, sizes) == 15
     for words in ("one for every bias", "d*k (mlp)", "d**k", "len(d)", "1.5*d"):
         assert value(words, config, sizes) is None
-    with pytest.raises(sp.SoftPromptError, match="multi-mask: 'q' in the formula 'q[*]d' is neither one of l d S w"):
+    with pytest.raises(
+        sp.SoftPromptError, match="multi-mask: 'q' in the formula 'q[*]d' is neither one of l d S w L nor"
+    ):
         value("q*d", config, sizes)
 
 

@@ -133,8 +133,8 @@ class About:
         paper: who, what, where, with an address.
         equation: the method in one line.
         trained: what is trained.
-        count: number of parameters that the defaults train, as a formula in ``l d S w``, names of settings and
-            ``symbols``. Arithmetic is checked against what a prompt really has; words are not.
+        count: number of parameters that the defaults train, as a formula in ``l d S w``, ``L`` (layers of all stacks),
+            names of settings and ``symbols``. Arithmetic is checked against what a prompt really has; words are not.
         symbols: the setting that a further symbol of ``count`` stands for; of several the first that is a number.
         settings: what makes a prompt where the defaults alone do not.
         sizes: other settings whose number of parameters the table gives, such as those of the paper.
