@@ -6,15 +6,17 @@ import argparse
 import datetime
 import itertools
 import json
+import multiprocessing
 import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -31,6 +33,7 @@ LENGTH = 10  # tokens of a prompt
 
 Inputs = dict[str, torch.Tensor]
 Batches = list[list[int]]
+ResultT = TypeVar("ResultT")
 
 
 def parser(description: str, rounds: int, warmup: int | None = None) -> argparse.ArgumentParser:
@@ -141,6 +144,15 @@ def summary(taken: list[float], base: list[float]) -> dict[str, float]:
     ratios = [mine / other for mine, other in zip(taken, base, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {"median_seconds": statistics.median(taken), "ratio": middle, "ratio_q1": low, "ratio_q3": high}
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def in_new_process(measure: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """What a function returns in a process of its own, whose memory holds nothing that was made before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
 
 
 # --- reports ------------------------------------------------------------------------------------------------------

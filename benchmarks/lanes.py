@@ -19,14 +19,12 @@ sign what training added to what the process held before (interpreter, libraries
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import psutil
-from common import config, fresh, interleave, numbers, parse, parser, prepare, report, summary
+from common import config, fresh, in_new_process, interleave, numbers, parse, parser, prepare, report, summary
 
 import softprompts as sp
 from softprompts.training.config import TrainConfig
@@ -105,9 +103,7 @@ def measure(options: Any, count: int, size: int) -> dict[str, Any]:
     }
     if options.memory:
         for name, shared in (("serial", False), ("shared", True)):
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawn) as process:
-                peak, before = process.submit(memory, options, data, size, shared).result()
+            peak, before = in_new_process(memory, options, data, size, shared)
             row |= {f"{name}_peak": peak, f"{name}_added": peak - before}
     return row
 

@@ -17,9 +17,7 @@ each variant has a process of its own.
 from __future__ import annotations
 
 import functools
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import psutil
@@ -30,6 +28,7 @@ from common import (
     batch,
     config,
     fresh,
+    in_new_process,
     interleave,
     parse,
     parser,
@@ -63,9 +62,7 @@ def main() -> None:
         row["to_prefix"] = relative(times[name], times["prefix-tuning"])
         row["to_prompt"] = relative(times[name], times["prompt-tuning"])
         if options.memory:
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawn) as process:
-                row["added_memory"] = process.submit(memory, options, name).result()
+            row["added_memory"] = in_new_process(memory, options, name)
     report(
         options,
         f"{options.batch} x {options.tokens} tokens, {options.model}",

@@ -71,13 +71,22 @@ Tracker = Annotated[list[str] | None, typer.Option("--tracker", help="tensorboar
 
 
 @app.command()
-def methods() -> None:
+def methods(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The page docs/methods.md: equations, parameters, papers.")
+    ] = False,
+) -> None:
     """List the methods and their settings."""
     from softprompts.methods import methods as known
 
+    if markdown:
+        from softprompts.method_table import table as page
+
+        print(page(), end="")
+        return
     table = Table("method", "what it is", "settings (default)", show_lines=True)
     for name, config in sorted(known().items()):
-        if name == "folded":  # what fold() leaves; nobody trains from it
+        if not config.listed:
             continue
         module = sys.modules[config.__module__]
         about = (module.__doc__ or "").strip().splitlines()[0]
@@ -199,6 +208,7 @@ def compare(
     """Train several methods with several seeds; end in a table. Finished runs are not done again."""
     from softprompts.compare import compare as run_all
     from softprompts.experiment import check_trackers
+    from softprompts.files import require_folder
 
     check_trackers(tracker)
     names = _listed("--methods", methods_)
@@ -208,13 +218,13 @@ def compare(
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
     numbers = [_whole("--seeds", part) for part in _listed("--seeds", seeds)]
     folder = _report_folder(report, out_, "compare")
+    require_folder(folder, "the report")  # before anything trains for minutes
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
-    for config in configs:  # all of them, before the first one trains for minutes
-        for number in numbers:
-            bench.check(config, dataclasses.replace(training, seed=number), root=out_, resume=True, reuse=True)
-    _describe(bench)
-    _tell_cut(bench, configs)
     total, count = len(configs) * len(numbers), 0
+
+    def start() -> None:
+        _describe(bench)
+        _tell_cut(bench, configs)
 
     def tell(config: Any, number: int, result: dict[str, Any]) -> None:
         nonlocal count
@@ -229,6 +239,7 @@ def compare(
             root=out_,
             lanes=lanes,
             trackers=tracker,
+            on_start=start,
             on_result=tell,
         )
     _show(comparison, folder)
@@ -299,7 +310,8 @@ def search(
     With a linear schedule the rates of a run follow its full budget, so what is cut early has seen high rates only.
     """
     from softprompts.experiment import check_trackers
-    from softprompts.search import check_report, load_optuna, rungs
+    from softprompts.leaderboard import check_report
+    from softprompts.search import load_optuna, rungs
     from softprompts.search import search as find
 
     load_optuna()
@@ -348,8 +360,10 @@ def demo(
 ) -> None:
     """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
     from softprompts.demo import run_demo
+    from softprompts.files import require_folder
 
     folder = _report_folder(report, out_, "demo")
+    require_folder(folder, "the report")  # before anything trains for minutes
     with _telling_how_to_go_on("the same command goes on from there"):
         comparison = run_demo(out_, range(seeds), lanes=lanes, tell=_tell, describe=_describe)
     _show(comparison, folder)
@@ -656,10 +670,7 @@ def _whole(flag: str, text: str) -> int:
 
 
 def _report_folder(report: str | None, root: str, name: str) -> Path:
-    folder = Path(report) if report is not None else Path(root) / name
-    if folder.exists() and not folder.is_dir():  # before anything trains for minutes
-        raise SoftPromptError(f"{folder} is a file; name a folder for the report")
-    return folder
+    return Path(report) if report is not None else Path(root) / name
 
 
 def _describe(bench: Any) -> None:
@@ -735,7 +746,7 @@ def _show(comparison: Any, folder: Path) -> None:
 
 
 def _show_leaderboard(found: Any, folder: Path, root: str) -> None:
-    from softprompts.search import BEST, RECORDS
+    from softprompts.leaderboard import BEST, RECORDS
 
     table = Table(title=f"{found.model} on {found.task}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     rows = [found.cells(entry, full=False) for entry in found.entries]

@@ -155,6 +155,7 @@ def compare(
     lanes: int | None = None,
     progress: bool = True,
     trackers: Sequence[str] | None = None,
+    on_start: Callable[[], None] | None = None,
     on_result: Callable[[MethodConfig, int, dict[str, Any]], None] | None = None,
 ) -> Comparison:
     """Trains each method with each seed, several runs in shared passes; what is done already is not done again.
@@ -167,6 +168,7 @@ def compare(
         lanes: runs that share a pass of the backbone; None: as many as there is memory for. No number depends on it.
         progress: show progress bars on a terminal.
         trackers: Accelerate's trackers to log to.
+        on_start: called once it is sure that every run can start, before rows are encoded and the first one trains.
         on_result: called after each run.
 
     Raises:
@@ -180,7 +182,9 @@ def compare(
         if on_result is not None:
             on_result(run.method, run.training.seed, result)
 
-    found = bench.run_all(wanted, root=root, lanes=lanes, progress=progress, trackers=trackers, on_result=tell)
+    found = bench.run_all(
+        wanted, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=tell
+    )
     results: list[list[dict[str, Any]]] = [[] for _ in methods]
     for place, (_, result) in enumerate(found):
         if result is not None:

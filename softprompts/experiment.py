@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from softprompts import packaged
 from softprompts.backbone import kind_of, quiet
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.files import require_folder
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
@@ -208,8 +209,8 @@ class Workbench:
         finally:
             self.model.delete_prompt("check")
         if training is not None:
-            if folder is None and Path(root).is_file():
-                raise SoftPromptError(f"{root} is a file; name a folder for runs")
+            if folder is None:
+                require_folder(root, "runs")
             config = self.resolved(method, training)
             path = Path(folder) if folder is not None else Path(root) / run_id(config)
             if path.is_file() or (path / runs.CONFIG).is_file() or runs.is_done(path):
@@ -354,6 +355,7 @@ class Workbench:
         pause_at: int | None = None,
         progress: bool = True,
         trackers: Sequence[str] | None = None,
+        on_start: Callable[[], None] | None = None,
         on_result: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> list[tuple[Path, dict[str, Any] | None]]:
         """Trains many experiments, several at a time in shared passes of the backbone.
@@ -368,6 +370,8 @@ class Workbench:
             pause_at: lay every experiment aside after this step (see `Lane`).
             progress: show progress bars on a terminal.
             trackers: Accelerate's trackers to log to.
+            on_start: called once it is sure that every experiment can start, before rows are encoded and the first one
+                trains.
             on_result: called after each experiment, in the order in which they end.
 
         Returns:
@@ -381,6 +385,8 @@ class Workbench:
             for run in wanted:
                 self.check(run.method, run.training, root=root, resume=True, reuse=True)
         check_trackers(trackers)
+        if on_start is not None:
+            on_start()
         paths = [Path(root) / run_id(self.resolved(run.method, run.training)) for run in wanted]
         results: dict[Path, dict[str, Any]] = {}
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from softprompts.errors import SoftPromptError
+
 
 def write_atomic(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
     """Writes a file so that readers, and a crash at any time, see the old content or the new one, never a part.
@@ -71,6 +73,21 @@ def replace_folder(source: str | Path, target: str | Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(target.parent)
+
+
+def require_folder(folder: str | Path, what: str) -> None:
+    """Makes sure that a folder is there or can be made.
+
+    Args:
+        folder: its path.
+        what: what it is for, as the error tells it: "the report".
+
+    Raises:
+        SoftPromptError: something else is there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise SoftPromptError(f"{folder} is a file; name a folder for {what}")
 
 
 def temporary_beside(path: Path) -> Path:

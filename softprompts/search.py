@@ -14,10 +14,8 @@ learning rate therefore falls as the full budget wants it: what is cut early was
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import itertools
 import math
 import shutil
@@ -29,16 +27,13 @@ from typing import Any, TypeGuard
 
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Run, Workbench, steps_behind
-from softprompts.files import replace_folder, write_json_atomic, write_text_atomic
+from softprompts.leaderboard import Entry, Leaderboard, check_report, plain, write_report
 from softprompts.methods.base import MethodConfig, Span, make_config
-from softprompts.saving import CONFIG_FILE
 from softprompts.training import TrainConfig, run_id, runs
 from softprompts.training.optim import HEAD
 from softprompts.training.processes import shared_state
 
 SAMPLERS = ("tpe", "random")
-BEST = "best"
-RECORDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
 # Settings of training that may differ between configurations; the budget and what is scored may not.
 _TRAINING = (
     "batch_size", "gradient_accumulation_steps", "optimizer", "learning_rate", "weight_decay", "schedule",
@@ -49,170 +44,6 @@ _TRIES = 50  # proposals that were there already, or make no sense, until it is 
 _DIGITS = 3  # of a number that is proposed: more only makes it harder to repeat
 
 Space = Mapping[str, Span | Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A configuration and how far it came.
-
-    Attributes:
-        trial: its number, from 1, in the order of proposals.
-        method: its method.
-        proposed: the settings that were searched.
-        settings: all settings of the method.
-        training: all settings of the training.
-        rates: the learning rate of each component.
-        trained: number of trained parameters.
-        rung: the last rung it was trained to, from 1.
-        steps: steps taken.
-        scores: its best score up to each rung; None where the metric is undefined there.
-        state: "finished", "cut" or "diverged".
-        test: the kept prompt's score on rows that nothing was chosen by; None without such rows, or if not finished.
-        run: id of the run, the name of its folder.
-    """
-
-    trial: int
-    method: str
-    proposed: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    training: Mapping[str, Any]
-    rates: Mapping[str, float]
-    trained: int
-    rung: int
-    steps: int
-    scores: tuple[float | None, ...]
-    state: str
-    test: float | None
-    run: str
-
-    @property
-    def score(self) -> float | None:
-        """The last score there is."""
-        return self.scores[-1] if self.scores else None
-
-    def __str__(self) -> str:
-        return f"trial {self.trial}, {self.method}" + (f" with {_told(self.proposed)}" if self.proposed else "")
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """What a `search` found.
-
-    Attributes:
-        task: name of the task.
-        model: name of the backbone.
-        metric: the score's name.
-        rows_scored: validation rows behind a score.
-        test_rows: rows behind a test score.
-        rungs: steps at which the worse were cut, and the full budget.
-        settings: what decides the search, as plain JSON values.
-        entries: the configurations, the best first, those that diverged last.
-    """
-
-    task: str
-    model: str
-    metric: str
-    rows_scored: int
-    test_rows: int
-    rungs: tuple[int, ...]
-    settings: Mapping[str, Any]
-    entries: tuple[Entry, ...]
-
-    @property
-    def best(self) -> Entry | None:
-        """The best configuration that has the full budget behind it; None where all of those diverged."""
-        first = self.entries[0] if self.entries else None
-        return first if first is not None and first.state == "finished" else None
-
-    def columns(self, full: bool = True) -> list[str]:
-        """The table's columns; ``full``: with those that a narrow terminal has no room for."""
-        steps = [f"step {step}" for step in self.rungs]
-        return [
-            "trial",
-            "method",
-            "settings",
-            *(["learning rates"] if full else []),
-            *steps,
-            *(["test"] if self.test_rows else []),
-            *(["steps", "rung", "state"] if full else []),
-            "trained",
-        ]
-
-    def cells(self, entry: Entry, full: bool = True) -> list[str]:
-        """A configuration as the table shows it, scores times 100."""
-        scores = [_percent(score) for score in entry.scores]
-        if entry.state == "diverged":
-            scores.append("diverged")
-        scores += ["-"] * (len(self.rungs) - len(scores))
-        return [
-            str(entry.trial),
-            entry.method,
-            _told(entry.proposed) or "defaults",
-            *([_told(entry.rates)] if full else []),
-            *scores,
-            *([_percent(entry.test)] if self.test_rows else []),
-            *([f"{entry.steps:,}", f"{entry.rung} of {len(self.rungs)}", entry.state] if full else []),
-            f"{entry.trained:,}",
-        ]
-
-    def note(self) -> str:
-        """What a reader of the table must know."""
-        text = (
-            f"{self.metric} x 100 on {self.rows_scored:,} validation rows, each run's best so far at each rung. The "
-            "best of many is flattered by the rows it was chosen on"
-        )
-        best = self.best
-        if best is not None and best.test is not None:
-            return f"{text}; on {self.test_rows:,} test rows, which chose nothing, it has {_percent(best.test)}."
-        return f"{text}; measure it on rows that chose nothing."
-
-    def markdown(self) -> str:
-        """The table as Markdown, the best in bold."""
-        columns = self.columns()
-        lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
-        for entry in self.entries:
-            cells = [cell.replace("|", "\\|") for cell in self.cells(entry)]
-            if entry is self.best:
-                cells = [f"**{cell}**" for cell in cells]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
-
-    def csv(self) -> str:
-        """One line per configuration, for programs."""
-        out = io.StringIO()
-        writer = csv.writer(out)
-        proposed = sorted({name for entry in self.entries for name in entry.proposed})
-        head = [
-            "rank",
-            "trial",
-            "method",
-            "state",
-            "rung",
-            "steps",
-            "score",
-            "test",
-            "trained",
-            "run",
-            "learning_rates",
-        ]
-        writer.writerow([*head, *(f"score_{step}" for step in self.rungs), *proposed])
-        for rank, entry in enumerate(self.entries, 1):
-            scores = [*entry.scores, *[None] * (len(self.rungs) - len(entry.scores))]
-            rates = " ".join(f"{name}={rate:g}" for name, rate in entry.rates.items())
-            writer.writerow(
-                [
-                    *[rank, entry.trial, entry.method, entry.state, entry.rung, entry.steps, entry.score, entry.test],
-                    *[entry.trained, entry.run, rates, *scores],
-                    *(entry.proposed.get(name) for name in proposed),
-                ]
-            )
-        return out.getvalue()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
-        plain = dataclasses.asdict(dataclasses.replace(self, entries=()))
-        entries = [{"rank": rank, **dataclasses.asdict(entry)} for rank, entry in enumerate(self.entries, 1)]
-        return {**plain, "rungs": list(self.rungs), "entries": entries}
 
 
 def rungs(
@@ -340,44 +171,6 @@ def search(
     held = sum(_bytes(trial.path) for trial in found.all)
     say(f"{len(found.all)} run folders in {root} hold {_size(held)}")
     return leaderboard
-
-
-def check_report(folder: str | Path) -> None:
-    """Makes sure that a report can be written.
-
-    Raises:
-        SoftPromptError: something else is there.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(f"{folder} is a file; name a folder for the report")
-    best = folder / BEST
-    if best.exists() and not (best / CONFIG_FILE).is_file():
-        raise SoftPromptError(f"{best} is there already and is no saved prompt; name another folder for the report")
-
-
-def write_report(leaderboard: Leaderboard, folder: str | Path, root: str | Path) -> list[Path]:
-    """Writes the leaderboard as Markdown, CSV and JSON, and a copy of the best prompt.
-
-    Args:
-        leaderboard: what was found.
-        folder: where to.
-        root: where the run folders are.
-
-    Returns:
-        What was written.
-    """
-    folder = Path(folder)
-    check_report(folder)
-    written = [folder / name for name in RECORDS]
-    write_text_atomic(written[0], leaderboard.markdown())
-    write_text_atomic(written[1], leaderboard.csv())
-    write_json_atomic(written[2], leaderboard.to_dict())
-    best = leaderboard.best
-    if best is None:
-        return written
-    replace_folder(Path(root) / best.run / runs.PROMPT, folder / BEST)
-    return [*written, folder / BEST]
 
 
 @dataclass(frozen=True)
@@ -923,25 +716,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _percent(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.1f}"
-
-
 def _span_told(values: Span | Sequence[Any]) -> str:
     if isinstance(values, Span):
         return f"{values.low:g} to {values.high:g}" + (" (log)" if values.log else "")
-    return ", ".join(_plain(value) for value in values)
-
-
-def _told(values: Mapping[str, Any]) -> str:
-    """Settings as text."""
-    return ", ".join(f"{name}={_plain(value)}" for name, value in values.items())
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_plain, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return ", ".join(plain(value) for value in values)
 
 
 def _bytes(folder: Path) -> int:

@@ -7,6 +7,7 @@ import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from saved import model_folder, rows, write_csv
@@ -64,6 +65,38 @@ def test_scores_come_from_test_rows_where_there_are_some() -> None:
     assert score_of(result, "accuracy") == 0.5
     assert score_of({**result, "test_rows": 0}, "accuracy") == 0.9
     assert score_of({**result, "test_metrics": {}}, "accuracy") is None
+
+
+def test_compare_checks_each_run_once_before_anything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Workbench(model_folder("bert"), Data(train=str(write_csv(tmp_path / "data.csv", rows()))))
+    fits, too_long = sp.PrefixTuningConfig(num_virtual_tokens=2), sp.PromptTuningConfig(num_virtual_tokens=39)
+    happened: list[str] = []
+    check, encode = Workbench.check, Workbench.features
+
+    def checked(self: Workbench, method: sp.MethodConfig, *rest: Any, **more: Any) -> None:
+        happened.append(f"check {method.num_virtual_tokens}")
+        check(self, method, *rest, **more)
+
+    def encoded(self: Workbench, split: str, length: int) -> Any:
+        happened.append("encode")
+        return encode(self, split, length)
+
+    monkeypatch.setattr(Workbench, "check", checked)
+    monkeypatch.setattr(Workbench, "features", encoded)
+    with pytest.raises(sp.SoftPromptError, match="leave no room"):
+        compare(
+            bench,
+            [(method, TrainConfig(max_steps=1)) for method in (fits, too_long)],
+            [0],
+            root=tmp_path / "runs",
+            on_start=lambda: happened.append("start"),
+        )
+    assert happened == ["check 2", "check 39"] and not (tmp_path / "runs").exists()
+
+    happened.clear()
+    training = TrainConfig(max_steps=1)
+    compare(bench, [(fits, training)], [0, 1], root=tmp_path / "runs", on_start=lambda: happened.append("start"))
+    assert happened[:4] == ["check 2", "check 2", "start", "encode"] and "check 2" not in happened[3:]
 
 
 def test_compare_trains_once_and_sums_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

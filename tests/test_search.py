@@ -19,8 +19,9 @@ import softprompts as sp
 from softprompts import search as module
 from softprompts.errors import SoftPromptError
 from softprompts.experiment import Data, Workbench
+from softprompts.leaderboard import Leaderboard
 from softprompts.methods import MethodConfig, Span
-from softprompts.search import Leaderboard, rungs, search
+from softprompts.search import rungs, search
 from softprompts.training import TrainConfig, runs
 
 BUDGET = TrainConfig(max_steps=8, batch_size=8)

@@ -133,7 +133,11 @@ class About:
         paper: who, what, where, with an address.
         equation: the method in one line.
         trained: what is trained.
-        count: number of trained parameters as a formula in ``l d S w`` and the method's own settings.
+        count: number of parameters that the defaults train, as a formula in ``l d S w``, ``L`` (layers of all stacks),
+            names of settings and ``symbols``. Arithmetic is checked against what a prompt really has; words are not.
+        symbols: the setting that a further symbol of ``count`` stands for; of several the first that is a number.
+        settings: what makes a prompt where the defaults alone do not.
+        sizes: other settings whose number of parameters the table gives, such as those of the paper.
         once: what is computed once per step, however many rows there are; "" for nothing.
         per_row: what is computed for every row; "" for nothing.
         folds_to: what remains after training ("tokens", "prefix", ...); "" where nothing plain does.
@@ -144,6 +148,9 @@ class About:
     equation: str
     trained: str
     count: str
+    symbols: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sizes: tuple[Mapping[str, Any], ...] = ()
     once: str = ""
     per_row: str = ""
     folds_to: str = ""
@@ -186,6 +193,7 @@ class MethodConfig:
 
     method: ClassVar[str] = ""
     about: ClassVar[About | None] = None
+    listed: ClassVar[bool] = True  # False for what nobody asks for by name
     uses_prefix: ClassVar[bool] = False
     uses_tokens: ClassVar[bool] = False
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -61,6 +61,30 @@ class EPTConfig(MethodConfig):
     vocabulary_limit: int | None = None
 
     uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="Lan, Yang, Liu, Guo, Zhao and Wang, AAAI 2025, https://arxiv.org/abs/2405.11464",
+        equation="[P_s + W (A B) + sum_i G_i(P_s) E_i(P_s) ; E(x) + A B], W = softmax(P_s (A B)^T / sqrt(d))",
+        trained="P_s (s, d), A (m, r), B (r, d), N networks d-h-d and their gate",
+        count="s*d + (m + d)*r + N*(2*d*h + h + d) + N*(d + 1)",
+        symbols={
+            "s": "num_virtual_tokens",
+            "m": "max_length",
+            "r": "rank",
+            "N": "num_spaces",
+            "h": ("space_hidden_size", "max_length"),
+        },
+        sizes=(
+            {"multi_space": False},
+            {"num_virtual_tokens": 40, "rank": 45, "multi_space": False},
+        ),
+        once="A B, fusion and the networks",
+        per_row="the sum E(x) + A B",
+        folds_to="tokens (s, d) and update (m, d)",
+        differs="No code was released. Eq. 3-4 as printed give P_f = 2 P_s and no gradient to A and B: the default "
+        "attends to the rows of A B (`fusion_mode`). Factors are bare singular vectors (`svd_scale`), since sharing "
+        "out the singular values adds vectors as large as embeddings from the start; the gate is per prompt token; "
+        "the networks are m wide. The paper's 76.8K leave the networks out, which are dropped after training.",
+    )
 
     def __post_init__(self) -> None:
         for field in ("decomposition", "fusion", "multi_space"):

@@ -7,6 +7,7 @@ once and stored; the rest is dropped. A folded prompt gives the same tensors bit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ class FoldedConfig(MethodConfig):
     has_tokens: bool = False
     update_length: int = 0
     has_prefix: bool = False
+
+    listed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

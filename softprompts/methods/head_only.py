@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from softprompts.methods.base import RATES, Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import RATES, About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -23,6 +23,13 @@ class HeadOnlyConfig(MethodConfig):
     """
 
     num_virtual_tokens: int = 0
+
+    about: ClassVar[About | None] = About(
+        paper="the usual linear baseline",
+        equation="y = head(f(x))",
+        trained="nothing but the task head",
+        count="0",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, prefix_table, real_number, split_prefix, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -46,6 +46,25 @@ class MultiMaskConfig(MethodConfig):
     init_std: float = 0.5
 
     uses_prefix: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper='Tu, Nguyen, Nguyen and Dinh, "Multi-mask Prefix Tuning"',
+        equation="P~ = sigmoid(sum_j p_j(x) theta_j) o P, p(x) = softmax(L_mu(mean embedding of x))",
+        trained="the prefix P (l, 2*S*w), k masks theta_j (l, S) and the router L_mu (k, d)",
+        count="2*S*l*w + k*l*S + k*d",
+        symbols={"k": "num_masks"},
+        sizes=(
+            {"sites": ("decoder.self",)},
+            {"num_virtual_tokens": 20, "num_masks": 1},
+            {"num_virtual_tokens": 5},
+        ),
+        per_row="router and gate (l, S)",
+        folds_to="prefix, with one mask only",
+        differs="One mask entry gates key and value of a token at one site, as in the paper; released code tiles the "
+        "masks over a list of keys and values, so that the two of a layer get different columns, reaches only the "
+        "decoder of T5, shares prefixes between its layers, and trains a second table that nothing reads. Dropout on "
+        "the router as in the paper (its scripts use noise: `router_noise`). The paper's L1 term has no weight and is "
+        "not in its code: off by default.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -45,6 +45,17 @@ class PromptTuningConfig(MethodConfig):
     init_scale: float = 0.5
 
     uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="Lester, Al-Rfou and Constant, EMNLP 2021, https://arxiv.org/abs/2104.08691",
+        equation="X' = [P ; E(x)]",
+        trained="the prompt P (l, d)",
+        count="l*d",
+        sizes=({"num_virtual_tokens": 100},),
+        folds_to="tokens",
+        differs="Starts from tokens of the whole vocabulary, since few tokenizers sort it by frequency "
+        "(`vocabulary_limit=5000` is the paper's); on encoders with a pooler the prompt goes behind the first token, "
+        "which the pooler reads.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import prefix_table, real_number, split_prefix
 from softprompts.soft_prompt import SoftPrompt
 
@@ -40,6 +40,19 @@ class SelectivePrefixConfig(MethodConfig):
     init_std: float = 0.5
 
     uses_prefix: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="Zhang, Li, Wang and Zhao, Findings of ACL 2024",
+        equation="prefix weights m(s) exp(s) before normalisation, m(s) = sigmoid(alpha s); loss + lambda SL",
+        trained="the table of keys and values (l, 2*S*w)",
+        count="2*S*l*w",
+        sizes=tuple({"num_virtual_tokens": length} for length in (8, 20, 40, 128)),
+        once="the loss SL, mean |cos| between rows of the prefix",
+        per_row="the mask, from the scores of every query",
+        folds_to="prefix, without the mask only (`alpha=None`)",
+        differs="SL adds up over sites as in Eq. 9; released scripts average (their weight a is `a / S` here). Scores "
+        "are divided by the root of the head's width, as in the code, not by that of d as printed. Dropout on scores "
+        "and on keys, which only the code has, is left out. On every kind of backbone, not on encoders alone.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -46,6 +46,17 @@ class SuperPosConfig(MethodConfig):
     vocabulary_limit: int | None = None
 
     uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="SadraeiJavaeri, Asgari, McHardy and Rabiee, 2024, https://arxiv.org/abs/2406.05279",
+        equation="p_i = E_i p'_i = sum_j p'_ij e_ij",
+        trained="embeddings E (l, m, d) and weights p' (l, m)",
+        count="l*m*d + l*m",
+        symbols={"m": "num_sampled_tokens"},
+        once="the weighted sums",
+        folds_to="tokens",
+        differs="No code was released. The paper leaves the start of the weights open: N(0, 1/m), which gives prompt "
+        "tokens about the norm of a token embedding.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

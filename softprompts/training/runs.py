@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from softprompts.errors import SoftPromptError
+from softprompts.files import require_folder
 from softprompts.files import write_atomic as write_atomic
 from softprompts.files import write_json_atomic as write_json_atomic
 from softprompts.files import write_text_atomic as write_text_atomic
@@ -111,8 +112,7 @@ def open_run(
     """
     identity = run_id(config)
     path = Path(folder) if folder is not None else Path(root) / identity
-    if path.exists() and not path.is_dir():
-        raise SoftPromptError(f"{path} is a file; name a folder for the run")
+    require_folder(path, "the run")
     if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
         if run_id(load_config(path)) != identity:
             raise SoftPromptError(f"{path} holds a run with another configuration; choose a new folder")
