@@ -297,7 +297,7 @@ class Workbench:
             "data": self.data.to_dict(),
             "rows": self.task.fingerprint,
             "method": method.method,
-            "settings": method.to_dict(),
+            "settings": method.identity(),
             "max_length": self.max_length,
             "evaluate": self.evaluate,
             "training": training.identity(),
@@ -474,7 +474,7 @@ class Workbench:
         path = Path(folder) if folder is not None else Path(root) / run_id(config)
         with together():
             if is_main():
-                self._open(path, root, config, resume, folder)
+                self._open(path, root, config, resume, folder, method.files())
         record = {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
             "max_length": length,
@@ -504,14 +504,25 @@ class Workbench:
         )
 
     def _open(
-        self, path: Path, root: str | Path, config: dict[str, Any], resume: bool, folder: str | Path | None
+        self,
+        path: Path,
+        root: str | Path,
+        config: dict[str, Any],
+        resume: bool,
+        folder: str | Path | None,
+        files: Sequence[str] = (),
     ) -> None:
-        """Makes the run's folder; a new one says in a comment of its config.yaml where the data lay."""
+        """Makes the run's folder; a new one says in comments of its config.yaml where data and sources lay."""
         new = not (path / runs.CONFIG).is_file()
         open_run(root, config, resume=resume, folder=folder)
-        if new and (places := self.data.places()):
-            note = "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
+        note = ""
+        if places := self.data.places():
+            note += "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
             note += "".join(f"#   {key}: {place}\n" for key, place in places.items())
+        if files:
+            note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
+            note += "".join(f"#   {file}\n" for file in files)
+        if new and note:
             runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
 
     def _label_values(self) -> list[int | float] | None:
