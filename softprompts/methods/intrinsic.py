@@ -78,8 +78,9 @@ class IntrinsicConfig(MethodConfig):
             )
             object.__setattr__(self, "autoencoder", str(self.autoencoder))
         real_number(self, "init_std")
+        plain = isinstance(self.restored, tuple | list) and len(self.restored) <= 2
+        self.require(plain, "restored is set by saving; leave it out")
         object.__setattr__(self, "restored", tuple(self.restored))
-        self.require(len(self.restored) <= 2, "restored is set by saving; leave it out")
         for size in self.restored:
             require_whole(self.method, "restored", size, 1)
 
