@@ -1,6 +1,10 @@
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from source_prompts import PLAIN, saved
 
 from softprompts.errors import SoftPromptError
