@@ -108,7 +108,8 @@ def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
     for name in names:
         save_prompt(model, name, folder if len(names) == 1 else folder / name)
     if for_trainer:
-        state = {f"prompts.{k}": v.detach().cpu().contiguous() for k, v in model.prompts.state_dict().items()}
+        # Copies: prompts may share a part, and safetensors refuses tensors that share memory.
+        state = {f"prompts.{k}": v.detach().cpu().contiguous().clone() for k, v in model.prompts.state_dict().items()}
         write_atomic(folder / "model.safetensors", dump_tensors(state, metadata={"format": "pt"}))
 
 

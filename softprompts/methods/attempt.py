@@ -100,6 +100,7 @@ class Attempt(Method):
         self.down = nn.Linear(width, config.bottleneck, bias=False)
         self.up = nn.Linear(config.bottleneck, width, bias=False)
         self.norm = nn.LayerNorm(width, elementwise_affine=config.train_norm)
+        self.borrows = False  # whether another prompt trains the attention
 
     def attention(self, rows: Rows) -> Tensor:
         """Weights ``(R, t+1)`` of the sources and, last, of the target."""
@@ -120,8 +121,18 @@ class Attempt(Method):
         network = [*self.down.parameters(), *self.up.parameters(), *self.norm.parameters()]
         return {
             "prompt": Component([self.prompt], learning_rate=2e-2),
-            "attention": Component(network, learning_rate=1e-3),
+            "attention": Component([] if self.borrows else network, learning_rate=1e-3),
         }
+
+    def share_with(self, other: Method) -> None:
+        """Takes the attention's network from another attempt prompt of the same sizes."""
+        fits = isinstance(other, Attempt) and other is not self and other.down.weight.shape == self.down.weight.shape
+        self.config.require(
+            fits and isinstance(other, Attempt) and other.config.train_norm == self.config.train_norm,
+            "only attempt prompts of one bottleneck and train_norm can share their attention",
+        )
+        assert isinstance(other, Attempt)
+        self.down, self.up, self.norm, self.borrows = other.down, other.up, other.norm, True
 
     def stored(self) -> MethodConfig:
         """The config with the number of sources in place of their names: they are among the saved tensors."""

@@ -297,6 +297,16 @@ class Method(nn.Module):
         """Why this prompt has no plain form, or None when `forward(None)` in eval mode is one."""
         return "it depends on the input" if self.per_row else None
 
+    def share_with(self, other: Method) -> None:
+        """Takes the part that tasks have in common from another prompt, which trains it from now on.
+
+        `components` lists it without parameters then.
+
+        Raises:
+            SoftPromptError: there is no such part, or the two do not go together.
+        """
+        raise SoftPromptError(f"{self.config.method}: it has no part that several tasks could share")
+
     def stored(self) -> MethodConfig:
         """The config that is saved with the tensors (buffers included), which they can be loaded with alone.
 

@@ -111,6 +111,7 @@ class MPT(Method):
         self.shared = nn.Parameter(shared)
         self.left = nn.Parameter(left)
         self.right = nn.Parameter(right)
+        self.borrows = False  # whether another prompt trains the shared one
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, l, d)``."""
@@ -119,9 +120,16 @@ class MPT(Method):
     def components(self) -> dict[str, Component]:
         """The shared prompt, and the factors of the task."""
         return {
-            "prompt": Component([self.shared], learning_rate=2e-2),
+            "prompt": Component([] if self.borrows else [self.shared], learning_rate=2e-2),
             "task": Component([self.left, self.right], learning_rate=2e-2),
         }
+
+    def share_with(self, other: Method) -> None:
+        """Takes ``P*`` from another mpt prompt of the same length."""
+        fits = isinstance(other, MPT) and other is not self and other.shared.shape == self.shared.shape
+        self.config.require(fits, "only mpt prompts of one length can share their P*")
+        assert isinstance(other, MPT)
+        self.shared, self.borrows = other.shared, True
 
     def stored(self) -> MethodConfig:
         """The config without the sources, which have done their work."""
