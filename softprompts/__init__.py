@@ -8,13 +8,18 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
     from softprompts.loading import load as load
+    from softprompts.methods import AttemptConfig as AttemptConfig
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
+    from softprompts.methods import IntrinsicConfig as IntrinsicConfig
+    from softprompts.methods import MPTConfig as MPTConfig
     from softprompts.methods import MultiMaskConfig as MultiMaskConfig
     from softprompts.methods import PrefixTuningConfig as PrefixTuningConfig
     from softprompts.methods import PromptTuningConfig as PromptTuningConfig
     from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
+    from softprompts.methods import SPoTConfig as SPoTConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
+    from softprompts.methods import fit_autoencoder as fit_autoencoder
     from softprompts.methods.base import Component as Component
     from softprompts.methods.base import Method as Method
     from softprompts.methods.base import MethodConfig as MethodConfig
@@ -34,13 +39,18 @@ if TYPE_CHECKING:
 _HOMES = {
     "softprompts.errors": ("SoftPromptError",),
     "softprompts.methods": (
+        "AttemptConfig",
         "EPTConfig",
         "HeadOnlyConfig",
+        "IntrinsicConfig",
+        "MPTConfig",
         "MultiMaskConfig",
         "PrefixTuningConfig",
         "PromptTuningConfig",
         "SelectivePrefixConfig",
+        "SPoTConfig",
         "SuperPosConfig",
+        "fit_autoencoder",
         "Component",
         "Method",
         "MethodConfig",

@@ -352,6 +352,90 @@ def search(
 
 
 @app.command()
+def transfer(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Run folders, prompt folders or hub ids.")],
+    tasks_: Annotated[str, typer.Option("--tasks", help="Target tasks, separated by commas.")] = "reviews",
+    shots: Annotated[
+        str, typer.Option(help="Numbers of training rows, by commas; 0: the source's prompt and head as they are.")
+    ] = "0,16",
+    seeds: Annotated[str, typer.Option(help="Of the rows drawn and the training; separated by commas.")] = "0,1,2",
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the tuned prompts; default: as the longest source.")
+    ] = None,
+    data_dir: DataDir = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Backbone; default: the one that the first source names.")
+    ] = None,
+    max_validation: MaxValidation = None,
+    max_length: MaxLength = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 60,
+    batch_size: BatchSize = 16,
+    lr: Rate = None,
+    lr_of: Rates = None,
+    optimizer: Optimizer = "adamw",
+    schedule: Schedule = "linear",
+    warmup: Warmup = 0,
+    weight_decay: WeightDecay = None,
+    bf16: Bf16 = False,
+    backbone_dropout: Dropout = False,
+    lanes: Lanes = None,
+    out_: Out = "runs",
+    report: Annotated[str | None, typer.Option(help="Folder for the tables; default: <out>/transfer.")] = None,
+) -> None:
+    """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
+    from softprompts.experiment import Data, Workbench
+    from softprompts.sources import read_source
+    from softprompts.training.processes import together
+    from softprompts.transfer import transfer as measure
+    from softprompts.transfer import write_report
+
+    accumulate, epochs, eval_every, patience, compile_, seed = 1, 1, None, None, False, 0
+    training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
+    counts = [_whole("--shots", part) for part in _listed("--shots", shots)]
+    numbers = [_whole("--seeds", part) for part in _listed("--seeds", seeds)]
+    targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in _listed("--tasks", tasks_)]
+    folder = _report_folder(report, out_, "transfer")
+    name = model or str(read_source(sources[0])[0]["backbone"].get("name") or "")
+    with err.status("loading data and model"), together():
+        bench = Workbench(name, targets[0], max_length, backbone_dropout)
+    done = 0
+    total = (len(sources) + 1) * len(targets) * len(numbers) * sum(count > 0 for count in counts)
+
+    def tell(source: str, target: str, count: int, result: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        _tell(done, total, f"{source} to {target} with {count} rows", result["seed"], result)
+
+    with _telling_how_to_go_on("the same command goes on from there"):
+        found = measure(
+            bench,
+            sources,
+            targets,
+            training,
+            shots=counts,
+            seeds=numbers,
+            length=length,
+            root=out_,
+            lanes=lanes,
+            on_result=tell,
+        )
+    if out.quiet:  # the main process writes
+        return
+    written = write_report(found, folder)
+    for count in found.shots:
+        table = Table(title=found.title(count), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("source")
+        for target in found.targets:
+            width = max(len(found.cell(source, target, count)) for source in found.sources)
+            table.add_column(target.name, justify="right", min_width=width)
+        for line in found.lines(count):
+            table.add_row(*line)
+        out.print(table)
+    out.print(found.note())
+    out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
+
+
+@app.command()
 def demo(
     out_: Out = "runs",
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,

@@ -7,6 +7,7 @@ numbers.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, ru
 from softprompts.training.lane import CHECKPOINT_FILE
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
+from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
@@ -56,7 +58,9 @@ class Data:
         label_words: what a language model answers for each label of the files; empty: the labels' names.
         max_train: at most so many rows to train on.
         max_validation: at most so many rows to score on.
-        seed: of what is drawn or held out.
+        few_shot: so many training rows in all, evenly many of each label (see `Task.few_shot`); None: all.
+        few_shot_seed: draws these rows.
+        seed: of what else is drawn or held out.
     """
 
     task: str | None = None
@@ -70,6 +74,8 @@ class Data:
     label_words: tuple[str, ...] = ()
     max_train: int | None = None
     max_validation: int | None = None
+    few_shot: int | None = None
+    few_shot_seed: int = 0
     seed: int = 0
 
     def load(self) -> Task:
@@ -78,6 +84,10 @@ class Data:
         Raises:
             SoftPromptError: unknown task, or a file that cannot be used; the file and the row are named.
         """
+        task = self._load()
+        return task if self.few_shot is None else task.few_shot(self.few_shot, self.few_shot_seed)
+
+    def _load(self) -> Task:
         limits: dict[str, Any] = {
             "max_train": self.max_train,
             "max_validation": self.max_validation,
@@ -105,7 +115,8 @@ class Data:
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values, without the places where files lie."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in plain.items() if value not in (None, []) and key not in _PLACES}
+        unused = (*_PLACES, "few_shot_seed") if self.few_shot is None else _PLACES
+        return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
 
     def places(self) -> dict[str, str]:
         """Where the files lie, as absolute paths; empty for a task that is fetched."""
@@ -158,6 +169,22 @@ class Workbench:
         self.label_ids = None if self.kind == "encoder" else label_ids(self.task, self.tokenizer, self.kind)
         self.evaluate = evaluate or not self.task.test
         self._encoded: dict[tuple[str, int], Encoded] = {}
+
+    def on(self, data: Data) -> Workbench:
+        """The same backbone with another task.
+
+        Raises:
+            SoftPromptError: data that cannot be used.
+        """
+        other = copy.copy(self)
+        other.data, other.task = data, data.load()
+        other.label_ids = None if self.kind == "encoder" else label_ids(other.task, self.tokenizer, self.kind)
+        other.evaluate = self.evaluate or not other.task.test
+        # What is the same, and is written out alike, need not be encoded again.
+        alike = other.task_form() == self.task_form()
+        same = [key for key in self._encoded if alike and getattr(other.task, key[0]) == getattr(self.task, key[0])]
+        other._encoded = {key: self._encoded[key] for key in same}
+        return other
 
     def room(self, config: MethodConfig) -> int:
         """Most tokens of an input that fit next to a prompt.
@@ -298,7 +325,7 @@ class Workbench:
             "data": self.data.to_dict(),
             "rows": self.task.fingerprint,
             "method": method.method,
-            "settings": method.to_dict(),
+            "settings": method.identity(),
             "max_length": self.max_length,
             "evaluate": self.evaluate,
             "training": training.identity(),
@@ -434,6 +461,27 @@ class Workbench:
         finally:
             self.model.delete_prompt(name)
 
+    def score(self, names: Sequence[str], batch_size: int = 32) -> list[dict[str, float] | None]:
+        """The metrics of prompts that are on `model`, as they are: on test rows where there are some, else validation.
+
+        Args:
+            names: the prompts; they share forward passes.
+            batch_size: rows per forward pass.
+
+        Returns:
+            Their metrics in their order; None for one whose predictions are not finite.
+        """
+        split = "test" if self.task.test else "validation"
+        values = self._label_values()
+        asked = []
+        for name in names:
+            features = self.features(split, self.room(self.model.prompts[name].config))
+            truth = [feature["label"] for feature in features]
+            asked.append(
+                (name, Evaluation(features, truth, tuple(self.task.metrics), batch_size, self.label_ids, values))
+            )
+        return measure(self.model, asked, self.pad_id)
+
     def _shares(self, one: Run, other: Run) -> bool:
         """Whether two experiments go well together: the loop allows it, and neither makes the other's rows longer."""
 
@@ -480,7 +528,7 @@ class Workbench:
         path = Path(folder) if folder is not None else Path(root) / run_id(config)
         with together():
             if is_main():
-                self._open(path, root, config, resume, folder)
+                self._open(path, root, config, resume, folder, method.files())
         record = {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
             "max_length": length,
@@ -510,14 +558,25 @@ class Workbench:
         )
 
     def _open(
-        self, path: Path, root: str | Path, config: dict[str, Any], resume: bool, folder: str | Path | None
+        self,
+        path: Path,
+        root: str | Path,
+        config: dict[str, Any],
+        resume: bool,
+        folder: str | Path | None,
+        files: Sequence[str] = (),
     ) -> None:
-        """Makes the run's folder; a new one says in a comment of its config.yaml where the data lay."""
+        """Makes the run's folder; a new one says in comments of its config.yaml where data and sources lay."""
         new = not (path / runs.CONFIG).is_file()
         open_run(root, config, resume=resume, folder=folder)
-        if new and (places := self.data.places()):
-            note = "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
+        note = ""
+        if places := self.data.places():
+            note += "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
             note += "".join(f"#   {key}: {place}\n" for key, place in places.items())
+        if files:
+            note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
+            note += "".join(f"#   {file}\n" for file in files)
+        if new and note:
             runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
 
     def _label_values(self) -> list[int | float] | None:

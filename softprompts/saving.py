@@ -65,7 +65,7 @@ def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any
         "softprompts_version": __version__,
         "name": name,
         "method": prompt.config.method,
-        "config": prompt.config.to_dict(),
+        "config": prompt.method.stored().to_dict(),
         "backbone": identity(model),
         "labels": prompt.labels if prompt.head is not None else None,
         "tensors": {
@@ -108,7 +108,8 @@ def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
     for name in names:
         save_prompt(model, name, folder if len(names) == 1 else folder / name)
     if for_trainer:
-        state = {f"prompts.{k}": v.detach().cpu().contiguous() for k, v in model.prompts.state_dict().items()}
+        # Copies: prompts may share a part, and safetensors refuses tensors that share memory.
+        state = {f"prompts.{k}": v.detach().cpu().contiguous().clone() for k, v in model.prompts.state_dict().items()}
         write_atomic(folder / "model.safetensors", dump_tensors(state, metadata={"format": "pt"}))
 
 
@@ -218,8 +219,9 @@ def _fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
             )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise SoftPromptError(f"{where}: '{key}' holds values that are not finite")
-    for key, parameter in prompt.named_parameters():
-        parameter.data = parameter.data.to(tensors[key].dtype)
+    for key, value in [*prompt.named_parameters(), *prompt.named_buffers()]:
+        if key in tensors:  # not every buffer is saved
+            value.data = value.data.to(tensors[key].dtype)
     prompt.load_state_dict(tensors)
 
 

@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType
 
+from softprompts.methods.attempt import AttemptConfig
 from softprompts.methods.base import (
     SITE_KINDS,
     About,
@@ -21,30 +22,38 @@ from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
 from softprompts.methods.head_only import HeadOnly as HeadOnly
 from softprompts.methods.head_only import HeadOnlyConfig as HeadOnlyConfig
+from softprompts.methods.intrinsic import IntrinsicConfig, fit_autoencoder
+from softprompts.methods.mpt import MPTConfig
 from softprompts.methods.multi_mask import MultiMaskConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
 from softprompts.methods.selective_prefix import SelectivePrefixConfig
+from softprompts.methods.spot import SPoTConfig
 from softprompts.methods.superpos import SuperPosConfig
 
 __all__ = [
     "SITE_KINDS",
     "About",
+    "AttemptConfig",
     "Component",
     "EPTConfig",
     "FoldedConfig",
     "HeadOnlyConfig",
+    "IntrinsicConfig",
+    "MPTConfig",
     "Method",
     "MethodConfig",
     "MultiMaskConfig",
     "PrefixTuningConfig",
     "PromptTuningConfig",
     "Rows",
+    "SPoTConfig",
     "SelectivePrefixConfig",
     "Shape",
     "Span",
     "SuperPosConfig",
     "Vocabulary",
+    "fit_autoencoder",
     "fold",
     "make_config",
     "methods",

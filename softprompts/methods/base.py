@@ -109,6 +109,12 @@ class Rows:
         weights = self.mask.to(self.embeddings.dtype).unsqueeze(-1)
         return (self.embeddings * weights).sum(1) / weights.sum(1).clamp(min=1)
 
+    def max(self) -> Tensor:
+        """Largest value of each dimension over the visible tokens, ``(R, d)``; zero for a row without any."""
+        hidden = ~self.mask.unsqueeze(-1)
+        largest = self.embeddings.masked_fill(hidden, -torch.inf).amax(1)
+        return largest.masked_fill(hidden.all(1), 0)
+
 
 @dataclass
 class Component:
@@ -261,6 +267,14 @@ class MethodConfig:
         """The fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
+    def identity(self) -> dict[str, Any]:
+        """`to_dict` with hashes of files' contents in place of their names: what decides a run's numbers."""
+        return self.to_dict()
+
+    def files(self) -> tuple[str, ...]:
+        """Names of the files and folders that `build` reads."""
+        return ()
+
 
 SITE_KINDS = ("encoder.self", "decoder.self", "decoder.cross")
 
@@ -290,6 +304,23 @@ class Method(nn.Module):
     def cannot_fold(self) -> str | None:
         """Why this prompt has no plain form, or None when `forward(None)` in eval mode is one."""
         return "it depends on the input" if self.per_row else None
+
+    def share_with(self, other: Method) -> None:
+        """Takes the part that tasks have in common from another prompt, which trains it from now on.
+
+        `components` lists it without parameters then.
+
+        Raises:
+            SoftPromptError: there is no such part, or the two do not go together.
+        """
+        raise SoftPromptError(f"{self.config.method}: it has no part that several tasks could share")
+
+    def stored(self) -> MethodConfig:
+        """The config that is saved with the tensors (buffers included), which they can be loaded with alone.
+
+        A method that is built from files names their sizes there in place of the files.
+        """
+        return self.config
 
 
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])

@@ -126,6 +126,53 @@ class Task:
         train = subsample(self.train, max_train, seed, "max_train")
         return replace(self, train=train, validation=subsample(self.validation, max_validation, seed, "max_validation"))
 
+    def few_shot(self, count: int, seed: int = 0) -> Task:
+        """The task with ``count`` training rows in all, evenly many of each label, drawn by the seed.
+
+        Of the shuffled rows the first ``count // labels`` of each label are taken and, for what is left to ``count``,
+        one more of as many labels. Rows keep their order. Scores count as two labels, below and above the middle of
+        their range.
+
+        Raises:
+            SoftPromptError: the count is below 1, or there are too few rows.
+        """
+        return replace(self, train=few_shot(self, count, seed))
+
+
+def few_shot(task: Task, count: int, seed: int = 0) -> list[Example]:
+    """See `Task.few_shot`."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise SoftPromptError(f"few_shot is {count!r}: it must be a whole number of at least 1")
+    groups = len(task.label_names)
+    names = task.label_names
+    labels = [int(row.label) for row in task.train] if task.kind == "classification" else []
+    if task.kind == "regression":
+        scores = [row.label for row in task.train]
+        middle = (min(scores) + max(scores)) / 2
+        groups, names, labels = 2, ("low scores", "high scores"), [int(score > middle) for score in scores]
+    order = list(range(len(labels)))
+    random.Random(f"few shot {seed}").shuffle(order)
+    each, more = divmod(count, groups)
+    taken: Counter[int] = Counter()
+    chosen, extra = [], []
+    for index in order:
+        label = labels[index]
+        if taken[label] < each:
+            chosen.append(index)
+        elif taken[label] == each and len(extra) < more:
+            extra.append(index)
+        else:
+            continue
+        taken[label] += 1
+    short = [label for label in range(groups) if taken[label] < each]
+    if short or len(extra) < more:
+        where = f"'{names[short[0]]}' has {taken[short[0]]}" if short else f"there are {len(labels)}"
+        raise SoftPromptError(
+            f"task '{task.name}': few_shot={count} wants {each} training rows of each of {groups} labels"
+            f"{f' and {more} more' if more else ''}, but {where}"
+        )
+    return [task.train[index] for index in sorted(chosen + extra)]
+
 
 def subsample(rows: list[Example], limit: int | None, seed: int, name: str = "limit") -> list[Example]:
     """Draws ``limit`` rows by the seed and keeps their order; None: all rows.

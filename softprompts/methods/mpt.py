@@ -1,0 +1,136 @@
+"""Multitask prompt tuning: a prompt shared by several tasks, times a low-rank matrix of each task.
+
+Wang, Panda, Karlinsky, Feris, Sun and Kim, "Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
+ICLR 2023, https://arxiv.org/abs/2303.02861
+
+    P_k = P* o (U_k V_k),    P* in R^{l x d},  U_k in R^{l x R},  V_k in R^{R x d};    X' = [P_k ; E(x)]
+
+The paper has rank ``R = 1``: ``P* o (u_k v_k^T)``. A target task starts from the ``P*`` of the source tasks and the
+average of their ``U_k`` and ``V_k``.
+Trained: ``P*``, ``U`` and ``V``; ``l*d + R*(l + d)`` numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompts import sources
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import SourcedConfig, sampled_rows, whole_number
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("mpt")
+@dataclass(frozen=True, kw_only=True)
+class MPTConfig(SourcedConfig):
+    """Settings of multitask prompt tuning.
+
+    Attributes:
+        rank: ``R`` of the task's matrix.
+        sources: folders of saved mpt prompts (or run folders, or hub ids) that share one ``P*``, to start from;
+            none: ``P*`` starts from the vocabulary.
+        vocabulary_limit: draw from this many first tokens only; None for all.
+        factors_init: where ``U V`` starts without sources: "ones" is a matrix of ones, so that the prompt is ``P*``;
+            "normal" draws ``U`` and ``V`` from N(0, 0.02^2), as PEFT does, and the prompt starts close to zero.
+        restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
+    """
+
+    rank: int = 1
+    vocabulary_limit: int | None = None
+    factors_init: str = "ones"
+
+    uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="Wang et al., Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning, ICLR 2023, "
+        "https://arxiv.org/abs/2303.02861",
+        equation="P_k = P* o (U_k V_k), X' = [P_k ; E(x)]",
+        trained="the shared prompt P* and the task's factors U, V of rank R",
+        count="l*d + R*(l + d)",
+        once="the prompt",
+        folds_to="tokens",
+        differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. There is "
+        "no training on source tasks with distillation from their teachers.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "rank", 1)
+        whole_number(self, "vocabulary_limit", 1, optional=True)
+        self.choice("factors_init", ("ones", "normal"))
+
+    def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised or from its sources."""
+        length, width, rank = self.num_virtual_tokens, shape.hidden_size, self.rank
+        if self.restored:
+            return MPT(self, sources.blank(length, width), sources.blank(length, rank), sources.blank(rank, width))
+        if self.sources:
+            return MPT(self, *self.inherited(width))
+        shared = sampled_rows(shape, length, self.vocabulary_limit)
+        left, right = torch.randn(length, rank) * 0.02, torch.randn(rank, width) * 0.02
+        if self.factors_init == "ones":
+            # The other ranks add nothing at first, but their left factors are there for the right ones to learn from.
+            left[:, 0] = 1
+            right.zero_()[0] = 1
+        return MPT(self, shared, left, right)
+
+    def inherited(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``P*`` of the sources and the averages of their factors."""
+        found = sources.load_methods(self.method, self.sources, width)
+        for path, method in zip(self.sources, found, strict=True):
+            if not isinstance(method, MPT):
+                self.require(False, f"the source {path} is a {method.config.method} prompt, which has no shared part")
+        those = [method for method in found if isinstance(method, MPT)]
+        first = those[0]
+        for path, method in zip(self.sources, those, strict=True):
+            length, rank = method.left.shape
+            self.require(
+                (length, rank) == (self.num_virtual_tokens, self.rank),
+                f"the source {path} has num_virtual_tokens={length} and rank={rank}, "
+                f"not {self.num_virtual_tokens} and {self.rank}",
+            )
+            self.require(
+                torch.equal(method.shared, first.shared),
+                f"the sources {self.sources[0]} and {path} have no shared prompt in common: they were trained apart",
+            )
+        left = torch.stack([method.left.detach().float() for method in those]).mean(0)
+        right = torch.stack([method.right.detach().float() for method in those]).mean(0)
+        return first.shared.detach().float(), left, right
+
+
+class MPT(Method):
+    """The shared prompt ``(l, d)`` and the factors ``(l, R)`` and ``(R, d)`` of the task."""
+
+    config: MPTConfig
+
+    def __init__(self, config: MPTConfig, shared: Tensor, left: Tensor, right: Tensor):
+        super().__init__(config)
+        self.shared = nn.Parameter(shared)
+        self.left = nn.Parameter(left)
+        self.right = nn.Parameter(right)
+        self.borrows = False  # whether another prompt trains the shared one
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
+        return SoftPrompt(tokens=(self.shared * (self.left @ self.right)).unsqueeze(0))
+
+    def components(self) -> dict[str, Component]:
+        """The shared prompt, and the factors of the task."""
+        return {
+            "prompt": Component([] if self.borrows else [self.shared], learning_rate=2e-2),
+            "task": Component([self.left, self.right], learning_rate=2e-2),
+        }
+
+    def share_with(self, other: Method) -> None:
+        """Takes ``P*`` from another mpt prompt of the same length."""
+        fits = isinstance(other, MPT) and other is not self and other.shared.shape == self.shared.shape
+        self.config.require(fits, "only mpt prompts of one length can share their P*")
+        assert isinstance(other, MPT)
+        self.shared, self.borrows = other.shared, True
+
+    def stored(self) -> MethodConfig:
+        """The config without the sources, which have done their work."""
+        return self.config.detached()
