@@ -41,11 +41,13 @@ class Prefix:
     """What one attention site adds to its keys and values.
 
     Attributes:
-        keys: ``(M|1, l, w)``.
-        values: ``(M|1, l, w)``.
+        keys: ``(M|1, l, w)``, or ``(P, l, w)`` with ``rows``.
+        values: like ``keys``.
         mask: ``(M, l)`` bool, which columns a row owns; None when all rows own all.
         selectivity: alpha of Selective Prefix Tuning, a float or ``(M,)`` with NaN for rows with plain attention.
         widened: masks already widened in this pass; layers share them.
+        rows: ``(M,)``, which of ``P`` prefixes a row has; None where keys and values are those of the rows.
+        gates: ``(M|1, l)``, what keys and values are multiplied with; None: 1.
     """
 
     keys: Tensor
@@ -53,6 +55,8 @@ class Prefix:
     mask: Tensor | None
     selectivity: float | Tensor | None
     widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
+    rows: Tensor | None = None
+    gates: Tensor | None = None
 
 
 def mark_site(module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int) -> None:
@@ -119,8 +123,8 @@ def _register(name: str) -> None:
             return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
         if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
             mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
-        key = torch.cat([_heads(prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
-        value = torch.cat([_heads(prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+        key = torch.cat([_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
+        value = torch.cat([_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
         if name == "sdpa" and _short(query, key, value, **kwargs):
             return _by_products(query, key, value, mask, kwargs.get("scaling")), None
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
@@ -141,10 +145,17 @@ def _once(
     return prefix.widened[name][1]
 
 
-def _heads(prefix: Tensor, like: Tensor) -> Tensor:
-    """``(M|1, l, w)`` to ``(M|1, kv_heads, l, head_dim)`` with the heads, type and device of ``like``."""
-    prefix = prefix.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
-    return prefix.to(device=like.device, dtype=like.dtype)
+def _heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
+    """Keys or values of a prefix as ``(M|1, kv_heads, l, head_dim)``, with heads, type and device of ``like``.
+
+    What is copied for the rows is copied here, for one site at a time, and not kept for the backward pass.
+    """
+    part = part.to(device=like.device, dtype=like.dtype)
+    if prefix.rows is not None:
+        part = part.index_select(0, prefix.rows.to(like.device))
+    if prefix.gates is not None:
+        part = part * prefix.gates.to(device=like.device, dtype=like.dtype).unsqueeze(-1)
+    return part.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
 
 
 def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
@@ -204,7 +215,7 @@ def _selective(
 ) -> tuple[Tensor, Tensor | None]:
     """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
     assert prefix.selectivity is not None
-    prefix_key, prefix_value = _heads(prefix.keys, key), _heads(prefix.values, value)
+    prefix_key, prefix_value = _heads(prefix, prefix.keys, key), _heads(prefix, prefix.values, value)
     length = prefix_key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

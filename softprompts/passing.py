@@ -55,6 +55,8 @@ class Pass:
         self.soft: dict[str | None, SoftPrompt] = {}
         self.keys: tuple[Tensor, ...] = ()
         self.values: tuple[Tensor, ...] = ()
+        self.prefix_rows: Tensor | None = None
+        self.gates: tuple[Tensor, ...] | None = None
         self.where: dict[int, int] = {}
         self.prefix_masks: list[Tensor] | None = None
         self.selectivity: float | Tensor | None = None
@@ -178,30 +180,45 @@ class Pass:
         assert first.values is not None
         if len(self.soft) == 1:
             self.keys, self.values = first.keys.unbind(0), first.values.unbind(0)
+            self.gates = None if first.gates is None else first.gates.unbind(0)
             self.selectivity = first.selectivity
             return
 
         length = max(soft.keys.shape[2] for soft in with_prefix.values() if soft.keys is not None)
         width, device = first.keys.shape[3], first.keys.device
-        keys, values, masks, alphas = [], [], [], []
+        keys, values, places, gates, masks, alphas = [], [], [], [], [], []
+        gated = any(soft.gates is not None for soft in with_prefix.values())
+        stacked = 0
         for name, soft in self.soft.items():
             count = self._members(name)
             mask = torch.zeros(len(sites), count, length, dtype=torch.bool, device=device)
+            gate = first.keys.new_ones(len(sites), count, length) if gated else None
             if soft.keys is None or soft.values is None:
-                empty = first.keys.new_zeros(len(sites), count, length, width)
+                empty = first.keys.new_zeros(len(sites), 1, length, width)
                 keys.append(empty)
                 values.append(empty)
             else:
                 own = [self.where[site] for site in self.prompts[str(name)].sites]
                 if soft.keys.shape[3] != width:
                     raise SoftPromptError("the prompts of one batch differ in the width of their prefixes")
-                keys.append(_place(soft.keys, own, len(sites), count, length))
-                values.append(_place(soft.values, own, len(sites), count, length))
+                keys.append(_place(soft.keys, own, len(sites), length))
+                values.append(_place(soft.values, own, len(sites), length))
                 mask[own, :, : soft.keys.shape[2]] = True
+                if soft.gates is not None:
+                    gate = _place(soft.gates.expand(-1, count, -1).unsqueeze(-1), own, len(sites), length).squeeze(-1)
             masks.append(mask)
+            if gate is not None:
+                gates.append(gate)
             alpha = float("nan") if soft.selectivity is None else soft.selectivity
             alphas.append(torch.full((count,), alpha, device=device))
-        self.keys, self.values = self._to_rows(keys, 1).unbind(0), self._to_rows(values, 1).unbind(0)
+            # Rows that share a prefix share its place among all; what is copied is copied site by site.
+            own_rows = keys[-1].shape[1]
+            own_places = torch.arange(count, device=device) if own_rows > 1 else torch.zeros_like(alphas[-1]).long()
+            places.append(stacked + own_places)
+            stacked += own_rows
+        self.keys, self.values = torch.cat(keys, 1).unbind(0), torch.cat(values, 1).unbind(0)
+        self.prefix_rows = self._to_rows(places, 0)
+        self.gates = self._to_rows(gates, 1).unbind(0) if gated else None
         lengths = {0 if soft.keys is None else soft.keys.shape[2] for soft in self.soft.values()}
         covered = all(set(self.prompts[name].sites) == set(sites) if name else False for name in self.soft)
         if len(lengths) > 1 or not covered:
@@ -265,13 +282,16 @@ class Pass:
             return None
         if (site, rows) not in self._prefixes:
             mask = None if self.prefix_masks is None else self._repeated(self.prefix_masks[place], rows)
-            alpha = self.selectivity
+            alpha, keys, values = self.selectivity, self.keys[place], self.values[place]
+            shared = self.prefix_rows is not None
             self._prefixes[site, rows] = Prefix(
-                repeat_rows(self.keys[place], rows),
-                repeat_rows(self.values[place], rows),
+                keys if shared else repeat_rows(keys, rows),
+                values if shared else repeat_rows(values, rows),
                 mask,
                 repeat_rows(alpha, rows) if isinstance(alpha, Tensor) else alpha,
                 self._widened,
+                None if self.prefix_rows is None else repeat_rows(self.prefix_rows, rows),
+                None if self.gates is None else repeat_rows(self.gates[place], rows),
             )
         return self._prefixes[site, rows]
 
@@ -297,11 +317,10 @@ def in_batch_order(parts: list[Tensor], groups: Mapping[str | None, Tensor | Non
     return torch.cat(parts, dim).index_select(dim, place)
 
 
-def _place(prefix: Tensor, own: list[int], sites: int, rows: int, length: int) -> Tensor:
-    """``(S, R|1, l, w)`` of a prompt's own sites into ``(sites, rows, length, w)``, zeros elsewhere."""
-    prefix = prefix.expand(-1, rows, -1, -1)
+def _place(prefix: Tensor, own: list[int], sites: int, length: int) -> Tensor:
+    """``(S, R|1, l, w)`` of a prompt's own sites into ``(sites, R|1, length, w)``, zeros elsewhere."""
     if prefix.shape[2] < length:
-        pad = prefix.new_zeros(prefix.shape[0], rows, length - prefix.shape[2], prefix.shape[3])
+        pad = prefix.new_zeros(*prefix.shape[:2], length - prefix.shape[2], prefix.shape[3])
         prefix = torch.cat([prefix, pad], 2)
     if len(own) == sites:
         return prefix

@@ -83,7 +83,7 @@ class MultiMask(Method):
         nn.init.orthogonal_(self.router.weight)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, R, l, w)``; ``(S, 1, l, w)`` with a single mask."""
+        """Keys and values ``(S, 1, l, w)`` and gates ``(S, R, l)``; ``(S, 1, l)`` with a single mask."""
         weight = self.router.weight
         if self.per_row:
             if rows is None:
@@ -96,10 +96,10 @@ class MultiMask(Method):
             logits = logits + torch.randn_like(logits) * logits.detach()
         else:
             logits = functional.dropout(logits, self.dropout, self.training)
-        gates = torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid().unsqueeze(-1)
+        gates = torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid()
         keys, values = split_prefix(self.prefix, self.num_sites)
         penalty = self.l1_lambda * self.masks.sigmoid().mean() if self.l1_lambda else None
-        return SoftPrompt(keys=gates * keys, values=gates * values, penalty=penalty)
+        return SoftPrompt(keys=keys, values=values, gates=gates, penalty=penalty)
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
