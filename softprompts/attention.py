@@ -151,11 +151,43 @@ def _heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
     What is copied for the rows is copied here, for one site at a time, and not kept for the backward pass.
     """
     part = part.to(device=like.device, dtype=like.dtype)
-    if prefix.rows is not None:
-        part = part.index_select(0, prefix.rows.to(like.device))
+    rows = None if prefix.rows is None else prefix.rows.to(like.device)
     if prefix.gates is not None:
-        part = part * prefix.gates.to(device=like.device, dtype=like.dtype).unsqueeze(-1)
+        gates = prefix.gates.to(device=like.device, dtype=like.dtype)
+        gated = _gated if torch.compiler.is_compiling() else _Gated.apply
+        part = gated(part, rows, gates)
+    elif rows is not None:
+        part = part.index_select(0, rows)
     return part.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
+
+
+def _gated(part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:
+    """``(M|1, l, w)``: keys or values ``(P, l, w)`` of each row, times its gates ``(M|1, l)``."""
+    return (part if rows is None else part.index_select(0, rows)) * gates.unsqueeze(-1)
+
+
+class _Gated(torch.autograd.Function):
+    """`_gated`, of which nothing with a row per row of the batch is kept for the backward pass but the gates."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(part, rows, gates)
+        return _gated(part, rows, gates)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        part, rows, gates = ctx.saved_tensors
+        grad_part = grad_gates = None
+        if ctx.needs_input_grad[0]:
+            scaled = grad * gates.unsqueeze(-1)
+            if rows is None:
+                grad_part = scaled.sum_to_size(part.shape)
+            else:
+                grad_part = torch.zeros_like(part).index_add_(0, rows, scaled)
+        if ctx.needs_input_grad[2]:
+            own = part if rows is None else part.index_select(0, rows)
+            grad_gates = (grad * own).sum(-1).sum_to_size(gates.shape)
+        return grad_part, None, grad_gates
 
 
 def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
