@@ -64,6 +64,11 @@ def mark_site(module: nn.Module, prefix_of: Callable[[int, int], Prefix | None],
     module.__dict__[_SITE] = (prefix_of, index)
 
 
+def site_of(module: nn.Module) -> int:
+    """The index that `mark_site` gave a module."""
+    return cast(int, module.__dict__[_SITE][1])
+
+
 def unmark_site(module: nn.Module) -> None:
     """Undoes `mark_site`."""
     module.__dict__.pop(_SITE, None)

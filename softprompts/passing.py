@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention import Prefix
@@ -60,6 +62,9 @@ class Pass:
         self.where: dict[int, int] = {}
         self.prefix_masks: list[Tensor] | None = None
         self.selectivity: float | Tensor | None = None
+        self.visible: Tensor | None = None  # (rows, n), of the first step
+        self.view, self.decoder_view = View(), View()
+        self.watched: set[int] = set()  # sites at which gates depend on what the site is called with
         self.tokens: Tokens | None = None
         self.update: Tensor | None = None
         self.layout: Layout | None = None
@@ -69,6 +74,8 @@ class Pass:
         self._prefixes: dict[tuple[int, int], Prefix | None] = {}
         self._widened: dict[Any, Any] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
+        self._fresh: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
 
     @property
     def names(self) -> list[str | None]:
@@ -175,6 +182,8 @@ class Pass:
             return
         sites = sorted({site for name in with_prefix for site in self.prompts[str(name)].sites})
         self.where = {site: place for place, site in enumerate(sites)}
+        reading = [str(name) for name, soft in with_prefix.items() if soft.gate_of is not None]
+        self.watched = {site for name in reading for site in self.prompts[name].sites}
         first = next(iter(with_prefix.values()))
         assert first.keys is not None
         assert first.values is not None
@@ -293,7 +302,47 @@ class Pass:
                 None if self.prefix_rows is None else repeat_rows(self.prefix_rows, rows),
                 None if self.gates is None else repeat_rows(self.gates[place], rows),
             )
-        return self._prefixes[site, rows]
+        prefix = self._prefixes[site, rows]
+        fresh = self._fresh.pop(site, None)
+        if fresh is None:
+            return prefix
+        return dataclasses.replace(prefix, gates=fresh if prefix.gates is None else prefix.gates * fresh)
+
+    def look(self, site: int, states: Tensor, view: View) -> None:
+        """Computes the gates that depend on what a site is called with, for the `prefix` that it then asks for.
+
+        Later steps of a generation keep the gates of its first, as its cache keeps the prefix's effect on the input.
+
+        Args:
+            site: which one.
+            states: ``(M, n, d_site)``.
+            view: which of their columns prompts may look at.
+        """
+        rows = states.shape[0]
+        if not self.ready:
+            self.prepare(rows, states.device, None, None)
+        if site not in self.watched:
+            return
+        if view.later and site in self._kept:
+            self._fresh[site] = repeat_rows(self._kept[site], rows)
+            return
+        mask = None if view.mask is None else repeat_rows(view.mask.to(states.device), rows)
+        groups = self.groups if rows == self.rows else self.groups_of(rows, states.device)
+        groups = {name: None if index is None else index.to(states.device) for name, index in groups.items()}
+        length, parts = self.keys[0].shape[1], []
+        for name, index in groups.items():
+            gate_of, sites = self.soft[name].gate_of, [] if name is None else self.prompts[name].sites
+            if gate_of is None or site not in sites:
+                parts.append(torch.ones(rows if index is None else len(index), length, device=states.device))
+                continue
+            if index is None:
+                gates = gate_of(sites.index(site), states, mask)
+            else:
+                gates = gate_of(sites.index(site), states[index], None if mask is None else mask[index])
+            parts.append(F.pad(gates, (0, length - gates.shape[1]), value=1.0))
+        self._fresh[site] = in_batch_order(parts, groups)
+        # Not in the graph, which would live on with the pass.
+        self._kept[site] = self._fresh[site].detach()
 
     def _repeated(self, mask: Tensor, rows: int) -> Tensor:
         if (id(mask), rows) not in self._masks:
@@ -335,6 +384,19 @@ def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
     if rows % tensor.shape[0]:
         raise SoftPromptError(f"a pass of {tensor.shape[0]} rows cannot serve {rows}; were rows added on the way?")
     return tensor.repeat_interleave(rows // tensor.shape[0], 0)
+
+
+@dataclass(frozen=True)
+class View:
+    """What prompts may look at of the states that attention sites are called with.
+
+    Attributes:
+        mask: ``(M, n)`` bool, the columns; None for all.
+        later: whether a cache holds an earlier step of the same generation.
+    """
+
+    mask: Tensor | None = None
+    later: bool = False
 
 
 @dataclass

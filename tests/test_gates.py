@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import tiny
@@ -124,3 +126,170 @@ def test_a_gated_prefix_keeps_no_more_than_a_plain_one(mixed: bool) -> None:
     gated = kept(sp.MultiMaskConfig(num_virtual_tokens=length, num_masks=2))
     joined = 2 * 2 * 2 * length * width * 8 if mixed else 0  # both tables in one tensor, whose gradient is asked for
     assert gated - plain - joined < rows * length * width * 8  # a copy of the keys of a single site
+
+
+# --- gates that depend on what sites are called with ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(sp.MethodConfig):
+    """Settings of `GivenPrefix`."""
+
+    method: ClassVar[str] = "given"
+    uses_prefix: ClassVar[bool] = True
+
+    def build(self, shape: sp.Shape) -> sp.Method:
+        return GivenPrefix(self)
+
+
+class GivenPrefix(sp.Method):
+    """A prefix that a test fills in, ``(S, R, l, w)``."""
+
+    def forward(self, rows: sp.Rows | None = None) -> SoftPrompt:
+        return SoftPrompt(keys=self.keys, values=self.values)  # type: ignore[arg-type]
+
+
+def states_of(model: Any, run: Any) -> list[list[Tensor]]:
+    """What each attention site is called with while ``run()`` runs."""
+    sites = state_of(model).backbone.sites
+    seen: list[list[Tensor]] = [[] for _ in sites]
+
+    def note(index: int) -> Any:
+        return lambda module, args, kwargs: seen[index].append(kwargs.get("hidden_states", args[0] if args else None))
+
+    handles = [s.module.register_forward_pre_hook(note(i), with_kwargs=True) for i, s in enumerate(sites)]
+    run()
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def visible_at(family: str, kind: str, inputs: dict[str, Tensor], row: int, mean: bool) -> list[int]:
+    """The columns whose states make a row's gates."""
+    if tiny.FAMILIES[family][0] == "encoder-decoder" and kind != "encoder.self":
+        return [0]
+    real = inputs["attention_mask"][row].bool()
+    if tiny.FAMILIES[family][0] == "decoder":  # no targets
+        real = real & (inputs["labels"][row] == -100)
+    columns = real.nonzero().flatten().tolist()
+    if tiny.FAMILIES[family][0] != "decoder":  # padding is moved to the right
+        columns = list(range(len(columns)))
+    return columns if mean else columns[:1]
+
+
+@pytest.mark.parametrize("family", list(tiny.FAMILIES))
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("summary", ["first", "mean"])
+@torch.no_grad()
+def test_a_pass_with_gates_from_states(family: str, side: str, summary: str) -> None:
+    """The states of a pass, put into the formula by hand, make a prefix under which the same pass comes out."""
+    model = sp.attach(tiny.model(family))
+    model.add_prompt("x", sp.AdaptivePrefixConfig(num_virtual_tokens=3, summary=summary), seed=0)
+    model.add_prompt("given", Given(num_virtual_tokens=3))
+    model.prompts.to(torch.float64)
+    tiny.shake(model)
+    inputs = tiny.batch(family)
+    if side == "left":
+        inputs = tiny.pad_left(inputs)
+    outputs = []
+    states = states_of(model, lambda: outputs.append(model(**inputs, prompt_names="x")))
+    method, sites = model.prompts["x"].method, state_of(model).backbone.sites
+    table = method.prefix.view(3, len(sites), 2, -1)
+    keys = torch.zeros(len(sites), 3, 3, table.shape[-1], dtype=torch.float64)
+    values = torch.zeros_like(keys)
+    for index, site in enumerate(sites):
+        (seen,) = states[index]
+        assert seen.shape[-1] == site.width == method.projection.shape[1]
+        for row in range(3):
+            columns = visible_at(family, site.kind, inputs, row, summary == "mean")
+            h = sum(seen[row, column] for column in columns) / len(columns)
+            for token in range(3):
+                score = float((h * method.projection[index, :, token]).sum())
+                gate = float(method.scales[index]) / (1 + math.exp(-score))
+                keys[index, row, token] = gate * table[token, index, 0]
+                values[index, row, token] = gate * table[token, index, 1]
+    given = model.prompts["given"].method
+    model.prompts["given"].head = model.prompts["x"].head
+    given.keys, given.values = keys, values
+    again = model(**inputs, prompt_names="given")
+    torch.testing.assert_close(again.logits, outputs[0].logits, rtol=1e-9, atol=1e-10)
+    assert not torch.allclose(again.logits, model(**inputs, prompt_names=[None] * 3).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bart"])
+@pytest.mark.parametrize("summary", ["first", "mean"])
+def test_generation_keeps_the_gates_of_its_first_step(family: str, summary: str) -> None:
+    model = sp.attach(tiny.model(family))
+    model.add_prompt("x", sp.AdaptivePrefixConfig(num_virtual_tokens=3, summary=summary), seed=0)
+    model.add_prompt("y", tiny.METHODS["multi-mask"], seed=0)
+    model.prompts.to(torch.float64)
+    tiny.shake(model)
+    inputs = {key: value for key, value in tiny.pad_left(tiny.batch(family)).items() if key != "labels"}
+    settings = {"max_new_tokens": 5, "do_sample": False, "prompt_names": ["x", "y", "x"]}
+    together = model.generate(**inputs, **settings)
+    assert torch.equal(together, model.generate(**inputs, **settings, use_cache=False))
+    beams = model.generate(**inputs, **settings, num_beams=3)
+    for row, name in enumerate(("x", "y", "x")):
+        alone = {key: value[row : row + 1] for key, value in inputs.items()}
+        one = model.generate(**alone, **settings | {"prompt_names": name})
+        assert torch.equal(one[0], together[row, : one.shape[1]])
+        one = model.generate(**alone, **settings | {"prompt_names": name}, num_beams=3)
+        assert torch.equal(one[0], beams[row, : one.shape[1]])
+
+
+def test_targets_do_not_reach_the_gates() -> None:
+    model = sp.attach(tiny.model("llama"), sp.AdaptivePrefixConfig(num_virtual_tokens=3), seed=0)
+    model.prompts.to(torch.float64)
+    tiny.shake(model)
+    inputs = tiny.batch("llama")
+    other = {key: value.clone() for key, value in inputs.items()}
+    other["input_ids"][0, 5:] = 7
+    first, second = (model(**given).logits for given in (inputs, other))
+    torch.testing.assert_close(first[0, :5], second[0, :5], rtol=0, atol=1e-12)
+    # With labels of no row, all tokens are context, and later ones matter to the gates of earlier ones.
+    first, second = (model(given["input_ids"]).logits for given in (inputs, other))
+    assert not torch.allclose(first[0, :5], second[0, :5])
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_checkpointing_computes_the_same_gates(family: str) -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = tiny.attached(family, "adaptive-prefix", "multi-mask")
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.train()
+        model.prompts.eval()
+        model(**tiny.batch(family), prompt_names=["adaptive-prefix", "multi-mask", "adaptive-prefix"]).loss.backward()
+        found.append({name: p.grad for name, p in model.prompts.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, grad in found[0].items():
+        assert grad.abs().sum() > 0 or "router" in name, name
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_sites_are_watched_only_while_there_is_need() -> None:
+    model = sp.attach(tiny.model("bert"))
+
+    def hooks() -> int:
+        return sum(len(site.module._forward_pre_hooks) for site in state_of(model).backbone.sites)
+
+    assert hooks() == 0
+    model.add_prompt("plain", tiny.METHODS["multi-mask"])
+    assert hooks() == 0
+    model.add_prompt("x", tiny.METHODS["adaptive-prefix"])
+    model.add_prompt("y", tiny.METHODS["adaptive-prefix"])
+    assert hooks() == 2
+    model.delete_prompt("x")
+    assert hooks() == 2
+    twin = copy.deepcopy(model)
+    twin.delete_prompt("y")
+    assert hooks() == 2
+    model.delete_prompt("y")
+    assert hooks() == 0
+    model.add_prompt("z", sp.AdaptivePrefixConfig(hidden_state=False))
+    assert hooks() == 0
+    model.add_prompt("w", tiny.METHODS["adaptive-prefix"])
+    sites = state_of(model).backbone.sites
+    sp.detach(model)
+    assert sum(len(site.module._forward_pre_hooks) for site in sites) == 0

@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType
 
+from softprompts.methods.adaptive_prefix import AdaptivePrefixConfig
 from softprompts.methods.base import (
     SITE_KINDS,
     About,
@@ -30,6 +31,7 @@ from softprompts.methods.superpos import SuperPosConfig
 __all__ = [
     "SITE_KINDS",
     "About",
+    "AdaptivePrefixConfig",
     "Component",
     "EPTConfig",
     "FoldedConfig",
