@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
     from softprompts.loading import load as load
+    from softprompts.methods import AdaptivePrefixConfig as AdaptivePrefixConfig
     from softprompts.methods import AttemptConfig as AttemptConfig
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
@@ -40,6 +41,7 @@ _HOMES = {
     "softprompts.errors": ("SoftPromptError",),
     "softprompts.methods": (
         "AttemptConfig",
+        "AdaptivePrefixConfig",
         "EPTConfig",
         "HeadOnlyConfig",
         "IntrinsicConfig",

@@ -41,11 +41,13 @@ class Prefix:
     """What one attention site adds to its keys and values.
 
     Attributes:
-        keys: ``(M|1, l, w)``.
-        values: ``(M|1, l, w)``.
+        keys: ``(M|1, l, w)``, or ``(P, l, w)`` with ``rows``.
+        values: like ``keys``.
         mask: ``(M, l)`` bool, which columns a row owns; None when all rows own all.
         selectivity: alpha of Selective Prefix Tuning, a float or ``(M,)`` with NaN for rows with plain attention.
         widened: masks already widened in this pass; layers share them.
+        rows: ``(M,)``, which of ``P`` prefixes a row has; None where keys and values are those of the rows.
+        gates: ``(M|1, l)``, what keys and values are multiplied with; None: 1.
     """
 
     keys: Tensor
@@ -53,11 +55,18 @@ class Prefix:
     mask: Tensor | None
     selectivity: float | Tensor | None
     widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
+    rows: Tensor | None = None
+    gates: Tensor | None = None
 
 
 def mark_site(module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int) -> None:
     """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends."""
     module.__dict__[_SITE] = (prefix_of, index)
+
+
+def site_of(module: nn.Module) -> int:
+    """The index that `mark_site` gave a module."""
+    return cast(int, module.__dict__[_SITE][1])
 
 
 def unmark_site(module: nn.Module) -> None:
@@ -119,8 +128,8 @@ def _register(name: str) -> None:
             return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
         if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
             mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
-        key = torch.cat([_heads(prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
-        value = torch.cat([_heads(prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+        key = torch.cat([_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
+        value = torch.cat([_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
         if name == "sdpa" and _short(query, key, value, **kwargs):
             return _by_products(query, key, value, mask, kwargs.get("scaling")), None
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
@@ -141,10 +150,49 @@ def _once(
     return prefix.widened[name][1]
 
 
-def _heads(prefix: Tensor, like: Tensor) -> Tensor:
-    """``(M|1, l, w)`` to ``(M|1, kv_heads, l, head_dim)`` with the heads, type and device of ``like``."""
-    prefix = prefix.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
-    return prefix.to(device=like.device, dtype=like.dtype)
+def _heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
+    """Keys or values of a prefix as ``(M|1, kv_heads, l, head_dim)``, with heads, type and device of ``like``.
+
+    What is copied for the rows is copied here, for one site at a time, and not kept for the backward pass.
+    """
+    part = part.to(device=like.device, dtype=like.dtype)
+    rows = None if prefix.rows is None else prefix.rows.to(like.device)
+    if prefix.gates is not None:
+        gates = prefix.gates.to(device=like.device, dtype=like.dtype)
+        gated = _gated if torch.compiler.is_compiling() else _Gated.apply
+        part = gated(part, rows, gates)
+    elif rows is not None:
+        part = part.index_select(0, rows)
+    return part.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
+
+
+def _gated(part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:
+    """``(M|1, l, w)``: keys or values ``(P, l, w)`` of each row, times its gates ``(M|1, l)``."""
+    return (part if rows is None else part.index_select(0, rows)) * gates.unsqueeze(-1)
+
+
+class _Gated(torch.autograd.Function):
+    """`_gated`, of which nothing with a row per row of the batch is kept for the backward pass but the gates."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(part, rows, gates)
+        return _gated(part, rows, gates)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        part, rows, gates = ctx.saved_tensors
+        grad_part = grad_gates = None
+        if ctx.needs_input_grad[0]:
+            scaled = grad * gates.unsqueeze(-1)
+            if rows is None:
+                grad_part = scaled.sum_to_size(part.shape)
+            else:
+                grad_part = torch.zeros_like(part).index_add_(0, rows, scaled)
+        if ctx.needs_input_grad[2]:
+            own = part if rows is None else part.index_select(0, rows)
+            grad_gates = (grad * own).sum(-1).sum_to_size(gates.shape)
+        return grad_part, None, grad_gates
 
 
 def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
@@ -204,7 +252,7 @@ def _selective(
 ) -> tuple[Tensor, Tensor | None]:
     """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
     assert prefix.selectivity is not None
-    prefix_key, prefix_value = _heads(prefix.keys, key), _heads(prefix.values, value)
+    prefix_key, prefix_value = _heads(prefix, prefix.keys, key), _heads(prefix, prefix.values, value)
     length = prefix_key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

@@ -34,12 +34,14 @@ class Site:
         kind: "encoder.self", "decoder.self" or "decoder.cross".
         kv_heads: number of key/value heads.
         head_dim: width of one head.
+        width: width of the states that the module is called with; 0 where that is not known.
     """
 
     module: nn.Module
     kind: str
     kv_heads: int
     head_dim: int
+    width: int = 0
 
 
 class Backbone:
@@ -92,6 +94,11 @@ class Backbone:
     @property
     def _table(self) -> Tensor:
         return cast(Tensor, self.embeddings.weight)
+
+    def width_of(self, sites: list[int]) -> int:
+        """Width of the states that these sites are called with; 0 where they differ, or it is not known."""
+        widths = {self.sites[index].width for index in sites}
+        return widths.pop() if len(widths) == 1 else 0
 
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
         """Indices of the sites of the given kinds; all for None.
@@ -200,6 +207,11 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
     model = backbone.model
     original = attention_of(model)
     seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
+    widths: dict[int, int] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states = states_given(args, kwargs)
+        widths[id(module)] = 0 if states is None else states.shape[-1]
 
     def record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
@@ -212,6 +224,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
     if not set_attention(model, _PROBE):
         restore_attention(original)
         return [], "its attention does not go through transformers' attention interface; input prompts work"
+    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.base_model.modules()]
     try:
         with trial(model):
             model.base_model(**_probe_inputs(backbone))
@@ -219,6 +232,8 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})"
     finally:
         restore_attention(original)
+        for handle in handles:
+            handle.remove()
     if not seen:
         return [], "none of its layers uses transformers' attention interface; input prompts work"
 
@@ -235,8 +250,14 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
             kind = "encoder.self"
         else:
             kind = "decoder.self" if key[2] == queries else "decoder.cross"
-        sites.append(Site(module, kind, int(key[1]), int(key[3])))
+        sites.append(Site(module, kind, int(key[1]), int(key[3]), widths.get(id(module), 0)))
     return sites, ""
+
+
+def states_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The hidden states ``(M, n, d)`` that a module is called with, by name or first; None where there are none."""
+    states = kwargs.get("hidden_states", args[0] if args else None)
+    return states if isinstance(states, Tensor) and states.ndim == 3 else None
 
 
 def _probe_inputs(backbone: Backbone) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softprompts import attention, checkpointing
 from softprompts.errors import SoftPromptError
-from softprompts.injection import state_of
+from softprompts.injection import State, state_of
 
 # One kind of layer is compiled once for each sort of prompt (no prefix, shared, by row, masked, selective), with and
 # without gradients, with and without autocast: more than torch's usual limit of 8, after which it stops compiling.
@@ -109,7 +109,7 @@ def compiled(model: Any) -> Iterator[None]:
     site_of = {site.module: index for index, site in enumerate(state.backbone.sites)}
     # Where one position of the last layer is read, little is left of it to compile, and its widths would be fixed.
     spared = None if state.readout is None else state.readout.layer
-    layers = [_Layer(layer, state.prefix_of, site_of) for layer in layers_of(model) if layer is not spared]
+    layers = [_Layer(layer, state, site_of) for layer in layers_of(model) if layer is not spared]
     with (
         torch._dynamo.config.patch(recompile_limit=_KINDS, accumulated_recompile_limit=16 * _KINDS),
         # Sizes that happen to be equal in the first batch, such as rows and columns, need not be so in the next.
@@ -127,9 +127,9 @@ def compiled(model: Any) -> Iterator[None]:
 class _Layer:
     """Stands in for a layer's forward: looks up the prefixes of the attention sites within, then runs compiled code."""
 
-    def __init__(self, layer: nn.Module, prefix_of: Callable[[int, int], Any], site_of: dict[nn.Module, int]):
+    def __init__(self, layer: nn.Module, state: State, site_of: dict[nn.Module, int]):
         self.layer = layer
-        self.prefix_of = prefix_of
+        self.state = state
         self.sites = [(module, site_of[module]) for module in layer.modules() if module in site_of]
         # Below gradient checkpointing, where the model has it.
         self.slot = checkpointing.inner_slot(layer)
@@ -151,8 +151,10 @@ class _Layer:
         states = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if states is None:
             raise SoftPromptError(f"{type(self.layer).__name__} was called without a tensor and cannot be compiled")
+        if any(self.state.reads_states(index) for _, index in self.sites):
+            return _forward(self.before, self.layer, args, kwargs)  # gates are made within the layer, by hooks
         for module, index in self.sites:
-            attention.hold(module, self.prefix_of(index, states.shape[0]))
+            attention.hold(module, self.state.prefix_of(index, states.shape[0]))
         try:
             return _run(self.before, self.layer, args, kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompts import attention, heads
-from softprompts.backbone import Backbone, attention_of
+from softprompts.backbone import Backbone, attention_of, states_given
 from softprompts.errors import SoftPromptError
-from softprompts.passing import Draws, Layout, Pass, positions_of, repeat_rows
+from softprompts.passing import Draws, Layout, Pass, View, positions_of, repeat_rows
 from softprompts.prompt import PromptSet, require
 from softprompts.readout import Reading, Readout
 
@@ -49,6 +49,7 @@ class State:
         self.labels = (model.config.num_labels, known, dict(model.config.label2id or {}))
         self.ignored_on_save = model._keys_to_ignore_on_save
         self.hooks: list[Any] = []
+        self.watching: list[Any] = []  # hooks of attention sites, see `watch_sites`
         self.heads = heads.find(model)
         self.readout: Readout | None = None
         self.original_heads = {name: getattr(model, name) for name in self.heads}
@@ -93,6 +94,26 @@ class State:
         """Asked by every attention site."""
         return None if self.current is None else self.current.prefix(site, rows)
 
+    def watch_sites(self) -> None:
+        """Looks at what attention sites are called with where gates of a prompt depend on it, and nowhere else."""
+        prompts = cast(PromptSet, self.backbone.model.prompts)
+        wanted = {site for prompt in prompts.values() if prompt.method.reads_states for site in prompt.sites}
+        for handle in self.watching:
+            handle.remove()
+        modules = [self.backbone.sites[site].module for site in sorted(wanted)]
+        self.watching = [module.register_forward_pre_hook(self.before_site, with_kwargs=True) for module in modules]
+
+    def before_site(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Shows the states that an attention site is called with to prompts whose gates depend on them."""
+        states, site = states_given(args, kwargs), attention.site_of(module)
+        if self.current is not None and states is not None:
+            in_decoder = self.backbone.decoder is not None and self.backbone.sites[site].kind != "encoder.self"
+            self.current.look(site, states, self.current.decoder_view if in_decoder else self.current.view)
+
+    def reads_states(self, site: int) -> bool:
+        """Whether the pass under way has gates that depend on what an attention site is called with."""
+        return self.current is not None and site in self.current.watched
+
     def before_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Puts prompt tokens and updates into the input of the encoder or decoder-only base model."""
         if self.current is None:
@@ -134,7 +155,7 @@ class State:
             if inserts or (pass_.needs_input and not pass_.ready):
                 raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
             pass_.prepare(rows, device, None, None)
-            pass_.layout = None
+            pass_.layout, pass_.view = None, View(later=seen > 0)
             return
         real = None if mask is None else mask.bool()
         if real is not None and pass_.rows and seen == 0 and real.shape != (rows, columns):
@@ -147,6 +168,7 @@ class State:
             visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
+            pass_.visible = visible
             pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
 
         tokens = pass_.tokens
@@ -161,6 +183,8 @@ class State:
             self.backbone.keep_first,
             device,
         )
+        if pass_.watched:
+            pass_.view = _view(pass_.visible, layout, rows, columns, seen)
         length = layout.length
         if self.backbone.max_tokens is not None and length + seen + columns - (length if seen else 0) > (
             self.backbone.max_tokens
@@ -263,6 +287,8 @@ class State:
         if states is None:
             return None
         pass_.prepare(states.shape[0], states.device, None, None)
+        if pass_.watched:
+            pass_.decoder_view = _decoder_view(inputs)
         mask = inputs.get("encoder_attention_mask")
         if pass_.tokens is None or (mask is not None and mask.shape[-1] == states.shape[1]):
             return None
@@ -288,6 +314,29 @@ class State:
         if wanted == [None]:
             return None
         return Pass(prompts, names, context_mask, self.randomness)
+
+
+def _view(visible: Tensor | None, layout: Layout, rows: int, columns: int, seen: int) -> View:
+    """Where in a pass, prompt tokens included, the input is that prompts may depend on."""
+    if visible is None:
+        return View(later=seen > 0)
+    visible = repeat_rows(visible, rows)
+    if seen:
+        return View(visible[:, -columns:], later=True)
+    # Without a cache every step of a generation runs all columns; those behind the first step's are not looked at.
+    return View(layout.ids(F.pad(visible, (0, layout.columns - visible.shape[1])).long()).bool())
+
+
+def _decoder_view(inputs: dict[str, Any]) -> View:
+    """The first token of each row of an encoder-decoder's decoder: all others are, or once were, predicted."""
+    source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    rows, columns = source.shape[:2]
+    cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+    first = torch.zeros(rows, 1, dtype=torch.long, device=source.device)
+    if isinstance(mask, Tensor) and mask.shape == (rows, columns):
+        first = mask.long().argmax(1, keepdim=True)
+    later = cache is not None and int(cache.get_seq_length()) > 0
+    return View(torch.arange(columns, device=source.device) == first, later)
 
 
 def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:

@@ -262,6 +262,7 @@ class PromptModel:
         )
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
+        state.watch_sites()
         if state.active is None and not state.bare:
             self._activate(name)
         return self
@@ -314,6 +315,7 @@ class PromptModel:
         if state_of(self).active == name:
             self._activate(None)
         del self.prompts._modules[name]
+        state_of(self).watch_sites()
 
     def fold(self, name: str) -> PromptModel:
         """Replaces a prompt by its plain, inference-size form with equal outputs.
@@ -323,6 +325,7 @@ class PromptModel:
         """
         prompt = require(self.prompts, name)
         prompt.config, prompt.method = fold(prompt.method)
+        state_of(self).watch_sites()
         return self
 
     def save_prompt(self, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -522,7 +525,7 @@ def detach(model: Any) -> Any:
         raise SoftPromptError("this model is not attached")
     state = state_of(model)
     model.set_prompt(None)
-    for hook in state.hooks:
+    for hook in [*state.hooks, *state.watching]:
         hook.remove()
     frozen_linear.uninstall(model)
     heads.uninstall(model, state)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention import Prefix
@@ -55,9 +57,14 @@ class Pass:
         self.soft: dict[str | None, SoftPrompt] = {}
         self.keys: tuple[Tensor, ...] = ()
         self.values: tuple[Tensor, ...] = ()
+        self.prefix_rows: Tensor | None = None
+        self.gates: tuple[Tensor, ...] | None = None
         self.where: dict[int, int] = {}
         self.prefix_masks: list[Tensor] | None = None
         self.selectivity: float | Tensor | None = None
+        self.visible: Tensor | None = None  # (rows, n), of the first step
+        self.view, self.decoder_view = View(), View()
+        self.watched: set[int] = set()  # sites at which gates depend on what the site is called with
         self.tokens: Tokens | None = None
         self.update: Tensor | None = None
         self.layout: Layout | None = None
@@ -67,6 +74,8 @@ class Pass:
         self._prefixes: dict[tuple[int, int], Prefix | None] = {}
         self._widened: dict[Any, Any] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
+        self._fresh: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
 
     @property
     def names(self) -> list[str | None]:
@@ -173,35 +182,52 @@ class Pass:
             return
         sites = sorted({site for name in with_prefix for site in self.prompts[str(name)].sites})
         self.where = {site: place for place, site in enumerate(sites)}
+        reading = [str(name) for name, soft in with_prefix.items() if soft.gate_of is not None]
+        self.watched = {site for name in reading for site in self.prompts[name].sites}
         first = next(iter(with_prefix.values()))
         assert first.keys is not None
         assert first.values is not None
         if len(self.soft) == 1:
             self.keys, self.values = first.keys.unbind(0), first.values.unbind(0)
+            self.gates = None if first.gates is None else first.gates.unbind(0)
             self.selectivity = first.selectivity
             return
 
         length = max(soft.keys.shape[2] for soft in with_prefix.values() if soft.keys is not None)
         width, device = first.keys.shape[3], first.keys.device
-        keys, values, masks, alphas = [], [], [], []
+        keys, values, places, gates, masks, alphas = [], [], [], [], [], []
+        gated = any(soft.gates is not None for soft in with_prefix.values())
+        stacked = 0
         for name, soft in self.soft.items():
             count = self._members(name)
             mask = torch.zeros(len(sites), count, length, dtype=torch.bool, device=device)
+            gate = first.keys.new_ones(len(sites), count, length) if gated else None
             if soft.keys is None or soft.values is None:
-                empty = first.keys.new_zeros(len(sites), count, length, width)
+                empty = first.keys.new_zeros(len(sites), 1, length, width)
                 keys.append(empty)
                 values.append(empty)
             else:
                 own = [self.where[site] for site in self.prompts[str(name)].sites]
                 if soft.keys.shape[3] != width:
                     raise SoftPromptError("the prompts of one batch differ in the width of their prefixes")
-                keys.append(_place(soft.keys, own, len(sites), count, length))
-                values.append(_place(soft.values, own, len(sites), count, length))
+                keys.append(_place(soft.keys, own, len(sites), length))
+                values.append(_place(soft.values, own, len(sites), length))
                 mask[own, :, : soft.keys.shape[2]] = True
+                if soft.gates is not None:
+                    gate = _place(soft.gates.expand(-1, count, -1).unsqueeze(-1), own, len(sites), length).squeeze(-1)
             masks.append(mask)
+            if gate is not None:
+                gates.append(gate)
             alpha = float("nan") if soft.selectivity is None else soft.selectivity
             alphas.append(torch.full((count,), alpha, device=device))
-        self.keys, self.values = self._to_rows(keys, 1).unbind(0), self._to_rows(values, 1).unbind(0)
+            # Rows that share a prefix share its place among all; what is copied is copied site by site.
+            own_rows = keys[-1].shape[1]
+            own_places = torch.arange(count, device=device) if own_rows > 1 else torch.zeros_like(alphas[-1]).long()
+            places.append(stacked + own_places)
+            stacked += own_rows
+        self.keys, self.values = torch.cat(keys, 1).unbind(0), torch.cat(values, 1).unbind(0)
+        self.prefix_rows = self._to_rows(places, 0)
+        self.gates = self._to_rows(gates, 1).unbind(0) if gated else None
         lengths = {0 if soft.keys is None else soft.keys.shape[2] for soft in self.soft.values()}
         covered = all(set(self.prompts[name].sites) == set(sites) if name else False for name in self.soft)
         if len(lengths) > 1 or not covered:
@@ -265,15 +291,58 @@ class Pass:
             return None
         if (site, rows) not in self._prefixes:
             mask = None if self.prefix_masks is None else self._repeated(self.prefix_masks[place], rows)
-            alpha = self.selectivity
+            alpha, keys, values = self.selectivity, self.keys[place], self.values[place]
+            shared = self.prefix_rows is not None
             self._prefixes[site, rows] = Prefix(
-                repeat_rows(self.keys[place], rows),
-                repeat_rows(self.values[place], rows),
+                keys if shared else repeat_rows(keys, rows),
+                values if shared else repeat_rows(values, rows),
                 mask,
                 repeat_rows(alpha, rows) if isinstance(alpha, Tensor) else alpha,
                 self._widened,
+                None if self.prefix_rows is None else repeat_rows(self.prefix_rows, rows),
+                None if self.gates is None else repeat_rows(self.gates[place], rows),
             )
-        return self._prefixes[site, rows]
+        prefix = self._prefixes[site, rows]
+        fresh = self._fresh.pop(site, None)
+        if fresh is None:
+            return prefix
+        return dataclasses.replace(prefix, gates=fresh if prefix.gates is None else prefix.gates * fresh)
+
+    def look(self, site: int, states: Tensor, view: View) -> None:
+        """Computes the gates that depend on what a site is called with, for the `prefix` that it then asks for.
+
+        Later steps of a generation keep the gates of its first, as its cache keeps the prefix's effect on the input.
+
+        Args:
+            site: which one.
+            states: ``(M, n, d_site)``.
+            view: which of their columns prompts may look at.
+        """
+        rows = states.shape[0]
+        if not self.ready:
+            self.prepare(rows, states.device, None, None)
+        if site not in self.watched:
+            return
+        if view.later and site in self._kept:
+            self._fresh[site] = repeat_rows(self._kept[site], rows)
+            return
+        mask = None if view.mask is None else repeat_rows(view.mask.to(states.device), rows)
+        groups = self.groups if rows == self.rows else self.groups_of(rows, states.device)
+        groups = {name: None if index is None else index.to(states.device) for name, index in groups.items()}
+        length, parts = self.keys[0].shape[1], []
+        for name, index in groups.items():
+            gate_of, sites = self.soft[name].gate_of, [] if name is None else self.prompts[name].sites
+            if gate_of is None or site not in sites:
+                parts.append(torch.ones(rows if index is None else len(index), length, device=states.device))
+                continue
+            if index is None:
+                gates = gate_of(sites.index(site), states, mask)
+            else:
+                gates = gate_of(sites.index(site), states[index], None if mask is None else mask[index])
+            parts.append(F.pad(gates, (0, length - gates.shape[1]), value=1.0))
+        self._fresh[site] = in_batch_order(parts, groups)
+        # Not in the graph, which would live on with the pass.
+        self._kept[site] = self._fresh[site].detach()
 
     def _repeated(self, mask: Tensor, rows: int) -> Tensor:
         if (id(mask), rows) not in self._masks:
@@ -297,11 +366,10 @@ def in_batch_order(parts: list[Tensor], groups: Mapping[str | None, Tensor | Non
     return torch.cat(parts, dim).index_select(dim, place)
 
 
-def _place(prefix: Tensor, own: list[int], sites: int, rows: int, length: int) -> Tensor:
-    """``(S, R|1, l, w)`` of a prompt's own sites into ``(sites, rows, length, w)``, zeros elsewhere."""
-    prefix = prefix.expand(-1, rows, -1, -1)
+def _place(prefix: Tensor, own: list[int], sites: int, length: int) -> Tensor:
+    """``(S, R|1, l, w)`` of a prompt's own sites into ``(sites, R|1, length, w)``, zeros elsewhere."""
     if prefix.shape[2] < length:
-        pad = prefix.new_zeros(prefix.shape[0], rows, length - prefix.shape[2], prefix.shape[3])
+        pad = prefix.new_zeros(*prefix.shape[:2], length - prefix.shape[2], prefix.shape[3])
         prefix = torch.cat([prefix, pad], 2)
     if len(own) == sites:
         return prefix
@@ -316,6 +384,19 @@ def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
     if rows % tensor.shape[0]:
         raise SoftPromptError(f"a pass of {tensor.shape[0]} rows cannot serve {rows}; were rows added on the way?")
     return tensor.repeat_interleave(rows // tensor.shape[0], 0)
+
+
+@dataclass(frozen=True)
+class View:
+    """What prompts may look at of the states that attention sites are called with.
+
+    Attributes:
+        mask: ``(M, n)`` bool, the columns; None for all.
+        later: whether a cache holds an earlier step of the same generation.
+    """
+
+    mask: Tensor | None = None
+    later: bool = False
 
 
 @dataclass

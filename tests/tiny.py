@@ -105,6 +105,7 @@ METHODS: dict[str, sp.MethodConfig] = {
         num_virtual_tokens=3, rank=2, max_length=16, num_spaces=2, space_hidden_size=4, source_tokens=6
     ),
     "multi-mask": sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_dropout=0.0),
+    "adaptive-prefix": sp.AdaptivePrefixConfig(num_virtual_tokens=3),
     "selective-prefix": sp.SelectivePrefixConfig(num_virtual_tokens=3, alpha=4.0, selective_loss=1e-2),
 }
 

@@ -3,6 +3,7 @@
 import sys
 from types import ModuleType
 
+from softprompts.methods.adaptive_prefix import AdaptivePrefixConfig
 from softprompts.methods.attempt import AttemptConfig
 from softprompts.methods.base import (
     SITE_KINDS,
@@ -34,6 +35,7 @@ from softprompts.methods.superpos import SuperPosConfig
 __all__ = [
     "SITE_KINDS",
     "About",
+    "AdaptivePrefixConfig",
     "AttemptConfig",
     "Component",
     "EPTConfig",

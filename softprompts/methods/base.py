@@ -84,12 +84,20 @@ class Shape:
         num_sites: ``S``, number of attention sites that take a prefix (0 when the backbone has none).
         kv_width: ``w = kv_heads * head_dim``, width of one prefix key or value.
         vocabulary: the input embeddings.
+        site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
+        causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
     """
 
     hidden_size: int
     num_sites: int
     kv_width: int
     vocabulary: Vocabulary
+    site_width: int | None = None
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.site_width is None:
+            object.__setattr__(self, "site_width", self.hidden_size)
 
 
 @dataclass
@@ -202,6 +210,7 @@ class MethodConfig:
     listed: ClassVar[bool] = True  # False for what nobody asks for by name
     uses_prefix: ClassVar[bool] = False
     uses_tokens: ClassVar[bool] = False
+    modifies_prefix: ClassVar[bool] = False  # what it does to its own prefix, it can do to another (`Method.modify`)
 
     def __post_init__(self) -> None:
         if isinstance(self.num_virtual_tokens, bool) or not isinstance(self.num_virtual_tokens, int):
@@ -263,6 +272,10 @@ class MethodConfig:
         """A freshly initialised module, drawing from torch's global random state."""
         raise NotImplementedError
 
+    def build_modifier(self, shape: Shape) -> Method:
+        """The module without a prefix of its own, for `Method.modify` on that of another method."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -285,9 +298,11 @@ class Method(nn.Module):
     Attributes:
         per_row: True when `forward` needs the rows; then every row gets its own tensors. Otherwise `forward` is
             called with None, once per step.
+        reads_states: True when `forward` hands over ``gate_of``, which attention sites call with their own input.
     """
 
     per_row: bool = False
+    reads_states: bool = False
 
     def __init__(self, config: MethodConfig):
         super().__init__()
@@ -295,6 +310,10 @@ class Method(nn.Module):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The prompt of these rows; of any rows if ``rows`` is None."""
+        raise NotImplementedError
+
+    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
+        """Does to the prefix of ``prompt`` what this method does to its own (where ``config.modifies_prefix``)."""
         raise NotImplementedError
 
     def components(self) -> dict[str, Component]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from softprompts import sources
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.methods.base import MethodConfig, Shape
+from softprompts.soft_prompt import GateOf, SoftPrompt
 
 
 def whole_number(config: MethodConfig, field: str, least: int, optional: bool = False) -> None:
@@ -96,3 +98,35 @@ class SourcedConfig(MethodConfig):
     def detached(self) -> Self:
         """The config that says how many sources there were instead of which."""
         return replace(self, sources=(), restored=self.restored or len(self.sources))
+
+
+def plain_prefix(table: Tensor | None, num_sites: int) -> SoftPrompt:
+    """A prompt of a prefix table alone.
+
+    Raises:
+        ValueError: there is no table, as the method was built to modify the prefix of another.
+    """
+    if table is None:
+        raise ValueError("this method was built without a prefix of its own: call modify")
+    keys, values = split_prefix(table, num_sites)
+    return SoftPrompt(keys=keys, values=values)
+
+
+def gated(prompt: SoftPrompt, gates: Tensor) -> SoftPrompt:
+    """The prompt with gates ``(S, R|1, l)`` on top of those that it has."""
+    return dataclasses.replace(prompt, gates=gates if prompt.gates is None else prompt.gates * gates)
+
+
+def gated_by_states(prompt: SoftPrompt, gate_of: GateOf) -> SoftPrompt:
+    """The prompt with gates that depend on what sites are called with, on top of those that it has."""
+    before = prompt.gate_of
+    if before is None:
+        return dataclasses.replace(prompt, gate_of=gate_of)
+    return dataclasses.replace(
+        prompt, gate_of=lambda place, states, mask: before(place, states, mask) * gate_of(place, states, mask)
+    )
+
+
+def penalised(prompt: SoftPrompt, penalty: Tensor) -> SoftPrompt:
+    """The prompt with a term of the loss on top of those that it has."""
+    return dataclasses.replace(prompt, penalty=penalty if prompt.penalty is None else prompt.penalty + penalty)

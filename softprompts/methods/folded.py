@@ -128,7 +128,8 @@ def fold(method: Method) -> tuple[FoldedConfig, Method]:
 
     # Copies, as the tensors may be views of the method's own parameters; the axis of the rows (1 long) goes.
     tokens, update = (None if x is None else x[0].clone() for x in (prompt.tokens, prompt.update))
-    keys, values = (None if x is None else x[:, 0].clone() for x in (prompt.keys, prompt.values))
+    gates = 1.0 if prompt.gates is None else prompt.gates[:, 0].unsqueeze(-1)
+    keys, values = (None if x is None else (x[:, 0] * gates).clone() for x in (prompt.keys, prompt.values))
     lengths = {x.shape[-2] for x in (tokens, keys, values) if x is not None}
     if len(lengths) > 1:
         raise SoftPromptError(f"{config.method}: tokens and prefix of different lengths cannot be folded")

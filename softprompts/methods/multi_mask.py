@@ -21,7 +21,15 @@ from torch import nn
 from torch.nn import functional
 
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
-from softprompts.methods.common import flag, prefix_table, real_number, split_prefix, whole_number
+from softprompts.methods.common import (
+    flag,
+    gated,
+    penalised,
+    plain_prefix,
+    prefix_table,
+    real_number,
+    whole_number,
+)
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -65,6 +73,7 @@ class MultiMaskConfig(MethodConfig):
         "the router as in the paper (its scripts use noise: `router_noise`). The paper's L1 term has no weight and is "
         "not in its code: off by default.",
     )
+    modifies_prefix: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,18 +92,22 @@ class MultiMaskConfig(MethodConfig):
         """The module, freshly initialised."""
         return MultiMask(self, shape)
 
+    def build_modifier(self, shape: Shape) -> Method:
+        """Masks and router alone."""
+        return MultiMask(self, shape, own_prefix=False)
+
 
 class MultiMask(Method):
     """Prefix ``(l, 2*S*w)``, masks ``(k, l, S)`` and router ``d -> k``."""
 
-    def __init__(self, config: MultiMaskConfig, shape: Shape):
+    def __init__(self, config: MultiMaskConfig, shape: Shape, own_prefix: bool = True):
         super().__init__(config)
         self.per_row = config.num_masks > 1
         self.num_sites = shape.num_sites
         self.dropout = config.router_dropout
         self.noise = config.router_noise
         self.l1_lambda = config.l1_lambda
-        self.prefix = prefix_table(config, shape, config.init_std)
+        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
         self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
         # Gates start open: sigmoid(2.5) = 0.92.
         nn.init.normal_(self.masks, mean=2.5, std=0.5)
@@ -102,7 +115,11 @@ class MultiMask(Method):
         nn.init.orthogonal_(self.router.weight)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, R, l, w)``; ``(S, 1, l, w)`` with a single mask."""
+        """Keys and values ``(S, 1, l, w)`` and gates ``(S, R, l)``; ``(S, 1, l)`` with a single mask."""
+        return self.modify(plain_prefix(self.prefix, self.num_sites), rows)
+
+    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
+        """Puts the gates on a prefix, and the sparsity term on the loss."""
         weight = self.router.weight
         if self.per_row:
             if rows is None:
@@ -115,15 +132,12 @@ class MultiMask(Method):
             logits = logits + torch.randn_like(logits) * logits.detach()
         else:
             logits = functional.dropout(logits, self.dropout, self.training)
-        gates = torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid().unsqueeze(-1)
-        keys, values = split_prefix(self.prefix, self.num_sites)
-        penalty = self.l1_lambda * self.masks.sigmoid().mean() if self.l1_lambda else None
-        return SoftPrompt(keys=gates * keys, values=gates * values, penalty=penalty)
+        prompt = gated(prompt, torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid())
+        return penalised(prompt, self.l1_lambda * self.masks.sigmoid().mean()) if self.l1_lambda else prompt
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
-        return {
-            "prefix": Component([self.prefix], learning_rate=3e-2),
-            "masks": Component([self.masks], learning_rate=3e-2),
-            "router": Component(list(self.router.parameters()), learning_rate=1e-3),
-        }
+        parts = {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
+        parts["masks"] = Component([self.masks], learning_rate=3e-2)
+        parts["router"] = Component(list(self.router.parameters()), learning_rate=1e-3)
+        return parts

@@ -11,6 +11,7 @@ The vectors are whole rows of width ``w``, not per head. Trained: the prefix, ``
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
-from softprompts.methods.common import prefix_table, real_number, split_prefix
+from softprompts.methods.common import penalised, plain_prefix, prefix_table, real_number
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -53,6 +54,7 @@ class SelectivePrefixConfig(MethodConfig):
         "are divided by the root of the head's width, as in the code, not by that of d as printed. Dropout on scores "
         "and on keys, which only the code has, is left out. On every kind of backbone, not on encoders alone.",
     )
+    modifies_prefix: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,28 +72,39 @@ class SelectivePrefixConfig(MethodConfig):
         """The module, freshly initialised."""
         return SelectivePrefix(self, shape)
 
+    def build_modifier(self, shape: Shape) -> Method:
+        """The mask and the loss alone, without any parameter."""
+        return SelectivePrefix(self, shape, own_prefix=False)
+
 
 class SelectivePrefix(Method):
     """A prefix table, with the mask and the loss."""
 
-    def __init__(self, config: SelectivePrefixConfig, shape: Shape):
+    def __init__(self, config: SelectivePrefixConfig, shape: Shape, own_prefix: bool = True):
         super().__init__(config)
         self.alpha = config.alpha
         self.selective_loss = config.selective_loss
         self.num_sites = shape.num_sites
-        self.prefix = prefix_table(config, shape, config.init_std)
+        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Keys and values ``(S, 1, l, w)``, the mask's steepness and the loss term (Eq. 9)."""
-        keys, values = split_prefix(self.prefix, self.num_sites)
-        penalty = None
+        return self.modify(plain_prefix(self.prefix, self.num_sites))
+
+    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
+        """Puts the mask on a prefix, and what drives its rows apart on the loss; gates change no angle."""
+        assert prompt.keys is not None
+        assert prompt.values is not None
+        if self.alpha is not None:
+            prompt = dataclasses.replace(prompt, selectivity=self.alpha)
         if self.selective_loss:
-            penalty = self.selective_loss * 0.5 * (mean_cosine(keys) + mean_cosine(values)).sum()
-        return SoftPrompt(keys=keys, values=values, selectivity=self.alpha, penalty=penalty)
+            cosines = mean_cosine(prompt.keys) + mean_cosine(prompt.values)
+            prompt = penalised(prompt, self.selective_loss * 0.5 * cosines.sum())
+        return prompt
 
     def components(self) -> dict[str, Component]:
         """The prefix."""
-        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
+        return {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
     def cannot_fold(self) -> str | None:
         """Only the variant without the mask folds."""
@@ -99,8 +112,8 @@ class SelectivePrefix(Method):
 
 
 def mean_cosine(prefix: Tensor) -> Tensor:
-    """Mean ``|cos|`` over pairs of rows, ``(S,)``, of a prefix ``(S, 1, l, w)``; 0 if there is no pair (Eq. 7)."""
-    rows = functional.normalize(prefix.squeeze(1), dim=-1)
-    length = rows.shape[1]
-    cosines = (rows @ rows.transpose(1, 2)).triu(diagonal=1).abs()
-    return cosines.sum((1, 2)) / max(length * (length - 1) // 2, 1)
+    """Mean ``|cos|`` over pairs of rows, ``(S,)``, of a prefix ``(S, R|1, l, w)``; 0 if there is no pair (Eq. 7)."""
+    rows = functional.normalize(prefix, dim=-1)
+    length = rows.shape[2]
+    cosines = (rows @ rows.transpose(2, 3)).triu(diagonal=1).abs()
+    return cosines.sum((2, 3)).mean(1) / max(length * (length - 1) // 2, 1)

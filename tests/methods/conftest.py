@@ -61,7 +61,7 @@ def count() -> Callable[..., int]:
 
 
 def outputs(prompt: SoftPrompt) -> tuple[Tensor, ...]:
-    parts = (prompt.tokens, prompt.update, prompt.keys, prompt.values, prompt.penalty)
+    parts = (prompt.tokens, prompt.update, prompt.keys, prompt.values, prompt.gates, prompt.penalty)
     return tuple(part for part in parts if part is not None)
 
 
@@ -89,6 +89,9 @@ def check_contract(shape: Shape, rows: Rows) -> Callable[[MethodConfig], None]:
             assert prompt.keys.shape == prompt.values.shape
             assert prompt.keys.shape[1] in leading
             assert (prompt.keys.shape[0], *prompt.keys.shape[2:]) == (SITES, length, WIDTH)
+        if prompt.gates is not None:
+            assert prompt.gates.shape[1] in leading
+            assert (prompt.gates.shape[0], *prompt.gates.shape[2:]) == (SITES, length)
         assert prompt.penalty is None or prompt.penalty.shape == ()
 
         sum(part.square().sum() for part in outputs(prompt)).backward()

@@ -34,6 +34,12 @@ def naive(method, logits):
     return keys, values
 
 
+def effective(prompt):
+    """The keys and values that a site gets to see: those of the prefix times the gates."""
+    gates = prompt.gates.unsqueeze(-1)
+    return gates * prompt.keys, gates * prompt.values
+
+
 def naive_logits(method, rows):
     """Eq. 4 before the softmax: the router on the mean of each row's visible tokens."""
     logits = []
@@ -54,16 +60,16 @@ def test_gated_prefix(shape, rows, fields):
     method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, **fields).build(shape).double().eval()
     keys, values = naive(method, naive_logits(method, rows))
     prompt = method(rows)
-    torch.testing.assert_close(prompt.keys, keys)
-    torch.testing.assert_close(prompt.values, values)
+    torch.testing.assert_close(effective(prompt), (keys, values))
     assert prompt.penalty is None
-    assert not torch.allclose(prompt.keys[:, 0], prompt.keys[:, 1])
+    assert prompt.keys.shape == prompt.values.shape == (SITES, 1, 2, WIDTH)
+    assert not torch.allclose(prompt.gates[:, 0], prompt.gates[:, 1])
 
 
 def test_a_row_without_visible_tokens_gets_the_even_mixture(shape, rows):
     method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3).build(shape).double().eval()
     keys, _ = naive(method, [[0.0, 0.0, 0.0]])
-    torch.testing.assert_close(method(rows).keys[:, 2:], keys)
+    torch.testing.assert_close(effective(method(rows))[0][:, 2:], keys)
 
 
 def test_dropout_of_logits_in_training(shape, rows):
@@ -73,7 +79,7 @@ def test_dropout_of_logits_in_training(shape, rows):
     dropped = torch.nn.functional.dropout(torch.ones(3, 3, dtype=torch.float64), 0.5)
     assert set(dropped.flatten().tolist()) == {0.0, 2.0}
     torch.manual_seed(7)
-    torch.testing.assert_close(method(rows).keys, naive(method, logits * dropped)[0])
+    torch.testing.assert_close(effective(method(rows))[0], naive(method, logits * dropped)[0])
 
 
 def test_noise_instead_of_dropout(shape, rows):
@@ -82,8 +88,7 @@ def test_noise_instead_of_dropout(shape, rows):
     torch.manual_seed(7)
     noise = torch.randn(3, 3, dtype=torch.float64)
     torch.manual_seed(7)
-    prompt = method(rows)
-    torch.testing.assert_close(prompt.keys, naive(method, logits * (1 + noise))[0])
+    torch.testing.assert_close(effective(method(rows))[0], naive(method, logits * (1 + noise))[0])
 
 
 def test_noise_carries_no_gradient(shape, rows):
@@ -93,7 +98,7 @@ def test_noise_carries_no_gradient(shape, rows):
     torch.manual_seed(7)
     noise = torch.randn(3, 3, dtype=torch.float64)
     torch.manual_seed(7)
-    method(rows).keys.square().sum().backward()
+    effective(method(rows))[0].square().sum().backward()
 
     scale = (rows.mean() @ weight.detach().T) * noise
     chosen = (rows.mean() @ weight.T + scale).softmax(-1)
@@ -109,8 +114,7 @@ def test_one_mask_needs_no_input(shape):
         assert not method.per_row
         assert method.cannot_fold() is None
         keys, values = naive(method, [[0.0]])
-        torch.testing.assert_close(method().keys, keys)
-        torch.testing.assert_close(method().values, values)
+        torch.testing.assert_close(effective(method()), (keys, values))
 
 
 def test_several_masks_need_the_input(shape):
