@@ -7,6 +7,7 @@ architectures here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
+from softprompts.anatomy import Trace
 from softprompts.errors import SoftPromptError
+from softprompts.methods.base import Part
 
 _PROBE = "softprompts|probe"
+_ROWS = 5  # of the trial: as many as it has of nothing else
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Backbone:
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
         takes_positions: whether ``entry`` accepts ``position_ids``.
+        parts: the modules that a prompt can change, described, each with the module.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -72,6 +77,7 @@ class Backbone:
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
         self.max_tokens = _position_limit(self.entry)
+        self.parts: list[tuple[Part, nn.Module]] = []
         self.sites, self.no_sites_reason = _find_sites(self)
 
     @property
@@ -92,6 +98,23 @@ class Backbone:
     @property
     def _table(self) -> Tensor:
         return cast(Tensor, self.embeddings.weight)
+
+    def described_parts(self, method: str) -> tuple[Part, ...]:
+        """The modules that a prompt can change, with their tensors as they are now.
+
+        Raises:
+            SoftPromptError: none are known.
+        """
+        if not self.parts:
+            raise SoftPromptError(
+                f"{method} changes modules, and those of {type(self.model).__name__} cannot be told: "
+                f"{self.no_sites_reason or 'none ran in a trial pass'}"
+            )
+        found = []
+        for part, module in self.parts:
+            tensors = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
+            found.append(dataclasses.replace(part, tensors=tensors))
+        return tuple(found)
 
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
         """Indices of the sites of the given kinds; all for None.
@@ -196,15 +219,17 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
 
 
 def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
-    """Runs three tokens through the model with an attention function that only writes down who calls it."""
+    """Runs a few rows of three tokens through the model with an attention function that only writes down who calls it."""
     model = backbone.model
     original = attention_of(model)
     seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
+    trace = Trace(model)
 
     def record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
     ) -> tuple[Tensor, None]:
         seen.setdefault(id(module), (module, key.shape, value.shape, query.shape[2]))
+        trace.attended(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     AttentionInterface.register(_PROBE, record)
@@ -213,7 +238,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         restore_attention(original)
         return [], "its attention does not go through transformers' attention interface; input prompts work"
     try:
-        with trial(model):
+        with trial(model), trace:
             model.base_model(**_probe_inputs(backbone))
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -236,12 +261,17 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         else:
             kind = "decoder.self" if key[2] == queries else "decoder.cross"
         sites.append(Site(module, kind, int(key[1]), int(key[3])))
+    kinds = {site.module: site.kind for site in sites}
+    entry = "decoder" if backbone.kind == "decoder" else "encoder"
+    backbone.parts = trace.parts(
+        kinds, {"decoder": backbone.decoder, entry: backbone.entry}, _ROWS if backbone.text_input else 1
+    )
     return sites, ""
 
 
 def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
     model, device = backbone.model, backbone.device
-    ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device)[None]  # noqa: E731
+    ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device).repeat(_ROWS, 1)  # noqa: E731
     if backbone.text_input:
         inputs: dict[str, Any] = {"input_ids": ids(3)}
     else:
@@ -249,7 +279,7 @@ def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
         mel = torch.zeros(1, getattr(model.config, "num_mel_bins", 0), size, device=device, dtype=model.dtype)
         inputs = {model.main_input_name: mel}
     if backbone.kind == "encoder-decoder":
-        inputs["decoder_input_ids"] = ids(2)
+        inputs["decoder_input_ids"] = ids(2) if backbone.text_input else ids(2)[:1]
     if "use_cache" in inspect.signature(model.base_model.forward).parameters:
         inputs["use_cache"] = False
     return inputs

@@ -137,6 +137,7 @@ def new_prompt(
         num_sites=len(sites),
         kv_width=backbone.sites[sites[0]].kv_heads * backbone.sites[sites[0]].head_dim if sites else 0,
         vocabulary=_vocabulary(backbone, tokenizer),
+        parts=backbone.described_parts(config.method) if config.uses_parts else (),
     )
     with _seeded(seed), torch.device(device):
         method = config.build(shape)

@@ -3,12 +3,15 @@
 import sys
 from types import ModuleType
 
+from softprompts.methods.adamix import AdaMixConfig
+from softprompts.methods.adapter import AdapterConfig, AdapterDropConfig
 from softprompts.methods.base import (
     SITE_KINDS,
     About,
     Component,
     Method,
     MethodConfig,
+    Part,
     Rows,
     Shape,
     Span,
@@ -17,10 +20,13 @@ from softprompts.methods.base import (
     methods,
     register,
 )
+from softprompts.methods.bitfit import BitFitConfig
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
+from softprompts.methods.full import FullConfig
 from softprompts.methods.head_only import HeadOnly as HeadOnly
 from softprompts.methods.head_only import HeadOnlyConfig as HeadOnlyConfig
+from softprompts.methods.lora import LoraConfig
 from softprompts.methods.multi_mask import MultiMaskConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
@@ -30,13 +36,20 @@ from softprompts.methods.superpos import SuperPosConfig
 __all__ = [
     "SITE_KINDS",
     "About",
+    "AdaMixConfig",
+    "AdapterConfig",
+    "AdapterDropConfig",
+    "BitFitConfig",
     "Component",
     "EPTConfig",
     "FoldedConfig",
+    "FullConfig",
     "HeadOnlyConfig",
+    "LoraConfig",
     "Method",
     "MethodConfig",
     "MultiMaskConfig",
+    "Part",
     "PrefixTuningConfig",
     "PromptTuningConfig",
     "Rows",

@@ -76,6 +76,41 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A module of the backbone that has parameters of its own and no modules in it that have, as a method may know it.
+
+    Attributes:
+        path: its name, from the base model on where it is part of that.
+        kind: "linear" (weight ``(out, in)``), "conv1d" (weight ``(in, out)``), "norm", "embedding" or "other".
+        roles: what it is for: "query", "key", "value" (a fused projection has all three), "attention.output",
+            "ffn.in", "ffn.out", "input" and "output" (the embeddings at both ends); () where that cannot be told.
+        in_features: width of what it takes; 0 for embeddings and "other".
+        out_features: width of what it makes.
+        layer: index of the layer in its stack; None outside of all layers.
+        stack: "encoder" or "decoder"; "" outside of both.
+        site: of the parts of an attention: "encoder.self", "decoder.self" or "decoder.cross"; "" for others.
+        by_row: whether it sees the rows of the batch one by one; a table of relative positions does not.
+        tensors: its frozen parameters by their names in it; tied ones are the same tensor.
+    """
+
+    path: str
+    kind: str
+    roles: tuple[str, ...] = ()
+    in_features: int = 0
+    out_features: int = 0
+    layer: int | None = None
+    stack: str = ""
+    site: str = ""
+    by_row: bool = True
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether it adds a bias of its own."""
+        return "bias" in self.tensors
+
+
+@dataclass(frozen=True)
 class Shape:
     """The sizes a method may know of the backbone.
 
@@ -84,12 +119,14 @@ class Shape:
         num_sites: ``S``, number of attention sites that take a prefix (0 when the backbone has none).
         kv_width: ``w = kv_heads * head_dim``, width of one prefix key or value.
         vocabulary: the input embeddings.
+        parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
     """
 
     hidden_size: int
     num_sites: int
     kv_width: int
     vocabulary: Vocabulary
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass
@@ -188,6 +225,7 @@ class MethodConfig:
     about: ClassVar[About | None] = None
     uses_prefix: ClassVar[bool] = False
     uses_tokens: ClassVar[bool] = False
+    uses_parts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.num_virtual_tokens, bool) or not isinstance(self.num_virtual_tokens, int):
@@ -263,9 +301,12 @@ class Method(nn.Module):
     Attributes:
         per_row: True when `forward` needs the rows; then every row gets its own tensors. Otherwise `forward` is
             called with None, once per step.
+        changes: paths of the backbone's modules that the prompt's rows go through in a way of their own (see
+            `SoftPrompt.modules`).
     """
 
     per_row: bool = False
+    changes: tuple[str, ...] = ()
 
     def __init__(self, config: MethodConfig):
         super().__init__()
