@@ -118,6 +118,8 @@ class Trace:
             stacks: the model's "encoder" and "decoder", None where it has none.
             rows: how many rows the pass had.
         """
+        if not self.calls:
+            return []
         model, base = self.model, self.model.base_model
         names = {module: name for name, module in model.named_modules()}
         names |= {module: name for name, module in base.named_modules()}

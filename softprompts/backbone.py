@@ -79,6 +79,8 @@ class Backbone:
         self.max_tokens = _position_limit(self.entry)
         self.parts: list[tuple[Part, nn.Module]] = []
         self.sites, self.no_sites_reason = _find_sites(self)
+        if not self.parts:
+            self.parts = _modules_that_run(self)
 
     @property
     def hidden_size(self) -> int:
@@ -107,8 +109,8 @@ class Backbone:
         """
         if not self.parts:
             raise SoftPromptError(
-                f"{method} changes modules, and those of {type(self.model).__name__} cannot be told: "
-                f"{self.no_sites_reason or 'none ran in a trial pass'}"
+                f"{method} changes modules, and which {type(self.model).__name__} has cannot be told: a trial pass "
+                "through it failed"
             )
         found = []
         for part, module in self.parts:
@@ -219,7 +221,7 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
 
 
 def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
-    """Runs a few rows of three tokens through the model with an attention function that only writes down who calls it."""
+    """Runs rows of three tokens through the model with an attention function that only writes down who calls it."""
     model = backbone.model
     original = attention_of(model)
     seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
@@ -261,12 +263,25 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         else:
             kind = "decoder.self" if key[2] == queries else "decoder.cross"
         sites.append(Site(module, kind, int(key[1]), int(key[3])))
-    kinds = {site.module: site.kind for site in sites}
-    entry = "decoder" if backbone.kind == "decoder" else "encoder"
-    backbone.parts = trace.parts(
-        kinds, {"decoder": backbone.decoder, entry: backbone.entry}, _ROWS if backbone.text_input else 1
-    )
+    backbone.parts = _described(backbone, trace, {site.module: site.kind for site in sites})
     return sites, ""
+
+
+def _modules_that_run(backbone: Backbone) -> list[tuple[Part, nn.Module]]:
+    """The modules of a model whose attention we cannot look into: nothing is known of what they are for."""
+    trace = Trace(backbone.model)
+    try:
+        with trial(backbone.model), trace:
+            backbone.model.base_model(**_probe_inputs(backbone))
+    except Exception:
+        return []
+    return _described(backbone, trace, {})
+
+
+def _described(backbone: Backbone, trace: Trace, kinds: dict[nn.Module, str]) -> list[tuple[Part, nn.Module]]:
+    entry = "decoder" if backbone.kind == "decoder" else "encoder"
+    stacks = {"decoder": backbone.decoder, entry: backbone.entry}
+    return trace.parts(kinds, stacks, _ROWS if backbone.text_input else 1)
 
 
 def _probe_inputs(backbone: Backbone) -> dict[str, Any]:

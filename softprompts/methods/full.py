@@ -3,8 +3,8 @@
     y = f_theta(x),   theta = theta_frozen at the start
 
 It is there to be compared with; it costs what fine-tuning costs, and the frozen model stays in memory beside the copy.
-Trained: all parameters of all modules that see the rows of a batch; tied ones once. A table of relative positions (T5's)
-is the same for all rows and stays frozen, as rows of other prompts go along with it, unless `shared_tables` is set.
+Trained: all parameters of all modules that see the rows of a batch; tied ones once. A table of relative positions (that
+of T5) is the same for all rows and stays frozen, as rows of other prompts go by it too, unless `shared_tables` is set.
 """
 
 from __future__ import annotations

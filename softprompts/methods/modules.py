@@ -70,7 +70,7 @@ def with_role(config: MethodConfig, shape: Shape, roles: Iterable[str]) -> list[
     """
     wanted = set(roles)
     found = [part for part in shape.parts if part.kind in LINEAR and part.by_row and wanted.intersection(part.roles)]
-    config.require(bool(found), f"this backbone has no linear layer for {' or '.join(sorted(wanted))}")
+    config.require(bool(found), f"this backbone has no linear layer known as {' or '.join(sorted(wanted))}")
     return found
 
 
