@@ -8,11 +8,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
     from softprompts.loading import load as load
+    from softprompts.methods import AdaMixConfig as AdaMixConfig
+    from softprompts.methods import AdapterConfig as AdapterConfig
+    from softprompts.methods import AdapterDropConfig as AdapterDropConfig
     from softprompts.methods import AdaptivePrefixConfig as AdaptivePrefixConfig
     from softprompts.methods import AttemptConfig as AttemptConfig
+    from softprompts.methods import BitFitConfig as BitFitConfig
     from softprompts.methods import EPTConfig as EPTConfig
+    from softprompts.methods import FullConfig as FullConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
     from softprompts.methods import IntrinsicConfig as IntrinsicConfig
+    from softprompts.methods import LoraConfig as LoraConfig
     from softprompts.methods import MPTConfig as MPTConfig
     from softprompts.methods import MultiMaskConfig as MultiMaskConfig
     from softprompts.methods import PrefixTuningConfig as PrefixTuningConfig
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
     from softprompts.methods.base import Component as Component
     from softprompts.methods.base import Method as Method
     from softprompts.methods.base import MethodConfig as MethodConfig
+    from softprompts.methods.base import Part as Part
     from softprompts.methods.base import Rows as Rows
     from softprompts.methods.base import Shape as Shape
     from softprompts.methods.base import make_config as make_config
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     from softprompts.model import detach as detach
     from softprompts.model import is_attached as is_attached
     from softprompts.predictor import Predictor as Predictor
+    from softprompts.soft_prompt import Frozen as Frozen
     from softprompts.soft_prompt import SoftPrompt as SoftPrompt
 
 # Where each public name lives. Imported when first used, so that `softprompts --help` need not wait for torch.
@@ -42,10 +50,16 @@ _HOMES = {
     "softprompts.methods": (
         "AttemptConfig",
         "AdaptivePrefixConfig",
+        "AdaMixConfig",
+        "AdapterConfig",
+        "AdapterDropConfig",
+        "BitFitConfig",
         "EPTConfig",
+        "FullConfig",
         "HeadOnlyConfig",
         "IntrinsicConfig",
         "MPTConfig",
+        "LoraConfig",
         "MultiMaskConfig",
         "PrefixTuningConfig",
         "PromptTuningConfig",
@@ -56,6 +70,7 @@ _HOMES = {
         "Component",
         "Method",
         "MethodConfig",
+        "Part",
         "Rows",
         "Shape",
         "make_config",
@@ -64,7 +79,7 @@ _HOMES = {
     "softprompts.model": ("PromptModel", "attach", "detach", "is_attached"),
     "softprompts.predictor": ("Predictor",),
     "softprompts.loading": ("load",),
-    "softprompts.soft_prompt": ("SoftPrompt",),
+    "softprompts.soft_prompt": ("Frozen", "SoftPrompt"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = ["__version__", "methods", *sorted(_HOME)]

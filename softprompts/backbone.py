@@ -7,6 +7,7 @@ architectures here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
+from softprompts.anatomy import Trace
 from softprompts.errors import SoftPromptError
+from softprompts.methods.base import Part
 
 _PROBE = "softprompts|probe"
+_ROWS = 5  # of the trial: as many as it has of nothing else
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Backbone:
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
         takes_positions: whether ``entry`` accepts ``position_ids``.
+        parts: the modules that a prompt can change, described, each with the module.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -74,7 +79,10 @@ class Backbone:
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
         self.max_tokens = _position_limit(self.entry)
+        self.parts: list[tuple[Part, nn.Module]] = []
         self.sites, self.no_sites_reason = _find_sites(self)
+        if not self.parts:
+            self.parts = _modules_that_run(self)
 
     @property
     def hidden_size(self) -> int:
@@ -99,6 +107,23 @@ class Backbone:
         """Width of the states that these sites are called with; 0 where they differ, or it is not known."""
         widths = {self.sites[index].width for index in sites}
         return widths.pop() if len(widths) == 1 else 0
+
+    def described_parts(self, method: str) -> tuple[Part, ...]:
+        """The modules that a prompt can change, with their tensors as they are now.
+
+        Raises:
+            SoftPromptError: none are known.
+        """
+        if not self.parts:
+            raise SoftPromptError(
+                f"{method} changes modules, and which {type(self.model).__name__} has cannot be told: a trial pass "
+                "through it failed"
+            )
+        found = []
+        for part, module in self.parts:
+            tensors = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
+            found.append(dataclasses.replace(part, tensors=tensors))
+        return tuple(found)
 
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
         """Indices of the sites of the given kinds; all for None.
@@ -203,7 +228,7 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
 
 
 def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
-    """Runs three tokens through the model with an attention function that only writes down who calls it."""
+    """Runs rows of three tokens through the model with an attention function that only writes down who calls it."""
     model = backbone.model
     original = attention_of(model)
     seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
@@ -213,10 +238,13 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         states = states_given(args, kwargs)
         widths[id(module)] = 0 if states is None else states.shape[-1]
 
+    trace = Trace(model)
+
     def record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
     ) -> tuple[Tensor, None]:
         seen.setdefault(id(module), (module, key.shape, value.shape, query.shape[2]))
+        trace.attended(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
     AttentionInterface.register(_PROBE, record)
@@ -226,7 +254,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         return [], "its attention does not go through transformers' attention interface; input prompts work"
     handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.base_model.modules()]
     try:
-        with trial(model):
+        with trial(model), trace:
             model.base_model(**_probe_inputs(backbone))
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -251,7 +279,25 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         else:
             kind = "decoder.self" if key[2] == queries else "decoder.cross"
         sites.append(Site(module, kind, int(key[1]), int(key[3]), widths.get(id(module), 0)))
+    backbone.parts = _described(backbone, trace, {site.module: site.kind for site in sites})
     return sites, ""
+
+
+def _modules_that_run(backbone: Backbone) -> list[tuple[Part, nn.Module]]:
+    """The modules of a model whose attention we cannot look into: nothing is known of what they are for."""
+    trace = Trace(backbone.model)
+    try:
+        with trial(backbone.model), trace:
+            backbone.model.base_model(**_probe_inputs(backbone))
+    except Exception:
+        return []
+    return _described(backbone, trace, {})
+
+
+def _described(backbone: Backbone, trace: Trace, kinds: dict[nn.Module, str]) -> list[tuple[Part, nn.Module]]:
+    entry = "decoder" if backbone.kind == "decoder" else "encoder"
+    stacks = {"decoder": backbone.decoder, entry: backbone.entry}
+    return trace.parts(kinds, stacks, _ROWS if backbone.text_input else 1)
 
 
 def states_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -262,7 +308,7 @@ def states_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None
 
 def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
     model, device = backbone.model, backbone.device
-    ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device)[None]  # noqa: E731
+    ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device).repeat(_ROWS, 1)  # noqa: E731
     if backbone.text_input:
         inputs: dict[str, Any] = {"input_ids": ids(3)}
     else:
@@ -270,7 +316,7 @@ def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
         mel = torch.zeros(1, getattr(model.config, "num_mel_bins", 0), size, device=device, dtype=model.dtype)
         inputs = {model.main_input_name: mel}
     if backbone.kind == "encoder-decoder":
-        inputs["decoder_input_ids"] = ids(2)
+        inputs["decoder_input_ids"] = ids(2) if backbone.text_input else ids(2)[:1]
     if "use_cache" in inspect.signature(model.base_model.forward).parameters:
         inputs["use_cache"] = False
     return inputs

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from softprompts import attention, checkpointing
+from softprompts import attention, checkpointing, parts
 from softprompts.errors import SoftPromptError
 from softprompts.injection import State, state_of
 
@@ -66,8 +66,9 @@ def layers_of(model: Any) -> list[nn.Module]:
     """The layers of an attached model: outermost ones only.
 
     Raises:
-        SoftPromptError: the model is not made of layers that can be told.
+        SoftPromptError: the model is not made of layers that can be told, or a prompt changes modules in them.
     """
+    parts.require_unchanged(model)
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
     backbone = [module for name, module in model.named_modules() if not name.startswith("prompts.")]

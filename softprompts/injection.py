@@ -170,6 +170,8 @@ class State:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
             pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
+            if embeddings is not given and pass_.changes_modules:
+                embeddings = self.backbone.embeddings(ids)  # those of the prompts that have their own
 
         tokens = pass_.tokens
         if real is None and seen and tokens is not None and tokens.counts is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, frozen_linear, heads, readout, saving
+from softprompts import attention, checkpointing, frozen_linear, heads, parts, readout, saving
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -263,6 +263,7 @@ class PromptModel:
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
         state.watch_sites()
+        parts.sync(state)
         if state.active is None and not state.bare:
             self._activate(name)
         return self
@@ -316,6 +317,7 @@ class PromptModel:
             self._activate(None)
         del self.prompts._modules[name]
         state_of(self).watch_sites()
+        parts.sync(state_of(self))
 
     def fold(self, name: str) -> PromptModel:
         """Replaces a prompt by its plain, inference-size form with equal outputs.
@@ -527,6 +529,7 @@ def detach(model: Any) -> Any:
     model.set_prompt(None)
     for hook in [*state.hooks, *state.watching]:
         hook.remove()
+    parts.uninstall(state)
     frozen_linear.uninstall(model)
     heads.uninstall(model, state)
     if state.readout is not None:

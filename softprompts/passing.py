@@ -19,6 +19,7 @@ from softprompts.readout import Reading
 from softprompts.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
+    from softprompts.parts import Split
     from softprompts.prompt import Prompt
 
 
@@ -71,6 +72,7 @@ class Pass:
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.reading: Reading | None = None
         self.ready = False
+        self.splits: dict[int, Split] = {}
         self._prefixes: dict[tuple[int, int], Prefix | None] = {}
         self._widened: dict[Any, Any] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
@@ -94,6 +96,19 @@ class Pass:
         """Whether any prompt changes the input embeddings."""
         return any(name is not None and self.prompts[name].config.uses_tokens for name in self.names)
 
+    @property
+    def changes_modules(self) -> bool:
+        """Whether any prompt changes modules of the backbone."""
+        return any(name is not None and self.prompts[name].method.changes for name in self.names)
+
+    def owners(self, rows: int) -> list[str | None]:
+        """The prompt of each of ``rows`` rows; see `groups_of`."""
+        given = self.given if isinstance(self.given, list) else [self.given]
+        if rows % len(given):
+            raise SoftPromptError(f"prompt_names has {len(given)} names for a batch of {rows} rows")
+        factor = rows // len(given)
+        return [name for name in given for _ in range(factor)]
+
     def groups_of(self, rows: int, device: torch.device) -> dict[str | None, Tensor | None]:
         """Which of ``rows`` rows belong to which prompt; None for all of them.
 
@@ -104,12 +119,9 @@ class Pass:
             return {self.given: None}
         if len(self.names) == 1:
             return {self.names[0]: None}
-        if rows % len(self.given):
-            raise SoftPromptError(f"prompt_names has {len(self.given)} names for a batch of {rows} rows")
-        factor = rows // len(self.given)
         members: dict[str | None, list[int]] = {}
-        for row in range(rows):
-            members.setdefault(self.given[row // factor], []).append(row)
+        for row, name in enumerate(self.owners(rows)):
+            members.setdefault(name, []).append(row)
         return {name: torch.tensor(index, device=device) for name, index in members.items()}
 
     def prepare(self, rows: int, device: torch.device, embeddings: Tensor | None, mask: Tensor | None) -> None:

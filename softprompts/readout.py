@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from softprompts.injection import State
 
 _ASKED = "_softprompt_reading"
+# Where a module that is called with some positions of all rows finds which rows they are of.
+PLACES = "_softprompt_places"
 _WIDE_OUTPUTS = ("output_hidden_states", "output_attentions")
 _TRIAL = ((1, 1, 1, 1, 1), (1, 1, 1, 0, 0))  # the attention mask of the trial
 
@@ -99,6 +101,7 @@ def at_places(head: nn.Module, shape: Sequence[int], places: Tensor) -> Iterator
         if not args or args[0].ndim != 3 or args[0].shape[:2] != shape:
             return None
         done.append(True)
+        module.__dict__[PLACES] = (places // shape[1], shape[0])
         return (args[0].flatten(0, 1).index_select(0, places.to(args[0].device))[None], *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
@@ -106,6 +109,7 @@ def at_places(head: nn.Module, shape: Sequence[int], places: Tensor) -> Iterator
         yield done
     finally:
         handle.remove()
+        head.__dict__.pop(PLACES, None)
 
 
 class Readout:

@@ -2,10 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def _as_ever() -> Iterator[None]:
+    yield
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A module of the backbone as a prompt that changes it gets to see it, for the rows of this prompt.
+
+    Attributes:
+        module: the module; its parameters are read and never written to.
+        run: its forward pass.
+        by_row: the context in which numbers for each row are drawn.
+    """
+
+    module: nn.Module
+    run: Callable[..., Tensor]
+    by_row: Callable[[], contextlib.AbstractContextManager[Any]] = _as_ever
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the module makes of its input."""
+        return self.run(*args, **kwargs)
+
+    def with_parameters(self, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """What it would make of its input with these parameters in place of its own.
+
+        Args:
+            tensors: by the name that the parameter has in the module; others stay as they are.
+            *args: as for its forward.
+            **kwargs: as for its forward.
+        """
+        own = self.module._parameters
+        before = {name: cast(nn.Parameter, own[name]) for name in tensors}
+        try:
+            for name, tensor in tensors.items():
+                like = before[name]
+                own[name] = cast(nn.Parameter, tensor.to(device=like.device, dtype=like.dtype))
+            return cast(Tensor, type(self.module).forward(self.module, *args, **kwargs))
+        finally:
+            own.update(before)
+
+    def uniform(self, seed: int, size: tuple[int, ...], device: torch.device) -> Tensor:
+        """Numbers in [0, 1) for each row, which follow from the seed: a recomputed pass draws the same.
+
+        Args:
+            seed: drawn by the method once per pass.
+            size: ``(R, ...)``.
+            device: where they are wanted.
+        """
+        generator = torch.Generator(device).manual_seed(seed)
+        with self.by_row():
+            return torch.rand(size, generator=generator, device=device)
+
+    def behind(self, way: PartWay) -> Frozen:
+        """The same module with a first change in front, for a second one to be put on top of it."""
+        return dataclasses.replace(self, run=lambda *args, **kwargs: way(self, *args, **kwargs))
+
+
+# How rows go through a module: ``way(frozen, *args, **kwargs)`` with the arguments of the module's forward.
+PartWay = Callable[..., Tensor]
 
 # Of the place of a site among those the prompt was built for, the states (R, n, d_site) that the site is called with,
 # and which of their columns ``(R, n)`` are input that a prompt may depend on (None: all); gives gates ``(R, l)``.
@@ -33,6 +99,9 @@ class SoftPrompt:
         selectivity: alpha of Selective Prefix Tuning (Eq. 5-6): the attention weights of prefix columns are
             multiplied by ``sigmoid(alpha * score)`` before they are normalised. None: plain attention.
         penalty: scalar that joins the loss.
+        modules: by the path of a module of the backbone (see `Part`), how the rows go through it instead: a function
+            that gets a `Frozen` module and the module's arguments, and returns what the module is to return. Only
+            paths that the method names in `Method.changes`.
     """
 
     tokens: Tensor | None = None
@@ -43,3 +112,4 @@ class SoftPrompt:
     gate_of: GateOf | None = None
     selectivity: float | None = None
     penalty: Tensor | None = None
+    modules: Mapping[str, PartWay] | None = None

@@ -107,6 +107,9 @@ METHODS: dict[str, sp.MethodConfig] = {
     "multi-mask": sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_dropout=0.0),
     "adaptive-prefix": sp.AdaptivePrefixConfig(num_virtual_tokens=3),
     "selective-prefix": sp.SelectivePrefixConfig(num_virtual_tokens=3, alpha=4.0, selective_loss=1e-2),
+    "lora": sp.LoraConfig(rank=2, dropout=0.0, targets=("query", "value", "ffn.in")),
+    "adapter": sp.AdapterConfig(reduction=4),
+    "full": sp.FullConfig(),
 }
 
 

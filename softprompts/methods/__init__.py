@@ -3,6 +3,8 @@
 import sys
 from types import ModuleType
 
+from softprompts.methods.adamix import AdaMixConfig
+from softprompts.methods.adapter import AdapterConfig, AdapterDropConfig
 from softprompts.methods.adaptive_prefix import AdaptivePrefixConfig
 from softprompts.methods.attempt import AttemptConfig
 from softprompts.methods.base import (
@@ -11,6 +13,7 @@ from softprompts.methods.base import (
     Component,
     Method,
     MethodConfig,
+    Part,
     Rows,
     Shape,
     Span,
@@ -19,11 +22,14 @@ from softprompts.methods.base import (
     methods,
     register,
 )
+from softprompts.methods.bitfit import BitFitConfig
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
+from softprompts.methods.full import FullConfig
 from softprompts.methods.head_only import HeadOnly as HeadOnly
 from softprompts.methods.head_only import HeadOnlyConfig as HeadOnlyConfig
 from softprompts.methods.intrinsic import IntrinsicConfig, fit_autoencoder
+from softprompts.methods.lora import LoraConfig
 from softprompts.methods.mpt import MPTConfig
 from softprompts.methods.multi_mask import MultiMaskConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
@@ -35,17 +41,24 @@ from softprompts.methods.superpos import SuperPosConfig
 __all__ = [
     "SITE_KINDS",
     "About",
+    "AdaMixConfig",
+    "AdapterConfig",
+    "AdapterDropConfig",
     "AdaptivePrefixConfig",
     "AttemptConfig",
+    "BitFitConfig",
     "Component",
     "EPTConfig",
     "FoldedConfig",
+    "FullConfig",
     "HeadOnlyConfig",
     "IntrinsicConfig",
+    "LoraConfig",
     "MPTConfig",
     "Method",
     "MethodConfig",
     "MultiMaskConfig",
+    "Part",
     "PrefixTuningConfig",
     "PromptTuningConfig",
     "Rows",

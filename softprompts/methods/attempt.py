@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from softprompts import sources
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
-from softprompts.methods.common import SourcedConfig, flag, real_number, sampled_rows, whole_number
+from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
+from softprompts.methods.sourced import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
 
 

@@ -76,6 +76,41 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A module of the backbone that has parameters of its own and no modules in it that have, as a method may know it.
+
+    Attributes:
+        path: its name, from the base model on where it is part of that.
+        kind: "linear" (weight ``(out, in)``), "conv1d" (weight ``(in, out)``), "norm", "embedding" or "other".
+        roles: what it is for: "query", "key", "value" (a fused projection has all three), "attention.output",
+            "ffn.in", "ffn.out", "input" and "output" (the embeddings at both ends); () where that cannot be told.
+        in_features: width of what it takes; 0 for embeddings and "other".
+        out_features: width of what it makes.
+        layer: index of the layer in its stack; None outside of all layers.
+        stack: "encoder" or "decoder"; "" outside of both.
+        site: of the parts of an attention: "encoder.self", "decoder.self" or "decoder.cross"; "" for others.
+        by_row: whether it sees the rows of the batch one by one; a table of relative positions does not.
+        tensors: its frozen parameters by their names in it; tied ones are the same tensor.
+    """
+
+    path: str
+    kind: str
+    roles: tuple[str, ...] = ()
+    in_features: int = 0
+    out_features: int = 0
+    layer: int | None = None
+    stack: str = ""
+    site: str = ""
+    by_row: bool = True
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether it adds a bias of its own."""
+        return "bias" in self.tensors
+
+
+@dataclass(frozen=True)
 class Shape:
     """The sizes a method may know of the backbone.
 
@@ -86,6 +121,7 @@ class Shape:
         vocabulary: the input embeddings.
         site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
+        parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
     """
 
     hidden_size: int
@@ -94,6 +130,7 @@ class Shape:
     vocabulary: Vocabulary
     site_width: int | None = None
     causal: bool = False
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.site_width is None:
@@ -211,6 +248,7 @@ class MethodConfig:
     uses_prefix: ClassVar[bool] = False
     uses_tokens: ClassVar[bool] = False
     modifies_prefix: ClassVar[bool] = False  # what it does to its own prefix, it can do to another (`Method.modify`)
+    uses_parts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.num_virtual_tokens, bool) or not isinstance(self.num_virtual_tokens, int):
@@ -299,10 +337,13 @@ class Method(nn.Module):
         per_row: True when `forward` needs the rows; then every row gets its own tensors. Otherwise `forward` is
             called with None, once per step.
         reads_states: True when `forward` hands over ``gate_of``, which attention sites call with their own input.
+        changes: paths of the backbone's modules that the prompt's rows go through in a way of their own (see
+            `SoftPrompt.modules`).
     """
 
     per_row: bool = False
     reads_states: bool = False
+    changes: tuple[str, ...] = ()
 
     def __init__(self, config: MethodConfig):
         super().__init__()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, replace
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from softprompts import sources
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.methods.base import MethodConfig, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
@@ -62,42 +59,6 @@ def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
     """
     keys, values = table.view(len(table), num_sites, 2, -1).permute(2, 1, 0, 3).unsqueeze(2).unbind(0)
     return keys, values
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourcedConfig(MethodConfig):
-    """What the methods have that are built from saved prompts (see `softprompts.sources`).
-
-    Attributes:
-        sources: folders of saved prompts, or run folders, or hub ids.
-        restored: number of sources of a saved prompt that is about to be loaded; `detached` sets it.
-    """
-
-    sources: tuple[str, ...] = ()
-    restored: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "sources", sources.checked_paths(self.method, "sources", self.sources))
-        whole_number(self, "restored", 0)
-        self.require(not (self.sources and self.restored), "restored is set by saving; leave it out")
-
-    @classmethod
-    def settable(cls) -> list[str]:
-        """All but what saving sets."""
-        return [name for name in super().settable() if name != "restored"]
-
-    def files(self) -> tuple[str, ...]:
-        """The sources."""
-        return self.sources
-
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of each source's name."""
-        return {**self.to_dict(), "sources": [sources.fingerprint(path) for path in self.sources]}
-
-    def detached(self) -> Self:
-        """The config that says how many sources there were instead of which."""
-        return replace(self, sources=(), restored=self.restored or len(self.sources))
 
 
 def plain_prefix(table: Tensor | None, num_sites: int) -> SoftPrompt:

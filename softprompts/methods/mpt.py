@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from softprompts import sources
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
-from softprompts.methods.common import SourcedConfig, sampled_rows, whole_number
+from softprompts.methods.common import sampled_rows, whole_number
+from softprompts.methods.sourced import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from softprompts import sources
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
-from softprompts.methods.common import SourcedConfig
+from softprompts.methods.sourced import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import transformers as tf
+from torch import Tensor, nn
 from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
-from softprompts.methods import MethodConfig, Rows, Shape, Vocabulary, make_config
-from softprompts.soft_prompt import SoftPrompt
+import softprompts as sp
+from softprompts.methods import MethodConfig, Part, Rows, Shape, Vocabulary, make_config
+from softprompts.soft_prompt import Frozen, SoftPrompt
 
 D, SITES, WIDTH = 8, 3, 6
 
@@ -34,7 +39,95 @@ def shape(table: Tensor) -> Shape:
     def encode(text: str) -> list[int]:
         return [2 + "abcdefghij".index(letter) for letter in text.replace(" ", "")]
 
-    return Shape(D, SITES, WIDTH, Vocabulary(lambda ids: table[ids], 50, (0, 1), encode))
+    return Shape(D, SITES, WIDTH, Vocabulary(lambda ids: table[ids], 50, (0, 1), encode), described(MODULES))
+
+
+def layer(index: int) -> dict[str, tuple[nn.Module, Part]]:
+    """A layer of a decoder with cross-attention, its linear layers of both kinds."""
+
+    def linear(name: str, inside: int, out: int, role: str, site: str = "", bias: bool = True) -> None:
+        made = Conv1D(out, inside) if role == "ffn.in" else nn.Linear(inside, out, bias=bias)
+        kind = "conv1d" if role == "ffn.in" else "linear"
+        modules[f"layers.{index}.{name}"] = (made, kind, (role,), inside, out, site)
+
+    modules: dict[str, tuple[nn.Module, str, tuple[str, ...], int, int, str]] = {}
+    for name in ("self", "cross"):
+        site = f"decoder.{name}"
+        linear(f"{name}.q", D, WIDTH, "query", site)
+        linear(f"{name}.v", D, WIDTH, "value", site, bias=False)
+        linear(f"{name}.o", WIDTH, D, "attention.output", site)
+    linear("wi", D, 12, "ffn.in")
+    linear("wo", 12, D, "ffn.out")
+    modules[f"layers.{index}.norm"] = (nn.LayerNorm(D), "norm", (), D, D, "")
+    return {
+        path: (module, Part(path, kind, roles, inside, out, index, "decoder", site))
+        for path, (module, kind, roles, inside, out, site) in modules.items()
+    }
+
+
+def backbone_modules() -> dict[str, tuple[nn.Module, Part]]:
+    """Two layers between embeddings that are tied."""
+    torch.manual_seed(3)
+    tokens, head = nn.Embedding(50, D), nn.Linear(D, 50, bias=False)
+    head.weight = tokens.weight
+    table = nn.Embedding(4, 2)
+    return {
+        "tokens": (tokens, Part("tokens", "embedding", ("input",), 0, D, stack="decoder")),
+        "positions": (table, Part("positions", "embedding", (), 0, 2, 0, "decoder", by_row=False)),
+        **layer(0),
+        **layer(1),
+        "head": (head, Part("head", "linear", ("output",), D, 50)),
+    }
+
+
+MODULES = backbone_modules()
+for module, _ in MODULES.values():
+    module.requires_grad_(False)
+
+
+def described(modules: dict[str, tuple[nn.Module, Part]]) -> tuple[Part, ...]:
+    return tuple(
+        dataclasses.replace(part, tensors={k: v for k, v in module._parameters.items() if v is not None})
+        for module, part in modules.values()
+    )
+
+
+@pytest.fixture
+def modules() -> dict[str, nn.Module]:
+    """The modules that `shape` describes, by path, in float64; a test may do with them what it wants."""
+    return {path: module.double() for path, (module, _) in backbone_modules().items()}
+
+
+def given_to(part: Part) -> Tensor:
+    """Three rows of two tokens, as a module takes them."""
+    draw = torch.Generator().manual_seed(5)
+    if part.kind == "embedding":
+        return torch.randint(part.tensors["weight"].shape[0], (3, 2), generator=draw)
+    return torch.randn(3, 2, part.in_features, dtype=torch.float64, generator=draw)
+
+
+def run_modules(prompt: SoftPrompt, modules: dict[str, nn.Module], parts: tuple[Part, ...]) -> dict[str, Tensor]:
+    """What comes out of each module that a prompt changes."""
+    ways = prompt.modules or {}
+    made = {}
+    for part in parts:
+        if part.path in ways:
+            module = modules[part.path]
+            frozen = Frozen(module, functools.partial(type(module).forward, module))
+            made[part.path] = ways[part.path](frozen, given_to(part))
+    return made
+
+
+@pytest.fixture
+def through(shape: Shape, modules: dict[str, nn.Module]) -> Callable[[SoftPrompt], dict[str, Tensor]]:
+    """Runs `given_to` through every module that a prompt changes."""
+    return lambda prompt: run_modules(prompt, modules, shape.parts)
+
+
+@pytest.fixture
+def inputs(shape: Shape) -> dict[str, Tensor]:
+    """What `through` gives to each module."""
+    return {part.path: given_to(part) for part in shape.parts}
 
 
 @pytest.fixture
@@ -66,7 +159,9 @@ def outputs(prompt: SoftPrompt) -> tuple[Tensor, ...]:
 
 
 @pytest.fixture
-def check_contract(shape: Shape, rows: Rows) -> Callable[[MethodConfig], None]:
+def check_contract(
+    shape: Shape, rows: Rows, through: Callable[[SoftPrompt], dict[str, Tensor]]
+) -> Callable[[MethodConfig], None]:
     """What holds for every method: shapes, gradients, components and the way through JSON."""
 
     def check(config: MethodConfig) -> None:
@@ -94,7 +189,12 @@ def check_contract(shape: Shape, rows: Rows) -> Callable[[MethodConfig], None]:
             assert (prompt.gates.shape[0], *prompt.gates.shape[2:]) == (SITES, length)
         assert prompt.penalty is None or prompt.penalty.shape == ()
 
-        sum(part.square().sum() for part in outputs(prompt)).backward()
+        def everything(prompt: SoftPrompt) -> tuple[Tensor, ...]:
+            return (*outputs(prompt), *through(prompt).values())
+
+        assert set(prompt.modules or {}) == set(method.changes)
+        assert bool(method.changes) == config.uses_parts
+        sum(part.square().sum() for part in everything(prompt)).backward()
         for name, parameter in method.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
@@ -107,11 +207,27 @@ def check_contract(shape: Shape, rows: Rows) -> Callable[[MethodConfig], None]:
         leaves = [parameter.detach().clone().requires_grad_() for parameter in method.parameters()]
 
         def run(*values: Tensor) -> tuple[Tensor, ...]:
-            return outputs(functional_call(method, dict(zip(names, values, strict=True)), (seen,)))
+            return everything(functional_call(method, dict(zip(names, values, strict=True)), (seen,)))
 
         assert torch.autograd.gradcheck(run, leaves)
 
     return check
+
+
+@pytest.fixture
+def count_on() -> Callable[[MethodConfig, str], int]:
+    """Trained parameters of a prompt attached to "t5-base" or "bert-base", of sizes alone."""
+
+    def count(config: MethodConfig, name: str) -> int:
+        with torch.device("meta"):
+            if name == "t5-base":
+                settings = tf.T5Config(vocab_size=32128, d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12)
+                model: Any = tf.T5ForConditionalGeneration(settings)
+            else:
+                model = tf.BertModel(tf.BertConfig(vocab_size=28996))
+        return int(sp.attach(model, config).num_trainable_parameters()[0])
+
+    return count
 
 
 @pytest.fixture

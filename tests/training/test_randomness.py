@@ -28,6 +28,11 @@ METHODS: dict[str, sp.MethodConfig] = {
     "noise": NOISE,
     "single-mask": sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=1, router_dropout=0.5),
     "head-only": sp.HeadOnlyConfig(),
+    "lora": sp.LoraConfig(rank=2, dropout=0.5),
+    "bitfit": sp.BitFitConfig(),
+    "full": sp.FullConfig(),
+    "adapterdrop": sp.AdapterDropConfig(reduction=4, robust=True),
+    "adamix": sp.AdaMixConfig(bottleneck=3),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"max_steps": 3, "seed": 2},  # leaves early
@@ -35,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dropout": {"gradient_accumulation_steps": 3, "batch_size": 4, "seed": 5},
     "noise": {"batch_size": 7, "seed": 5, "eval_every": 3},
     "ept": {"optimizer": "adafactor"},
+    "lora": {"gradient_accumulation_steps": 2, "batch_size": 6, "seed": 3},
+    "adamix": {"max_steps": 5, "batch_size": 7},
 }
 
 Numbers = tuple[LaneResult, list[float], dict[str, torch.Tensor]]

@@ -1,0 +1,126 @@
+"""AdaMix: a mixture of adapters, one of which is drawn for each training pass, merged for inference.
+
+Wang et al., "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning", https://arxiv.org/abs/2205.12410
+
+    y = h + W_up^j f(W_down^i h + b_down^i) + b_up^j,   h = frozen(x),   W_down in R^{b x d}, W_up in R^{d x b}
+    training:  i, j ~ U{1..N}, for each layer and pass;   inference:  the mean of the experts' parameters
+
+behind the last linear layer of the FFN of every layer. All experts start alike.
+Trained, per layer: ``N*(d*b + b) + (d*b + d)`` with one up-projection for all experts (as released), else ``N`` of it.
+The paper's consistency term, the divergence between the predictions of two passes with different experts, is not here:
+it needs two passes of the whole model, and a prompt has one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompts.methods.base import About, Component, Method, Rows, Shape, Span, register
+from softprompts.methods.common import flag, real_number, whole_number
+from softprompts.methods.modules import ACTIVATIONS, ModuleConfig, ModuleMethod, key, with_role
+from softprompts.soft_prompt import Frozen, PartWay, SoftPrompt
+
+
+@register("adamix")
+@dataclass(frozen=True, kw_only=True)
+class AdaMixConfig(ModuleConfig):
+    """Settings of AdaMix.
+
+    Attributes:
+        num_experts: ``N``.
+        bottleneck: ``b``, width of an adapter.
+        share_up: one up-projection for all experts.
+        activation: ``f``: "gelu", "gelu_new", "relu" or "swish".
+        init_std: the weights are drawn from N(0, init_std^2), biases are 0.
+    """
+
+    num_experts: int = 4
+    bottleneck: int = 48
+    share_up: bool = True
+    activation: str = "gelu"
+    init_std: float = 0.02
+
+    about: ClassVar[About | None] = About(
+        paper="Wang et al., AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, "
+        "https://arxiv.org/abs/2205.12410",
+        equation="y = h + W_up^j f(W_down^i h + b_down^i) + b_up^j, h = frozen(x), i, j ~ U{1..N}; merged at inference",
+        trained="N down-projections and one up-projection behind the FFN of every layer",
+        count="L*(N*(d*b + b) + d*b + d)",
+        once="the mean of the experts (inference)",
+        per_row="two thin products per layer",
+        differs="no consistency term: it needs a second pass of the whole model (of the released code, only RoBERTa's "
+        "has it)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "num_experts", 1)
+        whole_number(self, "bottleneck", 1)
+        flag(self, "share_up")
+        self.choice("activation", sorted(ACTIVATIONS))
+        real_number(self, "init_std", zero=False)
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also how wide."""
+        return {**super().search_space(), "bottleneck": (24, 48, 96)}
+
+    def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
+        return AdaMix(self, shape)
+
+
+class AdaMix(ModuleMethod):
+    """By the path of the module they follow: ``W_down`` ``(N, b, d)``, ``W_up`` ``(N|1, d, b)`` and their biases."""
+
+    def __init__(self, config: AdaMixConfig, shape: Shape):
+        super().__init__(config)
+        self.activation = ACTIVATIONS[config.activation]
+        behind = with_role(config, shape, ("ffn.out",))
+        self.changes = tuple(part.path for part in behind)
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
+        downs, ups = config.num_experts, 1 if config.share_up else config.num_experts
+        for part in behind:
+            width, name = part.out_features, key(part.path)
+            down = nn.init.normal_(torch.empty(1, config.bottleneck, width), std=config.init_std)
+            up = nn.init.normal_(torch.empty(1, width, config.bottleneck), std=config.init_std)
+            self.down[name] = nn.Parameter(down.repeat(downs, 1, 1))
+            self.up[name] = nn.Parameter(up.repeat(ups, 1, 1))
+            self.down_bias[name] = nn.Parameter(torch.zeros(downs, config.bottleneck))
+            self.up_bias[name] = nn.Parameter(torch.zeros(ups, width))
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """The way behind every FFN: through the experts drawn in training, through their mean otherwise."""
+        ways: dict[str, PartWay] = {}
+        for path in self.changes:
+            name = key(path)
+            down, up = (self.down[name], self.down_bias[name]), (self.up[name], self.up_bias[name])
+            ways[path] = functools.partial(self._behind, *self._one(*down), *self._one(*up))
+        return SoftPrompt(modules=ways)
+
+    def _one(self, *experts: Tensor) -> tuple[Tensor, ...]:
+        """One expert's parameters of those of all, ``(N, ...)``."""
+        if not self.training:
+            return tuple(tensor.mean(0) for tensor in experts)
+        drawn = int(torch.randint(len(experts[0]), (), device="cpu"))
+        return tuple(tensor[drawn] for tensor in experts)
+
+    def _behind(
+        self, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, frozen: Frozen, x: Tensor
+    ) -> Tensor:
+        h = frozen(x)
+        inner = self.activation(functional.linear(h.to(down.dtype), down, down_bias))
+        return h + functional.linear(inner, up, up_bias).to(h.dtype)
+
+    def components(self) -> dict[str, Component]:
+        """One group."""
+        own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
+        return {"experts": Component(own, learning_rate=1e-3)}

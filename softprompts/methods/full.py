@@ -1,0 +1,74 @@
+"""Full fine-tuning, as a prompt: a trained copy of every parameter of the backbone.
+
+    y = f_theta(x),   theta = theta_frozen at the start
+
+It is there to be compared with; it costs what fine-tuning costs, and the frozen model stays in memory beside the copy.
+Trained: all parameters of all modules that see the rows of a batch; tied ones once. A table of relative positions (that
+of T5) is the same for all rows and stays frozen, as rows of other prompts go by it too, unless `shared_tables` is set.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+from softprompts.methods.base import About, Component, Method, Rows, Shape, register
+from softprompts.methods.common import flag
+from softprompts.methods.modules import ModuleConfig, ModuleMethod, copies, replaced
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("full")
+@dataclass(frozen=True, kw_only=True)
+class FullConfig(ModuleConfig):
+    """Settings of full fine-tuning.
+
+    Attributes:
+        shared_tables: also train modules that do not see rows (T5's relative positions: 768 numbers of T5-base). Such
+            a prompt cannot share a batch with others.
+    """
+
+    shared_tables: bool = False
+
+    about: ClassVar[About | None] = About(
+        paper="",
+        equation="y = f_theta(x)",
+        trained="a copy of every parameter of the backbone",
+        count="those of the backbone",
+        per_row="all of the backbone, with weights of the prompt's own",
+        differs="tables of relative positions, which rows share (T5-base: 768 numbers), stay frozen by default",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        flag(self, "shared_tables")
+
+    def build(self, shape: Shape) -> Method:
+        """The module; it starts as the backbone is."""
+        return Full(self, shape)
+
+
+class Full(ModuleMethod):
+    """The copies, by path and name."""
+
+    def __init__(self, config: FullConfig, shape: Shape):
+        super().__init__(config)
+        parts = [part for part in shape.parts if part.by_row or config.shared_tables]
+        config.require(bool(parts), "this backbone has no module with parameters")
+        for part in parts:
+            for tensor in part.tensors.values():
+                config.require(tensor.is_floating_point(), f"'{part.path}' is quantised and cannot be trained")
+        self.changes = tuple(part.path for part in parts)
+        self.theta, self._names = copies(parts)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """The way through every module."""
+        ways = {}
+        for path, names in self._names.items():
+            ways[path] = functools.partial(replaced, {name: self.theta[own] for name, own in names.items()})
+        return SoftPrompt(modules=ways)
+
+    def components(self) -> dict[str, Component]:
+        """One group."""
+        return {"backbone": Component(list(self.theta.values()), learning_rate=1e-4)}

@@ -1,0 +1,102 @@
+"""What methods share that change the backbone's own modules instead of its input: no virtual tokens, and no folding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softprompts.methods.base import RATES, Method, MethodConfig, Part, Shape, Span
+from softprompts.soft_prompt import Frozen
+
+NORM = "norm"
+LINEAR = ("linear", "conv1d")
+ACTIVATIONS = {
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "swish": functional.silu,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleConfig(MethodConfig):
+    """Settings that all of these have.
+
+    Attributes:
+        num_virtual_tokens: always 0.
+    """
+
+    num_virtual_tokens: int = 0
+
+    uses_parts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.num_virtual_tokens == 0, "num_virtual_tokens must be 0: it has no virtual tokens")
+
+    def min_virtual_tokens(self) -> int:
+        """None is fine here."""
+        return 0
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """The learning rate."""
+        return {"learning_rate": RATES}
+
+
+class ModuleMethod(Method):
+    """A method whose prompts are changed modules."""
+
+    def cannot_fold(self) -> str | None:
+        """Folding leaves tokens, prefixes and updates, and there are none."""
+        return "it changes the model's weights"
+
+
+def key(path: str, name: str = "") -> str:
+    """A module's path (and the name of a parameter in it) as the name of a parameter of ours, which has no dots."""
+    return (f"{path}.{name}" if name else path).replace(".", "/")
+
+
+def with_role(config: MethodConfig, shape: Shape, roles: Iterable[str]) -> list[Part]:
+    """The linear layers that have any of these roles.
+
+    Raises:
+        SoftPromptError: there is none.
+    """
+    wanted = set(roles)
+    found = [part for part in shape.parts if part.kind in LINEAR and part.by_row and wanted.intersection(part.roles)]
+    config.require(bool(found), f"this backbone has no linear layer known as {' or '.join(sorted(wanted))}")
+    return found
+
+
+def copies(parts: Iterable[Part]) -> tuple[nn.ParameterDict, dict[str, dict[str, str]]]:
+    """Trained copies of the parameters of some modules; tied ones have one copy.
+
+    Returns:
+        The copies by their names, and for each path which of them stands in for which parameter.
+    """
+    made: dict[int, str] = {}
+    trained, names = nn.ParameterDict(), {}
+    for part in parts:
+        names[part.path] = {}
+        for name, tensor in part.tensors.items():
+            if id(tensor) not in made:
+                made[id(tensor)] = key(part.path, name)
+                trained[made[id(tensor)]] = nn.Parameter(tensor.detach().clone())
+            names[part.path][name] = made[id(tensor)]
+    return trained, names
+
+
+def replaced(tensors: Mapping[str, Tensor], frozen: Frozen, *args: Any, **kwargs: Any) -> Tensor:
+    """A way through a module: with other parameters."""
+    return frozen.with_parameters(tensors, *args, **kwargs)
+
+
+def draw_seed() -> int:
+    """A seed for what is drawn within one pass, from torch's generator."""
+    return int(torch.randint(2**62, (), device="cpu"))
