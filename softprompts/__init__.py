@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
     from softprompts.loading import load as load
     from softprompts.methods import AdaptivePrefixConfig as AdaptivePrefixConfig
+    from softprompts.methods import ComposedConfig as ComposedConfig
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
     from softprompts.methods import MultiMaskConfig as MultiMaskConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from softprompts.methods import PromptTuningConfig as PromptTuningConfig
     from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
+    from softprompts.methods import compose as compose
     from softprompts.methods.base import Component as Component
     from softprompts.methods.base import Method as Method
     from softprompts.methods.base import MethodConfig as MethodConfig
@@ -36,6 +38,7 @@ _HOMES = {
     "softprompts.errors": ("SoftPromptError",),
     "softprompts.methods": (
         "AdaptivePrefixConfig",
+        "ComposedConfig",
         "EPTConfig",
         "HeadOnlyConfig",
         "MultiMaskConfig",
@@ -43,6 +46,7 @@ _HOMES = {
         "PromptTuningConfig",
         "SelectivePrefixConfig",
         "SuperPosConfig",
+        "compose",
         "Component",
         "Method",
         "MethodConfig",

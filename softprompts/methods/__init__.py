@@ -18,6 +18,7 @@ from softprompts.methods.base import (
     methods,
     register,
 )
+from softprompts.methods.compose import ComposedConfig, compose
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
 from softprompts.methods.head_only import HeadOnly as HeadOnly
@@ -33,6 +34,7 @@ __all__ = [
     "About",
     "AdaptivePrefixConfig",
     "Component",
+    "ComposedConfig",
     "EPTConfig",
     "FoldedConfig",
     "HeadOnlyConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "Span",
     "SuperPosConfig",
     "Vocabulary",
+    "compose",
     "fold",
     "make_config",
     "methods",
