@@ -166,7 +166,7 @@ class Workbench:
         """
         room = context_room(self.model, self.tokenizer, config)
         if room is not None and room < MIN_ROOM:
-            taken = config.num_virtual_tokens
+            taken = config.input_tokens
             raise SoftPromptError(
                 f"{config.method}: {taken} virtual tokens leave no room for the input in the context of "
                 f"{room + taken} tokens of {self.name}; set num_virtual_tokens lower"
