@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from softprompts.methods import AdaptivePrefixConfig as AdaptivePrefixConfig
     from softprompts.methods import AttemptConfig as AttemptConfig
     from softprompts.methods import BitFitConfig as BitFitConfig
+    from softprompts.methods import ComposedConfig as ComposedConfig
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import FullConfig as FullConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
     from softprompts.methods import SPoTConfig as SPoTConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
+    from softprompts.methods import compose as compose
     from softprompts.methods import fit_autoencoder as fit_autoencoder
     from softprompts.methods.base import Component as Component
     from softprompts.methods.base import Method as Method
@@ -54,6 +56,7 @@ _HOMES = {
         "AdapterConfig",
         "AdapterDropConfig",
         "BitFitConfig",
+        "ComposedConfig",
         "EPTConfig",
         "FullConfig",
         "HeadOnlyConfig",
@@ -67,6 +70,7 @@ _HOMES = {
         "SPoTConfig",
         "SuperPosConfig",
         "fit_autoencoder",
+        "compose",
         "Component",
         "Method",
         "MethodConfig",

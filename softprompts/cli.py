@@ -31,6 +31,8 @@ app = typer.Typer(
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
+JOINT = "+"  # between the methods of a composition; see softprompts.methods.compose, which imports torch
+
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
 TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Task by name; see 'softprompts tasks'.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
@@ -111,8 +113,13 @@ def tasks() -> None:
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Option("--method", help="See 'softprompts methods'.")] = "prefix-tuning",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting of the method: num_masks=4.")] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="See 'softprompts methods'; several in one: ept+multi-mask.")
+    ] = "prefix-tuning",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the method: num_masks=4; of one of several: multi-mask.num_masks=4."),
+    ] = None,
     task: TaskName = None,
     data_dir: DataDir = None,
     data: File = None,
@@ -640,11 +647,15 @@ def _bench(
 
 
 def _method(name: str, settings: dict[str, str]) -> Any:
-    from softprompts.methods import make_config
+    from softprompts.methods import compose, make_config
     from softprompts.methods import methods as known
 
     if name == "folded":
         raise SoftPromptError("'folded' is what fold() leaves of a prompt; train one of the methods")
+    if JOINT in name:
+        parts = {part: _settings_of(part, settings, name.split(JOINT)) for part in name.split(JOINT)}
+        if len(parts) == name.count(JOINT) + 1:
+            return compose(*(_method(part, own) for part, own in parts.items()))
     types = {f.name: str(f.type) for f in dataclasses.fields(known()[name])} if name in known() else {}
     return make_config(name, **{key: _value(text, types.get(key, "")) for key, text in settings.items()})
 
@@ -686,29 +697,36 @@ def _value(text: str, type_: str = "") -> Any:
 
 
 def _settings_of(name: str, settings: dict[str, str], names: list[str]) -> dict[str, str]:
-    """The settings that concern one method: those with its name in front, and general ones that it has."""
+    """The settings that concern one method: those with its name in front, and general ones that it has.
+
+    A composition's are those of its parts, still with the part's name in front.
+    """
     from softprompts.methods import methods as known
 
     configs = known()
-    fields = {n: configs[n].settable() for n in names if n in configs}
+    parts = name.split(JOINT) if JOINT in name else []
+    everyone = [part for given in names for part in given.split(JOINT)]
+    fields = {n: configs[n].settable() for n in everyone if n in configs}
     chosen: dict[str, str] = {}
     for key, value in settings.items():
         method, dot, rest = key.partition(".")
         if dot:
-            if method not in names:
-                raise SoftPromptError(f"--set {key}: '{method}' is not among the methods; {nearest(method, names)}")
+            if method not in everyone:
+                raise SoftPromptError(f"--set {key}: '{method}' is not among the methods; {nearest(method, everyone)}")
             if method == name:
                 chosen[rest] = value
+            elif method in parts:
+                chosen[key] = value
         elif not any(key in there for there in fields.values()):
             raise SoftPromptError(f"--set {key}: none of the methods has this setting")
-        elif key in fields.get(name, ()):
+        elif any(key in fields.get(own, ()) for own in parts or [name]):
             chosen.setdefault(key, value)  # what is said of this method alone wins
     return chosen
 
 
 def _chosen(config: Any, settings: dict[str, str]) -> dict[str, Any]:
     """The settings that were given, as the config took them."""
-    return {key: getattr(config, key) for key in settings}
+    return {key: config.setting(key) for key in settings}
 
 
 def _searched(key: str, text: str, names: list[str]) -> Any:
@@ -719,7 +737,7 @@ def _searched(key: str, text: str, names: list[str]) -> Any:
 
     first, dot, rest = key.partition(".")
     name = rest if dot and first in names else key
-    homes: list[Any] = [TrainConfig, *(known()[method] for method in names)]
+    homes: list[Any] = [TrainConfig, *(known()[part] for method in names for part in method.split(JOINT))]
     type_ = next((str(f.type) for home in homes for f in dataclasses.fields(home) if f.name == name), "")
     kind, colon, bounds = text.partition(":")
     if colon and kind in ("log", "uniform"):

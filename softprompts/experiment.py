@@ -194,7 +194,7 @@ class Workbench:
         """
         room = context_room(self.model, self.tokenizer, config)
         if room is not None and room < MIN_ROOM:
-            taken = config.num_virtual_tokens
+            taken = config.input_tokens
             raise SoftPromptError(
                 f"{config.method}: {taken} virtual tokens leave no room for the input in the context of "
                 f"{room + taken} tokens of {self.name}; set num_virtual_tokens lower"
@@ -369,7 +369,7 @@ class Workbench:
         if runs.is_done(path):
             return path, _checked(path, runs.load_result(path))
         check_trackers(trackers)
-        lane = self._lane(f"{method.method}-seed{training.seed}", method, training, root, resume, folder)
+        lane = self._lane(f"{_plain(method.method)}-seed{training.seed}", method, training, root, resume, folder)
         self._train([lane], progress, trackers)
         return path, runs.load_result(path)
 
@@ -435,7 +435,7 @@ class Workbench:
             wave = dict(list(alike.items())[:count])
             made = []
             for path, run in wave.items():
-                name = f"{run.method.method}-seed{run.training.seed}-{path.name}"
+                name = f"{_plain(run.method.method)}-seed{run.training.seed}-{path.name}"
                 made.append(self._lane(name, run.method, run.training, root, True, None, pause_at))
             try:
                 self._train(made, progress, trackers)
@@ -675,6 +675,11 @@ def steps_behind(path: Path) -> int:
         return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"])
     except Exception:  # a damaged one is reported when the run is taken up
         return 0
+
+
+def _plain(method: str) -> str:
+    """A method's name as part of a prompt's: compositions have a "+" in theirs."""
+    return method.replace("+", "_")
 
 
 def _checked(path: Path, result: Any) -> dict[str, Any]:

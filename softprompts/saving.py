@@ -188,9 +188,14 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
         )
-    stored, asked = sum(value.numel() for value in tensors.values()), config["config"].get("num_virtual_tokens", 0)
-    if isinstance(asked, int) and asked > stored:  # before room is made for them
-        raise SoftPromptError(f"{path}: its config asks for {asked} virtual tokens, its tensors hold {stored} numbers")
+    stored = sum(value.numel() for value in tensors.values())
+    parts = config["config"].get("parts")
+    for settings in (config["config"], *(parts if isinstance(parts, list) else ())):
+        asked = settings.get("num_virtual_tokens", 0) if isinstance(settings, dict) else 0
+        if isinstance(asked, int) and asked > stored:  # before room is made for them
+            raise SoftPromptError(
+                f"{path}: its config asks for {asked} virtual tokens, its tensors hold {stored} numbers"
+            )
     try:
         method = make_config(config["method"], **config["config"])
         model.add_prompt(name, method, labels=labels or None, seed=0)

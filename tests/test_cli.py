@@ -116,6 +116,25 @@ def test_settings_on_the_command_line_reach_the_method(cli: Cli, data: Path) -> 
     assert {key: there[key] for key in wanted} == wanted and there["num_virtual_tokens"] == 3
 
 
+def test_several_methods_in_one_prompt(cli: Cli, data: Path) -> None:
+    settings = ["multi-mask.num_masks=2", "superpos.num_sampled_tokens=5", "num_virtual_tokens=3", "softmax=true"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    rates = ["--lr", "0.01", "--lr-of", "multi-mask.router=0.002"]
+    cli.fine(*train(data, steps=2), "--method", "superpos+multi-mask", *flags, *rates, "--folder", "run")
+    there = config("run")
+    assert there["method"] == result("run")["method"] == "superpos+multi-mask"
+    superpos, masks = there["settings"]["parts"]
+    assert superpos["method"] == "superpos" and masks["method"] == "multi-mask"
+    assert superpos["num_virtual_tokens"] == masks["num_virtual_tokens"] == 3
+    assert superpos["num_sampled_tokens"] == 5 and superpos["softmax"] is True and masks["num_masks"] == 2
+    # Tokens and weights; prefix, masks and router; the head.
+    assert result("run")["trained_parameters"] == 3 * 5 * 17 + (2 * 2 * 16 * 3 + 2 * 3 * 2 + 2 * 16) + 2 * 16 + 2
+    cli.fine("predict", "run", "the film was good")
+    both = ["--methods", "head-only,superpos+multi-mask", "--seeds", "0", "--set", "multi-mask.num_masks=3"]
+    done = cli.fine("compare", *train(data, steps=1)[1:], *both, "--set", "num_virtual_tokens=2")
+    assert "superpos+multi-mask" in "".join(done.out.split())
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
     [
@@ -334,6 +353,11 @@ def refuse(cli: Cli, message: str, *command: str | Path) -> None:
     [
         (["--method", "prefx-tuning"], "unknown method 'prefx-tuning'; did you mean 'prefix-tuning'?"),
         (["--method", "folded"], "fold()"),
+        (["--method", "superpos+prefx-tuning"], "unknown method 'prefx-tuning'; did you mean 'prefix-tuning'?"),
+        (["--method", "superpos+superpos"], "superpos is there twice"),
+        (["--method", "superpos+multi-mask", "--set", "rank=3"], "none of the methods has this setting"),
+        (["--method", "superpos+multi-mask", "--set", "ept.rank=3"], "'ept' is not among the methods"),
+        (["--method", "prefix-tuning+multi-mask", "--set", "multi-mask.num_virtual_tokens=3"], "give both the same"),
         (["--method", "multi-mask", "--set", "num_mask=3"], "no setting 'num_mask'; did you mean 'num_masks'?"),
         (["--set", "num_virtual_tokens"], "write NAME=VALUE"),
         (["--set", "num_virtual_tokens=many"], "must be a whole number, not 'many'"),

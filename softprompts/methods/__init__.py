@@ -23,6 +23,7 @@ from softprompts.methods.base import (
     register,
 )
 from softprompts.methods.bitfit import BitFitConfig
+from softprompts.methods.compose import ComposedConfig, compose
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
 from softprompts.methods.full import FullConfig
@@ -48,6 +49,7 @@ __all__ = [
     "AttemptConfig",
     "BitFitConfig",
     "Component",
+    "ComposedConfig",
     "EPTConfig",
     "FoldedConfig",
     "FullConfig",
@@ -68,6 +70,7 @@ __all__ = [
     "Span",
     "SuperPosConfig",
     "Vocabulary",
+    "compose",
     "fit_autoencoder",
     "fold",
     "make_config",

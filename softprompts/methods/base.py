@@ -286,6 +286,10 @@ class MethodConfig:
         length = cls.num_virtual_tokens
         return {"learning_rate": RATES, "num_virtual_tokens": (max(1, length // 2), length, 2 * length)}
 
+    def setting(self, name: str) -> Any:
+        """The value of a setting."""
+        return getattr(self, name)
+
     @property
     def input_tokens(self) -> int:
         """Tokens by which the prompt makes an input longer."""
@@ -413,12 +417,16 @@ def methods() -> dict[str, type[MethodConfig]]:
 
 
 def make_config(method: str, **fields: Any) -> MethodConfig:
-    """The config of a method by its name.
+    """The config of a method by its name; of several with "+" between their names, see `softprompts.compose`.
 
     Raises:
         SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.
     """
     known = methods()
+    if "+" in method:
+        from softprompts.methods.compose import from_names
+
+        return from_names(method, fields)
     if method not in known:
         raise SoftPromptError(f"unknown method '{method}'; {nearest(method, known)}")
     names = {field.name for field in dataclasses.fields(known[method])}

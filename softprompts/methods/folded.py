@@ -25,6 +25,7 @@ class FoldedConfig(MethodConfig):
 
     Attributes:
         num_virtual_tokens: ``l``, length of the tokens and of the prefix; 0 if there are neither.
+        prefix_length: length of the prefix where it is another than that of the tokens.
         source: the method that the prompt was trained with.
         has_tokens: there are tokens ``(l, d)``.
         update_length: ``m`` of an update ``(m, d)``; 0 for none.
@@ -36,6 +37,7 @@ class FoldedConfig(MethodConfig):
     has_tokens: bool = False
     update_length: int = 0
     has_prefix: bool = False
+    prefix_length: int | None = None
 
     listed: ClassVar[bool] = False
 
@@ -45,6 +47,9 @@ class FoldedConfig(MethodConfig):
         flag(self, "has_tokens")
         flag(self, "has_prefix")
         whole_number(self, "update_length", 0)
+        whole_number(self, "prefix_length", 1, optional=True)
+        both = self.has_tokens and self.has_prefix
+        self.require(self.prefix_length is None or both, "prefix_length needs both tokens and a prefix")
         self.require(self.has_tokens or self.update_length > 0 or self.has_prefix, "a prompt without any tensor")
         self.require(
             (self.num_virtual_tokens > 0) == (self.has_tokens or self.has_prefix),
@@ -63,7 +68,7 @@ class FoldedConfig(MethodConfig):
         if self.has_prefix:
             require_sites(self, shape)
         length, width = self.num_virtual_tokens, shape.hidden_size
-        prefix = (shape.num_sites, length, shape.kv_width)
+        prefix = (shape.num_sites, self.prefix_length or length, shape.kv_width)
         return Folded(
             self,
             tokens=torch.zeros(length, width) if self.has_tokens else None,
@@ -130,15 +135,14 @@ def fold(method: Method) -> tuple[FoldedConfig, Method]:
     tokens, update = (None if x is None else x[0].clone() for x in (prompt.tokens, prompt.update))
     gates = 1.0 if prompt.gates is None else prompt.gates[:, 0].unsqueeze(-1)
     keys, values = (None if x is None else (x[:, 0] * gates).clone() for x in (prompt.keys, prompt.values))
-    lengths = {x.shape[-2] for x in (tokens, keys, values) if x is not None}
-    if len(lengths) > 1:
-        raise SoftPromptError(f"{config.method}: tokens and prefix of different lengths cannot be folded")
+    length, prefix_length = (0 if x is None else x.shape[-2] for x in (tokens, keys))
     folded = FoldedConfig(
-        num_virtual_tokens=max(lengths, default=0),
+        num_virtual_tokens=length or prefix_length,
         sites=config.sites,
         source=config.source if isinstance(config, FoldedConfig) else config.method,
         has_tokens=tokens is not None,
         update_length=0 if update is None else len(update),
         has_prefix=keys is not None,
+        prefix_length=prefix_length if length and prefix_length not in (0, length) else None,
     )
     return folded, Folded(folded, tokens, update, keys, values)

@@ -120,13 +120,16 @@ def test_fold_takes_what_evaluation_gives(shape):
     assert torch.equal(folded().tokens, torch.ones(1, 2, 8))
 
 
-def test_different_lengths_do_not_fold(shape):
+def test_tokens_and_prefix_of_different_lengths(shape, same_prompt):
     class Odd(Method):
         def forward(self, rows=None):
-            return SoftPrompt(tokens=torch.zeros(1, 2, 8), keys=torch.zeros(3, 1, 4, 6), values=torch.zeros(3, 1, 4, 6))
+            return SoftPrompt(tokens=torch.ones(1, 2, 8), keys=torch.ones(3, 1, 4, 6), values=torch.zeros(3, 1, 4, 6))
 
-    with pytest.raises(SoftPromptError, match="different lengths"):
-        fold(Odd(PromptTuningConfig()))
+    config, folded = fold(Odd(PromptTuningConfig()))
+    assert (config.num_virtual_tokens, config.prefix_length, config.input_tokens) == (2, 4, 2)
+    again = make_config("folded", **config.to_dict()).build(shape)
+    again.load_state_dict(folded.state_dict())
+    assert same_prompt(again(), Odd(PromptTuningConfig())())
 
 
 def test_needs_sites(shape):
@@ -142,6 +145,7 @@ def test_needs_sites(shape):
         ({"num_virtual_tokens": 2, "update_length": 3}, "num_virtual_tokens must be 0 exactly when"),
         ({"has_tokens": True}, "num_virtual_tokens must be 0 exactly when"),
         ({"has_tokens": 1}, "has_tokens must be true or false"),
+        ({"num_virtual_tokens": 2, "has_tokens": True, "prefix_length": 3}, "prefix_length needs both tokens and a pr"),
         ({"update_length": -1}, "update_length must be a whole number of at least 0"),
         ({"source": 3, "update_length": 1}, "source must be the name of a method"),
     ],

@@ -1,0 +1,283 @@
+"""Composition: several methods in one prompt, which hands over all that its parts hand over.
+
+    tokens    [t_1 ; t_2 ; ...] in the order of the parts        update    sum of the parts' updates
+    prefix    of one part; gates and selectivity of the others   loss      plus the sum of the parts' penalties
+
+Which prefix: that of a part that is nothing but a prefix (prefix-tuning), else that of the first part with one. All
+other parts with a prefix do to it what they do to their own, which is not made: multi-mask and selective-prefix
+together are one prefix, masked by the router and by its scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.methods.base import (
+    RATES,
+    Component,
+    Method,
+    MethodConfig,
+    Rows,
+    Shape,
+    Span,
+    make_config,
+    methods,
+)
+from softprompts.soft_prompt import SoftPrompt
+
+JOINT = "+"
+
+
+def compose(*parts: MethodConfig) -> ComposedConfig:
+    """One prompt made of several methods, trained, saved and folded as one.
+
+    Args:
+        *parts: their configs. Those that work on one prefix need the same ``num_virtual_tokens`` and ``sites``.
+
+    Returns:
+        A config; its ``method`` is the parts' names with "+" between them, which `make_config` understands too.
+
+    Raises:
+        SoftPromptError: the parts do not go together.
+    """
+    return ComposedConfig(parts=parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedConfig(MethodConfig):
+    """What `compose` makes.
+
+    Attributes:
+        num_virtual_tokens: always 0; the parts have their own.
+        sites: those of the parts' prefix.
+        parts: the configs of the parts, or the dictionaries that they were saved as.
+    """
+
+    num_virtual_tokens: int = 0
+    parts: tuple[MethodConfig, ...] = ()
+
+    method: ClassVar[str] = "composed"  # each has a name of its own, such as "superpos+multi-mask"
+
+    def __post_init__(self) -> None:
+        parts: list[MethodConfig] = []
+        for part in self.parts:
+            config = _from_dict(part) if isinstance(part, Mapping) else part
+            if not isinstance(config, MethodConfig):
+                raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
+            parts += config.parts if isinstance(config, ComposedConfig) else [config]
+        object.__setattr__(self, "parts", tuple(parts))
+        names = [part.method for part in parts]
+        object.__setattr__(self, "method", JOINT.join(names) or "composed")
+        super().__post_init__()
+        self.require(self.num_virtual_tokens == 0, "num_virtual_tokens is a setting of its parts, not of the whole")
+        self.require(len(parts) > 1, "a composition needs two parts or more")
+        for name in names:
+            self.require(names.count(name) == 1, f"{name} is there twice")
+        for flag in ("uses_tokens", "uses_prefix", "uses_parts"):
+            object.__setattr__(self, flag, any(getattr(part, flag, False) for part in parts))
+        self._check_prefixes()
+
+    def _check_prefixes(self) -> None:
+        """Finds the prefix among the parts, and what goes over it."""
+        able = [part for part in self.parts if part.uses_prefix]
+        plain = [part for part in able if not part.modifies_prefix]
+        if len(plain) > 1:
+            both = " and ".join(part.method for part in plain)
+            self.require(False, f"{both} both are a prefix, and a prompt has one; leave one out")
+        owner = (plain or able or [None])[0]
+        for part in able:
+            if owner is None or part is owner:
+                continue
+            for field in ("num_virtual_tokens", "sites"):
+                own, other = getattr(part, field), getattr(owner, field)
+                self.require(
+                    own == other,
+                    f"{part.method} works on the prefix of {owner.method}: give both the same {field} "
+                    f"({owner.method} has {other}, {part.method} {own})",
+                )
+        sites = None if owner is None else owner.sites
+        self.require(self.sites in (None, sites), "sites is a setting of its parts, not of the whole")
+        object.__setattr__(self, "sites", sites)
+        object.__setattr__(self, "_over", tuple(part for part in able if part is not owner))
+
+    @property
+    def modifiers(self) -> tuple[MethodConfig, ...]:
+        """The parts that work on the prefix of another."""
+        over: tuple[MethodConfig, ...] = self.__dict__["_over"]
+        return over
+
+    @classmethod
+    def settable(cls) -> list[str]:
+        """Nothing of its own: settings are those of its parts, "multi-mask.num_masks"."""
+        return []
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """The rates, which move together."""
+        return {"learning_rate": RATES}
+
+    def setting(self, name: str) -> Any:
+        """A setting of a part, by its name as `from_names` takes it."""
+        first, dot, rest = name.partition(".")
+        for part in self.parts:
+            if part.method == first if dot else name in part.settable():
+                return part.setting(rest if dot else name)
+        return super().setting(name)
+
+    @property
+    def input_tokens(self) -> int:
+        """Those of all parts together."""
+        return sum(part.input_tokens for part in self.parts)
+
+    def min_virtual_tokens(self) -> int:
+        """It has none of its own."""
+        return 0
+
+    def build(self, shape: Shape) -> Method:
+        """The parts, freshly initialised in their order."""
+        return Composed(self, shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parts as plain JSON values, each with its method's name."""
+        return {"parts": [{"method": part.method, **part.to_dict()} for part in self.parts]}
+
+
+class Composed(Method):
+    """The modules of the parts by the names of their methods."""
+
+    def __init__(self, config: ComposedConfig, shape: Shape):
+        super().__init__(config)
+        over = config.modifiers
+        built = {part.method: (part.build_modifier if part in over else part.build)(shape) for part in config.parts}
+        for part in config.parts:
+            empty = part not in over and not any(True for _ in built[part.method].parameters())
+            config.require(not empty, f"{part.method} has nothing to add; leave it out")
+        self.parts = nn.ModuleDict(built)
+        self.over = [part.method for part in over]
+        self.per_row = any(part.per_row for part in built.values())
+        self.reads_states = any(part.reads_states for part in built.values())
+        self.changes = tuple(path for part in built.values() for path in getattr(part, "changes", ()))
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """What all parts hand over."""
+        prompt = SoftPrompt()
+        for name, part in self._parts():
+            if name not in self.over:
+                prompt = together(prompt, part(rows if part.per_row else None), name)
+        for name, part in self._parts():
+            if name in self.over:
+                before = prompt.selectivity
+                prompt = part.modify(prompt, rows if part.per_row else None)
+                if before is not None and prompt.selectivity != before:
+                    raise SoftPromptError(f"{self.config.method}: only one part can bring selectivity, not {name} too")
+        return prompt
+
+    def _parts(self) -> list[tuple[str, Method]]:
+        return [(name, part) for name, part in self.parts.items() if isinstance(part, Method)]
+
+    def components(self) -> dict[str, Component]:
+        """Those of the parts, named "part.component"."""
+        return {f"{name}.{key}": value for name, part in self._parts() for key, value in part.components().items()}
+
+    def cannot_fold(self) -> str | None:
+        """It folds where every part does."""
+        reasons = ((name, part.cannot_fold()) for name, part in self._parts())
+        return next((f"of its part {name}, {reason}" for name, reason in reasons if reason is not None), None)
+
+
+def _concatenated(one: Tensor, other: Tensor) -> Tensor:
+    rows = max(one.shape[0], other.shape[0])
+    return torch.cat([one.expand(rows, -1, -1), other.expand(rows, -1, -1)], 1)
+
+
+def _summed(one: Tensor, other: Tensor) -> Tensor:
+    length = max(one.shape[1], other.shape[1])
+    one, other = (F.pad(update, (0, 0, 0, length - update.shape[1])) for update in (one, other))
+    return one + other
+
+
+_JOINED: dict[str, Callable[[Any, Any], Any]] = {
+    "tokens": _concatenated,
+    "update": _summed,
+    "penalty": lambda one, other: one + other,
+}
+
+
+def together(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
+    """A prompt of what two parts hand over.
+
+    Args:
+        one: of the parts before.
+        other: of the next part.
+        name: its name.
+
+    Raises:
+        SoftPromptError: both have something of which a prompt can have one.
+    """
+    joined: dict[str, Any] = {}
+    for field in dataclasses.fields(SoftPrompt):
+        own, more = getattr(one, field.name), getattr(other, field.name)
+        if own is None or more is None:
+            joined[field.name] = more if own is None else own
+        elif field.name in _JOINED:
+            joined[field.name] = _JOINED[field.name](own, more)
+        elif isinstance(own, Mapping):
+            for key in own.keys() & more.keys():
+                raise SoftPromptError(f"compose: {name} and a part before it both change {key}; leave one out")
+            joined[field.name] = {**own, **more}
+        else:
+            raise SoftPromptError(f"compose: {name} and a part before it both bring {field.name}; leave one out")
+    return SoftPrompt(**joined)
+
+
+def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
+    """The config of "part+part" from settings such as "multi-mask.num_masks".
+
+    Args:
+        method: names of methods with "+" between them.
+        fields: settings. One without a part's name in front is for every part that has it.
+
+    Raises:
+        SoftPromptError: an unknown method or setting, or parts that do not go together.
+    """
+    names, known = method.split(JOINT), methods()
+    for name in names:
+        if name not in known:
+            raise SoftPromptError(f"unknown method '{name}' in '{method}'; {nearest(name, known)}")
+        if names.count(name) > 1:
+            raise SoftPromptError(f"{method}: {name} is there twice")
+    if set(fields) == {"parts"}:  # as it was saved
+        config = ComposedConfig(parts=tuple(fields["parts"]))
+        if config.method != method:
+            raise SoftPromptError(f"{method} does not go with the parts {config.method}")
+        return config
+    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
+    general = {key: value for key, value in fields.items() if "." not in key}
+    for key, value in general.items():
+        having = [name for name in names if key in known[name].settable()]
+        if not having:
+            raise SoftPromptError(f"{method}: none of its parts has a setting '{key}'")
+        for name in having:
+            chosen[name][key] = value
+    for key in fields.keys() - general.keys():
+        name, _, setting = key.partition(".")
+        if name not in chosen:
+            raise SoftPromptError(f"{method} has no part '{name}' to set {setting} of; {nearest(name, chosen)}")
+        chosen[name][setting] = fields[key]
+    return compose(*(make_config(name, **settings) for name, settings in chosen.items()))
+
+
+def _from_dict(saved: Mapping[str, Any]) -> MethodConfig:
+    fields = dict(saved)
+    method = fields.pop("method", None)
+    if not isinstance(method, str):
+        raise SoftPromptError("composed: a part without the name of its method")
+    return make_config(method, **fields)
