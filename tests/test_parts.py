@@ -1,4 +1,4 @@
-"""Rows through changed modules: equal to models with these weights, mixed, cached, recomputed, and back."""
+"""Rows through changed modules: equal to models with these weights, in mixed batches and caches, and back."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class AdaMixConfig(ModuleConfig):
         "https://arxiv.org/abs/2205.12410",
         equation="y = h + W_up^j f(W_down^i h + b_down^i) + b_up^j, h = frozen(x), i, j ~ U{1..N}; merged at inference",
         trained="N down-projections and one up-projection behind the FFN of every layer",
-        count="L*(N*(d*b + b) + d*b + d)",
+        count="L*(num_experts*(d*bottleneck + bottleneck) + d*bottleneck + d)",
         once="the mean of the experts (inference)",
         per_row="two thin products per layer",
         differs="no consistency term: it needs a second pass of the whole model (of the released code, only RoBERTa's "

@@ -60,7 +60,7 @@ class AdapterConfig(ModuleConfig):
         paper="Houlsby et al., Parameter-Efficient Transfer Learning for NLP, https://arxiv.org/abs/1902.00751",
         equation="y = h + W_up f(W_down h + b_down) + b_up, h = frozen(x)",
         trained="an adapter behind self-attention and FFN of every layer, and the norms",
-        count="2*L*(2*d*b + b + d) + norms",
+        count="2*L*(2*d*b + b + d) with b = d // reduction, and those of the norms",
         per_row="two thin products per adapter",
     )
 
@@ -101,7 +101,7 @@ class AdapterDropConfig(AdapterConfig):
         "https://arxiv.org/abs/2010.11918",
         equation="as adapter, in layers k..L-1; robust: k ~ U{0..L-1} in each training pass",
         trained="the adapters of these layers (robust: of all), and the norms",
-        count="2*(L - k)*(2*d*b + b + d) + norms",
+        count="2*(L - k)*(2*d*b + b + d) with b = d // reduction, k layers left out in all, and those of the norms",
         per_row="two thin products per adapter that is left",
     )
 

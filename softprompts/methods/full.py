@@ -32,7 +32,7 @@ class FullConfig(ModuleConfig):
     shared_tables: bool = False
 
     about: ClassVar[About | None] = About(
-        paper="",
+        paper="the usual baseline",
         equation="y = f_theta(x)",
         trained="a copy of every parameter of the backbone",
         count="those of the backbone",
