@@ -8,12 +8,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
     from softprompts.loading import load as load
+    from softprompts.methods import DePTConfig as DePTConfig
+    from softprompts.methods import DPTConfig as DPTConfig
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
     from softprompts.methods import MultiMaskConfig as MultiMaskConfig
     from softprompts.methods import PrefixTuningConfig as PrefixTuningConfig
     from softprompts.methods import PromptTuningConfig as PromptTuningConfig
+    from softprompts.methods import PTuningConfig as PTuningConfig
+    from softprompts.methods import ResidualConfig as ResidualConfig
     from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
+    from softprompts.methods import SMoPConfig as SMoPConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
     from softprompts.methods.base import Component as Component
     from softprompts.methods.base import Method as Method
@@ -34,11 +39,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "softprompts.errors": ("SoftPromptError",),
     "softprompts.methods": (
+        "DPTConfig",
+        "DePTConfig",
         "EPTConfig",
         "HeadOnlyConfig",
         "MultiMaskConfig",
+        "PTuningConfig",
         "PrefixTuningConfig",
         "PromptTuningConfig",
+        "ResidualConfig",
+        "SMoPConfig",
         "SelectivePrefixConfig",
         "SuperPosConfig",
         "Component",

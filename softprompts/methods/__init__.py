@@ -17,29 +17,39 @@ from softprompts.methods.base import (
     methods,
     register,
 )
+from softprompts.methods.dept import DePTConfig
+from softprompts.methods.dpt import DPTConfig
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
 from softprompts.methods.head_only import HeadOnly as HeadOnly
 from softprompts.methods.head_only import HeadOnlyConfig as HeadOnlyConfig
 from softprompts.methods.multi_mask import MultiMaskConfig
+from softprompts.methods.p_tuning import PTuningConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
+from softprompts.methods.residual import ResidualConfig
 from softprompts.methods.selective_prefix import SelectivePrefixConfig
+from softprompts.methods.smop import SMoPConfig
 from softprompts.methods.superpos import SuperPosConfig
 
 __all__ = [
     "SITE_KINDS",
     "About",
     "Component",
+    "DPTConfig",
+    "DePTConfig",
     "EPTConfig",
     "FoldedConfig",
     "HeadOnlyConfig",
     "Method",
     "MethodConfig",
     "MultiMaskConfig",
+    "PTuningConfig",
     "PrefixTuningConfig",
     "PromptTuningConfig",
+    "ResidualConfig",
     "Rows",
+    "SMoPConfig",
     "SelectivePrefixConfig",
     "Shape",
     "Span",
