@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from softprompts.methods import AttemptConfig as AttemptConfig
     from softprompts.methods import BitFitConfig as BitFitConfig
     from softprompts.methods import ComposedConfig as ComposedConfig
+    from softprompts.methods import DePTConfig as DePTConfig
+    from softprompts.methods import DPTConfig as DPTConfig
     from softprompts.methods import EPTConfig as EPTConfig
     from softprompts.methods import FullConfig as FullConfig
     from softprompts.methods import HeadOnlyConfig as HeadOnlyConfig
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from softprompts.methods import MultiMaskConfig as MultiMaskConfig
     from softprompts.methods import PrefixTuningConfig as PrefixTuningConfig
     from softprompts.methods import PromptTuningConfig as PromptTuningConfig
+    from softprompts.methods import PTuningConfig as PTuningConfig
+    from softprompts.methods import ResidualConfig as ResidualConfig
     from softprompts.methods import SelectivePrefixConfig as SelectivePrefixConfig
+    from softprompts.methods import SMoPConfig as SMoPConfig
     from softprompts.methods import SPoTConfig as SPoTConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
     from softprompts.methods import compose as compose
@@ -50,27 +55,32 @@ if TYPE_CHECKING:
 _HOMES = {
     "softprompts.errors": ("SoftPromptError",),
     "softprompts.methods": (
-        "AttemptConfig",
-        "AdaptivePrefixConfig",
         "AdaMixConfig",
         "AdapterConfig",
         "AdapterDropConfig",
+        "AdaptivePrefixConfig",
+        "AttemptConfig",
         "BitFitConfig",
+        "compose",
         "ComposedConfig",
+        "DePTConfig",
+        "DPTConfig",
         "EPTConfig",
+        "fit_autoencoder",
         "FullConfig",
         "HeadOnlyConfig",
         "IntrinsicConfig",
-        "MPTConfig",
         "LoraConfig",
+        "MPTConfig",
         "MultiMaskConfig",
         "PrefixTuningConfig",
         "PromptTuningConfig",
+        "PTuningConfig",
+        "ResidualConfig",
         "SelectivePrefixConfig",
+        "SMoPConfig",
         "SPoTConfig",
         "SuperPosConfig",
-        "fit_autoencoder",
-        "compose",
         "Component",
         "Method",
         "MethodConfig",

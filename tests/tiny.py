@@ -104,6 +104,9 @@ METHODS: dict[str, sp.MethodConfig] = {
     "ept": sp.EPTConfig(
         num_virtual_tokens=3, rank=2, max_length=16, num_spaces=2, space_hidden_size=4, source_tokens=6
     ),
+    "dept": sp.DePTConfig(num_virtual_tokens=3, rank=2, max_length=16),
+    "residual": sp.ResidualConfig(num_virtual_tokens=2, bottleneck=4),
+    "smop": sp.SMoPConfig(num_virtual_tokens=3, num_prompts=2, router_noise=False, router_dropout=0.0),
     "multi-mask": sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_dropout=0.0),
     "adaptive-prefix": sp.AdaptivePrefixConfig(num_virtual_tokens=3),
     "selective-prefix": sp.SelectivePrefixConfig(num_virtual_tokens=3, alpha=4.0, selective_loss=1e-2),

@@ -24,6 +24,8 @@ from softprompts.methods.base import (
 )
 from softprompts.methods.bitfit import BitFitConfig
 from softprompts.methods.compose import ComposedConfig, compose
+from softprompts.methods.dept import DePTConfig
+from softprompts.methods.dpt import DPTConfig
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
 from softprompts.methods.full import FullConfig
@@ -33,14 +35,16 @@ from softprompts.methods.intrinsic import IntrinsicConfig, fit_autoencoder
 from softprompts.methods.lora import LoraConfig
 from softprompts.methods.mpt import MPTConfig
 from softprompts.methods.multi_mask import MultiMaskConfig
+from softprompts.methods.p_tuning import PTuningConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
+from softprompts.methods.residual import ResidualConfig
 from softprompts.methods.selective_prefix import SelectivePrefixConfig
+from softprompts.methods.smop import SMoPConfig
 from softprompts.methods.spot import SPoTConfig
 from softprompts.methods.superpos import SuperPosConfig
 
 __all__ = [
-    "SITE_KINDS",
     "About",
     "AdaMixConfig",
     "AdapterConfig",
@@ -49,33 +53,39 @@ __all__ = [
     "AttemptConfig",
     "BitFitConfig",
     "Component",
+    "compose",
     "ComposedConfig",
+    "DePTConfig",
+    "DPTConfig",
     "EPTConfig",
+    "fit_autoencoder",
+    "fold",
     "FoldedConfig",
     "FullConfig",
     "HeadOnlyConfig",
     "IntrinsicConfig",
     "LoraConfig",
-    "MPTConfig",
+    "make_config",
     "Method",
     "MethodConfig",
+    "methods",
+    "MPTConfig",
     "MultiMaskConfig",
     "Part",
     "PrefixTuningConfig",
     "PromptTuningConfig",
+    "PTuningConfig",
+    "register",
+    "ResidualConfig",
     "Rows",
-    "SPoTConfig",
     "SelectivePrefixConfig",
     "Shape",
+    "SITE_KINDS",
+    "SMoPConfig",
     "Span",
+    "SPoTConfig",
     "SuperPosConfig",
     "Vocabulary",
-    "compose",
-    "fit_autoencoder",
-    "fold",
-    "make_config",
-    "methods",
-    "register",
 ]
 
 

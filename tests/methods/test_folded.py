@@ -5,11 +5,15 @@ import torch
 
 from softprompts.errors import SoftPromptError
 from softprompts.methods import (
+    DePTConfig,
+    DPTConfig,
     EPTConfig,
     FoldedConfig,
     MultiMaskConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
+    PTuningConfig,
+    ResidualConfig,
     SelectivePrefixConfig,
     Shape,
     SuperPosConfig,
@@ -28,6 +32,12 @@ FOLDABLE = [
     EPTConfig(**SMALL_EPT),
     EPTConfig(**{**SMALL_EPT, "num_virtual_tokens": 0}),
     MultiMaskConfig(num_virtual_tokens=3, num_masks=1),
+    PTuningConfig(num_virtual_tokens=3, hidden_size=4),
+    PTuningConfig(num_virtual_tokens=3, hidden_size=4, encoder="lstm", lstm_dropout=0.5),
+    ResidualConfig(num_virtual_tokens=3, bottleneck=4, dropout=0.5),
+    ResidualConfig(num_virtual_tokens=3, bottleneck=4, shared_mlp=False),
+    DPTConfig(num_virtual_tokens=3, rank=2),
+    DePTConfig(num_virtual_tokens=3, rank=2, max_length=5, scale="released"),
     SelectivePrefixConfig(num_virtual_tokens=3, alpha=None, selective_loss=0),
 ]
 

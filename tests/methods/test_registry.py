@@ -7,7 +7,20 @@ import torch
 from softprompts.errors import SoftPromptError
 from softprompts.methods import MethodConfig, Rows, Vocabulary, make_config, methods, register
 
-NAMES = {"ept", "folded", "multi-mask", "prefix-tuning", "prompt-tuning", "selective-prefix", "superpos"}
+NAMES = {
+    "dept",
+    "dpt",
+    "ept",
+    "folded",
+    "multi-mask",
+    "p-tuning",
+    "prefix-tuning",
+    "prompt-tuning",
+    "residual",
+    "selective-prefix",
+    "smop",
+    "superpos",
+}
 
 
 def test_all_methods_are_known():

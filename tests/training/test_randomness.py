@@ -27,6 +27,10 @@ METHODS: dict[str, sp.MethodConfig] = {
     "dropout": DROPOUT,
     "noise": NOISE,
     "single-mask": sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=1, router_dropout=0.5),
+    "smop-noise": sp.SMoPConfig(num_virtual_tokens=2, num_prompts=3),
+    "smop-dropout": sp.SMoPConfig(num_virtual_tokens=2, num_prompts=3, router_noise=False, router_dropout=0.5),
+    "residual": sp.ResidualConfig(num_virtual_tokens=2, bottleneck=4, dropout=0.5),
+    "lstm": sp.PTuningConfig(num_virtual_tokens=3, encoder="lstm", hidden_size=4, lstm_dropout=0.5),
     "head-only": sp.HeadOnlyConfig(),
     "lora": sp.LoraConfig(rank=2, dropout=0.5),
     "bitfit": sp.BitFitConfig(),
@@ -39,6 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "prefix-mlp": {"batch_size": 5, "seed": 1},
     "dropout": {"gradient_accumulation_steps": 3, "batch_size": 4, "seed": 5},
     "noise": {"batch_size": 7, "seed": 5, "eval_every": 3},
+    "smop-noise": {"batch_size": 5, "seed": 3},
     "ept": {"optimizer": "adafactor"},
     "lora": {"gradient_accumulation_steps": 2, "batch_size": 6, "seed": 3},
     "adamix": {"max_steps": 5, "batch_size": 7},
@@ -163,7 +168,7 @@ def test_language_models(family: str) -> None:
             for name in names
         ]
 
-    assert_lanes_equal_runs_alone(build, ["prompt-tuning", "dropout", "prefix-mlp", "noise"])
+    assert_lanes_equal_runs_alone(build, ["prompt-tuning", "dropout", "prefix-mlp", "noise", "smop-noise"])
 
 
 def test_predictions_that_draw(toy: Any) -> None:
