@@ -108,7 +108,8 @@ class Attempt(Method):
         pooled = rows.max().to(self.down.weight)
         hidden = self.norm(self.up(functional.silu(self.down(pooled))))
         prompts = torch.cat([self.sources.amax(1), self.prompt.amax(0, keepdim=True)])
-        return (hidden @ prompts.T / self.temperature).softmax(-1)
+        scores: Tensor = hidden @ prompts.T / self.temperature
+        return scores.softmax(-1)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(R, l, d)``."""

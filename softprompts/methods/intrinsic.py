@@ -211,7 +211,7 @@ def fit_autoencoder(
         raise SoftPromptError(f"{owner}: the auto-encoder has diverged; set learning_rate lower")
     # One key, as several are written in any order, and equal files are to have equal hashes.
     facts = {_FORMAT: json.dumps({"length": length, "width": width, "dim": dim})}
-    write_atomic(path, dump_tensors({key: value.contiguous() for key, value in layers.items()}, metadata=facts))
+    write_atomic(Path(path), dump_tensors({key: value.contiguous() for key, value in layers.items()}, metadata=facts))
     return Fit(Path(path), error, 1 - error / (flat - flat.mean(0)).square().mean().item())
 
 

@@ -154,7 +154,8 @@ def few_shot(task: Task, count: int, seed: int = 0) -> list[Example]:
     random.Random(f"few shot {seed}").shuffle(order)
     each, more = divmod(count, groups)
     taken: Counter[int] = Counter()
-    chosen, extra = [], []
+    chosen: list[int] = []
+    extra: list[int] = []
     for index in order:
         label = labels[index]
         if taken[label] < each:
