@@ -102,16 +102,17 @@ class AdaMix(ModuleMethod):
         ways: dict[str, PartWay] = {}
         for path in self.changes:
             name = key(path)
-            down, up = (self.down[name], self.down_bias[name]), (self.up[name], self.up_bias[name])
-            ways[path] = functools.partial(self._behind, *self._one(*down), *self._one(*up))
+            down, down_bias = self._one(self.down[name], self.down_bias[name])
+            up, up_bias = self._one(self.up[name], self.up_bias[name])
+            ways[path] = functools.partial(self._behind, down, down_bias, up, up_bias)
         return SoftPrompt(modules=ways)
 
-    def _one(self, *experts: Tensor) -> tuple[Tensor, ...]:
-        """One expert's parameters of those of all, ``(N, ...)``."""
+    def _one(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """One expert's weight and bias of those of all, ``(N, ...)``."""
         if not self.training:
-            return tuple(tensor.mean(0) for tensor in experts)
-        drawn = int(torch.randint(len(experts[0]), (), device="cpu"))
-        return tuple(tensor[drawn] for tensor in experts)
+            return weight.mean(0), bias.mean(0)
+        drawn = int(torch.randint(len(weight), (), device="cpu"))
+        return weight[drawn], bias[drawn]
 
     def _behind(
         self, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, frozen: Frozen, x: Tensor

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,9 +16,9 @@ from softprompts.soft_prompt import Frozen
 
 NORM = "norm"
 LINEAR = ("linear", "conv1d")
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
-    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_new": functools.partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
     "swish": functional.silu,
 }
@@ -81,7 +82,8 @@ def copies(parts: Iterable[Part]) -> tuple[nn.ParameterDict, dict[str, dict[str,
         The copies by their names, and for each path which of them stands in for which parameter.
     """
     made: dict[int, str] = {}
-    trained, names = nn.ParameterDict(), {}
+    names: dict[str, dict[str, str]] = {}
+    trained = nn.ParameterDict()
     for part in parts:
         names[part.path] = {}
         for name, tensor in part.tensors.items():
