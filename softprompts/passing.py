@@ -71,7 +71,7 @@ class Pass:
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.reading: Reading | None = None
         self.ready = False
-        self._prefixes: dict[tuple[int, int], Prefix | None] = {}
+        self._prefixes: dict[tuple[int, int], Prefix] = {}
         self._widened: dict[Any, Any] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
         self._fresh: dict[int, Tensor] = {}
