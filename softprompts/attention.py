@@ -159,11 +159,14 @@ def _heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
     rows = None if prefix.rows is None else prefix.rows.to(like.device)
     if prefix.gates is not None:
         gates = prefix.gates.to(device=like.device, dtype=like.dtype)
-        gated = _gated if torch.compiler.is_compiling() else _Gated.apply
-        part = gated(part, rows, gates)
+        if torch.compiler.is_compiling():
+            part = _gated(part, rows, gates)
+        else:
+            part = cast(Tensor, _Gated.apply(part, rows, gates))  # type: ignore[no-untyped-call]
     elif rows is not None:
         part = part.index_select(0, rows)
-    return part.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
+    heads: Tensor = part.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
+    return heads
 
 
 def _gated(part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ class Pass:
         self.ready = False
         self.splits: dict[int, Split] = {}
         self._prefixes: dict[tuple[int, int], Prefix | None] = {}
+        self._prefixes: dict[tuple[int, int], Prefix] = {}
         self._widened: dict[Any, Any] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
         self._fresh: dict[int, Tensor] = {}

@@ -83,6 +83,21 @@ def test_any_prompt_and_size_is_compiled_once(family: str, chosen: list[str]) ->
     assert not counters["graph_break"]
 
 
+@pytest.mark.usefixtures("eager_backend")
+def test_gates_from_states_are_made_within_their_layers() -> None:
+    """Which run as they are while such a prompt is in use."""
+    model = tiny.attached("bert", *NAMES, "adaptive-prefix", dtype=torch.float32).train()
+    inputs = tiny.batch("bert", rows=4)
+    for names in ("adaptive-prefix", ["adaptive-prefix", "multi-mask", "prefix-tuning", "adaptive-prefix"]):
+        plain = measured(model, inputs, names)
+        with compiled(model):
+            assert_same(measured(model, inputs, names), plain)
+        assert not graphs()
+    with compiled(model):
+        measured(model, inputs, "multi-mask")
+    assert graphs()
+
+
 @needs_compiler
 def test_real_code_of_the_compiler(tmp_path: Path) -> None:
     """Training in batches of several sizes, through the compiler and back."""

@@ -92,7 +92,7 @@ class ComposedConfig(MethodConfig):
         if len(plain) > 1:
             both = " and ".join(part.method for part in plain)
             self.require(False, f"{both} both are a prefix, and a prompt has one; leave one out")
-        owner = (plain or able or [None])[0]
+        owner = next(iter(plain or able), None)
         for part in able:
             if owner is None or part is owner:
                 continue

@@ -93,12 +93,13 @@ class SelectivePrefix(Method):
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
         """Puts the mask on a prefix, and what drives its rows apart on the loss; gates change no angle."""
-        assert prompt.keys is not None
-        assert prompt.values is not None
+        keys, values = prompt.keys, prompt.values
+        assert keys is not None
+        assert values is not None
         if self.alpha is not None:
             prompt = dataclasses.replace(prompt, selectivity=self.alpha)
         if self.selective_loss:
-            cosines = mean_cosine(prompt.keys) + mean_cosine(prompt.values)
+            cosines = mean_cosine(keys) + mean_cosine(values)
             prompt = penalised(prompt, self.selective_loss * 0.5 * cosines.sum())
         return prompt
 
