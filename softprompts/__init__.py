@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from softprompts.methods import SMoPConfig as SMoPConfig
     from softprompts.methods import SPoTConfig as SPoTConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
-    from softprompts.methods import compose as compose
     from softprompts.methods import fit_autoencoder as fit_autoencoder
     from softprompts.methods.base import Component as Component
     from softprompts.methods.base import Method as Method
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from softprompts.methods.base import make_config as make_config
     from softprompts.methods.base import methods as methods
     from softprompts.methods.base import register as register
+    from softprompts.methods.compose import compose as compose
     from softprompts.model import PromptModel as PromptModel
     from softprompts.model import attach as attach
     from softprompts.model import detach as detach

@@ -73,7 +73,6 @@ class Pass:
         self.reading: Reading | None = None
         self.ready = False
         self.splits: dict[int, Split] = {}
-        self._prefixes: dict[tuple[int, int], Prefix | None] = {}
         self._prefixes: dict[tuple[int, int], Prefix] = {}
         self._widened: dict[Any, Any] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}

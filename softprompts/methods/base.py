@@ -119,18 +119,18 @@ class Shape:
         num_sites: ``S``, number of attention sites that take a prefix (0 when the backbone has none).
         kv_width: ``w = kv_heads * head_dim``, width of one prefix key or value.
         vocabulary: the input embeddings.
+        parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
         site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
-        parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
     """
 
     hidden_size: int
     num_sites: int
     kv_width: int
     vocabulary: Vocabulary
+    parts: tuple[Part, ...] = ()
     site_width: int | None = None
     causal: bool = False
-    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.site_width is None:
