@@ -30,10 +30,14 @@ STEPS = {"encoder": 40, "encoder-decoder": 60, "decoder": 60}
 # Settings of methods that cannot be made, or are too slow to try, with their defaults; from folders of saved prompts.
 Sources = list[str]
 SETTINGS: dict[str, Callable[[Sources], dict[str, Any]]] = {
+    "attempt": lambda sources: {"sources": sources},
+    "dept": lambda sources: {"num_virtual_tokens": 10, "rank": 8},
+    "dpt": lambda sources: {"num_virtual_tokens": 10, "rank": 8},
     "ept": lambda sources: {"num_virtual_tokens": 10, "rank": 8},
+    "spot": lambda sources: {"sources": sources},
 }
-# Learning rates where the default, made for the features of trained models, does not do on random ones.
-RATES: dict[tuple[str, str], Mapping[str, float]] = {}
+# Learning rates of main components where the default, made for trained models, does not do on these.
+RATES: dict[tuple[str, str], float] = {}
 
 
 def small_t5(vocabulary: int) -> Any:
@@ -100,9 +104,8 @@ def model_name(kind: str, folder: Path, tokenizer_from: Path) -> str:
 def training(kind: str, method: str) -> TrainConfig:
     """On an encoder the prompt has to do it: its head hardly moves, but for the method that has nothing else."""
     rates = {"head": 1e-6} if kind == "encoder" and method != "head-only" else {}
-    return TrainConfig(
-        max_steps=STEPS[kind], batch_size=ROWS, learning_rates={**rates, **RATES.get((kind, method), {})}
-    )
+    rate = RATES.get((kind, method))
+    return TrainConfig(max_steps=STEPS[kind], batch_size=ROWS, learning_rate=rate, learning_rates=rates)
 
 
 def losses(bench: Workbench, names: list[str]) -> dict[str, float]:
