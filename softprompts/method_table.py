@@ -129,15 +129,17 @@ def frozen(backbone: str) -> int:
 @functools.cache
 def _model(backbone: str) -> Any:
     """The backbone with its real sizes and no weights."""
+    config: Any
     if backbone == "T5-base":
-        sizes = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "vocab_size": 32128}
-        make: Any = functools.partial(transformers.T5ForConditionalGeneration, transformers.T5Config(**sizes))
-    else:  # transformers' defaults but for the vocabulary
-        make = functools.partial(
-            transformers.BertForSequenceClassification, transformers.BertConfig(vocab_size=28996, num_labels=2)
-        )
+        config = transformers.T5Config()  # transformers' defaults are those of T5-small
+        config.update({"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12})
+        make: Any = transformers.T5ForConditionalGeneration
+    else:
+        config = transformers.BertConfig()  # and those of BERT-base, uncased
+        config.update({"vocab_size": 28996})
+        make = transformers.BertForSequenceClassification
     with torch.device("meta"):
-        model = make()
+        model = make(config)
     return attach(model)
 
 
@@ -194,8 +196,8 @@ def value(formula: str, config: MethodConfig, sizes: Mapping[str, int]) -> int |
             return int(_OPERATIONS[type(node.op)](work(node.left), work(node.right)))
         if isinstance(node, ast.Name):
             return find(node.id)
-        assert isinstance(node, ast.Constant)
-        return int(node.value)
+        assert isinstance(node, ast.Constant) and isinstance(node.value, int)
+        return node.value
 
     return work(tree)
 
