@@ -181,8 +181,8 @@ def test_sources_on_the_command_line(
     for seed in "01":
         done = ["--method", "prompt-tuning", "--set", "num_virtual_tokens=3", "--seed", seed, "--folder", f"s{seed}"]
         cli.fine("train", *wanted, *done)
-    for sources, count in (("s0", 1), ("s0,s1", 2)):
-        setting = ["--method", "attempt", "--set", f"sources={sources}", "--set", "num_virtual_tokens=3"]
+    for names, count in (("s0", 1), ("s0,s1", 2)):
+        setting = ["--method", "attempt", "--set", f"sources={names}", "--set", "num_virtual_tokens=3"]
         cli.fine("train", *wanted, *setting, "--folder", f"t{count}")
         text = (tmp_path / f"t{count}" / "prompt" / "softprompt_config.json").read_text()
         assert json.loads(text)["config"]["restored"] == count
