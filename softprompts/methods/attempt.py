@@ -123,7 +123,7 @@ class Attempt(Method):
         network = [*self.down.parameters(), *self.up.parameters(), *self.norm.parameters()]
         return {
             "prompt": Component([self.prompt], learning_rate=2e-2),
-            "attention": Component([] if self.borrows else network, learning_rate=1e-3),
+            "attention": Component([] if self.borrows else network, learning_rate=1e-2),
         }
 
     def share_with(self, other: Method) -> None:
