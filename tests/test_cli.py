@@ -65,7 +65,7 @@ def test_tasks_lists_each_task(cli: Cli) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", ["", "train", "compare", "search", "demo", "predict", "inspect"])
+@pytest.mark.parametrize("command", ["", "train", "compare", "search", "transfer", "demo", "predict", "inspect"])
 def test_help_of_each_command(cli: Cli, command: str) -> None:
     done = cli.fine(*command.split(), "--help")
     assert "Usage" in done.out and not done.err

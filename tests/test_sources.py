@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from saved import model_folder, rows, write_csv
+from saved import Cli, model_folder, rows, write_csv
 from source_prompts import PLAIN, saved, sourced
 
 import softprompts as sp
@@ -170,3 +170,24 @@ def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
         bench.model.delete_prompt("fresh")
         assert all(torch.equal(a, b) for a, b in zip(trained.buffers(), fresh.buffers(), strict=True))
         assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True))
+
+
+def test_sources_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data, cli = write_csv(tmp_path / "data.csv", rows()), Cli(monkeypatch, capsys)
+    wanted = ["-m", model_folder("bert"), "--data", data, "--steps", "2"]
+    for seed in "01":
+        done = ["--method", "prompt-tuning", "--set", "num_virtual_tokens=3", "--seed", seed, "--folder", f"s{seed}"]
+        cli.fine("train", *wanted, *done)
+    for names, count in (("s0", 1), ("s0,s1", 2)):
+        setting = ["--method", "attempt", "--set", f"sources={names}", "--set", "num_virtual_tokens=3"]
+        cli.fine("train", *wanted, *setting, "--folder", f"t{count}")
+        text = (tmp_path / f"t{count}" / "prompt" / "softprompt_config.json").read_text()
+        assert json.loads(text)["config"]["restored"] == count
+    failed = cli("train", *wanted, "--method", "spot")
+    assert failed.code == 2 and "spot: it starts from source prompts: name at least one in sources" in failed.err
+    failed = cli("train", *wanted, "--method", "spot", "--set", "sources=nowhere")
+    assert failed.code == 2 and "nowhere" in failed.err and not (tmp_path / "runs").exists()
+    assert "sources" in cli.fine("methods").out and "restored" not in cli.fine("methods").out

@@ -59,6 +59,7 @@ class AttemptConfig(SourcedConfig):
         equation="P = sum_j a_j P_j + P_T, a = softmax_j(<max P_j, LayerNorm(W_up SiLU(W_down max E(x)))> / T)",
         trained="the target prompt P_T, W_down, W_up and the LayerNorm",
         count="l*d + 2*b*d + 2*d (without 2*d where train_norm is off)",
+        once="the pooled prompts",
         per_row="the pooled input, the attention and the mixture",
         differs="The input is pooled over its real tokens; the released code pools over padding too, so that a row "
         "depends on its batch. The LayerNorm is trained as in the paper; the released code freezes it.",
@@ -123,7 +124,7 @@ class Attempt(Method):
         network = [*self.down.parameters(), *self.up.parameters(), *self.norm.parameters()]
         return {
             "prompt": Component([self.prompt], learning_rate=2e-2),
-            "attention": Component([] if self.borrows else network, learning_rate=1e-3),
+            "attention": Component([] if self.borrows else network, learning_rate=1e-2),
         }
 
     def share_with(self, other: Method) -> None:

@@ -53,8 +53,8 @@ class MPTConfig(SourcedConfig):
         count="l*d + R*(l + d)",
         once="the prompt",
         folds_to="tokens",
-        differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. There is "
-        "no training on source tasks with distillation from their teachers.",
+        differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. Source "
+        "tasks are trained together (`softprompts.multitask`) without the paper's distillation from their teachers.",
     )
 
     def __post_init__(self) -> None:

@@ -73,6 +73,12 @@ def test_mean_of_the_visible_tokens():
     assert rows.mean().tolist() == [[2.0, 4.0], [0.0, 0.0]]
 
 
+def test_largest_of_the_visible_tokens():
+    embeddings = torch.tensor([[[1.0, -2.0], [-3.0, -1.0], [9.0, 9.0]], [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]])
+    rows = Rows(embeddings, torch.tensor([[True, True, False], [False, False, False]]))
+    assert rows.max().tolist() == [[1.0, -1.0], [0.0, 0.0]]
+
+
 def test_nothing_left_to_sample():
     vocabulary = Vocabulary(lambda ids: torch.zeros(len(ids), 2), 10, special_ids=(0, 1))
     with pytest.raises(SoftPromptError, match="no token is left"):
