@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-
-
-@contextlib.contextmanager
-def _as_ever() -> Iterator[None]:
-    yield
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class Frozen:
 
     module: nn.Module
     run: Callable[..., Tensor]
-    by_row: Callable[[], contextlib.AbstractContextManager[Any]] = _as_ever
+    by_row: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the module makes of its input."""
