@@ -95,5 +95,5 @@ class DePT(Method):
         """The prompt and the factors, at the two rates that the paper is about."""
         return {
             "prompt": Component([self.prompt], learning_rate=2e-2),
-            "low_rank": Component([self.a, self.b], learning_rate=1e-3),
+            "low_rank": Component([self.a, self.b], learning_rate=5e-3),
         }

@@ -107,6 +107,6 @@ class PTuning(Method):
         """The embeddings and the network."""
         network = [*([] if self.lstm is None else self.lstm.parameters()), *self.mlp.parameters()]
         return {
-            "embeddings": Component([self.embeddings], learning_rate=1e-3),
+            "embeddings": Component([self.embeddings], learning_rate=1e-2),
             "encoder": Component(network, learning_rate=1e-3),
         }

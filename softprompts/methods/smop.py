@@ -118,6 +118,7 @@ class SMoP(Method):
     def components(self) -> dict[str, Component]:
         """The prompts and the router."""
         return {
-            "prompts": Component([self.prompts], learning_rate=2e-2),
+            # High, as what reaches the model is a prompt times about 1/k.
+            "prompts": Component([self.prompts], learning_rate=5e-2),
             "router": Component(list(self.router.parameters()), learning_rate=1e-3),
         }
