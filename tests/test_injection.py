@@ -204,7 +204,7 @@ def test_without_a_prompt_the_model_is_the_original_bit_for_bit(family: str) -> 
 def test_rows_of_a_mixed_batch_equal_separate_batches(family: str) -> None:
     names = list(tiny.METHODS)
     model = tiny.attached(family, *names)
-    inputs = tiny.batch(family, rows=len(names) + 1, columns=12)
+    inputs = tiny.batch(family, rows=len(names) + 1, columns=len(names) + 3)
     if family not in tiny.SEQ2SEQ:
         inputs.pop("labels")
     mixed = model(**inputs, prompt_names=[*names, None]).logits
@@ -219,7 +219,7 @@ def test_rows_of_a_mixed_batch_equal_separate_batches(family: str) -> None:
 def test_mixed_batches_generate_as_separate_ones(family: str, beams: int) -> None:
     names = list(tiny.METHODS)
     model = tiny.attached(family, *names)
-    inputs = tiny.batch(family, rows=len(names), columns=10)
+    inputs = tiny.batch(family, rows=len(names), columns=len(names) + 3)
     inputs.pop("labels")
     if family in tiny.DECODERS:
         inputs = tiny.pad_left(inputs)
