@@ -39,6 +39,23 @@ ROWS: list[tuple[str, dict[str, Any], str, int]] = [
     ("superpos", {"num_virtual_tokens": 10, "num_sampled_tokens": 128}, T5, 984_320),
     ("superpos", {"num_virtual_tokens": 10, "num_sampled_tokens": 128}, BERT, 984_320),
     ("head-only", {}, BERT, 0),
+    ("p-tuning", {"num_virtual_tokens": 20, "hidden_size": 128}, T5, 229_376),
+    ("residual", {"num_virtual_tokens": 10}, T5, 1_239_584),
+    ("residual", {"num_virtual_tokens": 10, "bottleneck": 400}, T5, 624_784),
+    ("residual", {"num_virtual_tokens": 10, "bottleneck": 128}, T5, 206_720),
+    ("dpt", {"num_virtual_tokens": 100, "rank": 10}, T5, 8_680),
+    ("dept", {"num_virtual_tokens": 60, "rank": 30}, T5, 76_800),
+    ("dept", {"num_virtual_tokens": 40, "rank": 45}, T5, 76_800),
+    ("smop", {"num_virtual_tokens": 5, "num_prompts": 4}, T5, 18_432),
+    ("attempt", {"num_virtual_tokens": 100}, T5, 231_936),
+    ("attempt", {"num_virtual_tokens": 100, "train_norm": False}, T5, 230_400),
+    ("spot", {"num_virtual_tokens": 100}, T5, 76_800),
+    ("mpt", {"num_virtual_tokens": 100}, T5, 77_668),
+    ("adaptive-prefix", {"num_virtual_tokens": 20}, BERT, 552_972),
+    ("lora", {}, T5, 884_736),
+    ("bitfit", {}, T5, 280_960),
+    ("bitfit", {}, BERT, 102_912),
+    ("adapter", {"reduction": 32}, T5, 1_855_104),
 ]
 
 

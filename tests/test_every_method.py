@@ -34,6 +34,7 @@ SETTINGS: dict[str, Callable[[Sources], dict[str, Any]]] = {
     "dept": lambda sources: {"num_virtual_tokens": 10, "rank": 8},
     "dpt": lambda sources: {"num_virtual_tokens": 10, "rank": 8},
     "ept": lambda sources: {"num_virtual_tokens": 10, "rank": 8},
+    "intrinsic": lambda sources: {"autoencoder": autoencoder(sources)},
     "spot": lambda sources: {"sources": sources},
 }
 # Learning rates of main components where the default, made for trained models, does not do on these.
@@ -180,6 +181,13 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
     # The whole way from a run folder and a text.
     answers = sp.Predictor(tmp_path / "runs" / asked[-1])([example.text for example in bench.task.train])
     assert [answer.label for answer in answers] == [bench.task.label_names[i] for i in predicted[asked[-1]].argmax(1)]
+
+
+def autoencoder(sources: Sources) -> str:
+    """A space of a few dimensions that some prompts span."""
+    file = Path(sources[0]).parent / "autoencoder.safetensors"
+    sp.fit_autoencoder(sources, file, dim=4, kind="linear", steps=20)
+    return str(file)
 
 
 def saved_sources(bench: Workbench, folder: Path) -> Sources:

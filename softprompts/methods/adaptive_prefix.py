@@ -56,7 +56,7 @@ class AdaptivePrefixConfig(MethodConfig):
         trained="the prefix, a projection of the states and a scale per site",
         count="2*S*l*w + S*d*l + S",
         per_row="the gates, at each site from its own input",
-        folds_to="a prefix, with hidden_state=False or token_gate=False",
+        folds_to="prefix, with hidden_state=False or token_gate=False only",
         differs="a reading: neither text nor code of the paper was at hand",
     )
 

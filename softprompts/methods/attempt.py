@@ -58,7 +58,10 @@ class AttemptConfig(SourcedConfig):
         "EMNLP 2022, https://arxiv.org/abs/2205.11961",
         equation="P = sum_j a_j P_j + P_T, a = softmax_j(<max P_j, LayerNorm(W_up SiLU(W_down max E(x)))> / T)",
         trained="the target prompt P_T, W_down, W_up and the LayerNorm",
-        count="l*d + 2*b*d + 2*d (without 2*d where train_norm is off)",
+        count="l*d + 2*b*d + 2*d",
+        symbols={"b": "bottleneck"},
+        settings={"restored": 6},
+        sizes=({"num_virtual_tokens": 100},),
         once="the pooled prompts",
         per_row="the pooled input, the attention and the mixture",
         differs="The input is pooled over its real tokens; the released code pools over padding too, so that a row "

@@ -62,7 +62,8 @@ class IntrinsicConfig(MethodConfig):
         "https://arxiv.org/abs/2110.07867",
         equation="P = Dec(z), X' = [P ; E(x)]; Dec is the frozen decoder of an auto-encoder fitted to many prompts",
         trained="the code z",
-        count="di",
+        count="the width of the code",
+        settings={"restored": (10,)},
         once="the prompt",
         folds_to="tokens",
         differs="The auto-encoder is fitted to reconstruct prompts only, without the loss on their tasks; a linear one "

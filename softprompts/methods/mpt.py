@@ -51,6 +51,7 @@ class MPTConfig(SourcedConfig):
         equation="P_k = P* o (U_k V_k), X' = [P_k ; E(x)]",
         trained="the shared prompt P* and the task's factors U, V of rank R",
         count="l*d + R*(l + d)",
+        symbols={"R": "rank"},
         once="the prompt",
         folds_to="tokens",
         differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. Source "

@@ -51,6 +51,7 @@ class SPoTConfig(SourcedConfig):
         equation="X' = [P ; E(x)], P = sum_j w_j P_j at the start",
         trained="the prompt P",
         count="l*d",
+        settings={"restored": 1},
         once="the prompt",
         folds_to="tokens",
         differs="Sources with a cosine below 0 get no weight in 'weighted'. Sources of another length are repeated or "
