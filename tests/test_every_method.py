@@ -19,6 +19,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.experiment import Data, Workbench, load_backbone
 from softprompts.method_table import known
 from softprompts.packaged import DEFAULT_MODEL, resolve_model, reviews_archive
+from softprompts.saving import read
 from softprompts.tasks.collate import collate
 from softprompts.training import Lane, TrainConfig, runs, train
 from softprompts.training.evaluate import evaluating, predict
@@ -38,7 +39,12 @@ SETTINGS: dict[str, Callable[[Sources], dict[str, Any]]] = {
     "spot": lambda sources: {"sources": sources},
 }
 # Learning rates of main components where the default, made for trained models, does not do on these.
-RATES: dict[tuple[str, str], float] = {}
+RATES: dict[tuple[str, str], float] = {
+    ("encoder", "intrinsic"): 1.0,
+    ("encoder-decoder", "adapterdrop"): 1e-2,
+    ("decoder", "adapter"): 1e-2,
+    ("decoder", "adapterdrop"): 1e-2,
+}
 
 
 def small_t5(vocabulary: int) -> Any:
@@ -184,16 +190,18 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
 
 
 def autoencoder(sources: Sources) -> str:
-    """A space of a few dimensions that some prompts span."""
+    """A space of prompts around some."""
     file = Path(sources[0]).parent / "autoencoder.safetensors"
-    sp.fit_autoencoder(sources, file, dim=4, kind="linear", steps=20)
+    tokens = read(sources[0])[1]["method.prompt"]
+    spread = tokens.std() * torch.randn(64, *tokens.shape, generator=torch.Generator().manual_seed(0))
+    sp.fit_autoencoder(tokens + spread, file, dim=60, kind="linear")
     return str(file)
 
 
 def saved_sources(bench: Workbench, folder: Path) -> Sources:
     """Prompts to start others from."""
     places = []
-    for number in range(2):
+    for number in range(3):
         bench.model.add_prompt("source", sp.PromptTuningConfig(), tokenizer=bench.tokenizer, seed=100 + number)
         bench.model.save_prompt("source", folder / f"source{number}")
         bench.model.delete_prompt("source")
