@@ -122,8 +122,8 @@ class MPT(Method):
     def components(self) -> dict[str, Component]:
         """The shared prompt, and the factors of the task."""
         return {
-            "prompt": Component([] if self.borrows else [self.shared], learning_rate=2e-2),
-            "task": Component([self.left, self.right], learning_rate=2e-2),
+            "prompt": Component([] if self.borrows else [self.shared], learning_rate=5e-3),
+            "task": Component([self.left, self.right], learning_rate=5e-3),
         }
 
     def share_with(self, other: Method) -> None:

@@ -117,7 +117,7 @@ class SPoT(Method):
 
     def components(self) -> dict[str, Component]:
         """The prompt."""
-        return {"prompt": Component([self.prompt], learning_rate=2e-2)}
+        return {"prompt": Component([self.prompt], learning_rate=5e-3)}
 
     def stored(self) -> MethodConfig:
         """The config without the sources, which have done their work."""
