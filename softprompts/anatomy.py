@@ -32,11 +32,16 @@ ROLES = (*_ATTENDS, "attention.output", "ffn.in", "ffn.out", "input", "output")
 
 @dataclass
 class _Call:
-    """How a module was called first."""
+    """How a module was called: the sizes of the first time, and those of the first axis of all times."""
 
-    module: nn.Module
     inputs: torch.Size
     output: torch.Size
+    leading: set[tuple[int, ...]]
+
+    def by_row(self, rows: int, kind: str) -> bool:
+        """Whether it always saw a row for each of the batch's; positions are often embedded once for all of them."""
+        fine = {(rows, rows), (rows, 1)} | ({(1, 1)} if kind == "embedding" else set())
+        return len(self.leading) == 1 and self.leading <= fine
 
 
 class Trace:
@@ -70,7 +75,8 @@ class Trace:
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if given is None or not isinstance(output, Tensor):
             return
-        self.calls.setdefault(module, _Call(module, given.shape, output.shape))
+        call = self.calls.setdefault(module, _Call(given.shape, output.shape, set()))
+        call.leading.add((*given.shape[:1], *output.shape[:1]))
         if not is_linear(module):
             return
         if self._after is not None:
@@ -142,7 +148,7 @@ class Trace:
                 layer=None if layer is None else layer[1],
                 stack=stack_of.get(module, ""),
                 site="" if site is None else kinds[site],
-                by_row=call.inputs[:1] in ((rows,), (1,)) and call.output[:1] in ((rows,), (1,)),
+                by_row=call.by_row(rows, kind),
             )
             found.append((part, module))
         for role, module in embeddings.items():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers as tf
 from torch import Tensor, nn
 
 import softprompts as sp
@@ -16,6 +17,7 @@ from softprompts import frozen_linear
 from softprompts.backbone import Backbone
 from softprompts.injection import state_of
 from softprompts.soft_prompt import Frozen
+from softprompts.training import predict
 from softprompts.training.losses import pass_losses
 from softprompts.training.processes import RowDraws
 
@@ -212,6 +214,33 @@ def test_what_all_rows_share_cannot_differ_within_a_batch() -> None:
         model(**inputs, prompt_names=["whole", "other", "whole"])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_modules_that_see_rows_only_some_of_the_time_are_left_alone() -> None:
+    """DeBERTa's projections also see its table of relative positions, which is the same for all rows."""
+    config = tf.DebertaV2Config(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
+        max_position_embeddings=40, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = sp.attach(tf.DebertaV2ForSequenceClassification(config).double().eval())
+    for name in ("full", "bitfit"):
+        model.add_prompt(name, ALL[name])
+    model.prompts.double()
+    tiny.shake(model)
+    model.eval()
+    method = model.prompts["full"].method
+    left = {part.path.rpartition(".")[2] for part, _ in state_of(model).backbone.parts} - {
+        path.rpartition(".")[2] for path in method.changes
+    }
+    assert {"pos_key_proj", "pos_query_proj"} <= left and "query_proj" in {p.rpartition(".")[2] for p in method.changes}
+    inputs = inputs_of("bert")
+    names = ["full", "bitfit", None]
+    mixed = model(**inputs, prompt_names=names).logits
+    for index, name in enumerate(names):
+        alone = model(**tiny.row(inputs, index), prompt_names=[name]).logits[0]
+        torch.testing.assert_close(mixed[index], alone, **EXACT)
+
+
 # --- recomputation, random numbers, readout ---------------------------------------------------------------------------
 
 
@@ -384,3 +413,17 @@ def test_two_changes_on_top_of_each_other() -> None:
 
     torch.testing.assert_close(plus(frozen.behind(scaled), x), 2 * module(x) + 1)
     torch.testing.assert_close(scaled(frozen.behind(plus), x), 2 * (module(x) + 1))
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "bert"])
+def test_predictions_of_several_prompts_at_once(family: str) -> None:
+    model = attached(family, *ALL)
+    draw = torch.Generator().manual_seed(2)
+    features = [{"input_ids": torch.randint(5, 60, (4 + i % 3,), generator=draw).tolist()} for i in range(2 * len(ALL))]
+    names = [*ALL, *ALL]
+    answers = None if family == "bert" else [[7, 2], [9, 12, 2], [11, 2]]
+    together = predict(model, features, names, pad_id=0, label_ids=answers, batch_size=10)
+    for index, name in enumerate(names):
+        alone = predict(model, features[index : index + 1], name, pad_id=0, label_ids=answers)
+        assert together.probabilities is not None and alone.probabilities is not None
+        assert together.probabilities[index] == pytest.approx(alone.probabilities[0], abs=1e-9)

@@ -124,4 +124,4 @@ class AdaMix(ModuleMethod):
     def components(self) -> dict[str, Component]:
         """One group."""
         own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
-        return {"experts": Component(own, learning_rate=1e-3)}
+        return {"experts": Component(own, learning_rate=4e-3)}

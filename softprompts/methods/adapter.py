@@ -188,4 +188,4 @@ class Adapter(ModuleMethod):
     def components(self) -> dict[str, Component]:
         """The adapters, and the norms with them."""
         own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
-        return {"adapter": Component([*own, *self.norms.values()], learning_rate=1e-3)}
+        return {"adapter": Component([*own, *self.norms.values()], learning_rate=3e-3)}

@@ -89,7 +89,7 @@ class Part:
         layer: index of the layer in its stack; None outside of all layers.
         stack: "encoder" or "decoder"; "" outside of both.
         site: of the parts of an attention: "encoder.self", "decoder.self" or "decoder.cross"; "" for others.
-        by_row: whether it sees the rows of the batch one by one; a table of relative positions does not.
+        by_row: whether it sees the rows of the batch one by one; not so a table of relative positions.
         tensors: its frozen parameters by their names in it; tied ones are the same tensor.
     """
 

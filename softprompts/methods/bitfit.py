@@ -62,7 +62,7 @@ class BitFit(ModuleMethod):
 
     def components(self) -> dict[str, Component]:
         """One group."""
-        return {"biases": Component(list(self.added.values()), learning_rate=1e-2)}
+        return {"biases": Component(list(self.added.values()), learning_rate=3e-3)}
 
 
 def _zeros(part: Part) -> nn.Parameter:

@@ -3,8 +3,9 @@
     y = f_theta(x),   theta = theta_frozen at the start
 
 It is there to be compared with; it costs what fine-tuning costs, and the frozen model stays in memory beside the copy.
-Trained: all parameters of all modules that see the rows of a batch; tied ones once. A table of relative positions (that
-of T5) is the same for all rows and stays frozen, as rows of other prompts go by it too, unless `shared_tables` is set.
+Trained: all parameters of all modules that see the rows of a batch one by one; tied ones once. A table of relative
+positions (that of T5) is the same for all rows, and a routed expert sees tokens of many rows: they stay frozen, as rows
+of other prompts go by them too, unless `shared_tables` is set.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class FullConfig(ModuleConfig):
     """Settings of full fine-tuning.
 
     Attributes:
-        shared_tables: also train modules that do not see rows (T5's relative positions: 768 numbers of T5-base). Such
-            a prompt cannot share a batch with others.
+        shared_tables: also train modules that do not see the rows one by one (T5's relative positions: 768 numbers of
+            T5-base). Such a prompt cannot share a batch with others.
     """
 
     shared_tables: bool = False
