@@ -186,6 +186,12 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         part, rows, gates = ctx.saved_tensors
         grad_part = grad_gates = None
+        if rows is None and part.shape[0] == 1 and gates.shape[0] > 1:  # without anything as large as ``grad``
+            if ctx.needs_input_grad[0]:
+                grad_part = torch.einsum("mlw,ml->lw", grad, gates).unsqueeze(0)
+            if ctx.needs_input_grad[2]:
+                grad_gates = torch.einsum("mlw,lw->ml", grad, part[0])
+            return grad_part, None, grad_gates
         if ctx.needs_input_grad[0]:
             scaled = grad * gates.unsqueeze(-1)
             if rows is None:

@@ -133,6 +133,8 @@ class State:
                 )
             given = inputs[self.backbone.model.main_input_name]
             self.current.prepare(given.shape[0], given.device, None, None)
+            if self.current.update is not None:
+                raise SoftPromptError(f"{self.model_class.__name__} takes no token ids, whose embeddings could change")
         return (), inputs
 
     def _insert(self, pass_: Pass, inputs: dict[str, Any]) -> None:
@@ -152,9 +154,11 @@ class State:
             )
 
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            if inserts or (pass_.needs_input and not pass_.ready):
+            if not inserts and not (pass_.needs_input and not pass_.ready):
+                pass_.prepare(rows, device, None, None)
+                inserts = pass_.update is not None
+            if inserts or not pass_.ready:
                 raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
-            pass_.prepare(rows, device, None, None)
             pass_.layout, pass_.view = None, View(later=seen > 0)
             return
         real = None if mask is None else mask.bool()
@@ -173,6 +177,8 @@ class State:
             if embeddings is not given and pass_.changes_modules:
                 embeddings = self.backbone.embeddings(ids)  # those of the prompts that have their own
 
+        if embeddings is None and pass_.update is not None:  # a change of the input without any token
+            embeddings = self.backbone.embeddings(ids)
         tokens = pass_.tokens
         if real is None and seen and tokens is not None and tokens.counts is not None:
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +221,44 @@ def test_generation_with_and_without_a_cache(name: str) -> None:
     inputs = {key: value for key, value in tiny.pad_left(tiny.batch("llama")).items() if key != "labels"}
     settings = {"max_new_tokens": 4, "do_sample": False, "prompt_names": "x"}
     assert torch.equal(model.generate(**inputs, **settings), model.generate(**inputs, **settings, use_cache=False))
+
+
+CHANGE = sp.EPTConfig(num_virtual_tokens=0, rank=2, max_length=4, source_tokens=6)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+@torch.no_grad()
+def test_a_change_of_the_input_without_tokens(family: str) -> None:
+    """Alone and beside a prefix, which does not see it."""
+    model = attached(family, change=CHANGE, both=sp.compose(CHANGE, MASKS), masks=MASKS, bare=sp.HeadOnlyConfig())
+    both, inputs = model.prompts["both"].method, tiny.batch(family)
+    model.prompts["change"].method.load_state_dict(both.parts["ept"].state_dict())
+    model.prompts["masks"].method.load_state_dict(both.parts["multi-mask"].state_dict())
+    heads = [model.prompts[name].head for name in model.prompts]
+    for head in heads[1:]:
+        if head is not None:
+            head.load_state_dict(heads[0].state_dict())
+    words = model.get_input_embeddings()(inputs["input_ids"])
+    changed = words.clone()
+    changed[:, :4] += both.parts["ept"]().update
+    given = {key: value for key, value in inputs.items() if key != "input_ids"}
+
+    def real(output: Any) -> Tensor:
+        return torch.cat(tiny.real_logits(family, output.logits, inputs["attention_mask"]))
+
+    found = real(model(**inputs, prompt_names="change"))
+    torch.testing.assert_close(found, real(model(inputs_embeds=changed, **given, prompt_names="bare")))
+    # The router looks at the input as it is.
+    gates = both.parts["multi-mask"](sp.Rows(words, _context(family, inputs))).gates
+    found = real(model(**inputs, prompt_names="both"))
+    masks = model.prompts["masks"].method
+    masks.forward = lambda rows: replace(type(masks).forward(masks, rows), gates=gates)
+    torch.testing.assert_close(found, real(model(inputs_embeds=changed, **given, prompt_names="masks")))
+    wide = inputs["attention_mask"].bool()[:, None, None].expand(-1, -1, 7, -1)
+    with pytest.raises(sp.SoftPromptError, match="need a 2-D attention_mask"):
+        model(**inputs | {"attention_mask": wide}, prompt_names="change")
+
+
+def _context(family: str, inputs: dict[str, Tensor]) -> Tensor:
+    real = inputs["attention_mask"].bool()
+    return real & (inputs["labels"] == -100) if family == "llama" else real

@@ -128,7 +128,7 @@ class AdaptivePrefix(Method):
             parts["prefix"] = Component([self.prefix], learning_rate=3e-2)
         gates = [parameter for parameter in (self.projection, self.free) if parameter is not None]
         if gates:
-            parts["token_gates"] = Component(gates, learning_rate=1e-3 if self.free is None else 3e-2)
+            parts["token_gates"] = Component(gates, learning_rate=1e-2 if self.free is None else 3e-2)
         if self.scales is not None:
             parts["layer_gates"] = Component([self.scales], learning_rate=1e-2)
         return parts
