@@ -40,7 +40,7 @@ SETTINGS: dict[str, Callable[[Sources], dict[str, Any]]] = {
 }
 # Learning rates of main components where the default, made for trained models, does not do on these.
 RATES: dict[tuple[str, str], float] = {
-    ("encoder", "intrinsic"): 1.0,
+    ("encoder", "intrinsic"): 0.3,
     ("encoder-decoder", "adapterdrop"): 1e-2,
     ("decoder", "adapter"): 1e-2,
     ("decoder", "adapterdrop"): 1e-2,
@@ -193,8 +193,8 @@ def autoencoder(sources: Sources) -> str:
     """A space of prompts around some."""
     file = Path(sources[0]).parent / "autoencoder.safetensors"
     tokens = read(sources[0])[1]["method.prompt"]
-    spread = tokens.std() * torch.randn(64, *tokens.shape, generator=torch.Generator().manual_seed(0))
-    sp.fit_autoencoder(tokens + spread, file, dim=60, kind="linear")
+    spread = tokens.std() * torch.randn(1024, *tokens.shape, generator=torch.Generator().manual_seed(0))
+    sp.fit_autoencoder(tokens + spread, file, dim=min(1000, tokens.numel() // 2), kind="linear")
     return str(file)
 
 
