@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
@@ -299,13 +300,21 @@ def test_kill_and_resume(bench: Workbench, undisturbed: tuple[Leaderboard, Path]
 
 def test_every_method_says_what_it_is_worth_searching(bench: Workbench, tmp_path: Path) -> None:
     """Each method's own space is one that a search takes."""
+    bench.model.add_prompt("source", sp.PromptTuningConfig(), num_labels=2)
+    bench.model.save_prompt("source", tmp_path / "source")
+    bench.model.delete_prompt("source")
+    space = tmp_path / "space.safetensors"
+    sp.fit_autoencoder(torch.randn(4, 10, bench.model.config.hidden_size), space, dim=2, kind="linear")
+    # The defaults of some are too large for so small a model; others start from something.
+    small = {"rank": 4, "num_virtual_tokens": 3}
+    source = {"sources": [str(tmp_path / "source")]}
+    needed = {"ept": small, "dept": small, "dpt": small, "attempt": source, "spot": source}
+    needed["intrinsic"] = {"autoencoder": str(space), "num_virtual_tokens": 10}
     for name, config in sp.methods().items():
         assert issubclass(config, MethodConfig)
         if name == "folded":
             continue
-        # The defaults of ept are too large for so small a model.
-        fixed = {"rank": 4, "num_virtual_tokens": 3} if name == "ept" else {}
-        board = run(bench, tmp_path, methods={name: fixed}, trials=1)
+        board = run(bench, tmp_path, methods={name: needed.get(name, {})}, trials=1)
         assert set(config.search_space()) >= set(board.settings["methods"][name]["space"])
         assert any(key.startswith("learning_rate") for key in board.entries[0].proposed)
 
