@@ -43,6 +43,8 @@ RATES: dict[tuple[str, str], float] = {
     ("encoder", "dpt"): 3e-2,
     ("encoder", "intrinsic"): 0.3,
     ("encoder-decoder", "adapterdrop"): 1e-2,
+    ("encoder-decoder", "mpt"): 2e-2,
+    ("encoder-decoder", "spot"): 2e-2,
     ("decoder", "adapter"): 1e-2,
     ("decoder", "adapterdrop"): 1e-2,
 }

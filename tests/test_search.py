@@ -306,7 +306,7 @@ def test_every_method_says_what_it_is_worth_searching(bench: Workbench, tmp_path
     space = tmp_path / "space.safetensors"
     sp.fit_autoencoder(torch.randn(4, 10, bench.model.config.hidden_size), space, dim=2, kind="linear")
     # The defaults of some are too large for so small a model; others start from something.
-    small = {"rank": 4, "num_virtual_tokens": 3}
+    small = {"rank": 2, "num_virtual_tokens": 3}
     source = {"sources": [str(tmp_path / "source")]}
     needed = {"ept": small, "dept": small, "dpt": small, "attempt": source, "spot": source}
     needed["intrinsic"] = {"autoencoder": str(space), "num_virtual_tokens": 10}
