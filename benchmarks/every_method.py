@@ -1,0 +1,206 @@
+"""All methods and baselines on SST-2: the same rows, steps and search of rates for each.
+
+    python benchmarks/every_method.py --data-dir DIR [--methods a,b] [--steps 250] [--batch 16] [--seeds 3]
+                                      [--runs build/every_method] [--out docs/comparison.md] [--quick]
+
+4,000 training sentences, the full validation set of 872, the packaged encoder. Each method tries its default learning
+rate and --factors of it (a component keeps its ratio to the main one; a head its own rate) with one seed, scored on 872
+other sentences of the training split; the best factor, of equal ones the nearest to 1, then trains with --seeds other
+seeds. Each run is scored once, after its last step: nothing is chosen by the rows that the table shows.
+
+Methods that need source prompts get prompts of --sources (prompt tuning, as many steps). Seconds are those of a run
+that trains alone. What is done already is not done again: the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import parse, parser, show
+from report import table
+
+import softprompts as sp
+from softprompts.experiment import Data, Run, Workbench
+from softprompts.methods import MethodConfig, make_config
+from softprompts.tasks import load_task
+from softprompts.tasks.task import Example
+from softprompts.training import TrainConfig
+
+TRAIN, OTHERS = 4000, 872
+SEARCH_SEED = 1000  # none of those that the table shows
+COMPOSED = ("superpos+multi-mask", "ept+selective-prefix", "multi-mask+selective-prefix", "prefix-tuning+lora")
+NEED_SOURCES = ("spot", "attempt")
+LEFT_OUT = ("folded", "intrinsic")  # what folding leaves; a method that wants a hundred trained prompts to start from
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table."""
+
+    method: str
+    factor: float
+    rate: float
+    searched: Mapping[float, float]
+    scores: Sequence[float]
+    trained: int
+    total: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.scores)
+
+
+def main() -> None:
+    made = parser(__doc__, rounds=1)
+    made.add_argument("--data-dir", type=Path, required=True)
+    made.add_argument("--methods", type=lambda text: text.split(","))
+    made.add_argument("--steps", type=int, default=250)
+    made.add_argument("--batch", type=int, default=16)
+    made.add_argument("--train-rows", type=int, default=TRAIN)
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--factors", type=lambda text: [float(part) for part in text.split(",")], default=[0.3, 1.0, 3.0])
+    made.add_argument("--sources", type=lambda text: text.split(","), default=["reviews", "glue/cola", "glue/mrpc"])
+    made.add_argument("--runs", type=Path, default=Path("build/every_method"))
+    made.add_argument("--out", type=Path)
+    options = parse(made, steps=10, seeds=2, train_rows=200, methods=["head-only", "prefix-tuning"])
+
+    rows = write_rows(options)
+    search = Workbench(options.model, Data(train=rows["train"], validation=rows["others"]), max_length=128)
+    final = Workbench(options.model, Data(train=rows["train"], validation=rows["validation"]), max_length=128)
+    training = TrainConfig(max_steps=options.steps, batch_size=options.batch, eval_every=options.steps)
+    entries = []
+    for method in configs(options):
+        entry = measured(method, training, search, final, options)
+        print(f"{entry.method}: {cells(entry)}", flush=True)
+        entries.append(entry)
+    entries.sort(key=lambda entry: -entry.mean)
+    show("SST-2", COLUMNS, map(cells, entries))
+    if options.out is not None:
+        options.out.write_text(page(entries, options), encoding="utf-8")
+        print(f"{options.out} written")
+
+
+def write_rows(options: argparse.Namespace) -> dict[str, str]:
+    """Files of rows: to train on, to search on, to show."""
+    task = load_task("glue/sst2", options.data_dir)
+    shuffled = random.Random("rows").sample(task.train, len(task.train))
+    parts = {
+        "train": shuffled[: options.train_rows],
+        "others": shuffled[options.train_rows : options.train_rows + OTHERS],
+        "validation": task.test or task.validation,
+    }
+    options.runs.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, examples in parts.items():
+        files[name] = str(options.runs / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(map(line, examples)), encoding="utf-8")
+    return files
+
+
+def line(example: Example) -> str:
+    return json.dumps({"text": example.text, "label": example.label}) + "\n"
+
+
+def configs(options: argparse.Namespace) -> list[MethodConfig]:
+    """Every method that can be trained, at its defaults, and some compositions."""
+    names = options.methods or [*sorted(name for name in sp.methods() if name not in LEFT_OUT), *COMPOSED]
+    needed = [name for name in names if name in NEED_SOURCES]
+    sources = source_prompts(options) if needed else ()
+    return [make_config(name, **({"sources": sources} if name in NEED_SOURCES else {})) for name in names]
+
+
+def source_prompts(options: argparse.Namespace) -> tuple[str, ...]:
+    """Folders of prompts trained on other tasks."""
+    folders = []
+    training = TrainConfig(max_steps=options.steps, batch_size=options.batch, seed=SEARCH_SEED)
+    for task in options.sources:
+        bench = Workbench(options.model, Data(task=task, data_dir=str(options.data_dir)), max_length=128)
+        ((path, _),) = bench.run_all([Run(sp.PromptTuningConfig(), training)], root=options.runs)
+        folders.append(str(path / "prompt"))
+    return tuple(folders)
+
+
+def measured(
+    method: MethodConfig, training: TrainConfig, search: Workbench, final: Workbench, options: argparse.Namespace
+) -> Entry:
+    """The search of the rate, and the runs that the table shows."""
+    defaults, trained = search.outline(method, training)
+    main = next((name for name in defaults if name != "head"), None)
+
+    def at(factor: float, seed: int) -> Run:
+        if main is None:  # nothing but a head
+            return Run(method, replace(training, seed=seed, learning_rates={"head": factor * defaults["head"]}))
+        return Run(method, replace(training, seed=seed, learning_rate=factor * defaults[main]))
+
+    tried = search.run_all([at(factor, SEARCH_SEED) for factor in options.factors], root=options.runs)
+    searched = {factor: score(result) for factor, (_, result) in zip(options.factors, tried, strict=True)}
+    factor = max(searched, key=lambda factor: (searched[factor], -abs(factor - 1)))
+    # One after the other, so that the time is each one's own.
+    runs = final.run_all([at(factor, seed) for seed in range(options.seeds)], root=options.runs, lanes=1)
+    results = [result for _, result in runs if result is not None]
+    return Entry(
+        method=method.method,
+        factor=factor,
+        rate=factor * defaults[main or "head"],
+        searched=searched,
+        scores=[score(result) for result in results],
+        trained=trained,
+        total=results[0]["backbone_parameters"],
+        seconds=statistics.median(100 * result["step_seconds"] / max(1, result["steps"]) for result in results),
+    )
+
+
+def score(result: dict[str, Any] | None) -> float:
+    """Accuracy after the last step; 0 for a run that diverged."""
+    return 0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0)
+
+
+COLUMNS = ["method", "accuracy", "trained", "% of model", "rate", "s/100 steps"]
+
+
+def cells(entry: Entry) -> list[str]:
+    spread = f" ± {100 * statistics.stdev(entry.scores):.1f}" if len(entry.scores) > 1 else ""
+    return [
+        entry.method,
+        f"{100 * entry.mean:.1f}{spread}",
+        f"{entry.trained:,}",
+        f"{100 * entry.trained / entry.total:.3f}",
+        f"{entry.rate:.2g}",
+        f"{entry.seconds:.1f}",
+    ]
+
+
+def page(entries: Sequence[Entry], options: argparse.Namespace) -> str:
+    """docs/comparison.md."""
+    about = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
+    command = f"python benchmarks/every_method.py --data-dir DIR --steps {options.steps} --batch {options.batch}"
+    head = [*COLUMNS, *(f"search x{factor:g}" for factor in options.factors)]
+    lines = [
+        [*cells(entry), *(f"{100 * entry.searched[factor]:.1f}" for factor in options.factors)] for entry in entries
+    ]
+    notes = (
+        f"Accuracy in % on the validation set, mean and standard deviation over {options.seeds} seeds. Last columns: "
+        "the search, accuracy on other rows at the default rate times the factor."
+    )
+    return "\n".join(
+        [
+            "# Every method on SST-2\n",
+            f"Made by `{command}`.\n",
+            about,
+            table(head, lines),
+            f"{notes}\n",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
