@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import source_prompts
 import tiny
 import torch
 from torch import Tensor
 
 import softprompts as sp
+from softprompts.methods.modules import key
 
 SUPERPOS = sp.SuperPosConfig(num_virtual_tokens=2, num_sampled_tokens=4)
 EPT = sp.EPTConfig(num_virtual_tokens=3, rank=2, max_length=5, num_spaces=2, space_hidden_size=4, source_tokens=6)
@@ -262,3 +265,46 @@ def test_a_change_of_the_input_without_tokens(family: str) -> None:
 def _context(family: str, inputs: dict[str, Tensor]) -> Tensor:
     real = inputs["attention_mask"].bool()
     return real & (inputs["labels"] == -100) if family == "llama" else real
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_a_prefix_beside_lora_is_that_prefix_on_merged_weights(family: str) -> None:
+    config = sp.compose(PREFIX, sp.LoraConfig(rank=2, alpha=3.0, dropout=0.0))
+    model, inputs = attached(family, x=config), tiny.batch(family)
+    got = model(**inputs, prompt_names="x").logits
+    parts = model.prompts["x"].method.parts
+    other = tiny.model(family)
+    with torch.no_grad():
+        for path in parts["lora"].changes:
+            name = next(name for name in (path, f"{other.base_model_prefix}.{path}") if _has(other, name))
+            a, b = (table[key(path)] for table in (parts["lora"].a, parts["lora"].b))
+            other.get_submodule(name).weight += 3.0 / 2 * b @ a
+    sp.attach(other, PREFIX, name="x")
+    other.prompts.to(torch.float64)
+    other.prompts["x"].method.load_state_dict(parts["prefix-tuning"].state_dict())
+    if other.prompts["x"].head is not None:
+        other.prompts["x"].head.load_state_dict(model.prompts["x"].head.state_dict())
+    torch.testing.assert_close(got, other(**inputs).logits, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(got, model(**inputs, prompt_names=[None] * len(got)).logits)
+
+
+def _has(model: Any, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def test_parts_that_start_from_saved_prompts_load_without_them(tmp_path: Path) -> None:
+    source = source_prompts.saved(tmp_path / "source", hidden_size=16)
+    config = sp.compose(sp.SPoTConfig(sources=(source,), num_virtual_tokens=3), MASKS)
+    assert config.files() == (source,)
+    assert source not in json.dumps(config.identity())
+    model = attached("bert", x=config)
+    model.save_prompt("x", tmp_path / "x")
+    shutil.rmtree(source)
+    other = sp.attach(tiny.model("bert"))
+    other.load_prompt(tmp_path / "x")
+    inputs = tiny.batch("bert")
+    assert torch.equal(model(**inputs, prompt_names="x").logits, other(**inputs, prompt_names="x").logits)

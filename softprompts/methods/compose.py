@@ -149,6 +149,14 @@ class ComposedConfig(MethodConfig):
         """The parts as plain JSON values, each with its method's name."""
         return {"parts": [{"method": part.method, **part.to_dict()} for part in self.parts]}
 
+    def identity(self) -> dict[str, Any]:
+        """The parts likewise, with hashes of files in place of their names."""
+        return {"parts": [{"method": part.method, **part.identity()} for part in self.parts]}
+
+    def files(self) -> tuple[str, ...]:
+        """Those that the parts are built from."""
+        return tuple(file for part in self.parts for file in part.files())
+
 
 class Composed(Method):
     """The modules of the parts by the names of their methods."""
@@ -186,6 +194,10 @@ class Composed(Method):
     def components(self) -> dict[str, Component]:
         """Those of the parts, named "part.component"."""
         return {f"{name}.{key}": value for name, part in self._parts() for key, value in part.components().items()}
+
+    def stored(self) -> ComposedConfig:
+        """The parts as each is saved."""
+        return ComposedConfig(parts=tuple(part.stored() for _, part in self._parts()))
 
     def cannot_fold(self) -> str | None:
         """It folds where every part does."""
