@@ -416,6 +416,11 @@ def methods() -> dict[str, type[MethodConfig]]:
     return dict(_REGISTRY)
 
 
+def listed(known: Mapping[str, type[MethodConfig]]) -> list[str]:
+    """The names that somebody would ask for."""
+    return [name for name, config in known.items() if config.listed]
+
+
 def make_config(method: str, **fields: Any) -> MethodConfig:
     """The config of a method by its name; of several with "+" between their names, see `softprompts.compose`.
 
@@ -428,7 +433,7 @@ def make_config(method: str, **fields: Any) -> MethodConfig:
 
         return from_names(method, fields)
     if method not in known:
-        raise SoftPromptError(f"unknown method '{method}'; {nearest(method, known)}")
+        raise SoftPromptError(f"unknown method '{method}'; {nearest(method, listed(known))}")
     names = {field.name for field in dataclasses.fields(known[method])}
     for field in fields:
         if field not in names:

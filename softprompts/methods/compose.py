@@ -28,6 +28,7 @@ from softprompts.methods.base import (
     Rows,
     Shape,
     Span,
+    listed,
     make_config,
     methods,
 )
@@ -263,7 +264,7 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
     names, known = method.split(JOINT), methods()
     for name in names:
         if name not in known:
-            raise SoftPromptError(f"unknown method '{name}' in '{method}'; {nearest(name, known)}")
+            raise SoftPromptError(f"unknown method '{name}' in '{method}'; {nearest(name, listed(known))}")
         if names.count(name) > 1:
             raise SoftPromptError(f"{method}: {name} is there twice")
     if set(fields) == {"parts"}:  # as it was saved
