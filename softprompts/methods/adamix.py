@@ -20,12 +20,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from softprompts.methods.base import About, Component, Method, Rows, Shape, Span, register
 from softprompts.methods.common import flag, real_number, whole_number
-from softprompts.methods.modules import ACTIVATIONS, ModuleConfig, ModuleMethod, key, with_role
-from softprompts.soft_prompt import Frozen, PartWay, SoftPrompt
+from softprompts.methods.modules import ACTIVATIONS, ModuleConfig, ModuleMethod, behind, key, with_role
+from softprompts.soft_prompt import PartWay, SoftPrompt
 
 
 @register("adamix")
@@ -83,12 +82,12 @@ class AdaMix(ModuleMethod):
     def __init__(self, config: AdaMixConfig, shape: Shape):
         super().__init__(config)
         self.activation = ACTIVATIONS[config.activation]
-        behind = with_role(config, shape, ("ffn.out",))
-        self.changes = tuple(part.path for part in behind)
+        followed = with_role(config, shape, ("ffn.out",))
+        self.changes = tuple(part.path for part in followed)
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
         downs, ups = config.num_experts, 1 if config.share_up else config.num_experts
-        for part in behind:
+        for part in followed:
             width, name = part.out_features, key(part.path)
             down = nn.init.normal_(torch.empty(1, config.bottleneck, width), std=config.init_std)
             up = nn.init.normal_(torch.empty(1, width, config.bottleneck), std=config.init_std)
@@ -104,7 +103,7 @@ class AdaMix(ModuleMethod):
             name = key(path)
             down, down_bias = self._one(self.down[name], self.down_bias[name])
             up, up_bias = self._one(self.up[name], self.up_bias[name])
-            ways[path] = functools.partial(self._behind, down, down_bias, up, up_bias)
+            ways[path] = functools.partial(behind, self.activation, down, down_bias, up, up_bias)
         return SoftPrompt(modules=ways)
 
     def _one(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,13 +112,6 @@ class AdaMix(ModuleMethod):
             return weight.mean(0), bias.mean(0)
         drawn = int(torch.randint(len(weight), (), device="cpu"))
         return weight[drawn], bias[drawn]
-
-    def _behind(
-        self, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, frozen: Frozen, x: Tensor
-    ) -> Tensor:
-        h = frozen(x)
-        inner = self.activation(functional.linear(h.to(down.dtype), down, down_bias))
-        return h + functional.linear(inner, up, up_bias).to(h.dtype)
 
     def components(self) -> dict[str, Component]:
         """One group."""

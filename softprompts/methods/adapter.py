@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from softprompts.methods.base import About, Component, Method, Part, Rows, Shape, Span, register
 from softprompts.methods.common import flag, real_number, whole_number
@@ -29,12 +28,13 @@ from softprompts.methods.modules import (
     NORM,
     ModuleConfig,
     ModuleMethod,
+    behind,
     copies,
     key,
-    replaced,
+    ways_with,
     with_role,
 )
-from softprompts.soft_prompt import Frozen, PartWay, SoftPrompt
+from softprompts.soft_prompt import PartWay, SoftPrompt
 
 
 @register("adapter")
@@ -138,19 +138,19 @@ class Adapter(ModuleMethod):
         super().__init__(config)
         self.activation = ACTIVATIONS[config.activation]
         self.dropped, self.robust = dropped, robust
-        behind = [
+        followed = [
             part
             for part in with_role(config, shape, ("attention.output", "ffn.out"))
             if config.cross or not part.site.endswith(".cross")
         ]
-        self.num_layers = 1 + max((part.layer or 0 for part in behind), default=0)
+        self.num_layers = 1 + max((part.layer or 0 for part in followed), default=0)
         config.require(dropped < self.num_layers, f"dropped_layers must be less than {self.num_layers}, not {dropped}")
         if not robust:
-            behind = [part for part in behind if (part.layer or 0) >= dropped]
-        self.layers = {part.path: part.layer or 0 for part in behind}
+            followed = [part for part in followed if (part.layer or 0) >= dropped]
+        self.layers = {part.path: part.layer or 0 for part in followed}
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
-        for part in behind:
+        for part in followed:
             width, name = part.out_features, key(part.path)
             narrow = max(1, width // config.reduction)
             self.down[name] = nn.Parameter(nn.init.normal_(torch.empty(narrow, width), std=config.init_std))
@@ -173,17 +173,8 @@ class Adapter(ModuleMethod):
             if layer >= first:
                 name = key(path)
                 parts = (self.down[name], self.down_bias[name], self.up[name], self.up_bias[name])
-                ways[path] = functools.partial(self._behind, *parts)
-        for path, names in self._norm_names.items():
-            ways[path] = functools.partial(replaced, {name: self.norms[own] for name, own in names.items()})
-        return SoftPrompt(modules=ways)
-
-    def _behind(
-        self, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, frozen: Frozen, x: Tensor
-    ) -> Tensor:
-        h = frozen(x)
-        inner = self.activation(functional.linear(h.to(down.dtype), down, down_bias))
-        return h + functional.linear(inner, up, up_bias).to(h.dtype)
+                ways[path] = functools.partial(behind, self.activation, *parts)
+        return SoftPrompt(modules=ways | ways_with(self.norms, self._norm_names))
 
     def components(self) -> dict[str, Component]:
         """The adapters, and the norms with them."""

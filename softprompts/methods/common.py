@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.methods.base import MethodConfig, Shape
@@ -59,6 +60,13 @@ def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
     """
     keys, values = table.view(len(table), num_sites, 2, -1).permute(2, 1, 0, 3).unsqueeze(2).unbind(0)
     return keys, values
+
+
+def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Tensor:
+    """A router's logits ``(R, k)`` as training sees them: times ``1 + N(0, 1)`` with ``noise``, else with dropout."""
+    if noise and training:
+        return logits + torch.randn_like(logits) * logits.detach()
+    return functional.dropout(logits, dropout, training)
 
 
 def plain_prefix(table: Tensor | None, num_sites: int) -> SoftPrompt:

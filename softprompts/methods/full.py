@@ -10,13 +10,12 @@ of other prompts go by them too, unless `shared_tables` is set.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 from softprompts.methods.base import About, Component, Method, Rows, Shape, register
 from softprompts.methods.common import flag
-from softprompts.methods.modules import ModuleConfig, ModuleMethod, copies, replaced
+from softprompts.methods.modules import ModuleConfig, ModuleMethod, copies, ways_with
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -65,10 +64,7 @@ class Full(ModuleMethod):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way through every module."""
-        ways = {}
-        for path, names in self._names.items():
-            ways[path] = functools.partial(replaced, {name: self.theta[own] for name, own in names.items()})
-        return SoftPrompt(modules=ways)
+        return SoftPrompt(modules=ways_with(self.theta, self._names))
 
     def components(self) -> dict[str, Component]:
         """One group."""

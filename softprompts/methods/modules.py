@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.methods.base import RATES, Method, MethodConfig, Part, Shape, Span
-from softprompts.soft_prompt import Frozen
+from softprompts.soft_prompt import Frozen, PartWay
 
 NORM = "norm"
 LINEAR = ("linear", "conv1d")
@@ -94,8 +94,30 @@ def copies(parts: Iterable[Part]) -> tuple[nn.ParameterDict, dict[str, dict[str,
     return trained, names
 
 
-def replaced(tensors: Mapping[str, Tensor], frozen: Frozen, *args: Any, **kwargs: Any) -> Tensor:
-    """A way through a module: with other parameters."""
+def behind(
+    activation: Callable[[Tensor], Tensor],
+    down: Tensor,
+    down_bias: Tensor,
+    up: Tensor,
+    up_bias: Tensor,
+    frozen: Frozen,
+    x: Tensor,
+) -> Tensor:
+    """A way through a module: ``h + W_up f(W_down h + b_down) + b_up`` with what the module makes, ``h``."""
+    h = frozen(x)
+    inner = activation(functional.linear(h.to(down.dtype), down, down_bias))
+    return h + functional.linear(inner, up, up_bias).to(h.dtype)
+
+
+def ways_with(trained: nn.ParameterDict, names: Mapping[str, Mapping[str, str]]) -> dict[str, PartWay]:
+    """By path, the way through each module with the parameters that `copies` made of its own."""
+    return {
+        path: functools.partial(_replaced, {name: trained[own] for name, own in used.items()})
+        for path, used in names.items()
+    }
+
+
+def _replaced(tensors: Mapping[str, Tensor], frozen: Frozen, *args: Any, **kwargs: Any) -> Tensor:
     return frozen.with_parameters(tensors, *args, **kwargs)
 
 

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import (
     flag,
     gated,
     penalised,
+    perturbed,
     plain_prefix,
     prefix_table,
     real_number,
@@ -128,10 +128,7 @@ class MultiMask(Method):
         else:
             # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
             logits = self.router(torch.zeros_like(weight))
-        if self.noise and self.training:
-            logits = logits + torch.randn_like(logits) * logits.detach()
-        else:
-            logits = functional.dropout(logits, self.dropout, self.training)
+        logits = perturbed(logits, self.dropout, self.noise, self.training)
         prompt = gated(prompt, torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid())
         return penalised(prompt, self.l1_lambda * self.masks.sigmoid().mean()) if self.l1_lambda else prompt
 

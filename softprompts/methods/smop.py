@@ -17,10 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
-from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
+from softprompts.methods.common import flag, perturbed, real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -106,10 +105,7 @@ class SMoP(Method):
         if rows is None:
             raise ValueError("a router over several prompts needs the rows")
         logits = self.router(rows.mean().to(self.router.weight))
-        if self.training and self.noise:
-            logits = logits + torch.randn_like(logits) * logits.detach()
-        else:
-            logits = functional.dropout(logits, self.dropout, self.training)
+        logits = perturbed(logits, self.dropout, self.noise, self.training)
         # Stable: of two equal ones the first is taken, whatever the batch.
         chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
         weights = logits.softmax(-1) * torch.zeros_like(logits).scatter(1, chosen, 1.0)
