@@ -391,6 +391,7 @@ def transfer(
 ) -> None:
     """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
     from softprompts.experiment import Data, Workbench
+    from softprompts.files import require_folder
     from softprompts.sources import read_source
     from softprompts.training.processes import together
     from softprompts.transfer import transfer as measure
@@ -402,6 +403,7 @@ def transfer(
     numbers = [_whole("--seeds", part) for part in _listed("--seeds", seeds)]
     targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in _listed("--tasks", tasks_)]
     folder = _report_folder(report, out_, "transfer")
+    require_folder(folder, "the report")  # before anything trains for minutes
     name = model or str(read_source(sources[0])[0]["backbone"].get("name") or "")
     with err.status("loading data and model"), together():
         bench = Workbench(name, targets[0], max_length, backbone_dropout)

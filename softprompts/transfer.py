@@ -265,12 +265,13 @@ def _as_it_is(bench: Workbench, path: str) -> tuple[float, ...]:
 
 def _names(paths: Sequence[str]) -> tuple[str, ...]:
     """A short name for each source: its task, with its folder where that does not tell them apart."""
-    names = [saved.name_of(path) for path in paths]
+    tasks = [saved.name_of(path) for path in paths]
+    names = tasks
     for namer in (lambda path: Path(path).name, str):
         counts = Counter(names)
         names = [
-            f"{saved.name_of(path)} ({namer(path)})" if counts[name] > 1 or name == NONE else name
-            for name, path in zip(names, paths, strict=True)
+            f"{task} ({namer(path)})" if counts[name] > 1 or name == NONE else name
+            for name, task, path in zip(names, tasks, paths, strict=True)
         ]
     return tuple(names)
 
