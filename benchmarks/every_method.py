@@ -1,15 +1,16 @@
 """All methods and baselines on SST-2: the same rows, steps and search of rates for each.
 
     python benchmarks/every_method.py --data-dir DIR [--methods a,b] [--steps 250] [--batch 16] [--seeds 3]
-                                      [--runs build/every_method] [--out docs/comparison.md] [--quick]
+                                      [--rounds 3] [--runs build/every_method] [--out docs/comparison.md] [--quick]
 
 4,000 training sentences, the full validation set of 872, the packaged encoder. Each method tries its default learning
 rate and --factors of it (a component keeps its ratio to the main one; a head its own rate) with one seed, scored on 872
 other sentences of the training split; the best factor, of equal ones the nearest to 1, then trains with --seeds other
 seeds. Each run is scored once, after its last step: nothing is chosen by the rows that the table shows.
 
-Methods that need source prompts get prompts of --sources (prompt tuning, as many steps). Seconds are those of a run
-that trains alone. What is done already is not done again: the same command goes on where it was interrupted.
+Methods that need source prompts get prompts of --sources (prompt tuning, as many steps). Runs of a method share passes.
+Seconds are of --timed-steps steps of a run that trains alone: all methods in turn, --rounds times over, the median.
+What is done already is not done again: the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Entry:
     scores: Sequence[float]
     trained: int
     total: int
-    seconds: float
+    seconds: float = 0.0  # of 100 steps
 
     @property
     def mean(self) -> float:
@@ -60,7 +61,7 @@ class Entry:
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=1)
+    made = parser(__doc__, rounds=3)
     made.add_argument("--data-dir", type=Path, required=True)
     made.add_argument("--methods", type=lambda text: text.split(","))
     made.add_argument("--steps", type=int, default=250)
@@ -68,20 +69,25 @@ def main() -> None:
     made.add_argument("--train-rows", type=int, default=TRAIN)
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--factors", type=lambda text: [float(part) for part in text.split(",")], default=[0.3, 1.0, 3.0])
+    made.add_argument("--timed-steps", type=int, default=20)
     made.add_argument("--sources", type=lambda text: text.split(","), default=["reviews", "glue/cola", "glue/mrpc"])
     made.add_argument("--runs", type=Path, default=Path("build/every_method"))
     made.add_argument("--out", type=Path)
-    options = parse(made, steps=10, seeds=2, train_rows=200, methods=["head-only", "prefix-tuning"])
+    small = {"steps": 10, "seeds": 2, "train_rows": 200, "rounds": 1, "timed_steps": 5}
+    options = parse(made, **small, methods=["head-only", "prefix-tuning"])
 
     rows = write_rows(options)
     search = Workbench(options.model, Data(train=rows["train"], validation=rows["others"]), max_length=128)
     final = Workbench(options.model, Data(train=rows["train"], validation=rows["validation"]), max_length=128)
     training = TrainConfig(max_steps=options.steps, batch_size=options.batch, eval_every=options.steps)
     entries = []
-    for method in configs(options):
+    methods = configs(options)
+    for method in methods:
         entry = measured(method, training, search, final, options)
-        print(f"{entry.method}: {cells(entry)}", flush=True)
+        print(f"{entry.method}: {cells(entry)[1:-1]}", flush=True)
         entries.append(entry)
+    seconds = timed(methods, rows, options)
+    entries = [replace(entry, seconds=100 * each) for entry, each in zip(entries, seconds, strict=True)]
     entries.sort(key=lambda entry: -entry.mean)
     show("SST-2", COLUMNS, map(cells, entries))
     if options.out is not None:
@@ -144,8 +150,7 @@ def measured(
     tried = search.run_all([at(factor, SEARCH_SEED) for factor in options.factors], root=options.runs)
     searched = {factor: score(result) for factor, (_, result) in zip(options.factors, tried, strict=True)}
     factor = max(searched, key=lambda factor: (searched[factor], -abs(factor - 1)))
-    # One after the other, so that the time is each one's own.
-    runs = final.run_all([at(factor, seed) for seed in range(options.seeds)], root=options.runs, lanes=1)
+    runs = final.run_all([at(factor, seed) for seed in range(options.seeds)], root=options.runs)
     results = [result for _, result in runs if result is not None]
     return Entry(
         method=method.method,
@@ -155,8 +160,19 @@ def measured(
         scores=[score(result) for result in results],
         trained=trained,
         total=results[0]["backbone_parameters"],
-        seconds=statistics.median(100 * result["step_seconds"] / max(1, result["steps"]) for result in results),
     )
+
+
+def timed(methods: Sequence[MethodConfig], rows: Mapping[str, str], options: argparse.Namespace) -> list[float]:
+    """Seconds of a step of each method, trained alone; the methods take turns, so that a slow minute hits all."""
+    data = Data(train=rows["train"], validation=rows["others"], max_validation=options.batch)
+    bench = Workbench(options.model, data, max_length=128)
+    rounds: list[list[float]] = []
+    for seed in range(options.rounds):
+        training = TrainConfig(max_steps=options.timed_steps, batch_size=options.batch, seed=SEARCH_SEED + seed)
+        runs = [bench.run_all([Run(method, training)], root=options.runs)[0][1] for method in methods]
+        rounds.append([run["step_seconds"] / max(1, run["steps"]) if run else float("nan") for run in runs])
+    return [statistics.median(each) for each in zip(*rounds, strict=True)]
 
 
 def score(result: dict[str, Any] | None) -> float:
