@@ -161,7 +161,7 @@ def score_string(value: float, snap: bool = True) -> str:
     single = _single(value)
     if not math.isfinite(single):
         raise SoftPromptError(f"score {value!r} is not a finite number; leave the row out or correct it")
-    rounded = round(_single(single * 5)) / 5 if snap else round(single * 5 / 5 * 10) / 10
+    rounded = round(_single(single * 5)) / 5 if snap else round(single, 1)
     return f"{rounded + 0.0:.1f}"  # + 0.0 makes 0 of -0
 
 

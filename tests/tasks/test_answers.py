@@ -30,6 +30,7 @@ THREE = ["0", "1", "2"]
         ("a.n", ""),  # punctuation goes first, then "an" is an article
         ("theatre and Athena", "theatre and athena"),
         ("1,989", "1989"),
+        ("x–a–y", "x– –y"),  # an article leaves a blank
         ("Ça va…", "ça va…"),  # only ASCII's punctuation, as in SQuAD's script
         ("", ""),
     ],
