@@ -42,6 +42,9 @@ class Example:
     words: tuple[str, ...] = ()
     group: str | None = None
 
+    def __hash__(self) -> int:
+        return hash((tuple(self.fields.items()), self.id))
+
     @property
     def text(self) -> str:
         """The first field."""

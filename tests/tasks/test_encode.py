@@ -34,7 +34,7 @@ def test_decoder(decoder_tokenizer, toy_task: Task) -> None:
     assert words(decoder_tokenizer, row["input_ids"]) == "toy sentence : good film answer : good </s>"
     assert row["labels"] == [-100] * 7 + row["input_ids"][7:]
     bare = encode_examples(toy_task.train, toy_task, decoder_tokenizer, "decoder", 16, with_answer=False).features[0]
-    assert bare == {"input_ids": row["input_ids"][:7], "label": 1}
+    assert bare == {"input_ids": row["input_ids"][:7]}
 
 
 def test_decoder_cut_keeps_the_frame(decoder_tokenizer, pair_task: Task) -> None:
