@@ -8,13 +8,15 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.glue import GLUE
+from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
-from softprompts.tasks.source import HUB, rows_of
+from softprompts.tasks.source import on_hub, rows_of
 from softprompts.tasks.spec import Spec
+from softprompts.tasks.squad import SQUAD
 from softprompts.tasks.superglue import SUPERGLUE
 from softprompts.tasks.task import Task
 
-SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE}
+SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE, **SQUAD, **NER}
 
 
 def task_names() -> list[tuple[str, str]]:
@@ -55,7 +57,7 @@ def load_task(
     spec = SPECS[name].under(name, template)
     rows = {split: spec.examples(*rows_of(name, split, data_dir)) for split in ("train", "validation")}
     benchmark, _, word = name.partition("/")
-    place = HUB[benchmark][0] if benchmark in HUB else benchmark
+    place = (on_hub(name) or (benchmark,))[0]
     task = Task(
         name=name,
         form=spec.form,

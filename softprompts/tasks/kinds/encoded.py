@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.form import Form
+from softprompts.tasks.form import Form, fields_of
 
 Ids = dict[str, list[int]]
 
@@ -47,7 +47,14 @@ def encode_texts(
     rows = tokenize(values)
     cut = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
     for index in cut:
-        shorter = shorten(values[index], form, lambda row: len(tokenize([row])[0]["input_ids"]), max_length, max_length)
+        shorter = shorten(
+            values[index],
+            form.reading,
+            form.cut,
+            lambda row: len(tokenize([row])[0]["input_ids"]),
+            max_length,
+            max_length,
+        )
         rows[index] = tokenize([shorter])[0]
     return rows, cut
 
@@ -59,13 +66,19 @@ def require_room(max_length: int, least: int) -> None:
 
 
 def shorten(
-    values: Mapping[str, str], form: Form, length: Callable[[Mapping[str, str]], int], room: int, max_length: int
+    values: Mapping[str, str],
+    templates: Iterable[str],
+    cut: Sequence[str],
+    length: Callable[[Mapping[str, str]], int],
+    room: int,
+    max_length: int,
 ) -> dict[str, str]:
     """The fields of a row, cut so that it has at most ``room`` tokens.
 
     Args:
         values: the fields.
-        form: says what is cut first.
+        templates: those that are filled with them; no other field is cut.
+        cut: names what is cut first.
         length: the number of tokens of a row with these fields.
         room: most of them.
         max_length: named in the error.
@@ -73,13 +86,14 @@ def shorten(
     Raises:
         SoftPromptError: there is no room for anything.
     """
-    texts = dict(values)
-    if length(dict.fromkeys(texts, "")) >= room:
+    used = fields_of(templates)
+    texts = {name: text for name, text in values.items() if name in used}
+    if length(dict.fromkeys(values, "")) >= room:
         require_room(max_length, max_length + 1)
     while (tokens := length(texts)) > room:
-        first = next((name for name in form.cut if texts.get(name)), None)
+        first = next((name for name in cut if texts.get(name)), None)
         name = first or max(texts, key=lambda name: len(texts[name]))
         # A little less than what is too much, at least one character, and look again.
         characters = 0.9 * (tokens - room) * sum(map(len, texts.values())) / tokens
         texts[name] = texts[name][: max(0, len(texts[name]) - max(1, int(characters)))].rstrip()
-    return texts
+    return {**values, **texts}
