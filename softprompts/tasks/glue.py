@@ -39,13 +39,14 @@ def _stsb(row: Row) -> Iterable[Row]:
 def _stsb_cut(row: Row) -> Iterable[Row]:
     # Residual Prompt Tuning takes the first three characters: 3.75 becomes "3.7".
     score = _score(row)
-    yield {**row, "label": score if score < 0 else float(str(score)[:3])}
+    yield {**row, "label": float(str(score)[:3]) if isinstance(score, float) and score >= 0 else score}
 
 
 def _score(row: Row) -> Any:
     value = row["label"]
-    whole = isinstance(value, bool) or not isinstance(value, int | float)
-    return value if whole else round(float(value), 5)  # what is no number is refused with its line
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value  # which is refused
+    return round(float(value), 5)
 
 
 _SENTENCES = ("sentence1", "sentence2")

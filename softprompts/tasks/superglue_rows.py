@@ -74,7 +74,7 @@ def _sentences(passage: str) -> str:
 
 
 def record(row: Row) -> Iterable[Row]:
-    """Candidates are the query with each entity in its gap; highlights become sentences of the passage, as T5 has it."""
+    """Candidates are the query with each entity in its gap; highlights become sentences of the passage, as for T5."""
     yield _prepared(row)
 
 
@@ -107,9 +107,13 @@ def wsc(row: Row) -> Iterable[Row]:
     """With ``marked``, the text with * around the noun and # around the pronoun, and ``starred``, * at the pronoun."""
     text = row["text"]
     spans = [_located(text, row[f"span{number}_text"], row[f"span{number}_index"]) for number in (1, 2)]
+    # From the end to the beginning; of spans within one another ("their", "their mothers") the outer one lies outside.
+    (start, end), (first, last) = spans
+    inside = start <= first and last <= end
+    places = [(start, not inside, "* "), (end, inside, " *"), (first, inside, "# "), (last, not inside, " #")]
     marked = text
-    for (start, end), mark in sorted(zip(spans, "*#", strict=True), reverse=True):
-        marked = f"{marked[:start]}{mark} {marked[start:end]} {mark}{marked[end:]}"
+    for place, _, mark in sorted(places, reverse=True):
+        marked = f"{marked[:place]}{mark}{marked[place:]}"
     words, pronoun = text.split(), len(text[: spans[1][0]].split())
     words[pronoun] = f"*{words[pronoun]}*"
     yield {**row, "marked": marked, "starred": " ".join(words)}
