@@ -48,6 +48,10 @@ LabelWords = Annotated[
 ]
 MaxTrain = Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")]
 MaxValidation = Annotated[int | None, typer.Option(min=1, help="At most so many rows to score on.")]
+FewShot = Annotated[
+    int | None, typer.Option(min=1, help="Train on so many rows in all, evenly many of each label, drawn at random.")
+]
+FewShotSeed = Annotated[int, typer.Option(min=0, help="Draws the rows of --few-shot; --seed does not.")]
 MaxLength = Annotated[int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates; in place of --epochs.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
@@ -132,6 +136,8 @@ def train(
     model: Model = "all-minilm-l6-v2",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
+    few_shot: FewShot = None,
+    few_shot_seed: FewShotSeed = 0,
     max_length: MaxLength = 256,
     steps: Steps = None,
     epochs: Epochs = 3,
@@ -191,6 +197,8 @@ def compare(
     model: Model = "all-minilm-l6-v2",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
+    few_shot: FewShot = None,
+    few_shot_seed: FewShotSeed = 0,
     max_length: MaxLength = 256,
     steps: Steps = None,
     epochs: Epochs = 3,
@@ -567,7 +575,7 @@ _TRAINING = (
 )  # fmt: skip
 _BENCH = (
     "task", "data_dir", "data", "validation", "text", "text_pair", "label", "regression", "label_words", "model",
-    "max_train", "max_validation", "max_length", "backbone_dropout",
+    "max_train", "max_validation", "max_length", "backbone_dropout", "few_shot", "few_shot_seed",
 )  # fmt: skip
 
 
@@ -618,6 +626,8 @@ def _bench(
     max_validation: int | None,
     max_length: int,
     backbone_dropout: bool,
+    few_shot: int | None = None,
+    few_shot_seed: int = 0,
 ) -> Any:
     from softprompts.experiment import Data, Workbench
     from softprompts.training.processes import together
@@ -643,6 +653,8 @@ def _bench(
         label_words=words,
         max_train=max_train,
         max_validation=max_validation,
+        few_shot=few_shot,
+        few_shot_seed=few_shot_seed,
     )
     with err.status("loading data and model"), together():
         return Workbench(model, source, max_length, backbone_dropout)
