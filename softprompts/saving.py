@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from softprompts import __version__, packaged
+from softprompts import __version__
 from softprompts.errors import SoftPromptError
 from softprompts.files import sync_folder, temporary_beside, write_atomic
 from softprompts.injection import state_of
@@ -39,16 +39,10 @@ FORMAT = 1
 def identity(model: Any) -> dict[str, Any]:
     """What a prompt must know of its backbone to be put back on the right one."""
     state = state_of(model)
-    backbone = state.backbone
-    config = model.config
     return {
-        "name": packaged.model_name(str(getattr(config, "_name_or_path", "") or "")),
-        "revision": getattr(config, "_commit_hash", None),
-        "model_type": config.model_type,
+        **state.backbone.identity,
         "class": state.model_class.__name__,
-        "hidden_size": backbone.hidden_size,
-        "vocabulary": backbone.vocabulary_size,
-        "sites": [[site.kind, site.kv_heads * site.head_dim] for site in backbone.sites],
+        "sites": [[site.kind, site.kv_heads * site.head_dim] for site in state.backbone.sites],
     }
 
 

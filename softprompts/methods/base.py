@@ -122,6 +122,8 @@ class Shape:
         parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
         site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
+        identity: what saved prompts say of their backbone ("name", "model_type", "vocabulary"), to tell whether a
+            prompt is for this one; empty where that is not known.
     """
 
     hidden_size: int
@@ -131,6 +133,7 @@ class Shape:
     parts: tuple[Part, ...] = ()
     site_width: int | None = None
     causal: bool = False
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.site_width is None:

@@ -70,7 +70,7 @@ class MPTConfig(SourcedConfig):
         if self.restored:
             return MPT(self, sources.blank(length, width), sources.blank(length, rank), sources.blank(rank, width))
         if self.sources:
-            return MPT(self, *self.inherited(width))
+            return MPT(self, *self.inherited(shape))
         shared = sampled_rows(shape, length, self.vocabulary_limit)
         left, right = torch.randn(length, rank) * 0.02, torch.randn(rank, width) * 0.02
         if self.factors_init == "ones":
@@ -79,9 +79,9 @@ class MPTConfig(SourcedConfig):
             right.zero_()[0] = 1
         return MPT(self, shared, left, right)
 
-    def inherited(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    def inherited(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """``P*`` of the sources and the averages of their factors."""
-        found = sources.load_methods(self.method, self.sources, width)
+        found = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity)
         for path, method in zip(self.sources, found, strict=True):
             if not isinstance(method, MPT):
                 self.require(False, f"the source {path} is a {method.config.method} prompt, which has no shared part")
