@@ -31,7 +31,7 @@ from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, ru
 from softprompts.training.lane import CHECKPOINT_FILE
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
-from softprompts.training.scoring import Evaluation, measure
+from softprompts.training.scoring import Evaluation, Marker, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
@@ -477,9 +477,8 @@ class Workbench:
         for name in names:
             features = self.features(split, self.room(self.model.prompts[name].config))
             truth = [feature["label"] for feature in features]
-            asked.append(
-                (name, Evaluation(features, truth, tuple(self.task.metrics), batch_size, self.label_ids, values))
-            )
+            mark = Marker(truth, tuple(self.task.metrics), values)
+            asked.append((name, Evaluation(features, mark, batch_size, self.label_ids)))
         return measure(self.model, asked, self.pad_id)
 
     def _shares(self, one: Run, other: Run) -> bool:

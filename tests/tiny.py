@@ -116,8 +116,8 @@ METHODS: dict[str, sp.MethodConfig] = {
 }
 
 
-def model(family: str, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
-    """A random model in evaluation mode: a classifier for encoders, a language model otherwise."""
+def model(family: str, dtype: torch.dtype = torch.float64, tokens: bool = False, **config: Any) -> Any:
+    """A random model in evaluation mode: for encoders a classifier (of ``tokens``), a language model otherwise."""
     torch.manual_seed(0)
     kind, make = FAMILIES[family]
     settings = make()
@@ -126,7 +126,8 @@ def model(family: str, dtype: torch.dtype = torch.float64, **config: Any) -> Any
         setattr(settings, key, value)
     if kind == "encoder":
         settings.num_labels = config.get("num_labels", 3)
-        made = tf.AutoModelForSequenceClassification.from_config(settings)
+        auto = tf.AutoModelForTokenClassification if tokens else tf.AutoModelForSequenceClassification
+        made = auto.from_config(settings)
     elif kind == "encoder-decoder":
         made = tf.AutoModelForSeq2SeqLM.from_config(settings)
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError
 
 IGNORED = -100
+LABELS = ("labels", "spans")  # what a batch holds beside its input
 _SIDES = ("left", "right")
 
 
@@ -19,19 +20,31 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
     """Pads rows of `encode_examples` to the longest one.
 
     Args:
-        features: rows with ``input_ids``, maybe ``token_type_ids``, and ``labels`` (token ids) or just ``label``.
+        features: rows with ``input_ids``, maybe ``token_type_ids``, and ``labels`` (a label for each token), ``span``
+            (first and last token) or just ``label``. Or rows of ``choices``, each such a row without a label, and the
+            ``label`` that is the right one's index.
         pad_id: fills the input; the attention mask says which tokens are real.
         padding_side: "right" or "left". The answers of an encoder-decoder are padded on the right all the same.
 
     Returns:
         ``input_ids`` and ``attention_mask`` (B, T), ``token_type_ids`` (B, T) if the rows have them, ``labels``: token
-        ids (B, T) padded with -100, or else (B,), long for classes and float for scores. No ``labels`` where the
-        rows have neither.
+        ids (B, T) padded with -100, or else (B,), long for classes and float for scores; ``spans`` (B, 2) in their
+        place. Choices are rows of their own in the input, one after the other, and ``choices`` (B,) says how many each
+        row has. No labels where the rows have none.
+
+    Raises:
+        SoftPromptError: no rows, rows of several forms, or an unknown side.
     """
     if not features:
         raise SoftPromptError("there are no rows to put into a batch")
     if padding_side not in _SIDES:
         raise SoftPromptError(f"padding_side is '{padding_side}', known: {', '.join(_SIDES)}")
+    if "choices" in features[0]:
+        batch = collate([choice for row in features for choice in row["choices"]], pad_id, padding_side)
+        batch["choices"] = torch.tensor([len(row["choices"]) for row in features])
+        if "label" in features[0]:
+            batch["labels"] = torch.tensor([row["label"] for row in features], dtype=torch.long)
+        return batch
     ids = [row["input_ids"] for row in features]
     batch = {
         "input_ids": _pad(ids, pad_id, padding_side),
@@ -39,7 +52,12 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
     }
     if "token_type_ids" in features[0]:
         batch["token_type_ids"] = _pad([row["token_type_ids"] for row in features], 0, padding_side)
-    if "labels" in features[0]:
+    if "span" in features[0]:
+        spans = torch.tensor([row["span"] for row in features], dtype=torch.long)
+        if padding_side == "left":
+            spans += (batch["attention_mask"] == 0).sum(1, keepdim=True)
+        batch["spans"] = spans
+    elif "labels" in features[0]:
         labels = [row["labels"] for row in features]
         # A decoder's labels lie beside its input, whose first token is never an answer; an encoder-decoder's do not.
         beside_input = labels[0][0] == IGNORED
@@ -49,6 +67,16 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
         scores = any(isinstance(value, float) for value in values)
         batch["labels"] = torch.tensor(values, dtype=torch.float32 if scores else torch.long)
     return batch
+
+
+def inputs_of(feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The inputs of a row: itself, or its choices."""
+    return feature.get("choices") or [feature]
+
+
+def length_of(feature: Mapping[str, Any]) -> int:
+    """Tokens of a row: of the longest of its inputs."""
+    return max(len(row["input_ids"]) for row in inputs_of(feature))
 
 
 def _pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:

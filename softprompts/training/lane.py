@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import length_bucketed_batches
+from softprompts.tasks.collate import inputs_of, length_bucketed_batches, length_of
 from softprompts.training import runs
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluate import Feature
 from softprompts.training.optim import build_optimizer, set_learning_rates
 from softprompts.training.processes import is_main
-from softprompts.training.scoring import Evaluation, Predict, Score
+from softprompts.training.scoring import Evaluation, Marker, Predict, Score
 
 if TYPE_CHECKING:
     from softprompts.prompt import Prompt
@@ -33,6 +33,11 @@ Draw = list[list[Feature]]  # the rows of a step, cut into batches
 _FORMAT = 2
 _UNFINISHED = ("interrupted", "paused")
 _EVAL_ROWS = 32  # at least so many rows per forward pass of an evaluation: it takes far less memory than training
+
+
+def eval_rows(config: TrainConfig) -> int:
+    """Rows per forward pass of an evaluation."""
+    return config.eval_batch_size or max(_EVAL_ROWS, config.batch_size)
 
 
 @dataclass
@@ -105,6 +110,8 @@ class Lane:
         predict: another way to predict, ``predict(model, features, name)``; None: `softprompts.training.predict`.
         score: another way to score, ``score(predictions, references)``, the first value is the main one; None: by
             ``metrics``.
+        validation: in place of ``eval_features`` and all that goes with them: what to evaluate on.
+        held_out: in place of ``test_features``.
         folder: the run's folder (see `open_run`). A checkpoint in it is resumed. None: nothing is written.
         record: plain JSON values to put into result.json and the saved prompt's metadata.
         pause_at: lay the run aside after this step, with a checkpoint; a new `Lane` on the same folder goes on.
@@ -133,6 +140,8 @@ class Lane:
         references: Sequence[Any] | None = None,
         predict: Predict | None = None,
         score: Score | None = None,
+        validation: Evaluation | None = None,
+        held_out: Evaluation | None = None,
         folder: str | Path | None = None,
         record: dict[str, Any] | None = None,
         pause_at: int | None = None,
@@ -151,18 +160,10 @@ class Lane:
         self.pause_at = pause_at
 
         def evaluation(features: Sequence[Feature], references: Sequence[Any]) -> Evaluation:
-            return Evaluation(
-                features,
-                references,
-                tuple(metrics),
-                config.eval_batch_size or max(_EVAL_ROWS, config.batch_size),
-                label_ids,
-                label_values,
-                predict,
-                score,
-            )
+            mark = Marker(references, tuple(metrics), label_values, score)
+            return Evaluation(features, mark, eval_rows(config), label_ids, predict=predict)
 
-        self.validation = self.held_out = None
+        self.validation, self.held_out = validation, held_out
         if eval_features is not None:
             if references is None:
                 if any("label" not in feature for feature in eval_features):
@@ -171,7 +172,8 @@ class Lane:
             self.validation = evaluation(eval_features, references)
         if test_features:
             self.held_out = evaluation(test_features, [feature["label"] for feature in test_features])
-        self._lengths = [len(feature["input_ids"]) for feature in train_features]
+        self._lengths = [length_of(feature) for feature in train_features]
+        self._inputs = [len(inputs_of(feature)) for feature in train_features]
         self._epoch_batches: tuple[int, list[list[int]]] | None = None
 
         self.steps_per_epoch = len(self._batches(0))
@@ -213,7 +215,7 @@ class Lane:
         """Tokens of a forward pass, padding included: the mean over the first epoch."""
         size = self.config.batch_size
         passes = [rows[at : at + size] for rows in self._batches(0) for at in range(0, len(rows), size)]
-        return statistics.fmean(len(rows) * max(self._lengths[i] for i in rows) for rows in passes)
+        return statistics.fmean(sum(self._inputs[i] for i in p) * max(self._lengths[i] for i in p) for p in passes)
 
     def longest(self) -> list[Feature]:
         """The batch of the first epoch with the longest row, for measuring what a step takes."""

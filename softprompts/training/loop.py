@@ -31,9 +31,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.collate import collate
+from softprompts.tasks.collate import collate, inputs_of, length_of
 from softprompts.training import runs
-from softprompts.training.evaluate import Feature, model_inputs
+from softprompts.training.evaluate import Feature
 from softprompts.training.lane import Draw, Lane, LaneResult
 from softprompts.training.losses import label_count, pass_losses
 from softprompts.training.measure import PeakMemory
@@ -169,8 +169,8 @@ class _Room:
         parts: list[list[tuple[Lane, Draw]]] = []
         rows = width = 0
         for lane, draw in zip(lanes, draws, strict=True):
-            count = max(map(len, draw))
-            length = max(len(row["input_ids"]) for batch in draw for row in batch)
+            count = max(map(_rows, draw))
+            length = max(length_of(row) for batch in draw for row in batch)
             full = not parts or len(parts[-1]) == self.lanes
             if full or (self.tokens is not None and (rows + count) * max(width, length) > self.tokens):
                 parts.append([])
@@ -259,7 +259,7 @@ def _losses_and_gradients(
     # A lane that accumulates over fewer batches than others sits out the last passes.
     for part in range(max(map(len, draws))):
         whole = [draw[part] if part < len(draw) else [] for draw in draws]
-        shares, sizes = [batch[rank::world] for batch in whole], list(map(len, whole))
+        shares, sizes = [batch[rank::world] for batch in whole], list(map(_rows, whole))
         randomness.of_rows(lanes, sizes)
         rows: list[Feature] = [row for share in shares for row in share]
         if not rows:
@@ -268,7 +268,7 @@ def _losses_and_gradients(
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
         with _precision(accelerator, lanes[0].config.bf16):
-            per_row = pass_losses(model, model_inputs(model, batch), batch["labels"], names)
+            per_row = pass_losses(model, batch, names)
         penalties = model.penalties
         total, start = per_row.new_zeros(()), 0
         for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):
@@ -308,7 +308,7 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
 
     def step() -> Tensor:
         with _precision(accelerator, lane.config.bf16):
-            return pass_losses(model, model_inputs(model, batch), batch["labels"], lane.name).sum()
+            return pass_losses(model, batch, lane.name).sum()
 
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), _training(model, lane.config.backbone_dropout):
@@ -380,7 +380,9 @@ def _check(
         if len({getattr(lane.config, setting) for lane in lanes}) > 1:
             raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")
     if len({_labels_of(lane) for lane in lanes}) > 1:
-        raise SoftPromptError("runs that share a pass must agree in the kind of labels: classes, values or tokens")
+        raise SoftPromptError(
+            "runs that share a pass must agree in the kind of labels: classes, values, tokens, spans or choices"
+        )
     if lanes[0].config.compile:
         from softprompts.compiling import require_compilable
 
@@ -392,10 +394,15 @@ def _check(
 
 
 def _labels_of(lane: Lane) -> str:
-    for name, kind in (("labels", "tokens"), ("label", "")):
+    for name, kind in (("labels", "tokens"), ("span", "spans"), ("choices", "choices"), ("label", "")):
         if name in lane.train_features[0]:
             return kind or ("values" if any(isinstance(row[name], float) for row in lane.train_features) else "classes")
-    raise SoftPromptError(f"run '{lane.name}': training rows have neither 'label' nor 'labels'")
+    raise SoftPromptError(f"run '{lane.name}': training rows have neither 'label', 'labels' nor 'span'")
+
+
+def _rows(features: Sequence[Feature]) -> int:
+    """Rows that features have in a forward pass."""
+    return sum(len(inputs_of(feature)) for feature in features)
 
 
 @contextlib.contextmanager

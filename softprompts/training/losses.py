@@ -1,86 +1,184 @@
-"""Losses row by row, so that one forward pass serves lanes that each take the mean over their own rows."""
+"""Losses row by row, so that one forward pass serves lanes that each take the mean over their own rows.
+
+What a row holds says what its loss is (see `collate`):
+
+- ``label``: cross-entropy over classes, or the squared error of a score;
+- ``labels``: cross-entropy at every token with a label: a language model's answer, or tags;
+- ``span``: cross-entropy over the row's tokens, once for the first and once for the last of the span;
+- ``choices``: several inputs, of which a head with one output scores each; cross-entropy over the choices.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from softprompts.errors import SoftPromptError
 from softprompts.readout import at_places
-from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.collate import IGNORED, LABELS
+
+NEG_INF = float("-inf")
 
 
-def row_losses(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """The summed loss of each row, ``(R,)``, on the device of the logits.
+@dataclass(frozen=True)
+class Read:
+    """What a pass said where it counts.
 
-    Args:
-        kind: the backbone's kind; a "decoder" predicts the next token.
-        logits: ``(R, C)`` or ``(R, T, V)``; columns that a row's head does not have are -inf.
-        labels: ``(R,)`` of classes, or of values where they are floating point or the head has one output; ``(R, T)``
-            of tokens with -100 where none counts. They may be on the CPU, where collating leaves them.
+    Attributes:
+        logits: ``(P, C)``, one line for each decision: a row's class, a token of its answer, an end of its span, a
+            choice. Scores: ``(R, 1)``.
+        rows: ``(P,)``, the row that each line is about.
+        losses: ``(R,)``, the summed loss of each row.
     """
-    if labels.dim() == 1:
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        if labels.is_floating_point() or logits.shape[-1] == 1:
-            return mse_loss(logits[:, 0], labels.to(logits), reduction="none")
-        return cross_entropy(logits, labels.to(logits.device), reduction="none")
-    read = _Read(kind, labels)
-    return read.losses(logits.flatten(0, 1).index_select(0, read.places.to(logits.device)))
+
+    logits: Tensor
+    rows: Tensor
+    losses: Tensor
 
 
-def pass_losses(model: Any, inputs: Mapping[str, Any], labels: Tensor, prompt_names: Any) -> Tensor:
-    """One forward pass, and the summed loss of each row, ``(R,)``.
+def pass_losses(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Tensor:
+    """One forward pass, and the summed loss of each row, ``(R,)``; see `read_pass`."""
+    return read_pass(model, batch, prompt_names).losses
+
+
+def read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Read:
+    """One forward pass, and what it said where labels count.
 
     Most positions of a language model's input are context or padding, and a vocabulary is wide: its logits are
     computed only where a label counts.
 
     Args:
         model: an attached model.
-        inputs: the arguments of its ``forward``, without labels.
-        labels: see `row_losses`.
-        prompt_names: as for ``forward``.
+        batch: of `collate`, with labels. They may be on the CPU, where collating leaves them.
+        prompt_names: as for ``forward``, one for each row of ``batch["labels"]`` (a row of choices has one name).
+
+    Raises:
+        SoftPromptError: rows without labels.
     """
-    head = model.get_output_embeddings() if labels.dim() == 2 else None
+    name = next((name for name in LABELS if name in batch), None)
+    if name is None:
+        raise SoftPromptError("there is no loss for rows without labels")
+    labels, inputs = batch[name], model_inputs(model, batch)
+    sizes = batch.get("choices")
+    if sizes is not None and isinstance(prompt_names, list | tuple):
+        prompt_names = [name for name, size in zip(prompt_names, sizes.tolist(), strict=True) for _ in range(size)]
+    head = model.get_output_embeddings() if name == "labels" and labels.dim() == 2 else None
     if head is None:
-        return row_losses(model.backbone_kind, model(**inputs, prompt_names=prompt_names).logits, labels)
-    read = _Read(model.backbone_kind, labels)
-    with at_places(head, labels.shape, read.places) as done:
+        logits = model(**inputs, prompt_names=prompt_names).logits
+        return read(model.backbone_kind, logits, batch)
+    places = _Places(model.backbone_kind, labels)
+    with at_places(head, labels.shape, places.flat) as done:
         logits = model(**inputs, prompt_names=prompt_names).logits
     if not done:  # a head that is called with something else than hidden states (R, T, d), or not at all
-        return row_losses(model.backbone_kind, logits, labels)
-    return read.losses(logits.flatten(0, 1))
+        return read(model.backbone_kind, logits, batch)
+    return places.read(logits.flatten(0, 1))
 
 
-class _Read:
+def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The forward arguments of a collated batch, without its labels and on the model's device.
+
+    Labels are not passed on, since the losses are ours; what the model would have made of them goes in instead: the
+    decoder's input of an encoder-decoder, and for a causal model the tokens a prompt may depend on.
+    """
+    inputs: dict[str, Any] = {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+        if name not in (*LABELS, "choices")
+    }
+    labels = batch.get("labels")
+    if labels is not None and labels.dim() == 2:
+        # On the CPU, where the labels are.
+        if model.backbone_kind == "encoder-decoder" and "decoder_input_ids" not in batch:
+            decoder_ids = model.prepare_decoder_input_ids_from_labels(labels)
+            inputs["decoder_input_ids"] = decoder_ids.to(model.device)
+        elif model.backbone_kind == "decoder":
+            inputs["context_mask"] = (batch["attention_mask"].bool() & (labels == IGNORED)).to(model.device)
+        if model.backbone_kind != "encoder":
+            inputs["use_cache"] = False
+    return inputs
+
+
+def read(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Read:
+    """What logits say where labels count.
+
+    Args:
+        kind: the backbone's kind; a "decoder" predicts the next token.
+        logits: ``(R, C)``, ``(R, T, V)``, or of choices ``(sum of their numbers, 1)``; columns that a row's head does
+            not have are -inf.
+        batch: of `collate`: its labels, for spans the attention mask, and the numbers of choices.
+    """
+    logits = _wide(logits)
+    if "spans" in batch:
+        return _read_spans(logits, batch["spans"], batch["attention_mask"])
+    labels = batch["labels"]
+    if labels.dim() == 2:
+        places = _Places(kind, labels)
+        return places.read(logits.flatten(0, 1).index_select(0, places.flat.to(logits.device)))
+    rows = torch.arange(len(labels))
+    if "choices" in batch:
+        logits = _by_choice(logits[:, 0], batch["choices"])
+    elif labels.is_floating_point() or logits.shape[-1] == 1:
+        return Read(logits, rows, mse_loss(logits[:, 0], labels.to(logits), reduction="none"))
+    return Read(logits, rows, cross_entropy(logits, labels.to(logits.device), reduction="none"))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _by_choice(scores: Tensor, sizes: Tensor) -> Tensor:
+    """Scores of all choices, one after the other, as a line a row: ``(R, most choices)``, -inf behind its last."""
+    return torch.nn.utils.rnn.pad_sequence(list(scores.split(sizes.tolist())), True, NEG_INF)
+
+
+def _read_spans(logits: Tensor, spans: Tensor, mask: Tensor) -> Read:
+    """Two lines a row, over its tokens: where the span begins, and where it ends."""
+    by_end = logits[..., :2].transpose(1, 2)  # (R, 2, T)
+    by_end = by_end.masked_fill(~mask.bool().to(logits.device)[:, None], NEG_INF)
+    lines = by_end.flatten(0, 1)
+    losses = cross_entropy(lines, spans.to(logits.device).flatten(), reduction="none")
+    return Read(lines, torch.arange(len(spans)).repeat_interleave(2), losses.view(-1, 2).sum(1))
+
+
+class _Places:
     """The positions whose logits enter a loss, looked up where the labels are.
 
     With labels on the CPU, a GPU is not waited for.
 
     Attributes:
-        places: ``(P,)``, indices into the ``R*T`` positions.
+        flat: ``(P,)``, indices into the ``R*T`` positions.
     """
 
     def __init__(self, kind: str, labels: Tensor):
         shift = 1 if kind == "decoder" else 0  # the position before a token predicts it
-        rows, columns = (labels[:, shift:] != IGNORED).nonzero(as_tuple=True)
-        self.targets = labels[rows, columns + shift]
-        self.places = rows * labels.shape[1] + columns
+        self.rows, columns = (labels[:, shift:] != IGNORED).nonzero(as_tuple=True)
+        self.targets = labels[self.rows, columns + shift]
+        self.flat = self.rows * labels.shape[1] + columns
         self.shape = labels.shape
 
-    def losses(self, logits: Tensor) -> Tensor:
-        """The loss of each row, ``(R,)``, from the logits ``(P, V)``."""
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
+    def read(self, logits: Tensor) -> Read:
+        """From the logits ``(P, V)`` at the places."""
+        logits = _wide(logits)
         losses = cross_entropy(logits, self.targets.to(logits.device), reduction="none")
-        places = self.places.to(logits.device)
-        return losses.new_zeros(self.shape.numel()).index_put((places,), losses).view(self.shape).sum(1)
+        places = self.flat.to(logits.device)
+        per_row = losses.new_zeros(self.shape.numel()).index_put((places,), losses).view(self.shape).sum(1)
+        return Read(logits, self.rows, per_row)
 
 
 def label_count(kind: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many labels of some rows count towards the mean: one per class or value, else the target tokens."""
+    """How many labels of some rows count towards the mean: one per class, value or choice, two per span, else the
+    target tokens.
+    """
     first = 1 if kind == "decoder" else 0
-    return sum(sum(label != IGNORED for label in row["labels"][first:]) if "labels" in row else 1 for row in rows)
+
+    def count(row: Mapping[str, Any]) -> int:
+        if "labels" in row:
+            return sum(label != IGNORED for label in row["labels"][first:])
+        return 2 if "span" in row else 1
+
+    return sum(map(count, rows))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,39 +16,54 @@ from softprompts.training.processes import of_main
 from softprompts.training.room import out_of_memory, release
 
 Predict = Callable[[Any, Sequence[Feature], str], Prediction]
+Mark = Callable[[Prediction], dict[str, float]]
 Score = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows and their truth, and what becomes of predictions for them.
+    """Rows, and what becomes of predictions for them.
 
     Attributes:
         features: rows as `collate` takes them.
-        references: the truth, one for each row.
-        metrics: names of metrics, the first is the main one.
+        mark: the metrics of a prediction for all of them; the first is the main one.
         batch_size: rows per forward pass.
         label_ids: for language models, the token ids of each allowed answer.
-        label_values: what the metrics compare in place of the label's number.
+        new_tokens: for language models, in place of these: how many tokens are generated at most.
         predict: another way to predict.
-        score: another way to score.
     """
 
     features: Sequence[Feature]
-    references: Sequence[Any]
-    metrics: tuple[str, ...]
+    mark: Mark
     batch_size: int
     label_ids: Sequence[Sequence[int]] | None = None
-    label_values: Sequence[int | float] | None = None
+    new_tokens: int | None = None
     predict: Predict | None = None
-    score: Score | None = None
 
     def scores(self, prediction: Prediction) -> dict[str, float] | None:
         """The metrics of a prediction; None where it holds numbers that are not finite."""
         # The most likely of answers that are not a number would be the first, and might score well.
-        numbers = prediction.labels if prediction.probabilities is None else [p[0] for p in prediction.probabilities]
-        if not all(map(math.isfinite, numbers)):
-            return None
+        return self.mark(prediction) if prediction.finite else None
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Compares predicted labels, one a row, with the truth.
+
+    Attributes:
+        references: the truth, one for each row.
+        metrics: names of metrics, the first is the main one.
+        label_values: what the metrics compare in place of the label's number.
+        score: another way to score.
+    """
+
+    references: Sequence[Any]
+    metrics: tuple[str, ...] = ("accuracy",)
+    label_values: Sequence[int | float] | None = None
+    score: Score | None = None
+
+    def __call__(self, prediction: Prediction) -> dict[str, float]:
+        """The metrics."""
         predictions: list[Any] = list(prediction.labels)
         if self.label_values is not None:
             predictions = [self.label_values[label] for label in predictions]
@@ -89,10 +103,13 @@ def measure(
         answers = evaluation.label_ids
         if evaluation.predict is not None:
             key: Any = place
+        elif evaluation.new_tokens is not None:
+            key = evaluation.new_tokens
         elif answers is not None:
             key = tuple(tuple(answer) for answer in answers)
         else:
-            key = "values" if model.prompts[name].num_labels == 1 else "classes"
+            form = next((form for form in ("places", "choices") if form in evaluation.features[0]), None)
+            key = form or ("values" if model.prompts[name].num_labels == 1 else "classes")
         groups.setdefault(key, []).append(place)
     found: list[dict[str, float] | None] = [None] * len(asked)
     for group in groups.values():
@@ -115,7 +132,7 @@ def _predictions(
     padding_side: str,
     accelerator: Accelerator | None,
 ) -> list[Prediction]:
-    label_ids = asked[0][1].label_ids
+    first = asked[0][1]
     rows = [feature for _, evaluation in asked for feature in evaluation.features]
     names = [name for name, evaluation in asked for _ in evaluation.features]
     size = max(evaluation.batch_size for _, evaluation in asked)
@@ -127,7 +144,8 @@ def _predictions(
                 names,
                 pad_id=pad_id,
                 batch_size=size,
-                label_ids=label_ids,
+                label_ids=first.label_ids,
+                new_tokens=first.new_tokens,
                 padding_side=padding_side,
                 accelerator=accelerator,
             )
@@ -143,7 +161,6 @@ def _predictions(
     predictions, start = [], 0
     for _, evaluation in asked:
         end = start + len(evaluation.features)
-        chances = joint.probabilities
-        predictions.append(Prediction(joint.labels[start:end], None if chances is None else chances[start:end]))
+        predictions.append(joint.part(start, end))
         start = end
     return predictions

@@ -284,7 +284,8 @@ def test_patience_and_best(toy: Any) -> None:
         states.append(prompt(model))
         return {"accuracy": next(scores)}
 
-    lane.validation = dataclasses.replace(lane.validation, score=score)
+    mark = dataclasses.replace(lane.validation.mark, score=score)
+    lane.validation = dataclasses.replace(lane.validation, mark=mark)
     (result,) = train(model, [lane], pad_id=toy.pad)
     assert result.stop_reason == "patience"
     assert result.message == "no better score for 3 evaluations"

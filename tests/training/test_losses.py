@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import softprompts as sp
-from softprompts.training.evaluate import model_inputs
-from softprompts.training.losses import pass_losses, row_losses
+from softprompts.tasks import collate
+from softprompts.training.losses import label_count, model_inputs, pass_losses, read, read_pass
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 LANGUAGE = tiny.DECODERS + tiny.SEQ2SEQ
@@ -55,7 +55,7 @@ def test_logits_are_computed_where_a_label_counts(family: str, method: str, side
     inputs, labels = model_inputs(model, batch), batch["labels"]
     shapes: list[torch.Size] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda _, args, made: shapes.append(made.shape))
-    losses = pass_losses(model, inputs, labels, method)
+    losses = pass_losses(model, batch, method)
     logits = model(**inputs, prompt_names=method).logits
     handle.remove()
     counted = int((labels[:, model.backbone_kind == "decoder" :] != -100).sum())
@@ -64,7 +64,7 @@ def test_logits_are_computed_where_a_label_counts(family: str, method: str, side
     assert not model.get_output_embeddings()._forward_pre_hooks
     expected = naive(model.backbone_kind, logits, labels)
     torch.testing.assert_close(losses, expected, **CLOSE)
-    torch.testing.assert_close(row_losses(model.backbone_kind, logits, labels), expected, **CLOSE)
+    torch.testing.assert_close(read(model.backbone_kind, logits, batch).losses, expected, **CLOSE)
     wanted, found = gradients(model, expected.sum()), gradients(model, losses.sum())
     assert wanted.keys() == found.keys()
     for name in wanted:
@@ -75,10 +75,9 @@ def test_logits_are_computed_where_a_label_counts(family: str, method: str, side
 def test_checkpointed(family: str) -> None:
     model = tiny.attached(family, "prefix-tuning").train()
     batch = batch_of(family)
-    inputs = model_inputs(model, batch)
-    plain = gradients(model, pass_losses(model, inputs, batch["labels"], None).sum())
+    plain = gradients(model, pass_losses(model, batch, None).sum())
     model.gradient_checkpointing_enable()
-    checkpointed = gradients(model, pass_losses(model, inputs, batch["labels"], None).sum())
+    checkpointed = gradients(model, pass_losses(model, batch, None).sum())
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name], **CLOSE)
 
@@ -86,15 +85,15 @@ def test_checkpointed(family: str) -> None:
 def test_a_failing_pass_leaves_no_hook_behind() -> None:
     model = tiny.attached("llama", "prompt-tuning")
     with pytest.raises(sp.SoftPromptError):
-        pass_losses(model, {}, torch.zeros(2, 3, dtype=torch.long), "prompt-tunin")
+        pass_losses(model, tiny.batch("llama"), "prompt-tunin")
     assert not model.get_output_embeddings()._forward_pre_hooks
 
 
 def test_no_label_at_all() -> None:
     model = tiny.attached("llama", "prompt-tuning")
     batch = tiny.batch("llama")
-    labels = torch.full_like(batch["labels"], -100)
-    assert pass_losses(model, model_inputs(model, batch), labels, None).tolist() == [0, 0, 0]
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    assert pass_losses(model, batch, None).tolist() == [0, 0, 0]
 
 
 class Blocks(tf.LlamaForCausalLM):
@@ -112,7 +111,7 @@ def test_a_head_that_is_called_otherwise_runs_as_ever() -> None:
     batch = tiny.batch("llama")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     expected = naive("decoder", model(**inputs).logits, batch["labels"])
-    torch.testing.assert_close(pass_losses(model, inputs, batch["labels"], None), expected, **CLOSE)
+    torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
 
 
 def test_classes_and_values() -> None:
@@ -121,15 +120,56 @@ def test_classes_and_values() -> None:
     inputs, labels = model_inputs(model, batch), batch["labels"]
     logits = model(**inputs).logits
     expected = torch.stack([cross_entropy(row, label) for row, label in zip(logits, labels, strict=True)])
-    torch.testing.assert_close(pass_losses(model, inputs, labels, None), expected, **CLOSE)
+    torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
     values = torch.tensor([0.5, -1.0, 2.0])
     expected = (logits[:, 0] - values) ** 2
-    torch.testing.assert_close(row_losses("encoder", logits[:, :1], values), expected, **CLOSE)
+    torch.testing.assert_close(read("encoder", logits[:, :1], {"labels": values}).losses, expected, **CLOSE)
 
 
 def test_half_precision_is_summed_in_single() -> None:
     logits = torch.randn(2, 4, 9, dtype=torch.bfloat16)
     labels = torch.tensor([[-100, 1, 2, -100], [3, 4, 5, 6]])
-    losses = row_losses("encoder-decoder", logits, labels)
+    losses = read("encoder-decoder", logits, {"labels": labels}).losses
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, naive("encoder-decoder", logits.float(), labels))
+
+
+def spans(logits: torch.Tensor, mask: torch.Tensor, wanted: list[tuple[int, int]]) -> torch.Tensor:
+    """Cross-entropy of both ends over real tokens, in explicit loops."""
+    losses = []
+    for row, real, ends in zip(logits, mask, wanted, strict=True):
+        loss = 0.0
+        for end, place in enumerate(ends):
+            total = sum(row[t, end].exp() for t in range(len(row)) if real[t])
+            loss = loss - (row[place, end] - torch.log(total))
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_spans(side: str) -> None:
+    model = tiny.attached("bert", "prefix-tuning", tokens=True, num_labels=2)
+    rows = [{"input_ids": [5, 6, 7, 8], "span": (1, 3)}, {"input_ids": [9, 4], "span": (0, 0)}]
+    batch = collate(rows, 0, side)
+    logits = model(**model_inputs(model, batch)).logits
+    moved = 2 if side == "left" else 0
+    expected = spans(logits, batch["attention_mask"], [(1, 3), (moved, moved)])
+    torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
+    assert label_count("encoder", rows) == 4
+
+
+def test_choices() -> None:
+    model = tiny.attached("bert", "prefix-tuning", num_labels=1)
+    rows = [
+        {"choices": [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}, {"input_ids": [4]}], "label": 2},
+        {"choices": [{"input_ids": [3, 3]}, {"input_ids": [8, 9, 9, 1]}], "label": 0},
+    ]
+    batch = collate(rows, 0)
+    found = read_pass(model, batch, ["prefix-tuning", "prefix-tuning"])
+    expected = []
+    for row in rows:
+        one = [model(input_ids=torch.tensor([choice["input_ids"]])).logits[0, 0] for choice in row["choices"]]
+        expected.append(torch.stack(one).exp().sum().log() - one[row["label"]])
+    torch.testing.assert_close(found.losses, torch.stack(expected), **CLOSE)
+    assert found.logits.shape == (2, 3) and found.logits[1, 2] == -torch.inf
+    assert label_count("encoder", rows) == 2
