@@ -164,6 +164,23 @@ class Rows:
         return largest.masked_fill(hidden.all(1), 0)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a pass said of a prompt's rows, where labels count; see `Method.compare`.
+
+    Attributes:
+        logits: ``(P, C)``, a line for each decision: a row's class, a token of its answer, an end of its span, a
+            choice; -inf where there is nothing to choose. Scores: ``(P, 1)``.
+        states: ``(P, k, d)``, the last hidden states behind each line: that of the token that is predicted from, or
+            those of all tokens of the row. None unless the method says `compares_states`.
+        real: ``(P, k)`` bool, False for padding; None likewise.
+    """
+
+    logits: Tensor
+    states: Tensor | None = None
+    real: Tensor | None = None
+
+
 @dataclass
 class Component:
     """Some of a method's parameters that are trained alike.
@@ -330,8 +347,12 @@ class MethodConfig:
         return self.to_dict()
 
     def files(self) -> tuple[str, ...]:
-        """Names of the files and folders that `build` reads."""
+        """Names of the files and folders that `build` reads, and of the teacher."""
         return ()
+
+    def taught_by(self) -> str | None:
+        """The saved prompt of the same task that it learns from (see `Method.compares`)."""
+        return None
 
 
 SITE_KINDS = ("encoder.self", "decoder.self", "decoder.cross")
@@ -346,11 +367,17 @@ class Method(nn.Module):
         reads_states: True when `forward` hands over ``gate_of``, which attention sites call with their own input.
         changes: paths of the backbone's modules that the prompt's rows go through in a way of their own (see
             `SoftPrompt.modules`).
+        compares: further passes over the same rows that its loss needs (see `compare`): "itself", under this prompt,
+            whose random draws are made anew; "teacher", under a frozen prompt (``config.taught_by()``). `train`
+            takes them; other training loops do not.
+        compares_states: True when `compare` needs hidden states too.
     """
 
     per_row: bool = False
     reads_states: bool = False
     changes: tuple[str, ...] = ()
+    compares: tuple[str, ...] = ()
+    compares_states: bool = False
 
     def __init__(self, config: MethodConfig):
         super().__init__()
@@ -366,6 +393,15 @@ class Method(nn.Module):
 
     def components(self) -> dict[str, Component]:
         """Every trained parameter, once, in named groups; the first group is the main one."""
+        raise NotImplementedError
+
+    def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
+        """What joins the loss of each line, ``(P,)``, in training.
+
+        Args:
+            own: of the pass that the loss is taken of.
+            others: of the passes in `compares`, by their names; a teacher's have no gradient.
+        """
         raise NotImplementedError
 
     def cannot_fold(self) -> str | None:
