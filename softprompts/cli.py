@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -500,28 +500,33 @@ def predict(
     if file is not None:
         rows = predictor.read(file, text, text_pair)
     else:
-        rows = [(one, text_pair) for one in texts or []]
+        rows = [predictor.row(one, text_pair) for one in texts or []]
     answers = predictor(rows, batch_size=batch_size)
     if predictor.truncated:
         err.print(f"{predictor.truncated:,} of {len(rows):,} rows were cut to {predictor.max_length} tokens")
     if output is not None:
         from softprompts.training.runs import write_text_atomic
 
-        paired = any(pair is not None for _, pair in rows)
-        lines = [["text", *(["text_pair"] if paired else []), "label", "probability"]]
-        for (one, pair), answer in zip(rows, answers, strict=True):
-            lines.append([one, *([pair or ""] if paired else []), answer.label, _probability(answer.probability)])
+        fields = predictor.task.form.fields
+        lines = [[*fields, "label", "probability"]]
+        for row, answer in zip(rows, answers, strict=True):
+            lines.append([*(row[name] for name in fields), answer.label, _probability(answer.probability)])
         write_text_atomic(output, _csv(lines))
         out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
         return
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
-            print("\t".join([answer.label, _probability(answer.probability), " ".join(row[0].split())]))
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row).split())]))
         return
     table = Table("label", "probability", "text")
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(answer.label, _probability(answer.probability), row[0])
+        table.add_row(answer.label, _probability(answer.probability), _first(row))
     out.print(table)
+
+
+def _first(row: Mapping[str, Any]) -> str:
+    """The text of a row to show."""
+    return str(next(iter(row.values())))
 
 
 @app.command()

@@ -25,14 +25,15 @@ from softprompts.files import require_folder
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
-from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, padding_id
-from softprompts.tasks.encode import Encoded
+from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, marker, new_tokens, padding_id
+from softprompts.tasks.encode import Encoded, check_kind
+from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.comparing import check_teachers
-from softprompts.training.lane import CHECKPOINT_FILE
+from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
-from softprompts.training.scoring import Evaluation, Marker, measure
+from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
@@ -57,6 +58,9 @@ class Data:
         label: column of the label.
         kind: "classification", or "regression" where the labels of the files are scores.
         label_words: what a language model answers for each label of the files; empty: the labels' names.
+        template: how the task's rows are put to a model, by name; None: the task's own way.
+        answering: how a language model's answer is found, "rank" or "generate"; None: the task's own way.
+        invalid: what a generated answer that is no label counts as, see `softprompts.tasks.answers`; None: "mismatch".
         max_train: at most so many rows to train on.
         max_validation: at most so many rows to score on.
         few_shot: so many training rows in all, evenly many of each label (see `Task.few_shot`); None: all.
@@ -73,6 +77,9 @@ class Data:
     label: str = "label"
     kind: str = "classification"
     label_words: tuple[str, ...] = ()
+    template: str | None = None
+    answering: str | None = None
+    invalid: str | None = None
     max_train: int | None = None
     max_validation: int | None = None
     few_shot: int | None = None
@@ -86,6 +93,9 @@ class Data:
             SoftPromptError: unknown task, or a file that cannot be used; the file and the row are named.
         """
         task = self._load()
+        asked = {"answering": self.answering, "invalid": self.invalid}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        task = replace(task, form=replace(task.form, **changes)) if changes else task
         return task if self.few_shot is None else task.few_shot(self.few_shot, self.few_shot_seed)
 
     def _load(self) -> Task:
@@ -111,7 +121,7 @@ class Data:
             )
         if self.task is None:
             raise SoftPromptError("name a task (--task) or a file of your own (--data)")
-        return load_task(self.task, self.data_dir, **limits)
+        return load_task(self.task, self.data_dir, template=self.template, **limits)
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values, without the places where files lie."""
@@ -163,11 +173,11 @@ class Workbench:
     ):
         self.name, self.data, self.max_length = model, data, max_length
         self.task = data.load()
-        self.tokenizer, backbone, self._missing = _load_backbone(model)
+        self.tokenizer, backbone, self._missing = _load_backbone(model, KINDS[self.task.kind].tokens)
         self.model = attach(backbone, backbone_dropout=backbone_dropout)
         self.kind: str = self.model.backbone_kind
         self.pad_id = padding_id(self.tokenizer)
-        self.label_ids = None if self.kind == "encoder" else label_ids(self.task, self.tokenizer, self.kind)
+        self._read_task()
         self.evaluate = evaluate or not self.task.test
         self._encoded: dict[tuple[str, int], Encoded] = {}
 
@@ -179,13 +189,24 @@ class Workbench:
         """
         other = copy.copy(self)
         other.data, other.task = data, data.load()
-        other.label_ids = None if self.kind == "encoder" else label_ids(other.task, self.tokenizer, self.kind)
+        if self.kind == "encoder" and KINDS[other.task.kind].tokens != KINDS[self.task.kind].tokens:
+            raise SoftPromptError(
+                f"'{self.task.name}' and '{other.task.name}' need heads of different kinds, one for a row and one for "
+                "every token, and cannot share a model"
+            )
+        other._read_task()
         other.evaluate = self.evaluate or not other.task.test
         # What is the same, and is written out alike, need not be encoded again.
         alike = other.task_form() == self.task_form()
         same = [key for key in self._encoded if alike and getattr(other.task, key[0]) == getattr(self.task, key[0])]
         other._encoded = {key: self._encoded[key] for key in same}
         return other
+
+    def _read_task(self) -> None:
+        """Finds out how the model answers."""
+        check_kind(self.kind, self.task)
+        self.label_ids = label_ids(self.task, self.tokenizer, self.kind)
+        self.new_tokens = new_tokens(self.task, self.tokenizer, self.kind)
 
     def room(self, config: MethodConfig) -> int:
         """Most tokens of an input that fit next to a prompt.
@@ -266,7 +287,7 @@ class Workbench:
         self.model.add_prompt(
             name,
             method,
-            num_labels=self.task.num_labels if encoder else None,
+            num_labels=KINDS[self.task.kind].outputs(self.task.form) if encoder else None,
             labels=list(self.task.label_names) or None if encoder else None,
             tokenizer=self.tokenizer,
             seed=seed,
@@ -339,10 +360,19 @@ class Workbench:
 
     def features(self, split: str, length: int) -> list[dict[str, Any]]:
         """A split's rows as token ids, encoded once per length."""
+        return self._rows(split, length).features
+
+    def _rows(self, split: str, length: int) -> Encoded:
         if (split, length) not in self._encoded:
             rows = getattr(self.task, split)
             self._encoded[split, length] = encode_examples(rows, self.task, self.tokenizer, self.kind, length)
-        return self._encoded[split, length].features
+        return self._encoded[split, length]
+
+    def _evaluation(self, split: str, length: int, batch_size: int) -> Evaluation:
+        """A split to score on."""
+        encoded = self._rows(split, length)
+        mark = marker(self.task, getattr(self.task, split), encoded, self.tokenizer, self.kind)
+        return Evaluation(encoded.features, mark, batch_size, self.label_ids, self.new_tokens)
 
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
         """All that decides the numbers of a run, as plain values; a hash of the rows stands for the data, wherever
@@ -486,7 +516,7 @@ class Workbench:
         self._add(name, run.method, run.training.seed)
         try:
             teacher = self._add_teacher(name, run.method)
-            lane = Lane(name, run.training, self.features("train", length), label_ids=self.label_ids, teacher=teacher)
+            lane = Lane(name, run.training, self.features("train", length), teacher=teacher)
             return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
         finally:
             self._drop(name)
@@ -502,13 +532,10 @@ class Workbench:
             Their metrics in their order; None for one whose predictions are not finite.
         """
         split = "test" if self.task.test else "validation"
-        values = self._label_values()
-        asked = []
-        for name in names:
-            features = self.features(split, self.room(self.model.prompts[name].config))
-            truth = [feature["label"] for feature in features]
-            mark = Marker(truth, tuple(self.task.metrics), values)
-            asked.append((name, Evaluation(features, mark, batch_size, self.label_ids)))
+        lengths = [self.room(self.model.prompts[name].config) for name in names]
+        asked = [
+            (name, self._evaluation(split, length, batch_size)) for name, length in zip(names, lengths, strict=True)
+        ]
         return measure(self.model, asked, self.pad_id)
 
     def _shares(self, one: Run, other: Run) -> bool:
@@ -557,8 +584,9 @@ class Workbench:
         trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
         backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         features = self.features("train", length)
-        validation = self.features("validation", length) if self.evaluate else None
-        test = self.features("test", length) if self.task.test else None
+        size = eval_rows(training)
+        validation = self._evaluation("validation", length, size) if self.evaluate else None
+        test = self._evaluation("test", length, size) if self.task.test else None
         path = Path(folder) if folder is not None else Path(root) / run_id(config)
         with together():
             if is_main():
@@ -570,9 +598,9 @@ class Workbench:
             "trained_parameters": trained,
             "backbone_parameters": backbone,
             "task_form": self.task_form(),
-            "train_rows": len(features),
-            "eval_rows": len(validation or []),
-            "test_rows": len(test or []),
+            "train_rows": len(self.task.train),
+            "eval_rows": len(self.task.validation) if self.evaluate else 0,
+            "test_rows": len(self.task.test),
             "versions": _versions(),
             "device": _device(),
             "compiled": training.compile,
@@ -581,11 +609,8 @@ class Workbench:
             name,
             training,
             features,
-            eval_features=validation,
-            test_features=test,
-            metrics=self.task.metrics,
-            label_ids=self.label_ids,
-            label_values=self._label_values(),
+            validation=validation,
+            held_out=test,
             folder=path,
             record=record,
             pause_at=pause_at,
@@ -614,37 +639,25 @@ class Workbench:
         if new and note:
             runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
 
-    def _label_values(self) -> list[int | float] | None:
-        if self.label_ids is None or self.task.kind == "classification":
-            return None
-        return [self.task.label_value(index) for index in range(len(self.task.label_words))]
-
     def task_form(self) -> dict[str, Any]:
-        """What `predict` must know to write out new texts as the training texts were."""
-        task = self.task
-        return {
-            "kind": task.kind,
-            "labels": list(task.label_names),
-            "label_words": list(task.label_words),
-            "fields": list(task.fields),
-            "word": task.word,
-            "pairs": task.train[0].text_pair is not None,
-        }
+        """What `predict` must know to put new texts to the model as the training texts were."""
+        return self.task.form.to_dict()
 
 
-def load_backbone(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model of the class that suits the model's kind: a classifier for encoders, else a language model.
 
     Args:
         model: alias, local path or hub id.
+        tokens: whether an encoder's classifier is one of tokens.
 
     Raises:
         SoftPromptError: there is no such model, or it cannot be read.
     """
-    return _load_backbone(model)[:2]
+    return _load_backbone(model, tokens)[:2]
 
 
-def _load_backbone(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
+def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
     """`load_backbone`, and the names of tensors that the model's files lack."""
     import transformers
 
@@ -662,7 +675,9 @@ def _load_backbone(model: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
             kind = kind_of(config)
             cls: Any
-            if kind == "encoder":
+            if kind == "encoder" and tokens:
+                cls = transformers.AutoModelForTokenClassification
+            elif kind == "encoder":
                 cls = transformers.AutoModelForSequenceClassification
             elif kind == "encoder-decoder":
                 cls = transformers.AutoModelForSeq2SeqLM

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
@@ -16,12 +17,14 @@ from softprompts.experiment import context_room
 from softprompts.hub import asking
 from softprompts.loading import load
 from softprompts.saving import CONFIG_FILE, TENSOR_FILE, read
-from softprompts.tasks import Example, Task, encode_examples, label_ids, padding_id
+from softprompts.tasks import Example, Form, Spec, Task, encode_examples, label_ids, new_tokens, padding_id
+from softprompts.tasks.encode import reader
 from softprompts.tasks.rows import check_columns, read_rows
 from softprompts.training.evaluate import predict
 from softprompts.training.runs import PROMPT
 
 Text = tuple[str, str | None]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -100,82 +103,80 @@ class Predictor:
         form = meta.get("task_form")
         if form is None and kind != "encoder":
             raise SoftPromptError(f"{source} does not say how its texts are written out; it was not trained by 'train'")
-        form = form or {"kind": "classification", "labels": config["labels"] or [], "fields": ["sentence"]}
-        self.task = Task(
-            name=str(meta.get("task", source)),
-            label_names=tuple(form["labels"]),
-            train=[],
-            validation=[],
-            kind=form["kind"],
-            label_words=tuple(form.get("label_words", ())),
-            fields=tuple(form["fields"]),
-            word=form.get("word", ""),
-        )
+        name = str(meta.get("task", source))
+        self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
+        self._told = form is not None
         self.max_length, self.truncated = int(meta.get("max_length", 256)), 0
         room = context_room(self.model, self.tokenizer, self.model.prompts[self.name].config)
         if room is not None:
             self.max_length = min(self.max_length, room)
-        # None: it is not known whether it reads pairs.
-        self.pairs: bool | None = form.get("pairs")
-        self.label_ids = None if kind == "encoder" else label_ids(self.task, self.tokenizer, kind)
+        self.kind: str = kind
+        self.label_ids = label_ids(self.task, self.tokenizer, kind)
+        self.new_tokens = new_tokens(self.task, self.tokenizer, kind)
 
-    def read(self, file: str | Path, text: str | None = None, text_pair: str | None = None) -> list[Text]:
-        """The texts of a file.
+    def read(self, file: str | Path, text: str | None = None, text_pair: str | None = None) -> list[Row]:
+        """The rows of a file.
 
         Args:
-            file: CSV, TSV or JSONL; or ``.txt`` with one text a line.
-            text: column of the text; None: the one it was trained on if the file has it, else "text".
-            text_pair: column of the second text; None: the one it was trained on, for a prompt that reads pairs.
+            file: CSV, TSV or JSONL with a column for each field of the task; or ``.txt`` with one text a line.
+            text: column of the first field, where it has another name there.
+            text_pair: column of the second field.
 
         Raises:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
         path = Path(file)
+        rows: list[Row] = []
         if path.suffix.lower() == ".txt":
-            rows: list[Text] = [(line, None) for line in _lines(path) if line.strip()]
+            rows = [{self.task.form.fields[0]: line} for line in _lines(path) if line.strip()]
+            self._require_fields(rows[0] if rows else {}, path)
         else:
-            rows = []
-            fields = self.task.fields
+            columns = {name: name for name in self.task.form.fields}
+            for name, column in zip(self.task.form.fields, (text, text_pair), strict=False):
+                columns[name] = column or columns[name]
             for line, row in read_rows(path):
-                first = text or (fields[0] if fields[0] in row else "text")
-                second = text_pair or (fields[1] if self.pairs and len(fields) == 2 and fields[1] in row else None)
-                check_columns(path, row, [first] if second is None else [first, second], line)
-                values = [row[name] for name in (first, second) if name is not None]
-                for name, value in zip((first, second), values, strict=False):
-                    if not isinstance(value, str) or not value.strip():
-                        raise SoftPromptError(f"{path}: line {line}: '{name}' is {value!r}, not a text")
-                rows.append((values[0], values[1] if second is not None else None))
+                first = self.task.form.fields[0]
+                if text is None and first not in row and "text" in row:
+                    columns[first] = "text"
+                check_columns(path, row, columns.values(), line)
+                for column in columns.values():
+                    if not _is_text(row[column]):
+                        raise SoftPromptError(f"{path}: line {line}: '{column}' is {row[column]!r}, not a text")
+                rows.append({**row, **{name: row[column] for name, column in columns.items()}})
         if not rows:
             raise SoftPromptError(f"{path} holds no texts")
         return rows
 
-    def __call__(self, texts: Sequence[str | Text], batch_size: int = 32) -> list[Answer]:
+    def row(self, text: str, text_pair: str | None = None) -> Row:
+        """A text, or a pair, as fields of the task.
+
+        Raises:
+            SoftPromptError: the task has more or fewer fields.
+        """
+        given = [text] if text_pair is None else [text, text_pair]
+        if not self._told:
+            return dict(zip(("text", "text_pair"), given, strict=False))
+        fields = self.task.form.fields
+        self._require_fields({}, None, len(given))
+        return dict(zip(fields, given, strict=False))
+
+    def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:
         """Labels texts.
 
         Args:
-            texts: single texts, or pairs.
+            texts: single texts; pairs; or mappings with a text for each field of the task (a task that labels words
+                takes texts, cut at white space, or lists of words).
             batch_size: rows per forward pass.
 
         Raises:
-            SoftPromptError: an empty text, or single texts where pairs are read, or the other way round.
+            SoftPromptError: an empty text, or not a text for each field.
         """
-        rows = [text if isinstance(text, tuple) else (text, None) for text in texts]
-        for text, pair in rows:
-            if self.pairs and pair is None:
-                raise SoftPromptError(f"'{self.task.name}' reads pairs of texts: give a second one (--text-pair)")
-            if self.pairs is False and pair is not None:
-                raise SoftPromptError(f"'{self.task.name}' reads single texts: leave out the second one (--text-pair)")
-            given = 1 if pair is None else 2
-            if self.label_ids is not None and given != len(self.task.fields):
-                wanted = ", ".join(self.task.fields)
-                raise SoftPromptError(f"'{self.task.name}' reads {len(self.task.fields)} texts ({wanted}), not {given}")
-            if not text.strip():
-                raise SoftPromptError("an empty text cannot be labelled")
-        if len({pair is None for _, pair in rows}) > 1:
-            raise SoftPromptError("give single texts or pairs, not both at once")
-        examples = [Example(text, pair) for text, pair in rows]
-        kind = self.model.backbone_kind
-        encoded = encode_examples(examples, self.task, self.tokenizer, kind, self.max_length, with_answer=False)
+        if not self._told:  # then one text is read, or a pair
+            paired = any(not isinstance(text, str) and len([v for v in text if v is not None]) > 1 for text in texts)
+            form = replace(self.task.form, fields=("text", "text_pair")[: 1 + paired], reading=(), source="")
+            self.task = replace(self.task, form=form)
+        examples = [self._example(text) for text in texts]
+        encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
         self.truncated = encoded.truncated
         found = predict(
             self.model,
@@ -184,17 +185,64 @@ class Predictor:
             pad_id=padding_id(self.tokenizer),
             batch_size=batch_size,
             label_ids=self.label_ids,
+            new_tokens=self.new_tokens,
         )
-        answers = []
-        for index, label in enumerate(found.labels):
-            chance = None if found.probabilities is None else max(found.probabilities[index])
-            if self.task.kind == "regression":
-                value = label if self.label_ids is None else self.task.label_value(int(label))
-                answers.append(Answer(f"{value:.4g}", None))
-            else:
-                names = self.task.label_names or tuple(self.model.prompts[self.name].labels)
-                answers.append(Answer(names[int(label)], chance))
-        return answers
+        answers, _ = reader(self.task, examples, encoded, self.tokenizer, self.kind)(found)
+        chances = found.probabilities if len(found.probabilities or []) == len(examples) else None
+        return [
+            Answer(self._named(example, answer), None if chances is None else max(chances[index]))
+            for index, (example, answer) in enumerate(zip(examples, answers, strict=True))
+        ]
+
+    def _named(self, example: Example, answer: Any) -> str:
+        """An answer in words."""
+        form = self.task.form
+        if form.kind == "regression":
+            return f"{answer:.4g}"
+        if form.kind == "tagging":
+            return " ".join(answer)
+        if isinstance(answer, str):
+            return answer
+        names = example.choices if form.kind == "choice" else form.labels or tuple(self.model.prompts[self.name].labels)
+        return names[int(answer)] if answer >= 0 else ""
+
+    def _example(self, text: str | Text | Row) -> Example:
+        fields = self.task.form.fields
+        if not isinstance(text, Mapping):
+            values = (text,) if isinstance(text, str) else tuple(value for value in text if value is not None)
+            text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
+            self._require_fields(text, None, len(values))
+        if self.task.kind == "tagging":
+            words = text.get("words", text.get(fields[0]))
+            words = words.split() if isinstance(words, str) else words
+            if not words:
+                raise SoftPromptError("an empty text cannot be labelled")
+            return Spec("", self.task.form).example({"words": words}, labelled=False)
+        self._require_fields(text, None)
+        if not any(_is_text(text[name]) for name in fields[:1]):
+            raise SoftPromptError("an empty text cannot be labelled")
+        return Spec("", self.task.form).example(text, labelled=False)
+
+    def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
+        fields = self.task.form.fields
+        there = sum(name in row for name in fields) if given is None else given
+        if self.task.kind != "tagging" and there != len(fields):
+            place = "" if path is None else f"{path}: "
+            wanted = ", ".join(fields)
+            hint = " (--text-pair)" if len(fields) == 2 else ""
+            raise SoftPromptError(
+                f"{place}'{self.task.name}' reads {len(fields)} texts ({wanted}), not {there}: give each of them{hint}"
+            )
+
+
+def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of a prompt that does not tell: a text, and the labels of its head."""
+    labels = config["labels"] or []
+    return {"labels": labels} if len(labels) > 1 else {"kind": "regression"}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,8 +9,12 @@ from softprompts.tasks.collate import length_bucketed_batches as length_bucketed
 from softprompts.tasks.encode import Encoded as Encoded
 from softprompts.tasks.encode import encode_examples as encode_examples
 from softprompts.tasks.encode import label_ids as label_ids
+from softprompts.tasks.encode import marker as marker
+from softprompts.tasks.encode import new_tokens as new_tokens
 from softprompts.tasks.encode import padding_id as padding_id
 from softprompts.tasks.files import load_files as load_files
+from softprompts.tasks.form import Form as Form
+from softprompts.tasks.spec import Spec as Spec
 from softprompts.tasks.task import Example as Example
 from softprompts.tasks.task import Task as Task
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from os import PathLike
+from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.glue import LATER, SPECS, load_glue
+from softprompts.tasks.glue import GLUE
 from softprompts.tasks.reviews import DOMAINS, load_reviews
+from softprompts.tasks.source import HUB, rows_of
+from softprompts.tasks.spec import Spec
+from softprompts.tasks.superglue import SUPERGLUE
 from softprompts.tasks.task import Task
+
+SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE}
 
 
 def task_names() -> list[tuple[str, str]]:
@@ -20,6 +27,7 @@ def load_task(
     name: str,
     data_dir: str | PathLike[str] | None = None,
     *,
+    template: str | None = None,
     max_train: int | None = None,
     max_validation: int | None = None,
     seed: int = 0,
@@ -29,17 +37,36 @@ def load_task(
 
     Args:
         name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq".
-        data_dir: local copy of GLUE and SuperGLUE, see `load_glue`; None: ask the hub. The reviews need neither.
+        data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
+            ask the hub. The reviews need neither.
+        template: how rows are put to a model; None: the task's own way.
         max_train: use at most so many training rows.
         max_validation: use at most so many validation rows.
         seed: draws these rows.
         cache_dir: where the reviews' archive is kept, see `reviews_archive`.
 
     Raises:
-        SoftPromptError: unknown task, or its data cannot be had.
+        SoftPromptError: unknown task or template, or its data cannot be had.
     """
-    known = [known_name for known_name, _ in task_names()]
-    if name not in known and name not in LATER:
-        raise SoftPromptError(f"unknown task '{name}': {nearest(name, known)}")
-    task = load_reviews(name, cache_dir) if name in DOMAINS else load_glue(name, data_dir)
+    if name in DOMAINS:
+        return load_reviews(name, cache_dir).limited(max_train, max_validation, seed)
+    if name not in SPECS:
+        raise SoftPromptError(f"unknown task '{name}': {nearest(name, [known for known, _ in task_names()])}")
+    spec = SPECS[name].under(name, template)
+    rows = {split: spec.examples(*rows_of(name, split, data_dir)) for split in ("train", "validation")}
+    benchmark, _, word = name.partition("/")
+    place = HUB[benchmark][0] if benchmark in HUB else benchmark
+    task = Task(
+        name=name,
+        form=spec.form,
+        metrics=spec.metrics,
+        source=f"{place} ({word}){'' if data_dir is None else ', local copy'}",
+        train=rows["train"],
+        validation=rows["validation"],
+    )
     return task.limited(max_train, max_validation, seed)
+
+
+def with_form(task: Task, **changes: Any) -> Task:
+    """The task with another form."""
+    return replace(task, form=replace(task.form, **changes))

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.form import Form
 from softprompts.tasks.rows import check_columns, read_rows
-from softprompts.tasks.task import KINDS, Example, Task
+from softprompts.tasks.task import Example, Task
 
 _HELD_OUT = 0.1
 _METRICS = {"classification": ("accuracy", "macro_f1"), "regression": ("pearson", "spearman")}
@@ -42,7 +43,10 @@ class _Reader:
             score, name = (0.0, _label(place, self.label, row))
             if self.kind == "regression":
                 score, name = _score(place, self.label, name), ""
-            rows.append((Example(text, pair, score, line), name))
+            fields = (
+                {self.text: text} if self.text_pair is None or pair is None else {self.text: text, self.text_pair: pair}
+            )
+            rows.append((Example(fields, score, line), name))
         return rows
 
 
@@ -86,8 +90,8 @@ def load_files(
     Raises:
         SoftPromptError: anything wrong with the files; names the file and the line.
     """
-    if kind not in KINDS:
-        raise SoftPromptError(f"kind is '{kind}': {nearest(kind, KINDS)}")
+    if kind not in _METRICS:
+        raise SoftPromptError(f"kind is '{kind}': {nearest(kind, _METRICS)}")
     reader = _Reader(text, text_pair, label, kind, sep, quoting)
     train_path = Path(train)
     train_rows = reader.read(train_path)
@@ -107,12 +111,14 @@ def load_files(
                 raise SoftPromptError(f"{place}: label '{label_name}' is not in {train_path.name}, which has: {known}")
     task = Task(
         name=name or train_path.name.split(".")[0],
-        label_names=tuple(names),
+        form=Form(
+            kind=kind,
+            labels=tuple(names),
+            fields=(text,) if text_pair is None else (text, text_pair),
+            words=tuple(label_words),
+        ),
         train=_indexed(train_rows, names),
         validation=_indexed(validation_rows, names),
-        kind=kind,
-        label_words=tuple(label_words),
-        fields=(text,) if text_pair is None else (text, text_pair),
         metrics=tuple(metrics) or _METRICS[kind],
         source=f"files: {source}",
     )

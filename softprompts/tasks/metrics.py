@@ -1,16 +1,32 @@
-"""Scores of predictions, by name: plain wrappers of scikit-learn and SciPy."""
+"""Scores of predictions, by name.
+
+Classes and scores are left to scikit-learn and SciPy. Answers in words follow SQuAD's official script, entities follow
+seqeval; both are small enough to be written here, and the tests hold them against the libraries.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import re
+import reprlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.answers import normalise
 
 Array = np.ndarray
+_TAG = re.compile(r"O|[BI](?:-.+)?", re.DOTALL)
+
+
+# Classes
 
 
 def _accuracy(predictions: Array, references: Array) -> float:
@@ -23,11 +39,25 @@ def _f1(predictions: Array, references: Array) -> float:
 
 
 def _macro_f1(predictions: Array, references: Array) -> float:
-    return float(sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0))
+    classes = np.union1d(predictions, references)
+    classes = classes[classes >= 0]  # an invalid prediction is wrong, but no class to average over
+    return float(sklearn_metrics.f1_score(references, predictions, labels=classes, average="macro", zero_division=0))
 
 
 def _matthews(predictions: Array, references: Array) -> float:
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
+        return 0.0  # as scikit-learn, which warns where both hold the same single class
     return float(sklearn_metrics.matthews_corrcoef(references, predictions))
+
+
+def _question_em(predictions: Array, references: Array, groups: Sequence[Hashable]) -> float:
+    right: dict[Hashable, bool] = {}
+    for group, is_right in zip(groups, (predictions == references).tolist(), strict=True):
+        right[group] = right.get(group, True) and is_right
+    return sum(right.values()) / len(right)
+
+
+# Scores
 
 
 def _correlation(function: Callable[[Array, Array], tuple[float, float]]) -> Callable[[Array, Array], float]:
@@ -41,40 +71,256 @@ def _correlation(function: Callable[[Array, Array], tuple[float, float]]) -> Cal
     return score
 
 
-METRICS: dict[str, Callable[[Array, Array], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": _macro_f1,
-    "matthews": _matthews,
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
+# Answers in words, any of several accepted
+
+
+def _em(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    rows = zip(predictions, references, strict=True)
+    return sum(normalise(given) in map(normalise, accepted) for given, accepted in rows) / len(predictions)
+
+
+def _token_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    rows = zip(predictions, references, strict=True)
+    return sum(max(_overlap(given, true) for true in accepted) for given, accepted in rows) / len(predictions)
+
+
+def _overlap(given: str, true: str) -> float:
+    given_words, true_words = normalise(given).split(), normalise(true).split()
+    if not given_words or not true_words:
+        return float(given_words == true_words)
+    shared = (Counter(given_words) & Counter(true_words)).total()
+    return 2 * shared / (len(given_words) + len(true_words))
+
+
+# Strings, each a class of its own
+
+
+def _of_strings(function: Callable[[Array, Array], float]) -> Callable[[Sequence[str], Sequence[str]], float]:
+    def score(predictions: Sequence[str], references: Sequence[str]) -> float:
+        ids: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+        given, true = (np.array([ids[normalise(text)] for text in texts]) for texts in (predictions, references))
+        return function(given, true)
+
+    return score
+
+
+# Tags
+
+
+def _entities(rows: Iterable[Sequence[str]]) -> Iterator[tuple[int, int, int, str]]:
+    """The entities as (row, first word, word after the last, type).
+
+    Read as conlleval does: an I- tag that continues no entity of its type begins one.
+    """
+    for row, tags in enumerate(rows):
+        start, last = 0, "O"
+        for place, tag in enumerate((*tags, "O")):
+            if last != "O" and (tag[0] != "I" or tag[2:] != last[2:]):
+                yield row, start, place, last[2:]
+                last = "O"
+            if last == "O":
+                start = place
+            last = tag
+
+
+def _of_entities(function: Callable[[int, int, int], float]) -> Callable[[Any, Any], float]:
+    def score(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+        given, true = set(_entities(predictions)), set(_entities(references))
+        return function(len(given & true), len(given), len(true))
+
+    return score
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+# What the rows of each kind of metric must be
+
+
+def _require(metric: str, side: str, rows: Sequence[Any], good: Callable[[Any], bool], wanted: str) -> None:
+    for row, value in enumerate(rows):
+        if not good(value):
+            raise SoftPromptError(f"metric '{metric}': row {row} of the {side} is {reprlib.repr(value)}, not {wanted}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | np.bool_)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_class(value: Any) -> bool:
+    return _is_number(value) and value >= -1 and float(value).is_integer()
+
+
+def _classes(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Array, Array]:
+    _require(metric, "predictions", predictions, _is_class, "a class: a whole number from 0, or -1 for none")
+    _require(metric, "references", references, lambda value: _is_class(value) and value >= 0, "a class from 0")
+    return np.array(predictions, dtype=np.int64), np.array(references, dtype=np.int64)
+
+
+def _numbers(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Array, Array]:
+    _require(metric, "predictions", predictions, _is_number, "a number")
+    _require(metric, "references", references, _is_number, "a number")
+    return np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
+
+
+def _accepted(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
+    def good(value: Any) -> bool:
+        return isinstance(value, Sequence) and not _is_text(value) and bool(value) and all(map(_is_text, value))
+
+    _require(metric, "predictions", predictions, _is_text, "a text")
+    _require(metric, "references", references, good, "a list of accepted texts, at least one")
+    return predictions, references
+
+
+def _strings(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
+    _require(metric, "predictions", predictions, _is_text, "a text")
+    _require(metric, "references", references, _is_text, "a text")
+    return predictions, references
+
+
+def _tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
+    for side, rows in (("predictions", predictions), ("references", references)):
+        _require(metric, side, rows, lambda tags: isinstance(tags, Sequence) and not _is_text(tags), "a list of tags")
+        for row, tags in enumerate(rows):
+            for tag in tags:
+                if not (_is_text(tag) and _TAG.fullmatch(tag)):
+                    place = f"metric '{metric}': row {row} of the {side}"
+                    raise SoftPromptError(f"{place} has the tag {reprlib.repr(tag)}; BIO has O, B-TYPE and I-TYPE")
+    for row, (given, true) in enumerate(zip(predictions, references, strict=True)):
+        if len(given) != len(true):
+            raise SoftPromptError(f"metric '{metric}': row {row} has {len(given)} predicted tags for {len(true)} words")
+    return predictions, references
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed.
+
+    Attributes:
+        read: checks predictions and references and makes of them what ``score`` takes.
+        score: the score of predictions and references, and of groups if it is ``grouped``.
+        grouped: scores groups of rows.
+    """
+
+    read: Callable[[str, Sequence[Any], Sequence[Any]], tuple[Any, Any]]
+    score: Callable[..., float]
+    grouped: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_classes, _accuracy),
+    "f1": Metric(_classes, _f1),
+    "macro_f1": Metric(_classes, _macro_f1),
+    "matthews": Metric(_classes, _matthews),
+    "pearson": Metric(_numbers, _correlation(stats.pearsonr)),
+    "spearman": Metric(_numbers, _correlation(stats.spearmanr)),
+    "f1a": Metric(_classes, _f1),
+    "question_em": Metric(_classes, _question_em, grouped=True),
+    "em": Metric(_accepted, _em),
+    "token_f1": Metric(_accepted, _token_f1),
+    "seqeval_f1": Metric(_tags, _of_entities(lambda both, given, true: _share(2 * both, given + true))),
+    "seqeval_precision": Metric(_tags, _of_entities(lambda both, given, true: _share(both, given))),
+    "seqeval_recall": Metric(_tags, _of_entities(lambda both, given, true: _share(both, true))),
+    "string_accuracy": Metric(_strings, _of_strings(_accuracy)),
+    "string_macro_f1": Metric(_strings, _of_strings(_macro_f1)),
 }
 
 
+def metric_parts(name: str) -> tuple[str, ...]:
+    """The metrics whose mean a name stands for: "accuracy+macro_f1" for two of them, "accuracy" for itself.
+
+    Raises:
+        SoftPromptError: one of them is unknown.
+    """
+    parts = tuple(part.strip() for part in name.split("+"))
+    for part in parts:
+        if part not in METRICS:
+            place = f" in '{name}'" if len(parts) > 1 else ""
+            raise SoftPromptError(f"unknown metric '{part}'{place}: {nearest(part, METRICS)}")
+    return parts
+
+
 def compute(
-    metric_names: Iterable[str], predictions: Sequence[int | float] | Array, references: Sequence[int | float] | Array
+    metric_names: Iterable[str],
+    predictions: Sequence[Any] | Array,
+    references: Sequence[Any] | Array,
+    groups: Sequence[Hashable] | Array | None = None,
 ) -> dict[str, float]:
     """Scores predictions against references.
 
+    For classes, whole numbers from 0; a prediction of -1 is none of them and always wrong:
+
+    - "accuracy"; "f1", of class 1; "macro_f1", the mean over the classes that occur; "matthews", where -1 is one
+      more class, as for scikit-learn.
+    - MultiRC's: "f1a", F1 of class 1 over all answers; "question_em", the share of groups that are right throughout.
+
+    For scores: "pearson", "spearman".
+
+    For texts (all compared after `answers.normalise`):
+
+    - SQuAD's and ReCoRD's: "em", the share of exact matches; "token_f1", the overlap in words. References are lists of
+      accepted answers, of which the best counts. Two texts that are empty once normalised match in both metrics.
+    - SMoP's: "string_accuracy"; "string_macro_f1", where each distinct text that occurs is a class.
+
+    For lists of BIO tags: "seqeval_f1", "seqeval_precision", "seqeval_recall" over all entities, which must agree in
+    type, start and end. As in conlleval and seqeval's default mode, an I- tag that continues no entity of its type
+    begins one; without entities the score is 0.
+
+    Names joined with "+" give the mean: "accuracy+macro_f1", as Residual Prompt Tuning scores CB.
+
     Args:
-        metric_names: of "accuracy", "f1" (of label 1), "macro_f1", "matthews", "pearson", "spearman".
+        metric_names: the metrics.
         predictions: one for each row.
-        references: the true labels or scores.
+        references: the truth, one for each row.
+        groups: what each row belongs to, for MultiRC the question.
 
     Returns:
-        The scores by name, in the order asked for. Correlations with a constant are 0, with non-finite values nan.
+        The scores by name, from 0 (correlations: -1) to 1, in the order asked for. Correlations with a constant are
+        0, with non-finite values nan.
 
     Raises:
-        SoftPromptError: unknown metric, no rows, or numbers of rows that differ.
+        SoftPromptError: unknown metric; no rows, numbers of rows that differ; groups that are missing; rows that are
+            not what a metric takes.
     """
-    given, true = np.asarray(predictions), np.asarray(references)
-    if given.ndim != 1 or given.shape != true.shape:
-        raise SoftPromptError(f"predictions have shape {given.shape}, references {true.shape}: give one for each row")
-    if not given.size:
+    given, true = (_rows(side, rows) for side, rows in (("predictions", predictions), ("references", references)))
+    if len(given) != len(true):
+        raise SoftPromptError(f"{len(given)} predictions for {len(true)} references: give one for each row")
+    if not given:
         raise SoftPromptError("there are no predictions to score")
-    scores = {}
-    for name in metric_names:
-        if name not in METRICS:
-            raise SoftPromptError(f"unknown metric '{name}': {nearest(name, METRICS)}")
-        scores[name] = METRICS[name](given, true)
-    return scores
+    asked = {name: metric_parts(name) for name in metric_names}
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
+        metric = METRICS[name]
+        more = [_groups(name, groups, len(given))] if metric.grouped else []
+        found[name] = metric.score(*metric.read(name, given, true), *more)
+    return {name: sum(found[part] for part in parts) / len(parts) for name, parts in asked.items()}
+
+
+def _rows(side: str, rows: Any) -> list[Any]:
+    listed = rows.tolist() if hasattr(rows, "tolist") else rows
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise SoftPromptError(f"{side} are {reprlib.repr(listed)}; give a list with one for each row")
+    return list(listed)
+
+
+def _groups(metric: str, groups: Any, rows: int) -> list[Hashable]:
+    if groups is None:
+        raise SoftPromptError(f"metric '{metric}' needs groups: for each row, the question that it belongs to")
+    keys = _rows("groups", groups)
+    if len(keys) != rows:
+        raise SoftPromptError(f"metric '{metric}': {len(keys)} groups for {rows} predictions: give one for each row")
+    _require(metric, "groups", keys, _is_hashable, "a number, a text or a tuple of them")
+    return keys

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.packaged import reviews_archive
+from softprompts.tasks.form import Form
 from softprompts.tasks.task import Example, Task
 
 DOMAINS: dict[str, tuple[str, str]] = {
@@ -49,9 +50,7 @@ def load_reviews(name: str = "reviews", cache_dir: str | PathLike[str] | None = 
         splits[_split(name, str(example.id))].append(example)
     return Task(
         name=name,
-        label_names=_LABELS,
-        fields=("sentence",),
-        word="sentiment",
+        form=Form(labels=_LABELS, fields=("sentence",), source="sentiment sentence: {sentence}"),
         metrics=("accuracy", "macro_f1"),
         source=f"vaderSentiment 3.3.2, {stem}_GroundTruth.txt (Hutto and Gilbert 2014)",
         train=splits["train"],
@@ -84,7 +83,7 @@ def _examples(text: str) -> list[Example]:
         if float(rating) == 0 or key in seen:
             continue
         seen.add(key)
-        examples.append(Example(sentence, label=int(float(rating) > 0), id=row_id))
+        examples.append(Example({"sentence": sentence}, label=int(float(rating) > 0), id=row_id))
     return examples
 
 

@@ -1,4 +1,4 @@
-"""What a task is: labelled texts, the names of their labels, and how they are written out for a language model."""
+"""What a task is: rows, and the form in which they are put to a model."""
 
 from __future__ import annotations
 
@@ -6,83 +6,82 @@ import hashlib
 import json
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from softprompts.errors import SoftPromptError
-
-KINDS = ("classification", "regression")
+from softprompts.tasks.form import Form
 
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled row.
+    """One row.
 
     Attributes:
-        text: what an encoder reads.
-        text_pair: the second text of a pair.
-        label: index into the task's label names, or the score of a regression task.
+        fields: its texts by name.
+        label: index of its class or choice, its score, or the indices of its words' tags; for a ranking, which choices
+            are right, as indices. None where it is not known.
         id: names the row in its source.
-        values: texts of the task's fields, where these are not just ``text`` and ``text_pair``.
+        choices: what there is to choose from.
+        names: what each choice is called in a ranking, where that is not its text.
+        answers: the texts that count as right, of a ranking or a span.
+        starts: where in the context each answer begins, in characters (spans).
+        words: of a row that is tagged.
+        group: rows that are scored together have the same, such as the answers to one question.
     """
 
-    text: str
-    text_pair: str | None = None
-    label: int | float = 0
+    fields: Mapping[str, str]
+    label: Any = None
     id: str | int = 0
-    values: tuple[str, ...] | None = None
+    choices: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    starts: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
+    group: str | None = None
 
-    def field_values(self) -> tuple[str, ...]:
-        """The texts that are written out for a language model, in the order of the task's fields."""
-        if self.values is not None:
-            return self.values
-        return (self.text,) if self.text_pair is None else (self.text, self.text_pair)
+    def __hash__(self) -> int:
+        return hash((tuple(self.fields.items()), self.id))
+
+    @property
+    def text(self) -> str:
+        """The first field."""
+        return next(iter(self.fields.values()))
 
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled texts and all that is needed to train and score on them.
+    """Rows and all that is needed to train and score on them.
 
     Attributes:
         name: as given to `load_task`.
-        label_names: names of the classes; empty for regression.
+        form: how rows are put to a model.
         train: rows to train on.
         validation: rows to score on.
         test: rows that nothing is chosen by; may be empty.
-        kind: "classification" or "regression".
-        label_words: what a language model answers, one for each label; empty: the label names. For regression:
-            the numbers it may answer, as text.
-        fields: names of the fields in the text-to-text form "word field: value field: value".
-        word: the task word that opens the text-to-text form; may be empty.
         metrics: names for `compute`; the first is the main one.
         source: where the rows come from, in words.
     """
 
     name: str
-    label_names: tuple[str, ...]
+    form: Form
     train: list[Example]
     validation: list[Example]
     test: list[Example] = field(default_factory=list)
-    kind: str = "classification"
-    label_words: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ("sentence",)
-    word: str = ""
     metrics: tuple[str, ...] = ("accuracy",)
     source: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label_words", tuple(self.label_words or self.label_names))
-        if self.kind not in KINDS:
-            raise SoftPromptError(f"task '{self.name}': kind is '{self.kind}', known: {', '.join(KINDS)}")
-        if self.kind == "classification" and len(self.label_words) != len(self.label_names):
-            raise SoftPromptError(
-                f"task '{self.name}': {len(self.label_words)} label words for {len(self.label_names)} labels"
-            )
+    @property
+    def kind(self) -> str:
+        """A key of `KINDS`."""
+        return self.form.kind
 
     @property
-    def num_labels(self) -> int:
-        """Outputs of a head: one for each label, or one for a score."""
-        return len(self.label_names) if self.kind == "classification" else 1
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes or tags."""
+        return self.form.labels
 
     @cached_property
     def fingerprint(self) -> str:
@@ -91,35 +90,20 @@ class Task:
         for split in (self.train, self.validation, self.test):
             digest.update(b"split\n")
             for row in split:
-                line = json.dumps([row.text, row.text_pair, row.label, row.id, row.values])
+                line = json.dumps(list(vars(row).values()))
                 digest.update(line.encode() + b"\n")
         return digest.hexdigest()
 
     def balance(self, split: str = "train") -> dict[str, int]:
-        """Rows of each label in a split; empty for regression."""
+        """Rows of each label or choice in a split; empty for other kinds."""
+        if self.kind not in ("classification", "choice"):
+            return {}
         counts = Counter(row.label for row in getattr(self, split))
-        return {name: counts[index] for index, name in enumerate(self.label_names)}
+        return {name: counts[index] for index, name in enumerate(self.label_names or self.form.words)}
 
     def render(self, example: Example) -> str:
-        """The text-to-text form of a row."""
-        return self.render_values(example.field_values())
-
-    def render_values(self, values: tuple[str, ...]) -> str:
-        """The text-to-text form of the fields' texts."""
-        fragments = [f"{field}: {value}" for field, value in zip(self.fields, values, strict=True)]
-        return " ".join([self.word, *fragments] if self.word else fragments)
-
-    def label_index(self, label: float) -> int:
-        """Index of the word that stands for a label; for a score, of the nearest number among the words."""
-        if self.kind == "classification":
-            return int(label)
-        if not self.label_words:
-            raise SoftPromptError(f"task '{self.name}': a language model needs label words for its scores")
-        return min(range(len(self.label_words)), key=lambda index: abs(float(self.label_words[index]) - label))
-
-    def label_value(self, index: int) -> int | float:
-        """What the word at an index stands for: the label itself, or a score."""
-        return index if self.kind == "classification" else float(self.label_words[index])
+        """What a language model reads of a row."""
+        return self.form.write(example.fields)
 
     def limited(self, max_train: int | None = None, max_validation: int | None = None, seed: int = 0) -> Task:
         """The task with at most so many rows, drawn by the seed and kept in their order."""
@@ -143,10 +127,13 @@ def few_shot(task: Task, count: int, seed: int = 0) -> list[Example]:
     """See `Task.few_shot`."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise SoftPromptError(f"few_shot is {count!r}: it must be a whole number of at least 1")
-    groups = len(task.label_names)
-    names = task.label_names
-    labels = [int(row.label) for row in task.train] if task.kind == "classification" else []
-    if task.kind == "regression":
+    names = task.label_names or task.form.words
+    groups, labels = len(names), [0] * len(task.train)
+    if task.kind in ("classification", "choice"):
+        labels = [int(row.label) for row in task.train]
+    elif task.kind != "regression":  # no label of the row as a whole
+        groups, names = 1, ("rows",)
+    else:
         scores = [row.label for row in task.train]
         middle = (min(scores) + max(scores)) / 2
         groups, names, labels = 2, ("low scores", "high scores"), [int(score > middle) for score in scores]

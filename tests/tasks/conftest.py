@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softprompts.errors import SoftPromptError
 from softprompts.packaged import reviews_archive
-from softprompts.tasks import Example, Task
+from softprompts.tasks import Example, Form, Task
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -76,12 +76,16 @@ def decoder_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def toy_task() -> Task:
-    rows = [Example("good film", label=1, id="a"), Example("a bad bad plot", label=0, id="b")]
-    return Task("toy", ("bad", "good"), train=rows, validation=rows[:1], word="toy")
+    rows = [Example({"sentence": "good film"}, 1, "a"), Example({"sentence": "a bad bad plot"}, 0, "b")]
+    form = Form(labels=("bad", "good"), fields=("sentence",), source="toy sentence: {sentence}")
+    return Task("toy", form, train=rows, validation=rows[:1])
 
 
 @pytest.fixture
 def pair_task() -> Task:
     long = "one two three four five one two three four five"
-    rows = [Example("good film", "the same", 1, 0), Example("good film", long, 0, 1)]
-    return Task("pairs", ("no", "yes"), train=rows, validation=rows, fields=("first", "second"))
+    rows = [
+        Example({"first": "good film", "second": "the same"}, 1, 0),
+        Example({"first": "good film", "second": long}, 0, 1),
+    ]
+    return Task("pairs", Form(labels=("no", "yes"), fields=("first", "second")), train=rows, validation=rows)

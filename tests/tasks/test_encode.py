@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks import Example, Task, encode_examples, label_ids, padding_id
+from softprompts.tasks import Example, Form, Task, encode_examples, label_ids, padding_id
+from softprompts.tasks.catalog import with_form
 
 
 def words(tokenizer, ids: list[int]) -> str:
@@ -35,7 +34,7 @@ def test_decoder(decoder_tokenizer, toy_task: Task) -> None:
     assert words(decoder_tokenizer, row["input_ids"]) == "toy sentence : good film answer : good </s>"
     assert row["labels"] == [-100] * 7 + row["input_ids"][7:]
     bare = encode_examples(toy_task.train, toy_task, decoder_tokenizer, "decoder", 16, with_answer=False).features[0]
-    assert bare == {"input_ids": row["input_ids"][:7], "label": 1}
+    assert bare == {"input_ids": row["input_ids"][:7]}
 
 
 def test_decoder_cut_keeps_the_frame(decoder_tokenizer, pair_task: Task) -> None:
@@ -61,11 +60,10 @@ def test_label_words(decoder_tokenizer, toy_task: Task) -> None:
     good, bad, end = decoder_tokenizer.convert_tokens_to_ids(["good", "bad", "</s>"])
     for kind in ("encoder-decoder", "decoder"):
         assert label_ids(toy_task, decoder_tokenizer, kind) == [[bad, end], [good, end]]
-    unknown = replace(toy_task, label_words=("awful", "great"))
+    unknown = with_form(toy_task, words=("awful", "great"))
     with pytest.raises(SoftPromptError, match="cannot tell the label words 'awful' and 'great' apart"):
         encode_examples(toy_task.train, unknown, decoder_tokenizer, "decoder", 16)
-    with pytest.raises(SoftPromptError, match="an encoder has a head"):
-        label_ids(toy_task, decoder_tokenizer, "encoder")
+    assert label_ids(toy_task, decoder_tokenizer, "encoder") is None
     with pytest.raises(SoftPromptError, match="did you mean 'decoder'"):
         label_ids(toy_task, decoder_tokenizer, "decodr")
 
@@ -76,7 +74,8 @@ def test_padding_id(encoder_tokenizer, decoder_tokenizer) -> None:
 
 
 def test_t5(t5_tokenizer, pair_task: Task) -> None:
-    task = replace(pair_task, word="rte", label_words=("not_entailment", "entailment"))
+    source = "rte first: {first} second: {second}"
+    task = with_form(pair_task, source=source, words=("not_entailment", "entailment"))
     encoded = encode_examples(task.train, task, t5_tokenizer, "encoder-decoder", 32)
     row = encoded.features[0]
     assert t5_tokenizer.decode(row["input_ids"]) == "rte first: good film second: the same</s>"
@@ -85,8 +84,9 @@ def test_t5(t5_tokenizer, pair_task: Task) -> None:
 
 
 def test_t5_cut_spares_the_shorter_text(t5_tokenizer) -> None:
-    task = Task("boolq", ("False", "True"), [], [], fields=("passage", "question"), word="boolq")
-    rows = [Example("is it so", "word " * size, 1, size, values=("word " * size, "is it so")) for size in (5, 50, 500)]
+    form = Form(labels=("False", "True"), fields=("question", "passage"), source="{passage} question: {question}")
+    task = Task("boolq", form, [], [])
+    rows = [Example({"question": "is it so", "passage": "word " * size}, 1, size) for size in (5, 50, 500)]
     encoded = encode_examples(rows, task, t5_tokenizer, "encoder-decoder", 40)
     assert encoded.truncated == 2
     for row in encoded.features[1:]:
@@ -95,12 +95,12 @@ def test_t5_cut_spares_the_shorter_text(t5_tokenizer) -> None:
 
 
 def test_scores(t5_tokenizer) -> None:
-    rows = [Example("a", "b", 3.79, 0)]
-    task = Task("sts", (), rows, rows, kind="regression", label_words=("3.6", "3.8"), fields=("x", "y"))
+    rows = [Example({"x": "a", "y": "b"}, 3.79, 0)]
+    task = Task("sts", Form(kind="regression", words=("3.6", "3.8"), fields=("x", "y")), rows, rows)
     row = encode_examples(rows, task, t5_tokenizer, "encoder-decoder", 32).features[0]
     assert row["label"] == 3.79 and t5_tokenizer.decode(row["labels"]) == "3.8</s>"
     with pytest.raises(SoftPromptError, match="no label words"):
-        encode_examples(rows, replace(task, label_words=()), t5_tokenizer, "encoder-decoder", 32)
+        encode_examples(rows, with_form(task, words=()), t5_tokenizer, "encoder-decoder", 32)
 
 
 def test_packaged_tokenizer_on_real_rows(data_dir) -> None:

@@ -24,7 +24,7 @@ def load(path: Path, validation: Path | None = None, **more: object):
 
 def test_stratified_hold_out(tmp_path: Path) -> None:
     task = load(csv_file(tmp_path))
-    assert task.name == "mail" and task.label_names == ("ham", "spam") and task.fields == ("body",)
+    assert task.name == "mail" and task.label_names == ("ham", "spam") and task.form.fields == ("body",)
     assert task.balance("validation") == {"ham": 1, "spam": 3}
     assert len(task.train) + len(task.validation) == 40
     assert not {row.id for row in task.train} & {row.id for row in task.validation}
@@ -50,7 +50,7 @@ def test_two_files_pairs_and_limits(tmp_path: Path) -> None:
     args = {"text": "a", "text_pair": "b", "label": "y", "max_train": 6, "label_words": ("no", "yes")}
     task = load_files(tmp_path / "train.jsonl", tmp_path / "dev.jsonl", **args)
     assert (len(task.train), len(task.validation)) == (6, 20)
-    assert task.label_names == ("0", "1") and task.label_words == ("no", "yes")
+    assert task.label_names == ("0", "1") and task.form.words == ("no", "yes")
     assert task.render(task.validation[3]) == "a: dev 3 b: other"
     assert task.validation[3].label == 1
 
@@ -63,7 +63,7 @@ def test_integer_labels_sort_by_value(tmp_path: Path) -> None:
 def test_regression(tmp_path: Path) -> None:
     rows = [(f"t{at}", f"{at / 10}") for at in range(30)]
     task = load(csv_file(tmp_path, rows), kind="regression")
-    assert task.num_labels == 1 and task.metrics[0] == "pearson" and len(task.validation) == 3
+    assert task.kind == "regression" and task.metrics[0] == "pearson" and len(task.validation) == 3
     assert all(isinstance(row.label, float) for row in task.train)
     with pytest.raises(SoftPromptError, match="line 3: the label 'kind' is 'nan', not a number"):
         load(csv_file(tmp_path, [("a", "1"), ("b", "nan")]), kind="regression")

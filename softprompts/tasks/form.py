@@ -1,0 +1,166 @@
+"""How the rows of a task are put to a model, and how its answers are read: all that must be known to predict.
+
+A row has *fields*, which are texts by name. Templates are format strings over them:
+
+- ``reading``: what an encoder reads, one text or a pair: ``("{question}", "{passage}")``;
+- ``source``: what a language model reads: ``"boolq passage: {passage} question: {question}"``;
+- ``choices``: for multiple choice, the texts to choose from: ``("{choice1}", "{choice2}")``; an encoder reads one
+  after the other as the field ``choice``.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from softprompts.errors import SoftPromptError, nearest
+
+KINDS: dict[str, str] = {
+    "classification": "one of several labels for a text or a pair",
+    "regression": "a score for a text or a pair",
+    "choice": "one of several texts (multiple choice)",
+    "ranking": "which of a row's own candidates answers it",
+    "span": "a part of a context",
+    "tagging": "a label for each word",
+}
+ANSWERS = {
+    "rank": "the likeliest of the label words",
+    "generate": "what the model writes, read back as a label",
+}
+_CLOSED = ("classification", "regression", "choice")
+CHOICE = "choice"
+
+
+@dataclass(frozen=True)
+class Form:
+    """See the module.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        labels: names of the classes or tags; empty for other kinds.
+        fields: names of the fields, in the order of the default templates.
+        reading: what an encoder reads; empty: the first one or two fields.
+        source: what a language model reads; empty: "field: {field} field: {field}".
+        words: what a language model answers for each label or choice, or the numbers it may answer as text; empty: the
+            label names.
+        choices: format strings of the choices; empty where each row brings its own.
+        cut: fields that are cut where a row is too long, the first one first; empty: whichever is longest.
+        answering: a key of `ANSWERS`: how a language model's answer is found.
+        invalid: what a generated answer that is no label counts as, see `softprompts.tasks.answers`.
+    """
+
+    kind: str = "classification"
+    labels: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ("text",)
+    reading: tuple[str, ...] = ()
+    source: str = ""
+    words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
+    answering: str = "rank"
+    invalid: str = "mismatch"
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, list):
+                object.__setattr__(self, each.name, tuple(value))
+        if self.kind not in KINDS:
+            raise SoftPromptError(f"kind is '{self.kind}': {nearest(self.kind, KINDS)}")
+        if self.answering not in ANSWERS:
+            raise SoftPromptError(f"answering is '{self.answering}': {nearest(self.answering, ANSWERS)}")
+        if not self.fields:
+            raise SoftPromptError("a task needs at least one field")
+        if not self.reading:
+            first = [f"{{{name}}}" for name in self.fields[:2]]
+            object.__setattr__(self, "reading", tuple([*first[:1], f"{{{CHOICE}}}"] if self.chooses else first))
+        if not self.source:
+            object.__setattr__(self, "source", " ".join(f"{name}: {{{name}}}" for name in self.fields))
+        if not self.words and self.kind == "classification":
+            object.__setattr__(self, "words", self.labels)
+        self._check()
+
+    def _check(self) -> None:
+        if self.kind == "classification" and len(self.words) != len(self.labels):
+            raise SoftPromptError(f"{len(self.words)} label words for {len(self.labels)} labels")
+        if self.choices and self.words and len(self.words) != len(self.choices):
+            raise SoftPromptError(f"{len(self.words)} label words for {len(self.choices)} choices")
+        if len(self.reading) > 2:
+            raise SoftPromptError(f"an encoder reads one text or a pair, not {len(self.reading)}")
+        beside = (CHOICE,) if self.chooses else ()
+        for template, more in [(self.source, ()), *((text, beside) for text in self.reading)]:
+            check_template(template, (*self.fields, *more))
+        for template in self.choices:
+            check_template(template, self.fields)
+        for name in self.cut:
+            if name not in (*self.fields, *beside):
+                raise SoftPromptError(f"cut names '{name}': {nearest(name, self.fields)}")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an encoder reads a row once for each of its choices."""
+        return self.kind in ("choice", "ranking")
+
+    @property
+    def closed(self) -> bool:
+        """Whether a language model answers with one of the label words, the same for all rows."""
+        return self.kind in _CLOSED
+
+    def read(self, values: Mapping[str, str]) -> tuple[str, ...]:
+        """What an encoder reads of a row's fields (and its ``choice``)."""
+        return tuple(template.format_map(values) for template in self.reading)
+
+    def write(self, values: Mapping[str, str]) -> str:
+        """What a language model reads of a row's fields."""
+        return self.source.format_map(values)
+
+    def label_index(self, label: float) -> int:
+        """Index of the word that stands for a label; for a score, of the nearest number among the words."""
+        if self.kind != "regression":
+            return int(label)
+        if not self.words:
+            raise SoftPromptError("a language model needs label words for scores")
+        return min(range(len(self.words)), key=lambda index: abs(float(self.words[index]) - label))
+
+    def label_value(self, index: int) -> int | float:
+        """What the word at an index stands for: the label itself, or a score."""
+        return float(self.words[index]) if self.kind == "regression" else index
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as saved with a prompt."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Form:
+        """The other way round.
+
+        Raises:
+            SoftPromptError: a name that no form has, or values that do not go together.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in plain:
+            if name not in known:
+                raise SoftPromptError(f"a task has no '{name}': {nearest(name, known)}")
+        return cls(**plain)
+
+
+def check_template(template: str, known: Iterable[str]) -> None:
+    """Makes sure that a format string names known fields only.
+
+    Raises:
+        SoftPromptError: another field, or broken braces.
+    """
+    known = list(known)
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise SoftPromptError(
+            f"the template '{template}' is broken ({error}); write braces twice: {{{{ }}}}"
+        ) from error
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if spec or conversion or name not in known:
+            raise SoftPromptError(f"the template '{template}' names the field '{name}': {nearest(name, known)}")

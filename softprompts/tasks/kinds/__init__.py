@@ -1,0 +1,49 @@
+"""How an encoder does each kind of task: what its head is, what rows become, and how its answers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.tasks.form import Form
+from softprompts.tasks.kinds import candidates, labels, spans, tags
+from softprompts.tasks.kinds.encoded import Encoded
+from softprompts.tasks.task import Example
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of task.
+
+    Attributes:
+        tokens: whether the head scores every token, not the row.
+        outputs: how many outputs it has.
+        encode: rows to token ids; ``encode(examples, form, tokenizer, max_length, with_answer)``.
+        answers: a prediction to one answer an example, ``answers(examples, form, encoded, prediction)``.
+        references: the truth, in the form of the answers.
+    """
+
+    tokens: bool
+    outputs: Callable[[Form], int]
+    encode: Callable[[Sequence[Example], Form, PreTrainedTokenizerBase, int, bool], Encoded]
+    answers: Callable[[Sequence[Example], Form, Encoded, Any], list[Any]]
+    references: Callable[[Sequence[Example], Form], list[Any]]
+
+
+KINDS = {
+    "classification": Kind(
+        False, lambda form: len(form.labels), labels.encode, labels.answers, lambda rows, _: [row.label for row in rows]
+    ),
+    "regression": Kind(False, lambda _: 1, labels.encode, labels.answers, lambda rows, _: [row.label for row in rows]),
+    "choice": Kind(
+        False, lambda _: 1, candidates.encode_choices, labels.answers, lambda rows, _: [row.label for row in rows]
+    ),
+    "ranking": Kind(
+        False, lambda _: 2, candidates.encode_ranking, candidates.answers, lambda rows, _: [row.answers for row in rows]
+    ),
+    "span": Kind(True, lambda _: 2, spans.encode, spans.answers, lambda rows, _: [row.answers for row in rows]),
+    "tagging": Kind(True, lambda form: len(form.labels), tags.encode, tags.answers, tags.references),
+}

@@ -1,0 +1,27 @@
+"""One label or score for a text or a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.tasks.form import Form
+from softprompts.tasks.kinds.encoded import Encoded, encode_texts
+from softprompts.tasks.task import Example
+
+
+def encode(
+    examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int, with_answer: bool
+) -> Encoded:
+    """Rows with ``label``: a class, or a score."""
+    rows, cut = encode_texts([example.fields for example in examples], form, tokenizer, max_length)
+    if not with_answer:
+        return Encoded([dict(row) for row in rows], len(cut))
+    return Encoded([{**row, "label": one.label} for row, one in zip(rows, examples, strict=True)], len(cut))
+
+
+def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:
+    """The predicted class, choice or score of each row."""
+    return list(prediction.labels)

@@ -1,0 +1,90 @@
+"""A tag for each word, read at the word's first token."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.errors import SoftPromptError
+from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.form import Form
+from softprompts.tasks.kinds.encoded import Encoded, require_room
+from softprompts.tasks.task import Example
+
+_OUTSIDE = "O"
+
+
+def encode(
+    examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int, with_answer: bool
+) -> Encoded:
+    """Rows with ``labels``, a tag at the first token of each word and -100 elsewhere, and ``places`` of these tokens.
+
+    ``words`` says which word each place is of: a word without a token, or behind ``max_length``, has none.
+    """
+    require_offsets(tokenizer)
+    require_room(max_length, tokenizer.num_special_tokens_to_add() + 1)
+    if not examples:
+        return Encoded([], 0)
+    batch = tokenizer(
+        [" ".join(example.words) for example in examples],
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    features: list[dict[str, Any]] = []
+    truncated = 0
+    for index, example in enumerate(examples):
+        ids = batch["input_ids"][index]
+        spans = [
+            (place, span)
+            for place, (span, special) in enumerate(
+                zip(batch["offset_mapping"][index], batch["special_tokens_mask"][index], strict=True)
+            )
+            if not special and span[1] > span[0]
+        ]
+        ends = [span[1] for _, span in spans]
+        places, words, start = [], [], 0
+        for number, word in enumerate(example.words):
+            found = bisect.bisect_right(ends, start)  # the first token that ends behind the word's first character
+            if found < len(spans) and spans[found][1][0] < start + len(word):
+                places.append(spans[found][0])
+                words.append(number)
+            start += len(word) + 1
+        truncated += bool(ends) and len(ids) >= max_length and ends[-1] < start - 1
+        row: dict[str, Any] = {"input_ids": ids, "places": places, "words": words}
+        if "token_type_ids" in batch:
+            row["token_type_ids"] = batch["token_type_ids"][index]
+        if with_answer:
+            row["labels"] = [IGNORED] * len(ids)
+            for place, number in zip(places, words, strict=True):
+                row["labels"][place] = example.label[number]
+        features.append(row)
+    return Encoded(features, truncated)
+
+
+def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:
+    """The tags of each row's words by name; those of words that were not read are "O" (or the first tag)."""
+    outside = _OUTSIDE if _OUTSIDE in form.labels else form.labels[0]
+    out = []
+    for example, feature, found in zip(examples, encoded.features, prediction.labels, strict=True):
+        tags = [outside] * len(example.words)
+        for number, label in zip(feature["words"], found, strict=True):
+            tags[number] = form.labels[label]
+        out.append(tags)
+    return out
+
+
+def references(examples: Sequence[Example], form: Form) -> list[Any]:
+    """The tags of each row's words by name."""
+    return [[form.labels[label] for label in example.label] for example in examples]
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises a `SoftPromptError` where a tokenizer does not know which characters its tokens are."""
+    if not tokenizer.is_fast:
+        raise SoftPromptError(f"{type(tokenizer).__name__} does not say which characters a token is: use a fast one")

@@ -1,0 +1,127 @@
+"""How a language model does any task: it reads the row's source and writes the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.errors import SoftPromptError
+from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.form import Form
+from softprompts.tasks.kinds.encoded import Encoded, shorten
+from softprompts.tasks.task import Example
+
+_ANSWER = "\nanswer:"
+_FREE_TOKENS = 32  # generated for an answer that may be any text
+_SPARE_TOKENS = 2  # generated beyond the longest label word: what is longer is no label word
+
+
+def encode(
+    examples: Sequence[Example],
+    form: Form,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    max_length: int,
+    with_answer: bool,
+) -> Encoded:
+    """See `softprompts.tasks.encode_examples`."""
+    answers = _answers(examples, form, tokenizer, kind, with_answer)
+    room = max_length
+    if kind == "decoder":
+        room -= max(map(len, answers), default=0) if answers else new_tokens(form, tokenizer, kind)
+    ending = _ANSWER if kind == "decoder" else ""
+
+    def tokenize(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        batch: list[list[int]] = tokenizer([form.write(values) + ending for values in rows], verbose=False)["input_ids"]
+        if kind == "decoder":  # the answer goes on from here, so no end-of-text token yet
+            return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in batch]
+        return batch
+
+    values = [example.fields for example in examples]
+    features, truncated = [], 0
+    for index, ids in enumerate(tokenize(values) if values else []):
+        if len(ids) > room:
+            truncated += 1
+            shorter = shorten(values[index], form, lambda row: len(tokenize([row])[0]), room, max_length)
+            ids = tokenize([shorter])[0]
+        row: dict[str, Any] = {"input_ids": ids}
+        if answers:
+            row["labels"] = answers[index]
+            if kind == "decoder":
+                row["input_ids"], row["labels"] = ids + answers[index], [IGNORED] * len(ids) + answers[index]
+            if form.closed:
+                row["label"] = examples[index].label
+        features.append(row)
+    return Encoded(features, truncated)
+
+
+def _answers(
+    examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, kind: str, wanted: bool
+) -> list[list[int]]:
+    """The ids that each row is answered with."""
+    if not wanted:
+        return []
+    if form.closed:
+        words = word_ids(form, tokenizer, kind)
+        return [words[form.label_index(example.label)] for example in examples]
+    return [_ids(example.answers[0], tokenizer, kind) for example in examples]
+
+
+def word_ids(form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]]:
+    """Token ids of each label word as the model is to write it, with the end-of-text token if the tokenizer has one.
+
+    Raises:
+        SoftPromptError: there are no label words, or two words have the same ids.
+    """
+    if not form.words:
+        raise SoftPromptError("the task has no label words: a language model needs them")
+    words: dict[tuple[int, ...], str] = {}
+    for word in form.words:
+        ids = tuple(_ids(word, tokenizer, kind))
+        if ids in words:
+            raise SoftPromptError(f"the tokenizer cannot tell the label words '{words[ids]}' and '{word}' apart")
+        words[ids] = word
+    return [list(ids) for ids in words]
+
+
+def new_tokens(form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
+    """How many tokens are generated at most for an answer."""
+    if not form.closed:
+        return _FREE_TOKENS
+    return max(map(len, word_ids(form, tokenizer, kind))) + _SPARE_TOKENS
+
+
+def read(
+    examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
+) -> tuple[list[Any], bool]:
+    """What generated tokens stand for, one answer an example, and whether all of them are valid."""
+    from softprompts.tasks.answers import read_labels, read_scores
+
+    written = [text.strip() for text in tokenizer.batch_decode([list(row) for row in tokens], skip_special_tokens=True)]
+    if not form.closed:
+        return written, True
+    if form.kind == "regression":
+        scores = read_scores(written)
+        return list(scores.scores), not scores.invalid
+    found = read_labels(written, form.words, [example.label for example in examples], form.invalid)
+    return list(found.labels), not found.invalid
+
+
+def _ids(word: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
+    ids = (
+        list(tokenizer(text_target=word)["input_ids"]) if kind == "encoder-decoder" else _continuation(tokenizer, word)
+    )
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+    # Tokenizers differ in where the blank goes, so the word is tokenised behind what it will follow.
+    anchor = tokenizer(_ANSWER, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(f"{_ANSWER} {word}", add_special_tokens=False)["input_ids"]
+    if len(whole) > len(anchor) and list(whole[: len(anchor)]) == list(anchor):
+        return list(whole[len(anchor) :])
+    return list(tokenizer(f" {word}", add_special_tokens=False)["input_ids"])

@@ -1,0 +1,148 @@
+"""The declaration of a task: which columns its rows have, and how they become examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.form import Form
+from softprompts.tasks.rows import check_columns
+from softprompts.tasks.task import Example
+
+Row = Mapping[str, Any]
+_HIDDEN = -1  # the label of rows whose label is kept secret
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How the columns of a data set become a task.
+
+    Attributes:
+        about: one line for lists of tasks.
+        form: how rows are put to a model, its fields being columns (or what ``prepare`` makes).
+        templates: other ways by name: what they change in the form, and maybe ``metrics``.
+        metrics: names for `compute`; the first is the main one.
+        label: column of the label: an index into the form's labels, a score, or a list of indices.
+        prepare: turns a row of the data set into rows with the form's fields and, where these are not columns,
+            ``label``, ``id``, ``choices``, ``names``, ``answers``, ``starts``, ``words`` and ``group`` (see `Example`).
+    """
+
+    about: str
+    form: Form
+    templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ("accuracy",)
+    label: str = "label"
+    prepare: Callable[[Row], Iterable[Row]] | None = None
+
+    def under(self, name: str, template: str | None) -> Spec:
+        """The declaration with another template.
+
+        Args:
+            name: of the task.
+            template: a key of ``templates``; None or "default": as it is.
+
+        Raises:
+            SoftPromptError: unknown template.
+        """
+        if template is None or template == DEFAULT:
+            return self
+        if template not in self.templates:
+            known = [DEFAULT, *self.templates]
+            raise SoftPromptError(f"task '{name}' has no template '{template}': {nearest(template, known)}")
+        changes = dict(self.templates[template])
+        metrics = tuple(changes.pop("metrics", self.metrics))
+        return replace(self, form=replace(self.form, **changes), metrics=metrics)
+
+    def examples(self, place: str | Path, rows: Iterable[tuple[int, Row]], labelled: bool = True) -> list[Example]:
+        """The rows of a split.
+
+        Args:
+            place: names the file in errors.
+            rows: with the line each is on.
+            labelled: whether rows have labels; those whose label is hidden (-1) are left out.
+
+        Raises:
+            SoftPromptError: a column is missing, a label is none of the task's, or no row is left; names the row.
+        """
+        found = []
+        for number, row in rows:
+            where = f"{place}: line {number}"
+            if self.prepare is not None:
+                try:
+                    prepared = list(self.prepare(row))
+                except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+                    what = f"no column '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
+                    raise SoftPromptError(f"{where}: not a row of this task ({what})") from error
+            else:
+                prepared = [row]
+            for each in prepared:
+                if labelled and each.get(self.label) == _HIDDEN:
+                    continue
+                found.append(self.example(each, place, number, labelled))
+        if not found:
+            raise SoftPromptError(f"{place}: no row has a label")
+        return found
+
+    def example(self, row: Row, place: str | Path = "row", number: int = 0, labelled: bool = True) -> Example:
+        """One example, of a row with the form's fields.
+
+        Raises:
+            SoftPromptError: a column is missing, or the label is none of the task's.
+        """
+        form, where = self.form, f"{place}: line {number}"
+        answered = form.kind in ("span", "ranking")
+        label_there = labelled and not answered
+        tagged = form.kind == "tagging"
+        columns = ["words"] if tagged else list(form.fields)
+        check_columns(Path(place), row, [*columns, *([self.label] if label_there else [])], number)
+        words = _texts(where, "words", row["words"]) if tagged else ()
+        fields = {"words": " ".join(words)} if tagged else {name: str(row[name]) for name in form.fields}
+        choices = tuple(template.format_map(fields) for template in form.choices)
+        if form.chooses and not choices:
+            choices = _texts(where, "choices", row.get("choices"))
+        answers = _texts(where, "answers", row.get("answers")) if labelled and answered else ()
+        label = self._label(where, row[self.label], choices, words) if label_there else None
+        if form.kind == "ranking" and labelled:
+            names = tuple(row.get("names") or choices)
+            label = tuple(index for index, name in enumerate(names) if name in answers)
+        return Example(
+            fields=fields,
+            label=label,
+            id=row.get("id", row.get("idx", number)),
+            choices=choices,
+            names=tuple(row.get("names") or ()),
+            answers=answers,
+            starts=tuple(row.get("starts") or ()),
+            words=words,
+            group=row.get("group"),
+        )
+
+    def _label(self, where: str, label: Any, choices: tuple[str, ...], words: tuple[str, ...]) -> Any:
+        form = self.form
+        if form.kind == "tagging":
+            if not isinstance(label, list | tuple) or len(label) != len(words):
+                count = len(label) if isinstance(label, list | tuple) else "no list of"
+                raise SoftPromptError(f"{where}: {count} tags for {len(words)} words")
+            return tuple(_index(where, each, len(form.labels)) for each in label)
+        if form.kind == "regression":
+            if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
+                raise SoftPromptError(f"{where}: label {label!r} is not a number")
+            return float(label)
+        return _index(where, label, len(choices) if form.kind == "choice" else len(form.labels))
+
+
+def _index(where: str, label: Any, count: int) -> int:
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < count:
+        raise SoftPromptError(f"{where}: label {label!r} is not 0 to {count - 1}")
+    return label
+
+
+def _texts(where: str, column: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
+        raise SoftPromptError(f"{where}: '{column}' is {value!r:.80}, not a list of texts")
+    return tuple(value)
