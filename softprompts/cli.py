@@ -400,7 +400,7 @@ def transfer(
     """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
     from softprompts.experiment import Data, Workbench
     from softprompts.files import require_folder
-    from softprompts.sources import read_source
+    from softprompts.sources import described
     from softprompts.training.processes import together
     from softprompts.transfer import transfer as measure
     from softprompts.transfer import write_report
@@ -412,7 +412,7 @@ def transfer(
     targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in _listed("--tasks", tasks_)]
     folder = _report_folder(report, out_, "transfer")
     require_folder(folder, "the report")  # before anything trains for minutes
-    name = model or str(read_source(sources[0])[0]["backbone"].get("name") or "")
+    name = model or str(described(sources[0])["backbone"].get("name") or "")
     with err.status("loading data and model"), together():
         bench = Workbench(name, targets[0], max_length, backbone_dropout)
     done = 0
@@ -536,7 +536,7 @@ def inspect(
 ) -> None:
     """Show what is in a saved prompt."""
     from softprompts.predictor import prompt_folder
-    from softprompts.saving import read
+    from softprompts.saving import counted, read
 
     config, tensors = read(prompt_folder(source))
     stats: dict[str, dict[str, Any]] = {
@@ -562,7 +562,8 @@ def inspect(
     for key in ("task", "seed", "step", "score", "trained_parameters"):
         if meta.get(key) is not None:
             facts.add_row(key.replace("_", " "), str(meta[key]))
-    facts.add_row("parameters", f"{sum(value.numel() for value in tensors.values()):,}")
+    trained, frozen = counted(config)
+    facts.add_row("parameters", f"{trained:,}" + (f", and {frozen:,} numbers that stay as they are" if frozen else ""))
     out.print(facts)
     table = Table("tensor", "shape", "type", "mean", "std", "largest")
     table.columns[0].overflow = "fold"

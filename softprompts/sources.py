@@ -55,14 +55,26 @@ def read_source(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return read(prompt_folder(path))
 
 
+def described(path: str) -> dict[str, Any]:
+    """The config of a source alone; its tensors are not read.
+
+    Raises:
+        SoftPromptError: nothing usable there.
+    """
+    from softprompts.predictor import prompt_folder
+    from softprompts.saving import read_config
+
+    return read_config(prompt_folder(path))[0]
+
+
 def fingerprint(path: str) -> str:
     """The sha256 of a source's tensors, which stands for the source wherever it lies."""
-    return str(read_source(path)[0]["sha256"])
+    return str(described(path)["sha256"])
 
 
 def name_of(path: str) -> str:
     """The task that a source was trained on, or else the name of its folder."""
-    task = (read_source(path)[0].get("metadata") or {}).get("task")
+    task = (described(path).get("metadata") or {}).get("task")
     return task if isinstance(task, str) and task else Path(path).name
 
 

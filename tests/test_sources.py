@@ -52,6 +52,32 @@ def test_a_source_is_what_its_prompt_hands_over(tmp_path: Path, config: sp.Metho
     assert torch.equal(shorter, expected[:1])
 
 
+def test_a_source_is_known_without_its_tensors(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", task="mood")
+    sha = sources.read_source(path)[0]["sha256"]
+    (Path(path) / "softprompt.safetensors").unlink()
+    assert sources.fingerprint(path) == sha and sources.name_of(path) == "mood"
+    with pytest.raises(sp.SoftPromptError, match="is missing: the saved prompt is incomplete"):
+        sources.load_tokens("me", [path], 8)
+
+
+@pytest.mark.parametrize("name", ["attempt", "intrinsic"])
+def test_what_stays_as_it_is_is_no_parameter(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = sourced(tmp_path / "sources", "bert")[name]
+    model = sp.attach(tiny.model("bert", torch.float32))
+    model.add_prompt("x", config)
+    model.save_prompt("x", tmp_path / "p")
+    prompt = model.prompts["x"]
+    trained, frozen = (sum(t.numel() for t in some) for some in (prompt.parameters(), prompt.buffers()))
+    assert frozen > 0
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert f"A soft prompt of {trained:,} parameters (and {frozen:,} numbers that stay as they are) for" in card
+    out = Cli(monkeypatch, capsys).fine("inspect", tmp_path / "p").out
+    assert f"{trained:,}, and {frozen:,} numbers that stay as they are" in " ".join(out.split())
+
+
 def test_reading_draws_no_random_numbers(tmp_path: Path) -> None:
     path = saved(tmp_path / "a", sp.SuperPosConfig(num_virtual_tokens=2, num_sampled_tokens=3))
     torch.manual_seed(3)
