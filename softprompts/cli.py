@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.names import JOINT
 
 app = typer.Typer(
     name="softprompts",
@@ -30,8 +31,6 @@ app = typer.Typer(
 # No markup and no colours guessed from the text: labels, texts and paths are the user's, brackets and all.
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
-
-JOINT = "+"  # between the methods of a composition; see softprompts.methods.compose, which imports torch
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
 TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Task by name; see 'softprompts tasks'.")]

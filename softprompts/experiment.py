@@ -25,6 +25,7 @@ from softprompts.files import require_folder
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
+from softprompts.names import JOINT
 from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.encode import Encoded, check_kind
 from softprompts.tasks.kinds import KINDS
@@ -728,8 +729,8 @@ def steps_behind(path: Path) -> int:
 
 
 def _plain(method: str) -> str:
-    """A method's name as part of a prompt's: compositions have a "+" in theirs."""
-    return method.replace("+", "_")
+    """A method's name as part of a prompt's: compositions have a sign in theirs that is not allowed there."""
+    return method.replace(JOINT, "_")
 
 
 def _checked(path: Path, result: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.names import JOINT
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -467,7 +468,7 @@ def make_config(method: str, **fields: Any) -> MethodConfig:
         SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.
     """
     known = methods()
-    if "+" in method:
+    if JOINT in method:
         from softprompts.methods.compose import from_names
 
         return from_names(method, fields)

@@ -33,9 +33,8 @@ from softprompts.methods.base import (
     make_config,
     methods,
 )
+from softprompts.names import JOINT
 from softprompts.soft_prompt import SoftPrompt
-
-JOINT = "+"
 
 
 def compose(*parts: MethodConfig) -> ComposedConfig:
