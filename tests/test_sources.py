@@ -208,6 +208,19 @@ def test_all_tensors_but_the_head_start_from_the_source(tmp_path: Path, family: 
             assert not torch.equal(value, theirs.head.get_parameter(key)), key
 
 
+def test_a_part_of_a_composition_starts_from_a_source(tmp_path: Path) -> None:
+    config = sourced(tmp_path, "bert")["ept"]
+    both = sp.compose(config, sp.PrefixTuningConfig(num_virtual_tokens=2))
+    model = sp.attach(tiny.model("bert", torch.float32))
+    model.add_prompt("x", both).add_prompt("alone", config)
+    part, alone = model.prompts["x"].method.parts["ept"], model.prompts["alone"].method
+    assert all(torch.equal(value, alone.get_parameter(key)) for key, value in part.named_parameters())
+    assert both.files() == config.files() and config.files()[0] not in json.dumps(both.identity())
+    assert sp.make_config("ept+prefix-tuning", **{"ept.source": "there"}).parts[0].source == "there"
+    model.save_prompt("x", tmp_path / "p")
+    assert str(tmp_path) not in (tmp_path / "p" / "softprompt_config.json").read_text()
+
+
 def test_b_can_start_afresh(tmp_path: Path) -> None:
     config = sourced(tmp_path, "bert")["dept"]
     assert isinstance(config, sp.DePTConfig)

@@ -311,6 +311,22 @@ def test_accumulated_batches_are_one_batch() -> None:
             torch.testing.assert_close(one[1][key], other[1][key], **CLOSE)
 
 
+@pytest.mark.parametrize("form", ["classes", "t5"])
+def test_checkpointed_layers(form: str) -> None:
+    """Layers of several passes are run anew in one backward pass, each under its own experts."""
+    found = []
+    for checkpointing in (False, True):
+        model = model_for(form, a=ADAMIX, b=MPT, teacher=sp.PromptTuningConfig(num_virtual_tokens=2))
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        config = TrainConfig(max_steps=1, batch_size=6, seed=2)
+        found.append(one_step(model, [Lane(name, config, rows_of(form), teacher="teacher") for name in "ab"]))
+    for name, (loss, gradients) in found[0].items():
+        assert found[1][name][0] == pytest.approx(loss, rel=1e-12)
+        for key, value in gradients.items():
+            torch.testing.assert_close(found[1][name][1][key], value, **CLOSE)
+
+
 def test_bf16() -> None:
     losses = []
     for bf16 in (False, True):
