@@ -165,6 +165,8 @@ def few_shot(task: Task, count: int, seed: int = 0) -> list[Example]:
 def subsample(rows: list[Example], limit: int | None, seed: int, name: str = "limit") -> list[Example]:
     """Draws ``limit`` rows by the seed and keeps their order; None: all rows.
 
+    Rows that are scored together are drawn together: whole groups, as many as fit into the limit, but at least one.
+
     Raises:
         SoftPromptError: the limit is below 1.
     """
@@ -174,4 +176,15 @@ def subsample(rows: list[Example], limit: int | None, seed: int, name: str = "li
         raise SoftPromptError(f"{name} is {limit}: it must be at least 1")
     if limit >= len(rows):
         return rows
-    return [rows[index] for index in sorted(random.Random(f"subsample {seed}").sample(range(len(rows)), limit))]
+    chance = random.Random(f"subsample {seed}")
+    if rows[0].group is None:
+        return [rows[index] for index in sorted(chance.sample(range(len(rows)), limit))]
+    groups: dict[str | None, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(index)
+    drawn: list[int] = []
+    for group in chance.sample(list(groups.values()), len(groups)):
+        if drawn and len(drawn) + len(group) > limit:
+            break
+        drawn += group
+    return [rows[index] for index in sorted(drawn)]

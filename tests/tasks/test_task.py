@@ -89,3 +89,12 @@ def test_few_shot_of_scores_takes_low_and_high_ones() -> None:
 def test_too_few_for_few_shot(counts: dict[int, int], count: int, message: str) -> None:
     with pytest.raises(SoftPromptError, match=message):
         _labelled(counts).few_shot(count)
+
+
+def test_subsample_of_groups_takes_whole_ones() -> None:
+    rows = [Example({"text": "t"}, id=index, group=f"q{index // 4}") for index in range(40)]
+    drawn = subsample(rows, 14, seed=0)
+    counts = Counter(row.group for row in drawn)
+    assert len(drawn) == 12 and set(counts.values()) == {4}
+    assert [row.id for row in drawn] == sorted(row.id for row in drawn)
+    assert len(subsample(rows, 1, seed=0)) == 4
