@@ -280,26 +280,25 @@ def _unpack_column(kind: str, parts: Arrays) -> list[Any]:
     if kind == "text":
         return [text.decode("utf-8", "surrogatepass") for text in _cut(values.tobytes(), parts["lengths"])]
     if kind == "ints":
-        return _cut(_ints(values), parts["lengths"])
+        return _cut_ints(values, parts["lengths"])
     if kind == "lists":
-        return _cut(_cut(_ints(values), parts["inner"]), parts["lengths"])
+        return _cut(_cut_ints(values, parts["inner"]), parts["lengths"])
     if kind in ("int", "float"):
         return list(values.tolist())
     raise ValueError(f"unknown kind of column '{kind}'")
 
 
-def _ints(values: np.ndarray[Any, Any]) -> list[int]:
-    """Python ints. Each number is one object however often it comes, which takes a quarter of the room, and less time.
+def _cut_ints(values: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any]) -> list[list[int]]:
+    """Lists of Python ints.
 
-    Python itself does so with what fits into a byte.
+    Each number is one object however often it comes, which takes a quarter of the room, and less time. Python itself
+    does so with what fits into a byte.
     """
-    if values.itemsize == 1 or not len(values):
-        return list(values.tolist())
-    least, most = int(values.min()), int(values.max())
-    if most - least >= len(values):
-        return list(values.tolist())
+    least, most = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    if values.itemsize == 1 or most - least >= len(values):
+        return [row.tolist() for row in _cut(values, lengths)]
     numbers = np.arange(least, most + 1, dtype=np.int64).astype(object)
-    return list(numbers[values.astype(np.int64) - least].tolist())
+    return [numbers[row].tolist() for row in _cut(values.astype(np.int64) - least, lengths)]
 
 
 def _cut(whole: Any, lengths: np.ndarray[Any, Any]) -> list[Any]:
