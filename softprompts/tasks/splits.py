@@ -236,7 +236,7 @@ def few_shot(
         raise SoftPromptError(f"unknown few-shot protocol '{protocol}': {nearest(protocol, FEW_SHOT)}")
     if protocol == "dept":
         return dept_few_shot(rows, count, classes, seed, regression)
-    require_whole("few-shot", "the number of rows", count, 1)
+    require_whole("few_shot", "the number of rows", count, 1)
     names = _label_names(classes, regression)
     if regression and rows:
         scores = [float(row.label) for row in rows]
@@ -285,7 +285,7 @@ def dept_few_shot(
     Raises:
         SoftPromptError: k is below 1, the seed below 0, a label is out of range, or there are too few rows.
     """
-    require_whole("few-shot", "the number of rows", k, 1)
+    require_whole("few_shot", "the number of rows", k, 1)
     require_whole("few-shot", "the seed", seed, 0)
     names = _label_names(classes, regression)
     if regression:
@@ -388,6 +388,6 @@ def _check_few(protocol: str, count: int, names: Sequence[str], taken: Counter[i
     short = [label for label in range(len(names)) if taken[label] < each]
     where = f"'{names[short[0]]}' has {taken[short[0]]}" if short and len(names) > 1 else f"there are {rows}"
     wanted = f"{each} training rows of each of {len(names)} labels" if len(names) > 1 else f"{each} training rows"
-    raise SoftPromptError(
-        f"few_shot={count} (protocol '{protocol}') wants {wanted}{f' and {more} more' if more else ''}, but {where}"
-    )
+    way = "" if protocol == "even" else f" (protocol {protocol})"
+    more_of = f" and {more} more" if more else ""
+    raise SoftPromptError(f"few_shot={count}{way} wants {wanted}{more_of}, but {where}")

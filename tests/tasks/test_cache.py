@@ -29,6 +29,11 @@ from softprompts.tasks.cache import cached, code_fingerprint, key_name, tokenize
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def no_cache_of_rows() -> None:
+    """Here, there is one."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     features: list[dict[str, Any]]

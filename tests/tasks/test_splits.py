@@ -285,7 +285,7 @@ def test_dept_scores_are_rounded_before_they_are_halved() -> None:
 @pytest.mark.parametrize(
     ("counts", "count", "protocol", "message"),
     [
-        ({0: 9, 1: 9, 2: 1}, 6, "even", "few_shot=6 (protocol 'even') wants 2 training rows of each of 3 labels"),
+        ({0: 9, 1: 9, 2: 1}, 6, "even", "few_shot=6 wants 2 training rows of each of 3 labels"),
         ({0: 9, 1: 9, 2: 1}, 9, "dept", "wants 3 training rows of each of 3 labels, but 'c' has 1"),
         ({0: 2, 1: 2, 2: 2}, 7, "even", "wants 2 training rows of each of 3 labels and 1 more, but there are 6"),
         ({0: 2, 1: 2, 2: 2}, 7, "dept", "wants 2 training rows of each of 3 labels and 1 more, but there are 6"),
