@@ -365,6 +365,7 @@ class Workbench:
             "task": self.task.name,
             "data": self.data.to_dict(),
             "rows": self.task.fingerprint,
+            "form": self.task_form(),
             "method": method.method,
             "settings": method.identity(),
             "max_length": self.max_length,
