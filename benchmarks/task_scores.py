@@ -87,7 +87,7 @@ def page(columns: Sequence[str], lines: Sequence[Sequence[str]], options: argpar
     about = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
     command = f"python benchmarks/task_scores.py --data-dir DIR --steps {options.steps} --batch {options.batch}"
     notes = (
-        "Scores in % of each task's main metric. Seconds are those of a CPU core, for both runs with loading and scoring. "
+        "Scores in % of each task's main metric. Seconds are of a CPU core, for both runs, with loading and scoring. "
         f"Rows are cut at {options.max_length} tokens."
     )
     return "\n".join(
