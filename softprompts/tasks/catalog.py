@@ -9,10 +9,10 @@ from typing import Any
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.reviews import DOMAINS, load_reviews
-from softprompts.tasks.source import HUB, rows_of
+from softprompts.tasks.source import HUB, MISMATCHED, rows_of, there
 from softprompts.tasks.spec import Spec
 from softprompts.tasks.superglue import SUPERGLUE
-from softprompts.tasks.task import Task
+from softprompts.tasks.task import OFFICIAL, Example, Task
 
 SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE}
 
@@ -28,6 +28,7 @@ def load_task(
     data_dir: str | PathLike[str] | None = None,
     *,
     template: str | None = None,
+    split: str = OFFICIAL,
     max_train: int | None = None,
     max_validation: int | None = None,
     seed: int = 0,
@@ -40,16 +41,17 @@ def load_task(
         data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
             ask the hub. The reviews need neither.
         template: how rows are put to a model; None: the task's own way.
+        split: how rows are parted, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: use at most so many training rows.
         max_validation: use at most so many validation rows.
         seed: draws these rows.
         cache_dir: where the reviews' archive is kept, see `reviews_archive`.
 
     Raises:
-        SoftPromptError: unknown task or template, or its data cannot be had.
+        SoftPromptError: unknown task, template or split, or its data cannot be had.
     """
     if name in DOMAINS:
-        return load_reviews(name, cache_dir).limited(max_train, max_validation, seed)
+        return load_reviews(name, cache_dir).under(split).limited(max_train, max_validation, seed)
     if name not in SPECS:
         raise SoftPromptError(f"unknown task '{name}': {nearest(name, [known for known, _ in task_names()])}")
     spec = SPECS[name].under(name, template)
@@ -64,7 +66,10 @@ def load_task(
         train=rows["train"],
         validation=rows["validation"],
     )
-    return task.limited(max_train, max_validation, seed)
+    mismatched: list[Example] = []
+    if MISMATCHED in spec.more and split != OFFICIAL and there(name, MISMATCHED, data_dir):
+        mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir))
+    return task.under(split, mismatched).limited(max_train, max_validation, seed)
 
 
 def with_form(task: Task, **changes: Any) -> Task:
