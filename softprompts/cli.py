@@ -48,9 +48,10 @@ LabelWords = Annotated[
 MaxTrain = Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")]
 MaxValidation = Annotated[int | None, typer.Option(min=1, help="At most so many rows to score on.")]
 FewShot = Annotated[
-    int | None, typer.Option(min=1, help="Train on so many rows in all, evenly many of each label, drawn at random.")
+    int | None, typer.Option(min=1, help="Train on so many rows in all, about evenly many of each label.")
 ]
 FewShotSeed = Annotated[int, typer.Option(min=0, help="Draws the rows of --few-shot; --seed does not.")]
+FewShotProtocol = Annotated[str, typer.Option(help="How they are drawn: even, or dept (as DePT's authors do).")]
 MaxLength = Annotated[int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates; in place of --epochs.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
@@ -137,6 +138,7 @@ def train(
     max_validation: MaxValidation = None,
     few_shot: FewShot = None,
     few_shot_seed: FewShotSeed = 0,
+    few_shot_protocol: FewShotProtocol = "even",
     max_length: MaxLength = 256,
     steps: Steps = None,
     epochs: Epochs = 3,
@@ -198,6 +200,7 @@ def compare(
     max_validation: MaxValidation = None,
     few_shot: FewShot = None,
     few_shot_seed: FewShotSeed = 0,
+    few_shot_protocol: FewShotProtocol = "even",
     max_length: MaxLength = 256,
     steps: Steps = None,
     epochs: Epochs = 3,
@@ -581,6 +584,7 @@ _TRAINING = (
 _BENCH = (
     "task", "data_dir", "data", "validation", "text", "text_pair", "label", "regression", "label_words", "model",
     "max_train", "max_validation", "max_length", "backbone_dropout", "few_shot", "few_shot_seed",
+    "few_shot_protocol",
 )  # fmt: skip
 
 
@@ -633,6 +637,7 @@ def _bench(
     backbone_dropout: bool,
     few_shot: int | None = None,
     few_shot_seed: int = 0,
+    few_shot_protocol: str = "even",
 ) -> Any:
     from softprompts.experiment import Data, Workbench
     from softprompts.training.processes import together
@@ -660,6 +665,7 @@ def _bench(
         max_validation=max_validation,
         few_shot=few_shot,
         few_shot_seed=few_shot_seed,
+        few_shot_protocol=few_shot_protocol,
     )
     with err.status("loading data and model"), together():
         return Workbench(model, source, max_length, backbone_dropout)

@@ -171,11 +171,15 @@ def test_few_shot(cli: Cli, data: Path) -> None:
     assert config("a") == config("same") and config("a")["rows"] != config("b")["rows"]
     assert config("a")["data"]["few_shot"] == 4 and config("b")["data"]["few_shot_seed"] == 1
     assert config("a")["rows"] == Data(train=str(data), few_shot=4).load().fingerprint
+    cli.fine(*train(data, steps=1), *few, "--few-shot-protocol", "dept", "--folder", "c")
+    assert config("c")["data"]["few_shot_protocol"] == "dept" and config("c")["rows"] != config("a")["rows"]
     done = cli.fine("compare", *train(data, steps=1)[1:], "--methods", "head-only", "--seeds", "0", *few[2:])
     assert "data: 4 train, 4 validation rows" in done.err
     failed = cli(*train(data), "--few-shot", "90")
     assert failed.code == 2 and "few_shot=90 wants 45 training rows of each of 2 labels" in failed.err
     assert cli(*train(data), "--few-shot", "0").code == 2
+    failed = cli(*train(data), "--few-shot", "4", "--few-shot-protocol", "evn")
+    assert failed.code == 2 and "unknown few-shot protocol 'evn': did you mean 'even'?" in failed.err
 
 
 def test_steps_win_over_epochs(cli: Cli, data: Path) -> None:
