@@ -175,6 +175,7 @@ def test_few_shot(cli: Cli, data: Path) -> None:
     assert config("c")["data"]["few_shot_protocol"] == "dept" and config("c")["rows"] != config("a")["rows"]
     done = cli.fine("compare", *train(data, steps=1)[1:], "--methods", "head-only", "--seeds", "0", *few[2:])
     assert "data: 4 train, 4 validation rows" in done.err
+    assert "Trained on 4 rows, the same ones with every seed." in " ".join(done.out.split())
     failed = cli(*train(data), "--few-shot", "90")
     assert failed.code == 2 and "few_shot=90 wants 45 training rows of each of 2 labels" in failed.err
     assert cli(*train(data), "--few-shot", "0").code == 2
