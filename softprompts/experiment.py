@@ -25,10 +25,12 @@ from softprompts.files import require_folder
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
-from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, marker, new_tokens, padding_id
-from softprompts.tasks.encode import Encoded, check_kind
+from softprompts.names import JOINT
+from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
+from softprompts.tasks.encode import Encoded, check_kind, encode_cached
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
+from softprompts.training.comparing import check_teachers
 from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
@@ -36,6 +38,7 @@ from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
+_OF_FEW = ("few_shot_seed", "few_shot_protocol")
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
     "metrics", "test_metrics", "eval_rows", "test_rows", "trained_parameters", "backbone_parameters", "steps",
@@ -60,10 +63,12 @@ class Data:
         template: how the task's rows are put to a model, by name; None: the task's own way.
         answering: how a language model's answer is found, "rank" or "generate"; None: the task's own way.
         invalid: what a generated answer that is no label counts as, see `softprompts.tasks.answers`; None: "mismatch".
+        split: how rows are parted into train, validation and test, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: at most so many rows to train on.
         max_validation: at most so many rows to score on.
-        few_shot: so many training rows in all, evenly many of each label (see `Task.few_shot`); None: all.
+        few_shot: so many training rows in all (see `softprompts.tasks.splits.few_shot`); None: all.
         few_shot_seed: draws these rows.
+        few_shot_protocol: how, a key of `softprompts.tasks.splits.FEW_SHOT`.
         seed: of what else is drawn or held out.
     """
 
@@ -79,10 +84,12 @@ class Data:
     template: str | None = None
     answering: str | None = None
     invalid: str | None = None
+    split: str = "official"
     max_train: int | None = None
     max_validation: int | None = None
     few_shot: int | None = None
     few_shot_seed: int = 0
+    few_shot_protocol: str = "even"
     seed: int = 0
 
     def load(self) -> Task:
@@ -95,10 +102,13 @@ class Data:
         asked = {"answering": self.answering, "invalid": self.invalid}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         task = replace(task, form=replace(task.form, **changes)) if changes else task
-        return task if self.few_shot is None else task.few_shot(self.few_shot, self.few_shot_seed)
+        if self.few_shot is None:
+            return task
+        return task.few_shot(self.few_shot, self.few_shot_seed, self.few_shot_protocol)
 
     def _load(self) -> Task:
         limits: dict[str, Any] = {
+            "split": self.split,
             "max_train": self.max_train,
             "max_validation": self.max_validation,
             "seed": self.seed,
@@ -125,7 +135,11 @@ class Data:
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values, without the places where files lie."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        unused = (*_PLACES, "few_shot_seed") if self.few_shot is None else _PLACES
+        unused = {
+            *_PLACES,
+            *(_OF_FEW if self.few_shot is None else ()),
+            *(["split"] if self.split == "official" else []),
+        }
         return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
 
     def places(self) -> dict[str, str]:
@@ -248,6 +262,7 @@ class Workbench:
         self.room(method)
         self._add("check", method, seed=0)
         try:
+            self._add_teacher("check", method)
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
                 if training.compile:
@@ -255,7 +270,7 @@ class Workbench:
 
                     require_compilable(self.model, shared_state().device)
         finally:
-            self.model.delete_prompt("check")
+            self._drop("check")
         if training is not None:
             if folder is None:
                 require_folder(root, "runs")
@@ -294,6 +309,33 @@ class Workbench:
         if not any(True for _ in self.model.prompts[name].parameters()):
             self.model.delete_prompt(name)
             raise SoftPromptError(f"{method.method}: there is nothing to train on {self.name}, which has no task head")
+
+    def _add_teacher(self, name: str, method: MethodConfig) -> str | None:
+        """Puts the saved prompt that a prompt learns from on the model, beside it; returns its name.
+
+        Raises:
+            SoftPromptError: it cannot be read, is for another backbone, has other labels or leaves less room.
+        """
+        source = method.taught_by()
+        if source is None:
+            return None
+        from softprompts.predictor import prompt_folder  # here: it imports this module
+
+        teacher = f"{name}-teacher"
+        if teacher in self.model.prompts:
+            self.model.delete_prompt(teacher)
+        self.model.load_prompt(prompt_folder(source), teacher)
+        check_teachers(self.model, name, teacher)
+        room = self.room(self.model.prompts[teacher].config)
+        if room < self.room(method):
+            raise SoftPromptError(f"{method.method}: the teacher {source} leaves {room} tokens: set max_length to that")
+        return teacher
+
+    def _drop(self, name: str) -> None:
+        """Takes a prompt off the model, and its teacher."""
+        for there in (name, f"{name}-teacher"):
+            if there in self.model.prompts:
+                self.model.delete_prompt(there)
 
     def _draw_head(self, name: str, seed: int) -> None:
         """Draws by the seed what of the head did not come with the backbone, and so is the same in no two processes."""
@@ -335,8 +377,7 @@ class Workbench:
 
     def _rows(self, split: str, length: int) -> Encoded:
         if (split, length) not in self._encoded:
-            rows = getattr(self.task, split)
-            self._encoded[split, length] = encode_examples(rows, self.task, self.tokenizer, self.kind, length)
+            self._encoded[split, length] = encode_cached(split, self.task, self.tokenizer, self.kind, length)
         return self._encoded[split, length]
 
     def _evaluation(self, split: str, length: int, batch_size: int) -> Evaluation:
@@ -354,6 +395,7 @@ class Workbench:
             "task": self.task.name,
             "data": self.data.to_dict(),
             "rows": self.task.fingerprint,
+            "form": self.task_form(),
             "method": method.method,
             "settings": method.identity(),
             "max_length": self.max_length,
@@ -471,7 +513,7 @@ class Workbench:
                 self._train(made, progress, trackers)
             finally:
                 for lane in made:
-                    self.model.delete_prompt(lane.name)
+                    self._drop(lane.name)
             for path, run in wave.items():
                 del pending[path]
                 collect(path, run)
@@ -486,10 +528,11 @@ class Workbench:
         length = self.room(run.method)
         self._add(name, run.method, run.training.seed)
         try:
-            lane = Lane(name, run.training, self.features("train", length))
+            teacher = self._add_teacher(name, run.method)
+            lane = Lane(name, run.training, self.features("train", length), teacher=teacher)
             return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
         finally:
-            self.model.delete_prompt(name)
+            self._drop(name)
 
     def score(self, names: Sequence[str], batch_size: int = 32) -> list[dict[str, float] | None]:
         """The metrics of prompts that are on `model`, as they are: on test rows where there are some, else validation.
@@ -519,7 +562,11 @@ class Workbench:
         return key(one) == key(other)
 
     def _train(self, lanes: list[Lane], progress: bool, trackers: Sequence[str] | None) -> None:
-        outcomes = train(self.model, lanes, pad_id=self.pad_id, progress=progress, trackers=trackers)
+        try:
+            outcomes = train(self.model, lanes, pad_id=self.pad_id, progress=progress, trackers=trackers)
+        finally:
+            for teacher in {lane.teacher for lane in lanes} & set(self.model.prompts):
+                self.model.delete_prompt(teacher)
         stopped = [
             (lane, outcome)
             for lane, outcome in zip(lanes, outcomes, strict=True)
@@ -546,6 +593,7 @@ class Workbench:
         if name in self.model.prompts:
             self.model.delete_prompt(name)
         self._add(name, method, training.seed)
+        teacher = self._add_teacher(name, method)
         trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
         backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         features = self.features("train", length)
@@ -563,6 +611,7 @@ class Workbench:
             "trained_parameters": trained,
             "backbone_parameters": backbone,
             "task_form": self.task_form(),
+            "splits": self.task.record(),
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,
             "test_rows": len(self.task.test),
@@ -579,6 +628,7 @@ class Workbench:
             folder=path,
             record=record,
             pause_at=pause_at,
+            teacher=teacher,
         )
 
     def _open(
@@ -692,8 +742,8 @@ def steps_behind(path: Path) -> int:
 
 
 def _plain(method: str) -> str:
-    """A method's name as part of a prompt's: compositions have a "+" in theirs."""
-    return method.replace("+", "_")
+    """A method's name as part of a prompt's: compositions have a sign in theirs that is not allowed there."""
+    return method.replace(JOINT, "_")
 
 
 def _checked(path: Path, result: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.form import Form
 from softprompts.tasks.rows import check_columns, read_rows
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import OFFICIAL, Example, Task
 
 _HELD_OUT = 0.1
 _METRICS = {"classification": ("accuracy", "macro_f1"), "regression": ("pearson", "spearman")}
@@ -63,6 +63,7 @@ def load_files(
     name: str | None = None,
     label_words: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    split: str = OFFICIAL,
     max_train: int | None = None,
     max_validation: int | None = None,
     seed: int = 0,
@@ -83,6 +84,7 @@ def load_files(
         name: of the task; None: the training file's name without its ending.
         label_words: what a language model answers for each label, in the order of the label names; empty: the names.
         metrics: names for `compute`; empty: accuracy and macro F1, or Pearson and Spearman correlation.
+        split: how the rows of both are parted, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: use at most so many training rows.
         max_validation: use at most so many validation rows.
         seed: draws held-out rows and subsamples.
@@ -122,7 +124,7 @@ def load_files(
         metrics=tuple(metrics) or _METRICS[kind],
         source=f"files: {source}",
     )
-    return task.limited(max_train, max_validation, seed)
+    return task.under(split).limited(max_train, max_validation, seed)
 
 
 def _text(place: str, column: str, row: dict[str, Any]) -> str:

@@ -100,6 +100,7 @@ GLUE: dict[str, Spec] = {
         "does a premise entail, contradict or leave open a hypothesis",
         _form("mnli", _CLAIM, ("entailment", "neutral", "contradiction"), cut=("premise",)),
         templates=_templates("mnli", _CLAIM, 3),
+        more=("validation_mismatched",),
     ),
     "glue/stsb": Spec(
         "how similar two sentences are, 0 to 5",

@@ -18,6 +18,7 @@ HUB: dict[str, tuple[str, str | None]] = {
     "squad/squad": ("rajpurkar/squad", None),
     "ner/conll2003": ("eriktks/conll2003", None),
 }
+MISMATCHED = "validation_mismatched"  # of MNLI
 Rows = tuple[Path, Iterable[tuple[int, dict[str, Any]]]]
 _ENDINGS = (".jsonl", ".jsonl.gz")
 # The hub's own copy of data sets that come as a script, which `datasets` no longer runs.
@@ -48,9 +49,9 @@ def on_hub(name: str) -> tuple[str, str | None] | None:
     return HUB.get(name) or HUB.get(name.partition("/")[0])
 
 
-def has(name: str, split: str, data_dir: str | PathLike[str]) -> bool:
-    """Whether a local folder has a split."""
-    return any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
+def there(name: str, split: str, data_dir: str | PathLike[str] | None) -> bool:
+    """Whether a split beyond train and validation can be had: the hub has those that tasks name."""
+    return data_dir is None or any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
 
 
 def local_file(folder: Path, split: str) -> Path:
