@@ -34,14 +34,41 @@ err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 JOINT = "+"  # between the methods of a composition; see softprompts.methods.compose, which imports torch
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
-TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Task by name; see 'softprompts tasks'.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", "-t", help="Task by name, see 'softprompts tasks', or your own as a YAML file.")
+]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
-File = Annotated[str | None, typer.Option("--data", help="Your own CSV, TSV or JSONL file to train on.")]
+Template = Annotated[
+    str | None, typer.Option(help="How the task's rows are written out, by name; see 'softprompts tasks show TASK'.")
+]
+Answer = Annotated[
+    str | None,
+    typer.Option("--answer", help="How a language model answers: rank (the label words) or generate (freely)."),
+]
+Invalid = Annotated[
+    str | None,
+    typer.Option(help="What a generated answer that is no label counts as: mismatch, opposite or zero."),
+]
+File = Annotated[
+    str | None, typer.Option("--data", help="Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")
+]
+Kind = Annotated[str, typer.Option(help="What --data is about: classification, regression, choice, span or tagging.")]
 Validation = Annotated[str | None, typer.Option("--validation", help="Your own file to score on.")]
-TextColumn = Annotated[str, typer.Option("--text", help="Column of the text.")]
-PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text.")]
-LabelColumn = Annotated[str, typer.Option("--label", help="Column of the label.")]
-Regression = Annotated[bool, typer.Option("--regression", help="The labels of --data are scores, not classes.")]
+Test = Annotated[str | None, typer.Option("--test", help="Your own file for the last score, not to choose by.")]
+TextColumn = Annotated[
+    str | None, typer.Option("--text", help="Column of the text, the words or the question; default: its usual name.")
+]
+PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text or the context.")]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label", help="Column of the label, the tags or the answers; default: its usual name.")
+]
+ChoiceColumns = Annotated[
+    str | None, typer.Option("--choices", help="Columns of the choices, by commas, or the one of a list of them.")
+]
+LabelNames = Annotated[
+    str | None, typer.Option("--labels", help="Names of the labels or tags, by commas, where --data has numbers.")
+]
+Regression = Annotated[bool, typer.Option("--regression", help="As --kind regression: the labels are scores.")]
 LabelWords = Annotated[
     str | None,
     typer.Option("--label-words", help="What a language model answers for each label of --data, by commas."),
@@ -122,11 +149,18 @@ def train(
     ] = None,
     task: TaskName = None,
     data_dir: DataDir = None,
+    template: Template = None,
+    answer: Answer = None,
+    invalid: Invalid = None,
     data: File = None,
+    kind: Kind = "classification",
     validation: Validation = None,
-    text: TextColumn = "text",
+    test: Test = None,
+    text: TextColumn = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
     regression: Regression = False,
     label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
@@ -181,11 +215,18 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
     task: TaskName = None,
     data_dir: DataDir = None,
+    template: Template = None,
+    answer: Answer = None,
+    invalid: Invalid = None,
     data: File = None,
+    kind: Kind = "classification",
     validation: Validation = None,
-    text: TextColumn = "text",
+    test: Test = None,
+    text: TextColumn = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
     regression: Regression = False,
     label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
@@ -278,11 +319,18 @@ def search(
     keep_cut: Annotated[bool, typer.Option("--keep-cut", help="Keep the checkpoints of runs that were cut.")] = False,
     task: TaskName = None,
     data_dir: DataDir = None,
+    template: Template = None,
+    answer: Answer = None,
+    invalid: Invalid = None,
     data: File = None,
+    kind: Kind = "classification",
     validation: Validation = None,
-    text: TextColumn = "text",
+    test: Test = None,
+    text: TextColumn = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
     regression: Regression = False,
     label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
@@ -571,8 +619,9 @@ _TRAINING = (
     "eval_every", "patience", "seed", "bf16", "backbone_dropout", "compile_",
 )  # fmt: skip
 _BENCH = (
-    "task", "data_dir", "data", "validation", "text", "text_pair", "label", "regression", "label_words", "model",
-    "max_train", "max_validation", "max_length", "backbone_dropout",
+    "task", "data_dir", "template", "answer", "invalid", "data", "kind", "validation", "test", "text", "text_pair",
+    "label", "choices", "labels", "regression", "label_words", "model", "max_train", "max_validation", "max_length",
+    "backbone_dropout",
 )  # fmt: skip
 
 
@@ -607,50 +656,65 @@ def _training(
     )
 
 
-def _bench(
+def _bench(*, model: str, max_length: int, backbone_dropout: bool, **asked: Any) -> Any:
+    from softprompts.experiment import Workbench
+    from softprompts.training.processes import together
+
+    source = _data(**asked)
+    with err.status("loading data and model"), together():
+        return Workbench(model, source, max_length, backbone_dropout)
+
+
+def _data(
     *,
     task: str | None,
-    data_dir: str | None,
     data: str | None,
-    validation: str | None,
-    text: str,
-    text_pair: str | None,
-    label: str,
+    kind: str,
     regression: bool,
+    answer: str | None,
+    choices: str | None,
+    labels: str | None,
     label_words: str | None,
-    model: str,
-    max_train: int | None,
-    max_validation: int | None,
-    max_length: int,
-    backbone_dropout: bool,
+    template: str | None,
+    **same: Any,
 ) -> Any:
-    from softprompts.experiment import Data, Workbench
-    from softprompts.training.processes import together
+    """Where the rows come from, as the options say it."""
+    from softprompts.experiment import Data
 
     if task is not None and data is not None:
         raise SoftPromptError("give --task or --data, not both")
+    if regression and kind not in ("classification", "regression"):
+        raise SoftPromptError(f"--regression and --kind {kind} do not go together")
     if data is None:
-        own = {"--validation": validation, "--text-pair": text_pair, "--label-words": label_words}
-        given = [flag for flag, value in own.items() if value is not None] + ["--regression"] * regression
+        own = {
+            **{
+                f"--{name.replace('_', '-')}": same[name]
+                for name in ("validation", "test", "text", "text_pair", "label")
+            },
+            **{"--choices": choices, "--labels": labels, "--label-words": label_words},
+            **{"--regression": regression or None, "--kind": None if kind == "classification" else kind},
+        }
+        given = [flag for flag, value in own.items() if value is not None]
         if given:
             raise SoftPromptError(f"{given[0]} is about a file of your own: give --data too")
         task = task or "reviews"
-    words = () if label_words is None else tuple(word.strip() for word in label_words.split(","))
-    source = Data(
+    elif template is not None:
+        raise SoftPromptError("--template goes with a task that has templates; declare yours in a YAML file (--task)")
+    return Data(
         task=task,
-        data_dir=data_dir,
         train=data,
-        validation=validation,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        kind="regression" if regression else "classification",
-        label_words=words,
-        max_train=max_train,
-        max_validation=max_validation,
+        kind="regression" if regression else kind,
+        answering=answer,
+        choices=_parts(choices),
+        labels=_parts(labels),
+        label_words=_parts(label_words),
+        template=template,
+        **same,
     )
-    with err.status("loading data and model"), together():
-        return Workbench(model, source, max_length, backbone_dropout)
+
+
+def _parts(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def _method(name: str, settings: dict[str, str]) -> Any:

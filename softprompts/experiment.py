@@ -8,7 +8,6 @@ numbers.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, marker, new_tokens, padding_id
+from softprompts.tasks.declared import is_declaration
 from softprompts.tasks.encode import Encoded, check_kind
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
@@ -35,7 +35,7 @@ from softprompts.training.processes import is_main, shared_state, together
 from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
-_PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
+_PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
     "metrics", "test_metrics", "eval_rows", "test_rows", "trained_parameters", "backbone_parameters", "steps",
@@ -48,14 +48,19 @@ class Data:
     """Where labelled texts come from: a task by name, or the user's own files.
 
     Attributes:
-        task: name of a task; None: ``train`` is a file.
-        data_dir: folder with a local copy of the task's data; None: the hub (or the package it comes in).
-        train: CSV, TSV or JSONL file.
+        task: name of a task, or a YAML file that declares one (see `softprompts.tasks.declared`); None: ``train`` is
+            a file.
+        data_dir: folder with a local copy of the task's data; None: the hub (or the package it comes in, or the
+            YAML file's own folder).
+        train: CSV, TSV, JSON or CoNLL file, see `softprompts.tasks.load_files`, also for what follows.
         validation: the same, to score on; None: a part of ``train`` is held out.
-        text: column of the text.
+        test: the same, that nothing is chosen by.
+        text: column of the text; None: its usual name.
         text_pair: column of the second text.
-        label: column of the label.
-        kind: "classification", or "regression" where the labels of the files are scores.
+        label: column of the label; None: its usual name.
+        choices: columns of the choices, or the one of a list of them; empty: their usual names.
+        kind: of the files' task: "classification", "regression" (the labels are scores), "choice", "span", "tagging".
+        labels: names of the files' labels or tags, which they may have by index; empty: learned.
         label_words: what a language model answers for each label of the files; empty: the labels' names.
         template: how the task's rows are put to a model, by name; None: the task's own way.
         answering: how a language model's answer is found, "rank" or "generate"; None: the task's own way.
@@ -71,10 +76,13 @@ class Data:
     data_dir: str | None = None
     train: str | None = None
     validation: str | None = None
-    text: str = "text"
+    test: str | None = None
+    text: str | None = None
     text_pair: str | None = None
-    label: str = "label"
+    label: str | None = None
+    choices: tuple[str, ...] = ()
     kind: str = "classification"
+    labels: tuple[str, ...] = ()
     label_words: tuple[str, ...] = ()
     template: str | None = None
     answering: str | None = None
@@ -104,17 +112,16 @@ class Data:
             "seed": self.seed,
         }
         if self.train is not None:
-            if self.kind == "regression":
-                for word in self.label_words:
-                    if not _is_number(word):
-                        raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
             return load_files(
                 self.train,
                 self.validation,
+                test=self.test,
                 text=self.text,
                 text_pair=self.text_pair,
                 label=self.label,
+                choices=self.choices,
                 kind=self.kind,
+                labels=self.labels,
                 label_words=self.label_words,
                 **limits,
             )
@@ -125,12 +132,19 @@ class Data:
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values, without the places where files lie."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        unused = (*_PLACES, "few_shot_seed") if self.few_shot is None else _PLACES
+        unused = [*_PLACES, *(["few_shot_seed"] if self.few_shot is None else []), *(["task"] if self.declared else [])]
+        # The usual names are written out where none are given.
+        plain.update({key: plain[key] or key for key in ("text", "label")})
         return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
+
+    @property
+    def declared(self) -> bool:
+        """Whether the task is a YAML file."""
+        return self.task is not None and is_declaration(self.task)
 
     def places(self) -> dict[str, str]:
         """Where the files lie, as absolute paths; empty for a task that is fetched."""
-        given = {key: getattr(self, key) for key in _PLACES}
+        given = {key: getattr(self, key) for key in (*(["task"] if self.declared else []), *_PLACES)}
         return {key: str(Path(value).expanduser().resolve()) for key, value in given.items() if value is not None}
 
 
@@ -353,6 +367,7 @@ class Workbench:
             "model": packaged.model_name(self.name),
             "task": self.task.name,
             "data": self.data.to_dict(),
+            **({"declared": self._declared()} if self.data.declared else {}),
             "rows": self.task.fingerprint,
             "method": method.method,
             "settings": method.identity(),
@@ -603,6 +618,10 @@ class Workbench:
         if new and note:
             runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
 
+    def _declared(self) -> dict[str, Any]:
+        """What the user's YAML file made of the task."""
+        return {"form": self.task.form.to_dict(), "metrics": list(self.task.metrics)}
+
     def task_form(self) -> dict[str, Any]:
         """What `predict` must know to put new texts to the model as the training texts were."""
         return self.task.form.to_dict()
@@ -716,13 +735,6 @@ def _device() -> str:
     """Where Accelerate is going to train: "cpu", or the kind of device and its name."""
     device = shared_state().device
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, config: MethodConfig) -> int | None:

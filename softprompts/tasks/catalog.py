@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.declared import is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.reviews import DOMAINS, load_reviews
 from softprompts.tasks.source import HUB, rows_of
@@ -33,12 +34,13 @@ def load_task(
     seed: int = 0,
     cache_dir: str | PathLike[str] | None = None,
 ) -> Task:
-    """Loads a built-in task.
+    """Loads a built-in task, or one of the user's own.
 
     Args:
-        name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq".
+        name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq"; or a YAML file, see
+            `softprompts.tasks.declared`.
         data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
-            ask the hub. The reviews need neither.
+            ask the hub. The reviews need neither. For a YAML file: the folder of the files it names, None: its own.
         template: how rows are put to a model; None: the task's own way.
         max_train: use at most so many training rows.
         max_validation: use at most so many validation rows.
@@ -48,6 +50,8 @@ def load_task(
     Raises:
         SoftPromptError: unknown task or template, or its data cannot be had.
     """
+    if is_declaration(name):
+        return load_declared(name, data_dir, template, seed).limited(max_train, max_validation, seed)
     if name in DOMAINS:
         return load_reviews(name, cache_dir).limited(max_train, max_validation, seed)
     if name not in SPECS:
