@@ -126,16 +126,76 @@ def methods(
     out.print(table)
 
 
-@app.command()
-def tasks() -> None:
-    """List the tasks that are known by name."""
-    from softprompts.tasks import task_names
+tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
+app.add_typer(tasks_app, name="tasks")
 
-    table = Table("task", "what is asked")
+
+@tasks_app.callback()
+def tasks(context: typer.Context) -> None:
+    """List the tasks that are known by name."""
+    if context.invoked_subcommand is not None:
+        return
+    from softprompts.tasks.catalog import task_kinds, task_names
+
+    table = Table("task", "kind", "what is asked")
+    kinds = task_kinds()
     for name, about in task_names():
-        table.add_row(name, about)
+        table.add_row(name, kinds[name], about)
     out.print(table)
-    out.print("Your own data: --data FILE --text COLUMN --label COLUMN")
+    out.print("One of them: softprompts tasks show NAME")
+    out.print("Your own: --task FILE.yaml, or --data FILE --kind KIND --text COLUMN --label COLUMN")
+
+
+@tasks_app.command("show")
+def show_task(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
+    ] = None,
+    data_dir: DataDir = None,
+    template: Template = None,
+    data: File = None,
+    kind: Kind = "classification",
+    validation: Validation = None,
+    test: Test = None,
+    text: TextColumn = None,
+    text_pair: PairColumn = None,
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
+    regression: Regression = False,
+    label_words: LabelWords = None,
+    model: Model = "all-minilm-l6-v2",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_length: MaxLength = 256,
+    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, nothing shortened.")] = False,
+) -> None:
+    """Show a task: fields, labels, templates, how long its rows are for a model, and how models read them."""
+    from softprompts.experiment import load_tokenizer
+    from softprompts.tasks.catalog import task_outline
+    from softprompts.tasks.describe import describe
+
+    if (name is None) == (data is None):
+        raise SoftPromptError("name a task, or give --data FILE, and not both")
+    task, answer, invalid = name, None, None
+    source = _data(**{key: value for key, value in locals().items() if key in _BENCH and key not in _NOT_DATA})
+    about, templates = ("", []) if name is None else task_outline(name)
+    with err.status("loading the data"):
+        loaded = source.load()
+        tokenizer, model_kind, limit = load_tokenizer(model)
+        found = describe(loaded, tokenizer, model_kind, limit, max_length, examples)
+    found = {
+        **found,
+        "about": about,
+        "templates": templates,
+        "template": template or (templates[0] if templates else None),
+    }
+    found.update(model=model, model_kind=model_kind)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _show_task(found)
 
 
 @app.command()
@@ -625,6 +685,9 @@ _BENCH = (
 )  # fmt: skip
 
 
+_NOT_DATA = ("model", "max_length", "backbone_dropout")
+
+
 def _training(
     *,
     steps: int | None,
@@ -715,6 +778,93 @@ def _data(
 
 def _parts(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _show_task(found: Mapping[str, Any]) -> None:
+    facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
+    facts.add_row("task", found["task"] + (f": {found['about']}" if found["about"] else ""))
+    facts.add_row("kind", f"{found['kind']}: {found['what']}")
+    facts.add_row("source", found["source"])
+    facts.add_row("fields", ", ".join(found["fields"]))
+    if found["words"] and found["words"] != found["labels"]:
+        facts.add_row("label words", _some(found["words"]))
+    facts.add_row("metrics", ", ".join(found["metrics"]))
+    if found["templates"]:
+        facts.add_row("templates", ", ".join(found["templates"]) + f" (below: {found['template']})")
+    takes = "any number of tokens" if found["context"] is None else f"{found['context']:,} tokens"
+    facts.add_row("model", f"{found['model']} ({found['model_kind']}), takes {takes}")
+    first = f"; of a longer row {found['cut_first'][0]} is cut" if found["cut_first"] else ""
+    facts.add_row("max length", f"{found['max_length']:,} tokens{first}")
+    out.print(facts)
+    limits = {f"over {found['max_length']:,}": "over_max_length"}
+    if found["context"] not in (None, found["max_length"]):
+        limits[f"over {found['context']:,}"] = "over_context"
+    table = _plain_table("split", "rows", *(f"{part} tokens" if part == "50%" else part for part in _PERCENTILES))
+    for header in limits:
+        table.add_column(header, justify="right")
+    for split, said in found["splits"].items():
+        tokens = [f"{said['tokens'][part]:,}" for part in _PERCENTILES]
+        table.add_row(split, f"{said['rows']:,}", *tokens, *(f"{said[key]:,}" for key in limits.values()))
+    out.print(table)
+    _show_labels(found["kind"], {split: said["labels"] for split, said in found["splits"].items()})
+    for place, example in enumerate(found["examples"], start=1):
+        answer = example["answer"]
+        shown = " ".join(answer) if found["kind"] == "tagging" else answer
+        shown = ", ".join(shown) if isinstance(shown, list) else shown
+        written = example["written"]
+        beside = "" if written is None or written in (shown, answer) else f" (a language model writes: {written})"
+        out.print(f"example {place} (row {example['id']}): {_short(str(shown))}{beside}")
+        for index, texts in enumerate(example["encoder"]):
+            for part, text in enumerate(texts):
+                many = f" {index + 1}" if len(example["encoder"]) > 1 else ""
+                _paragraph(f"encoder{many}" if part == 0 else "  and", text)
+        if example["language_model"] is not None:
+            _paragraph("language model", example["language_model"])
+        out.print()
+
+
+_PERCENTILES = ("50%", "90%", "99%", "longest")
+_MOST_LABELS = 20
+
+
+def _show_labels(kind: str, counts: Mapping[str, Mapping[str, float]]) -> None:
+    names = next(iter(counts.values()))
+    if not names:
+        return
+    table = _plain_table("score" if kind == "regression" else "tag" if kind == "tagging" else "label", *counts)
+    for name in list(names)[:_MOST_LABELS]:
+        if kind == "regression":
+            table.add_row(name, *(f"{said[name]:.2f}" for said in counts.values()))
+        else:
+            shares = [(said[name], max(1, sum(said.values()))) for said in counts.values()]
+            table.add_row(name, *(f"{count:,} ({100 * count / all_:4.1f} %)" for count, all_ in shares))
+    out.print(table)
+    if len(names) > _MOST_LABELS:
+        out.print(f"  and {len(names) - _MOST_LABELS} more labels (--json has all)")
+
+
+def _plain_table(first: str, *others: str) -> Table:
+    table = Table(first, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _paragraph(head: str, text: str) -> None:
+    """A text behind its name, wrapped and shortened to some lines."""
+    grid = Table.grid(Column(width=16), Column(overflow="fold"), padding=(0, 1))
+    grid.add_row(f"  {head}", _short(text))
+    out.print(grid)
+
+
+def _short(text: str, most: int = 400) -> str:
+    """The beginning and the end of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most * 3 // 4]} ... {line[-most // 4 :]}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_LABELS]) + (f" and {len(names) - _MOST_LABELS} more" if len(names) > 20 else "")
 
 
 def _method(name: str, settings: dict[str, str]) -> Any:
@@ -848,21 +998,22 @@ def _report_folder(report: str | None, root: str, name: str) -> Path:
 
 def _describe(bench: Any) -> None:
     task = bench.task
+    reads = "" if bench.data.task is not None else f"; reads {', '.join(task.form.fields)}"
     sizes = f"{len(task.train):,} train, {len(task.validation):,} validation"
     sizes += f", {len(task.test):,} test" if task.test else ""
     balance = ", ".join(f"{name} {count:,}" for name, count in task.balance().items())
-    err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else ""), soft_wrap=True)
+    err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else "") + reads, soft_wrap=True)
     frozen = sum(p.numel() for p in bench.model.parameters())
     err.print(f"{bench.name}: {frozen:,} frozen parameters, {bench.kind}", soft_wrap=True)
 
 
 def _tell_cut(bench: Any, configs: list[Any]) -> None:
-    """Encodes all rows and says how many were too long."""
+    """Encodes all rows and says which were too long."""
     with err.status("encoding the rows"):
-        cut = {bench.room(config): bench.encode(config) for config in configs}
-    for length, count in sorted(cut.items()):
-        if count:
-            err.print(f"{count:,} rows are longer than {length} tokens and were cut")
+        said = {bench.room(config): bench.say_cut(config) for config in configs}
+    for _, line in sorted(said.items()):
+        if line:
+            err.print(line, soft_wrap=True)
 
 
 def _tell(count: int, total: int, method: str, seed: int, result: dict[str, Any]) -> None:

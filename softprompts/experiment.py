@@ -7,8 +7,9 @@ numbers.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts import packaged
-from softprompts.backbone import kind_of, quiet
+from softprompts.backbone import kind_of, position_limit, quiet
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.files import require_folder
 from softprompts.hub import asking
@@ -26,7 +27,7 @@ from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.declared import is_declaration
-from softprompts.tasks.encode import Encoded, check_kind
+from softprompts.tasks.encode import Encoded, check_kind, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
@@ -338,10 +339,21 @@ class Workbench:
             SoftPromptError: the prompt leaves no room for the input.
         """
         length = self.room(method)
-        splits = ["train", *(["validation"] if self.evaluate else []), *(["test"] if self.task.test else [])]
-        for split in splits:
-            self.features(split, length)
-        return sum(self._encoded[split, length].truncated for split in splits)
+        return sum(self._rows(split, length).truncated for split in self._splits())
+
+    def say_cut(self, method: MethodConfig) -> str:
+        """Encodes all rows that a method is going to see, and says in a line which had to be cut; empty: none.
+
+        Raises:
+            SoftPromptError: the prompt leaves no room for the input.
+        """
+        length, splits = self.room(method), self._splits()
+        examples = sum(len(getattr(self.task, split)) for split in splits)
+        return say_cut([self._rows(split, length) for split in splits], examples, length)
+
+    def _splits(self) -> list[str]:
+        """The splits that a run reads."""
+        return ["train", *(["validation"] if self.evaluate else []), *(["test"] if self.task.test else [])]
 
     def features(self, split: str, length: int) -> list[dict[str, Any]]:
         """A split's rows as token ids, encoded once per length."""
@@ -644,6 +656,46 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
     """`load_backbone`, and the names of tensors that the model's files lack."""
     import transformers
 
+    with _loading(model) as (path, offline):
+        config = AutoConfig.from_pretrained(path, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+        kind = kind_of(config)
+        cls: Any
+        if kind == "encoder" and tokens:
+            cls = transformers.AutoModelForTokenClassification
+        elif kind == "encoder":
+            cls = transformers.AutoModelForSequenceClassification
+        elif kind == "encoder-decoder":
+            cls = transformers.AutoModelForSeq2SeqLM
+        else:
+            cls = transformers.AutoModelForCausalLM
+        loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True)
+    return tokenizer, loaded, frozenset(info["missing_keys"])
+
+
+def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:
+    """A model's tokenizer, which kind of model it is, and how many tokens it takes at once (None: any number).
+
+    Its weights are not read.
+
+    Raises:
+        SoftPromptError: there is no such model, or it cannot be read.
+    """
+    from transformers import AutoModel
+
+    with _loading(model) as (path, offline):
+        config = AutoConfig.from_pretrained(path, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+        with torch.device("meta"):
+            empty = AutoModel.from_config(config)
+    kind = kind_of(config)
+    hard = position_limit(empty.get_encoder() if kind == "encoder-decoder" else empty)
+    return tokenizer, kind, _said_context(config, tokenizer) if hard is None else hard
+
+
+@contextlib.contextmanager
+def _loading(model: str) -> Iterator[tuple[str, bool]]:
+    """Where a model lies, and whether the hub cannot be asked; what goes wrong within is told in one line."""
     if not model.strip():
         raise SoftPromptError("the model's name is empty; name a hub id or a local folder")
     path = packaged.resolve_model(model)
@@ -654,19 +706,7 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
         path = str(Path(path).expanduser().resolve())
     try:
         with quiet(), asking(path) as offline:
-            config = AutoConfig.from_pretrained(path, local_files_only=offline)
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
-            kind = kind_of(config)
-            cls: Any
-            if kind == "encoder" and tokens:
-                cls = transformers.AutoModelForTokenClassification
-            elif kind == "encoder":
-                cls = transformers.AutoModelForSequenceClassification
-            elif kind == "encoder-decoder":
-                cls = transformers.AutoModelForSeq2SeqLM
-            else:
-                cls = transformers.AutoModelForCausalLM
-            loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True)
+            yield path, offline
     except SoftPromptError:
         raise
     except Exception as error:  # a damaged or foreign folder fails anywhere
@@ -677,7 +717,6 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
         raise SoftPromptError(
             f"no such model '{model}': neither a local folder nor to be had from the hub ({reason})"
         ) from error
-    return tokenizer, loaded, frozenset(info["missing_keys"])
 
 
 def check_trackers(names: Sequence[str] | None) -> None:
@@ -748,7 +787,11 @@ def _context(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     hard = model._softprompt_state.backbone.max_tokens
     if hard is not None:
         return int(hard)
-    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return _said_context(model.config, tokenizer)
+
+
+def _said_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
     if said is None and tokenizer.model_max_length < 1_000_000:
         said = tokenizer.model_max_length
     return None if said is None else int(said)

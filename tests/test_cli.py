@@ -184,7 +184,7 @@ def test_jsonl_and_a_file_to_score_on(cli: Cli, tmp_path: Path, data: Path) -> N
 def test_rows_that_are_cut_are_counted(cli: Cli, tmp_path: Path, data: Path) -> None:
     lines = [*rows(), {"text": "the film was " + "very " * 30 + "bad", "label": "negative"}]
     done = cli.fine(*train(write_csv(tmp_path / "long.csv", lines)), "--max-length", "20")
-    assert "1 rows are longer than 20 tokens and were cut" in done.err
+    assert "1 of 41 rows were cut to 20 tokens; of them the field 'text'\n" in done.err
 
 
 def test_a_head_of_another_size_is_replaced(cli: Cli, data: Path) -> None:

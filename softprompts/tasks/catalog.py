@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.declared import is_declaration, load_declared
+from softprompts.tasks.declared import declared, is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.reviews import DOMAINS, load_reviews
 from softprompts.tasks.source import HUB, rows_of
-from softprompts.tasks.spec import Spec
+from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.superglue import SUPERGLUE
 from softprompts.tasks.task import Task
 
@@ -22,6 +23,29 @@ def task_names() -> list[tuple[str, str]]:
     """Every built-in task with a one-line description."""
     reviews = [(name, about) for name, (_, about) in DOMAINS.items()]
     return reviews + [(name, spec.about) for name, spec in SPECS.items()]
+
+
+def task_kinds() -> dict[str, str]:
+    """The kind of every built-in task."""
+    return {**dict.fromkeys(DOMAINS, "classification"), **{name: spec.form.kind for name, spec in SPECS.items()}}
+
+
+def task_outline(name: str) -> tuple[str, list[str]]:
+    """A task's one-line description and the names of its templates.
+
+    Args:
+        name: as for `load_task`.
+
+    Raises:
+        SoftPromptError: unknown task, or a YAML file that cannot be used.
+    """
+    if is_declaration(name):
+        own = declared(Path(name))
+        return own.about, [DEFAULT, *own.templates]
+    about = dict(task_names())
+    if name not in about:
+        raise SoftPromptError(f"unknown task '{name}': {nearest(name, about)}")
+    return about[name], [DEFAULT, *(SPECS[name].templates if name in SPECS else ())]
 
 
 def load_task(

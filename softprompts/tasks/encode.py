@@ -6,6 +6,7 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,6 +54,21 @@ def encode_examples(
     if kind == "encoder":
         return KINDS[task.kind].encode(examples, task.form, tokenizer, max_length, with_answer)
     return texts.encode(examples, task.form, tokenizer, kind, max_length, with_answer)
+
+
+def say_cut(encoded: Sequence[Encoded], examples: int, max_length: int) -> str:
+    """One line about rows that were too long: how many of the examples, and which of their fields; empty: none was."""
+    rows = sum(each.truncated for each in encoded)
+    if not rows:
+        return ""
+    fields: Counter[str] = Counter()
+    for each in encoded:
+        fields.update(each.cut)
+    if len(fields) == 1:
+        what = f"the field '{next(iter(fields))}'"
+    else:
+        what = ", ".join(f"'{name}' of {count:,}" for name, count in fields.items())
+    return f"{rows:,} of {examples:,} rows were cut to {max_length:,} tokens; of them {what}"
 
 
 def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]] | None:
