@@ -575,58 +575,91 @@ def predict(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, or .txt with one text a line.")
+        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, JSON, CoNLL, or .txt with one text a line.")
     ] = None,
     text: Annotated[
         str | None, typer.Option("--text", help="Column of the text; default: as in training, else 'text'.")
     ] = None,
     text_pair: Annotated[
-        str | None, typer.Option("--text-pair", help="Column of the second text; without --file, the text itself.")
+        str | None,
+        typer.Option("--text-pair", help="Column of the second text or context; without --file, the text itself."),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="A field of the task, NAME=TEXT; with --file its column, NAME=COLUMN."),
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option("--choice", help="One of the texts to choose from (multiple choice).")
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Label texts with a trained prompt: label and probability."""
+    """Label texts with a trained prompt: label and probability, tags, or the answer found."""
     from softprompts.predictor import Predictor
 
-    if bool(texts) == (file is not None):
+    fields = _pairs(field, "--field")
+    if bool(texts or (fields and file is None)) == (file is not None):
         raise SoftPromptError("give texts, or --file FILE with texts, and not both")
-    if text_pair is not None and len(texts or ()) > 1:
-        raise SoftPromptError("--text-pair goes with one text; put several pairs into a file")
+    if len(texts or ()) > 1 and (text_pair is not None or fields or choice):
+        given = "--text-pair" if text_pair is not None else "--field" if fields else "--choice"
+        raise SoftPromptError(f"{given} goes with one text; put several rows into a file")
+    if choice and file is not None:
+        raise SoftPromptError("--choice goes with one text; a file has its choices in columns")
     if output is not None and Path(output).is_dir():
         raise SoftPromptError(f"--output {output} is a folder; name a file")
     with err.status("loading the model"):
         predictor = Predictor(source)
     if file is not None:
-        rows = predictor.read(file, text, text_pair)
+        rows = predictor.read(file, text, text_pair, fields)
+    elif texts:
+        rows = [predictor.row(one, text_pair, fields, choice or ()) for one in texts]
     else:
-        rows = [predictor.row(one, text_pair) for one in texts or []]
+        rows = [predictor.row(None, text_pair, fields, choice or ())]
     answers = predictor(rows, batch_size=batch_size)
-    if predictor.truncated:
-        err.print(f"{predictor.truncated:,} of {len(rows):,} rows were cut to {predictor.max_length} tokens")
+    if predictor.cut:
+        err.print(predictor.cut, soft_wrap=True)
     if output is not None:
-        from softprompts.training.runs import write_text_atomic
-
-        fields = predictor.task.form.fields
-        lines = [[*fields, "label", "probability"]]
-        for row, answer in zip(rows, answers, strict=True):
-            lines.append([*(row[name] for name in fields), answer.label, _probability(answer.probability)])
-        write_text_atomic(output, _csv(lines))
-        out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
+        _write_answers(predictor.task.form, rows, answers, output)
         return
+    form = predictor.task.form
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
-            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row).split())]))
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row, form).split())]))
         return
-    table = Table("label", "probability", "text")
+    if form.kind == "tagging":
+        from softprompts.predictor import marked
+
+        for row, answer in zip(rows, answers, strict=True):
+            words = row["words"]
+            out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
+        return
+    chances = any(answer.probability is not None for answer in answers)
+    table = Table("answer" if form.kind in ("span", "choice", "ranking") else "label")
+    for header in [*(["probability"] if chances else []), "text"]:
+        table.add_column(header)
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(answer.label, _probability(answer.probability), _first(row))
+        table.add_row(answer.label, *([_probability(answer.probability)] if chances else []), _first(row, form))
     out.print(table)
 
 
-def _first(row: Mapping[str, Any]) -> str:
+def _first(row: Mapping[str, Any], form: Any) -> str:
     """The text of a row to show."""
-    return str(next(iter(row.values())))
+    value = row[form.fields[0]]
+    return value if isinstance(value, str) else " ".join(value)
+
+
+def _write_answers(form: Any, rows: list[Any], answers: list[Any], output: str) -> None:
+    from softprompts.training.runs import write_text_atomic
+
+    own = ["choices"] if form.chooses and not form.choices else []
+    lines = [[*form.fields, *own, "label", "probability"]]
+    for row, answer in zip(rows, answers, strict=True):
+        values = [row[name] for name in form.fields]
+        values = [value if isinstance(value, str) else " ".join(value) for value in values]
+        choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in own]
+        lines.append([*values, *choices, answer.label, _probability(answer.probability)])
+    write_text_atomic(output, _csv(lines))
+    out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
 
 
 @app.command()
@@ -1043,9 +1076,16 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"run folder: {path}", soft_wrap=True)
-    out.print(f'try it: softprompts predict {path} "..."', soft_wrap=True)
+    out.print(f"try it: softprompts predict {path} {_texts_for(result['task_form']['fields'])}", soft_wrap=True)
     if result["stop_reason"] == "non-finite loss":
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
+
+
+def _texts_for(fields: list[str]) -> str:
+    """How `predict` is given what a task reads."""
+    if len(fields) > 2:
+        return " ".join(f'--field {name}="..."' for name in fields)
+    return '"..."' + ' --text-pair "..."' * (len(fields) - 1)
 
 
 def _show(comparison: Any, folder: Path) -> None:

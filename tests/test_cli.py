@@ -247,8 +247,8 @@ def test_predict_reads_files_and_writes_csv(cli: Cli, tmp_path: Path, data: Path
         done = cli.fine("predict", "run", "--file", given, "--output", tmp_path / "out.csv")
         assert "40 rows written to" in done.out
         answers.append(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines())))
-    assert answers[0] == answers[1] == answers[2] and [row["text"] for row in answers[0]] == texts
-    assert {"text", "label", "probability"} == set(answers[0][0])
+    assert answers[0] == answers[1] == answers[2] and [row["review"] for row in answers[0]] == texts
+    assert ["review", "label", "probability"] == list(answers[0][0])
     lines = cli.fine("predict", "run", "--file", data).out.splitlines()  # it has no "review" column, but "text"
     assert [line.split("\t")[2] for line in lines] == [row["text"] for row in rows()]
 
@@ -276,7 +276,7 @@ def test_predict_leaves_room_for_the_prompt(cli: Cli, data: Path) -> None:
     cli.fine(*train(data), *flags, "--folder", "run")
     assert result("run")["max_length"] == LENGTH - 30
     done = cli.fine("predict", "run", "the film was good " * 10)
-    assert done.err == "1 of 1 rows were cut to 10 tokens\n"
+    assert done.err == "1 of 1 rows were cut to 10 tokens; of them the field 'text'\n"
 
 
 def test_inspect(cli: Cli, data: Path) -> None:
@@ -469,7 +469,7 @@ def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> Non
         (["run", "--file", "none.csv"], "no such file"),
         (["run", "--file", "none.txt"], "no such file"),
         (["run", "--file", str(tmp_path / "empty.txt")], "holds no texts"),
-        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is ' ', not a text"),
+        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is empty"),
         (["run", "--file", str(tmp_path / "latin.txt")], "not UTF-8"),
         (["run", "--file", str(data), "--text", "txt"], "no column 'txt'"),
         (["run", "text", "--output", "."], "is a folder"),

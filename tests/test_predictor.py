@@ -88,7 +88,7 @@ def test_a_prompt_saved_without_a_run_labels_texts_too(tmp_path: Path) -> None:
 def test_no_texts_no_answers_and_no_mixtures(tmp_path: Path) -> None:
     predictor = sp.Predictor(trained(tmp_path, "bert", sp.HeadOnlyConfig()))
     assert predictor([]) == []
-    with pytest.raises(sp.SoftPromptError, match=r"reads 1 texts \(text\), not 2"):
+    with pytest.raises(sp.SoftPromptError, match=r"reads single texts \(text\), not 2"):
         predictor(["one", ("one", "two")])
     with pytest.raises(sp.SoftPromptError, match="empty text"):
         predictor(["one", ""])

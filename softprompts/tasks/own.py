@@ -11,10 +11,12 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.form import KINDS, Form, check_template
-from softprompts.tasks.rows import Row, check_columns
+from softprompts.tasks.rows import check_columns
 from softprompts.tasks.task import Example
 
+Row = Mapping[str, Any]
 WORDS = "words"  # the field of a tagged row
+WORD_COLUMNS = ("words", "tokens")
 OUTSIDE = "O"
 _PAIRS = (
     ("sentence1", "sentence2"),
@@ -34,7 +36,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "ranking": (("passage", "query"), ("context", "question"), ("text",), ("question",)),
     "span": (("question", "context"),),
-    "tagging": (("words",), ("tokens",)),
+    "tagging": tuple((name,) for name in WORD_COLUMNS),
 }
 _LABELS: dict[str, tuple[str, ...]] = {
     "classification": ("label", "labels"),
@@ -44,7 +46,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "span": ("answers", "answer"),
     "tagging": ("tags", "ner_tags", "labels"),
 }
-_CHOICES = ("choices", "options", "endings", "candidates", "entities")
+CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
 _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
 _BIO = re.compile(r"O|[BI](-.+)?", re.DOTALL)
 _START = "answer_start"  # column of where an answer that is a text begins
@@ -130,10 +132,10 @@ def find_columns(
         if label is None:
             raise SoftPromptError(_missing(place, "label", there, _LABELS[kind]))
     if kind in ("choice", "ranking") and not choices:
-        choices = next((name for name in _CHOICES if name in row and name != label), "")
+        choices = next((name for name in CHOICE_COLUMNS if name in row and name != label), "")
         choices = choices or numbered([name for name in there if name != label])
         if not choices:
-            raise SoftPromptError(_missing(place, "choices", there, [*_CHOICES, "choice1 and choice2"]))
+            raise SoftPromptError(_missing(place, "choices", there, [*CHOICE_COLUMNS, "choice1 and choice2"]))
     if kind not in ("choice", "ranking"):
         choices = ()
     if templates:
@@ -237,7 +239,7 @@ def read_example(columns: Columns, path: Path, line: int, row: Row, labelled: bo
     wanted = columns.wanted if labelled else columns.wanted[:-1]
     check_columns(path, row, wanted, line)
     if columns.kind == "tagging":
-        words = _words(place, columns.fields[WORDS], row[columns.fields[WORDS]])
+        words = words_of(place, columns.fields[WORDS], row)
         example = Example({WORDS: " ".join(words)}, id=line, words=words)
     else:
         example = Example({name: text_of(place, column, row) for name, column in columns.fields.items()}, id=line)
@@ -278,13 +280,28 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, str) and each.strip() for each in value)
 
 
-def _words(place: str, column: str, value: Any) -> tuple[str, ...]:
+def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
+    """A column that must hold words: a list, or a text that is cut at white space.
+
+    Raises:
+        SoftPromptError: it does not.
+    """
+    value = row[column]
     words = value.split() if isinstance(value, str) else value
     if not _texts(words):
         raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of words")
     if not words:
         raise SoftPromptError(f"{place}: '{column}' is empty")
     return tuple(words)
+
+
+def choices_of(place: str, column: str, row: Row) -> tuple[str, ...]:
+    """A column that must hold texts to choose from.
+
+    Raises:
+        SoftPromptError: it does not.
+    """
+    return _choices(place, column, row[column])[0]
 
 
 def _choices(place: str, column: str, value: Any) -> tuple[tuple[str, ...], Sequence[str]]:
