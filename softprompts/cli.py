@@ -41,6 +41,9 @@ DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a l
 Template = Annotated[
     str | None, typer.Option(help="How the task's rows are written out, by name; see 'softprompts tasks show TASK'.")
 ]
+Split = Annotated[
+    str, typer.Option(help="How rows are parted into train, validation and test: official, smop, dept or residual.")
+]
 Answer = Annotated[
     str | None,
     typer.Option("--answer", help="How a language model answers: rank (the label words) or generate (freely)."),
@@ -153,6 +156,7 @@ def show_task(
     ] = None,
     data_dir: DataDir = None,
     template: Template = None,
+    split: Split = "official",
     data: File = None,
     kind: Kind = "classification",
     validation: Validation = None,
@@ -210,6 +214,7 @@ def train(
     task: TaskName = None,
     data_dir: DataDir = None,
     template: Template = None,
+    split: Split = "official",
     answer: Answer = None,
     invalid: Invalid = None,
     data: File = None,
@@ -276,6 +281,7 @@ def compare(
     task: TaskName = None,
     data_dir: DataDir = None,
     template: Template = None,
+    split: Split = "official",
     answer: Answer = None,
     invalid: Invalid = None,
     data: File = None,
@@ -380,6 +386,7 @@ def search(
     task: TaskName = None,
     data_dir: DataDir = None,
     template: Template = None,
+    split: Split = "official",
     answer: Answer = None,
     invalid: Invalid = None,
     data: File = None,
@@ -712,9 +719,9 @@ _TRAINING = (
     "eval_every", "patience", "seed", "bf16", "backbone_dropout", "compile_",
 )  # fmt: skip
 _BENCH = (
-    "task", "data_dir", "template", "answer", "invalid", "data", "kind", "validation", "test", "text", "text_pair",
-    "label", "choices", "labels", "regression", "label_words", "model", "max_train", "max_validation", "max_length",
-    "backbone_dropout",
+    "task", "data_dir", "template", "split", "answer", "invalid", "data", "kind", "validation", "test", "text",
+    "text_pair", "label", "choices", "labels", "regression", "label_words", "model", "max_train", "max_validation",
+    "max_length", "backbone_dropout",
 )  # fmt: skip
 
 

@@ -25,9 +25,9 @@ from softprompts.files import require_folder
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
-from softprompts.tasks import Task, encode_examples, label_ids, load_files, load_task, marker, new_tokens, padding_id
+from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.declared import is_declaration
-from softprompts.tasks.encode import Encoded, check_kind, say_cut
+from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
@@ -37,6 +37,7 @@ from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
+_OF_FEW = ("few_shot_seed", "few_shot_protocol")
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
     "metrics", "test_metrics", "eval_rows", "test_rows", "trained_parameters", "backbone_parameters", "steps",
@@ -66,10 +67,12 @@ class Data:
         template: how the task's rows are put to a model, by name; None: the task's own way.
         answering: how a language model's answer is found, "rank" or "generate"; None: the task's own way.
         invalid: what a generated answer that is no label counts as, see `softprompts.tasks.answers`; None: "mismatch".
+        split: how rows are parted into train, validation and test, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: at most so many rows to train on.
         max_validation: at most so many rows to score on.
-        few_shot: so many training rows in all, evenly many of each label (see `Task.few_shot`); None: all.
+        few_shot: so many training rows in all (see `softprompts.tasks.splits.few_shot`); None: all.
         few_shot_seed: draws these rows.
+        few_shot_protocol: how, a key of `softprompts.tasks.splits.FEW_SHOT`.
         seed: of what else is drawn or held out.
     """
 
@@ -88,10 +91,12 @@ class Data:
     template: str | None = None
     answering: str | None = None
     invalid: str | None = None
+    split: str = "official"
     max_train: int | None = None
     max_validation: int | None = None
     few_shot: int | None = None
     few_shot_seed: int = 0
+    few_shot_protocol: str = "even"
     seed: int = 0
 
     def load(self) -> Task:
@@ -104,10 +109,13 @@ class Data:
         asked = {"answering": self.answering, "invalid": self.invalid}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
         task = replace(task, form=replace(task.form, **changes)) if changes else task
-        return task if self.few_shot is None else task.few_shot(self.few_shot, self.few_shot_seed)
+        if self.few_shot is None:
+            return task
+        return task.few_shot(self.few_shot, self.few_shot_seed, self.few_shot_protocol)
 
     def _load(self) -> Task:
         limits: dict[str, Any] = {
+            "split": self.split,
             "max_train": self.max_train,
             "max_validation": self.max_validation,
             "seed": self.seed,
@@ -133,7 +141,12 @@ class Data:
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as plain values, without the places where files lie."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        unused = [*_PLACES, *(["few_shot_seed"] if self.few_shot is None else []), *(["task"] if self.declared else [])]
+        unused = {
+            *_PLACES,
+            *(_OF_FEW if self.few_shot is None else ()),
+            *(["split"] if self.split == "official" else []),
+            *(["task"] if self.declared else []),
+        }
         # The usual names are written out where none are given.
         plain.update({key: plain[key] or key for key in ("text", "label")})
         return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
@@ -361,8 +374,7 @@ class Workbench:
 
     def _rows(self, split: str, length: int) -> Encoded:
         if (split, length) not in self._encoded:
-            rows = getattr(self.task, split)
-            self._encoded[split, length] = encode_examples(rows, self.task, self.tokenizer, self.kind, length)
+            self._encoded[split, length] = encode_cached(split, self.task, self.tokenizer, self.kind, length)
         return self._encoded[split, length]
 
     def _evaluation(self, split: str, length: int, batch_size: int) -> Evaluation:
@@ -379,8 +391,9 @@ class Workbench:
             "model": packaged.model_name(self.name),
             "task": self.task.name,
             "data": self.data.to_dict(),
-            **({"declared": self._declared()} if self.data.declared else {}),
+            **({"metrics": list(self.task.metrics)} if self.data.declared else {}),
             "rows": self.task.fingerprint,
+            "form": self.task_form(),
             "method": method.method,
             "settings": method.identity(),
             "max_length": self.max_length,
@@ -590,6 +603,7 @@ class Workbench:
             "trained_parameters": trained,
             "backbone_parameters": backbone,
             "task_form": self.task_form(),
+            "splits": self.task.record(),
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,
             "test_rows": len(self.task.test),
@@ -629,10 +643,6 @@ class Workbench:
             note += "".join(f"#   {file}\n" for file in files)
         if new and note:
             runs.write_text_atomic(path / runs.CONFIG, (path / runs.CONFIG).read_text(encoding="utf-8") + note)
-
-    def _declared(self) -> dict[str, Any]:
-        """What the user's YAML file made of the task."""
-        return {"form": self.task.form.to_dict(), "metrics": list(self.task.metrics)}
 
     def task_form(self) -> dict[str, Any]:
         """What `predict` must know to put new texts to the model as the training texts were."""

@@ -68,8 +68,14 @@ def _model_folder() -> Path | None:
 
 
 def default_cache_dir() -> Path:
-    """``$SOFTPROMPTS_CACHE``, or ``~/.cache/softprompts``."""
-    return Path(os.environ.get("SOFTPROMPTS_CACHE") or Path.home() / ".cache" / "softprompts")
+    """``$SOFTPROMPTS_CACHE``, or ``softprompts`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+
+    "off" in the first of them turns off what can be done without; what is fetched is kept all the same.
+    """
+    given = os.environ.get("SOFTPROMPTS_CACHE", "").strip()
+    if given.lower() not in ("", "off"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softprompts"
 
 
 def reviews_archive(cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -24,3 +24,9 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data folder next to the checkout (shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests tokenise their rows themselves, and leave nothing behind; those of the cache name a folder."""
+    monkeypatch.setattr("softprompts.tasks.cache.cache_folder", lambda: None)

@@ -248,7 +248,7 @@ def test_predict_reads_files_and_writes_csv(cli: Cli, tmp_path: Path, data: Path
         assert "40 rows written to" in done.out
         answers.append(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines())))
     assert answers[0] == answers[1] == answers[2] and [row["review"] for row in answers[0]] == texts
-    assert ["review", "label", "probability"] == list(answers[0][0])
+    assert list(answers[0][0]) == ["review", "label", "probability"]
     lines = cli.fine("predict", "run", "--file", data).out.splitlines()  # it has no "review" column, but "text"
     assert [line.split("\t")[2] for line in lines] == [row["text"] for row in rows()]
 

@@ -238,3 +238,19 @@ def test_a_measured_step_that_does_not_fit_leaves_one_lane(data: Data, monkeypat
 
     monkeypatch.setattr(loop, "step_memory", fail)
     assert bench(data).fitting(WANTED[0]) == 1
+
+
+def test_rows_are_parted_as_asked_and_written_down(tmp_path: Path) -> None:
+    file = str(write_csv(tmp_path / "data.csv", rows(80)))
+    whole = Data(train=file).load()
+    data = Data(train=file, split="smop")
+    task = data.load()
+    assert data.to_dict()["split"] == "smop" and "split" not in Data(train=file).to_dict()
+    assert task.test == whole.validation
+    assert [len(task.train), len(task.validation)] == [len(whole.train) * 9 // 10, -(-len(whole.train) // 10)]
+    bench = Workbench(model_folder("bert"), data)
+    _, result = bench.run(sp.HeadOnlyConfig(), TrainConfig(max_steps=2), root=tmp_path / "runs")
+    assert result["splits"] == task.record() and result["splits"]["protocol"] == "smop"
+    assert result["test_rows"] == len(task.test) and set(result["test_metrics"]) == set(task.metrics)
+    with pytest.raises(sp.SoftPromptError, match="unknown protocol 'smap': did you mean 'smop'"):
+        Data(train=file, split="smap").load()

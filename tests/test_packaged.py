@@ -98,5 +98,9 @@ def test_cache_that_cannot_be_made(pip: FakePip, tmp_path: Path) -> None:
 def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOFTPROMPTS_CACHE", str(tmp_path))
     assert packaged.default_cache_dir() == tmp_path
-    monkeypatch.delenv("SOFTPROMPTS_CACHE")
-    assert packaged.default_cache_dir() == Path.home() / ".cache" / "softprompts"
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for value in ("", "off", "Off"):
+        monkeypatch.setenv("SOFTPROMPTS_CACHE", value)
+        assert packaged.default_cache_dir() == Path.home() / ".cache" / "softprompts"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert packaged.default_cache_dir() == tmp_path / "softprompts"

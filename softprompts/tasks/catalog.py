@@ -11,10 +11,10 @@ from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.declared import declared, is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.reviews import DOMAINS, load_reviews
-from softprompts.tasks.source import HUB, rows_of
+from softprompts.tasks.source import HUB, MISMATCHED, rows_of, there
 from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.superglue import SUPERGLUE
-from softprompts.tasks.task import Task
+from softprompts.tasks.task import OFFICIAL, Example, Task
 
 SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE}
 
@@ -53,6 +53,7 @@ def load_task(
     data_dir: str | PathLike[str] | None = None,
     *,
     template: str | None = None,
+    split: str = OFFICIAL,
     max_train: int | None = None,
     max_validation: int | None = None,
     seed: int = 0,
@@ -66,18 +67,19 @@ def load_task(
         data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
             ask the hub. The reviews need neither. For a YAML file: the folder of the files it names, None: its own.
         template: how rows are put to a model; None: the task's own way.
+        split: how rows are parted, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: use at most so many training rows.
         max_validation: use at most so many validation rows.
         seed: draws these rows.
         cache_dir: where the reviews' archive is kept, see `reviews_archive`.
 
     Raises:
-        SoftPromptError: unknown task or template, or its data cannot be had.
+        SoftPromptError: unknown task, template or split, or its data cannot be had.
     """
     if is_declaration(name):
-        return load_declared(name, data_dir, template, seed).limited(max_train, max_validation, seed)
+        return load_declared(name, data_dir, template, seed).under(split).limited(max_train, max_validation, seed)
     if name in DOMAINS:
-        return load_reviews(name, cache_dir).limited(max_train, max_validation, seed)
+        return load_reviews(name, cache_dir).under(split).limited(max_train, max_validation, seed)
     if name not in SPECS:
         raise SoftPromptError(f"unknown task '{name}': {nearest(name, [known for known, _ in task_names()])}")
     spec = SPECS[name].under(name, template)
@@ -92,7 +94,10 @@ def load_task(
         train=rows["train"],
         validation=rows["validation"],
     )
-    return task.limited(max_train, max_validation, seed)
+    mismatched: list[Example] = []
+    if MISMATCHED in spec.more and split != OFFICIAL and there(name, MISMATCHED, data_dir):
+        mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir))
+    return task.under(split, mismatched).limited(max_train, max_validation, seed)
 
 
 def with_form(task: Task, **changes: Any) -> Task:

@@ -6,17 +6,22 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.kinds import KINDS, texts
+from softprompts.tasks import cache
+from softprompts.tasks.kinds import KINDS, candidates, encoded, labels, spans, tags, texts
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
+from softprompts.tasks.splits import digest
 from softprompts.tasks.task import Example, Task
 
+_FEW = 500  # rows that are tokenised faster than they are looked up
 MODEL_KINDS = ("encoder", "encoder-decoder", "decoder")
 
 
@@ -56,19 +61,51 @@ def encode_examples(
     return texts.encode(examples, task.form, tokenizer, kind, max_length, with_answer)
 
 
-def say_cut(encoded: Sequence[Encoded], examples: int, max_length: int) -> str:
+def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
     """One line about rows that were too long: how many of the examples, and which of their fields; empty: none was."""
-    rows = sum(each.truncated for each in encoded)
+    rows = sum(each.truncated for each in parts)
     if not rows:
         return ""
     fields: Counter[str] = Counter()
-    for each in encoded:
+    for each in parts:
         fields.update(each.cut)
     if len(fields) == 1:
         what = f"the field '{next(iter(fields))}'"
     else:
         what = ", ".join(f"'{name}' of {count:,}" for name, count in fields.items())
     return f"{rows:,} of {examples:,} rows were cut to {max_length:,} tokens; of them {what}"
+
+
+def encode_cached(
+    split: str, task: Task, tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int, folder: Path | None = None
+) -> Encoded:
+    """`encode_examples` of a split of a task, kept on disk by all that decides the result.
+
+    Args:
+        split: "train", "validation" or "test".
+        task: the task.
+        tokenizer: the model's tokenizer.
+        kind: as for `encode_examples`.
+        max_length: as for `encode_examples`.
+        folder: where rows are kept; None: `softprompts.tasks.cache.cache_folder`.
+    """
+    rows: Sequence[Example] = getattr(task, split)
+
+    def make() -> Encoded:
+        return encode_examples(rows, task, tokenizer, kind, max_length)
+
+    if len(rows) < _FEW or (folder is None and cache.cache_folder() is None):
+        return make()
+    modules = [sys.modules[__name__], encoded, labels, candidates, spans, tags, texts]
+    key = {
+        "rows": digest(rows),
+        "form": task.form.to_dict(),
+        "tokenizer": cache.tokenizer_fingerprint(tokenizer),
+        "kind": kind,
+        "max_length": max_length,
+        "code": cache.code_fingerprint(*modules),
+    }
+    return cache.cached(key, make, Encoded, folder=folder)
 
 
 def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]] | None:

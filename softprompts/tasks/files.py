@@ -24,7 +24,7 @@ from softprompts.tasks.own import (
 )
 from softprompts.tasks.rows import read_rows
 from softprompts.tasks.spec import Spec
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import OFFICIAL, Example, Task
 
 _HELD_OUT = 0.1
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
@@ -46,6 +46,7 @@ def load_files(
     name: str | None = None,
     label_words: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    split: str = OFFICIAL,
     max_train: int | None = None,
     max_validation: int | None = None,
     seed: int = 0,
@@ -75,6 +76,7 @@ def load_files(
         name: of the task; None: the training file's name without its ending.
         label_words: what a language model answers for each label, in the order of the label names; empty: the names.
         metrics: names for `compute`; empty: those that suit the kind.
+        split: how the rows of all files are parted, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: use at most so many training rows.
         max_validation: use at most so many validation rows.
         seed: draws held-out rows and subsamples.
@@ -97,7 +99,7 @@ def load_files(
         sep=sep,
         quoting=quoting,
     )
-    return own.load(seed=seed).limited(max_train, max_validation, seed)
+    return own.load(seed=seed).under(split).limited(max_train, max_validation, seed)
 
 
 def _paths(**given: str | PathLike[str] | None) -> dict[str, Path]:

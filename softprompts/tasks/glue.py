@@ -43,6 +43,7 @@ GLUE: dict[str, Spec] = {
     "glue/mnli": Spec(
         "does a premise entail, contradict or leave open a hypothesis",
         _form("mnli", _CLAIM, ("entailment", "neutral", "contradiction"), cut=("premise",)),
+        more=("validation_mismatched",),
     ),
     "glue/stsb": Spec(
         "how similar two sentences are, 0 to 5",

@@ -16,6 +16,7 @@ HUB: dict[str, tuple[str, str | None]] = {
     "super_glue": ("aps/super_glue", "{task}"),
     "squad": ("rajpurkar/squad", None),
 }
+MISMATCHED = "validation_mismatched"  # of MNLI
 Rows = tuple[Path, Iterable[tuple[int, dict[str, Any]]]]
 _ENDINGS = (".jsonl", ".jsonl.gz")
 
@@ -39,9 +40,9 @@ def rows_of(name: str, split: str, data_dir: str | PathLike[str] | None = None) 
     return path, read_rows(path)
 
 
-def has(name: str, split: str, data_dir: str | PathLike[str]) -> bool:
-    """Whether a local folder has a split."""
-    return any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
+def there(name: str, split: str, data_dir: str | PathLike[str] | None) -> bool:
+    """Whether a split beyond train and validation can be had: the hub has those that tasks name."""
+    return data_dir is None or any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
 
 
 def local_file(folder: Path, split: str) -> Path:

@@ -27,6 +27,7 @@ class Spec:
         form: how rows are put to a model, its fields being columns (or what ``prepare`` makes).
         templates: other ways by name: what they change in the form, and maybe ``metrics``.
         metrics: names for `compute`; the first is the main one.
+        more: names of splits that there are beside train and validation.
         label: column of the label: an index into the form's labels, a score, or a list of indices.
         prepare: turns a row of the data set into rows with the form's fields and, where these are not columns,
             ``label``, ``id``, ``choices``, ``names``, ``answers``, ``starts``, ``words`` and ``group`` (see `Example`).
@@ -36,6 +37,7 @@ class Spec:
     form: Form
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("accuracy",)
+    more: tuple[str, ...] = ()
     label: str = "label"
     prepare: Callable[[Row], Iterable[Row]] | None = None
 

@@ -6,13 +6,16 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.form import Form
+from softprompts.tasks.splits import Splits, few_shot, split
+
+OFFICIAL = "official"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Task:
         test: rows that nothing is chosen by; may be empty.
         metrics: names for `compute`; the first is the main one.
         source: where the rows come from, in words.
+        protocol: how they were parted, a key of `softprompts.tasks.splits.PROTOCOLS`.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Task:
     test: list[Example] = field(default_factory=list)
     metrics: tuple[str, ...] = ("accuracy",)
     source: str = ""
+    protocol: str = OFFICIAL
 
     @property
     def kind(self) -> str:
@@ -87,9 +92,9 @@ class Task:
     def fingerprint(self) -> str:
         """sha256 over all rows used: two runs with the same one have seen the same data."""
         digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
+        for rows in (self.train, self.validation, self.test):
             digest.update(b"split\n")
-            for row in split:
+            for row in rows:
                 line = json.dumps(list(vars(row).values()))
                 digest.update(line.encode() + b"\n")
         return digest.hexdigest()
@@ -105,65 +110,47 @@ class Task:
         """What a language model reads of a row."""
         return self.form.write(example.fields)
 
+    def under(self, protocol: str, mismatched: Sequence[Example] = ()) -> Task:
+        """The task with its rows parted as a group of papers does, see `softprompts.tasks.splits.split`.
+
+        Raises:
+            SoftPromptError: unknown protocol, or too few rows for it.
+        """
+        if protocol == OFFICIAL:
+            return self
+        parts = split(
+            protocol, self.name, self.train, self.validation, self.test, kind=self.kind, mismatched=mismatched
+        )
+        return replace(self, train=parts.train, validation=parts.validation, test=parts.test, protocol=protocol)
+
+    def record(self) -> dict[str, Any]:
+        """For the run folder: how the rows were parted, and the number and sha256 of each split's rows."""
+        return Splits(self.train, self.validation, self.test, self.protocol).record()
+
     def limited(self, max_train: int | None = None, max_validation: int | None = None, seed: int = 0) -> Task:
         """The task with at most so many rows, drawn by the seed and kept in their order."""
         train = subsample(self.train, max_train, seed, "max_train")
         return replace(self, train=train, validation=subsample(self.validation, max_validation, seed, "max_validation"))
 
-    def few_shot(self, count: int, seed: int = 0) -> Task:
-        """The task with ``count`` training rows in all, evenly many of each label, drawn by the seed.
-
-        Of the shuffled rows the first ``count // labels`` of each label are taken and, for what is left to ``count``,
-        one more of as many labels. Rows keep their order. Scores count as two labels, below and above the middle of
-        their range.
+    def few_shot(self, count: int, seed: int = 0, protocol: str = "even") -> Task:
+        """The task with ``count`` training rows in all, see `softprompts.tasks.splits.few_shot`.
 
         Raises:
-            SoftPromptError: the count is below 1, or there are too few rows.
+            SoftPromptError: unknown protocol, the count is below 1, or there are too few rows.
         """
-        return replace(self, train=few_shot(self, count, seed))
-
-
-def few_shot(task: Task, count: int, seed: int = 0) -> list[Example]:
-    """See `Task.few_shot`."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise SoftPromptError(f"few_shot is {count!r}: it must be a whole number of at least 1")
-    names = task.label_names or task.form.words
-    groups, labels = len(names), [0] * len(task.train)
-    if task.kind in ("classification", "choice"):
-        labels = [int(row.label) for row in task.train]
-    elif task.kind != "regression":  # no label of the row as a whole
-        groups, names = 1, ("rows",)
-    else:
-        scores = [row.label for row in task.train]
-        middle = (min(scores) + max(scores)) / 2
-        groups, names, labels = 2, ("low scores", "high scores"), [int(score > middle) for score in scores]
-    order = list(range(len(labels)))
-    random.Random(f"few shot {seed}").shuffle(order)
-    each, more = divmod(count, groups)
-    taken: Counter[int] = Counter()
-    chosen: list[int] = []
-    extra: list[int] = []
-    for index in order:
-        label = labels[index]
-        if taken[label] < each:
-            chosen.append(index)
-        elif taken[label] == each and len(extra) < more:
-            extra.append(index)
-        else:
-            continue
-        taken[label] += 1
-    short = [label for label in range(groups) if taken[label] < each]
-    if short or len(extra) < more:
-        where = f"'{names[short[0]]}' has {taken[short[0]]}" if short else f"there are {len(labels)}"
-        raise SoftPromptError(
-            f"task '{task.name}': few_shot={count} wants {each} training rows of each of {groups} labels"
-            f"{f' and {more} more' if more else ''}, but {where}"
-        )
-    return [task.train[index] for index in sorted(chosen + extra)]
+        names = self.label_names or self.form.words if self.kind in ("classification", "choice") else ()
+        regression = self.kind == "regression"
+        try:
+            few = few_shot(self.train, count, names, seed, regression=regression, protocol=protocol)
+        except SoftPromptError as error:
+            raise SoftPromptError(f"task '{self.name}': {error}") from None
+        return replace(self, train=few)
 
 
 def subsample(rows: list[Example], limit: int | None, seed: int, name: str = "limit") -> list[Example]:
     """Draws ``limit`` rows by the seed and keeps their order; None: all rows.
+
+    Rows that are scored together are drawn together: whole groups, as many as fit into the limit, but at least one.
 
     Raises:
         SoftPromptError: the limit is below 1.
@@ -174,4 +161,15 @@ def subsample(rows: list[Example], limit: int | None, seed: int, name: str = "li
         raise SoftPromptError(f"{name} is {limit}: it must be at least 1")
     if limit >= len(rows):
         return rows
-    return [rows[index] for index in sorted(random.Random(f"subsample {seed}").sample(range(len(rows)), limit))]
+    chance = random.Random(f"subsample {seed}")
+    if rows[0].group is None:
+        return [rows[index] for index in sorted(chance.sample(range(len(rows)), limit))]
+    groups: dict[str | None, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(index)
+    drawn: list[int] = []
+    for group in chance.sample(list(groups.values()), len(groups)):
+        if drawn and len(drawn) + len(group) > limit:
+            break
+        drawn += group
+    return [rows[index] for index in sorted(drawn)]

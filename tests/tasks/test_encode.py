@@ -117,3 +117,22 @@ def test_packaged_tokenizer_on_real_rows(data_dir) -> None:
     encoded = encode_examples(task.validation, task, tokenizer, "encoder", 64)
     lengths = [len(row["input_ids"]) for row in encoded.features]
     assert 0 < encoded.truncated < len(lengths) and max(lengths) == 64
+
+
+def test_rows_are_tokenised_once(tmp_path, encoder_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softprompts.tasks import encode
+
+    form = Form(labels=("bad", "good"), fields=("sentence",))
+    rows = [Example({"sentence": f"good film {'plot ' * (index % 9)}"}, index % 2, index) for index in range(600)]
+    task = Task("toy", form, rows, rows[:20])
+    first = encode.encode_cached("train", task, encoder_tokenizer, "encoder", 8, tmp_path)
+    assert first == encode_examples(rows, task, encoder_tokenizer, "encoder", 8)
+    monkeypatch.setattr(encode, "encode_examples", None)
+    assert encode.encode_cached("train", task, encoder_tokenizer, "encoder", 8, tmp_path) == first
+    for other in (9, 7):
+        with pytest.raises(TypeError):
+            encode.encode_cached("train", task, encoder_tokenizer, "encoder", other, tmp_path)
+    with pytest.raises(TypeError):
+        encode.encode_cached(
+            "train", with_form(task, reading=("a {sentence}",)), encoder_tokenizer, "encoder", 8, tmp_path
+        )

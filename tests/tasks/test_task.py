@@ -82,10 +82,19 @@ def test_few_shot_of_scores_takes_low_and_high_ones() -> None:
     [
         ({0: 9, 1: 9, 2: 1}, 6, "few_shot=6 wants 2 training rows of each of 3 labels, but 'c' has 1"),
         ({0: 2, 1: 2, 2: 2}, 7, "few_shot=7 wants 2 training rows of each of 3 labels and 1 more, but there are 6"),
-        ({0: 2, 1: 2, 2: 2}, 0, "few_shot is 0"),
-        ({0: 2, 1: 2, 2: 2}, True, "few_shot is True"),
+        ({0: 2, 1: 2, 2: 2}, 0, "few_shot: the number of rows must be a whole number of at least 1, not 0"),
+        ({0: 2, 1: 2, 2: 2}, True, "few_shot: the number of rows must be a whole number of at least 1, not True"),
     ],
 )
 def test_too_few_for_few_shot(counts: dict[int, int], count: int, message: str) -> None:
     with pytest.raises(SoftPromptError, match=message):
         _labelled(counts).few_shot(count)
+
+
+def test_subsample_of_groups_takes_whole_ones() -> None:
+    rows = [Example({"text": "t"}, id=index, group=f"q{index // 4}") for index in range(40)]
+    drawn = subsample(rows, 14, seed=0)
+    counts = Counter(row.group for row in drawn)
+    assert len(drawn) == 12 and set(counts.values()) == {4}
+    assert [row.id for row in drawn] == sorted(row.id for row in drawn)
+    assert len(subsample(rows, 1, seed=0)) == 4
