@@ -195,4 +195,5 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
-    raise SoftPromptError("the tokenizer has neither a padding nor an end-of-text token: set tokenizer.pad_token")
+    name = f" of '{tokenizer.name_or_path}'" if tokenizer.name_or_path else ""
+    raise SoftPromptError(f"the tokenizer{name} has neither a padding nor an end-of-text token: set its pad_token")

@@ -168,13 +168,13 @@ class OwnTask:
         if self.kind == "choice" and isinstance(columns.choices, str) and chosen:
             rows = {split: [with_choice_fields(example) for example in examples] for split, examples in rows.items()}
         names = self._labels(rows["train"])
-        held = {}
-        if "validation" not in rows:
-            held["train"], held["validation"] = _hold_out(train, rows["train"], seed)
+        found = rows["train"]
         if names is not None:
             rows = {split: self._indexed(split, examples, names) for split, examples in rows.items()}
-            held = {split: self._indexed("train", examples, names) for split, examples in held.items()}
-        rows = {**rows, **held}
+        if "validation" not in rows:
+            held = _hold_out(train, found, seed)
+            rows["validation"] = [row for index, row in enumerate(rows["train"]) if index in held]
+            rows["train"] = [row for index, row in enumerate(rows["train"]) if index not in held]
         form = self._form(columns, rows["train"][0], chosen, () if names is None else names.names)
         spec = Spec(self.about, form, self.templates, self.metrics or default_metrics(form))
         for known in self.templates:
@@ -218,7 +218,8 @@ class OwnTask:
         path = self.files["train"]
         if len(there) == 1:
             label = next(iter(there))
-            raise SoftPromptError(f"{path}: all rows have the label '{label}': there is nothing to learn")
+            what = "words have the tag" if tagged else "rows have the label"
+            raise SoftPromptError(f"{path}: all {what} '{label}': there is nothing to learn")
         if self.labels:
             return Labels.of(self.labels)
         if tagged and all(name.isdecimal() for name in there):
@@ -282,7 +283,8 @@ def _check_metrics(task: Task) -> None:
             raise SoftPromptError(f"metric '{metric}' does not suit this task of {task.kind} ({error})") from error
 
 
-def _hold_out(path: Path, rows: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
+def _hold_out(path: Path, rows: list[Example], seed: int) -> set[int]:
+    """Which rows are held out, drawn from each label alike."""
     chance = random.Random(f"hold out {seed}")
     groups = defaultdict(list)
     for index, row in enumerate(rows):
@@ -294,4 +296,4 @@ def _hold_out(path: Path, rows: list[Example], seed: int) -> tuple[list[Example]
         held.update(chance.sample(group, count))
     if not held:
         raise SoftPromptError(f"{path}: too few rows to hold some out: give a validation file")
-    return [row for at, row in enumerate(rows) if at not in held], [row for at, row in enumerate(rows) if at in held]
+    return held
