@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
+from softprompts import packaged
 from softprompts.anatomy import Trace
 from softprompts.errors import SoftPromptError
 from softprompts.methods.base import Part
@@ -88,6 +89,18 @@ class Backbone:
     def hidden_size(self) -> int:
         """Width of the input embeddings (ELECTRA's and ALBERT's are narrower than their layers)."""
         return int(self._table.shape[1])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a saved prompt must know of the model itself to be put back on the right one."""
+        config = self.model.config
+        return {
+            "name": packaged.model_name(str(getattr(config, "_name_or_path", "") or "")),
+            "revision": getattr(config, "_commit_hash", None),
+            "model_type": config.model_type,
+            "hidden_size": self.hidden_size,
+            "vocabulary": self.vocabulary_size,
+        }
 
     @property
     def vocabulary_size(self) -> int:

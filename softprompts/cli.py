@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.names import JOINT
 
 app = typer.Typer(
     name="softprompts",
@@ -30,8 +31,6 @@ app = typer.Typer(
 # No markup and no colours guessed from the text: labels, texts and paths are the user's, brackets and all.
 out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
-
-JOINT = "+"  # between the methods of a composition; see softprompts.methods.compose, which imports torch
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
 TaskName = Annotated[
@@ -78,6 +77,11 @@ LabelWords = Annotated[
 ]
 MaxTrain = Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")]
 MaxValidation = Annotated[int | None, typer.Option(min=1, help="At most so many rows to score on.")]
+FewShot = Annotated[
+    int | None, typer.Option(min=1, help="Train on so many rows in all, about evenly many of each label.")
+]
+FewShotSeed = Annotated[int, typer.Option(min=0, help="Draws the rows of --few-shot; --seed does not.")]
+FewShotProtocol = Annotated[str, typer.Option(help="How they are drawn: even, or dept (as DePT's authors do).")]
 MaxLength = Annotated[int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Number of updates; in place of --epochs.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
@@ -231,6 +235,9 @@ def train(
     model: Model = "all-minilm-l6-v2",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
+    few_shot: FewShot = None,
+    few_shot_seed: FewShotSeed = 0,
+    few_shot_protocol: FewShotProtocol = "even",
     max_length: MaxLength = 256,
     steps: Steps = None,
     epochs: Epochs = 3,
@@ -298,6 +305,9 @@ def compare(
     model: Model = "all-minilm-l6-v2",
     max_train: MaxTrain = None,
     max_validation: MaxValidation = None,
+    few_shot: FewShot = None,
+    few_shot_seed: FewShotSeed = 0,
+    few_shot_protocol: FewShotProtocol = "even",
     max_length: MaxLength = 256,
     steps: Steps = None,
     epochs: Epochs = 3,
@@ -507,7 +517,7 @@ def transfer(
     """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
     from softprompts.experiment import Data, Workbench
     from softprompts.files import require_folder
-    from softprompts.sources import read_source
+    from softprompts.sources import described
     from softprompts.training.processes import together
     from softprompts.transfer import transfer as measure
     from softprompts.transfer import write_report
@@ -519,7 +529,7 @@ def transfer(
     targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in _listed("--tasks", tasks_)]
     folder = _report_folder(report, out_, "transfer")
     require_folder(folder, "the report")  # before anything trains for minutes
-    name = model or str(read_source(sources[0])[0]["backbone"].get("name") or "")
+    name = model or str(described(sources[0])["backbone"].get("name") or "")
     with err.status("loading data and model"), together():
         bench = Workbench(name, targets[0], max_length, backbone_dropout)
     done = 0
@@ -676,7 +686,7 @@ def inspect(
 ) -> None:
     """Show what is in a saved prompt."""
     from softprompts.predictor import prompt_folder
-    from softprompts.saving import read
+    from softprompts.saving import counted, read
 
     config, tensors = read(prompt_folder(source))
     stats: dict[str, dict[str, Any]] = {
@@ -702,7 +712,8 @@ def inspect(
     for key in ("task", "seed", "step", "score", "trained_parameters"):
         if meta.get(key) is not None:
             facts.add_row(key.replace("_", " "), str(meta[key]))
-    facts.add_row("parameters", f"{sum(value.numel() for value in tensors.values()):,}")
+    trained, frozen = counted(config)
+    facts.add_row("parameters", f"{trained:,}" + (f", and {frozen:,} numbers that stay as they are" if frozen else ""))
     out.print(facts)
     table = Table("tensor", "shape", "type", "mean", "std", "largest")
     table.columns[0].overflow = "fold"
@@ -721,7 +732,7 @@ _TRAINING = (
 _BENCH = (
     "task", "data_dir", "template", "split", "answer", "invalid", "data", "kind", "validation", "test", "text",
     "text_pair", "label", "choices", "labels", "regression", "label_words", "model", "max_train", "max_validation",
-    "max_length", "backbone_dropout",
+    "max_length", "backbone_dropout", "few_shot", "few_shot_seed", "few_shot_protocol",
 )  # fmt: skip
 
 

@@ -62,6 +62,7 @@ class Comparison:
         held_out: True when they are test rows, by which nothing was chosen; else the score is the best validation one.
         rows: one per method, in the order asked for.
         lanes: the most runs that shared a pass.
+        few_shot: number of training rows, where few were drawn.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Comparison:
     held_out: bool
     rows: tuple[Row, ...]
     lanes: int = 1
+    few_shot: int | None = None
 
     @property
     def best(self) -> Row | None:
@@ -106,6 +108,8 @@ class Comparison:
             text += f"mean ± standard deviation over {seeds} seeds."
         else:
             text += "one seed, so that chance is not told from merit; give more."
+        if self.few_shot is not None:
+            text += f" Trained on {self.few_shot:,} rows, the same ones with every seed."
         best = self.best
         if best is not None and self.metric == "accuracy":
             # Two systems on so many rows drawn at random: 1.96 sqrt(2 p (1-p) / n), with one right and one wrong row
@@ -219,7 +223,7 @@ def summarise(bench: Workbench, methods: Sequence[MethodConfig], results: Sequen
     held_out = bool(bench.task.test)
     scored = len(bench.task.test) if held_out else len(bench.task.validation)
     lanes = max((run["lanes"] for group in results for run in group), default=1)
-    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows), lanes)
+    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows), lanes, bench.data.few_shot)
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:

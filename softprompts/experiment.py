@@ -25,11 +25,13 @@ from softprompts.files import require_folder
 from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
+from softprompts.names import JOINT
 from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.declared import is_declaration
 from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
+from softprompts.training.comparing import check_teachers
 from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
@@ -276,6 +278,7 @@ class Workbench:
         self.room(method)
         self._add("check", method, seed=0)
         try:
+            self._add_teacher("check", method)
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
                 if training.compile:
@@ -283,7 +286,7 @@ class Workbench:
 
                     require_compilable(self.model, shared_state().device)
         finally:
-            self.model.delete_prompt("check")
+            self._drop("check")
         if training is not None:
             if folder is None:
                 require_folder(root, "runs")
@@ -322,6 +325,33 @@ class Workbench:
         if not any(True for _ in self.model.prompts[name].parameters()):
             self.model.delete_prompt(name)
             raise SoftPromptError(f"{method.method}: there is nothing to train on {self.name}, which has no task head")
+
+    def _add_teacher(self, name: str, method: MethodConfig) -> str | None:
+        """Puts the saved prompt that a prompt learns from on the model, beside it; returns its name.
+
+        Raises:
+            SoftPromptError: it cannot be read, is for another backbone, has other labels or leaves less room.
+        """
+        source = method.taught_by()
+        if source is None:
+            return None
+        from softprompts.predictor import prompt_folder  # here: it imports this module
+
+        teacher = f"{name}-teacher"
+        if teacher in self.model.prompts:
+            self.model.delete_prompt(teacher)
+        self.model.load_prompt(prompt_folder(source), teacher)
+        check_teachers(self.model, name, teacher)
+        room = self.room(self.model.prompts[teacher].config)
+        if room < self.room(method):
+            raise SoftPromptError(f"{method.method}: the teacher {source} leaves {room} tokens: set max_length to that")
+        return teacher
+
+    def _drop(self, name: str) -> None:
+        """Takes a prompt off the model, and its teacher."""
+        for there in (name, f"{name}-teacher"):
+            if there in self.model.prompts:
+                self.model.delete_prompt(there)
 
     def _draw_head(self, name: str, seed: int) -> None:
         """Draws by the seed what of the head did not come with the backbone, and so is the same in no two processes."""
@@ -511,7 +541,7 @@ class Workbench:
                 self._train(made, progress, trackers)
             finally:
                 for lane in made:
-                    self.model.delete_prompt(lane.name)
+                    self._drop(lane.name)
             for path, run in wave.items():
                 del pending[path]
                 collect(path, run)
@@ -526,10 +556,11 @@ class Workbench:
         length = self.room(run.method)
         self._add(name, run.method, run.training.seed)
         try:
-            lane = Lane(name, run.training, self.features("train", length))
+            teacher = self._add_teacher(name, run.method)
+            lane = Lane(name, run.training, self.features("train", length), teacher=teacher)
             return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
         finally:
-            self.model.delete_prompt(name)
+            self._drop(name)
 
     def score(self, names: Sequence[str], batch_size: int = 32) -> list[dict[str, float] | None]:
         """The metrics of prompts that are on `model`, as they are: on test rows where there are some, else validation.
@@ -559,7 +590,11 @@ class Workbench:
         return key(one) == key(other)
 
     def _train(self, lanes: list[Lane], progress: bool, trackers: Sequence[str] | None) -> None:
-        outcomes = train(self.model, lanes, pad_id=self.pad_id, progress=progress, trackers=trackers)
+        try:
+            outcomes = train(self.model, lanes, pad_id=self.pad_id, progress=progress, trackers=trackers)
+        finally:
+            for teacher in {lane.teacher for lane in lanes} & set(self.model.prompts):
+                self.model.delete_prompt(teacher)
         stopped = [
             (lane, outcome)
             for lane, outcome in zip(lanes, outcomes, strict=True)
@@ -586,6 +621,7 @@ class Workbench:
         if name in self.model.prompts:
             self.model.delete_prompt(name)
         self._add(name, method, training.seed)
+        teacher = self._add_teacher(name, method)
         trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
         backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         features = self.features("train", length)
@@ -620,6 +656,7 @@ class Workbench:
             folder=path,
             record=record,
             pause_at=pause_at,
+            teacher=teacher,
         )
 
     def _open(
@@ -760,8 +797,8 @@ def steps_behind(path: Path) -> int:
 
 
 def _plain(method: str) -> str:
-    """A method's name as part of a prompt's: compositions have a "+" in theirs."""
-    return method.replace("+", "_")
+    """A method's name as part of a prompt's: compositions have a sign in theirs that is not allowed there."""
+    return method.replace(JOINT, "_")
 
 
 def _checked(path: Path, result: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from softprompts.training import TrainConfig, runs
 def train_together(
     bench: Workbench,
     tasks: Sequence[Data],
-    method: MethodConfig,
+    method: MethodConfig | Sequence[MethodConfig],
     training: TrainConfig,
     *,
     root: str | Path = "runs",
@@ -34,7 +34,8 @@ def train_together(
     Args:
         bench: the backbone; its task may be any.
         tasks: the tasks, at least two.
-        method: of all prompts; one with a part to share.
+        method: of all prompts; one with a part to share. Or one for each task, where they differ in something else,
+            such as the teacher of each (``replace(method, teacher=folder)``).
         training: how they train; ``max_steps`` must be set, as the tasks have to end together.
         root: where run folders live; a folder named by the hash of all settings gets one for each task, by its name.
         progress: show a progress bar on a terminal.
@@ -53,17 +54,21 @@ def train_together(
         raise SoftPromptError("train_together: say for how many steps (max_steps): the tasks have to end together")
     training = replace(training, eval_every=training.max_steps, patience=None)
     benches = [bench.on(data) for data in tasks]
+    methods = [method] * len(tasks) if isinstance(method, MethodConfig) else list(method)
+    if len(methods) != len(tasks):
+        raise SoftPromptError(f"train_together: there are {len(methods)} methods for {len(tasks)} tasks")
     names = [one.task.name.replace("/", "-").replace(".", "-") for one in benches]
     if len(set(names)) < len(names):
         raise SoftPromptError("train_together: a task is named twice")
-    group = runs.run_id({"together": [one.resolved(method, training) for one in benches]})
+    resolved = [one.resolved(config, training) for one, config in zip(benches, methods, strict=True)]
+    group = runs.run_id({"together": resolved})
     paths = [Path(root) / group / name for name in names]
-    for one, path in zip(benches, paths, strict=True):
-        one.check(method, training, folder=path, resume=True, reuse=True)
-    _check_sharing(bench, method)
+    for one, config, path in zip(benches, methods, paths, strict=True):
+        one.check(config, training, folder=path, resume=True, reuse=True)
+    _check_sharing(bench, methods)
     lanes = [
-        one._lane(name, method, training, root, True, path)
-        for one, name, path in zip(benches, names, paths, strict=True)
+        one._lane(name, config, training, root, True, path)
+        for one, config, name, path in zip(benches, methods, names, paths, strict=True)
         if not runs.is_done(path)
     ]
     if lanes:
@@ -74,12 +79,14 @@ def train_together(
     return [(path, runs.load_result(path)) for path in paths]
 
 
-def _check_sharing(bench: Workbench, method: MethodConfig) -> None:
-    """Finds out whether prompts of a method can share a part, before any folder is made."""
-    for name in ("check-one", "check-other"):
+def _check_sharing(bench: Workbench, methods: Sequence[MethodConfig]) -> None:
+    """Finds out whether prompts can share a part, before any folder is made."""
+    names = [f"check-{index}" for index in range(len(methods))]
+    for name, method in zip(names, methods, strict=True):
         bench.model.add_prompt(name, method, tokenizer=bench.tokenizer, seed=0)
     try:
-        bench.model.prompts["check-other"].method.share_with(bench.model.prompts["check-one"].method)
+        for name in names[1:]:
+            bench.model.prompts[name].method.share_with(bench.model.prompts[names[0]].method)
     finally:
-        for name in ("check-one", "check-other"):
+        for name in names:
             bench.model.delete_prompt(name)

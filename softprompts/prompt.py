@@ -139,6 +139,7 @@ def new_prompt(
         vocabulary=_vocabulary(backbone, tokenizer),
         site_width=backbone.width_of(sites),
         causal=backbone.kind == "decoder",
+        identity=backbone.identity,
         parts=backbone.described_parts(config.method) if config.uses_parts else (),
     )
     with _seeded(seed), torch.device(device):

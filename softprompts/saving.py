@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from softprompts import __version__, packaged
+from softprompts import __version__
 from softprompts.errors import SoftPromptError
 from softprompts.files import sync_folder, temporary_beside, write_atomic
 from softprompts.injection import state_of
@@ -39,16 +39,10 @@ FORMAT = 1
 def identity(model: Any) -> dict[str, Any]:
     """What a prompt must know of its backbone to be put back on the right one."""
     state = state_of(model)
-    backbone = state.backbone
-    config = model.config
     return {
-        "name": packaged.model_name(str(getattr(config, "_name_or_path", "") or "")),
-        "revision": getattr(config, "_commit_hash", None),
-        "model_type": config.model_type,
+        **state.backbone.identity,
         "class": state.model_class.__name__,
-        "hidden_size": backbone.hidden_size,
-        "vocabulary": backbone.vocabulary_size,
-        "sites": [[site.kind, site.kv_heads * site.head_dim] for site in backbone.sites],
+        "sites": [[site.kind, site.kv_heads * site.head_dim] for site in state.backbone.sites],
     }
 
 
@@ -71,6 +65,7 @@ def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any
         "tensors": {
             key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()
         },
+        "frozen": [key for key, _ in prompt.named_buffers() if key in tensors],
         "sha256": hashlib.sha256(content).hexdigest(),
         "metadata": metadata or {},
     }
@@ -119,10 +114,36 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
+    config, config_path = read_config(path)
+    tensor_path = config_path.with_name(TENSOR_FILE)
+    if not tensor_path.is_file():
+        raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
+    content = tensor_path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != config["sha256"]:
+        raise SoftPromptError(
+            f"{tensor_path} is not the file that {CONFIG_FILE} was saved with (truncated or edited, or saving was "
+            "cut short): copy or save the prompt again"
+        )
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError as error:
+        raise SoftPromptError(f"{tensor_path} cannot be read ({error})") from error
+    there = {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()}
+    if there != config["tensors"]:
+        raise SoftPromptError(f"{config_path} lists other tensors than {TENSOR_FILE} holds: one of them was edited")
+    return config, tensors
+
+
+def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
+    """The checked config of a saved prompt, and its file; a hub id is fetched first. The tensors are not looked at.
+
+    Raises:
+        SoftPromptError: nothing there, damaged, or of an unknown format.
+    """
     folder = Path(path)
     if not folder.is_dir():
         folder = _from_hub(str(path))
-    config_path, tensor_path = folder / CONFIG_FILE, folder / TENSOR_FILE
+    config_path = folder / CONFIG_FILE
     if not config_path.is_file():
         inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"; it holds several: {', '.join(inside)}" if inside else ""
@@ -148,22 +169,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         wrong.append("name")
     if wrong:
         raise SoftPromptError(f"{config_path}: '{wrong[0]}' is not what a saved prompt has there; it was edited")
-    if not tensor_path.is_file():
-        raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
-    content = tensor_path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != config["sha256"]:
-        raise SoftPromptError(
-            f"{tensor_path} is not the file that {CONFIG_FILE} was saved with (truncated or edited, or saving was "
-            "cut short): copy or save the prompt again"
-        )
-    try:
-        tensors = load_tensors(content)
-    except SafetensorError as error:
-        raise SoftPromptError(f"{tensor_path} cannot be read ({error})") from error
-    there = {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()}
-    if there != config["tensors"]:
-        raise SoftPromptError(f"{config_path} lists other tensors than {TENSOR_FILE} holds: one of them was edited")
-    return config, tensors
+    return config, config_path
 
 
 def _from_hub(name: str) -> Path:
@@ -243,11 +249,20 @@ def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
             )
 
 
+def counted(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many numbers a saved prompt trains, its head included, and how many stay as they are (frozen sources)."""
+    frozen = set(config.get("frozen") or ())
+    sizes = {key: torch.Size(shape).numel() for key, (_, shape) in config["tensors"].items()}
+    still = sum(size for key, size in sizes.items() if key in frozen)
+    return sum(sizes.values()) - still, still
+
+
 def card(config: dict[str, Any]) -> str:
     """A model card from what was saved."""
     meta, backbone = config["metadata"], config["backbone"]
     base = backbone["name"] or backbone["model_type"]
-    count = sum(torch.Size(shape).numel() for _, shape in config["tensors"].values())
+    trained, frozen = counted(config)
+    sizes = f"{trained:,} parameters" + (f" (and {frozen:,} numbers that stay as they are)" if frozen else "")
     lines = ["---", "library_name: softprompts"]
     if "/" in base and not base.startswith(("/", ".")):
         lines += [f"base_model: {base}", "base_model_relation: adapter"]
@@ -259,7 +274,7 @@ def card(config: dict[str, Any]) -> str:
         "",
         f"# {config['method']} for {base}",
         "",
-        f"A soft prompt of {count:,} parameters for the frozen `{base}` (`{backbone['class']}`).",
+        f"A soft prompt of {sizes} for the frozen `{base}` (`{backbone['class']}`).",
         "",
         "```python",
         "import softprompts as sp",

@@ -9,7 +9,7 @@ loads where the sources are not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.base import Method, Shape, Vocabulary, make_config
+from softprompts.methods.base import Method, MethodConfig, Shape, Vocabulary, make_config
 from softprompts.methods.folded import fold
 
-_SAME = ("model_type", "hidden_size", "vocabulary")  # what the backbones of prompts that go together share
+_SAME = ("model_type", "vocabulary")  # what the backbones of prompts that go together share
 
 
 def checked_paths(owner: str, field: str, value: Any) -> tuple[str, ...]:
@@ -55,28 +55,48 @@ def read_source(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return read(prompt_folder(path))
 
 
+def described(path: str) -> dict[str, Any]:
+    """The config of a source alone; its tensors are not read.
+
+    Raises:
+        SoftPromptError: nothing usable there.
+    """
+    from softprompts.predictor import prompt_folder
+    from softprompts.saving import read_config
+
+    return read_config(prompt_folder(path))[0]
+
+
 def fingerprint(path: str) -> str:
     """The sha256 of a source's tensors, which stands for the source wherever it lies."""
-    return str(read_source(path)[0]["sha256"])
+    return str(described(path)["sha256"])
 
 
 def name_of(path: str) -> str:
     """The task that a source was trained on, or else the name of its folder."""
-    task = (read_source(path)[0].get("metadata") or {}).get("task")
+    task = (described(path).get("metadata") or {}).get("task")
     return task if isinstance(task, str) and task else Path(path).name
 
 
-def load_methods(owner: str, paths: Sequence[str], width: int) -> list[Method]:
+def load_methods(
+    owner: str,
+    paths: Sequence[str],
+    width: int,
+    identity: Mapping[str, Any] | None = None,
+    only: type[MethodConfig] | None = None,
+) -> list[Method]:
     """The methods of some sources, rebuilt on the CPU without a backbone.
 
     Args:
         owner: the method that asks, which begins the errors.
         paths: the sources.
         width: ``d`` of the backbone that they are wanted for.
+        identity: what saved prompts say of that backbone; None or empty where it is not known.
+        only: the config of the method that they must be of; None: any that comes down to input tokens.
 
     Raises:
-        SoftPromptError: a source cannot be read, has no input tokens, has another width, or was trained on another
-            backbone than the first.
+        SoftPromptError: a source cannot be read, is of another method or has no input tokens, has another width, or was
+            trained on another backbone than the first or than the one that they are wanted for.
     """
     found: list[Method] = []
     first: dict[str, Any] = {}
@@ -94,8 +114,18 @@ def load_methods(owner: str, paths: Sequence[str], width: int) -> list[Method]:
                 f"{owner}: the sources {paths[0]} and {path} were trained on different backbones "
                 f"({_name(first)} and {_name(backbone)})"
             )
+        if identity and any(backbone.get(key) != identity.get(key) for key in _SAME):
+            raise SoftPromptError(
+                f"{owner}: the source {path} was trained on another backbone ({_name(backbone)}) than this one "
+                f"({_name(identity)})"
+            )
         made = make_config(config["method"], **config["config"])
-        if made.uses_prefix or not made.uses_tokens:
+        if only is not None and type(made) is not only:
+            raise SoftPromptError(
+                f"{owner}: the source {path} is a {made.method} prompt: name one of {only.method}, whose tensors it "
+                "can start from"
+            )
+        if only is None and (made.uses_prefix or not made.uses_tokens):
             raise SoftPromptError(
                 f"{owner}: the source {path} ({made.method}) does not consist of input tokens: "
                 "name prompts of prompt-tuning or of a method that folds to tokens"
@@ -120,7 +150,13 @@ def load_methods(owner: str, paths: Sequence[str], width: int) -> list[Method]:
     return found
 
 
-def load_tokens(owner: str, paths: Sequence[str], width: int, length: int | None = None) -> list[Tensor]:
+def load_tokens(
+    owner: str,
+    paths: Sequence[str],
+    width: int,
+    length: int | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> list[Tensor]:
     """The input tokens that some sources come down to.
 
     Args:
@@ -128,6 +164,7 @@ def load_tokens(owner: str, paths: Sequence[str], width: int, length: int | None
         paths: the sources.
         width: ``d`` of the backbone that they are wanted for.
         length: repeat the tokens of a shorter source from its first on, and cut a longer one; None: as they are.
+        identity: what saved prompts say of that backbone; None or empty where it is not known.
 
     Returns:
         Tokens ``(l, d)`` of each, in float32.
@@ -136,7 +173,7 @@ def load_tokens(owner: str, paths: Sequence[str], width: int, length: int | None
         SoftPromptError: see `load_methods`; or a source depends on the input or has more than tokens.
     """
     found = []
-    for path, method in zip(paths, load_methods(owner, paths, width), strict=True):
+    for path, method in zip(paths, load_methods(owner, paths, width, identity), strict=True):
         try:
             _, plain = fold(method)
         except SoftPromptError as error:
@@ -157,5 +194,5 @@ def blank(*sizes: int) -> Tensor:
     return torch.full(sizes, float("nan"))
 
 
-def _name(backbone: dict[str, Any]) -> str:
+def _name(backbone: Mapping[str, Any]) -> str:
     return str(backbone.get("name") or backbone.get("model_type"))

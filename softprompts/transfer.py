@@ -248,7 +248,7 @@ def _target(bench: Workbench) -> Target:
 
 def _as_it_is(bench: Workbench, path: str) -> tuple[float, ...]:
     """The score of a source's prompt and head; nothing where the head answers with other labels."""
-    config, _ = saved.read_source(path)
+    config = saved.described(path)
     if bench.kind == "encoder":
         form = (config.get("metadata") or {}).get("task_form") or {}
         kind, answers = form.get("kind", "classification"), form.get("labels", config["labels"])

@@ -32,10 +32,16 @@ def sourced(folder: Path, family: str) -> dict[str, sp.MethodConfig]:
     width: dict[str, Any] = {"hidden_size": 16} if family == "bert" else {}
     plain = [saved(folder / f"plain{i}", seed=i, family=family, **width) for i in range(3)]
     mpt = saved(folder / "mpt", sp.MPTConfig(num_virtual_tokens=3), family=family, **width)
+    small = {"num_virtual_tokens": 3, "rank": 2, "max_length": 12}
+    spaces = {"num_spaces": 2, "space_hidden_size": 4, "source_tokens": 6}
+    ept = saved(folder / "ept", sp.EPTConfig(**small, **spaces), family=family, **width)
+    dept = saved(folder / "dept", sp.DePTConfig(**small), family=family, **width)
     fit = sp.fit_autoencoder(plain, folder / "autoencoder.safetensors", 2, hidden_size=5, steps=20)
     return {
         "spot": sp.SPoTConfig(num_virtual_tokens=4, sources=tuple(plain[:2])),
         "attempt": sp.AttemptConfig(num_virtual_tokens=3, sources=tuple(plain), bottleneck=4, temperature=0.5),
         "mpt": sp.MPTConfig(num_virtual_tokens=3, sources=(mpt,)),
         "intrinsic": sp.IntrinsicConfig(num_virtual_tokens=3, autoencoder=str(fit.path)),
+        "ept": sp.EPTConfig(**small, **spaces, source=ept),
+        "dept": sp.DePTConfig(**small, source=dept),
     }

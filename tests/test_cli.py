@@ -20,6 +20,7 @@ from saved import LENGTH, Cli, files_below, model_folder, rows, write_csv, write
 
 from softprompts import cli as module
 from softprompts.errors import SoftPromptError
+from softprompts.experiment import Data
 
 
 @pytest.fixture
@@ -197,6 +198,26 @@ def test_a_text_with_commas_stays_one_text(cli: Cli, data: Path) -> None:
     flags = ["--method", "prompt-tuning", "--set", "init=text", "--set", "init_text=good film, bad film"]
     cli.fine(*train(data, steps=1), *flags, "--set", "num_virtual_tokens=4", "--folder", "run")
     assert config("run")["settings"]["init_text"] == "good film, bad film"
+
+
+def test_few_shot(cli: Cli, data: Path) -> None:
+    few = ["--method", "head-only", "--few-shot", "4"]
+    for folder, flags in (("a", []), ("same", ["--few-shot-seed", "0"]), ("b", ["--few-shot-seed", "1"])):
+        done = cli.fine(*train(data, steps=1), *few, *flags, "--folder", folder)
+        assert "data: 4 train, 4 validation rows (negative 2, positive 2)" in done.err
+    assert config("a") == config("same") and config("a")["rows"] != config("b")["rows"]
+    assert config("a")["data"]["few_shot"] == 4 and config("b")["data"]["few_shot_seed"] == 1
+    assert config("a")["rows"] == Data(train=str(data), few_shot=4).load().fingerprint
+    cli.fine(*train(data, steps=1), *few, "--few-shot-protocol", "dept", "--folder", "c")
+    assert config("c")["data"]["few_shot_protocol"] == "dept" and config("c")["rows"] != config("a")["rows"]
+    done = cli.fine("compare", *train(data, steps=1)[1:], "--methods", "head-only", "--seeds", "0", *few[2:])
+    assert "data: 4 train, 4 validation rows" in done.err
+    assert "Trained on 4 rows, the same ones with every seed." in " ".join(done.out.split())
+    failed = cli(*train(data), "--few-shot", "90")
+    assert failed.code == 2 and "few_shot=90 wants 45 training rows of each of 2 labels" in failed.err
+    assert cli(*train(data), "--few-shot", "0").code == 2
+    failed = cli(*train(data), "--few-shot", "4", "--few-shot-protocol", "evn")
+    assert failed.code == 2 and "unknown few-shot protocol 'evn': did you mean 'even'?" in failed.err
 
 
 def test_steps_win_over_epochs(cli: Cli, data: Path) -> None:

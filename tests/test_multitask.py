@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ from saved import model_folder, rows, write_csv
 from source_prompts import PLAIN, saved
 
 import softprompts as sp
-from softprompts.experiment import Data, Workbench
+from softprompts.experiment import Data, Run, Workbench
 from softprompts.multitask import train_together
+from softprompts.predictor import Predictor
 from softprompts.training import Lane, TrainConfig
 
 TRAINING = TrainConfig(max_steps=5, batch_size=4)
@@ -114,6 +118,67 @@ def test_tasks_trained_together_have_one_common_part(
     monkeypatch.setattr("softprompts.experiment.train", never)
     again = train_together(Workbench(model_folder(family), tasks[0]), wanted, config, TRAINING, root=tmp_path / "joint")
     assert again == found
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_tasks_learn_from_teachers(tmp_path: Path, tasks: list[Data], family: str) -> None:
+    bench = Workbench(model_folder(family), tasks[0])
+    plain = sp.MPTConfig(num_virtual_tokens=3)
+    folders = [tmp_path / "teachers" / name for name in "ab"]
+    for data, folder in zip(tasks[:2], folders, strict=True):
+        bench.on(data).run(sp.PrefixTuningConfig(num_virtual_tokens=2), TRAINING, folder=folder)
+    there = list(bench.model.prompts)
+    taught = [dataclasses.replace(plain, teacher=str(folder)) for folder in folders]
+    ends = {}
+    for name, methods in (("plain", [plain] * 2), ("taught", taught)):
+        ends[name] = train_together(bench, tasks[:2], methods, TRAINING, root=tmp_path / name)
+        for key in "ab":
+            bench.model.delete_prompt(key)
+        assert list(bench.model.prompts) == there  # no teacher is left on the model
+    assert train_together(bench, tasks[:2], [plain] * 2, TRAINING, root=tmp_path / "plain") == ends["plain"]
+    assert train_together(bench, tasks[:2], plain, TRAINING, root=tmp_path / "plain") == ends["plain"]
+    for (path, result), (_, other), folder in zip(ends["taught"], ends["plain"], folders, strict=True):
+        sha = json.loads((folder / "prompt" / "softprompt_config.json").read_text())["sha256"]
+        assert result["settings"]["teacher"] == sha and result["settings"]["distillation"] == 0.9
+        assert not {"teacher", "distillation", "temperature", "match_states"} & set(other["settings"])
+        assert str(folder) in (path / "config.yaml").read_text()
+    saved_tensors = [load_file(ends[name][0][0] / "prompt" / "softprompt.safetensors") for name in ends]
+    assert not torch.allclose(saved_tensors[0]["method.shared"], saved_tensors[1]["method.shared"], atol=1e-6)
+    shutil.rmtree(tmp_path / "teachers")
+    path = ends["taught"][0][0]
+    assert json.loads((path / "prompt" / "softprompt_config.json").read_text())["config"]["teacher"] is None
+    assert Predictor(path)(["the film was good"])[0].label in ("negative", "positive")
+
+
+def test_teachers_that_do_not_fit(tmp_path: Path, tasks: list[Data]) -> None:
+    bench = Workbench(model_folder("bert"), tasks[0])
+    three = tmp_path / "three"
+    bench.on(tasks[2]).run(sp.PromptTuningConfig(num_virtual_tokens=2), TRAINING, folder=three)
+    long = tmp_path / "long"
+    bench.run(sp.PromptTuningConfig(num_virtual_tokens=20), TRAINING, folder=long)
+    there = list(bench.model.prompts)
+    wide = saved(tmp_path / "wide", hidden_size=32)
+    for teacher, message in (
+        (three, r"its teacher answers with other labels \(first, second, text\) than it does \(negative, positive\)"),
+        (long, f"mpt: the teacher {long} leaves 20 tokens: set max_length to that"),
+        (wide, "wide was trained on another backbone"),
+        ("nowhere", "nowhere: no such folder"),
+    ):
+        config = sp.MPTConfig(num_virtual_tokens=3, teacher=str(teacher))
+        with pytest.raises(sp.SoftPromptError, match=message):
+            bench.run(config, TRAINING, root=tmp_path / "runs")
+        assert list(bench.model.prompts) == there and not (tmp_path / "runs").exists()
+    # Several runs with teachers of their own find out how many of them fit, and leave nothing behind.
+    runs = [
+        Run(sp.MPTConfig(num_virtual_tokens=3, teacher=str(long)), TrainConfig(max_steps=2, seed=i)) for i in (0, 1)
+    ]
+    short = Workbench(model_folder("bert"), tasks[0], max_length=20)
+    short.run(sp.PromptTuningConfig(num_virtual_tokens=20), TRAINING, folder=tmp_path / "again")
+    found = short.run_all(runs, root=tmp_path / "runs")
+    assert all(result is not None and result["lanes"] == 2 for _, result in found)
+    assert list(short.model.prompts) == ["prompt-tuning-seed0"]
+    with pytest.raises(sp.SoftPromptError, match="there are 1 methods for 2 tasks"):
+        train_together(bench, tasks[:2], [sp.MPTConfig()], TRAINING)
 
 
 def test_an_interrupted_training_goes_on_to_the_same_end(

@@ -20,7 +20,9 @@ from softprompts.experiment import Data, Run, Workbench
 from softprompts.predictor import Predictor
 from softprompts.training import TrainConfig
 
-NAMES = ("spot", "attempt", "mpt", "intrinsic")
+BLANK = ("spot", "attempt", "mpt", "intrinsic")  # built as room for tensors where their sources are not
+STARTED = ("ept", "dept")  # start from a prompt of their own kind
+NAMES = (*BLANK, *STARTED)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,32 @@ def test_a_source_is_what_its_prompt_hands_over(tmp_path: Path, config: sp.Metho
     assert [torch.equal(longer[i], expected[i % len(expected)]) for i in range(7)] == [True] * 7
     (shorter,) = sources.load_tokens("me", [str(tmp_path / "run")], 16, 1)
     assert torch.equal(shorter, expected[:1])
+
+
+def test_a_source_is_known_without_its_tensors(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a", task="mood")
+    sha = sources.read_source(path)[0]["sha256"]
+    (Path(path) / "softprompt.safetensors").unlink()
+    assert sources.fingerprint(path) == sha and sources.name_of(path) == "mood"
+    with pytest.raises(sp.SoftPromptError, match="is missing: the saved prompt is incomplete"):
+        sources.load_tokens("me", [path], 8)
+
+
+@pytest.mark.parametrize("name", ["attempt", "intrinsic"])
+def test_what_stays_as_it_is_is_no_parameter(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = sourced(tmp_path / "sources", "bert")[name]
+    model = sp.attach(tiny.model("bert", torch.float32))
+    model.add_prompt("x", config)
+    model.save_prompt("x", tmp_path / "p")
+    prompt = model.prompts["x"]
+    trained, frozen = (sum(t.numel() for t in some) for some in (prompt.parameters(), prompt.buffers()))
+    assert frozen > 0
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert f"A soft prompt of {trained:,} parameters (and {frozen:,} numbers that stay as they are) for" in card
+    out = Cli(monkeypatch, capsys).fine("inspect", tmp_path / "p").out
+    assert f"{trained:,}, and {frozen:,} numbers that stay as they are" in " ".join(out.split())
 
 
 def test_reading_draws_no_random_numbers(tmp_path: Path) -> None:
@@ -112,7 +140,7 @@ def test_a_saved_prompt_loads_where_its_sources_are_not(tmp_path: Path, family: 
     assert [key for key, _ in ours.named_parameters()] == [key for key, _ in theirs.named_parameters()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BLANK)
 def test_a_config_from_a_saved_prompt_is_no_prompt(tmp_path: Path, name: str) -> None:
     """Room for tensors that never come must not pass for a prompt."""
     config = sourced(tmp_path, "bert")[name]
@@ -135,7 +163,8 @@ def test_a_run_is_named_by_what_is_in_its_sources(tmp_path: Path, name: str) -> 
         if name == "intrinsic":
             sp.fit_autoencoder(torch.randn(3, 3, 16), path, 2, steps=2)
         else:
-            saved(Path(path), sp.MPTConfig(num_virtual_tokens=3) if name == "mpt" else PLAIN, seed=9, hidden_size=16)
+            kind = dataclasses.replace(config, **{"sources": ()} if name in BLANK else {"source": None})
+            saved(Path(path), kind if name in ("mpt", *STARTED) else PLAIN, seed=9, hidden_size=16)
     assert config.identity() != before
 
 
@@ -146,9 +175,9 @@ def test_runs_from_sources_share_passes_and_can_be_used(tmp_path: Path) -> None:
     configs = sourced(tmp_path / "sources", "bert")
     configs["spot"] = dataclasses.replace(configs["spot"], num_virtual_tokens=3)
     wanted = [Run(config, training) for config in configs.values()]
-    found = bench.run_all(wanted, root=tmp_path / "runs", lanes=4)
+    found = bench.run_all(wanted, root=tmp_path / "runs", lanes=len(wanted))
     for (path, result), (name, config) in zip(found, configs.items(), strict=True):
-        assert result is not None and result["lanes"] == 4 and result["method"] == name
+        assert result is not None and result["lanes"] == len(wanted) and result["method"] == name
         assert str(tmp_path / "sources") in (path / "config.yaml").read_text()
         # Alone it gets the same numbers.
         _, alone = Workbench(model_folder("bert"), Data(train=str(data))).run(config, training, root=tmp_path / "alone")
@@ -157,6 +186,108 @@ def test_runs_from_sources_share_passes_and_can_be_used(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "sources")
     for path, _ in found:
         assert Predictor(path)(["the film was good"])[0].label in ("negative", "positive")
+
+
+@pytest.mark.parametrize("name", STARTED)
+@pytest.mark.parametrize("family", ["bert", "t5", "llama"])
+def test_all_tensors_but_the_head_start_from_the_source(tmp_path: Path, family: str, name: str) -> None:
+    config = sourced(tmp_path, family)[name]
+    model = sp.attach(tiny.model(family, torch.float32))
+    model.add_prompt("x", config, seed=5)
+    theirs = sp.attach(tiny.model(family, torch.float32)).load_prompt(tmp_path / name).prompts["source"]
+    model.add_prompt("fresh", dataclasses.replace(config, source=None), seed=5)
+    ours, fresh = model.prompts["x"], model.prompts["fresh"]
+    assert set(dict(ours.method.named_parameters())) == set(dict(theirs.method.named_parameters()))
+    for key, value in ours.method.named_parameters():
+        assert torch.equal(value, theirs.method.get_parameter(key)), key
+        assert value.requires_grad and not torch.equal(value, fresh.method.get_parameter(key)), key
+    if ours.head is not None:
+        assert theirs.head is not None and fresh.head is not None
+        for key, value in ours.head.named_parameters():
+            assert torch.equal(value, fresh.head.get_parameter(key)), key
+            assert not torch.equal(value, theirs.head.get_parameter(key)), key
+
+
+def test_a_part_of_a_composition_starts_from_a_source(tmp_path: Path) -> None:
+    config = sourced(tmp_path, "bert")["ept"]
+    both = sp.compose(config, sp.PrefixTuningConfig(num_virtual_tokens=2))
+    model = sp.attach(tiny.model("bert", torch.float32))
+    model.add_prompt("x", both).add_prompt("alone", config)
+    part, alone = model.prompts["x"].method.parts["ept"], model.prompts["alone"].method
+    assert all(torch.equal(value, alone.get_parameter(key)) for key, value in part.named_parameters())
+    assert both.files() == config.files() and config.files()[0] not in json.dumps(both.identity())
+    assert sp.make_config("ept+prefix-tuning", **{"ept.source": "there"}).parts[0].source == "there"
+    model.save_prompt("x", tmp_path / "p")
+    assert str(tmp_path) not in (tmp_path / "p" / "softprompt_config.json").read_text()
+
+
+def test_b_can_start_afresh(tmp_path: Path) -> None:
+    config = sourced(tmp_path, "bert")["dept"]
+    assert isinstance(config, sp.DePTConfig)
+    model = sp.attach(tiny.model("bert", torch.float32))
+    model.add_prompt("x", dataclasses.replace(config, source_b=False))
+    model.add_prompt("y", config)
+    x, y = model.prompts["x"].method, model.prompts["y"].method
+    assert not x.b.any() and y.b.all() and torch.equal(x.a, y.a) and torch.equal(x.prompt, y.prompt)
+    assert dataclasses.replace(config, source_b=False).identity() != config.identity()
+    assert x.stored() == y.stored() == dataclasses.replace(config, source=None)
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_without_a_source_a_run_keeps_its_name(name: str) -> None:
+    config = sp.make_config(name)
+    assert not {"source", "source_b"} & set(config.identity()) and config.files() == ()
+    assert set(config.to_dict()) - set(config.identity()) <= {"source", "source_b"}
+
+
+def test_sources_that_do_not_fit(tmp_path: Path) -> None:
+    configs = sourced(tmp_path, "bert")
+    dept, ept = configs["dept"], configs["ept"]
+    plain, wide = str(tmp_path / "plain0"), {"hidden_size": 32}
+    model = sp.attach(tiny.model("bert", torch.float32))
+    bare = dataclasses.replace(dept, source=None)
+    cases = [
+        (dataclasses.replace(dept, source=plain), "is a prompt-tuning prompt: name one of dept"),
+        (dataclasses.replace(ept, source=dept.files()[0]), "is a dept prompt: name one of ept"),
+        (dataclasses.replace(dept, rank=3), r"'a' is of shape \(12, 2\), here it is of shape \(12, 3\): set"),
+        (dataclasses.replace(dept, num_virtual_tokens=4), r"'prompt' is of shape \(3, 16\), here it is"),
+        (dataclasses.replace(ept, multi_space=False), r"is of shape .*, here it is absent"),
+        (dataclasses.replace(dept, scale="released"), "has scale=paper, not released"),
+        (dataclasses.replace(ept, fusion=False), "has fusion=True, not False"),
+        (dataclasses.replace(dept, source=saved(tmp_path / "wide", bare, **wide)), "width 32, this one has 16"),
+        (
+            dataclasses.replace(dept, source=saved(tmp_path / "other", bare, family="roberta")),
+            r"was trained on another backbone \(roberta\) than this one \(bert\)",
+        ),
+        (dataclasses.replace(dept, source="nowhere"), "nowhere: no such folder"),
+    ]
+    for config, message in cases:
+        with pytest.raises(sp.SoftPromptError, match=message) as caught:
+            model.add_prompt("x", config)
+        assert config.files()[0] in str(caught.value) and "\n" not in str(caught.value) and not len(model.prompts)
+    for fields, message in (
+        ({"source": ["a", "b"]}, "source must name the folder"),
+        ({"source_b": False}, "about a s"),
+    ):
+        with pytest.raises(sp.SoftPromptError, match=f"dept: .*{message}"):
+            sp.make_config("dept", **fields)
+    # What was said of one method goes for those that mix prompts too.
+    other = saved(tmp_path / "elsewhere", family="roberta")
+    for config in (
+        sp.SPoTConfig(num_virtual_tokens=3, sources=(other,)),
+        sp.AttemptConfig(num_virtual_tokens=3, sources=(other,)),
+    ):
+        with pytest.raises(sp.SoftPromptError, match="was trained on another backbone"):
+            model.add_prompt("x", config)
+
+
+def test_an_update_alone_starts_from_another(tmp_path: Path) -> None:
+    alone = sp.EPTConfig(num_virtual_tokens=0, rank=2, max_length=12, source_tokens=6)
+    source = saved(tmp_path / "s", alone, family="t5")
+    model = sp.attach(tiny.model("t5", torch.float32))
+    model.add_prompt("x", dataclasses.replace(alone, source=source), seed=3)
+    theirs = sp.attach(tiny.model("t5", torch.float32)).load_prompt(source).prompts["source"].method
+    assert torch.equal(model.prompts["x"].method().update, theirs().update)
 
 
 def test_frozen_parts_do_not_move(tmp_path: Path) -> None:
@@ -186,6 +317,18 @@ def test_sources_on_the_command_line(
         cli.fine("train", *wanted, *setting, "--folder", f"t{count}")
         text = (tmp_path / f"t{count}" / "prompt" / "softprompt_config.json").read_text()
         assert json.loads(text)["config"]["restored"] == count
+    sizes = ["rank=2", "max_length=12", "num_virtual_tokens=3"]
+    for name, more in (("dept", ["source_b=false"]), ("ept", ["num_spaces=2", "source_tokens=6"])):
+        setting = ["--method", name, *(part for size in sizes for part in ("--set", size))]
+        own = [part for size in more if size != "source_b=false" for part in ("--set", size)]
+        cli.fine("train", *wanted, *setting, *own, "--folder", f"{name}-source")
+        flags = [part for size in (*more, f"source={name}-source") for part in ("--set", size)]
+        cli.fine("train", *wanted, *setting, *flags, "--folder", f"{name}-target")
+        there = json.loads((tmp_path / f"{name}-source" / "prompt" / "softprompt_config.json").read_text())
+        assert there["sha256"] in (tmp_path / f"{name}-target" / "config.yaml").read_text()
+        assert "source" not in json.loads((tmp_path / f"{name}-source" / "result.json").read_text())["settings"]
+        shutil.rmtree(tmp_path / f"{name}-source")
+        cli.fine("predict", f"{name}-target", "the film was good")
     failed = cli("train", *wanted, "--method", "spot")
     assert failed.code == 2 and "spot: it starts from source prompts: name at least one in sources" in failed.err
     failed = cli("train", *wanted, "--method", "spot", "--set", "sources=nowhere")

@@ -10,6 +10,7 @@ from softprompts.methods.attempt import AttemptConfig
 from softprompts.methods.base import (
     SITE_KINDS,
     About,
+    Answers,
     Component,
     Method,
     MethodConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterDropConfig",
     "AdaptivePrefixConfig",
+    "Answers",
     "AttemptConfig",
     "BitFitConfig",
     "Component",

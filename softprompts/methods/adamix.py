@@ -7,8 +7,8 @@ Wang et al., "AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tunin
 
 behind the last linear layer of the FFN of every layer. All experts start alike.
 Trained, per layer: ``N*(d*b + b) + (d*b + d)`` with one up-projection for all experts (as released), else ``N`` of it.
-The paper's consistency term, the divergence between the predictions of two passes with different experts, is not here:
-it needs two passes of the whole model, and a prompt has one.
+With ``consistency``, the loss has the paper's term ``(KL(p || q) + KL(q || p)) / 2`` between the predictions ``p`` and
+``q`` of two passes, whose experts are drawn independently.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, Rows, Shape, Span, register
-from softprompts.methods.common import flag, real_number, whole_number
+from softprompts.methods.base import About, Answers, Component, Method, Rows, Shape, Span, register
+from softprompts.methods.common import divergence, flag, real_number, whole_number
 from softprompts.methods.modules import ACTIVATIONS, ModuleConfig, ModuleMethod, behind, key, with_role
 from softprompts.soft_prompt import PartWay, SoftPrompt
 
@@ -38,6 +38,8 @@ class AdaMixConfig(ModuleConfig):
         share_up: one up-projection for all experts.
         activation: ``f``: "gelu", "gelu_new", "relu" or "swish".
         init_std: the weights are drawn from N(0, init_std^2), biases are 0.
+        consistency: weight of the consistency term, 1 in the paper; it takes a second pass of the whole model, so that
+            a step takes twice as long. 0: none, as in the released code for BERT.
     """
 
     num_experts: int = 4
@@ -45,6 +47,7 @@ class AdaMixConfig(ModuleConfig):
     share_up: bool = True
     activation: str = "gelu"
     init_std: float = 0.02
+    consistency: float = 0.0
 
     about: ClassVar[About | None] = About(
         paper="Wang et al., AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, "
@@ -54,8 +57,8 @@ class AdaMixConfig(ModuleConfig):
         count="L*(num_experts*(d*bottleneck + bottleneck) + d*bottleneck + d)",
         once="the mean of the experts (inference)",
         per_row="two thin products per layer",
-        differs="no consistency term: it needs a second pass of the whole model (of the released code, only RoBERTa's "
-        "has it)",
+        differs="The consistency term, which takes a second pass of the whole model, is an option (`consistency`); of "
+        "the released code, only RoBERTa's has it.",
     )
 
     def __post_init__(self) -> None:
@@ -65,6 +68,14 @@ class AdaMixConfig(ModuleConfig):
         flag(self, "share_up")
         self.choice("activation", sorted(ACTIVATIONS))
         real_number(self, "init_std", zero=False)
+        real_number(self, "consistency")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings; nothing is said of a term that is not there."""
+        settings = super().identity()
+        if not self.consistency:
+            del settings["consistency"]
+        return settings
 
     @classmethod
     def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
@@ -82,6 +93,8 @@ class AdaMix(ModuleMethod):
     def __init__(self, config: AdaMixConfig, shape: Shape):
         super().__init__(config)
         self.activation = ACTIVATIONS[config.activation]
+        self.consistency = config.consistency
+        self.compares = ("itself",) if config.consistency else ()
         followed = with_role(config, shape, ("ffn.out",))
         self.changes = tuple(part.path for part in followed)
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
@@ -112,6 +125,11 @@ class AdaMix(ModuleMethod):
             return weight.mean(0), bias.mean(0)
         drawn = int(torch.randint(len(weight), (), device="cpu"))
         return weight[drawn], bias[drawn]
+
+    def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
+        """The consistency term, with a gradient through both passes."""
+        p, q = own.logits, others["itself"].logits
+        return self.consistency * (divergence(p, q) + divergence(q, p)) / 2
 
     def components(self) -> dict[str, Component]:
         """One group."""

@@ -83,7 +83,7 @@ class AttemptConfig(SourcedConfig):
         if self.restored:
             return Attempt(self, sources.blank(self.restored, length, width), sources.blank(length, width))
         self.require(bool(self.sources), "it mixes source prompts: name at least one in sources")
-        prompts = torch.stack(sources.load_tokens(self.method, self.sources, width, length))
+        prompts = torch.stack(sources.load_tokens(self.method, self.sources, width, length, shape.identity))
         if self.target_init == "source":
             return Attempt(self, prompts, prompts[0].clone())
         return Attempt(self, prompts, sampled_rows(shape, length, self.vocabulary_limit))

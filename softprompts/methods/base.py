@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.names import JOINT
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -122,6 +123,8 @@ class Shape:
         parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
         site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
+        identity: what saved prompts say of their backbone ("name", "model_type", "vocabulary"), to tell whether a
+            prompt is for this one; empty where that is not known.
     """
 
     hidden_size: int
@@ -131,6 +134,7 @@ class Shape:
     parts: tuple[Part, ...] = ()
     site_width: int | None = None
     causal: bool = False
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.site_width is None:
@@ -159,6 +163,23 @@ class Rows:
         hidden = ~self.mask.unsqueeze(-1)
         largest = self.embeddings.masked_fill(hidden, -torch.inf).amax(1)
         return largest.masked_fill(hidden.all(1), 0)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a pass said of a prompt's rows, where labels count; see `Method.compare`.
+
+    Attributes:
+        logits: ``(P, C)``, a line for each decision: a row's class, a token of its answer, an end of its span, a
+            choice; -inf where there is nothing to choose. Scores: ``(P, 1)``.
+        states: ``(P, k, d)``, the last hidden states behind each line: that of the token that is predicted from, or
+            those of all tokens of the row. None unless the method says `compares_states`.
+        real: ``(P, k)`` bool, False for padding; None likewise.
+    """
+
+    logits: Tensor
+    states: Tensor | None = None
+    real: Tensor | None = None
 
 
 @dataclass
@@ -327,8 +348,12 @@ class MethodConfig:
         return self.to_dict()
 
     def files(self) -> tuple[str, ...]:
-        """Names of the files and folders that `build` reads."""
+        """Names of the files and folders that `build` reads, and of the teacher."""
         return ()
+
+    def taught_by(self) -> str | None:
+        """The saved prompt of the same task that it learns from (see `Method.compares`)."""
+        return None
 
 
 SITE_KINDS = ("encoder.self", "decoder.self", "decoder.cross")
@@ -343,11 +368,17 @@ class Method(nn.Module):
         reads_states: True when `forward` hands over ``gate_of``, which attention sites call with their own input.
         changes: paths of the backbone's modules that the prompt's rows go through in a way of their own (see
             `SoftPrompt.modules`).
+        compares: further passes over the same rows that its loss needs (see `compare`): "itself", under this prompt,
+            whose random draws are made anew; "teacher", under a frozen prompt (``config.taught_by()``). `train`
+            takes them; other training loops do not.
+        compares_states: True when `compare` needs hidden states too.
     """
 
     per_row: bool = False
     reads_states: bool = False
     changes: tuple[str, ...] = ()
+    compares: tuple[str, ...] = ()
+    compares_states: bool = False
 
     def __init__(self, config: MethodConfig):
         super().__init__()
@@ -363,6 +394,15 @@ class Method(nn.Module):
 
     def components(self) -> dict[str, Component]:
         """Every trained parameter, once, in named groups; the first group is the main one."""
+        raise NotImplementedError
+
+    def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
+        """What joins the loss of each line, ``(P,)``, in training.
+
+        Args:
+            own: of the pass that the loss is taken of.
+            others: of the passes in `compares`, by their names; a teacher's have no gradient.
+        """
         raise NotImplementedError
 
     def cannot_fold(self) -> str | None:
@@ -428,7 +468,7 @@ def make_config(method: str, **fields: Any) -> MethodConfig:
         SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.
     """
     known = methods()
-    if "+" in method:
+    if JOINT in method:
         from softprompts.methods.compose import from_names
 
         return from_names(method, fields)

@@ -96,6 +96,19 @@ def gated_by_states(prompt: SoftPrompt, gate_of: GateOf) -> SoftPrompt:
     )
 
 
+def divergence(of: Tensor, to: Tensor) -> Tensor:
+    """``KL(p || q)`` of each line, ``(P,)``, for the distributions of two sets of logits ``(P, C)``.
+
+    Logits may be -inf where both are. Of scores, ``(P, 1)``, it is that of two normal distributions of variance 1
+    around them: half the squared difference.
+    """
+    if of.shape[1] == 1:
+        return (of - to)[:, 0].square() / 2
+    # -inf less -inf is not a number, though nothing is to be had there.
+    p, q = (logits.clamp(min=-1e30).log_softmax(-1) for logits in (of, to))
+    return (p.exp() * (p - q)).sum(-1)
+
+
 def penalised(prompt: SoftPrompt, penalty: Tensor) -> SoftPrompt:
     """The prompt with a term of the loss on top of those that it has."""
     return dataclasses.replace(prompt, penalty=penalty if prompt.penalty is None else prompt.penalty + penalty)

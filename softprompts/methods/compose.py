@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.base import (
     RATES,
+    Answers,
     Component,
     Method,
     MethodConfig,
@@ -32,9 +33,8 @@ from softprompts.methods.base import (
     make_config,
     methods,
 )
+from softprompts.names import JOINT
 from softprompts.soft_prompt import SoftPrompt
-
-JOINT = "+"
 
 
 def compose(*parts: MethodConfig) -> ComposedConfig:
@@ -84,6 +84,8 @@ class ComposedConfig(MethodConfig):
             self.require(names.count(name) == 1, f"{name} is there twice")
         for flag in ("uses_tokens", "uses_prefix", "uses_parts"):
             object.__setattr__(self, flag, any(getattr(part, flag, False) for part in parts))
+        teachers = {part.taught_by() for part in parts} - {None}
+        self.require(len(teachers) < 2, "its parts learn from different teachers; name one")
         self._check_prefixes()
 
     def _check_prefixes(self) -> None:
@@ -158,6 +160,10 @@ class ComposedConfig(MethodConfig):
         """Those that the parts are built from."""
         return tuple(file for part in self.parts for file in part.files())
 
+    def taught_by(self) -> str | None:
+        """The teacher of the part that has one."""
+        return next((part.taught_by() for part in self.parts if part.taught_by() is not None), None)
+
 
 class Composed(Method):
     """The modules of the parts by the names of their methods."""
@@ -174,6 +180,8 @@ class Composed(Method):
         self.per_row = any(part.per_row for part in built.values())
         self.reads_states = any(part.reads_states for part in built.values())
         self.changes = tuple(path for part in built.values() for path in getattr(part, "changes", ()))
+        self.compares = tuple(dict.fromkeys(kind for part in built.values() for kind in part.compares))
+        self.compares_states = any(part.compares_states for part in built.values())
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """What all parts hand over."""
@@ -195,6 +203,10 @@ class Composed(Method):
     def components(self) -> dict[str, Component]:
         """Those of the parts, named "part.component"."""
         return {f"{name}.{key}": value for name, part in self._parts() for key, value in part.components().items()}
+
+    def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
+        """The sum of what its parts make of it."""
+        return torch.stack([part.compare(own, others) for _, part in self._parts() if part.compares]).sum(0)
 
     def stored(self) -> ComposedConfig:
         """The parts as each is saved."""

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
-from softprompts.methods.common import sampled_rows, whole_number
+from softprompts.methods.common import flag, sampled_rows, whole_number
+from softprompts.methods.sourced import StartedConfig
 from softprompts.soft_prompt import SoftPrompt
 
 
 @register("dept")
 @dataclass(frozen=True, kw_only=True)
-class DePTConfig(MethodConfig):
+class DePTConfig(StartedConfig):
     """Settings of DePT.
 
     Attributes:
@@ -35,6 +36,10 @@ class DePTConfig(MethodConfig):
         max_length: ``m``, how many input tokens get a change.
         scale: ``c``. "paper": 1; "released": ``8/sqrt(r)``, as in the released code.
         vocabulary_limit: draw the starting prompt from this many first tokens only; None for all.
+        source: folder of a saved dept prompt with the same sizes (or run folder, or hub id) that all tensors start
+            from, as in the paper's few-shot experiments; None: a fresh start.
+        source_b: take ``B`` from the source too; False: it starts at 0, so that the embeddings change only once it has
+            learned (an option of the released code).
     """
 
     num_virtual_tokens: int = 60
@@ -42,8 +47,10 @@ class DePTConfig(MethodConfig):
     max_length: int = 256
     scale: str = "paper"
     vocabulary_limit: int | None = None
+    source_b: bool = True
 
     uses_tokens: ClassVar[bool] = True
+    decisive: ClassVar[tuple[str, ...]] = ("scale",)
     about: ClassVar[About | None] = About(
         paper='Shi and Lipani, "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", ICLR 2024, '
         "https://arxiv.org/abs/2309.05173",
@@ -64,6 +71,15 @@ class DePTConfig(MethodConfig):
         whole_number(self, "max_length", 1)
         whole_number(self, "vocabulary_limit", 1, optional=True)
         self.choice("scale", ("paper", "released"))
+        flag(self, "source_b")
+        self.require(self.source_b or self.source is not None, "source_b=False is about a source: name one in source")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings with a hash in place of the source's name; without a source nothing is said of it."""
+        settings = super().identity()
+        if self.source is None:
+            del settings["source_b"]
+        return settings
 
     @classmethod
     def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
@@ -72,11 +88,13 @@ class DePTConfig(MethodConfig):
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
-        return DePT(self, shape)
+        return self.started(DePT(self, shape), shape, () if self.source_b else ("b",))
 
 
 class DePT(Method):
     """Prompt ``(s, d)``, factors ``A (m, r)`` and ``B (r, d)``."""
+
+    config: DePTConfig
 
     def __init__(self, config: DePTConfig, shape: Shape):
         super().__init__(config)
@@ -97,3 +115,7 @@ class DePT(Method):
             "prompt": Component([self.prompt], learning_rate=2e-2),
             "low_rank": Component([self.a, self.b], learning_rate=5e-3),
         }
+
+    def stored(self) -> MethodConfig:
+        """The config without the source, which has done its work."""
+        return replace(self.config, source=None, source_b=True)

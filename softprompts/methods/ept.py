@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
 from softprompts.methods.common import flag, sampled_rows, whole_number
+from softprompts.methods.sourced import StartedConfig
 from softprompts.soft_prompt import SoftPrompt
 
 
 @register("ept")
 @dataclass(frozen=True, kw_only=True)
-class EPTConfig(MethodConfig):
+class EPTConfig(StartedConfig):
     """Settings of EPT, of which no code was released; fusion needs the decomposition, which leaves six variants.
 
     Attributes:
@@ -44,6 +45,8 @@ class EPTConfig(MethodConfig):
         svd_scale: "none" takes the singular vectors, so rows of ``A B`` have norm 1 at most. "sqrt" shares out the
             singular values: ``A B`` approximates ``P`` best, but adds vectors as large as embeddings from the start.
         vocabulary_limit: draw from this many first tokens only (5,000 in the paper); None for all.
+        source: folder of a saved ept prompt with the same sizes (or run folder, or hub id) that all tensors start from,
+            as in the paper's few-shot experiments; None: a start from the vocabulary.
     """
 
     num_virtual_tokens: int = 60
@@ -61,6 +64,7 @@ class EPTConfig(MethodConfig):
     vocabulary_limit: int | None = None
 
     uses_tokens: ClassVar[bool] = True
+    decisive: ClassVar[tuple[str, ...]] = ("fusion", "fusion_mode")
     about: ClassVar[About | None] = About(
         paper="Lan, Yang, Liu, Guo, Zhao and Wang, AAAI 2025, https://arxiv.org/abs/2405.11464",
         equation="[P_s + W (A B) + sum_i G_i(P_s) E_i(P_s) ; E(x) + A B], W = softmax(P_s (A B)^T / sqrt(d))",
@@ -114,11 +118,13 @@ class EPTConfig(MethodConfig):
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
-        return EPT(self, shape)
+        return self.started(EPT(self, shape), shape)
 
 
 class EPT(Method):
     """Prompt ``(s, d)``, factors ``A (m, r)`` and ``B (r, d)``, the spaces and their gate; None for what is off."""
+
+    config: EPTConfig
 
     def __init__(self, config: EPTConfig, shape: Shape):
         super().__init__(config)
@@ -163,6 +169,10 @@ class EPT(Method):
         if self.gate is not None:
             parts["spaces"] = Component([*self.spaces.parameters(), *self.gate.parameters()], learning_rate=1e-3)
         return parts
+
+    def stored(self) -> MethodConfig:
+        """The config without the source, which has done its work."""
+        return replace(self.config, source=None)
 
 
 def factorize(source: Tensor, config: EPTConfig, shape: Shape) -> tuple[nn.Parameter, nn.Parameter]:

@@ -281,7 +281,7 @@ def _trained(flat: Tensor, dim: int, hidden_size: int, steps: int, learning_rate
 def _stacked(owner: str, paths: Sequence[str]) -> Tensor:
     if len(paths) < 2:
         raise SoftPromptError(f"{owner}: there must be at least two prompts to fit to, not {len(paths)}")
-    width = sources.read_source(paths[0])[0]["backbone"].get("hidden_size")
+    width = sources.described(paths[0])["backbone"].get("hidden_size")
     found = sources.load_tokens(owner, paths, width)
     for path, tokens in zip(paths, found, strict=True):
         if len(tokens) != len(found[0]):

@@ -6,23 +6,31 @@ ICLR 2023, https://arxiv.org/abs/2303.02861
     P_k = P* o (U_k V_k),    P* in R^{l x d},  U_k in R^{l x R},  V_k in R^{R x d};    X' = [P_k ; E(x)]
 
 The paper has rank ``R = 1``: ``P* o (u_k v_k^T)``. A target task starts from the ``P*`` of the source tasks and the
-average of their ``U_k`` and ``V_k``.
+average of their ``U_k`` and ``V_k``. Source tasks learn from teachers, prompts ``T`` that were tuned on one task each:
+
+    loss = NLL + lambda (tau^2 KL(p_T || p_k) + |h_T - h_k|^2 / d)
+
+at every label, with predictions ``p`` softened by the temperature ``tau`` and last hidden states ``h``.
 Trained: ``P*``, ``U`` and ``V``; ``l*d + R*(l + d)`` numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from softprompts import sources
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
-from softprompts.methods.common import sampled_rows, whole_number
+from softprompts.methods.base import About, Answers, Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.common import divergence, flag, real_number, sampled_rows, whole_number
 from softprompts.methods.sourced import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
+
+_OF_TEACHER = ("teacher", "distillation", "temperature", "match_states")
 
 
 @register("mpt")
@@ -37,12 +45,21 @@ class MPTConfig(SourcedConfig):
         vocabulary_limit: draw from this many first tokens only; None for all.
         factors_init: where ``U V`` starts without sources: "ones" is a matrix of ones, so that the prompt is ``P*``;
             "normal" draws ``U`` and ``V`` from N(0, 0.02^2), as PEFT does, and the prompt starts close to zero.
+        teacher: folder of a saved prompt of the same task, of any method (or run folder, or hub id), to learn from.
+        distillation: ``lambda``, the weight of what is learned from the teacher.
+        temperature: ``tau``.
+        match_states: learn the teacher's last hidden states too: at every label of a language model's answer, else of
+            all tokens of the input.
         restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
     """
 
     rank: int = 1
     vocabulary_limit: int | None = None
     factors_init: str = "ones"
+    teacher: str | None = None
+    distillation: float = 0.9
+    temperature: float = 1.0
+    match_states: bool = True
 
     uses_tokens: ClassVar[bool] = True
     about: ClassVar[About | None] = About(
@@ -55,7 +72,8 @@ class MPTConfig(SourcedConfig):
         once="the prompt",
         folds_to="tokens",
         differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. Source "
-        "tasks are trained together (`softprompts.multitask`) without the paper's distillation from their teachers.",
+        "tasks are trained together (`softprompts.multitask`), each with a batch in every step, where the paper draws "
+        "tasks. Hidden states are those of the last layer, a mean over their width.",
     )
 
     def __post_init__(self) -> None:
@@ -63,6 +81,28 @@ class MPTConfig(SourcedConfig):
         whole_number(self, "rank", 1)
         whole_number(self, "vocabulary_limit", 1, optional=True)
         self.choice("factors_init", ("ones", "normal"))
+        if self.teacher is not None:
+            fine = isinstance(self.teacher, str | PathLike) and bool(str(self.teacher))
+            self.require(fine, f"teacher must name the folder of a saved prompt, not {self.teacher!r}")
+            object.__setattr__(self, "teacher", str(self.teacher))
+        real_number(self, "distillation")
+        real_number(self, "temperature", zero=False)
+        flag(self, "match_states")
+
+    def files(self) -> tuple[str, ...]:
+        """The sources and the teacher."""
+        return (*self.sources, *([] if self.teacher is None else [self.teacher]))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings with a hash in place of each source's name; without a teacher nothing is said of it."""
+        settings = super().identity()
+        if self.teacher is None:
+            return {key: value for key, value in settings.items() if key not in _OF_TEACHER}
+        return {**settings, "teacher": sources.fingerprint(self.teacher)}
+
+    def taught_by(self) -> str | None:
+        """The teacher, where anything is learned from it."""
+        return self.teacher if self.distillation else None
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised or from its sources."""
@@ -70,7 +110,7 @@ class MPTConfig(SourcedConfig):
         if self.restored:
             return MPT(self, sources.blank(length, width), sources.blank(length, rank), sources.blank(rank, width))
         if self.sources:
-            return MPT(self, *self.inherited(width))
+            return MPT(self, *self.inherited(shape))
         shared = sampled_rows(shape, length, self.vocabulary_limit)
         left, right = torch.randn(length, rank) * 0.02, torch.randn(rank, width) * 0.02
         if self.factors_init == "ones":
@@ -79,9 +119,9 @@ class MPTConfig(SourcedConfig):
             right.zero_()[0] = 1
         return MPT(self, shared, left, right)
 
-    def inherited(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    def inherited(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """``P*`` of the sources and the averages of their factors."""
-        found = sources.load_methods(self.method, self.sources, width)
+        found = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity)
         for path, method in zip(self.sources, found, strict=True):
             if not isinstance(method, MPT):
                 self.require(False, f"the source {path} is a {method.config.method} prompt, which has no shared part")
@@ -113,11 +153,22 @@ class MPT(Method):
         self.shared = nn.Parameter(shared)
         self.left = nn.Parameter(left)
         self.right = nn.Parameter(right)
+        if config.taught_by() is not None:
+            self.compares, self.compares_states = ("teacher",), config.match_states
         self.borrows = False  # whether another prompt trains the shared one
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, l, d)``."""
         return SoftPrompt(tokens=(self.shared * (self.left @ self.right)).unsqueeze(0))
+
+    def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
+        """What is learned from the teacher."""
+        teacher, heat = others["teacher"], self.config.temperature
+        loss = heat**2 * divergence(teacher.logits / heat, own.logits / heat)
+        if own.states is not None and teacher.states is not None and own.real is not None:
+            errors = (own.states - teacher.states).square().mean(-1) * own.real
+            loss = loss + errors.sum(1) / own.real.sum(1).clamp(min=1)
+        return self.config.distillation * loss
 
     def components(self) -> dict[str, Component]:
         """The shared prompt, and the factors of the task."""
@@ -134,5 +185,5 @@ class MPT(Method):
         self.shared, self.borrows = other.shared, True
 
     def stored(self) -> MethodConfig:
-        """The config without the sources, which have done their work."""
-        return self.config.detached()
+        """The config without sources and teacher, which have done their work."""
+        return replace(self.config.detached(), teacher=None)

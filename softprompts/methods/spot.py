@@ -81,7 +81,7 @@ class SPoTConfig(SourcedConfig):
         if self.restored:
             return SPoT(self, sources.blank(self.num_virtual_tokens, shape.hidden_size))
         self.require(bool(self.sources), "it starts from source prompts: name at least one in sources")
-        prompts = sources.load_tokens(self.method, self.files(), shape.hidden_size)
+        prompts = sources.load_tokens(self.method, self.files(), shape.hidden_size, identity=shape.identity)
         target = prompts.pop() if self.target is not None else None
         return SPoT(self, self.combined(prompts, target))
 

@@ -115,6 +115,7 @@ class Lane:
         folder: the run's folder (see `open_run`). A checkpoint in it is resumed. None: nothing is written.
         record: plain JSON values to put into result.json and the saved prompt's metadata.
         pause_at: lay the run aside after this step, with a checkpoint; a new `Lane` on the same folder goes on.
+        teacher: for methods that learn from one, the prompt on the model that teaches; it stays as it is.
 
     Attributes:
         step: steps taken.
@@ -145,6 +146,7 @@ class Lane:
         folder: str | Path | None = None,
         record: dict[str, Any] | None = None,
         pause_at: int | None = None,
+        teacher: str | None = None,
     ):
         if not train_features:
             raise SoftPromptError(f"run '{name}': there is nothing to train on")
@@ -158,6 +160,7 @@ class Lane:
         self.folder = None if folder is None else Path(folder)
         self.record = dict(record or {})
         self.pause_at = pause_at
+        self.teacher = teacher
 
         def evaluation(features: Sequence[Feature], references: Sequence[Any]) -> Evaluation:
             mark = Marker(references, tuple(metrics), label_values, score)

@@ -33,9 +33,10 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.collate import collate, inputs_of, length_of
 from softprompts.training import runs
+from softprompts.training.comparing import check_teachers, comparisons, wants_states
 from softprompts.training.evaluate import Feature
 from softprompts.training.lane import Draw, Lane, LaneResult
-from softprompts.training.losses import label_count, pass_losses
+from softprompts.training.losses import label_count, read_pass
 from softprompts.training.measure import PeakMemory
 from softprompts.training.processes import alike, together
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
@@ -268,13 +269,15 @@ def _losses_and_gradients(
         names = [lane.name for lane, share in zip(lanes, shares, strict=True) for _ in share]
         batch = collate(rows, pad_id, padding_side)
         with _precision(accelerator, lanes[0].config.bf16):
-            per_row = pass_losses(model, batch, names)
-        penalties = model.penalties
+            first = read_pass(model, batch, names, wants_states(model, list(dict.fromkeys(names))))
+            penalties, per_row = model.penalties, first.losses
+            compared = comparisons(model, batch, names, first, {lane.name: lane.teacher for lane in lanes})
         total, start = per_row.new_zeros(()), 0
         for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):
             if not share:
                 continue
-            loss = per_row[start : start + len(share)].sum() / counts[i]
+            loss = per_row[start : start + len(share)].sum()
+            loss = (loss + compared[lane.name] if lane.name in compared else loss) / counts[i]
             start += len(share)
             if lane.name in penalties:
                 # In proportion to the rows of this pass, so that a step adds up to one penalty.
@@ -308,7 +311,10 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
 
     def step() -> Tensor:
         with _precision(accelerator, lane.config.bf16):
-            return pass_losses(model, batch, lane.name).sum()
+            names = [lane.name] * len(batch["choices" if "choices" in batch else "input_ids"])
+            first = read_pass(model, batch, names, wants_states(model, [lane.name]))
+            compared = comparisons(model, batch, names, first, {lane.name: lane.teacher})
+            return first.losses.sum() + sum(compared.values())
 
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), _training(model, lane.config.backbone_dropout):
@@ -376,6 +382,7 @@ def _check(
     for lane in lanes:
         if lane.name not in model.prompts:
             raise SoftPromptError(f"the model has no prompt '{lane.name}'; {nearest(lane.name, model.prompts)}")
+        check_teachers(model, lane.name, lane.teacher)
     for setting in ("bf16", "backbone_dropout", "compile"):
         if len({getattr(lane.config, setting) for lane in lanes}) > 1:
             raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")

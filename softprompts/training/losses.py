@@ -11,7 +11,7 @@ What a row holds says what its loss is (see `collate`):
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from softprompts.errors import SoftPromptError
+from softprompts.injection import state_of
 from softprompts.readout import at_places
 from softprompts.tasks.collate import IGNORED, LABELS
 
@@ -34,11 +35,15 @@ class Read:
             choice. Scores: ``(R, 1)``.
         rows: ``(P,)``, the row that each line is about.
         losses: ``(R,)``, the summed loss of each row.
+        states: ``(P, k, d)``, the last hidden states behind each line; None where nobody asked for them.
+        real: ``(P, k)`` bool, False for padding; None likewise.
     """
 
     logits: Tensor
     rows: Tensor
     losses: Tensor
+    states: Tensor | None = None
+    real: Tensor | None = None
 
 
 def pass_losses(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Tensor:
@@ -46,7 +51,7 @@ def pass_losses(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Tens
     return read_pass(model, batch, prompt_names).losses
 
 
-def read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Read:
+def read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bool = False) -> Read:
     """One forward pass, and what it said where labels count.
 
     Most positions of a language model's input are context or padding, and a vocabulary is wide: its logits are
@@ -56,10 +61,33 @@ def read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Read:
         model: an attached model.
         batch: of `collate`, with labels. They may be on the CPU, where collating leaves them.
         prompt_names: as for ``forward``, one for each row of ``batch["labels"]`` (a row of choices has one name).
+        states: also give the last hidden states behind each line: that of the token that it is predicted from, for
+            classes, scores and spans those of all tokens of the row.
 
     Raises:
-        SoftPromptError: rows without labels.
+        SoftPromptError: rows without labels, or the states of rows of choices.
     """
+    if not states:
+        return _read_pass(model, batch, prompt_names)
+    if "choices" in batch:
+        raise SoftPromptError("hidden states are not compared of rows of choices; turn their part of the loss off")
+    backbone = state_of(model).backbone
+    found: list[Tensor] = []
+    handle = (backbone.decoder or backbone.entry).register_forward_hook(lambda *args: found.append(args[-1][0]))
+    try:
+        made = _read_pass(model, batch, prompt_names)
+    finally:
+        handle.remove()
+    last, rows = _wide(found[-1]), made.rows.to(found[-1].device)
+    if batch.get("labels") is not None and batch["labels"].dim() == 2:
+        places = _Places(model.backbone_kind, batch["labels"]).flat.to(last.device)
+        last = last.flatten(0, 1).index_select(0, places)[:, None]
+        return replace(made, states=last, real=last.new_ones(last.shape[:2], dtype=torch.bool))
+    real = batch["attention_mask"].bool().to(last.device)
+    return replace(made, states=last.index_select(0, rows), real=real.index_select(0, rows))
+
+
+def _read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Read:
     name = next((name for name in LABELS if name in batch), None)
     if name is None:
         raise SoftPromptError("there is no loss for rows without labels")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods import AdaMixConfig, Shape
+from softprompts.methods import AdaMixConfig, Answers, Shape
 
 PATHS = ["layers.0.wo", "layers.1.wo"]
 
@@ -111,3 +111,24 @@ def test_count(count_on, share_up):
     down, up = 768 * 48 + 48, 48 * 768 + 768
     expected = 12 * (4 * down + (1 if share_up else 4) * up)
     assert count_on(AdaMixConfig(share_up=share_up), "bert-base") == expected
+
+
+def test_consistency_is_a_choice(shape):
+    plain, consistent = AdaMixConfig(), AdaMixConfig(consistency=0.5)
+    assert plain.build(shape).compares == () and consistent.build(shape).compares == ("itself",)
+    assert "consistency" not in plain.identity() and consistent.identity()["consistency"] == 0.5
+    with pytest.raises(SoftPromptError, match="adamix: consistency must be a number at least 0, not -1"):
+        AdaMixConfig(consistency=-1)
+
+
+def test_consistency_of_each_line(shape):
+    method = AdaMixConfig(consistency=0.5).build(shape)
+    p, q = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    expected = []
+    for one, other in zip(p.tolist(), q.tolist(), strict=True):
+        a, b = ([math.exp(v) / sum(map(math.exp, line)) for v in line] for line in (one, other))
+        both = [x * math.log(x / y) + y * math.log(y / x) for x, y in zip(a, b, strict=True)]
+        expected.append(0.5 * sum(both) / 2)
+    found = method.compare(Answers(p), {"itself": Answers(q)})
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert method.compare(Answers(p), {"itself": Answers(p)}).abs().max() < 1e-12

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save
 from source_prompts import PLAIN, saved
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods import MPTConfig, fold
+from softprompts.methods import Answers, MPTConfig, PromptTuningConfig, compose, fold
 
 D = 8
 
@@ -118,3 +119,52 @@ def test_count(count):
     assert count(MPTConfig(num_virtual_tokens=100)) == 77_668
     assert count(MPTConfig(num_virtual_tokens=100, rank=3)) == 76_800 + 3 * 868
     assert count(MPTConfig(num_virtual_tokens=100, restored=6)) == 77_668
+
+
+def test_what_is_learned_from_a_teacher(shape):
+    method = MPTConfig(num_virtual_tokens=2, teacher="t", distillation=0.5, temperature=3.0).build(shape)
+    assert method.compares == ("teacher",) and method.compares_states
+    logits, states = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 5, D, dtype=torch.float64)
+    real = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]).bool()
+    own, teacher = (Answers(logits[i], states[i], real) for i in (0, 1))
+    expected = []
+    for line in range(3):
+        p, q = ((logits[i, line] / 3).exp() / (logits[i, line] / 3).exp().sum() for i in (1, 0))
+        divergence = sum(9 * a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
+        tokens = [t for t in range(5) if real[line, t]]
+        errors = [(states[0, line, t, x] - states[1, line, t, x]).item() ** 2 / D for t in tokens for x in range(D)]
+        expected.append(0.5 * (divergence + sum(errors) / len(tokens)))
+    found = method.compare(own, {"teacher": teacher})
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert method.compare(own, {"teacher": own}).abs().max() < 1e-12
+
+
+def test_without_anything_to_learn_there_is_no_teacher(shape):
+    for fields in ({}, {"teacher": "t", "distillation": 0}):
+        config = MPTConfig(num_virtual_tokens=2, **fields)
+        assert config.taught_by() is None and config.build(shape).compares == ()
+    alone = MPTConfig(num_virtual_tokens=2, teacher="t", match_states=False).build(shape)
+    assert alone.compares and not alone.compares_states and alone.stored().teacher is None
+    assert MPTConfig(teacher="t", distillation=0).files() == ("t",)
+    assert MPTConfig(distillation=0.1, temperature=2.0).identity() == MPTConfig().identity()
+
+
+def test_a_composition_learns_from_the_teacher_of_its_part():
+    both = compose(MPTConfig(teacher="t"), PromptTuningConfig())
+    assert both.taught_by() == "t" and both.files() == ("t",)
+    assert compose(MPTConfig(), PromptTuningConfig()).taught_by() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teacher": 3}, "teacher must name the folder of a saved prompt, not 3"),
+        ({"teacher": ""}, "teacher must name the folder"),
+        ({"distillation": -1}, "distillation must be a number at least 0"),
+        ({"temperature": 0}, "temperature must be a number more than 0"),
+        ({"match_states": 1}, "match_states must be true or false"),
+    ],
+)
+def test_bad_settings_of_a_teacher(fields, message):
+    with pytest.raises(SoftPromptError, match=f"mpt: {message}"):
+        MPTConfig(**fields)

@@ -42,6 +42,7 @@ BERT: dict[str, tuple[sp.MethodConfig, dict[str, Any]]] = {
         sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_dropout=0.5),
         {"batch_size": 3, "gradient_accumulation_steps": 2, "train": toy.train[:43], "weight_decay": 0.1},
     ),
+    "consistent": (sp.AdaMixConfig(num_experts=3, bottleneck=3, consistency=1.0), {"batch_size": 5, "seed": 2}),
     "superpos": (tiny.METHODS["superpos"], {"batch_size": 6, "optimizer": "adafactor"}),
     "selective": (tiny.METHODS["selective-prefix"], {"batch_size": 5, "gradient_accumulation_steps": 2}),
     "head": (sp.HeadOnlyConfig(), {"batch_size": 8, "patience": 1, "eval_every": 2}),

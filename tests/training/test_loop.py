@@ -364,7 +364,7 @@ def test_what_cannot_share_a_pass(toy: Any) -> None:
         ([toy.lane(), toy.lane("b", bf16=True)], "agree in bf16"),
         ([toy.lane(folder="x"), toy.lane("b", folder="x")], "share the folder 'x'"),
         ([toy.lane(), toy.lane("b", train=values)], "kind of labels"),
-        ([toy.lane(train=[{"input_ids": [1]}])], "neither 'label' nor 'labels'"),
+        ([toy.lane(train=[{"input_ids": [1]}])], "neither 'label', 'labels' nor 'span'"),
     ):
         with pytest.raises(SoftPromptError, match=message):
             train(model, lanes, pad_id=toy.pad)
