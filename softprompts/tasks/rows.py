@@ -35,8 +35,8 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     their number too ("2").
 
     Args:
-        path: a .csv, .tsv, .jsonl, .json (one object a line, or a list of them) or .conll file, or one of these with
-            .gz at the end.
+        path: a .csv, .tsv, .jsonl, .json (one object a line, a list of them, or SQuAD's form) or .conll file, or one of
+            these with .gz at the end.
         sep: column separator; None: by the file's ending.
         quoting: whether double quotes enclose texts in CSV and TSV; False: they are ordinary characters.
         tagged: whether a file that ends in .txt has CoNLL's form.
@@ -58,6 +58,8 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
         rows = _csv(path, text, sep or _SEPARATORS[ending], quoting)
     elif ending == ".json" and text.lstrip().startswith("["):
         rows = _json_list(path, text)
+    elif ending == ".json" and (squad := _squad(text)) is not None:
+        rows = squad
     else:
         rows = _jsonl(path, text)
     if not rows:
@@ -135,6 +137,27 @@ def _json_list(path: Path, text: str) -> list[tuple[int, Row]]:
         if text[place : place + 1] != ",":
             line += text.count("\n", counted, place)
             raise SoftPromptError(f"{path}: line {line}: broken JSON (neither a comma nor the end of the list)")
+
+
+def _squad(text: str) -> list[tuple[int, Row]] | None:
+    """The questions of a file in the form of SQuAD's own; None: it is not one."""
+    try:
+        whole = json.loads(text)
+        articles = [article for article in whole["data"] if "paragraphs" in article]
+        questions = [
+            {**question, "title": article.get("title"), "context": paragraph["context"]}
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    rows, line, place = [], 1, 0
+    for row in questions if articles else ():
+        found = max(text.find(json.dumps(row.get("id")), place), place)
+        line, place = line + text.count("\n", place, found), found
+        rows.append((line, row))
+    return rows or None
 
 
 def _object(path: Path, line: int, row: Any) -> Row:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,6 +184,23 @@ def test_spans_by_squads_columns_or_by_a_text_that_is_there_once(tmp_path: Path)
     (tmp_path / "t.csv").write_text('q,c,a\nwhat?,"Rome, old",old\nwhat?,"Rome, old",Rome\n')
     made = load_files(tmp_path / "t.csv", text="q", text_pair="c", label="a", kind="span")
     assert {row.starts for row in made.train + made.validation} == {(6,), (0,)}
+
+
+def test_squads_own_files(tmp_path: Path) -> None:
+    asked: list[Any] = [
+        {"id": f"q{at}", "question": "what?", "answers": [{"text": "old", "answer_start": 8}]} for at in range(6)
+    ]
+    paragraphs = [{"context": "Rome is old", "qas": asked[:2]}, {"context": "Bonn is old", "qas": asked[2:]}]
+    (tmp_path / "t.json").write_text(json.dumps({"version": "1.1", "data": [{"title": "x", "paragraphs": paragraphs}]}))
+    task = load_files(tmp_path / "t.json", kind="span")
+    rows = task.train + task.validation
+    assert sorted(row.fields["context"] for row in rows) == ["Bonn is old"] * 4 + ["Rome is old"] * 2
+    asked[3]["answers"][0]["text"] = "new"
+    text = json.dumps({"data": [{"paragraphs": paragraphs}]}, indent=1)
+    (tmp_path / "t.json").write_text(text)
+    line = text[: text.index('"q3"')].count("\n") + 1
+    with pytest.raises(SoftPromptError, match=rf"t\.json: line {line}: the answer 'new' is not at character 8"):
+        load_files(tmp_path / "t.json", kind="span")
 
 
 def test_choices_by_a_list_columns_or_names(tmp_path: Path) -> None:
