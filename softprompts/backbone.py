@@ -79,7 +79,7 @@ class Backbone:
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
-        self.max_tokens = _position_limit(self.entry)
+        self.max_tokens = position_limit(self.entry)
         self.parts: list[tuple[Part, nn.Module]] = []
         self.sites, self.no_sites_reason = _find_sites(self)
         if not self.parts:
@@ -177,7 +177,8 @@ def _kind(model: PreTrainedModel) -> str:
     return kind
 
 
-def _position_limit(entry: nn.Module) -> int | None:
+def position_limit(entry: nn.Module) -> int | None:
+    """The tokens that a learned position table has room for; None where there is no such table."""
     for name, module in entry.named_modules():
         leaf = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding) and leaf in ("position_embeddings", "embed_positions", "wpe"):

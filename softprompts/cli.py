@@ -33,14 +33,44 @@ out = Console(markup=False, highlight=False, emoji=False)
 err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
-TaskName = Annotated[str | None, typer.Option("--task", "-t", help="Task by name; see 'softprompts tasks'.")]
+TaskName = Annotated[
+    str | None, typer.Option("--task", "-t", help="Task by name, see 'softprompts tasks', or your own as a YAML file.")
+]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
-File = Annotated[str | None, typer.Option("--data", help="Your own CSV, TSV or JSONL file to train on.")]
+Template = Annotated[
+    str | None, typer.Option(help="How the task's rows are written out, by name; see 'softprompts tasks show TASK'.")
+]
+Split = Annotated[
+    str, typer.Option(help="How rows are parted into train, validation and test: official, smop, dept or residual.")
+]
+Answer = Annotated[
+    str | None,
+    typer.Option("--answer", help="How a language model answers: rank (the label words) or generate (freely)."),
+]
+Invalid = Annotated[
+    str | None,
+    typer.Option(help="What a generated answer that is no label counts as: mismatch, opposite or zero."),
+]
+File = Annotated[
+    str | None, typer.Option("--data", help="Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")
+]
+Kind = Annotated[str, typer.Option(help="What --data is about: classification, regression, choice, span or tagging.")]
 Validation = Annotated[str | None, typer.Option("--validation", help="Your own file to score on.")]
-TextColumn = Annotated[str, typer.Option("--text", help="Column of the text.")]
-PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text.")]
-LabelColumn = Annotated[str, typer.Option("--label", help="Column of the label.")]
-Regression = Annotated[bool, typer.Option("--regression", help="The labels of --data are scores, not classes.")]
+Test = Annotated[str | None, typer.Option("--test", help="Your own file for the last score, not to choose by.")]
+TextColumn = Annotated[
+    str | None, typer.Option("--text", help="Column of the text, the words or the question; default: its usual name.")
+]
+PairColumn = Annotated[str | None, typer.Option("--text-pair", help="Column of the second text or the context.")]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label", help="Column of the label, the tags or the answers; default: its usual name.")
+]
+ChoiceColumns = Annotated[
+    str | None, typer.Option("--choices", help="Columns of the choices, by commas, or the one of a list of them.")
+]
+LabelNames = Annotated[
+    str | None, typer.Option("--labels", help="Names of the labels or tags, by commas, where --data has numbers.")
+]
+Regression = Annotated[bool, typer.Option("--regression", help="As --kind regression: the labels are scores.")]
 LabelWords = Annotated[
     str | None,
     typer.Option("--label-words", help="What a language model answers for each label of --data, by commas."),
@@ -103,16 +133,77 @@ def methods(
     out.print(table)
 
 
-@app.command()
-def tasks() -> None:
-    """List the tasks that are known by name."""
-    from softprompts.tasks import task_names
+tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
+app.add_typer(tasks_app, name="tasks")
 
-    table = Table("task", "what is asked")
+
+@tasks_app.callback()
+def tasks(context: typer.Context) -> None:
+    """List the tasks that are known by name."""
+    if context.invoked_subcommand is not None:
+        return
+    from softprompts.tasks.catalog import task_kinds, task_names
+
+    table = Table("task", "kind", "what is asked")
+    kinds = task_kinds()
     for name, about in task_names():
-        table.add_row(name, about)
+        table.add_row(name, kinds[name], about)
     out.print(table)
-    out.print("Your own data: --data FILE --text COLUMN --label COLUMN")
+    out.print("One of them: softprompts tasks show NAME")
+    out.print("Your own: --task FILE.yaml, or --data FILE --kind KIND --text COLUMN --label COLUMN")
+
+
+@tasks_app.command("show")
+def show_task(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
+    ] = None,
+    data_dir: DataDir = None,
+    template: Template = None,
+    split: Split = "official",
+    data: File = None,
+    kind: Kind = "classification",
+    validation: Validation = None,
+    test: Test = None,
+    text: TextColumn = None,
+    text_pair: PairColumn = None,
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
+    regression: Regression = False,
+    label_words: LabelWords = None,
+    model: Model = "all-minilm-l6-v2",
+    max_train: MaxTrain = None,
+    max_validation: MaxValidation = None,
+    max_length: MaxLength = 256,
+    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, nothing shortened.")] = False,
+) -> None:
+    """Show a task: fields, labels, templates, how long its rows are for a model, and how models read them."""
+    from softprompts.experiment import load_tokenizer
+    from softprompts.tasks.catalog import task_outline
+    from softprompts.tasks.describe import describe
+
+    if (name is None) == (data is None):
+        raise SoftPromptError("name a task, or give --data FILE, and not both")
+    task, answer, invalid = name, None, None
+    source = _data(**{key: value for key, value in locals().items() if key in _BENCH and key not in _NOT_DATA})
+    about, templates = ("", []) if name is None else task_outline(name)
+    with err.status("loading the data"):
+        loaded = source.load()
+        tokenizer, model_kind, limit = load_tokenizer(model)
+        found = describe(loaded, tokenizer, model_kind, limit, max_length, examples)
+    found = {
+        **found,
+        "about": about,
+        "templates": templates,
+        "template": template or (templates[0] if templates else None),
+    }
+    found.update(model=model, model_kind=model_kind)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    _show_task(found)
 
 
 @app.command()
@@ -126,11 +217,19 @@ def train(
     ] = None,
     task: TaskName = None,
     data_dir: DataDir = None,
+    template: Template = None,
+    split: Split = "official",
+    answer: Answer = None,
+    invalid: Invalid = None,
     data: File = None,
+    kind: Kind = "classification",
     validation: Validation = None,
-    text: TextColumn = "text",
+    test: Test = None,
+    text: TextColumn = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
     regression: Regression = False,
     label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
@@ -188,11 +287,19 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
     task: TaskName = None,
     data_dir: DataDir = None,
+    template: Template = None,
+    split: Split = "official",
+    answer: Answer = None,
+    invalid: Invalid = None,
     data: File = None,
+    kind: Kind = "classification",
     validation: Validation = None,
-    text: TextColumn = "text",
+    test: Test = None,
+    text: TextColumn = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
     regression: Regression = False,
     label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
@@ -288,11 +395,19 @@ def search(
     keep_cut: Annotated[bool, typer.Option("--keep-cut", help="Keep the checkpoints of runs that were cut.")] = False,
     task: TaskName = None,
     data_dir: DataDir = None,
+    template: Template = None,
+    split: Split = "official",
+    answer: Answer = None,
+    invalid: Invalid = None,
     data: File = None,
+    kind: Kind = "classification",
     validation: Validation = None,
-    text: TextColumn = "text",
+    test: Test = None,
+    text: TextColumn = None,
     text_pair: PairColumn = None,
-    label: LabelColumn = "label",
+    label: LabelColumn = None,
+    choices: ChoiceColumns = None,
+    labels: LabelNames = None,
     regression: Regression = False,
     label_words: LabelWords = None,
     model: Model = "all-minilm-l6-v2",
@@ -477,58 +592,91 @@ def predict(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, or .txt with one text a line.")
+        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, JSON, CoNLL, or .txt with one text a line.")
     ] = None,
     text: Annotated[
         str | None, typer.Option("--text", help="Column of the text; default: as in training, else 'text'.")
     ] = None,
     text_pair: Annotated[
-        str | None, typer.Option("--text-pair", help="Column of the second text; without --file, the text itself.")
+        str | None,
+        typer.Option("--text-pair", help="Column of the second text or context; without --file, the text itself."),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="A field of the task, NAME=TEXT; with --file its column, NAME=COLUMN."),
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option("--choice", help="One of the texts to choose from (multiple choice).")
     ] = None,
     output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
     batch_size: BatchSize = 32,
 ) -> None:
-    """Label texts with a trained prompt: label and probability."""
+    """Label texts with a trained prompt: label and probability, tags, or the answer found."""
     from softprompts.predictor import Predictor
 
-    if bool(texts) == (file is not None):
+    fields = _pairs(field, "--field")
+    if bool(texts or (fields and file is None)) == (file is not None):
         raise SoftPromptError("give texts, or --file FILE with texts, and not both")
-    if text_pair is not None and len(texts or ()) > 1:
-        raise SoftPromptError("--text-pair goes with one text; put several pairs into a file")
+    if len(texts or ()) > 1 and (text_pair is not None or fields or choice):
+        given = "--text-pair" if text_pair is not None else "--field" if fields else "--choice"
+        raise SoftPromptError(f"{given} goes with one text; put several rows into a file")
+    if choice and file is not None:
+        raise SoftPromptError("--choice goes with one text; a file has its choices in columns")
     if output is not None and Path(output).is_dir():
         raise SoftPromptError(f"--output {output} is a folder; name a file")
     with err.status("loading the model"):
         predictor = Predictor(source)
     if file is not None:
-        rows = predictor.read(file, text, text_pair)
+        rows = predictor.read(file, text, text_pair, fields)
+    elif texts:
+        rows = [predictor.row(one, text_pair, fields, choice or ()) for one in texts]
     else:
-        rows = [predictor.row(one, text_pair) for one in texts or []]
+        rows = [predictor.row(None, text_pair, fields, choice or ())]
     answers = predictor(rows, batch_size=batch_size)
-    if predictor.truncated:
-        err.print(f"{predictor.truncated:,} of {len(rows):,} rows were cut to {predictor.max_length} tokens")
+    if predictor.cut:
+        err.print(predictor.cut, soft_wrap=True)
     if output is not None:
-        from softprompts.training.runs import write_text_atomic
-
-        fields = predictor.task.form.fields
-        lines = [[*fields, "label", "probability"]]
-        for row, answer in zip(rows, answers, strict=True):
-            lines.append([*(row[name] for name in fields), answer.label, _probability(answer.probability)])
-        write_text_atomic(output, _csv(lines))
-        out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
+        _write_answers(predictor.task.form, rows, answers, output)
         return
+    form = predictor.task.form
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
-            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row).split())]))
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row, form).split())]))
         return
-    table = Table("label", "probability", "text")
+    if form.kind == "tagging":
+        from softprompts.predictor import marked
+
+        for row, answer in zip(rows, answers, strict=True):
+            words = row["words"]
+            out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
+        return
+    chances = any(answer.probability is not None for answer in answers)
+    table = Table("answer" if form.kind in ("span", "choice", "ranking") else "label")
+    for header in [*(["probability"] if chances else []), "text"]:
+        table.add_column(header)
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(answer.label, _probability(answer.probability), _first(row))
+        table.add_row(answer.label, *([_probability(answer.probability)] if chances else []), _first(row, form))
     out.print(table)
 
 
-def _first(row: Mapping[str, Any]) -> str:
+def _first(row: Mapping[str, Any], form: Any) -> str:
     """The text of a row to show."""
-    return str(next(iter(row.values())))
+    value = row[form.fields[0]]
+    return value if isinstance(value, str) else " ".join(value)
+
+
+def _write_answers(form: Any, rows: list[Any], answers: list[Any], output: str) -> None:
+    from softprompts.training.runs import write_text_atomic
+
+    own = ["choices"] if form.chooses and not form.choices else []
+    lines = [[*form.fields, *own, "label", "probability"]]
+    for row, answer in zip(rows, answers, strict=True):
+        values = [row[name] for name in form.fields]
+        values = [value if isinstance(value, str) else " ".join(value) for value in values]
+        choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in own]
+        lines.append([*values, *choices, answer.label, _probability(answer.probability)])
+    write_text_atomic(output, _csv(lines))
+    out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
 
 
 @app.command()
@@ -582,10 +730,13 @@ _TRAINING = (
     "eval_every", "patience", "seed", "bf16", "backbone_dropout", "compile_",
 )  # fmt: skip
 _BENCH = (
-    "task", "data_dir", "data", "validation", "text", "text_pair", "label", "regression", "label_words", "model",
-    "max_train", "max_validation", "max_length", "backbone_dropout", "few_shot", "few_shot_seed",
-    "few_shot_protocol",
+    "task", "data_dir", "template", "split", "answer", "invalid", "data", "kind", "validation", "test", "text",
+    "text_pair", "label", "choices", "labels", "regression", "label_words", "model", "max_train", "max_validation",
+    "max_length", "backbone_dropout", "few_shot", "few_shot_seed", "few_shot_protocol",
 )  # fmt: skip
+
+
+_NOT_DATA = ("model", "max_length", "backbone_dropout")
 
 
 def _training(
@@ -619,56 +770,152 @@ def _training(
     )
 
 
-def _bench(
+def _bench(*, model: str, max_length: int, backbone_dropout: bool, **asked: Any) -> Any:
+    from softprompts.experiment import Workbench
+    from softprompts.training.processes import together
+
+    source = _data(**asked)
+    with err.status("loading data and model"), together():
+        return Workbench(model, source, max_length, backbone_dropout)
+
+
+def _data(
     *,
     task: str | None,
-    data_dir: str | None,
     data: str | None,
-    validation: str | None,
-    text: str,
-    text_pair: str | None,
-    label: str,
+    kind: str,
     regression: bool,
+    answer: str | None,
+    choices: str | None,
+    labels: str | None,
     label_words: str | None,
-    model: str,
-    max_train: int | None,
-    max_validation: int | None,
-    max_length: int,
-    backbone_dropout: bool,
-    few_shot: int | None = None,
-    few_shot_seed: int = 0,
-    few_shot_protocol: str = "even",
+    template: str | None,
+    **same: Any,
 ) -> Any:
-    from softprompts.experiment import Data, Workbench
-    from softprompts.training.processes import together
+    """Where the rows come from, as the options say it."""
+    from softprompts.experiment import Data
 
     if task is not None and data is not None:
         raise SoftPromptError("give --task or --data, not both")
+    if regression and kind not in ("classification", "regression"):
+        raise SoftPromptError(f"--regression and --kind {kind} do not go together")
     if data is None:
-        own = {"--validation": validation, "--text-pair": text_pair, "--label-words": label_words}
-        given = [flag for flag, value in own.items() if value is not None] + ["--regression"] * regression
+        own = {
+            **{
+                f"--{name.replace('_', '-')}": same[name]
+                for name in ("validation", "test", "text", "text_pair", "label")
+            },
+            **{"--choices": choices, "--labels": labels, "--label-words": label_words},
+            **{"--regression": regression or None, "--kind": None if kind == "classification" else kind},
+        }
+        given = [flag for flag, value in own.items() if value is not None]
         if given:
             raise SoftPromptError(f"{given[0]} is about a file of your own: give --data too")
         task = task or "reviews"
-    words = () if label_words is None else tuple(word.strip() for word in label_words.split(","))
-    source = Data(
+    elif template is not None:
+        raise SoftPromptError("--template goes with a task that has templates; declare yours in a YAML file (--task)")
+    return Data(
         task=task,
-        data_dir=data_dir,
         train=data,
-        validation=validation,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        kind="regression" if regression else "classification",
-        label_words=words,
-        max_train=max_train,
-        max_validation=max_validation,
-        few_shot=few_shot,
-        few_shot_seed=few_shot_seed,
-        few_shot_protocol=few_shot_protocol,
+        kind="regression" if regression else kind,
+        answering=answer,
+        choices=_parts(choices),
+        labels=_parts(labels),
+        label_words=_parts(label_words),
+        template=template,
+        **same,
     )
-    with err.status("loading data and model"), together():
-        return Workbench(model, source, max_length, backbone_dropout)
+
+
+def _parts(text: str | None) -> tuple[str, ...]:
+    return () if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _show_task(found: Mapping[str, Any]) -> None:
+    facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
+    facts.add_row("task", found["task"] + (f": {found['about']}" if found["about"] else ""))
+    facts.add_row("kind", f"{found['kind']}: {found['what']}")
+    facts.add_row("source", found["source"])
+    facts.add_row("fields", ", ".join(found["fields"]))
+    if found["words"] and found["words"] != found["labels"]:
+        facts.add_row("label words", _some(found["words"]))
+    facts.add_row("metrics", ", ".join(found["metrics"]))
+    if found["templates"]:
+        facts.add_row("templates", ", ".join(found["templates"]) + f" (below: {found['template']})")
+    takes = "any number of tokens" if found["context"] is None else f"{found['context']:,} tokens"
+    facts.add_row("model", f"{found['model']} ({found['model_kind']}), takes {takes}")
+    first = f"; of a longer row {found['cut_first'][0]} is cut" if found["cut_first"] else ""
+    facts.add_row("max length", f"{found['max_length']:,} tokens{first}")
+    out.print(facts)
+    limits = {f"over {found['max_length']:,}": "over_max_length"}
+    if found["context"] not in (None, found["max_length"]):
+        limits[f"over {found['context']:,}"] = "over_context"
+    table = _plain_table("split", "rows", *(f"{part} tokens" if part == "50%" else part for part in _PERCENTILES))
+    for header in limits:
+        table.add_column(header, justify="right")
+    for split, said in found["splits"].items():
+        tokens = [f"{said['tokens'][part]:,}" for part in _PERCENTILES]
+        table.add_row(split, f"{said['rows']:,}", *tokens, *(f"{said[key]:,}" for key in limits.values()))
+    out.print(table)
+    _show_labels(found["kind"], {split: said["labels"] for split, said in found["splits"].items()})
+    for place, example in enumerate(found["examples"], start=1):
+        answer = example["answer"]
+        shown = " ".join(answer) if found["kind"] == "tagging" else answer
+        shown = ", ".join(shown) if isinstance(shown, list) else shown
+        written = example["written"]
+        beside = "" if written is None or written in (shown, answer) else f" (a language model writes: {written})"
+        out.print(f"example {place} (row {example['id']}): {_short(str(shown))}{beside}")
+        for index, texts in enumerate(example["encoder"]):
+            for part, text in enumerate(texts):
+                many = f" {index + 1}" if len(example["encoder"]) > 1 else ""
+                _paragraph(f"encoder{many}" if part == 0 else "  and", text)
+        if example["language_model"] is not None:
+            _paragraph("language model", example["language_model"])
+        out.print()
+
+
+_PERCENTILES = ("50%", "90%", "99%", "longest")
+_MOST_LABELS = 20
+
+
+def _show_labels(kind: str, counts: Mapping[str, Mapping[str, float]]) -> None:
+    names = next(iter(counts.values()))
+    if not names:
+        return
+    table = _plain_table("score" if kind == "regression" else "tag" if kind == "tagging" else "label", *counts)
+    for name in list(names)[:_MOST_LABELS]:
+        if kind == "regression":
+            table.add_row(name, *(f"{said[name]:.2f}" for said in counts.values()))
+        else:
+            shares = [(said[name], max(1, sum(said.values()))) for said in counts.values()]
+            table.add_row(name, *(f"{count:,} ({100 * count / all_:4.1f} %)" for count, all_ in shares))
+    out.print(table)
+    if len(names) > _MOST_LABELS:
+        out.print(f"  and {len(names) - _MOST_LABELS} more labels (--json has all)")
+
+
+def _plain_table(first: str, *others: str) -> Table:
+    table = Table(first, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _paragraph(head: str, text: str) -> None:
+    """A text behind its name, wrapped and shortened to some lines."""
+    grid = Table.grid(Column(width=16), Column(overflow="fold"), padding=(0, 1))
+    grid.add_row(f"  {head}", _short(text))
+    out.print(grid)
+
+
+def _short(text: str, most: int = 400) -> str:
+    """The beginning and the end of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most * 3 // 4]} ... {line[-most // 4 :]}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_LABELS]) + (f" and {len(names) - _MOST_LABELS} more" if len(names) > 20 else "")
 
 
 def _method(name: str, settings: dict[str, str]) -> Any:
@@ -802,21 +1049,22 @@ def _report_folder(report: str | None, root: str, name: str) -> Path:
 
 def _describe(bench: Any) -> None:
     task = bench.task
+    reads = "" if bench.data.task is not None else f"; reads {', '.join(task.form.fields)}"
     sizes = f"{len(task.train):,} train, {len(task.validation):,} validation"
     sizes += f", {len(task.test):,} test" if task.test else ""
     balance = ", ".join(f"{name} {count:,}" for name, count in task.balance().items())
-    err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else ""), soft_wrap=True)
+    err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else "") + reads, soft_wrap=True)
     frozen = sum(p.numel() for p in bench.model.parameters())
     err.print(f"{bench.name}: {frozen:,} frozen parameters, {bench.kind}", soft_wrap=True)
 
 
 def _tell_cut(bench: Any, configs: list[Any]) -> None:
-    """Encodes all rows and says how many were too long."""
+    """Encodes all rows and says which were too long."""
     with err.status("encoding the rows"):
-        cut = {bench.room(config): bench.encode(config) for config in configs}
-    for length, count in sorted(cut.items()):
-        if count:
-            err.print(f"{count:,} rows are longer than {length} tokens and were cut")
+        said = {bench.room(config): bench.say_cut(config) for config in configs}
+    for _, line in sorted(said.items()):
+        if line:
+            err.print(line, soft_wrap=True)
 
 
 def _tell(count: int, total: int, method: str, seed: int, result: dict[str, Any]) -> None:
@@ -846,9 +1094,16 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"run folder: {path}", soft_wrap=True)
-    out.print(f'try it: softprompts predict {path} "..."', soft_wrap=True)
+    out.print(f"try it: softprompts predict {path} {_texts_for(result['task_form']['fields'])}", soft_wrap=True)
     if result["stop_reason"] == "non-finite loss":
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
+
+
+def _texts_for(fields: list[str]) -> str:
+    """How `predict` is given what a task reads."""
+    if len(fields) > 2:
+        return " ".join(f'--field {name}="..."' for name in fields)
+    return '"..."' + ' --text-pair "..."' * (len(fields) - 1)
 
 
 def _show(comparison: Any, folder: Path) -> None:

@@ -7,9 +7,9 @@ numbers.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts import packaged
-from softprompts.backbone import kind_of, quiet
+from softprompts.backbone import kind_of, position_limit, quiet
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.files import require_folder
 from softprompts.hub import asking
@@ -27,7 +27,8 @@ from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.names import JOINT
 from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
-from softprompts.tasks.encode import Encoded, check_kind, encode_cached
+from softprompts.tasks.declared import is_declaration
+from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.comparing import check_teachers
@@ -37,7 +38,7 @@ from softprompts.training.processes import is_main, shared_state, together
 from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
-_PLACES = ("data_dir", "train", "validation")  # where data lie, which does not decide what they are
+_PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
@@ -51,14 +52,19 @@ class Data:
     """Where labelled texts come from: a task by name, or the user's own files.
 
     Attributes:
-        task: name of a task; None: ``train`` is a file.
-        data_dir: folder with a local copy of the task's data; None: the hub (or the package it comes in).
-        train: CSV, TSV or JSONL file.
+        task: name of a task, or a YAML file that declares one (see `softprompts.tasks.declared`); None: ``train`` is
+            a file.
+        data_dir: folder with a local copy of the task's data; None: the hub (or the package it comes in, or the
+            YAML file's own folder).
+        train: CSV, TSV, JSON or CoNLL file, see `softprompts.tasks.load_files`, also for what follows.
         validation: the same, to score on; None: a part of ``train`` is held out.
-        text: column of the text.
+        test: the same, that nothing is chosen by.
+        text: column of the text; None: its usual name.
         text_pair: column of the second text.
-        label: column of the label.
-        kind: "classification", or "regression" where the labels of the files are scores.
+        label: column of the label; None: its usual name.
+        choices: columns of the choices, or the one of a list of them; empty: their usual names.
+        kind: of the files' task: "classification", "regression" (the labels are scores), "choice", "span", "tagging".
+        labels: names of the files' labels or tags, which they may have by index; empty: learned.
         label_words: what a language model answers for each label of the files; empty: the labels' names.
         template: how the task's rows are put to a model, by name; None: the task's own way.
         answering: how a language model's answer is found, "rank" or "generate"; None: the task's own way.
@@ -76,10 +82,13 @@ class Data:
     data_dir: str | None = None
     train: str | None = None
     validation: str | None = None
-    text: str = "text"
+    test: str | None = None
+    text: str | None = None
     text_pair: str | None = None
-    label: str = "label"
+    label: str | None = None
+    choices: tuple[str, ...] = ()
     kind: str = "classification"
+    labels: tuple[str, ...] = ()
     label_words: tuple[str, ...] = ()
     template: str | None = None
     answering: str | None = None
@@ -114,17 +123,16 @@ class Data:
             "seed": self.seed,
         }
         if self.train is not None:
-            if self.kind == "regression":
-                for word in self.label_words:
-                    if not _is_number(word):
-                        raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
             return load_files(
                 self.train,
                 self.validation,
+                test=self.test,
                 text=self.text,
                 text_pair=self.text_pair,
                 label=self.label,
+                choices=self.choices,
                 kind=self.kind,
+                labels=self.labels,
                 label_words=self.label_words,
                 **limits,
             )
@@ -139,12 +147,20 @@ class Data:
             *_PLACES,
             *(_OF_FEW if self.few_shot is None else ()),
             *(["split"] if self.split == "official" else []),
+            *(["task"] if self.declared else []),
         }
+        # The usual names are written out where none are given.
+        plain.update({key: plain[key] or key for key in ("text", "label")})
         return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
+
+    @property
+    def declared(self) -> bool:
+        """Whether the task is a YAML file."""
+        return self.task is not None and is_declaration(self.task)
 
     def places(self) -> dict[str, str]:
         """Where the files lie, as absolute paths; empty for a task that is fetched."""
-        given = {key: getattr(self, key) for key in _PLACES}
+        given = {key: getattr(self, key) for key in (*(["task"] if self.declared else []), *_PLACES)}
         return {key: str(Path(value).expanduser().resolve()) for key, value in given.items() if value is not None}
 
 
@@ -366,10 +382,21 @@ class Workbench:
             SoftPromptError: the prompt leaves no room for the input.
         """
         length = self.room(method)
-        splits = ["train", *(["validation"] if self.evaluate else []), *(["test"] if self.task.test else [])]
-        for split in splits:
-            self.features(split, length)
-        return sum(self._encoded[split, length].truncated for split in splits)
+        return sum(self._rows(split, length).truncated for split in self._splits())
+
+    def say_cut(self, method: MethodConfig) -> str:
+        """Encodes all rows that a method is going to see, and says in a line which had to be cut; empty: none.
+
+        Raises:
+            SoftPromptError: the prompt leaves no room for the input.
+        """
+        length, splits = self.room(method), self._splits()
+        examples = sum(len(getattr(self.task, split)) for split in splits)
+        return say_cut([self._rows(split, length) for split in splits], examples, length)
+
+    def _splits(self) -> list[str]:
+        """The splits that a run reads."""
+        return ["train", *(["validation"] if self.evaluate else []), *(["test"] if self.task.test else [])]
 
     def features(self, split: str, length: int) -> list[dict[str, Any]]:
         """A split's rows as token ids, encoded once per length."""
@@ -394,6 +421,7 @@ class Workbench:
             "model": packaged.model_name(self.name),
             "task": self.task.name,
             "data": self.data.to_dict(),
+            **({"metrics": list(self.task.metrics)} if self.data.declared else {}),
             "rows": self.task.fingerprint,
             "form": self.task_form(),
             "method": method.method,
@@ -675,6 +703,46 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
     """`load_backbone`, and the names of tensors that the model's files lack."""
     import transformers
 
+    with _loading(model) as (path, offline):
+        config = AutoConfig.from_pretrained(path, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+        kind = kind_of(config)
+        cls: Any
+        if kind == "encoder" and tokens:
+            cls = transformers.AutoModelForTokenClassification
+        elif kind == "encoder":
+            cls = transformers.AutoModelForSequenceClassification
+        elif kind == "encoder-decoder":
+            cls = transformers.AutoModelForSeq2SeqLM
+        else:
+            cls = transformers.AutoModelForCausalLM
+        loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True)
+    return tokenizer, loaded, frozenset(info["missing_keys"])
+
+
+def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:
+    """A model's tokenizer, which kind of model it is, and how many tokens it takes at once (None: any number).
+
+    Its weights are not read.
+
+    Raises:
+        SoftPromptError: there is no such model, or it cannot be read.
+    """
+    from transformers import AutoModel
+
+    with _loading(model) as (path, offline):
+        config = AutoConfig.from_pretrained(path, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+        with torch.device("meta"):
+            empty = AutoModel.from_config(config)
+    kind = kind_of(config)
+    hard = position_limit(empty.get_encoder() if kind == "encoder-decoder" else empty)
+    return tokenizer, kind, _said_context(config, tokenizer) if hard is None else hard
+
+
+@contextlib.contextmanager
+def _loading(model: str) -> Iterator[tuple[str, bool]]:
+    """Where a model lies, and whether the hub cannot be asked; what goes wrong within is told in one line."""
     if not model.strip():
         raise SoftPromptError("the model's name is empty; name a hub id or a local folder")
     path = packaged.resolve_model(model)
@@ -685,19 +753,7 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
         path = str(Path(path).expanduser().resolve())
     try:
         with quiet(), asking(path) as offline:
-            config = AutoConfig.from_pretrained(path, local_files_only=offline)
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
-            kind = kind_of(config)
-            cls: Any
-            if kind == "encoder" and tokens:
-                cls = transformers.AutoModelForTokenClassification
-            elif kind == "encoder":
-                cls = transformers.AutoModelForSequenceClassification
-            elif kind == "encoder-decoder":
-                cls = transformers.AutoModelForSeq2SeqLM
-            else:
-                cls = transformers.AutoModelForCausalLM
-            loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True)
+            yield path, offline
     except SoftPromptError:
         raise
     except Exception as error:  # a damaged or foreign folder fails anywhere
@@ -708,7 +764,6 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
         raise SoftPromptError(
             f"no such model '{model}': neither a local folder nor to be had from the hub ({reason})"
         ) from error
-    return tokenizer, loaded, frozenset(info["missing_keys"])
 
 
 def check_trackers(names: Sequence[str] | None) -> None:
@@ -768,13 +823,6 @@ def _device() -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
 def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, config: MethodConfig) -> int | None:
     """Tokens of the model's context that a prompt leaves for the input; None where nothing limits them."""
     limit = _context(model, tokenizer)
@@ -786,7 +834,11 @@ def _context(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
     hard = model._softprompt_state.backbone.max_tokens
     if hard is not None:
         return int(hard)
-    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return _said_context(model.config, tokenizer)
+
+
+def _said_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
     if said is None and tokenizer.model_max_length < 1_000_000:
         said = tokenizer.model_max_length
     return None if said is None else int(said)

@@ -1,4 +1,4 @@
-"""A trained prompt as a function from texts to labels."""
+"""A trained prompt as a function from texts to labels, tags or answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from transformers import AutoTokenizer
 
 from softprompts import packaged
 from softprompts.backbone import quiet
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiment import context_room
 from softprompts.hub import asking
 from softprompts.loading import load
 from softprompts.saving import CONFIG_FILE, TENSOR_FILE, read
 from softprompts.tasks import Example, Form, Spec, Task, encode_examples, label_ids, new_tokens, padding_id
-from softprompts.tasks.encode import reader
+from softprompts.tasks.encode import reader, say_cut
+from softprompts.tasks.own import (
+    CHOICE_COLUMNS,
+    OUTSIDE,
+    WORD_COLUMNS,
+    WORDS,
+    choices_of,
+    field_name,
+    text_of,
+    words_of,
+)
 from softprompts.tasks.rows import check_columns, read_rows
 from softprompts.training.evaluate import predict
 from softprompts.training.runs import PROMPT
@@ -32,12 +42,15 @@ class Answer:
     """What was predicted for a text.
 
     Attributes:
-        label: the label's name, or the value of a regression.
-        probability: of that label; None for values.
+        label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
+            with blanks between.
+        probability: of that label or choice; None for what has none.
+        tags: one for each word, where words are tagged.
     """
 
     label: str
     probability: float | None
+    tags: tuple[str, ...] = ()
 
 
 def prompt_folder(source: str | Path) -> Path:
@@ -80,6 +93,7 @@ class Predictor:
         task: how texts are written out, and the labels' names.
         max_length: most tokens of an input.
         truncated: number of rows that the last call had to cut to them.
+        cut: that in words, with the fields that were cut; empty: none was.
 
     Raises:
         SoftPromptError: nothing usable there.
@@ -106,7 +120,7 @@ class Predictor:
         name = str(meta.get("task", source))
         self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
         self._told = form is not None
-        self.max_length, self.truncated = int(meta.get("max_length", 256)), 0
+        self.max_length, self.truncated, self.cut = int(meta.get("max_length", 256)), 0, ""
         room = context_room(self.model, self.tokenizer, self.model.prompts[self.name].config)
         if room is not None:
             self.max_length = min(self.max_length, room)
@@ -114,58 +128,107 @@ class Predictor:
         self.label_ids = label_ids(self.task, self.tokenizer, kind)
         self.new_tokens = new_tokens(self.task, self.tokenizer, kind)
 
-    def read(self, file: str | Path, text: str | None = None, text_pair: str | None = None) -> list[Row]:
+    def read(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> list[Row]:
         """The rows of a file.
 
         Args:
-            file: CSV, TSV or JSONL with a column for each field of the task; or ``.txt`` with one text a line.
+            file: CSV, TSV, JSONL or JSON with a column for each field of the task; ``.txt`` with one text a line; or
+                ``.conll``, for tagging.
             text: column of the first field, where it has another name there.
             text_pair: column of the second field.
+            fields: columns of fields by name.
 
         Raises:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
         path = Path(file)
-        rows: list[Row] = []
+        names = self.task.form.fields
         if path.suffix.lower() == ".txt":
-            rows = [{self.task.form.fields[0]: line} for line in _lines(path) if line.strip()]
-            self._require_fields(rows[0] if rows else {}, path)
-        else:
-            columns = {name: name for name in self.task.form.fields}
-            for name, column in zip(self.task.form.fields, (text, text_pair), strict=False):
-                columns[name] = column or columns[name]
-            for line, row in read_rows(path):
-                first = self.task.form.fields[0]
-                if text is None and first not in row and "text" in row:
-                    columns[first] = "text"
-                check_columns(path, row, columns.values(), line)
-                for column in columns.values():
-                    if not _is_text(row[column]):
-                        raise SoftPromptError(f"{path}: line {line}: '{column}' is {row[column]!r}, not a text")
-                rows.append({**row, **{name: row[column] for name, column in columns.items()}})
-        if not rows:
-            raise SoftPromptError(f"{path} holds no texts")
-        return rows
+            lines = [line for line in _lines(path) if line.strip()]
+            if not lines:
+                raise SoftPromptError(f"{path} holds no texts")
+            self._require_fields({names[0]: ""}, path)
+            return [{names[0]: line} for line in lines]
+        asked = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
+        asked.update(fields or {})
+        for name in asked:
+            if name not in names:
+                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
+        return [self._read(path, line, row, asked) for line, row in read_rows(path)]
 
-    def row(self, text: str, text_pair: str | None = None) -> Row:
-        """A text, or a pair, as fields of the task.
+    def _read(self, path: Path, line: int, row: Row, asked: Mapping[str, str]) -> Row:
+        """The fields of a row, as texts, and beside them the words or the choices that it brings."""
+        form, place = self.task.form, f"{path}: line {line}"
+        choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
+        brought = fixed_choices(form)
+        if choices is not None and form.chooses and (not form.choices or any(name not in row for name in brought)):
+            texts = choices_of(place, choices, row)
+            if form.choices and len(texts) != len(form.choices):
+                raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
+            row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}
+        columns = {}
+        for index, name in enumerate(form.fields):
+            usual = [name, *(column for column in row if field_name(column) == name)]
+            usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
+            columns[name] = asked.get(name) or next((column for column in usual if column in row), name)
+        check_columns(path, row, columns.values(), line)
+        if self.task.kind == "tagging":
+            return {WORDS: words_of(place, columns[WORDS], row), "id": line}
+        more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
+        return {**{name: text_of(place, column, row) for name, column in columns.items()}, **more, "id": line}
+
+    def row(
+        self,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        choices: Sequence[str] = (),
+    ) -> Row:
+        """What is to be labelled as fields of the task.
+
+        Args:
+            text: the first field; a text whose words are tagged.
+            text_pair: the second field.
+            fields: fields by name, in place of these or beside them.
+            choices: what there is to choose from, where the task has no fields for it.
 
         Raises:
-            SoftPromptError: the task has more or fewer fields.
+            SoftPromptError: the task has more or fewer fields, or others.
         """
-        given = [text] if text_pair is None else [text, text_pair]
+        names = self.task.form.fields
         if not self._told:
-            return dict(zip(("text", "text_pair"), given, strict=False))
-        fields = self.task.form.fields
-        self._require_fields({}, None, len(given))
-        return dict(zip(fields, given, strict=False))
+            names = ("text", "text_pair")[: 1 + (text_pair is not None)]
+        given = [one for one in (text, text_pair) if one is not None]
+        if len(given) > len(names):
+            self._require_fields({}, None, len(given))
+        row: dict[str, Any] = dict(zip(names, given, strict=False))
+        for name, value in (fields or {}).items():
+            if name not in names:
+                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
+            if name in row:
+                raise SoftPromptError(f"the field '{name}' is given twice, as a text and by name")
+            row[name] = value
+        if choices:
+            if len(choices) == len(self.task.form.choices):
+                row.update(zip(fixed_choices(self.task.form), choices, strict=False))
+            row["choices"] = list(choices)
+        if self._told:
+            self._require_fields(row, None)
+        return row
 
     def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:
         """Labels texts.
 
         Args:
-            texts: single texts; pairs; or mappings with a text for each field of the task (a task that labels words
-                takes texts, cut at white space, or lists of words).
+            texts: single texts; pairs; or mappings with a text for each field of the task, and with ``choices`` where
+                each row brings its own. A task that labels words takes texts, cut at white space, or mappings with
+                ``words``, a list.
             batch_size: rows per forward pass.
 
         Raises:
@@ -178,6 +241,7 @@ class Predictor:
         examples = [self._example(text) for text in texts]
         encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
         self.truncated = encoded.truncated
+        self.cut = say_cut([encoded], len(examples), self.max_length)
         found = predict(
             self.model,
             encoded.features,
@@ -190,7 +254,11 @@ class Predictor:
         answers, _ = reader(self.task, examples, encoded, self.tokenizer, self.kind)(found)
         chances = found.probabilities if len(found.probabilities or []) == len(examples) else None
         return [
-            Answer(self._named(example, answer), None if chances is None else max(chances[index]))
+            Answer(
+                self._named(example, answer),
+                None if chances is None else max(chances[index]),
+                tuple(answer) if self.task.kind == "tagging" else (),
+            )
             for index, (example, answer) in enumerate(zip(examples, answers, strict=True))
         ]
 
@@ -213,32 +281,56 @@ class Predictor:
             text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
             self._require_fields(text, None, len(values))
         if self.task.kind == "tagging":
-            words = text.get("words", text.get(fields[0]))
-            words = words.split() if isinstance(words, str) else words
-            if not words:
+            if not any(map(_is_text, _as_words(text.get(WORDS)))):
                 raise SoftPromptError("an empty text cannot be labelled")
-            return Spec("", self.task.form).example({"words": words}, labelled=False)
+            return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
         self._require_fields(text, None)
         if not any(_is_text(text[name]) for name in fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
+        if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
+            raise SoftPromptError(f"'{self.task.name}' chooses: give the choices too (--choice)")
         return Spec("", self.task.form).example(text, labelled=False)
 
     def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
         fields = self.task.form.fields
-        there = sum(name in row for name in fields) if given is None else given
-        if self.task.kind != "tagging" and there != len(fields):
-            place = "" if path is None else f"{path}: "
-            wanted = ", ".join(fields)
-            hint = " (--text-pair)" if len(fields) == 2 else ""
-            raise SoftPromptError(
-                f"{place}'{self.task.name}' reads {len(fields)} texts ({wanted}), not {there}: give each of them{hint}"
-            )
+        missing = [name for name in fields if name not in row]
+        there = len(fields) - len(missing) if given is None else given
+        if there == len(fields):
+            return
+        place = "" if path is None else f"{path}: "
+        count = "single texts" if len(fields) == 1 else "pairs" if len(fields) == 2 else f"{len(fields)} texts"
+        how = {1: "", 2: ": give both (--text-pair)"}.get(len(fields), ": give each (--field NAME=TEXT)")
+        raise SoftPromptError(f"{place}'{self.task.name}' reads {count} ({', '.join(fields)}), not {there}{how}")
+
+
+def fixed_choices(form: Form) -> tuple[str, ...]:
+    """The fields that are the choices, where each choice is a field as it is."""
+    names = tuple(template.removeprefix("{").removesuffix("}") for template in form.choices)
+    return names if set(names) <= set(form.fields) else ()
+
+
+def marked(words: Sequence[str], tags: Sequence[str]) -> str:
+    """Tagged words to be read by people: entities in brackets, or the tag behind each word."""
+    if not all(tag == OUTSIDE or tag.startswith(("B-", "I-")) for tag in tags):
+        return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
+    groups: list[tuple[str, list[str]]] = []
+    for word, tag in zip(words, tags, strict=True):
+        kind = tag[2:]
+        if kind and tag.startswith("I-") and groups and groups[-1][0] == kind:
+            groups[-1][1].append(word)
+        else:
+            groups.append((kind, [word]))
+    return " ".join(f"[{' '.join(found)} {kind}]" if kind else found[0] for kind, found in groups)
 
 
 def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
     """The form of a prompt that does not tell: a text, and the labels of its head."""
     labels = config["labels"] or []
     return {"labels": labels} if len(labels) > 1 else {"kind": "regression"}
+
+
+def _as_words(value: Any) -> Sequence[Any]:
+    return value.split() if isinstance(value, str) else value or ()
 
 
 def _is_text(value: Any) -> bool:

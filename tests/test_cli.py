@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,7 +67,43 @@ def test_tasks_lists_each_task(cli: Cli) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("command", ["", "train", "compare", "search", "transfer", "demo", "predict", "inspect"])
+def test_tasks_show(cli: Cli, tmp_path: Path, data: Path) -> None:
+    flags = ["--data", str(data), "-m", model_folder("bert"), "--max-length", "6"]
+    done = cli.fine("tasks", "show", *flags)
+    for part in ("fields      text", "classification: one of several labels", "takes 40 tokens", "over 6", "over 40"):
+        assert part in done.out
+    assert "18 (50.0 %)" in done.out and done.out.count("language model") == done.out.count("  encoder") == 3
+    assert max(map(len, done.out.splitlines())) <= 80
+    said = json.loads(cli.fine("tasks", "show", *flags, "--json", "--examples", "1").out)
+    assert said["splits"]["train"]["tokens"]["longest"] == 6 and said["splits"]["train"]["over_max_length"] == 0
+    assert len(said["examples"]) == 1 and said["context"] == LENGTH and said["templates"] == []
+    (tmp_path / "mine.yaml").write_text("about: films\ntemplates: {bare: {source: '{text}'}}\ntrain: data.csv\n")
+    done = cli.fine("tasks", "show", "../mine.yaml", "-m", model_folder("t5"), "--template", "bare")
+    assert "mine: films" in done.out and "default, bare (below: bare)" in done.out
+    for flags, message in (
+        ([], "name a task, or give --data FILE"),
+        (["glue/rt"], "unknown task 'glue/rt': did you mean 'glue/rte'?"),
+        (["../none.yaml"], "none.yaml: no such file"),
+        (["../mine.yaml", "--template", "bear"], "no template 'bear': did you mean 'bare'?"),
+        (["../mine.yaml", "-m", "./none"], "no such model './none'"),
+    ):
+        refuse(cli, message, "tasks", "show", *flags)
+
+
+def test_help_names_every_choice(cli: Cli) -> None:
+    from softprompts.tasks.answers import RULES
+    from softprompts.tasks.form import ANSWERS
+    from softprompts.tasks.splits import PROTOCOLS
+
+    said = " ".join(cli.fine("train", "--help").out.replace("│", " ").split())
+    for flag, names in (("--answer", ANSWERS), ("--invalid", RULES), ("--split", PROTOCOLS)):
+        line = said[said.index(flag) :][:250]
+        assert all(name in line for name in names), flag
+
+
+@pytest.mark.parametrize(
+    "command", ["tasks show", "", "train", "compare", "search", "transfer", "demo", "predict", "inspect"]
+)
 def test_help_of_each_command(cli: Cli, command: str) -> None:
     done = cli.fine(*command.split(), "--help")
     assert "Usage" in done.out and not done.err
@@ -202,10 +239,174 @@ def test_jsonl_and_a_file_to_score_on(cli: Cli, tmp_path: Path, data: Path) -> N
     assert (ended["train_rows"], ended["eval_rows"]) == (12, 5)
 
 
+def test_a_task_of_ones_own_in_yaml(cli: Cli, tmp_path: Path, data: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "name: films\nfields: [text]\nlabels: [negative, positive]\nsource: 'film: {text}'\nmetrics: accuracy\n"
+        "templates: {bare: {source: '{text}'}}\ntrain: data.csv\ntest: data.csv\n"
+    )
+    command = ["train", "-m", model_folder("t5"), "--task", "../mine.yaml", "--steps", "1"]
+    cli.fine(*command, "--folder", "run")
+    there = config("run")
+    assert there["task"] == "films" and there["form"]["source"] == "film: {text}" and there["metrics"] == ["accuracy"]
+    assert "task" not in there["data"] and f"task: {tmp_path / 'mine.yaml'}" in Path("run/config.yaml").read_text()
+    assert result("run")["test_rows"] == 40 and set(result("run")["test_metrics"]) == {"accuracy"}
+    cli.fine(*command, "--template", "bare", "--answer", "generate", "--invalid", "zero", "--folder", "bare")
+    form = result("bare")["task_form"]
+    assert (form["source"], form["answering"], form["invalid"]) == ("{text}", "generate", "zero")
+    cli.fine(*command, "--split", "residual", "--folder", "parted")
+    assert config("parted")["data"]["split"] == "residual"
+
+
+def test_every_kind_of_file_trains_and_predicts(cli: Cli, tmp_path: Path, data: Path) -> None:
+    words = ["the", "film", "was", "good"]
+    kinds: dict[str, dict[str, Any]] = {
+        "tagging": {"words": words, "tags": ["O", "B-THING", "O", "O"]},
+        "span": {"question": "what was good", "context": "the film was good", "answers": "film"},
+        "choice": {"question": "the film was", "choices": ["good", "very bad"], "label": "A"},
+    }
+    for kind, row in kinds.items():
+        path = write_jsonl(tmp_path / f"{kind}.jsonl", [row] * 8)
+        cli.fine(*train(path, steps=1), "--kind", kind, "--folder", kind)
+        lines = cli.fine("predict", kind, "--file", path).out.splitlines()
+        assert len(lines) == 8 and len(set(lines)) == 1
+        cli.fine("predict", kind, "--file", path, "--output", "out.csv")
+        header, first = list(csv.reader(Path("out.csv").read_text().splitlines()))[:2]
+        assert header == [*result(kind)["task_form"]["fields"], "label", "probability"]
+        assert first[-2] == lines[0].split("\t")[0] and first[0] == lines[0].split("\t")[2]
+    answer, _, text = cli.fine("predict", "tagging", "the film").out.rstrip("\n").split("\t")
+    assert set(answer.split()) <= {"O", "B-THING"} and len(answer.split()) == 2 and text == "the film"
+    answer = cli.fine("predict", "span", "what", "--text-pair", "the film").out.split("\t")[0]
+    assert answer and answer in "the film"
+    named = ["--field", "question=the film was", "--field", "choice1=good", "--field", "choice2=bad"]
+    picked = cli.fine("predict", "choice", *named).out.split("\t")
+    assert picked[0] in ("good", "bad") and 0.5 <= float(picked[1]) <= 1
+    assert (
+        cli.fine("predict", "choice", "the film was", "--choice", "good", "--choice", "bad").out.split("\t") == picked
+    )
+    for flags, message in (
+        (
+            ["choice", "the film was"],
+            "reads 3 texts (question, choice1, choice2), not 1: give each (--field NAME=TEXT)",
+        ),
+        (["choice", "--field", "qestion=a"], "no field 'qestion': did you mean 'question'?"),
+        (["span", "what"], "'span' reads pairs (question, context), not 1"),
+        (["span", "a", "b", "--field", "context=c"], "--field goes with one text"),
+        (["span", "a", "--field", "question=b"], "given twice"),
+        (["choice", "--file", str(path), "--choice", "a"], "--choice goes with one text"),
+    ):
+        refuse(cli, message, "predict", *flags)
+
+
+_CUT = '{"text": "the film", "label": "positive"}\n{"text": "a plot", "label": "negative"}\n'
+_TAGS = '{"words": ["the", "film"], "tags": ["O", "B-X"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "message"),
+    [
+        (
+            "t.csv",
+            "txt,label\na,b\n",
+            ["--text", "text"],
+            "t.csv: no column 'text', there are: txt, label; did you mean",
+        ),
+        (
+            "t.csv",
+            "body,stars\na,b\n",
+            [],
+            "t.csv: which column holds the text? There are: body, stars; looked for text",
+        ),
+        ("t.jsonl", _CUT * 4 + '{"text": "a", "label": ', [], "t.jsonl: line 9: broken JSON"),
+        (
+            "t.jsonl",
+            _CUT * 4 + '{"text": "a", "lable": 1}',
+            [],
+            "t.jsonl: line 9: no column 'label', there are: text, lable",
+        ),
+        ("t.jsonl", _CUT * 4 + '{"text": " ", "label": "positive"}', [], "t.jsonl: line 9: 'text' is empty"),
+        (
+            "t.csv",
+            "text,label\na,0\nb,1\nc,7\n",
+            ["--labels", "no,yes"],
+            "line 4: label '7' is not one of the labels: no, yes",
+        ),
+        (
+            "t.csv",
+            "text,label\na,0.5\nb,high\n",
+            ["--kind", "regression"],
+            "line 3: the label 'label' is 'high', not a number",
+        ),
+        ("t.csv", b"text,label\na,b\n\xe9,b\n", [], "t.csv: line 3: not UTF-8 text"),
+        ("t.jsonl", '{"text": "' + "good film " * 500_000 + "\n", [], "t.jsonl: line 1: broken JSON"),
+        (
+            "t.jsonl",
+            _TAGS * 4 + '{"words": ["a"], "tags": ["O", "O"]}',
+            ["--kind", "tagging"],
+            "line 5: 2 tags for 1 words",
+        ),
+        (
+            "t.jsonl",
+            _TAGS * 4 + '{"words": ["a"], "tags": ["B-Y"]}',
+            ["--kind", "tagging", "--labels", "O,B-X"],
+            "label 'B-Y' is",
+        ),
+        ("t.conll", "the O\nfilm\n", ["--kind", "tagging"], "t.conll: line 2: 1 columns, the lines before have 2"),
+        ("t.jsonl", _TAGS * 4, ["--kind", "taging"], "kind is 'taging': did you mean 'tagging'?"),
+        (
+            "t.jsonl",
+            '{"question": "a", "context": "b", "answers": "c"}',
+            ["--kind", "span"],
+            "line 1: the answer 'c' in 'context'",
+        ),
+        (
+            "t.jsonl",
+            '{"question": "a", "choices": ["b", "c"], "label": 2}',
+            ["--kind", "choice"],
+            "line 1: label '2' is not one",
+        ),
+        ("t.yaml", "knd: span\ntrain: t.csv\n", [], "t.yaml: a task has no 'knd': did you mean 'kind'?"),
+        ("t.csv", "text,label\na,b\nc,d\n", ["--template", "smop"], "--template goes with a task that has templates"),
+        ("t.csv", "text,label\n" + "a,b\nc,d\n" * 4, ["--answer", "guess"], "answering is 'guess'"),
+        ("t.csv", "text,label\n" + "a,b\nc,d\n" * 4, ["--invalid", "drop"], "invalid is 'drop'"),
+        ("t.csv", "text,label\n" + "a,b\nc,d\n" * 4, ["--split", "smp"], "did you mean 'smop'?"),
+    ],
+)
+def test_bad_data_is_refused_in_one_line_and_nothing_is_written(
+    cli: Cli, tmp_path: Path, data: Path, name: str, content: str | bytes, flags: list[str], message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    source = ["--task" if name.endswith(".yaml") else "--data", str(path)]
+    refuse(cli, message, "train", "-m", model_folder("bert"), *source, *flags)
+    if not {"--answer", "--invalid"} & set(flags):
+        refuse(cli, message, "tasks", "show", "-m", model_folder("bert"), *source[name.endswith(".yaml") :], *flags)
+
+
+def test_a_text_of_megabytes_is_cut_and_that_is_said(cli: Cli, tmp_path: Path, data: Path) -> None:
+    lines = [*rows(8), {"text": "the film was good " * 300_000, "label": "positive"}]
+    done = cli.fine(*train(write_csv(tmp_path / "long.csv", lines), steps=1), "--folder", "run")
+    assert "1 of 9 rows were cut to 40 tokens; of them the field 'text'\n" in done.err
+
+
+def test_a_tokenizer_without_a_padding_token(cli: Cli, tmp_path: Path, data: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder("bert"), model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    kept = {key: value for key, value in settings.items() if key != "pad_token"}
+    (model / "tokenizer_config.json").write_text(json.dumps(kept))
+    cli.fine("train", "-m", model, "--data", data, "--steps", "1", "--folder", "run")  # pads with the end-of-text token
+    del kept["eos_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps(kept))
+    for path in model.glob("special_tokens_map.json"):
+        path.unlink()
+    message = f"the tokenizer of '{model}' has neither a padding nor an end-of-text token"
+    refuse(cli, message, "train", "-m", model, "--data", data)
+
+
 def test_rows_that_are_cut_are_counted(cli: Cli, tmp_path: Path, data: Path) -> None:
     lines = [*rows(), {"text": "the film was " + "very " * 30 + "bad", "label": "negative"}]
     done = cli.fine(*train(write_csv(tmp_path / "long.csv", lines)), "--max-length", "20")
-    assert "1 rows are longer than 20 tokens and were cut" in done.err
+    assert "1 of 41 rows were cut to 20 tokens; of them the field 'text'\n" in done.err
 
 
 def test_a_head_of_another_size_is_replaced(cli: Cli, data: Path) -> None:
@@ -268,8 +469,8 @@ def test_predict_reads_files_and_writes_csv(cli: Cli, tmp_path: Path, data: Path
         done = cli.fine("predict", "run", "--file", given, "--output", tmp_path / "out.csv")
         assert "40 rows written to" in done.out
         answers.append(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines())))
-    assert answers[0] == answers[1] == answers[2] and [row["text"] for row in answers[0]] == texts
-    assert {"text", "label", "probability"} == set(answers[0][0])
+    assert answers[0] == answers[1] == answers[2] and [row["review"] for row in answers[0]] == texts
+    assert list(answers[0][0]) == ["review", "label", "probability"]
     lines = cli.fine("predict", "run", "--file", data).out.splitlines()  # it has no "review" column, but "text"
     assert [line.split("\t")[2] for line in lines] == [row["text"] for row in rows()]
 
@@ -297,7 +498,7 @@ def test_predict_leaves_room_for_the_prompt(cli: Cli, data: Path) -> None:
     cli.fine(*train(data), *flags, "--folder", "run")
     assert result("run")["max_length"] == LENGTH - 30
     done = cli.fine("predict", "run", "the film was good " * 10)
-    assert done.err == "1 of 1 rows were cut to 10 tokens\n"
+    assert done.err == "1 of 1 rows were cut to 10 tokens; of them the field 'text'\n"
 
 
 def test_inspect(cli: Cli, data: Path) -> None:
@@ -490,7 +691,7 @@ def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> Non
         (["run", "--file", "none.csv"], "no such file"),
         (["run", "--file", "none.txt"], "no such file"),
         (["run", "--file", str(tmp_path / "empty.txt")], "holds no texts"),
-        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is ' ', not a text"),
+        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is empty"),
         (["run", "--file", str(tmp_path / "latin.txt")], "not UTF-8"),
         (["run", "--file", str(data), "--text", "txt"], "no column 'txt'"),
         (["run", "text", "--output", "."], "is a folder"),

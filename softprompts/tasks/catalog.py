@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.declared import declared, is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
 from softprompts.tasks.source import MISMATCHED, on_hub, rows_of, there
-from softprompts.tasks.spec import Spec
+from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.squad import SQUAD
 from softprompts.tasks.superglue import SUPERGLUE
 from softprompts.tasks.task import OFFICIAL, Example, Task
@@ -25,6 +27,29 @@ def task_names() -> list[tuple[str, str]]:
     return reviews + [(name, spec.about) for name, spec in SPECS.items()]
 
 
+def task_kinds() -> dict[str, str]:
+    """The kind of every built-in task."""
+    return {**dict.fromkeys(DOMAINS, "classification"), **{name: spec.form.kind for name, spec in SPECS.items()}}
+
+
+def task_outline(name: str) -> tuple[str, list[str]]:
+    """A task's one-line description and the names of its templates.
+
+    Args:
+        name: as for `load_task`.
+
+    Raises:
+        SoftPromptError: unknown task, or a YAML file that cannot be used.
+    """
+    if is_declaration(name):
+        own = declared(Path(name))
+        return own.about, [DEFAULT, *own.templates]
+    about = dict(task_names())
+    if name not in about:
+        raise SoftPromptError(f"unknown task '{name}': {nearest(name, about)}")
+    return about[name], [DEFAULT, *(SPECS[name].templates if name in SPECS else ())]
+
+
 def load_task(
     name: str,
     data_dir: str | PathLike[str] | None = None,
@@ -36,12 +61,13 @@ def load_task(
     seed: int = 0,
     cache_dir: str | PathLike[str] | None = None,
 ) -> Task:
-    """Loads a built-in task.
+    """Loads a built-in task, or one of the user's own.
 
     Args:
-        name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq".
+        name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq"; or a YAML file, see
+            `softprompts.tasks.declared`.
         data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
-            ask the hub. The reviews need neither.
+            ask the hub. The reviews need neither. For a YAML file: the folder of the files it names, None: its own.
         template: how rows are put to a model; None: the task's own way.
         split: how rows are parted, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: use at most so many training rows.
@@ -52,6 +78,8 @@ def load_task(
     Raises:
         SoftPromptError: unknown task, template or split, or its data cannot be had.
     """
+    if is_declaration(name):
+        return load_declared(name, data_dir, template, seed).under(split).limited(max_train, max_validation, seed)
     if name in DOMAINS:
         return load_reviews(name, cache_dir).under(split).limited(max_train, max_validation, seed)
     if name not in SPECS:

@@ -7,6 +7,7 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ def encode_examples(
     if kind == "encoder":
         return KINDS[task.kind].encode(examples, task.form, tokenizer, max_length, with_answer)
     return texts.encode(examples, task.form, tokenizer, kind, max_length, with_answer)
+
+
+def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
+    """One line about rows that were too long: how many of the examples, and which of their fields; empty: none was."""
+    rows = sum(each.truncated for each in parts)
+    if not rows:
+        return ""
+    fields: Counter[str] = Counter()
+    for each in parts:
+        fields.update(each.cut)
+    if len(fields) == 1:
+        what = f"the field '{next(iter(fields))}'"
+    else:
+        what = ", ".join(f"'{name}' of {count:,}" for name, count in fields.items())
+    return f"{rows:,} of {examples:,} rows were cut to {max_length:,} tokens; of them {what}"
 
 
 def encode_cached(
@@ -189,4 +205,5 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
-    raise SoftPromptError("the tokenizer has neither a padding nor an end-of-text token: set tokenizer.pad_token")
+    name = f" of '{tokenizer.name_or_path}'" if tokenizer.name_or_path else ""
+    raise SoftPromptError(f"the tokenizer{name} has neither a padding nor an end-of-text token: set its pad_token")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.answers import score_string
+from softprompts.tasks.answers import RULES, score_string
 
 KINDS: dict[str, str] = {
     "classification": "one of several labels for a text or a pair",
@@ -72,6 +72,8 @@ class Form:
             raise SoftPromptError(f"kind is '{self.kind}': {nearest(self.kind, KINDS)}")
         if self.answering not in ANSWERS:
             raise SoftPromptError(f"answering is '{self.answering}': {nearest(self.answering, ANSWERS)}")
+        if self.invalid not in RULES:
+            raise SoftPromptError(f"invalid is '{self.invalid}': {nearest(self.invalid, RULES)}")
         if not self.fields:
             raise SoftPromptError("a task needs at least one field")
         if not self.reading:

@@ -131,6 +131,13 @@ def _of_entities(function: Callable[[int, int, int], float]) -> Callable[[Any, A
     return score
 
 
+def _tag_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    pairs = [
+        pair for given, true in zip(predictions, references, strict=True) for pair in zip(given, true, strict=True)
+    ]
+    return _share(sum(given == true for given, true in pairs), len(pairs))
+
+
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
@@ -192,13 +199,19 @@ def _strings(metric: str, predictions: Sequence[Any], references: Sequence[Any])
 
 
 def _tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
+    found = _any_tags(metric, predictions, references)
     for side, rows in (("predictions", predictions), ("references", references)):
-        _require(metric, side, rows, lambda tags: isinstance(tags, Sequence) and not _is_text(tags), "a list of tags")
         for row, tags in enumerate(rows):
             for tag in tags:
                 if not (_is_text(tag) and _TAG.fullmatch(tag)):
                     place = f"metric '{metric}': row {row} of the {side}"
                     raise SoftPromptError(f"{place} has the tag {reprlib.repr(tag)}; BIO has O, B-TYPE and I-TYPE")
+    return found
+
+
+def _any_tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
+    for side, rows in (("predictions", predictions), ("references", references)):
+        _require(metric, side, rows, lambda tags: isinstance(tags, Sequence) and not _is_text(tags), "a list of tags")
     for row, (given, true) in enumerate(zip(predictions, references, strict=True)):
         if len(given) != len(true):
             raise SoftPromptError(f"metric '{metric}': row {row} has {len(given)} predicted tags for {len(true)} words")
@@ -234,6 +247,7 @@ METRICS: dict[str, Metric] = {
     "seqeval_f1": Metric(_tags, _of_entities(lambda both, given, true: _share(2 * both, given + true))),
     "seqeval_precision": Metric(_tags, _of_entities(lambda both, given, true: _share(both, given))),
     "seqeval_recall": Metric(_tags, _of_entities(lambda both, given, true: _share(both, true))),
+    "tag_accuracy": Metric(_any_tags, _tag_accuracy),
     "string_accuracy": Metric(_strings, _of_strings(_accuracy)),
     "string_macro_f1": Metric(_strings, _of_strings(_macro_f1)),
 }
@@ -282,7 +296,8 @@ def compute(
 
     For lists of BIO tags: "seqeval_f1", "seqeval_precision", "seqeval_recall" over all entities, which must agree in
     type, start and end. As in conlleval and seqeval's default mode, an I- tag that continues no entity of its type
-    begins one; without entities the score is 0.
+    begins one; without entities the score is 0. For tags of any kind: "tag_accuracy", the share of words whose tag is
+    right.
 
     Names joined with "+" give the mean: "accuracy+macro_f1", as Residual Prompt Tuning scores CB.
 

@@ -1,42 +1,67 @@
-"""Reads CSV, TSV and JSON Lines files, plain or gzipped, and says in which file and line something is wrong."""
+"""Reads CSV, TSV, JSON and CoNLL files, plain or gzipped, and says in which file and line something is wrong."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
+import re
+import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
 
 Row = dict[str, Any]
-_SEPARATORS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_JSON = (".jsonl", ".json")
+TAGGED = (".conll", ".bio", ".iob", ".iob2", ".txt")  # a token and its tag a line
+ENDINGS = ".csv, .tsv, .jsonl, .json or .conll"
+_DOCUMENT = "-DOCSTART-"
+_COLUMNS = re.compile(r"[ \t\r]+")
+_BLANK = re.compile(r"\s*")
+_SHOWN = 100  # characters of what is wrong that an error shows
 
 
-def read_rows(path: Path, sep: str | None = None, quoting: bool = True) -> list[tuple[int, Row]]:
+def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: bool = False) -> list[tuple[int, Row]]:
     """All rows of a file with the line each is on (its last line, where a quoted text has several).
 
+    A file in CoNLL's form has a line for each word, columns between white space, and an empty line between sentences. A
+    sentence is a row with the ``words`` of the first column and the ``tags`` of the last; all columns are there by
+    their number too ("2").
+
     Args:
-        path: a .csv, .tsv or .jsonl file, or one of these with .gz at the end.
+        path: a .csv, .tsv, .jsonl, .json (one object a line, a list of them, or SQuAD's form) or .conll file, or one of
+            these with .gz at the end.
         sep: column separator; None: by the file's ending.
         quoting: whether double quotes enclose texts in CSV and TSV; False: they are ordinary characters.
+        tagged: whether a file that ends in .txt has CoNLL's form.
 
     Raises:
         SoftPromptError: the file is missing, empty, of an unknown form, broken or not UTF-8.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     ending = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-    if sep is None and ending not in _SEPARATORS:
-        raise SoftPromptError(f"{path}: cannot tell its form from its name: use .csv, .tsv or .jsonl, or give sep")
+    conll = sep is None and ending in TAGGED and (tagged or ending != ".txt")
+    if sep is None and not conll and ending not in (*_SEPARATORS, *_JSON):
+        raise SoftPromptError(f"{path}: cannot tell its form from its name: use {ENDINGS}, or give sep")
     if sep is not None and len(sep) != 1:
         raise SoftPromptError(f"sep is {sep!r}: it must be a single character")
     text = _read_text(path, gzipped=suffixes[-1:] == [".gz"])
-    separator = sep or _SEPARATORS[ending]
-    rows = _jsonl(path, text) if separator is None else _csv(path, text, separator, quoting)
+    if conll:
+        rows = _conll(path, text)
+    elif sep is not None or ending in _SEPARATORS:
+        rows = _csv(path, text, sep or _SEPARATORS[ending], quoting)
+    elif ending == ".json" and text.lstrip().startswith("["):
+        rows = _json_list(path, text)
+    elif ending == ".json" and (squad := _squad(text)) is not None:
+        rows = squad
+    else:
+        rows = _jsonl(path, text)
     if not rows:
         raise SoftPromptError(f"{path}: no rows in it")
     return rows
@@ -85,12 +110,95 @@ def _jsonl(path: Path, text: str) -> list[tuple[int, Row]]:
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise SoftPromptError(f"{path}: line {number}: broken JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise SoftPromptError(f'{path}: line {number}: not a JSON object such as {{"text": ..., "label": ...}}')
-        rows.append((number, row))
+        rows.append((number, _object(path, number, row)))
     return rows
+
+
+def _json_list(path: Path, text: str) -> list[tuple[int, Row]]:
+    """The objects of a list, each with the line it begins on."""
+    decoder = json.JSONDecoder()
+    rows: list[tuple[int, Row]] = []
+    line, counted, place = 1, 0, text.index("[")
+    while True:
+        place = _BLANK.match(text, place + 1).end()  # type: ignore[union-attr]  # it always matches
+        line, counted = line + text.count("\n", counted, place), place
+        if not rows and text[place : place + 1] == "]":
+            return rows
+        try:
+            row, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise SoftPromptError(f"{path}: line {line}: broken JSON ({error})") from error
+        rows.append((line, _object(path, line, row)))
+        place = _BLANK.match(text, place).end()  # type: ignore[union-attr]
+        if text[place : place + 1] == "]":
+            return rows
+        if text[place : place + 1] != ",":
+            line += text.count("\n", counted, place)
+            raise SoftPromptError(f"{path}: line {line}: broken JSON (neither a comma nor the end of the list)")
+
+
+def _squad(text: str) -> list[tuple[int, Row]] | None:
+    """The questions of a file in the form of SQuAD's own; None: it is not one."""
+    try:
+        whole = json.loads(text)
+        articles = [article for article in whole["data"] if "paragraphs" in article]
+        questions = [
+            {**question, "title": article.get("title"), "context": paragraph["context"]}
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    rows, line, place = [], 1, 0
+    for row in questions if articles else ():
+        found = max(text.find(json.dumps(row.get("id")), place), place)
+        line, place = line + text.count("\n", place, found), found
+        rows.append((line, row))
+    return rows or None
+
+
+def _object(path: Path, line: int, row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise SoftPromptError(f'{path}: line {line}: not a JSON object such as {{"text": ..., "label": ...}}')
+    return row
+
+
+def _conll(path: Path, text: str) -> list[tuple[int, Row]]:
+    rows: list[tuple[int, Row]] = []
+    sentence: list[list[str]] = []
+    # Not at any white space: words may hold no-break spaces and the like.
+    lines = [[cell for cell in _COLUMNS.split(line) if cell] for line in text.split("\n")]
+    width = next((len(cells) for cells in lines if cells and not cells[0].startswith(("#", _DOCUMENT))), 0)
+    first = 0
+    for number, cells in enumerate([*lines, []], start=1):
+        if not cells or cells[0] == _DOCUMENT:
+            if sentence:
+                columns: list[list[str]] = list(map(list, zip(*sentence, strict=True)))
+                numbered = {str(index): column for index, column in enumerate(columns, start=1)}
+                rows.append((first, {"words": columns[0], "tags": columns[-1], **numbered}))
+                sentence = []
+            continue
+        if cells[0].startswith("#") and len(cells) != width and not sentence:  # "# id 17"; "# O" is a word
+            continue
+        if width < 2:
+            raise SoftPromptError(f"{path}: line {number}: '{cells[0][:_SHOWN]}' is not a word and its tag")
+        if len(cells) != width:
+            raise SoftPromptError(f"{path}: line {number}: {len(cells)} columns, the lines before have {width}")
+        first = first if sentence else number
+        sentence.append(cells)
+    return rows
+
+
+@contextlib.contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _csv(path: Path, text: str, separator: str, quoting: bool) -> list[tuple[int, Row]]:
@@ -103,16 +211,17 @@ def _csv(path: Path, text: str, separator: str, quoting: bool) -> list[tuple[int
     rows: list[tuple[int, Row]] = []
     header: list[str] = []
     try:
-        for cells in reader:
-            if not cells:
-                continue
-            if not header:
-                header = _header(path, cells)
-                continue
-            if len(cells) != len(header):
-                there = f"{len(cells)} columns, the first line has {len(header)}"
-                raise SoftPromptError(f"{path}: line {reader.line_num}: {there}")
-            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
+        with _fields_of_any_length():
+            for cells in reader:
+                if not cells:
+                    continue
+                if not header:
+                    header = _header(path, cells)
+                    continue
+                if len(cells) != len(header):
+                    there = f"{len(cells)} columns, the first line has {len(header)}"
+                    raise SoftPromptError(f"{path}: line {reader.line_num}: {there}")
+                rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         hint = " (if quotes are ordinary characters there, give quoting=False)" if quoting else ""
         raise SoftPromptError(f"{path}: line {reader.line_num}: {error}{hint}") from error

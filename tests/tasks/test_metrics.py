@@ -43,6 +43,7 @@ KNOWN: dict[str, tuple[list[Any], list[Any], list[Any], float]] = {
     "seqeval_precision": (TAGS, TAGS, [["B-PER"] * 3, ["B-PER"] * 2], 1 / 5),
     "seqeval_recall": (TAGS, TAGS, [["B-PER"] * 3, ["B-PER"] * 2], 1 / 3),
     "seqeval_f1": (TAGS, TAGS, [["B-PER"] * 3, ["B-PER"] * 2], 2 / (5 + 3)),
+    "tag_accuracy": (TAGS, TAGS, [["B-PER"] * 3, ["B-PER"] * 2], 2 / 5),
     "string_accuracy": (STRINGS, ["true", "false"] * 2, ["true"] * 4, 1 / 2),
     "string_macro_f1": (STRINGS, ["true", "false"] * 2, ["true"] * 4, (2 / 3 + 0) / 2),
     "accuracy+macro_f1": (BINARY, BINARY, [1] * 6, (4 / 6 + 0.4) / 2),

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.tasks.form import CHOICE, Form
-from softprompts.tasks.kinds.encoded import Encoded, Ids, encode_texts
+from softprompts.tasks.kinds.encoded import Encoded, Ids, encode_texts, tally
 from softprompts.tasks.task import Example
 
 
@@ -27,7 +27,7 @@ def encode_choices(
     for index, group in itertools.groupby(zip(owners, rows, strict=True), key=lambda pair: pair[0]):
         label = {"label": examples[index].label} if with_answer else {}
         features.append({"choices": [row for _, row in group], **label})
-    return Encoded(features, len(cut))
+    return Encoded(features, len(cut), cut=tally(cut.values()))
 
 
 def encode_ranking(
@@ -39,7 +39,7 @@ def encode_ranking(
     if with_answer:
         right = [int(i in (one.label or ())) for one in examples for i in range(len(one.choices))]
         features = [{**row, "label": label} for row, label in zip(features, right, strict=True)]
-    return Encoded(features, len(cut), owners)
+    return Encoded(features, len(cut), owners, tally(cut.values()))
 
 
 def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:
@@ -53,9 +53,12 @@ def answers(examples: Sequence[Example], form: Form, encoded: Encoded, predictio
 
 def _read(
     examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[int], list[Ids], set[int]]:
-    """The example of each row, the rows, and the examples that were cut."""
+) -> tuple[list[int], list[Ids], dict[int, set[str]]]:
+    """The example of each row, the rows, and the examples that were cut, with the fields that were."""
     owners = [index for index, example in enumerate(examples) for _ in example.choices]
     values = [{**example.fields, CHOICE: choice} for example in examples for choice in example.choices]
     rows, cut = encode_texts(values, form, tokenizer, max_length)
-    return owners, rows, {owners[index] for index in cut}
+    fields: dict[int, set[str]] = {}
+    for index, names in cut.items():
+        fields.setdefault(owners[index], set()).update(names)
+    return owners, rows, fields

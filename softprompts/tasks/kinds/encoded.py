@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +13,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.tasks.form import Form, fields_of
 
 Ids = dict[str, list[int]]
+_GENEROUS = 40  # characters for each token: hardly a text has so many
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,21 @@ class Encoded:
         features: one dict of token ids a row of the model.
         truncated: number of examples that had to be cut to ``max_length``.
         owners: the example that each row is of; None: one row an example, in their order.
+        cut: number of examples of which a field was cut, by the field's name.
     """
 
     features: list[dict[str, Any]]
     truncated: int
     owners: list[int] | None = None
+    cut: dict[str, int] = field(default_factory=dict)
 
 
 def encode_texts(
     values: Sequence[Mapping[str, str]], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[list[Ids], list[int]]:
-    """What an encoder reads of some rows' fields, and which of them had to be cut."""
+) -> tuple[list[Ids], dict[int, tuple[str, ...]]]:
+    """What an encoder reads of some rows' fields, and which of the rows had to be cut, with the fields that were."""
     if not values:
-        return [], []
+        return [], {}
     paired = len(form.reading) == 2
     require_room(max_length, tokenizer.num_special_tokens_to_add(paired) + (2 if paired else 1))
 
@@ -44,19 +48,41 @@ def encode_texts(
         names = [name for name in ("input_ids", "token_type_ids") if name in batch]
         return [{name: batch[name][index] for name in names} for index in range(len(rows))]
 
-    rows = tokenize(values)
-    cut = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
-    for index in cut:
-        shorter = shorten(
-            values[index],
-            form.reading,
-            form.cut,
-            lambda row: len(tokenize([row])[0]["input_ids"]),
-            max_length,
-            max_length,
-        )
-        rows[index] = tokenize([shorter])[0]
+    def length(row: Mapping[str, str]) -> int:
+        return len(tokenize([row])[0]["input_ids"])
+
+    clipped = [clip(row, length, max_length) for row in values]
+    rows = tokenize(clipped)
+    cut = {}
+    for index, row in enumerate(rows):
+        if len(row["input_ids"]) > max_length:
+            shorter = shorten(clipped[index], form.reading, form.cut, length, max_length, max_length)
+            rows[index], cut[index] = tokenize([shorter])[0], changed(values[index], shorter)
     return rows, cut
+
+
+def changed(values: Mapping[str, str], shorter: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields that were cut."""
+    return tuple(name for name, text in values.items() if shorter[name] != text)
+
+
+def tally(cut: Iterable[Iterable[str]]) -> dict[str, int]:
+    """How many examples each field was cut of."""
+    return dict(Counter(name for names in cut for name in names))
+
+
+def clip(values: Mapping[str, str], length: Callable[[Mapping[str, str]], int], room: int) -> Mapping[str, str]:
+    """The fields of a row; of texts of megabytes only the beginning, which has more than ``room`` tokens all the same.
+
+    Tokenising all of such a text, and again after each cut, takes many seconds.
+    """
+    size, longest = _GENEROUS * room, max(map(len, values.values()))
+    while size < longest:
+        texts = {name: text[:size] for name, text in values.items()}
+        if length(texts) > room:
+            return texts
+        size *= 4
+    return values
 
 
 def require_room(max_length: int, least: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, encode_texts
+from softprompts.tasks.kinds.encoded import Encoded, encode_texts, tally
 from softprompts.tasks.task import Example
 
 
@@ -18,8 +18,9 @@ def encode(
     """Rows with ``label``: a class, or a score."""
     rows, cut = encode_texts([example.fields for example in examples], form, tokenizer, max_length)
     if not with_answer:
-        return Encoded([dict(row) for row in rows], len(cut))
-    return Encoded([{**row, "label": one.label} for row, one in zip(rows, examples, strict=True)], len(cut))
+        return Encoded([dict(row) for row in rows], len(cut), cut=tally(cut.values()))
+    features = [{**row, "label": one.label} for row, one in zip(rows, examples, strict=True)]
+    return Encoded(features, len(cut), cut=tally(cut.values()))
 
 
 def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, require_room
+from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
 from softprompts.tasks.kinds.tags import require_offsets
 from softprompts.tasks.task import Example
 
@@ -41,6 +41,7 @@ def encode(
     for index, example in enumerate(examples):
         question, context = form.read(example.fields)
         most = (max_length - special) // 2  # half of the window is the context's
+        question = clip({"": question}, lambda row: len(tokenizer(row[""], verbose=False)["input_ids"]), max_length)[""]
         asked = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         if len(asked["input_ids"]) > most:
             question, truncated = question[: asked["offset_mapping"][most - 1][1]], truncated + 1
@@ -61,7 +62,7 @@ def encode(
                 row["span"] = _span(example, row)
             features.append(row)
             owners.append(index)
-    return Encoded(features, truncated, owners)
+    return Encoded(features, truncated, owners, {form.fields[0]: truncated} if truncated else {})
 
 
 def _row(batch: Any, window: int, ids: list[int]) -> dict[str, Any]:

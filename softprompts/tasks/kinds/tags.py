@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.collate import IGNORED
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, require_room
+from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
 from softprompts.tasks.task import Example
 
 _OUTSIDE = "O"
+_WORDS = "words"
 
 
 def encode(
@@ -28,8 +29,12 @@ def encode(
     require_room(max_length, tokenizer.num_special_tokens_to_add() + 1)
     if not examples:
         return Encoded([], 0)
+
+    def length(row: Mapping[str, str]) -> int:
+        return len(tokenizer(row[_WORDS], verbose=False)["input_ids"])
+
     batch = tokenizer(
-        [" ".join(example.words) for example in examples],
+        [clip({_WORDS: " ".join(example.words)}, length, max_length)[_WORDS] for example in examples],
         truncation=True,
         max_length=max_length,
         return_offsets_mapping=True,
@@ -64,7 +69,7 @@ def encode(
             for place, number in zip(places, words, strict=True):
                 row["labels"][place] = example.label[number]
         features.append(row)
-    return Encoded(features, truncated)
+    return Encoded(features, truncated, cut={_WORDS: truncated} if truncated else {})
 
 
 def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:

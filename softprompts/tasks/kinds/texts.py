@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.collate import IGNORED
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, shorten
+from softprompts.tasks.kinds.encoded import Encoded, changed, clip, shorten, tally
 from softprompts.tasks.task import Example
 
 _ANSWER = "\nanswer:"
@@ -39,15 +39,17 @@ def encode(
             return [ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids for ids in batch]
         return batch
 
+    def length(row: Mapping[str, str]) -> int:
+        return len(tokenize([row])[0])
+
     values = [example.fields for example in examples]
-    features, truncated = [], 0
-    for index, ids in enumerate(tokenize(values) if values else []):
+    clipped = [clip(row, length, max_length) for row in values]
+    features, cut = [], []
+    for index, ids in enumerate(tokenize(clipped) if values else []):
         if len(ids) > room:
-            truncated += 1
-            shorter = shorten(
-                values[index], [form.source], form.cut, lambda row: len(tokenize([row])[0]), room, max_length
-            )
+            shorter = shorten(clipped[index], [form.source], form.cut, length, room, max_length)
             ids = tokenize([shorter])[0]
+            cut.append(changed(values[index], shorter))
         row: dict[str, Any] = {"input_ids": ids}
         if answers:
             row["labels"] = answers[index]
@@ -56,7 +58,7 @@ def encode(
             if form.closed:
                 row["label"] = examples[index].label
         features.append(row)
-    return Encoded(features, truncated)
+    return Encoded(features, len(cut), cut=tally(cut))
 
 
 def _answers(

@@ -1,0 +1,149 @@
+"""What is in a task: its rows by split and label, how long they are for a model, and how they are put to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.tasks.collate import length_of
+from softprompts.tasks.encode import encode_examples
+from softprompts.tasks.form import CHOICE, KINDS
+from softprompts.tasks.task import Example, Task
+
+SPLITS = ("train", "validation", "test")
+_ALL = 1_000_000_000  # tokens: no row is cut
+_PERCENT = (50, 90, 99)
+
+
+def describe(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    context: int | None = None,
+    max_length: int = 256,
+    examples: int = 3,
+) -> dict[str, Any]:
+    """All that `softprompts tasks show` says of a task.
+
+    Args:
+        task: the task.
+        tokenizer: counts tokens.
+        kind: of the model, "encoder", "encoder-decoder" or "decoder".
+        context: tokens that the model takes at once; None: any number.
+        max_length: tokens to which rows would be cut.
+        examples: so many training rows are put out.
+
+    Returns:
+        Plain values. ``splits`` has for each split its ``rows``, ``labels`` (how many rows, or words, have each; of
+        scores the least, mean and largest), ``tokens`` (percentiles by name and "longest") and how many rows are
+        ``over_max_length`` and ``over_context``. ``examples`` have what an ``encoder`` reads (one text or pair; one
+        for each choice), what a ``language_model`` reads, the ``answer``, and what a language model has
+        ``written`` then.
+
+    Raises:
+        SoftPromptError: a kind of model that the task is not for.
+    """
+    form = task.form
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "what": KINDS[task.kind],
+        "source": task.source,
+        "fields": list(form.fields),
+        "labels": list(form.labels),
+        "words": list(form.words),
+        "metrics": list(task.metrics),
+        "cut_first": list(form.cut),
+        "max_length": max_length,
+        "context": context,
+        "splits": {
+            split: {
+                "rows": len(rows),
+                "labels": label_counts(task, rows),
+                **_lengths(task, rows, tokenizer, kind, context, max_length),
+            }
+            for split in SPLITS
+            if (rows := getattr(task, split))
+        },
+        "examples": [render(task, example) for example in task.train[:examples]],
+    }
+
+
+def label_counts(task: Task, rows: Sequence[Example]) -> dict[str, float]:
+    """How many rows have each label or choice, how many words each tag; of scores the least, mean and largest."""
+    form = task.form
+    if task.kind == "regression":
+        scores = [row.label for row in rows]
+        return {"least": min(scores), "mean": sum(scores) / len(scores), "largest": max(scores)}
+    counts: Counter[int] = Counter()
+    if task.kind in ("classification", "choice"):
+        counts.update(row.label for row in rows)
+    elif task.kind == "tagging":
+        for row in rows:
+            counts.update(row.label)
+    names = form.labels or form.words or tuple(map(str, range(max(counts, default=-1) + 1)))
+    return {name: counts[index] for index, name in enumerate(names)} if counts else {}
+
+
+def _lengths(
+    task: Task,
+    rows: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    context: int | None,
+    max_length: int,
+) -> dict[str, Any]:
+    # A decoder's answer lies behind its input and needs room too.
+    encoded = encode_examples(rows, task, tokenizer, kind, _ALL, with_answer=kind == "decoder")
+    longest: dict[int, int] = {}
+    for owner, feature in zip(encoded.owners or range(len(rows)), encoded.features, strict=True):
+        longest[owner] = max(longest.get(owner, 0), length_of(feature))
+    lengths = sorted(longest.values())
+    return {
+        "tokens": {**{f"{part}%": percentile(lengths, part) for part in _PERCENT}, "longest": lengths[-1]},
+        "over_max_length": sum(length > max_length for length in lengths),
+        "over_context": 0 if context is None else sum(length > context for length in lengths),
+    }
+
+
+def percentile(ordered: Sequence[int], part: int) -> int:
+    """The least value that so many percent of sorted values do not exceed."""
+    return ordered[max(0, -(-part * len(ordered) // 100) - 1)]
+
+
+def render(task: Task, example: Example) -> dict[str, Any]:
+    """A row as a model sees it."""
+    form = task.form
+    readings: list[Mapping[str, str]] = [example.fields]
+    if form.chooses:
+        readings = [{**example.fields, CHOICE: choice} for choice in example.choices]
+    return {
+        "id": example.id,
+        "encoder": [list(form.read(values)) for values in readings],
+        "language_model": None if task.kind == "tagging" else form.write(example.fields),
+        "answer": answer_of(task, example),
+        "written": _written(task, example),
+    }
+
+
+def _written(task: Task, example: Example) -> str | None:
+    """What a language model is to write; None where it writes nothing."""
+    form = task.form
+    if form.closed:
+        return form.words[form.label_index(example.label)] if form.words else None
+    return example.answers[0] if example.answers else None
+
+
+def answer_of(task: Task, example: Example) -> Any:
+    """The label in words: a name, a score, a choice, accepted texts, or a tag for each word."""
+    form = task.form
+    if task.kind == "tagging":
+        return [form.labels[label] for label in example.label]
+    if task.kind in ("span", "ranking"):
+        return list(dict.fromkeys(example.answers))
+    if task.kind == "regression":
+        return example.label
+    return form.labels[example.label] if form.labels else example.choices[example.label]
