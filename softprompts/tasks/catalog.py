@@ -10,13 +10,15 @@ from typing import Any
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.declared import declared, is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
+from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
-from softprompts.tasks.source import HUB, MISMATCHED, rows_of, there
+from softprompts.tasks.source import MISMATCHED, on_hub, rows_of, there
 from softprompts.tasks.spec import DEFAULT, Spec
+from softprompts.tasks.squad import SQUAD
 from softprompts.tasks.superglue import SUPERGLUE
 from softprompts.tasks.task import OFFICIAL, Example, Task
 
-SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE}
+SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE, **SQUAD, **NER}
 
 
 def task_names() -> list[tuple[str, str]]:
@@ -85,7 +87,7 @@ def load_task(
     spec = SPECS[name].under(name, template)
     rows = {split: spec.examples(*rows_of(name, split, data_dir)) for split in ("train", "validation")}
     benchmark, _, word = name.partition("/")
-    place = HUB[benchmark][0] if benchmark in HUB else benchmark
+    place = (on_hub(name) or (benchmark,))[0]
     task = Task(
         name=name,
         form=spec.form,

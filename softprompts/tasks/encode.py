@@ -158,12 +158,22 @@ def marker(
 
     def mark(prediction: Any) -> dict[str, float]:
         # Here and not on top: scikit-learn takes a while to import.
-        from softprompts.tasks.metrics import compute
+        from softprompts.tasks.metrics import compares_strings, compute
 
         answers, valid = read(prediction)
         if not valid and task.form.invalid == "zero":
             return dict.fromkeys(task.metrics, 0.0)
-        return compute(task.metrics, answers, references, groups)
+        scores: dict[str, float] = {}
+        for name in task.metrics:
+            rows = (answers, references)
+            if compares_strings(name):
+                words = task.form.words
+                written = [words[label] for label in answers]
+                if prediction.tokens is not None:
+                    written = texts.decode(tokenizer, prediction.tokens)
+                rows = (written, [words[label] for label in references])
+            scores |= compute([name], *rows, groups)
+        return scores
 
     return mark
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.answers import RULES
+from softprompts.tasks.answers import RULES, score_string
 
 KINDS: dict[str, str] = {
     "classification": "one of several labels for a text or a pair",
@@ -120,11 +120,15 @@ class Form:
         return self.source.format_map(values)
 
     def label_index(self, label: float) -> int:
-        """Index of the word that stands for a label; for a score, of the nearest number among the words."""
+        """Index of the word that stands for a label; for a score, the one that `score_string` gives or the nearest."""
         if self.kind != "regression":
             return int(label)
         if not self.words:
             raise SoftPromptError("a language model needs label words for scores")
+        # Words that are tenths are rounded to, and of words that are fifths a score between two has an even one.
+        for text in (score_string(label, snap=False), score_string(label)):
+            if text in self.words:
+                return self.words.index(text)
         return min(range(len(self.words)), key=lambda index: abs(float(self.words[index]) - label))
 
     def label_value(self, index: int) -> int | float:
@@ -147,6 +151,11 @@ class Form:
             if name not in known:
                 raise SoftPromptError(f"a task has no '{name}': {nearest(name, known)}")
         return cls(**plain)
+
+
+def fields_of(templates: Iterable[str]) -> set[str]:
+    """The fields that format strings name."""
+    return {name for template in templates for _, name, _, _ in string.Formatter().parse(template) if name is not None}
 
 
 def check_template(template: str, known: Iterable[str]) -> None:

@@ -1,53 +1,120 @@
-"""GLUE and SuperGLUE."""
+"""GLUE."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from softprompts.tasks.declare import FIFTHS, TENTHS, Template, dept, keyed
 from softprompts.tasks.form import Form
-from softprompts.tasks.spec import Spec
-
-SCORES = tuple(f"{step / 5:.1f}" for step in range(26))  # 0.0, 0.2, ..., 5.0
+from softprompts.tasks.spec import Row, Spec
 
 
 def _form(word: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: Any) -> Form:
     """The task word and all fields by name, answered with the labels' names."""
-    source = " ".join([word, *(f"{name}: {{{name}}}" for name in fields)])
-    return Form(labels=labels, fields=fields, **{"source": source, **more})
+    return Form(labels=labels, fields=fields, **{"source": keyed(*fields, word=word), **more})
+
+
+def _templates(
+    word: str, fields: tuple[str, ...], classes: int, scored: tuple[str, ...] = ("accuracy",), **residual: Any
+) -> dict[str, Template]:
+    """The templates of DePT and ATTEMPT, which are ``scored`` by these metrics, and Residual's, where a single text
+    stands bare.
+    """
+    return {
+        **dept(word, *fields, classes=classes, metrics=scored),
+        "residual": {
+            "source": keyed(*fields) if len(fields) > 1 else f"{{{fields[0]}}}",
+            "metrics": ("accuracy",),
+            **residual,
+        },
+    }
+
+
+def _stsb(row: Row) -> Iterable[Row]:
+    # The hub has scores in single precision, 3.8 as 3.799999952316284; a file may not.
+    yield {**row, "label": _score(row)}
+
+
+def _stsb_cut(row: Row) -> Iterable[Row]:
+    # Residual Prompt Tuning takes the first three characters: 3.75 becomes "3.7".
+    score = _score(row)
+    yield {**row, "label": float(str(score)[:3]) if isinstance(score, float) and score >= 0 else score}
+
+
+def _score(row: Row) -> Any:
+    value = row["label"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value  # which is refused
+    return round(float(value), 5)
 
 
 _SENTENCES = ("sentence1", "sentence2")
 _QUESTIONS = ("question1", "question2")
 _CLAIM = ("premise", "hypothesis")
+_ANSWER = ("question", "sentence")
 _ENTAILMENT = ("entailment", "not_entailment")
-_F1 = ("accuracy", "f1")
 
 GLUE: dict[str, Spec] = {
     "glue/cola": Spec(
         "is a sentence acceptable English",
         _form("cola", ("sentence",), ("unacceptable", "acceptable")),
         metrics=("matthews", "accuracy"),
+        templates=_templates(
+            "cola", ("sentence",), 2, ("matthews",), words=("not_acceptable", "acceptable"), metrics=("matthews",)
+        ),
     ),
-    "glue/sst2": Spec("sentiment of film-review phrases", _form("sst2", ("sentence",), ("negative", "positive"))),
+    "glue/sst2": Spec(
+        "sentiment of film-review phrases",
+        _form("sst2", ("sentence",), ("negative", "positive")),
+        templates=_templates("sst2", ("sentence",), 2),
+    ),
     "glue/mrpc": Spec(
-        "do two sentences say the same", _form("mrpc", _SENTENCES, ("not_equivalent", "equivalent")), metrics=_F1
+        "do two sentences say the same",
+        _form("mrpc", _SENTENCES, ("not_equivalent", "equivalent")),
+        metrics=("accuracy", "f1"),
+        templates=_templates("mrpc", _SENTENCES, 2, ("f1", "accuracy")),
     ),
     "glue/qqp": Spec(
-        "are two questions duplicates", _form("qqp", _QUESTIONS, ("not_duplicate", "duplicate")), metrics=_F1
+        "are two questions duplicates",
+        _form("qqp", _QUESTIONS, ("not_duplicate", "duplicate")),
+        metrics=("accuracy", "f1"),
+        templates=_templates("qqp", _QUESTIONS, 2, ("f1", "accuracy")),
     ),
     "glue/qnli": Spec(
-        "does a sentence answer a question", _form("qnli", ("question", "sentence"), _ENTAILMENT, cut=("sentence",))
+        "does a sentence answer a question",
+        _form("qnli", _ANSWER, _ENTAILMENT, cut=("sentence",)),
+        templates=_templates("qnli", _ANSWER, 2, source="text1: {question} text2: {sentence}"),
     ),
-    "glue/rte": Spec("does a text entail a sentence", _form("rte", _SENTENCES, _ENTAILMENT, cut=("sentence1",))),
-    "glue/wnli": Spec("does a sentence follow from resolving a pronoun", _form("wnli", _SENTENCES, _ENTAILMENT[::-1])),
+    "glue/rte": Spec(
+        "does a text entail a sentence",
+        _form("rte", _SENTENCES, _ENTAILMENT, cut=("sentence1",)),
+        templates=_templates("rte", _SENTENCES, 2),
+    ),
+    "glue/wnli": Spec(
+        "does a sentence follow from resolving a pronoun",
+        _form("wnli", _SENTENCES, _ENTAILMENT[::-1]),
+        templates=dept("wnli", *_SENTENCES, classes=2),
+    ),
     "glue/mnli": Spec(
         "does a premise entail, contradict or leave open a hypothesis",
         _form("mnli", _CLAIM, ("entailment", "neutral", "contradiction"), cut=("premise",)),
+        templates=_templates("mnli", _CLAIM, 3),
         more=("validation_mismatched",),
     ),
     "glue/stsb": Spec(
         "how similar two sentences are, 0 to 5",
-        _form("stsb", _SENTENCES, (), kind="regression", words=SCORES),
+        _form("stsb", _SENTENCES, (), kind="regression", words=FIFTHS),
         metrics=("pearson", "spearman"),
+        prepare=_stsb,
+        templates={
+            **dept("stsb", *_SENTENCES, classes=0, words=TENTHS),
+            "residual": {
+                "source": keyed(*_SENTENCES),
+                "words": TENTHS,
+                "metrics": ("pearson",),
+                "prepare": _stsb_cut,
+            },
+        },
     ),
 }

@@ -267,6 +267,11 @@ def metric_parts(name: str) -> tuple[str, ...]:
     return parts
 
 
+def compares_strings(name: str) -> bool:
+    """Whether a metric compares what was written for a label, not the label."""
+    return any(METRICS[part].read is _strings for part in metric_parts(name))
+
+
 def compute(
     metric_names: Iterable[str],
     predictions: Sequence[Any] | Array,

@@ -10,15 +10,19 @@ from typing import Any
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.rows import read_rows
 
-# Where the hub has what a local folder calls <benchmark>/<task>, and the name of the configuration there.
+# Where the hub has what a local folder calls <benchmark>/<task>, and the name of the configuration there; by benchmark
+# or by task.
 HUB: dict[str, tuple[str, str | None]] = {
     "glue": ("nyu-mll/glue", "{task}"),
     "super_glue": ("aps/super_glue", "{task}"),
-    "squad": ("rajpurkar/squad", None),
+    "squad/squad": ("rajpurkar/squad", None),
+    "ner/conll2003": ("eriktks/conll2003", None),
 }
 MISMATCHED = "validation_mismatched"  # of MNLI
 Rows = tuple[Path, Iterable[tuple[int, dict[str, Any]]]]
 _ENDINGS = (".jsonl", ".jsonl.gz")
+# The hub's own copy of data sets that come as a script, which `datasets` no longer runs.
+_COPY = "refs/convert/parquet"
 
 
 def rows_of(name: str, split: str, data_dir: str | PathLike[str] | None = None) -> Rows:
@@ -40,6 +44,11 @@ def rows_of(name: str, split: str, data_dir: str | PathLike[str] | None = None) 
     return path, read_rows(path)
 
 
+def on_hub(name: str) -> tuple[str, str | None] | None:
+    """Where the hub has a task, and the name of the configuration there; None: it has not."""
+    return HUB.get(name) or HUB.get(name.partition("/")[0])
+
+
 def there(name: str, split: str, data_dir: str | PathLike[str] | None) -> bool:
     """Whether a split beyond train and validation can be had: the hub has those that tasks name."""
     return data_dir is None or any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
@@ -58,14 +67,20 @@ def local_file(folder: Path, split: str) -> Path:
 
 
 def _from_hub(benchmark: str, task: str, split: str) -> Rows:
-    if benchmark not in HUB:
+    found = on_hub(f"{benchmark}/{task}")
+    if found is None:
         raise SoftPromptError(f"'{benchmark}/{task}' is not on the hub: give data_dir, a folder with its files")
     import datasets  # type: ignore[import-untyped]  # takes a second, and only the hub needs it
 
-    place, config = HUB[benchmark]
+    place, config = found[0], found[1] and found[1].format(task=task)
     hub_split = "validation_matched" if (task, split) == ("mnli", "validation") else split
     try:
-        rows = datasets.load_dataset(place, config and config.format(task=task), split=hub_split)
+        try:
+            rows = datasets.load_dataset(place, config, split=hub_split)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            rows = datasets.load_dataset(place, config, split=hub_split, revision=_COPY)
     except Exception as error:  # the hub's client raises many kinds; all mean that there is no data
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise SoftPromptError(

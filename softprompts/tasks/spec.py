@@ -25,12 +25,13 @@ class Spec:
     Attributes:
         about: one line for lists of tasks.
         form: how rows are put to a model, its fields being columns (or what ``prepare`` makes).
-        templates: other ways by name: what they change in the form, and maybe ``metrics``.
+        templates: other ways by name: what they change in the form, and maybe ``metrics`` and ``prepare``.
         metrics: names for `compute`; the first is the main one.
         more: names of splits that there are beside train and validation.
         label: column of the label: an index into the form's labels, a score, or a list of indices.
         prepare: turns a row of the data set into rows with the form's fields and, where these are not columns,
             ``label``, ``id``, ``choices``, ``names``, ``answers``, ``starts``, ``words`` and ``group`` (see `Example`).
+            Of a ranking, ``label`` may say which choices are right, where that is not those that ``answers`` names.
     """
 
     about: str
@@ -57,8 +58,8 @@ class Spec:
             known = [DEFAULT, *self.templates]
             raise SoftPromptError(f"task '{name}' has no template '{template}': {nearest(template, known)}")
         changes = dict(self.templates[template])
-        metrics = tuple(changes.pop("metrics", self.metrics))
-        return replace(self, form=replace(self.form, **changes), metrics=metrics)
+        metrics, prepare = changes.pop("metrics", self.metrics), changes.pop("prepare", self.prepare)
+        return replace(self, form=replace(self.form, **changes), metrics=tuple(metrics), prepare=prepare)
 
     def examples(self, place: str | Path, rows: Iterable[tuple[int, Row]], labelled: bool = True) -> list[Example]:
         """The rows of a split.
@@ -103,7 +104,7 @@ class Spec:
         columns = ["words"] if tagged else list(form.fields)
         check_columns(Path(place), row, [*columns, *([self.label] if label_there else [])], number)
         words = _texts(where, "words", row["words"]) if tagged else ()
-        fields = {"words": " ".join(words)} if tagged else {name: str(row[name]) for name in form.fields}
+        fields = {"words": " ".join(words)} if tagged else {name: _text(where, name, row[name]) for name in form.fields}
         choices = tuple(template.format_map(fields) for template in form.choices)
         if form.chooses and not choices:
             choices = _texts(where, "choices", row.get("choices"))
@@ -111,7 +112,8 @@ class Spec:
         label = self._label(where, row[self.label], choices, words) if label_there else None
         if form.kind == "ranking" and labelled:
             names = tuple(row.get("names") or choices)
-            label = tuple(index for index, name in enumerate(names) if name in answers)
+            right = (index for index, name in enumerate(names) if name in answers)
+            label = tuple(row.get(self.label, right))
         return Example(
             fields=fields,
             label=label,
@@ -142,6 +144,12 @@ def _index(where: str, label: Any, count: int) -> int:
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < count:
         raise SoftPromptError(f"{where}: label {label!r} is not 0 to {count - 1}")
     return label
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SoftPromptError(f"{where}: '{column}' is {value!r:.80}, not a text")
+    return str(value)
 
 
 def _texts(where: str, column: str, value: Any) -> tuple[str, ...]:

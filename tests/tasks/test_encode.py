@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from softprompts.errors import SoftPromptError
@@ -92,6 +94,19 @@ def test_t5_cut_spares_the_shorter_text(t5_tokenizer) -> None:
     for row in encoded.features[1:]:
         assert 30 < len(row["input_ids"]) <= 40
         assert t5_tokenizer.decode(row["input_ids"]).endswith("question: is it so</s>")
+
+
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "decoder"])
+def test_only_fields_that_are_read_are_cut(encoder_tokenizer, kind: str) -> None:
+    form = Form(labels=("no", "yes"), fields=("first", "unused", "second"), reading=("{first}", "{second}"))
+    form = replace(form, source="{first} {second}")
+    rows = [Example({"first": "good film", "unused": "one two " * 40, "second": "one two three four " * 4}, 0, 0)]
+    task = Task("t", form, rows, [])
+    found = encode_examples(rows, task, encoder_tokenizer, kind, 16)
+    alone = replace(form, fields=("first", "second"))
+    bare = [Example({name: rows[0].fields[name] for name in ("first", "second")}, 0, 0)]
+    assert found == encode_examples(bare, replace(task, form=alone), encoder_tokenizer, kind, 16)
+    assert found.truncated == 1 and len(found.features[0]["input_ids"]) >= 14
 
 
 def test_scores(t5_tokenizer) -> None:

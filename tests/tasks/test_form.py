@@ -26,6 +26,11 @@ def test_scores_go_to_the_nearest_word() -> None:
     form = Form(kind="regression", words=("0.0", "0.2", "0.4"))
     assert [form.label_index(score) for score in (0.0, 0.19, 0.31, 9.0)] == [0, 1, 2, 2]
     assert form.label_value(1) == 0.2
+    # Between two words as T5 rounds, where they are fifths; tenths are rounded to; others as near as can be.
+    fifths, tenths = (Form(kind="regression", words=words) for words in (("3.6", "3.8"), ("3.6", "3.7", "3.8")))
+    assert [fifths.words[fifths.label_index(score)] for score in (3.7, 3.69, 3.71)] == ["3.6", "3.6", "3.8"]
+    assert [tenths.words[tenths.label_index(score)] for score in (3.7, 3.66, 3.75)] == ["3.7", "3.7", "3.8"]
+    assert Form(kind="regression", words=("1", "2", "5")).label_index(3.6) == 2
     with pytest.raises(SoftPromptError, match="needs label words"):
         Form(kind="regression").label_index(1.0)
 

@@ -17,7 +17,7 @@ import torch
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import compute
-from softprompts.tasks.metrics import METRICS, metric_parts
+from softprompts.tasks.metrics import METRICS, compares_strings, metric_parts
 
 CLASSES = [0, 1, 2, 1, 0, 1]
 BINARY = [0, 1, 1, 1, 0, 1]
@@ -311,3 +311,8 @@ def test_errors(names: Any, given: Any, true: Any, groups: Any, message: str) ->
     with pytest.raises(SoftPromptError, match=message) as caught:
         compute(names, given, true, groups)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_which_metrics_compare_strings() -> None:
+    assert [name for name in METRICS if compares_strings(name)] == ["string_accuracy", "string_macro_f1"]
+    assert compares_strings("accuracy+string_accuracy") and not compares_strings("accuracy+f1")

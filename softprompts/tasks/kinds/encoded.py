@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.form import Form
+from softprompts.tasks.form import Form, fields_of
 
 Ids = dict[str, list[int]]
 _GENEROUS = 40  # characters for each token: hardly a text has so many
@@ -56,14 +56,15 @@ def encode_texts(
     cut = {}
     for index, row in enumerate(rows):
         if len(row["input_ids"]) > max_length:
-            shorter = shorten(clipped[index], form, length, max_length, max_length)
-            rows[index], cut[index] = tokenize([shorter])[0], changed(values[index], shorter)
+            shorter = shorten(clipped[index], form.reading, form.cut, length, max_length, max_length)
+            rows[index], cut[index] = tokenize([shorter])[0], changed(values[index], shorter, form.reading)
     return rows, cut
 
 
-def changed(values: Mapping[str, str], shorter: Mapping[str, str]) -> tuple[str, ...]:
-    """The fields that were cut."""
-    return tuple(name for name, text in values.items() if shorter[name] != text)
+def changed(values: Mapping[str, str], shorter: Mapping[str, str], templates: Iterable[str]) -> tuple[str, ...]:
+    """The fields that were cut, of those that templates name."""
+    used = fields_of(templates)
+    return tuple(name for name, text in values.items() if name in used and shorter[name] != text)
 
 
 def tally(cut: Iterable[Iterable[str]]) -> dict[str, int]:
@@ -92,13 +93,19 @@ def require_room(max_length: int, least: int) -> None:
 
 
 def shorten(
-    values: Mapping[str, str], form: Form, length: Callable[[Mapping[str, str]], int], room: int, max_length: int
+    values: Mapping[str, str],
+    templates: Iterable[str],
+    cut: Sequence[str],
+    length: Callable[[Mapping[str, str]], int],
+    room: int,
+    max_length: int,
 ) -> dict[str, str]:
     """The fields of a row, cut so that it has at most ``room`` tokens.
 
     Args:
         values: the fields.
-        form: says what is cut first.
+        templates: those that are filled with them; no other field is cut.
+        cut: names what is cut first.
         length: the number of tokens of a row with these fields.
         room: most of them.
         max_length: named in the error.
@@ -106,13 +113,14 @@ def shorten(
     Raises:
         SoftPromptError: there is no room for anything.
     """
-    texts = dict(values)
-    if length(dict.fromkeys(texts, "")) >= room:
+    used = fields_of(templates)
+    texts = {name: text for name, text in values.items() if name in used}
+    if length(dict.fromkeys(values, "")) >= room:
         require_room(max_length, max_length + 1)
     while (tokens := length(texts)) > room:
-        first = next((name for name in form.cut if texts.get(name)), None)
+        first = next((name for name in cut if texts.get(name)), None)
         name = first or max(texts, key=lambda name: len(texts[name]))
         # A little less than what is too much, at least one character, and look again.
         characters = 0.9 * (tokens - room) * sum(map(len, texts.values())) / tokens
         texts[name] = texts[name][: max(0, len(texts[name]) - max(1, int(characters)))].rstrip()
-    return texts
+    return {**values, **texts}

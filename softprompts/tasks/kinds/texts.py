@@ -47,9 +47,9 @@ def encode(
     features, cut = [], []
     for index, ids in enumerate(tokenize(clipped) if values else []):
         if len(ids) > room:
-            shorter = shorten(clipped[index], form, length, room, max_length)
+            shorter = shorten(clipped[index], [form.source], form.cut, length, room, max_length)
             ids = tokenize([shorter])[0]
-            cut.append(changed(values[index], shorter))
+            cut.append(changed(values[index], shorter, [form.source]))
         row: dict[str, Any] = {"input_ids": ids}
         if answers:
             row["labels"] = answers[index]
@@ -97,13 +97,18 @@ def new_tokens(form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> int
     return max(map(len, word_ids(form, tokenizer, kind))) + _SPARE_TOKENS
 
 
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]) -> list[str]:
+    """Generated tokens as texts."""
+    return [text.strip() for text in tokenizer.batch_decode([list(row) for row in tokens], skip_special_tokens=True)]
+
+
 def read(
     examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
 ) -> tuple[list[Any], bool]:
     """What generated tokens stand for, one answer an example, and whether all of them are valid."""
     from softprompts.tasks.answers import read_labels, read_scores
 
-    written = [text.strip() for text in tokenizer.batch_decode([list(row) for row in tokens], skip_special_tokens=True)]
+    written = decode(tokenizer, tokens)
     if not form.closed:
         return written, True
     if form.kind == "regression":
