@@ -636,12 +636,12 @@ def predict(
     if predictor.cut:
         err.print(predictor.cut, soft_wrap=True)
     if output is not None:
-        _write_answers(predictor.task.form, rows, answers, output)
+        _write_answers(predictor, rows, answers, output)
         return
     form = predictor.task.form
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
-            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row, form).split())]))
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row, predictor).split())]))
         return
     if form.kind == "tagging":
         from softprompts.predictor import marked
@@ -655,23 +655,24 @@ def predict(
     for header in [*(["probability"] if chances else []), "text"]:
         table.add_column(header)
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(answer.label, *([_probability(answer.probability)] if chances else []), _first(row, form))
+        table.add_row(answer.label, *([_probability(answer.probability)] if chances else []), _first(row, predictor))
     out.print(table)
 
 
-def _first(row: Mapping[str, Any], form: Any) -> str:
+def _first(row: Mapping[str, Any], predictor: Any) -> str:
     """The text of a row to show."""
-    value = row[form.fields[0]]
+    value = row[predictor.fields[0]]
     return value if isinstance(value, str) else " ".join(value)
 
 
-def _write_answers(form: Any, rows: list[Any], answers: list[Any], output: str) -> None:
+def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: str) -> None:
     from softprompts.training.runs import write_text_atomic
 
+    form = predictor.task.form
     own = ["choices"] if form.chooses and not form.choices else []
-    lines = [[*form.fields, *own, "label", "probability"]]
+    lines = [[*predictor.fields, *own, "label", "probability"]]
     for row, answer in zip(rows, answers, strict=True):
-        values = [row[name] for name in form.fields]
+        values = [row[name] for name in predictor.fields]
         values = [value if isinstance(value, str) else " ".join(value) for value in values]
         choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in own]
         lines.append([*values, *choices, answer.label, _probability(answer.probability)])
@@ -845,6 +846,8 @@ def _show_task(found: Mapping[str, Any]) -> None:
     takes = "any number of tokens" if found["context"] is None else f"{found['context']:,} tokens"
     facts.add_row("model", f"{found['model']} ({found['model_kind']}), takes {takes}")
     first = f"; of a longer row {found['cut_first'][0]} is cut" if found["cut_first"] else ""
+    if found["kind"] == "span" and found["model_kind"] == "encoder":
+        first = "; a longer context is read in windows"
     facts.add_row("max length", f"{found['max_length']:,} tokens{first}")
     out.print(facts)
     limits = {f"over {found['max_length']:,}": "over_max_length"}
@@ -865,10 +868,12 @@ def _show_task(found: Mapping[str, Any]) -> None:
         written = example["written"]
         beside = "" if written is None or written in (shown, answer) else f" (a language model writes: {written})"
         out.print(f"example {place} (row {example['id']}): {_short(str(shown))}{beside}")
-        for index, texts in enumerate(example["encoder"]):
+        for index, texts in enumerate(example["encoder"][:_MOST_READ]):
             for part, text in enumerate(texts):
                 many = f" {index + 1}" if len(example["encoder"]) > 1 else ""
                 _paragraph(f"encoder{many}" if part == 0 else "  and", text)
+        if len(example["encoder"]) > _MOST_READ:
+            _paragraph("", f"(and {len(example['encoder']) - _MOST_READ} more to choose from)")
         if example["language_model"] is not None:
             _paragraph("language model", example["language_model"])
         out.print()
@@ -876,6 +881,7 @@ def _show_task(found: Mapping[str, Any]) -> None:
 
 _PERCENTILES = ("50%", "90%", "99%", "longest")
 _MOST_LABELS = 20
+_MOST_READ = 2  # choices of a row that are shown
 
 
 def _show_labels(kind: str, counts: Mapping[str, Mapping[str, float]]) -> None:

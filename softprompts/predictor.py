@@ -19,6 +19,7 @@ from softprompts.loading import load
 from softprompts.saving import CONFIG_FILE, TENSOR_FILE, read
 from softprompts.tasks import Example, Form, Spec, Task, encode_examples, label_ids, new_tokens, padding_id
 from softprompts.tasks.encode import reader, say_cut
+from softprompts.tasks.form import fields_of
 from softprompts.tasks.own import (
     CHOICE_COLUMNS,
     OUTSIDE,
@@ -91,6 +92,7 @@ class Predictor:
 
     Attributes:
         task: how texts are written out, and the labels' names.
+        fields: those of the task's fields that the model reads.
         max_length: most tokens of an input.
         truncated: number of rows that the last call had to cut to them.
         cut: that in words, with the fields that were cut; empty: none was.
@@ -120,6 +122,10 @@ class Predictor:
         name = str(meta.get("task", source))
         self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
         self._told = form is not None
+        templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
+        used = fields_of([*templates, *self.task.form.choices])
+        # Some tasks have fields that only another kind of model reads.
+        self.fields = tuple(name for name in self.task.form.fields if name in used)
         self.max_length, self.truncated, self.cut = int(meta.get("max_length", 256)), 0, ""
         room = context_room(self.model, self.tokenizer, self.model.prompts[self.name].config)
         if room is not None:
@@ -148,7 +154,7 @@ class Predictor:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
         path = Path(file)
-        names = self.task.form.fields
+        names = self.fields
         if path.suffix.lower() == ".txt":
             lines = [line for line in _lines(path) if line.strip()]
             if not lines:
@@ -173,7 +179,7 @@ class Predictor:
                 raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
             row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}
         columns = {}
-        for index, name in enumerate(form.fields):
+        for index, name in enumerate(self.fields):
             usual = [name, *(column for column in row if field_name(column) == name)]
             usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
             columns[name] = asked.get(name) or next((column for column in usual if column in row), name)
@@ -201,7 +207,7 @@ class Predictor:
         Raises:
             SoftPromptError: the task has more or fewer fields, or others.
         """
-        names = self.task.form.fields
+        names = self.fields
         if not self._told:
             names = ("text", "text_pair")[: 1 + (text_pair is not None)]
         given = [one for one in (text, text_pair) if one is not None]
@@ -237,7 +243,7 @@ class Predictor:
         if not self._told:  # then one text is read, or a pair
             paired = any(not isinstance(text, str) and len([v for v in text if v is not None]) > 1 for text in texts)
             form = replace(self.task.form, fields=("text", "text_pair")[: 1 + paired], reading=(), source="")
-            self.task = replace(self.task, form=form)
+            self.task, self.fields = replace(self.task, form=form), form.fields
         examples = [self._example(text) for text in texts]
         encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
         self.truncated = encoded.truncated
@@ -275,7 +281,7 @@ class Predictor:
         return names[int(answer)] if answer >= 0 else ""
 
     def _example(self, text: str | Text | Row) -> Example:
-        fields = self.task.form.fields
+        fields = self.fields
         if not isinstance(text, Mapping):
             values = (text,) if isinstance(text, str) else tuple(value for value in text if value is not None)
             text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
@@ -289,10 +295,11 @@ class Predictor:
             raise SoftPromptError("an empty text cannot be labelled")
         if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
             raise SoftPromptError(f"'{self.task.name}' chooses: give the choices too (--choice)")
-        return Spec("", self.task.form).example(text, labelled=False)
+        unread = dict.fromkeys(self.task.form.fields, "")
+        return Spec("", self.task.form).example({**unread, **text}, labelled=False)
 
     def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
-        fields = self.task.form.fields
+        fields = self.fields
         missing = [name for name in fields if name not in row]
         there = len(fields) - len(missing) if given is None else given
         if there == len(fields):

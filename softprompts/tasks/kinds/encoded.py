@@ -57,13 +57,14 @@ def encode_texts(
     for index, row in enumerate(rows):
         if len(row["input_ids"]) > max_length:
             shorter = shorten(clipped[index], form.reading, form.cut, length, max_length, max_length)
-            rows[index], cut[index] = tokenize([shorter])[0], changed(values[index], shorter)
+            rows[index], cut[index] = tokenize([shorter])[0], changed(values[index], shorter, form.reading)
     return rows, cut
 
 
-def changed(values: Mapping[str, str], shorter: Mapping[str, str]) -> tuple[str, ...]:
-    """The fields that were cut."""
-    return tuple(name for name, text in values.items() if shorter[name] != text)
+def changed(values: Mapping[str, str], shorter: Mapping[str, str], templates: Iterable[str]) -> tuple[str, ...]:
+    """The fields that were cut, of those that templates name."""
+    used = fields_of(templates)
+    return tuple(name for name, text in values.items() if name in used and shorter[name] != text)
 
 
 def tally(cut: Iterable[Iterable[str]]) -> dict[str, int]:

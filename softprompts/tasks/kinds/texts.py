@@ -49,7 +49,7 @@ def encode(
         if len(ids) > room:
             shorter = shorten(clipped[index], [form.source], form.cut, length, room, max_length)
             ids = tokenize([shorter])[0]
-            cut.append(changed(values[index], shorter))
+            cut.append(changed(values[index], shorter, [form.source]))
         row: dict[str, Any] = {"input_ids": ids}
         if answers:
             row["labels"] = answers[index]
