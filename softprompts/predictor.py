@@ -18,6 +18,7 @@ from softprompts.hub import asking
 from softprompts.loading import load
 from softprompts.saving import CONFIG_FILE, TENSOR_FILE, read
 from softprompts.tasks import Example, Form, Spec, Task, encode_examples, label_ids, new_tokens, padding_id
+from softprompts.tasks.catalog import SPECS
 from softprompts.tasks.encode import reader, say_cut
 from softprompts.tasks.form import fields_of
 from softprompts.tasks.own import (
@@ -122,6 +123,7 @@ class Predictor:
         name = str(meta.get("task", source))
         self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
         self._told = form is not None
+        self._prepare = SPECS[name].prepare if name in SPECS else None
         templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
         used = fields_of([*templates, *self.task.form.choices])
         # Some tasks have fields that only another kind of model reads.
@@ -170,6 +172,7 @@ class Predictor:
 
     def _read(self, path: Path, line: int, row: Row, asked: Mapping[str, str]) -> Row:
         """The fields of a row, as texts, and beside them the words or the choices that it brings."""
+        row = self._prepared(row)
         form, place = self.task.form, f"{path}: line {line}"
         choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
         brought = fixed_choices(form)
@@ -215,7 +218,7 @@ class Predictor:
             self._require_fields({}, None, len(given))
         row: dict[str, Any] = dict(zip(names, given, strict=False))
         for name, value in (fields or {}).items():
-            if name not in names:
+            if name not in names and self._prepare is None:
                 raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
             if name in row:
                 raise SoftPromptError(f"the field '{name}' is given twice, as a text and by name")
@@ -224,9 +227,10 @@ class Predictor:
             if len(choices) == len(self.task.form.choices):
                 row.update(zip(fixed_choices(self.task.form), choices, strict=False))
             row["choices"] = list(choices)
+        prepared = self._prepared(row)
         if self._told:
-            self._require_fields(row, None)
-        return row
+            self._require_fields(prepared, None)
+        return prepared
 
     def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:
         """Labels texts.
@@ -290,6 +294,7 @@ class Predictor:
             if not any(map(_is_text, _as_words(text.get(WORDS)))):
                 raise SoftPromptError("an empty text cannot be labelled")
             return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
+        text = self._prepared(text)
         self._require_fields(text, None)
         if not any(_is_text(text[name]) for name in fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
@@ -297,6 +302,16 @@ class Predictor:
             raise SoftPromptError(f"'{self.task.name}' chooses: give the choices too (--choice)")
         unread = dict.fromkeys(self.task.form.fields, "")
         return Spec("", self.task.form).example({**unread, **text}, labelled=False)
+
+    def _prepared(self, row: Row) -> Row:
+        """A row with the columns of the task's data set, with the fields that are made of these."""
+        if self._prepare is None or all(name in row for name in self.fields):
+            return row
+        try:
+            (made,) = self._prepare(row)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # as in training, a row of another shape
+            return row
+        return {**row, **made}
 
     def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
         fields = self.fields

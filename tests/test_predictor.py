@@ -228,3 +228,19 @@ def test_tags_for_people() -> None:
     assert marked(words[:2], ["B-PER", "B-PER"]) == "[John PER] [Smith PER]"
     assert marked(words[:2], ["I-PER", "I-LOC"]) == "[John PER] [Smith LOC]"
     assert marked(words[:2], ["NN", "VB"]) == "John/NN Smith/VB"
+
+
+def test_raw_rows_of_a_task_are_prepared_as_in_training(tmp_path: Path) -> None:
+    """COPA's model reads a premise with "because" or "so", which is no column."""
+    row = {"premise": "the film", "choice1": "good", "choice2": "bad", "question": "cause"}
+    folder = tmp_path / "data" / "super_glue" / "copa"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        write_jsonl(folder / f"{split}.jsonl", [{**row, "label": index % 2, "idx": index} for index in range(4)])
+    bench = Workbench(model_folder("bert"), Data(task="super_glue/copa", data_dir=str(tmp_path / "data")))
+    path, _ = bench.run(sp.PrefixTuningConfig(num_virtual_tokens=2), TrainConfig(max_steps=1), root=tmp_path / "runs")
+    predictor = sp.Predictor(path)
+    assert "joiner" in predictor.fields
+    wanted = predictor([dict(bench.task.validation[0].fields)])
+    assert predictor([row]) == predictor([predictor.row(fields=row)]) == wanted
+    assert predictor(predictor.read(write_jsonl(tmp_path / "raw.jsonl", [row]))) == wanted
