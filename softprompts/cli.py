@@ -1100,13 +1100,18 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
         highlight=False,
     )
     out.print(f"run folder: {path}", soft_wrap=True)
-    out.print(f"try it: softprompts predict {path} {_texts_for(result['task_form']['fields'])}", soft_wrap=True)
+    out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
     if result["stop_reason"] == "non-finite loss":
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 
 
-def _texts_for(fields: list[str]) -> str:
+def _texts_for(task: str, form: Mapping[str, Any]) -> str:
     """How `predict` is given what a task reads."""
+    from softprompts.tasks.catalog import SPECS
+
+    fields = form["fields"]
+    if task in SPECS and SPECS[task].prepare is not None and len(fields) > 2:
+        return "--file ROWS.jsonl"  # its fields are made of the columns of such rows
     if len(fields) > 2:
         return " ".join(f'--field {name}="..."' for name in fields)
     return '"..."' + ' --text-pair "..."' * (len(fields) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from softprompts.tasks.declare import FIFTHS, TENTHS, Template, dept, keyed
+from softprompts.tasks.families import FIFTHS, TENTHS, Template, dept, keyed
 from softprompts.tasks.form import Form
 from softprompts.tasks.spec import Row, Spec
 

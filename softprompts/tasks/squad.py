@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from softprompts.tasks.declare import dept, keyed, nested
+from softprompts.tasks.families import dept, keyed, nested
 from softprompts.tasks.form import Form
 from softprompts.tasks.spec import Row, Spec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from softprompts.tasks import superglue_rows as rows
-from softprompts.tasks.declare import Template, dept, keyed
+from softprompts.tasks.families import Template, dept, keyed
 from softprompts.tasks.form import CHOICE, Form
 from softprompts.tasks.spec import Spec
 
