@@ -47,6 +47,17 @@ def test_decoder_cut_keeps_the_frame(decoder_tokenizer, pair_task: Task) -> None
     assert text.endswith("answer : no </s>") and len(text.split()) <= 14
 
 
+def test_a_cut_row_is_the_same_with_and_without_its_answer(decoder_tokenizer, pair_task: Task) -> None:
+    for length in (12, 13, 14, 15):
+        rows = (
+            encode_examples(pair_task.train, pair_task, decoder_tokenizer, "decoder", length, with_answer)
+            for with_answer in (True, False)
+        )
+        for whole, bare in zip(*(encoded.features for encoded in rows), strict=True):
+            asked = [token for token, label in zip(whole["input_ids"], whole["labels"], strict=True) if label == -100]
+            assert bare["input_ids"] == asked
+
+
 @pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "decoder"])
 def test_too_short(encoder_tokenizer, pair_task: Task, kind: str) -> None:
     with pytest.raises(SoftPromptError, match="max_length is 4: too short"):

@@ -29,8 +29,8 @@ def encode(
     """See `softprompts.tasks.encode_examples`."""
     answers = _answers(examples, form, tokenizer, kind, with_answer)
     room = max_length
-    if kind == "decoder":
-        room -= max(map(len, answers), default=0) if answers else new_tokens(form, tokenizer, kind)
+    if kind == "decoder":  # whether the answer is there or not: what is read must be the same
+        room -= max(map(len, word_ids(form, tokenizer, kind) if form.closed else [*answers, [0] * _FREE_TOKENS]))
     ending = _ANSWER if kind == "decoder" else ""
 
     def tokenize(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
