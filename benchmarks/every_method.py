@@ -91,7 +91,7 @@ def main() -> None:
     entries.sort(key=lambda entry: -entry.mean)
     show("SST-2", COLUMNS, map(cells, entries))
     if options.out is not None:
-        options.out.write_text(page(entries, options), encoding="utf-8")
+        options.out.write_text(page(entries, stuck(entries, rows["validation"]), options), encoding="utf-8")
         print(f"{options.out} written")
 
 
@@ -195,7 +195,16 @@ def cells(entry: Entry) -> list[str]:
     ]
 
 
-def page(entries: Sequence[Entry], options: argparse.Namespace) -> str:
+def stuck(entries: Sequence[Entry], file: str) -> str:
+    """Which runs learned nothing: those that score what the commonest label does."""
+    labels = [json.loads(row)["label"] for row in Path(file).read_text(encoding="utf-8").splitlines()]
+    commonest = max(labels.count(label) for label in set(labels)) / len(labels)
+    counts = {entry.method: sum(score <= commonest + 0.005 for score in entry.scores) for entry in entries}
+    found = ", ".join(f"{method} ({count} of {len(entries[0].scores)})" for method, count in counts.items() if count)
+    return f"Seeds that stayed at the commonest label ({100 * commonest:.1f}): {found or 'none'}."
+
+
+def page(entries: Sequence[Entry], about_seeds: str, options: argparse.Namespace) -> str:
     """docs/comparison.md."""
     about = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
     command = f"python benchmarks/every_method.py --data-dir DIR --steps {options.steps} --batch {options.batch}"
@@ -214,6 +223,7 @@ def page(entries: Sequence[Entry], options: argparse.Namespace) -> str:
             about,
             table(head, lines),
             f"{notes}\n",
+            f"{about_seeds}\n",
         ]
     )
 
