@@ -12,6 +12,7 @@ done again: the same command goes on where it was interrupted.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from softprompts.experiment import Data, Run, Workbench
 from softprompts.tasks import Task
 from softprompts.tasks.metrics import compute
 from softprompts.training import TrainConfig
+from softprompts.training.runs import write_json_atomic
 
 TASKS = (
     "glue/sst2", "glue/cola", "glue/mrpc", "glue/stsb", "glue/rte", "super_glue/cb", "super_glue/wic",
@@ -52,6 +54,7 @@ def main() -> None:
         print(": ".join([name, str(lines[-1][1:])]), flush=True)
     columns = ["task", "metric", "train", "validation", "constant", *options.methods, "CPU seconds"]
     show("tasks", columns, lines)
+    print(f"{sum(int(line[-1]) for line in lines) / 60:.0f} CPU minutes in all")
     if options.out is not None:
         options.out.write_text(page(columns, lines, options), encoding="utf-8")
         print(f"{options.out} written")
@@ -70,8 +73,16 @@ def measured(name: str, options: argparse.Namespace) -> list[str]:
         scores.append(None if result is None else result["metrics"][bench.task.metrics[0]])
     rows = [f"{len(bench.task.train):,}", f"{len(bench.task.validation):,}"]
     cells = ["-" if score is None else f"{100 * score:.1f}" for score in scores]
-    seconds = f"{time.process_time() - began:.0f}"
-    return [name, bench.task.metrics[0], *rows, f"{100 * constant(bench.task):.1f}", *cells, seconds]
+    seconds = taken(name, time.process_time() - began, options.runs / "seconds.json")
+    return [name, bench.task.metrics[0], *rows, f"{100 * constant(bench.task):.1f}", *cells, f"{seconds:.0f}"]
+
+
+def taken(name: str, seconds: float, file: Path) -> float:
+    """The time that a task took when its runs were made, which this may not have been."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known.setdefault(name, round(seconds))
+    write_json_atomic(file, known)
+    return float(known[name])
 
 
 def constant(task: Task) -> float:
@@ -88,7 +99,7 @@ def page(columns: Sequence[str], lines: Sequence[Sequence[str]], options: argpar
     command = f"python benchmarks/task_scores.py --data-dir DIR --steps {options.steps} --batch {options.batch}"
     notes = (
         "Scores in % of each task's main metric. Seconds are of a CPU core, for both runs, with loading and scoring. "
-        f"Rows are cut at {options.max_length} tokens."
+        f"{sum(int(line[-1]) for line in lines) / 60:.0f} minutes in all. Rows are cut at {options.max_length} tokens."
     )
     return "\n".join(
         ["# Scores on the papers' tasks\n", f"Made by `{command}`.\n", about, table(columns, lines), f"{notes}\n"]
