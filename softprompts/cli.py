@@ -686,8 +686,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
     """Show what is in a saved prompt."""
-    from softprompts.predictor import prompt_folder
-    from softprompts.saving import counted, read
+    from softprompts.saving import counted, prompt_folder, read
 
     config, tensors = read(prompt_folder(source))
     stats: dict[str, dict[str, Any]] = {

@@ -26,6 +26,7 @@ from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.names import JOINT
+from softprompts.saving import prompt_folder
 from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.declared import is_declaration
 from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
@@ -335,8 +336,6 @@ class Workbench:
         source = method.taught_by()
         if source is None:
             return None
-        from softprompts.predictor import prompt_folder  # here: it imports this module
-
         teacher = f"{name}-teacher"
         if teacher in self.model.prompts:
             self.model.delete_prompt(teacher)

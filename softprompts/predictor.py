@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
 from softprompts import packaged
@@ -16,7 +15,7 @@ from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiment import context_room
 from softprompts.hub import asking
 from softprompts.loading import load
-from softprompts.saving import CONFIG_FILE, TENSOR_FILE, read
+from softprompts.saving import prompt_folder, read
 from softprompts.tasks import Example, Form, Spec, Task, encode_examples, label_ids, new_tokens, padding_id
 from softprompts.tasks.catalog import SPECS
 from softprompts.tasks.encode import reader, say_cut
@@ -33,7 +32,6 @@ from softprompts.tasks.own import (
 )
 from softprompts.tasks.rows import check_columns, read_rows
 from softprompts.training.evaluate import predict
-from softprompts.training.runs import PROMPT
 
 Text = tuple[str, str | None]
 Row = Mapping[str, Any]
@@ -53,36 +51,6 @@ class Answer:
     label: str
     probability: float | None
     tags: tuple[str, ...] = ()
-
-
-def prompt_folder(source: str | Path) -> Path:
-    """The saved prompt behind a run folder, a prompt folder or a hub id, which is fetched.
-
-    Raises:
-        SoftPromptError: a run folder without a prompt, or nothing of that name.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / CONFIG_FILE).is_file():
-            if (folder / PROMPT / CONFIG_FILE).is_file():
-                return folder / PROMPT
-            if (folder / "config.yaml").is_file():
-                raise SoftPromptError(f"{folder}: this run has not saved a prompt yet; go on with --resume")
-        return folder
-    name = str(source)
-    if folder.is_file():
-        raise SoftPromptError(f"{name} is a file; name a run folder or a prompt folder")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:  # no hub id
-        raise SoftPromptError(f"{name}: no such folder")
-    with asking(name) as offline:
-        try:
-            fetched = snapshot_download(
-                name, allow_patterns=[CONFIG_FILE, TENSOR_FILE, "README.md"], local_files_only=offline
-            )
-        except Exception as error:  # the hub's client has a dozen kinds
-            reason = "which cannot be reached" if offline else type(error).__name__
-            raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
-    return Path(fetched)
 
 
 class Predictor:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -27,13 +28,45 @@ from torch import Tensor
 from softprompts import __version__
 from softprompts.errors import SoftPromptError
 from softprompts.files import sync_folder, temporary_beside, write_atomic
+from softprompts.hub import asking
 from softprompts.injection import state_of
 from softprompts.methods.base import make_config
 from softprompts.prompt import Prompt, require
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
+PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
+
+
+def prompt_folder(source: str | Path) -> Path:
+    """The saved prompt behind a run folder, a prompt folder or a hub id, which is fetched.
+
+    Raises:
+        SoftPromptError: a run folder without a prompt, or nothing of that name.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            if (folder / PROMPT / CONFIG_FILE).is_file():
+                return folder / PROMPT
+            if (folder / "config.yaml").is_file():
+                raise SoftPromptError(f"{folder}: this run has not saved a prompt yet; go on with --resume")
+        return folder
+    name = str(source)
+    if folder.is_file():
+        raise SoftPromptError(f"{name} is a file; name a run folder or a prompt folder")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:  # no hub id
+        raise SoftPromptError(f"{name}: no such folder")
+    with asking(name) as offline:
+        try:
+            fetched = snapshot_download(
+                name, allow_patterns=[CONFIG_FILE, TENSOR_FILE, "README.md"], local_files_only=offline
+            )
+        except Exception as error:  # the hub's client has a dozen kinds
+            reason = "which cannot be reached" if offline else type(error).__name__
+            raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
+    return Path(fetched)
 
 
 def identity(model: Any) -> dict[str, Any]:

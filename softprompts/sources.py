@@ -49,8 +49,7 @@ def read_source(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         SoftPromptError: nothing usable there.
     """
     # Here and not on top: both import what imports the methods.
-    from softprompts.predictor import prompt_folder
-    from softprompts.saving import read
+    from softprompts.saving import prompt_folder, read
 
     return read(prompt_folder(path))
 
@@ -61,8 +60,7 @@ def described(path: str) -> dict[str, Any]:
     Raises:
         SoftPromptError: nothing usable there.
     """
-    from softprompts.predictor import prompt_folder
-    from softprompts.saving import read_config
+    from softprompts.saving import prompt_folder, read_config
 
     return read_config(prompt_folder(path))[0]
 

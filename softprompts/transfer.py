@@ -18,8 +18,7 @@ from softprompts.errors import SoftPromptError, require_whole
 from softprompts.experiment import Data, Run, Workbench, with_seed
 from softprompts.files import write_text_atomic
 from softprompts.methods import MethodConfig, PromptTuningConfig, SPoTConfig
-from softprompts.predictor import prompt_folder
-from softprompts.saving import identity
+from softprompts.saving import identity, prompt_folder
 from softprompts.training import TrainConfig
 
 NONE = "no source"  # the row of prompts that start from the vocabulary

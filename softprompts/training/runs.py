@@ -15,11 +15,11 @@ from softprompts.files import require_folder
 from softprompts.files import write_atomic as write_atomic
 from softprompts.files import write_json_atomic as write_json_atomic
 from softprompts.files import write_text_atomic as write_text_atomic
+from softprompts.saving import PROMPT as PROMPT
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint"
-PROMPT = "prompt"
 RESULT = "result.json"
 
 
