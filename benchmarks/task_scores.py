@@ -97,6 +97,7 @@ def page(columns: Sequence[str], lines: Sequence[Sequence[str]], options: argpar
     """docs/task_scores.md."""
     about = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
     command = f"python benchmarks/task_scores.py --data-dir DIR --steps {options.steps} --batch {options.batch}"
+    command += f" --threads {options.threads}"
     notes = (
         "Scores in % of each task's main metric. Seconds are of a CPU core, for both runs, with loading and scoring. "
         f"{sum(int(line[-1]) for line in lines) / 60:.0f} minutes in all. Rows are cut at {options.max_length} tokens."
