@@ -30,7 +30,8 @@ def encode(
     answers = _answers(examples, form, tokenizer, kind, with_answer)
     room = max_length
     if kind == "decoder":  # whether the answer is there or not: what is read must be the same
-        room -= max(map(len, word_ids(form, tokenizer, kind) if form.closed else [*answers, [0] * _FREE_TOKENS]))
+        least = 0 if form.closed else min(_FREE_TOKENS, max_length // 4)
+        room -= max([least, *map(len, word_ids(form, tokenizer, kind) if form.closed else answers)])
     ending = _ANSWER if kind == "decoder" else ""
 
     def tokenize(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
