@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 import softprompts as sp
 from softprompts.packaged import DEFAULT_MODEL, resolve_model
+from softprompts.tasks import Example
 
 LENGTH = 10  # tokens of a prompt
 
@@ -69,6 +70,18 @@ def prepare(threads: int) -> None:
 def numbers(text: str) -> list[int]:
     """An option like 1,2,4."""
     return [int(part) for part in text.split(",")]
+
+
+def write_texts(path: Path, examples: Sequence[Example]) -> None:
+    """A JSONL file of single labelled texts."""
+    rows = (json.dumps({"text": example.text, "label": example.label}) + "\n" for example in examples)
+    path.write_text("".join(rows), encoding="utf-8")
+
+
+def commonest(path: Path) -> float:
+    """The share of the commonest label in such a file."""
+    labels = [json.loads(row)["label"] for row in path.read_text(encoding="utf-8").splitlines()]
+    return max(map(labels.count, set(labels))) / len(labels)
 
 
 # --- models and rows ----------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ What is done already is not done again: the same command goes on where it was in
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,14 +23,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import parse, parser, show
+from common import commonest, parse, parser, show, write_texts
 from report import table
 
 import softprompts as sp
 from softprompts.experiment import Data, Run, Workbench
 from softprompts.methods import MethodConfig, make_config
 from softprompts.tasks import load_task
-from softprompts.tasks.task import Example
 from softprompts.training import TrainConfig
 
 TRAIN, OTHERS = 4000, 872
@@ -108,12 +106,8 @@ def write_rows(options: argparse.Namespace) -> dict[str, str]:
     files = {}
     for name, examples in parts.items():
         files[name] = str(options.runs / f"{name}.jsonl")
-        Path(files[name]).write_text("".join(map(line, examples)), encoding="utf-8")
+        write_texts(Path(files[name]), examples)
     return files
-
-
-def line(example: Example) -> str:
-    return json.dumps({"text": example.text, "label": example.label}) + "\n"
 
 
 def configs(options: argparse.Namespace) -> list[MethodConfig]:
@@ -197,11 +191,10 @@ def cells(entry: Entry) -> list[str]:
 
 def stuck(entries: Sequence[Entry], file: str) -> str:
     """Which runs learned nothing: those that score what the commonest label does."""
-    labels = [json.loads(row)["label"] for row in Path(file).read_text(encoding="utf-8").splitlines()]
-    commonest = max(labels.count(label) for label in set(labels)) / len(labels)
-    counts = {entry.method: sum(score <= commonest + 0.005 for score in entry.scores) for entry in entries}
+    least = commonest(Path(file))
+    counts = {entry.method: sum(score <= least + 0.005 for score in entry.scores) for entry in entries}
     found = ", ".join(f"{method} ({count} of {len(entries[0].scores)})" for method, count in counts.items() if count)
-    return f"Seeds that stayed at the commonest label ({100 * commonest:.1f}): {found or 'none'}."
+    return f"Seeds that stayed at the commonest label ({100 * least:.1f}): {found or 'none'}."
 
 
 def page(entries: Sequence[Entry], about_seeds: str, options: argparse.Namespace) -> str:

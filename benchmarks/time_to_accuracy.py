@@ -40,13 +40,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import LENGTH, finish, parse, parser, relative, show
+from common import LENGTH, commonest, finish, parse, parser, relative, show, write_texts
 from rich.console import Console
 
 import softprompts
 from softprompts.packaged import resolve_model
 from softprompts.tasks import load_task
-from softprompts.tasks.task import Example
 
 COMMANDS = {"ours": "ours.py", "PEFT": "peft_trainer.py", "PEFT, grouped": "peft_trainer.py"}
 RATES = (1e-2, 3e-2, 1e-1)  # below, PEFT hardly learns in so few steps
@@ -95,8 +94,7 @@ def measure(options: Any, name: str) -> dict[str, Any]:
                 if number == 0 or side != "PEFT, grouped":
                     one[side].append(start(side, [number]))
         many = {side: start(side, range(options.seeds)) for side in ("ours", "PEFT")}
-        truths = [json.loads(text)["label"] for text in Path(timed["validation"]).read_text("utf-8").splitlines()]
-    majority = max(map(truths.count, set(truths))) / len(truths)
+        majority = commonest(Path(timed["validation"]))
     return {"task": name, "majority": majority, "search": search, "one": one, "many": many, **compared(one, many)}
 
 
@@ -118,16 +116,12 @@ def write_rows(options: Any, name: str, folder: Path) -> tuple[dict[str, str], d
         "timed-validation": held_out[:few],
     }
     for part, examples in parts.items():
-        (folder / f"{part}.jsonl").write_text("".join(map(line, examples)), encoding="utf-8")
+        write_texts(folder / f"{part}.jsonl", examples)
     search, timed = (
         {split: str(folder / f"{kind}-{split}.jsonl") for split in ("train", "validation")}
         for kind in ("search", "timed")
     )
     return search, timed
-
-
-def line(example: Example) -> str:
-    return json.dumps({"text": example.text, "label": example.label}) + "\n"
 
 
 def run(options: Any, side: str, rows: dict[str, str], runs: Sequence[dict[str, Any]], every: int | None = None) -> Run:

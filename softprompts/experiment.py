@@ -110,8 +110,8 @@ class Data:
         """
         task = self._load()
         asked = {"answering": self.answering, "invalid": self.invalid}
-        changes: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-        task = replace(task, form=replace(task.form, **changes)) if changes else task
+        changes = {name: value for name, value in asked.items() if value is not None}
+        task = task.with_form(**changes) if changes else task
         if self.few_shot is None:
             return task
         return task.few_shot(self.few_shot, self.few_shot_seed, self.few_shot_protocol)
@@ -365,23 +365,6 @@ class Workbench:
                     module.weight.data.copy_(torch.randn(module.weight.shape) * std)
                     if module.bias is not None:
                         module.bias.data.zero_()
-
-    @property
-    def truncated(self) -> int:
-        """Number of rows that were cut so far; the most, where methods leave different room."""
-        cut: dict[int, int] = {}
-        for (_, length), encoded in self._encoded.items():
-            cut[length] = cut.get(length, 0) + encoded.truncated
-        return max(cut.values(), default=0)
-
-    def encode(self, method: MethodConfig) -> int:
-        """Encodes all rows that a method is going to see; returns how many of them had to be cut.
-
-        Raises:
-            SoftPromptError: the prompt leaves no room for the input.
-        """
-        length = self.room(method)
-        return sum(self._rows(split, length).truncated for split in self._splits())
 
     def say_cut(self, method: MethodConfig) -> str:
         """Encodes all rows that a method is going to see, and says in a line which had to be cut; empty: none.

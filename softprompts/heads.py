@@ -128,7 +128,7 @@ def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | N
         num_labels: ``C`` of this prompt.
         problem: transformers' ``problem_type``; None to tell from the labels.
     """
-    logits = _wide(logits[:, :num_labels])
+    logits = wide(logits[:, :num_labels])
     problem = problem or _problem_of(labels, num_labels)
     if problem == "regression":
         return F.mse_loss(
@@ -146,7 +146,8 @@ def _problem_of(labels: Tensor, num_labels: int) -> str:
     return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """Numbers to compute a loss of: those in half precision in single."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
@@ -176,7 +177,7 @@ def classification_loss(
     labels = labels.to(logits.device)
     if problem == "token_classification":
         kind = "mean" if num_items is None else "sum"
-        total = F.cross_entropy(_wide(logits).flatten(0, -2), labels.flatten(), reduction=kind)
+        total = F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), reduction=kind)
         return total if num_items is None else total / num_items
     losses, counted = [], torch.zeros((), device=logits.device)
     for name, index in pass_.groups_of(logits.shape[0], logits.device).items():

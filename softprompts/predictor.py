@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -214,8 +214,8 @@ class Predictor:
         """
         if not self._told:  # then one text is read, or a pair
             paired = any(not isinstance(text, str) and len([v for v in text if v is not None]) > 1 for text in texts)
-            form = replace(self.task.form, fields=("text", "text_pair")[: 1 + paired], reading=(), source="")
-            self.task, self.fields = replace(self.task, form=form), form.fields
+            self.fields = ("text", "text_pair")[: 1 + paired]
+            self.task = self.task.with_form(fields=self.fields, reading=(), source="")
         examples = [self._example(text) for text in texts]
         encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
         self.truncated = encoded.truncated

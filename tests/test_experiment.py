@@ -106,7 +106,7 @@ def test_rows_that_are_cut_are_counted_over_all_splits(tmp_path: Path) -> None:
     long = [{**row, "text": row["text"] + " very" * 10} for row in rows(4)]
     paths = [str(write_csv(tmp_path / name, [*rows(6), *long])) for name in ("a.csv", "b.csv")]
     made = bench(Data(train=paths[0], validation=paths[1]), max_length=12)
-    assert made.encode(PREFIX) == 8 and made.truncated == 8
+    assert made.say_cut(PREFIX) == "8 of 20 rows were cut to 12 tokens; of them the field 'text'"
     assert max(len(row["input_ids"]) for row in made.features("train", 12)) == 12
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.declared import declared, is_declaration, load_declared
@@ -100,8 +98,3 @@ def load_task(
     if MISMATCHED in spec.more and split != OFFICIAL and there(name, MISMATCHED, data_dir):
         mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir))
     return task.under(split, mismatched).limited(max_train, max_validation, seed)
-
-
-def with_form(task: Task, **changes: Any) -> Task:
-    """The task with another form."""
-    return replace(task, form=replace(task.form, **changes))

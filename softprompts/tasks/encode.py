@@ -18,7 +18,6 @@ from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks import cache
 from softprompts.tasks.kinds import KINDS, candidates, encoded, labels, spans, tags, texts
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
-from softprompts.tasks.splits import digest
 from softprompts.tasks.task import Example, Task
 
 _FEW = 500  # rows that are tokenised faster than they are looked up
@@ -98,7 +97,7 @@ def encode_cached(
         return make()
     modules = [sys.modules[__name__], encoded, labels, candidates, spans, tags, texts]
     key = {
-        "rows": digest(rows),
+        "rows": task.record()[split]["sha256"],
         "form": task.form.to_dict(),
         "tokenizer": cache.tokenizer_fingerprint(tokenizer),
         "kind": kind,

@@ -99,6 +99,11 @@ class Task:
                 digest.update(line.encode() + b"\n")
         return digest.hexdigest()
 
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        # Every run of a grid asks for it, and hashing large splits takes a while.
+        return Splits(self.train, self.validation, self.test, self.protocol).record()
+
     def balance(self, split: str = "train") -> dict[str, int]:
         """Rows of each label or choice in a split; empty for other kinds."""
         if self.kind not in ("classification", "choice"):
@@ -125,7 +130,11 @@ class Task:
 
     def record(self) -> dict[str, Any]:
         """For the run folder: how the rows were parted, and the number and sha256 of each split's rows."""
-        return Splits(self.train, self.validation, self.test, self.protocol).record()
+        return self._record
+
+    def with_form(self, **changes: Any) -> Task:
+        """The task with another form."""
+        return replace(self, form=replace(self.form, **changes))
 
     def limited(self, max_train: int | None = None, max_validation: int | None = None, seed: int = 0) -> Task:
         """The task with at most so many rows, drawn by the seed and kept in their order."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from softprompts.errors import SoftPromptError
+from softprompts.heads import wide
 from softprompts.injection import state_of
 from softprompts.readout import at_places
 from softprompts.tasks.collate import IGNORED, LABELS
@@ -78,7 +79,7 @@ def read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: b
         made = _read_pass(model, batch, prompt_names)
     finally:
         handle.remove()
-    last, rows = _wide(found[-1]), made.rows.to(found[-1].device)
+    last, rows = wide(found[-1]), made.rows.to(found[-1].device)
     if batch.get("labels") is not None and batch["labels"].dim() == 2:
         places = _Places(model.backbone_kind, batch["labels"]).flat.to(last.device)
         last = last.flatten(0, 1).index_select(0, places)[:, None]
@@ -140,7 +141,7 @@ def read(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Read:
             not have are -inf.
         batch: of `collate`: its labels, for spans the attention mask, and the numbers of choices.
     """
-    logits = _wide(logits)
+    logits = wide(logits)
     if "spans" in batch:
         return _read_spans(logits, batch["spans"], batch["attention_mask"])
     labels = batch["labels"]
@@ -153,10 +154,6 @@ def read(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Read:
     elif labels.is_floating_point() or logits.shape[-1] == 1:
         return Read(logits, rows, mse_loss(logits[:, 0], labels.to(logits), reduction="none"))
     return Read(logits, rows, cross_entropy(logits, labels.to(logits.device), reduction="none"))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def _by_choice(scores: Tensor, sizes: Tensor) -> Tensor:
@@ -191,7 +188,7 @@ class _Places:
 
     def read(self, logits: Tensor) -> Read:
         """From the logits ``(P, V)`` at the places."""
-        logits = _wide(logits)
+        logits = wide(logits)
         losses = cross_entropy(logits, self.targets.to(logits.device), reduction="none")
         places = self.flat.to(logits.device)
         per_row = losses.new_zeros(self.shape.numel()).index_put((places,), losses).view(self.shape).sum(1)

@@ -6,7 +6,6 @@ import pytest
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import Example, Form, Task, encode_examples, label_ids, padding_id
-from softprompts.tasks.catalog import with_form
 
 
 def words(tokenizer, ids: list[int]) -> str:
@@ -73,7 +72,7 @@ def test_label_words(decoder_tokenizer, toy_task: Task) -> None:
     good, bad, end = decoder_tokenizer.convert_tokens_to_ids(["good", "bad", "</s>"])
     for kind in ("encoder-decoder", "decoder"):
         assert label_ids(toy_task, decoder_tokenizer, kind) == [[bad, end], [good, end]]
-    unknown = with_form(toy_task, words=("awful", "great"))
+    unknown = toy_task.with_form(words=("awful", "great"))
     with pytest.raises(SoftPromptError, match="cannot tell the label words 'awful' and 'great' apart"):
         encode_examples(toy_task.train, unknown, decoder_tokenizer, "decoder", 16)
     assert label_ids(toy_task, decoder_tokenizer, "encoder") is None
@@ -88,7 +87,7 @@ def test_padding_id(encoder_tokenizer, decoder_tokenizer) -> None:
 
 def test_t5(t5_tokenizer, pair_task: Task) -> None:
     source = "rte first: {first} second: {second}"
-    task = with_form(pair_task, source=source, words=("not_entailment", "entailment"))
+    task = pair_task.with_form(source=source, words=("not_entailment", "entailment"))
     encoded = encode_examples(task.train, task, t5_tokenizer, "encoder-decoder", 32)
     row = encoded.features[0]
     assert t5_tokenizer.decode(row["input_ids"]) == "rte first: good film second: the same</s>"
@@ -126,7 +125,7 @@ def test_scores(t5_tokenizer) -> None:
     row = encode_examples(rows, task, t5_tokenizer, "encoder-decoder", 32).features[0]
     assert row["label"] == 3.79 and t5_tokenizer.decode(row["labels"]) == "3.8</s>"
     with pytest.raises(SoftPromptError, match="no label words"):
-        encode_examples(rows, with_form(task, words=()), t5_tokenizer, "encoder-decoder", 32)
+        encode_examples(rows, task.with_form(words=()), t5_tokenizer, "encoder-decoder", 32)
 
 
 def test_packaged_tokenizer_on_real_rows(data_dir) -> None:
@@ -160,5 +159,5 @@ def test_rows_are_tokenised_once(tmp_path, encoder_tokenizer, monkeypatch: pytes
             encode.encode_cached("train", task, encoder_tokenizer, "encoder", other, tmp_path)
     with pytest.raises(TypeError):
         encode.encode_cached(
-            "train", with_form(task, reading=("a {sentence}",)), encoder_tokenizer, "encoder", 8, tmp_path
+            "train", task.with_form(reading=("a {sentence}",)), encoder_tokenizer, "encoder", 8, tmp_path
         )

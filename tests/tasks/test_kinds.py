@@ -186,12 +186,10 @@ def test_ranking(encoder_tokenizer: Any) -> None:
 
 
 def test_generated_answers(decoder_tokenizer: Any, toy_task: Task) -> None:
-    from softprompts.tasks.catalog import with_form
-
     ids = decoder_tokenizer.convert_tokens_to_ids
     written = Prediction([], None, tokens=[ids(["good"]), ids(["good", "film"])])
     for rule, wanted in (("mismatch", [1, -1]), ("opposite", [1, 1]), ("zero", [1, -1])):
-        task = with_form(toy_task, answering="generate", invalid=rule)
+        task = toy_task.with_form(answering="generate", invalid=rule)
         encoded = encode_examples(task.train, task, decoder_tokenizer, "decoder", 16)
         found, valid = reader(task, task.train, encoded, decoder_tokenizer, "decoder")(written)
         assert found == wanted and not valid
