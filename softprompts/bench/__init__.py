@@ -1,1 +1,0 @@
-"""Benchmarks: recipes become grids of runs, runs become lanes, results become tables and a report."""
