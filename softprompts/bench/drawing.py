@@ -79,7 +79,7 @@ def points_of(points: Sequence[Point], y_label: str) -> Figure:
         points: at least one.
         y_label: name of the score.
     """
-    named = not any(point.join for point in points)
+    named = len({point.label for point in points}) == len(points)
     figure, (axes,) = new_figure(8, 4.8)
     axes.set_ylabel(plain(y_label))
     if not named:
@@ -103,14 +103,17 @@ def lines_of(panels: Sequence[Panel | None], *, columns: int = 3, marks: bool = 
     width = {1: 7.0, 2: 9.0}.get(across, 10.5)
     labels = list(dict.fromkeys(line.label for panel in panels if panel for line in panel.series))
     figure, places = new_figure(width, down * (3.6 if down == 1 else 2.7) + 0.25 * -(-len(labels) // 3), down, across)
-    for axes, panel in zip(places, [*panels, *[None] * (len(places) - len(panels))], strict=True):
+    shown = [*panels, *[None] * (len(places) - len(panels))]
+    for place, (axes, panel) in enumerate(zip(places, shown, strict=True)):
         if panel is None:
             axes.set_visible(False)
             continue
         if panel.title:
             axes.set_title(plain(panel.title), fontsize=10)
         axes.set_xlabel(plain(panel.x_label), fontsize=9)
-        axes.set_ylabel(plain(panel.y_label), fontsize=9)
+        left = shown[place - 1] if place % across else None
+        if left is None or left.y_label != panel.y_label:
+            axes.set_ylabel(plain(panel.y_label), fontsize=9)
         if not panel.series:
             axes.text(0.5, 0.5, "no results yet", transform=axes.transAxes, ha="center", va="center", fontsize=9)
         where = _axis(axes, panel) if marks else float

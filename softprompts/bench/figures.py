@@ -100,7 +100,8 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
     names: list[str] = []
     for one in drawn:
         base = re.sub(r"[^a-z0-9]+", "-", one.name.lower()).strip("-")
-        names.append(next(n for n in (base, *(f"{base}-{i}" for i in itertools.count(2))) if n not in names))
+        more = (f"{base}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([base], more) if name not in names))
     return [replace(one, name=name) for one, name in zip(drawn, names, strict=True)]
 
 
@@ -114,10 +115,12 @@ def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
     columns = _columns(findings, spec)
     every = list(_named(findings, spec, "models", findings.recipe.models)) if x == MODEL else [model]
     key = x.rpartition(".")[2]  # the grid says training.max_steps
-    facets = spec.get("facets", len(columns) <= MOST_FACETS) and len(columns) > 1 and what != "parameters"
+    facets = spec.get("facets", len(columns) <= MOST_FACETS) and len(columns) > 1
+    facets = facets and what != "parameters" and x != COLUMN
     groups = [(column.name, [column]) for column in columns] if facets else [("", list(columns))]
     rows = _rows(findings, spec)
     labels = _labels_of_sweep(rows, key)
+    known = x in (MODEL, COLUMN) or any(key in row.values for row in rows)
     panels, left_out = [], dict[str, None]()
     for title, those in groups:
         lines: dict[str, list[Spread]] = {}
@@ -139,8 +142,8 @@ def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
                 elif row.models and on in row.models:
                     left_out[row.label] = None
         series = tuple(Series(label, tuple(_in_order(spreads)), label in levels) for label, spreads in lines.items())
-        y_label = MEASURED[what] if what != "score" else _metric(those)
-        panels.append(Panel(title, key.replace("_", " "), y_label, series))
+        y_label = MEASURED[what] if what != "score" else _metric(those[:1] if x == COLUMN else those)
+        panels.append(Panel(title, _spoken(key), y_label, series))
     name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", str(spec.get("title") or f"By {_spoken(key)}")
     table = [("panel", "line", key, "mean", "std", "n", "values")] + [
         (panel.title, line.label, "" if line.level else s.x, *_summary(s))
@@ -151,8 +154,11 @@ def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
     there = {spread.x for panel in panels for line in panel.series for spread in line.spreads if not line.level}
     if len(there) < 2:
         only = f"only one value ({told_value(*there)}) has a result" if there else "no run has a result yet"
+        if not known:
+            only = f"no grid of these rows sets '{x}'"
         return Drawn(name, title, f"Nothing to draw: {only}.", None, _csv(table))
-    caption = f"{_metric(columns) if what == 'score' else MEASURED[what]} by {_spoken(key)}"
+    scored = columns[:1] if len({column.metric for column in columns}) == 1 and (facets or x == COLUMN) else columns
+    caption = f"{_metric(scored) if what == 'score' else MEASURED[what]} by {_spoken(key)}"
     if not facets and len(columns) > 1 and what == "score" and x != COLUMN:
         caption += f", the mean over {', '.join(column.name for column in columns)}"
     caption = f"{caption[0].upper()}{caption[1:]}; {_about_seeds(panels)}"
@@ -209,10 +215,10 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
             if model in row.models:
                 left_out[row.label] = None
             continue
-        several = sum(other.name == row.name for other in rows) > 1
+        line = [other for other in rows if other.name == row.name]
         values = tuple(scores.values())
-        label = row.name if several else row.label
-        points.append(Point(label, sizes[0], values, names.index(row.name), row.name if several else None))
+        join = row.name if len(line) > 1 and len(row.values) == 1 else None
+        points.append(Point(row.name if len(line) > 1 else row.label, sizes[0], values, names.index(row.name), join))
         table.append((row.label, *sizes, *_summary(Spread(None, values))))
     title = str(spec.get("title") or "Score against trained parameters")
     if not points:
@@ -225,7 +231,7 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
         f"; bars are one standard deviation over up to {seeds} seeds, dots the seeds." if seeds > 1 else "; one seed."
     )
     if any(point.join for point in points):
-        caption += " Settings of one method are joined by a line."
+        caption += " A method's settings are joined by a line."
     y_label = _metric(columns)
     return _drawn("parameters", title, caption + _missing(left_out), lambda: points_of(points, y_label), table)
 
