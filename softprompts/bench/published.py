@@ -1,7 +1,7 @@
 """The papers' numbers: tables as they were printed, and the slips that arithmetic finds in them.
 
-The numbers lie beside this module as CSV files, one line per row and column with what the paper prints. Where a print is
-known to be garbled (a subscript that has swallowed a digit), the file has the number that was meant too, and `value`
+The numbers lie beside this module as CSV files, one line per row and column with what the paper prints. Where a print
+is known to be garbled (a subscript that has swallowed a digit), the file has the number that was meant too, and `value`
 gives that one; `printed` gives what is on the page.
 """
 
@@ -25,7 +25,7 @@ KINDS = {
     "average": "Averages that are not the mean of their row",
     "two tables": "The same row in two places",
     "garbled": "Garbled prints",
-    "marks": "Marks of best and second",
+    "marks": "Marks of the best",
     "claim": "Sentences that the tables do not bear out",
     "cost": "Costs that are hard to believe",
     "two papers": "Sizes of datasets in two papers",
@@ -213,8 +213,8 @@ def published(name: str) -> PublishedTable:
 def recomputed_average(table: PublishedTable, row: str) -> tuple[float, float] | None:
     """The mean over tasks of a row, and how far off rounding alone can put a printed one.
 
-    Two metrics of a task count once, by their mean, as SuperPos does it. Each printed number is off by up to half a unit
-    of its last digit, so the mean is by up to the mean of those halves, and the printed average by half of its own.
+    Two metrics of a task count once, by their mean, as SuperPos does it. Each printed number is off by up to half a
+    unit of its last digit, so the mean is by up to the mean of those halves; the printed average by half of its own.
 
     Returns:
         None where a task is missing.
@@ -272,7 +272,7 @@ def slips() -> tuple[Slip, ...]:
 
 def _averages(table: PublishedTable) -> list[Slip]:
     """Printed averages that no rounding explains."""
-    found = []
+    found: list[Slip] = []
     if AVERAGE not in table.columns:
         return found
     for row in table.rows:
@@ -356,7 +356,8 @@ def _garbled(tables: Iterable[PublishedTable]) -> list[Slip]:
 def _claims() -> list[Slip]:
     """Sentences about two numbers of a table that these do not bear out."""
     found = []
-    for claim in _lines("claims.csv"):
+    claims = _lines("claims.csv")
+    for claim in claims:
         table = published(claim["table"])
         there = [_meant(table.printed(claim[row], claim["column"]))[0] for row in ("row", "against")]
         ours, theirs = map(float, there)
@@ -381,8 +382,18 @@ def _claims() -> list[Slip]:
         points, slack = ways["difference"]
         if claim["operation"] == "percent" and abs(points - printed) <= slack + _half_unit(claim["printed"]) + 1e-9:
             text += f" and {points:.2f} points"
+        if claim["operation"] == "percent" and claim["column"] == AVERAGE:
+            own = [float(other["printed"]) for other in claims if _of_a_task(other, claim)]
+            if own and abs(statistics.fmean(own) - printed) <= _half_unit(claim["printed"]) + 1e-9:
+                text += f"; {printed} is the mean of the {len(own)} tasks' own percentages"
         found.append(Slip(claim["paper"], where, "claim", text))
     return found
+
+
+def _of_a_task(claim: Mapping[str, str], of_average: Mapping[str, str]) -> bool:
+    """Whether a claim says of one task what another says of the average."""
+    shared = ("table", "row", "against", "operation")
+    return claim["column"] != AVERAGE and all(claim[key] == of_average[key] for key in shared)
 
 
 def _sizes() -> list[Slip]:
@@ -411,12 +422,17 @@ def _costs() -> list[Slip]:
     for name in ("multi-mask/table-3", "multi-mask/table-4"):
         table = published(name)
         pairs = {
-            column: (table.printed("Multi-mask (l=5)", column).value, table.printed("Prefix Tuning (l=5)", column).value)
+            column: (
+                table.printed("Multi-mask (l=5)", column).value,
+                table.printed("Prefix Tuning (l=5)", column).value,
+            )
             for column in table.columns
         }
         less = [f"{column} {a} and {b}" for column, (a, b) in pairs.items() if float(a) < float(b)]
         if less:
-            text = f"Multi-mask costs less than prefix tuning of the same length, of which it does all: {'; '.join(less)}"
+            text = (
+                f"Multi-mask costs less than prefix tuning of the same length, of which it does all: {'; '.join(less)}"
+            )
             found.append(Slip(table.paper, table.shows, "cost", text))
         lengths = [table.fact("SMoP (l=5)", fact) for fact in ("total prompt length", "used prompt length")]
         if lengths[0] == lengths[1]:

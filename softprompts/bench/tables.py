@@ -46,6 +46,8 @@ class Entry:
         published: the published number beside it.
         published_std: and its standard deviation.
         mark: a sign printed after the number; a note of the table says what it means.
+        printed: the number's own text where it is quoted, to stand in place of one with the table's decimals.
+        printed_std: and its standard deviation's.
     """
 
     scores: tuple[float, ...] = ()
@@ -56,6 +58,8 @@ class Entry:
     published: float | None = None
     published_std: float | None = None
     mark: str = ""
+    printed: str | None = None
+    printed_std: str | None = None
 
     def __post_init__(self) -> None:
         if self.seeds and len(self.seeds) != len(self.scores):
@@ -72,6 +76,11 @@ class Entry:
         if len(self.scores) > 1:
             return statistics.stdev(self.scores)
         return self.known_std if self.scores else None
+
+    def text(self, digits: int) -> str | None:
+        """The mean as it is shown; None without a score."""
+        mean = self.mean
+        return None if mean is None else self.printed or f"{mean:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -256,7 +265,9 @@ class Table:
         out = [f'<table class="results" data-higher-is-better="{str(self.higher_is_better).lower()}">']
         out.append(f"<caption>{html.escape(self.title)}</caption>")
         kinds = ["name", *["fact"] * len(self.facts), *["number"] * len(merged)]
-        cells_of_head = (f'<th scope="col" class="{k}">{html.escape(h)}</th>' for k, h in zip(kinds, heads, strict=True))
+        cells_of_head = (
+            f'<th scope="col" class="{k}">{html.escape(h)}</th>' for k, h in zip(kinds, heads, strict=True)
+        )
         out.append("<thead><tr>" + "".join(cells_of_head) + "</tr></thead>")
         opened = False
         for headings, line, cells in self._body():
@@ -292,7 +303,9 @@ class Table:
             legend.append("One seed: chance is not told from merit.")
         end = "" if self.higher_is_better else ", the lowest being best"
         if any(part.rank for cells in self._cells() for cell in cells for part in cell):
-            unranked = "" if all(line.ranked for line in self.lines) else "; lines that train the whole model not ranked"
+            unranked = (
+                "" if all(line.ranked for line in self.lines) else "; lines that train the whole model not ranked"
+            )
             legend.append(f"Best of a column in bold, second underlined{end}{unranked}.")
         against = dict.fromkeys(line.name for line in self.lines if line.baseline)
         if self.deltas != "none" and against:
@@ -352,22 +365,22 @@ class Table:
             yield headings, line, cells
 
     def _cells(self) -> list[list[list[_Part]]]:
-        ranks = self._ranks()
+        ranks = self.ranks()
         return [
             [[self._part(line, place, ranks.get((index, place), 0)) for place in group] for group in self._merged()]
             for index, line in enumerate(self.lines)
         ]
 
-    def _ranks(self) -> dict[tuple[int, int], int]:
+    def ranks(self) -> dict[tuple[int, int], int]:
         """1 for the best and 2 for the second of a column, by line and column, as the printed numbers are."""
         ranks: dict[tuple[int, int], int] = {}
         for place in range(len(self.columns)):
             for model in self.models():
                 printed: dict[int, float] = {}
                 for index, line in enumerate(self.lines):
-                    mean = line.entries[place].mean
-                    if line.ranked and line.model == model and mean is not None and not math.isnan(mean):
-                        printed[index] = float(f"{mean:.{self.digits}f}")
+                    text = line.entries[place].text(self.digits)
+                    if line.ranked and line.model == model and text is not None and not math.isnan(float(text)):
+                        printed[index] = float(text)
                 order = sorted(set(printed.values()), reverse=self.higher_is_better)
                 if len(order) < 2:  # nothing to tell apart
                     continue
@@ -404,9 +417,9 @@ class Table:
             if theirs and entry.published is not None:
                 ratio = f"×{entry.published / theirs:.2f}"
         return _Part(
-            text=missing if mean is None else f"{mean:.{self.digits}f}",
+            text=entry.text(self.digits) or missing,
             value=mean,
-            std=None if std is None or mean is None else f"{std:.{self.digits}f}",
+            std=None if std is None or mean is None else entry.printed_std or f"{std:.{self.digits}f}",
             delta=None if delta is None else self._signed(delta),
             rank=rank,
             published=known,
@@ -504,7 +517,8 @@ def table_of(findings: Findings, model: str | None = None, *, deltas: bool = Tru
     if recipe.measure == "cost":
         raise SoftPromptError(f"bench '{recipe.name}' measures costs, which are two tables: use tables_of")
     reference = published(recipe.published) if against and recipe.published is not None else None
-    lines, names = [], {}
+    lines: list[Line] = []
+    names: dict[int, str] = {}
     for row, name in _rows(findings, model):
         found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
         entries = tuple(_score_entry(findings, row, column, name, reference, found) for column in recipe.columns)
@@ -602,7 +616,8 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
     if reference is not None and reference.unit != _UNITS[what]:
         reference = published(reference.companion) if reference.companion is not None else None
     tasks = tuple(dict.fromkeys(column.task for column in recipe.columns))
-    lines, names = [], {}
+    lines: list[Line] = []
+    names: dict[int, str] = {}
     for row, name in _rows(findings, model):
         found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
         entries = []
@@ -612,9 +627,7 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
             known = None
             if reference is not None and found is not None and task in reference.columns:
                 known = reference.value(found, task)
-            entries.append(
-                Entry(() if value is None else (value,), published=None if known is None else known[0])
-            )
+            entries.append(Entry(() if value is None else (value,), published=None if known is None else known[0]))
         if found is not None:
             names[len(lines)] = found
         lines.append(replace(_line(findings, row, name, tuple(entries), None, None, model), ranked=True))
@@ -669,8 +682,8 @@ def _standardized_table(findings: Findings, model: str | None, against: bool) ->
         comparable=recipe.same_setting,
         otherwise=_otherwise(recipe, reference),
         notes=(
-            "Standardized score: each task's scores, mean over seeds, are put on a scale from 0 (the worst of all lines "
-            "and models here) to 100 (the best); mean over tasks, their standard deviation as a subscript.",
+            "Standardized score: each task's scores, mean over seeds, are put on a scale from 0 (the worst of all "
+            "lines and models here) to 100 (the best); mean over tasks, their standard deviation as a subscript.",
             *_missing(findings),
         ),
     )
@@ -746,7 +759,8 @@ def _md_published(part: _Part) -> str:
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     DAGGER: r"$\dagger$", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
     "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "μ": r"$\mu$", "ρ": r"$\rho$", "σ": r"$\sigma$",
     "τ": r"$\tau$", "θ": r"$\theta$", "γ": r"$\gamma$", "δ": r"$\delta$", "\n": " ",
