@@ -234,7 +234,6 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=9,
-            color=style_of(point.style)["color"],
         )
         note.set_in_layout(False)
         box = note.get_window_extent(renderer)
