@@ -110,8 +110,11 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
         labels: as many names.
         width: of the figure, in inches.
     """
+    if not labels:
+        return
     longest = max((len(label) for label in labels), default=1)
     columns = max(1, min(len(labels), int(width / (0.55 + 0.085 * longest))))
+    columns = -(-len(labels) // -(-len(labels) // columns))  # as few rows, evenly filled
     figure.legend(
         handles,
         [plain(label) for label in labels],

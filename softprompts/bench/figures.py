@@ -266,10 +266,6 @@ def _analysis(
     """Pictures of trained prompts: of each row and task, that of its first seed."""
     what = str(spec.get("what"))
     title = str(spec.get("title") or f"Trained prompts: {what}")
-    if not have_matplotlib():
-        return [Drawn(what, title, f"{NO_MATPLOTLIB}.", None, "")]
-    from softprompts.analysis import figures
-
     tasks = _named(findings, spec, "tasks", _tasks(findings))
     folders, names = [], []
     for model in models:
@@ -281,6 +277,10 @@ def _analysis(
                     names.append(", ".join([row.label, task, *([model] if len(models) > 1 else [])]))
     if not folders:
         return [Drawn(what, title, "Nothing to draw: no run has a result yet.", None, "")]
+    if not have_matplotlib():
+        return [Drawn(what, title, f"{NO_MATPLOTLIB}.", None, "")]
+    from softprompts.analysis import figures
+
     try:
         pictures = figures(what, folders, names=names, data_dir=None if data_dir is None else str(data_dir))
     except SoftPromptError as error:
