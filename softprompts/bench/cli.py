@@ -163,7 +163,15 @@ def _write(folder: Path, root: str) -> None:
 
     written = write_outputs(folder, root)
     for table in written.tables:
-        out.print(table.plain(), soft_wrap=True)
+        heads, lines = table.text()
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place, head in enumerate(heads):
+            shown.add_column(head, justify="right" if place else "left", overflow="fold")
+        for line in lines:
+            shown.add_row(*line)
+        out.print(shown)
+        for note in table.all_notes():
+            out.print(note, soft_wrap=True)
     out.print("written: " + ", ".join(map(str, written.files)), soft_wrap=True)
 
 
