@@ -458,14 +458,18 @@ def with_average(
 
     Args:
         table: without such a column.
-        reference: whose averages are the published ones.
+        reference: whose averages are the published ones, if they are over the same tasks.
         names: by index of a line, its row there.
     """
     lines = []
+    if reference is not None and tasks_of(table.columns).keys() != tasks_of(reference.columns).keys():
+        reference = None
     for index, line in enumerate(table.lines):
         average = average_of(table, line)
         row = (names or {}).get(index)
-        known = reference.value(row, AVERAGE) if reference is not None and row is not None else None
+        known = None
+        if reference is not None and row is not None and AVERAGE in reference.columns:
+            known = reference.value(row, AVERAGE)
         if known is not None:
             average = replace(average, published=known[0], published_std=known[1])
         lines.append(replace(line, entries=(*line.entries, average)))
@@ -705,11 +709,16 @@ def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
 def _missing(findings: Findings) -> tuple[str, ...]:
     if not findings.missing:
         return ()
-    return (f"{findings.missing:,} runs have no result: they failed, or were not run yet.",)
+    runs = "1 run has" if findings.missing == 1 else f"{findings.missing:,} runs have"
+    failed = f", {len(findings.failed)} of them because they failed" if findings.failed else ""
+    return (f"Not complete: {runs} no result{failed}.",)
 
 
 def _share(percent: float) -> str:
-    text = f"{percent:.4f}" if percent >= 0.001 else f"{percent:.2g}"
+    if percent >= 10:
+        text = f"{percent:.1f}"
+    else:
+        text = f"{percent:.4f}" if percent >= 0.001 else f"{percent:.2g}"
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
@@ -761,7 +770,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    DAGGER: r"$\dagger$", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
+    DAGGER: r"\textdagger{}", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
     "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "μ": r"$\mu$", "ρ": r"$\rho$", "σ": r"$\sigma$",
     "τ": r"$\tau$", "θ": r"$\theta$", "γ": r"$\gamma$", "δ": r"$\delta$", "\n": " ",
 }  # fmt: skip
