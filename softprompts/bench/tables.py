@@ -524,7 +524,7 @@ def table_of(findings: Findings, model: str | None = None, *, deltas: bool = Tru
     lines: list[Line] = []
     names: dict[int, str] = {}
     for row, name in _rows(findings, model):
-        found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
+        found = _published_row(reference, row, name)
         entries = tuple(_score_entry(findings, row, column, name, reference, found) for column in recipe.columns)
         if found is not None:
             names[len(lines)] = found
@@ -570,6 +570,10 @@ def _rows(findings: Findings, model: str | None) -> Iterator[tuple[Row, str]]:
         raise SoftPromptError(f"bench '{recipe.name}' has no model '{model}'; it has {', '.join(recipe.models)}")
     for name in recipe.models if model is None else (model,):
         yield from ((row, name) for row in recipe.rows if name in row.models)
+
+
+def _published_row(reference: PublishedTable | None, row: Row, model: str) -> str | None:
+    return None if reference is None or row.published is None else reference.row_of(row.published, model)
 
 
 def _line(
@@ -623,7 +627,7 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
     lines: list[Line] = []
     names: dict[int, str] = {}
     for row, name in _rows(findings, model):
-        found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
+        found = _published_row(reference, row, name)
         entries = []
         for task in tasks:
             cost = findings.cost(row, task, name)
@@ -667,8 +671,9 @@ def _standardized_table(findings: Findings, model: str | None, against: bool) ->
         for name in models:
             own = overall.get((name if len(recipe.models) > 1 else None, row.label))
             known = None
-            if reference is not None and row.published is not None and name in reference.columns:
-                known = reference.value(reference.row_of(row.published, name), name)
+            found = _published_row(reference, row, name)
+            if reference is not None and found is not None and name in reference.columns:
+                known = reference.value(found, name)
             entries.append(
                 Entry(
                     () if own is None else (own.mean,),

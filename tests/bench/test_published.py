@@ -100,8 +100,13 @@ def test_a_row_is_found_by_its_model() -> None:
     assert table.row_of("PT-2 ({model})", "BERT-large") == "PT-2 (BERT-large)"
     assert table.row_of("PT-2 (BERT-base)", "BERT-large") == "PT-2 (BERT-base)"
     assert published("multi-mask/table-1").row_of("LoRA (r=8)", "T5-base") == "LoRA (r=8)"
-    with pytest.raises(SoftPromptError, match="no row 'PT-2'"):
-        table.row_of("PT-2", "MiniLM")
+    # A model that the paper does not have has no numbers, and is no mistake.
+    assert table.row_of("PT-2", "MiniLM") is None and table.row_of("PT-2 ({model})", "MiniLM") is None
+    assert table.row_of("PT-2") is None
+    with pytest.raises(SoftPromptError, match="no row 'PT-3'"):
+        table.row_of("PT-3", "MiniLM")
+    with pytest.raises(SoftPromptError, match="no row 'LoRA'"):  # in brackets is its rank, no model
+        published("multi-mask/table-1").row_of("LoRA", "T5-base")
 
 
 def with_average(printed: str, *scores: str) -> module.PublishedTable:
