@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Data:
         split: how rows are parted into train, validation and test, a key of `softprompts.tasks.splits.PROTOCOLS`.
         max_train: at most so many rows to train on.
         max_validation: at most so many rows to score on.
+        max_test: at most so many test rows.
         few_shot: so many training rows in all (see `softprompts.tasks.splits.few_shot`); None: all.
         few_shot_seed: draws these rows.
         few_shot_protocol: how, a key of `softprompts.tasks.splits.FEW_SHOT`.
@@ -97,6 +98,7 @@ class Data:
     split: str = "official"
     max_train: int | None = None
     max_validation: int | None = None
+    max_test: int | None = None
     few_shot: int | None = None
     few_shot_seed: int = 0
     few_shot_protocol: str = "even"
@@ -109,6 +111,8 @@ class Data:
             SoftPromptError: unknown task, or a file that cannot be used; the file and the row are named.
         """
         task = self._load()
+        if self.max_test is not None:
+            task = task.limited(max_test=self.max_test, seed=self.seed)
         asked = {"answering": self.answering, "invalid": self.invalid}
         changes = {name: value for name, value in asked.items() if value is not None}
         task = task.with_form(**changes) if changes else task
@@ -211,8 +215,13 @@ class Workbench:
         self.evaluate = evaluate or not self.task.test
         self._encoded: dict[tuple[str, int], Encoded] = {}
 
-    def on(self, data: Data) -> Workbench:
+    def on(self, data: Data, max_length: int | None = None, evaluate: bool | None = None) -> Workbench:
         """The same backbone with another task.
+
+        Args:
+            data: the labelled texts.
+            max_length: another most tokens of an input; None: the same.
+            evaluate: see `Workbench`; None: the same.
 
         Raises:
             SoftPromptError: data that cannot be used.
@@ -225,7 +234,8 @@ class Workbench:
                 "every token, and cannot share a model"
             )
         other._read_task()
-        other.evaluate = self.evaluate or not other.task.test
+        other.max_length = max_length or self.max_length
+        other.evaluate = (self.evaluate if evaluate is None else evaluate) or not other.task.test
         # What is the same, and is written out alike, need not be encoded again.
         alike = other.task_form() == self.task_form()
         same = [key for key in self._encoded if alike and getattr(other.task, key[0]) == getattr(self.task, key[0])]
@@ -396,22 +406,9 @@ class Workbench:
         return Evaluation(encoded.features, mark, batch_size, self.label_ids, self.new_tokens)
 
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
-        """All that decides the numbers of a run, as plain values; a hash of the rows stands for the data, wherever
-        they lie.
-        """
-        return {
-            "model": packaged.model_name(self.name),
-            "task": self.task.name,
-            "data": self.data.to_dict(),
-            **({"metrics": list(self.task.metrics)} if self.data.declared else {}),
-            "rows": self.task.fingerprint,
-            "form": self.task_form(),
-            "method": method.method,
-            "settings": method.identity(),
-            "max_length": self.max_length,
-            "evaluate": self.evaluate,
-            "training": training.identity(),
-        }
+        """All that decides the numbers of a run, as plain values; see `resolved`."""
+        rows = rows_identity(self.data, self.task)
+        return resolved(self.name, rows, method, training, self.max_length, self.evaluate)
 
     def run(
         self,
@@ -512,7 +509,7 @@ class Workbench:
                 pending[path] = run
         while pending:
             first = next(iter(pending.values()))
-            alike = {path: run for path, run in pending.items() if self._shares(run, first)}
+            alike = {path: run for path, run in pending.items() if shared_by(run) == shared_by(first)}
             count = self.fitting(first) if lanes is None and len(alike) > 1 else lanes or 1
             wave = dict(list(alike.items())[:count])
             made = []
@@ -560,16 +557,6 @@ class Workbench:
             (name, self._evaluation(split, length, batch_size)) for name, length in zip(names, lengths, strict=True)
         ]
         return measure(self.model, asked, self.pad_id)
-
-    def _shares(self, one: Run, other: Run) -> bool:
-        """Whether two experiments go well together: the loop allows it, and neither makes the other's rows longer."""
-
-        def key(run: Run) -> tuple[Any, ...]:
-            method, training = run.method, run.training
-            kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
-            return *kind, method.input_tokens
-
-        return key(one) == key(other)
 
     def _train(self, lanes: list[Lane], progress: bool, trackers: Sequence[str] | None) -> None:
         try:
@@ -666,6 +653,55 @@ class Workbench:
     def task_form(self) -> dict[str, Any]:
         """What `predict` must know to put new texts to the model as the training texts were."""
         return self.task.form.to_dict()
+
+
+def rows_identity(data: Data, task: Task) -> dict[str, Any]:
+    """What is told of a task's rows in all that decides a run's numbers; a hash stands for the rows, wherever they lie.
+
+    Args:
+        data: what was asked for.
+        task: what it loaded.
+    """
+    return {
+        "task": task.name,
+        "data": data.to_dict(),
+        **({"metrics": list(task.metrics)} if data.declared else {}),
+        "rows": task.fingerprint,
+        "form": task.form.to_dict(),
+    }
+
+
+def resolved(
+    model: str, rows: Mapping[str, Any], method: MethodConfig, training: TrainConfig, max_length: int, evaluate: bool
+) -> dict[str, Any]:
+    """All that decides the numbers of a run, as plain values.
+
+    Args:
+        model: backbone by alias, local path or hub id. It is not loaded.
+        rows: see `rows_identity`.
+        method: the method's config.
+        training: how it trains.
+        max_length: see `Workbench`.
+        evaluate: whether validation rows are scored.
+    """
+    return {
+        "model": packaged.model_name(model),
+        **rows,
+        "method": method.method,
+        "settings": method.identity(),
+        "max_length": max_length,
+        "evaluate": evaluate,
+        "training": training.identity(),
+    }
+
+
+def shared_by(run: Run) -> tuple[Any, ...]:
+    """What experiments must have in common to go well together in a pass: what the loop asks for, and that neither
+    makes the other's rows longer.
+    """
+    training = run.training
+    kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
+    return *kind, run.method.input_tokens
 
 
 def load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

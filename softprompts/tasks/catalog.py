@@ -10,6 +10,7 @@ from softprompts.tasks.declared import declared, is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
+from softprompts.tasks.reviews import METRICS as REVIEWS_METRICS
 from softprompts.tasks.source import MISMATCHED, on_hub, rows_of, there
 from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.squad import SQUAD
@@ -46,6 +47,24 @@ def task_outline(name: str) -> tuple[str, list[str]]:
     if name not in about:
         raise SoftPromptError(f"unknown task '{name}': {nearest(name, about)}")
     return about[name], [DEFAULT, *(SPECS[name].templates if name in SPECS else ())]
+
+
+def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
+    """The metrics of a task, the main one first.
+
+    Args:
+        name: as for `load_task`.
+        template: a template may have its own.
+
+    Raises:
+        SoftPromptError: unknown task or template, or a YAML file that cannot be used.
+    """
+    if is_declaration(name):
+        own = declared(Path(name))
+        changed = own.templates.get(template or DEFAULT, {}).get("metrics")
+        return tuple(changed or own.metrics or load_task(name, template=template).metrics)
+    task_outline(name)  # which says what is wrong with the name
+    return SPECS[name].under(name, template).metrics if name in SPECS else REVIEWS_METRICS
 
 
 def load_task(

@@ -136,10 +136,20 @@ class Task:
         """The task with another form."""
         return replace(self, form=replace(self.form, **changes))
 
-    def limited(self, max_train: int | None = None, max_validation: int | None = None, seed: int = 0) -> Task:
+    def limited(
+        self,
+        max_train: int | None = None,
+        max_validation: int | None = None,
+        seed: int = 0,
+        max_test: int | None = None,
+    ) -> Task:
         """The task with at most so many rows, drawn by the seed and kept in their order."""
-        train = subsample(self.train, max_train, seed, "max_train")
-        return replace(self, train=train, validation=subsample(self.validation, max_validation, seed, "max_validation"))
+        return replace(
+            self,
+            train=subsample(self.train, max_train, seed, "max_train"),
+            validation=subsample(self.validation, max_validation, seed, "max_validation"),
+            test=subsample(self.test, max_test, seed, "max_test"),
+        )
 
     def few_shot(self, count: int, seed: int = 0, protocol: str = "even") -> Task:
         """The task with ``count`` training rows in all, see `softprompts.tasks.splits.few_shot`.

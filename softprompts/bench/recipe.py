@@ -1,0 +1,701 @@
+"""Recipes: a grid of runs (methods x tasks x settings x seeds x models) as one YAML file, at several scales.
+
+A recipe is written for the paper's own models and budgets; under ``scales`` it says what is different at ``small`` and
+``tiny``: a mapping that is laid over the recipe key by key (null takes a key out; all but mappings is replaced, and so
+are ``models`` and ``columns``). ``rows`` there is a mapping from a row's name to what is different in it, or a list in
+place of the whole list; ``only_rows`` and ``only_tasks`` keep some. docs/benchmarks.md explains every key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from softprompts.errors import SoftPromptError, nearest, require_whole
+from softprompts.experiment import Data
+from softprompts.methods import make_config
+from softprompts.tasks.catalog import task_metrics
+from softprompts.training import TrainConfig
+
+SCALES = ("tiny", "small", "paper")
+PAPER = "paper"  # the recipe as it is written
+PAPERS = ("multi-mask", "ept", "selective-prefix", "superpos")
+MEASURES = ("score", "cost")
+TABLES = ("scores", "standardized")
+COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
+FIGURES = ("sweep", "curves", "parameters", "cost", "analysis")
+
+_KEYS = (
+    "title", "about", "paper", "shows", "published", "measure", "models", "seeds", "max_length", "evaluate", "data",
+    "training", "tasks", "columns", "rows", "sources", "figures", "cost", "table", "scales",
+)  # fmt: skip
+_ROW = (
+    "name", "label", "method", "group", "models", "settings", "training", "data", "grid", "choose", "published",
+    "baseline", "tasks", "only_tasks", "sources",
+)  # fmt: skip
+_LAYERS = ("settings", "training", "data")
+_ROW_LAYERS = (*_LAYERS, "choose")
+_SOURCE = ("task", "method", "settings", "training", "data")
+EVERY = "*"  # a name for all rows in an overlay
+_WHOLE = ("models", "columns")  # of which an overlay has all or nothing
+_PLACES = ("task", "data_dir", "train", "validation", "test", "few_shot_seed")  # of Data, that a recipe does not set
+_COST = {"steps": 100, "warmup_steps": 20}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a method at fixed settings, what its grid says spelled out.
+
+    Attributes:
+        label: no other row has it on the same model.
+        name: the same without the grid's values.
+        method: its name, or several joined by "+".
+        settings: of the method.
+        training: what it changes of the recipe's training.
+        data: what it changes of the recipe's data.
+        choose: by setting ("training.learning_rate"), values of which the best by validation is taken, for every task
+            and model on its own.
+        grid: what its grid set, by setting.
+        values: the same by the setting's last name.
+        tasks: by task, what else is changed there ("settings", "training", "data", "choose").
+        by_model: the same by model.
+        models: names of the models it is run on.
+        only_tasks: names of the tasks it is run on; empty for all.
+        sources: by setting of the method, names of sources.
+        published: its name in the published table; "{model}" in it stands for the model's name.
+        group: heading above it.
+        baseline: the other rows' deltas are against this one.
+    """
+
+    label: str
+    name: str
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    choose: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    by_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: tuple[str, ...] = ()
+    only_tasks: tuple[str, ...] = ()
+    sources: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    published: str | None = None
+    group: str | None = None
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        name: its heading, and its name in the published table.
+        task: name of the recipe's entry.
+        metric: one of the task's metrics.
+    """
+
+    name: str
+    task: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task of the recipe: its name in `softprompts.tasks`, and what is different for it."""
+
+    task: str
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        row: its row; for a source, one of its own.
+        task: name of the recipe's entry.
+        model: its short name.
+        seed: of initialisation, data order and what the method draws (and of few-shot rows).
+        choice: its value of each setting in the row's ``choose``.
+        source: name of the source that it trains; None for a run of the table.
+    """
+
+    row: Row
+    task: str
+    model: str
+    seed: int
+    choice: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+    def __str__(self) -> str:
+        chosen = "".join(f", {_last(name)} {_told(value)}" for name, value in self.choice.items())
+        return f"{self.row.label} on {self.task}, {self.model}, seed {self.seed}{chosen}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe at one scale.
+
+    Attributes:
+        name: where it lies among the recipes, "multi-mask/table-1"; or its file's name.
+        title: of the table.
+        about: a sentence or two.
+        paper: one of `PAPERS`, or None.
+        shows: which table or figure of the paper.
+        published: name of the table of published numbers, or None.
+        scale: one of `SCALES`.
+        measure: "score", or "cost": seconds and memory of training steps.
+        table: "scores", or "standardized": one score over all tasks (see `softprompts.bench.scoring`).
+        models: hub id, folder or packaged name by short name.
+        rows: the lines.
+        columns: the scores shown.
+        tasks: the tasks by name.
+        seeds: of every cell.
+        max_length: most tokens of an input.
+        evaluate: whether validation rows are scored while training, see `softprompts.experiment.Workbench`.
+        data: fields of `Data` for all.
+        training: fields of `TrainConfig` for all.
+        sources: runs whose prompts others start from.
+        figures: what to draw, see docs/benchmarks.md.
+        cost: steps that are timed, and before that warm up.
+        same_setting: whether its numbers may be set beside the published ones as equals.
+        plain: all of it as plain values, from which `read_recipe` makes it again.
+    """
+
+    name: str
+    title: str
+    about: str
+    paper: str | None
+    shows: str | None
+    published: str | None
+    scale: str
+    measure: str
+    table: str
+    models: Mapping[str, str]
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    tasks: Mapping[str, Entry]
+    seeds: tuple[int, ...]
+    max_length: int
+    evaluate: bool
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    sources: Mapping[str, Mapping[str, Any]]
+    figures: tuple[Mapping[str, Any], ...]
+    cost: Mapping[str, int]
+    same_setting: bool
+    plain: Mapping[str, Any]
+
+    def cells(self) -> list[Cell]:
+        """Every run of the grid, those of a task and model together, seed by seed."""
+        found = []
+        for model, task in itertools.product(self.models, self.tasks):
+            for seed in self.seeds:
+                for row in self.rows:
+                    if model in row.models and (not row.only_tasks or task in row.only_tasks):
+                        choose = self._choices(row, model, task)
+                        for values in itertools.product(*choose.values()):
+                            found.append(Cell(row, task, model, seed, dict(zip(choose, values, strict=True))))
+        return found
+
+    def source_cells(self) -> list[Cell]:
+        """The runs whose prompts others start from: those that are needed, on the models where they are."""
+        needed = {(model, name) for row in self.rows for model in row.models for name in _names(row.sources)}
+        cells = []
+        for name, source in self.sources.items():
+            layers: dict[str, Any] = {layer: source.get(layer) or {} for layer in _LAYERS}
+            row = Row(f"source {name}", f"source {name}", source["method"], **layers)
+            cells += [Cell(row, name, model, 0, source=name) for model in self.models if (model, name) in needed]
+        return cells
+
+    def data_of(self, cell: Cell, data_dir: str | None = None) -> Data:
+        """Where the rows of a cell come from."""
+        name, layers = self._layers(cell, "data")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in layers.items()}
+        if values.get("few_shot") is not None:
+            values["few_shot_seed"] = cell.seed
+        return Data(task=name, data_dir=data_dir, **values)
+
+    def length_of(self, cell: Cell) -> int:
+        """Most tokens of an input."""
+        own = None if cell.source is not None else self.tasks[cell.task].max_length
+        return own or self.max_length
+
+    def training_of(self, cell: Cell) -> TrainConfig:
+        """How a cell trains."""
+        return TrainConfig.from_dict({**self._layers(cell, "training")[1], "seed": cell.seed})
+
+    def settings_of(self, cell: Cell, prompts: Mapping[str, str]) -> dict[str, Any]:
+        """The method's settings in a cell.
+
+        Args:
+            cell: the run.
+            prompts: folder of each source's prompt.
+        """
+        settings = dict(self._layers(cell, "settings")[1])
+        for name, source in cell.row.sources.items():
+            settings[name] = prompts[source] if isinstance(source, str) else [prompts[one] for one in source]
+        return settings
+
+    def _layers(self, cell: Cell, kind: str) -> tuple[str, dict[str, Any]]:
+        """The task's name in `softprompts.tasks`, and what decides a cell's settings, training or data, merged."""
+        row = cell.row
+        everyone = {"training": self.training, "data": self.data}.get(kind, {})
+        own = getattr(row, kind)
+        if cell.source is not None:
+            # Few rows are for the targets: a source is trained on all that it has.
+            shared = {key: value for key, value in everyone.items() if key != "few_shot"}
+            return self.sources[cell.source]["task"], _merged(shared, own)
+        entry = self.tasks[cell.task]
+        by_model = row.by_model.get(cell.model, {})
+        places = (row.tasks.get(cell.task, {}), by_model, by_model.get("tasks", {}).get(cell.task, {}))
+        said = _merged(
+            everyone, {} if kind == "settings" else getattr(entry, kind), own, *(p.get(kind, {}) for p in places)
+        )
+        # What the grid set stands whatever else is said: the row's label says so.
+        return entry.task, _merged(said, _of_kind(kind, cell.row.grid), _of_kind(kind, cell.choice))
+
+    def _choices(self, row: Row, model: str, task: str) -> dict[str, tuple[Any, ...]]:
+        by_model = row.by_model.get(model, {})
+        layers = (row.tasks.get(task, {}), by_model, by_model.get("tasks", {}).get(task, {}))
+        found = {**row.choose}
+        for layer in layers:
+            found.update(layer.get("choose", {}))
+        return {name: tuple(values) for name, values in found.items()}
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that come with the package lie: in it, or beside it in a checkout."""
+    inside = Path(__file__).resolve().parent.parent / "recipes"
+    return inside if inside.is_dir() else inside.parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package, as `load_recipe` takes them."""
+    folder = recipes_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        source: one of `recipe_names`, or a YAML file.
+        scale: one of `SCALES`; None: the only one that the recipe has.
+        changes: laid over the recipe as a scale is; its numbers no longer count as the paper's setting.
+
+    Raises:
+        SoftPromptError: there is no such recipe, or something in it cannot be used; file and place are named.
+    """
+    path = _find(source)
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SoftPromptError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except yaml.YAMLError as error:
+        raise SoftPromptError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise SoftPromptError(f"{path}: a recipe is a mapping with title, models, tasks and rows")
+    scales = plain.get("scales") or {}
+    if not isinstance(scales, dict) or not all(isinstance(value, dict) for value in scales.values()):
+        raise SoftPromptError(f"{path}: scales maps tiny and small to what is different there")
+    for name in scales:
+        if name not in SCALES or name == PAPER:
+            raise SoftPromptError(f"{path}: unknown scale '{name}'; known: tiny, small (paper is the recipe as it is)")
+    there = [name for name in SCALES if name in scales or name == PAPER]
+    if scale is None and len(there) > 1:
+        raise SoftPromptError(f"{path.stem}: say at which scale (--scale): {', '.join(there)}")
+    scale = scale or PAPER
+    if scale not in SCALES:
+        raise SoftPromptError(f"unknown scale '{scale}'; {nearest(scale, SCALES)}")
+    if scale not in there:
+        raise SoftPromptError(f"{path}: has no scale '{scale}'; it has {', '.join(there)}")
+    base = {key: value for key, value in plain.items() if key != "scales"}
+    _strict(plain, _KEYS, path, "the recipe")
+    if scale != PAPER:
+        base = _scaled(base, scales[scale], path)
+    if changes:
+        base = _scaled(base, changes, path)
+    folder = recipes_folder().resolve()
+    inside = path.resolve().is_relative_to(folder)
+    name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
+    return read_recipe(base, name=name, scale=scale, same_setting=scale == PAPER and not changes, path=path)
+
+
+def read_recipe(
+    plain: Mapping[str, Any], *, name: str, scale: str = PAPER, same_setting: bool = False, path: Path | None = None
+) -> Recipe:
+    """A recipe from plain values, scales laid over already.
+
+    Raises:
+        SoftPromptError: something in it cannot be used.
+    """
+    where = path or Path(name)
+    _strict(plain, [key for key in _KEYS if key != "scales"], where, "the recipe")
+    for key in ("title", "models", "tasks", "rows"):
+        if not plain.get(key):
+            raise SoftPromptError(f"{where}: '{key}' is missing")
+    models = _mapping(plain, "models", where)
+    tasks = {label: _entry(label, value, where) for label, value in _mapping(plain, "tasks", where).items()}
+    sources = {label: _source(label, value, where) for label, value in _mapping(plain, "sources", where).items()}
+    rows = tuple(
+        row for value in _sequence(plain, "rows", where) for row in _rows(value, models, tasks, sources, where)
+    )
+    measure = _one_of(plain, "measure", MEASURES, where) or "score"
+    recipe = Recipe(
+        name=name,
+        title=str(plain["title"]),
+        about=" ".join(str(plain.get("about", "")).split()),
+        paper=_one_of(plain, "paper", PAPERS, where),
+        shows=plain.get("shows"),
+        published=plain.get("published"),
+        scale=scale,
+        measure=measure,
+        table=_one_of(plain, "table", TABLES, where) or "scores",
+        models={str(label): str(value) for label, value in models.items()},
+        rows=rows,
+        columns=_columns(plain, tasks, where, measure),
+        tasks=tasks,
+        seeds=tuple(_sequence(plain, "seeds", where) or (0,)),
+        max_length=plain.get("max_length", 256),
+        evaluate=bool(plain.get("evaluate", True)),
+        data=_mapping(plain, "data", where),
+        training=_mapping(plain, "training", where),
+        sources=sources,
+        figures=tuple(_figure(value, where) for value in _sequence(plain, "figures", where)),
+        cost={**_COST, **_mapping(plain, "cost", where)},
+        same_setting=same_setting,
+        plain=plain,
+    )
+    _check(recipe, where)
+    return recipe
+
+
+def overlaid(base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[str] = ()) -> dict[str, Any]:
+    """A mapping with another laid over it, key by key; None takes a key out; ``whole`` keys are replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        there = result.get(key)
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(there, Mapping) and key not in whole:
+            result[key] = overlaid(there, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = overlaid(merged, layer)
+    return merged
+
+
+def _of_kind(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of settings by their full names ("training.learning_rates.router"), those of a kind, nested."""
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        first, dot, rest = name.partition(".")
+        own, rest = (first, rest) if dot and first in ("training", "data") else ("settings", name)
+        if own == kind:
+            *parents, last = rest.split(".")
+            place = nested
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+    return nested
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            inside = recipes_folder().parent / path  # "recipes/quick.yaml" from any folder
+            if not inside.is_file():
+                raise SoftPromptError(f"no such recipe: {path}")
+            return inside
+        return path
+    known = recipe_names()
+    if str(source) not in known:
+        raise SoftPromptError(f"unknown recipe '{source}'; {nearest(str(source), known)}")
+    return recipes_folder() / f"{source}.yaml"
+
+
+def _scaled(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A recipe with a scale laid over it."""
+    extra = ("only_rows", "only_tasks")
+    _strict(over, [*(key for key in _KEYS if key != "scales"), *extra], path, "the scale")
+    over = dict(over)
+    only = {key: over.pop(key, None) for key in extra}
+    rows = over.pop("rows", None)
+    result = overlaid(base, over, _WHOLE)
+    if isinstance(rows, Mapping):
+        names = [name for row in base["rows"] for name in _called(row)]
+        foreign = next((name for name in rows if name not in (*names, EVERY)), None)
+        if foreign is not None:
+            raise SoftPromptError(f"{path}: the scale changes the row '{foreign}'; {nearest(str(foreign), names)}")
+        result["rows"] = []
+        for row in base["rows"]:
+            for name in (EVERY, *_called(row)):
+                row = overlaid(row, rows.get(name) or {}, _WHOLE)
+            result["rows"].append(row)
+    elif rows is not None:
+        result["rows"] = rows
+    if only["only_rows"] is not None:
+        result["rows"] = _kept(result["rows"], only["only_rows"], _called, path)
+    if only["only_tasks"] is not None:
+        kept = _kept(list(result["tasks"]), only["only_tasks"], lambda name: [name], path)
+        result["tasks"] = {name: result["tasks"][name] for name in kept}
+        if result.get("columns"):
+            result["columns"] = {
+                name: column for name, column in result["columns"].items() if column.get("task") in kept
+            }
+    return result
+
+
+def _called(row: Mapping[str, Any]) -> list[str]:
+    """What an overlay may call a row: its name, or its label as it is written."""
+    return [str(row[key]) for key in ("name", "label") if row.get(key)]
+
+
+def _kept(items: Sequence[Any], names: Sequence[str], called: Callable[[Any], list[str]], path: Path) -> list[Any]:
+    there = [name for item in items for name in called(item)]
+    foreign = next((name for name in names if name not in there), None)
+    if foreign is not None:
+        raise SoftPromptError(f"{path}: the scale keeps '{foreign}'; {nearest(str(foreign), there)}")
+    return [item for item in items if set(called(item)) & set(names)]
+
+
+def _rows(
+    plain: Any, models: Mapping[str, Any], tasks: Mapping[str, Any], sources: Mapping[str, Any], where: Path
+) -> list[Row]:
+    """The lines that a row of the recipe stands for: one, or one for each combination of its grid."""
+    if not isinstance(plain, Mapping) or not plain.get("name") or not plain.get("method"):
+        raise SoftPromptError(f"{where}: every row needs a name and a method, and this one is {plain!r}")
+    name = str(plain["name"])
+    here = f"row '{name}'"
+    _strict(plain, _ROW, where, here)
+    wanted = plain.get("models")
+    by_model = wanted if isinstance(wanted, Mapping) else {}
+    on = [model for model in models if not isinstance(wanted, list) or model in wanted]
+    for model in wanted or ():
+        if model not in models and not by_model:
+            raise SoftPromptError(f"{where}: {here} is for the model '{model}'; {nearest(str(model), models)}")
+    for layer in by_model.values():
+        _strict(layer, [*_ROW_LAYERS, "tasks"], where, f"{here}, models")
+    own = {layer: _mapping(plain, layer, where) for layer in _ROW_LAYERS}
+    by_task = _mapping(plain, "tasks", where)
+    for task, layer in [
+        *by_task.items(),
+        *(pair for one in by_model.values() for pair in one.get("tasks", {}).items()),
+    ]:
+        _strict(layer, _ROW_LAYERS, where, f"{here}, task '{task}'")
+    named = plain.get("sources") or {}
+    named = {"sources": named} if isinstance(named, list) else named
+    for source in _names(named):
+        if source not in sources:
+            raise SoftPromptError(f"{where}: {here} starts from '{source}'; {nearest(source, sources)}")
+    only = _sequence(plain, "only_tasks", where)
+    foreign = next((str(task) for task in (*only, *by_task) if task not in tasks), None)
+    if foreign is not None and foreign in only:
+        raise SoftPromptError(f"{where}: {here} is for the task '{foreign}'; {nearest(foreign, tasks)}")
+    lines = []
+    for set_ in _combinations(plain.get("grid") or {}, where, here):
+        short = {_last(key): value for key, value in set_.items()}
+        filled = {"name": name, "model": "{model}", **short}
+        told = ", ".join(f"{key}={_told(value)}" for key, value in short.items())
+        label = _filled(plain.get("label"), {"name": name, **short}, where, here) or (
+            f"{name} ({told})" if told else name
+        )
+        lines.append(
+            Row(
+                label=label,
+                name=name,
+                method=str(plain["method"]),
+                **own,
+                grid=set_,
+                values=short,
+                tasks=by_task,
+                by_model=by_model,
+                models=tuple(on),
+                only_tasks=tuple(only),
+                sources={key: value if isinstance(value, str) else tuple(value) for key, value in named.items()},
+                published=_filled(plain.get("published"), filled, where, here),
+                group=plain.get("group"),
+                baseline=bool(plain.get("baseline", False)),
+            )
+        )
+    return lines
+
+
+def _combinations(grid: Any, where: Path, here: str) -> list[dict[str, Any]]:
+    """What a grid sets: each combination of its values; of a list of grids, those of each."""
+    found = []
+    for part in grid if isinstance(grid, list) else [grid]:
+        if not isinstance(part, Mapping):
+            raise SoftPromptError(f"{where}: {here}: a grid maps settings to values, and {part!r} does not")
+        values = itertools.product(*(_listed(value) for value in part.values()))
+        found += [dict(zip(part, combination, strict=True)) for combination in values]
+    return found
+
+
+def _filled(text: Any, values: Mapping[str, Any], where: Path, here: str) -> str | None:
+    """A label with the grid's values in it."""
+    if text is None:
+        return None
+    wanted = [name for _, name, _, _ in string.Formatter().parse(str(text)) if name]
+    foreign = next((name for name in wanted if name not in values), None)
+    if foreign is not None:
+        raise SoftPromptError(
+            f"{where}: {here}: '{text}' has {{{foreign}}}, which its grid does not; {nearest(foreign, values)}"
+        )
+    return str(text).format(**{key: _told(value) for key, value in values.items()})
+
+
+def _columns(plain: Mapping[str, Any], tasks: Mapping[str, Entry], where: Path, measure: str) -> tuple[Column, ...]:
+    """The columns that are said, else one for each task."""
+    said = _mapping(plain, "columns", where)
+    columns = []
+    for name, value in (said or {task: {} for task in tasks}).items():
+        value = {"metric": value} if isinstance(value, str) else value or {}
+        _strict(value, ("task", "metric"), where, f"column '{name}'")
+        task = str(value.get("task", name))
+        if task not in tasks:
+            raise SoftPromptError(f"{where}: column '{name}' is of the task '{task}'; {nearest(task, tasks)}")
+        template = tasks[task].data.get("template") or (plain.get("data") or {}).get("template")
+        metrics = COSTS if measure == "cost" else task_metrics(tasks[task].task, template)
+        metric = str(value.get("metric", metrics[0]))
+        if metric not in metrics:
+            raise SoftPromptError(
+                f"{where}: column '{name}': {tasks[task].task} has no '{metric}'; {nearest(metric, metrics)}"
+            )
+        columns.append(Column(str(name), task, metric))
+    return tuple(columns)
+
+
+def _entry(label: str, value: Any, where: Path) -> Entry:
+    value = {"task": value} if isinstance(value, str) else value
+    if not isinstance(value, Mapping) or "task" not in value:
+        raise SoftPromptError(f"{where}: task '{label}' needs a name among the tasks, such as {{task: glue/rte}}")
+    _strict(value, ("task", "data", "training", "max_length"), where, f"task '{label}'")
+    name = str(value["task"])
+    beside = where.parent / name
+    if name.endswith((".yaml", ".yml")) and beside.is_file():
+        name = str(beside)
+    return Entry(name, value.get("data") or {}, value.get("training") or {}, value.get("max_length"))
+
+
+def _source(label: str, value: Any, where: Path) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or "task" not in value or "method" not in value:
+        raise SoftPromptError(f"{where}: source '{label}' needs a task and a method")
+    _strict(value, _SOURCE, where, f"source '{label}'")
+    return value
+
+
+def _figure(value: Any, where: Path) -> Mapping[str, Any]:
+    kinds = ", ".join(FIGURES)
+    if not isinstance(value, Mapping) or value.get("kind") not in FIGURES:
+        raise SoftPromptError(f"{where}: a figure has a kind, one of {kinds}; this one is {value!r}")
+    return value
+
+
+def _check(recipe: Recipe, where: Path) -> None:
+    """Makes sure that every cell can be set up, as far as can be told without models and data."""
+    twice = [(row.label, model) for row in recipe.rows for model in row.models]
+    seen: set[tuple[str, str]] = set()
+    for pair in twice:
+        if pair in seen:
+            raise SoftPromptError(f"{where}: two rows are called '{pair[0]}'; give them labels of their own")
+        seen.add(pair)
+    known = {f.name for f in dataclasses.fields(Data)} - set(_PLACES)
+    for length in (recipe.max_length, *(entry.max_length for entry in recipe.tasks.values())):
+        if length is not None:
+            require_whole(str(where), "max_length", length, 1)
+    for key, number in recipe.cost.items():
+        require_whole(str(where), f"cost.{key}", number, 1)
+    for seed in recipe.seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise SoftPromptError(f"{where}: seeds are whole numbers of at least 0, not {seed!r}")
+    if len(set(recipe.seeds)) < len(recipe.seeds):
+        raise SoftPromptError(f"{where}: a seed is named twice")
+    for model in recipe.models:
+        if not any(model in row.models for row in recipe.rows):
+            raise SoftPromptError(f"{where}: no row is run on the model '{model}'")
+    if not recipe.evaluate and any(cell.choice for cell in recipe.cells()):
+        raise SoftPromptError(f"{where}: rows choose by validation, which 'evaluate: false' leaves out")
+    prompts = {name: f"source-{name}" for name in recipe.sources}
+    for cell in (*recipe.source_cells(), *recipe.cells()):
+        try:
+            name, data = recipe._layers(cell, "data")
+            task_metrics(name, data.get("template"))
+            foreign = next((key for key in data if key not in known), None)
+            if foreign is not None:
+                raise SoftPromptError(f"data has no setting '{foreign}' in a recipe; {nearest(foreign, known)}")
+            recipe.data_of(cell)
+            recipe.training_of(cell)
+            make_config(cell.row.method, **recipe.settings_of(cell, prompts))
+        except SoftPromptError as error:
+            raise SoftPromptError(f"{where}: {cell}: {error}") from None
+
+
+def _strict(value: Any, keys: Iterable[str], where: Path, what: str) -> None:
+    keys = list(keys)
+    if not isinstance(value, Mapping):
+        raise SoftPromptError(f"{where}: {what} must be a mapping, not {value!r}")
+    foreign = next((str(key) for key in value if key not in keys), None)
+    if foreign is not None:
+        raise SoftPromptError(f"{where}: {what} has no key '{foreign}'; {nearest(foreign, keys)}")
+
+
+def _mapping(plain: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
+    value = plain.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise SoftPromptError(f"{where}: '{key}' must be a mapping, not {value!r}")
+    return dict(value)
+
+
+def _sequence(plain: Mapping[str, Any], key: str, where: Path) -> list[Any]:
+    value = plain.get(key) or []
+    if not isinstance(value, list | tuple):
+        raise SoftPromptError(f"{where}: '{key}' must be a list, not {value!r}")
+    return list(value)
+
+
+def _one_of(plain: Mapping[str, Any], key: str, options: Sequence[str], where: Path) -> str | None:
+    value = plain.get(key)
+    if value is not None and value not in options:
+        raise SoftPromptError(f"{where}: '{key}' must be one of {', '.join(options)}, not {value!r}")
+    return value
+
+
+def _names(sources: Mapping[str, Any]) -> list[str]:
+    """The sources that a row names."""
+    return [name for value in sources.values() for name in _listed(value)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _last(name: str) -> str:
+    """The last part of a setting's full name."""
+    return name.rpartition(".")[2]
+
+
+def _told(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
