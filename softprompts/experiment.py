@@ -33,6 +33,7 @@ from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.comparing import check_teachers
+from softprompts.training.cost import step_cost
 from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
@@ -541,6 +542,40 @@ class Workbench:
         finally:
             self._drop(name)
 
+    def cost(self, run: Run, steps: int = 100, warmup_steps: int = 20) -> dict[str, Any]:
+        """What a training step of an experiment costs, see `softprompts.training.cost.step_cost`.
+
+        Args:
+            run: the experiment; nothing is written of it.
+            steps: that are timed.
+            warmup_steps: before them.
+
+        Returns:
+            What a run's result.json would have of model, task and method, and ``cost``.
+
+        Raises:
+            SoftPromptError: the method does not fit the model.
+        """
+        name, length = "measured", self.room(run.method)
+        self._add(name, run.method, run.training.seed)
+        try:
+            teacher = self._add_teacher(name, run.method)
+            record = self._record(name, run.method, run.training, length)
+            features = self.features("train", length)
+            found = step_cost(
+                self.model,
+                name,
+                run.training,
+                features,
+                pad_id=self.pad_id,
+                steps=steps,
+                warmup_steps=warmup_steps,
+                teacher=teacher,
+            )
+        finally:
+            self._drop(name)
+        return {**record, "batch_size": run.training.batch_size, "threads": torch.get_num_threads(), "cost": found}
+
     def score(self, names: Sequence[str], batch_size: int = 32) -> list[dict[str, float] | None]:
         """The metrics of prompts that are on `model`, as they are: on test rows where there are some, else validation.
 
@@ -591,8 +626,6 @@ class Workbench:
             self.model.delete_prompt(name)
         self._add(name, method, training.seed)
         teacher = self._add_teacher(name, method)
-        trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
-        backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         features = self.features("train", length)
         size = eval_rows(training)
         validation = self._evaluation("validation", length, size) if self.evaluate else None
@@ -601,7 +634,25 @@ class Workbench:
         with together():
             if is_main():
                 self._open(path, root, config, resume, folder, method.files())
-        record = {
+        record = self._record(name, method, training, length)
+        return Lane(
+            name,
+            training,
+            features,
+            validation=validation,
+            held_out=test,
+            folder=path,
+            record=record,
+            pause_at=pause_at,
+            teacher=teacher,
+        )
+
+    def _record(self, name: str, method: MethodConfig, training: TrainConfig, length: int) -> dict[str, Any]:
+        """What result.json says of an experiment beside its outcome; its prompt is attached."""
+        config = self.resolved(method, training)
+        trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
+        backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
+        return {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
             "max_length": length,
             "seed": training.seed,
@@ -616,17 +667,6 @@ class Workbench:
             "device": _device(),
             "compiled": training.compile,
         }
-        return Lane(
-            name,
-            training,
-            features,
-            validation=validation,
-            held_out=test,
-            folder=path,
-            record=record,
-            pause_at=pause_at,
-            teacher=teacher,
-        )
 
     def _open(
         self,

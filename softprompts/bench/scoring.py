@@ -1,0 +1,350 @@
+"""One score over all tasks, and whether two lines of a table differ by more than chance.
+
+`standardized` is SuperPos's "standardized overall scoring": for task t and line s
+
+    z_ts = 100 (x_ts - min_s x_ts) / (max_s x_ts - min_s x_ts)
+
+with minimum and maximum over all lines and models together, a task's metrics averaged first; a line's score is the mean
+over tasks, its spread their population standard deviation. From the numbers of the paper's Table 1 this gives its Table
+2 to within 0.1; the z-score that the paper mentions on the way changes nothing under a scale that is set per task.
+
+`significance` compares lines over pairs of a task and a seed.
+"""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+
+from softprompts.bench.tables import Entry, Line, Table, tasks_of
+from softprompts.errors import SoftPromptError
+
+# Fewer pairs than this have no spread to speak of, whatever a formula may say.
+LEAST_PAIRS = 3
+_RESAMPLES = 9999
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A line's standardized score.
+
+    Attributes:
+        mean: over tasks, from 0 (the worst of all lines on every task) to 100 (the best on every task).
+        std: population standard deviation over tasks; the lower, the more even.
+        tasks: number of tasks.
+    """
+
+    mean: float
+    std: float
+    tasks: int
+
+
+def standardized(table: Table) -> dict[tuple[str | None, str], Overall]:
+    """The standardized score of every line that has all tasks, by model and name.
+
+    Lines that lack a task are left out before the scales are set, as SuperPos leaves ATTEMPT out. A task on which all
+    lines are equal tells nothing and is left out too.
+
+    Args:
+        table: of scores; lines of all its models are on one scale. Columns of averages do not count.
+
+    Raises:
+        SoftPromptError: no task, or no line that has all of them.
+    """
+    tasks = tasks_of(table.columns)
+    whole: dict[tuple[str | None, str], dict[str, float]] = {}
+    for line in table.lines:
+        scores = {task: _task_score(line.entries, places) for task, places in tasks.items()}
+        known = {task: score for task, score in scores.items() if score is not None}
+        if len(known) == len(tasks):
+            whole[line.model, line.name] = known
+    if not tasks or not whole:
+        raise SoftPromptError(
+            f"table '{table.title}': no line has a score on every task ({', '.join(tasks) or 'there are none'}); "
+            "a standardized score needs one"
+        )
+    scaled: dict[tuple[str | None, str], list[float]] = {key: [] for key in whole}
+    for task in tasks:
+        column = [known[task] for known in whole.values()]
+        low, high = min(column), max(column)
+        if low == high:
+            continue
+        for key, known in whole.items():
+            place = (known[task] - low) / (high - low)
+            scaled[key].append(100 * (place if table.higher_is_better else 1 - place))
+    return {
+        key: Overall(statistics.fmean(values), statistics.pstdev(values), len(values))
+        for key, values in scaled.items()
+        if values
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A line against another, over pairs of a task and a seed that both have.
+
+    Attributes:
+        line: its name.
+        against: the other's.
+        model: of both; None in a table of one model.
+        pairs: number of pairs.
+        tasks: number of tasks among them.
+        mean: of the differences, positive where the line is better; None without a pair.
+        low: lower end of the interval; None for fewer than `LEAST_PAIRS` pairs.
+        high: upper end.
+        p: how often chance alone gives a mean difference this large, either way; None as above.
+        wins: pairs in which the line is better.
+        ties: pairs in which both are equal.
+        losses: pairs in which it is worse.
+    """
+
+    line: str
+    against: str
+    model: str | None
+    pairs: int
+    tasks: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def verdict(self) -> str:
+        """What can be said: "better", "worse", "not told apart", or "too few pairs"."""
+        if self.mean is None or self.low is None or self.high is None or self.p is None:
+            return "too few pairs"
+        if self.p >= 0.05 or self.low <= 0 <= self.high:
+            return "not told apart"
+        return "better" if self.mean > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Significance:
+    """Every line against one, model by model.
+
+    Attributes:
+        title: of the table that was read.
+        differences: in the order of its lines.
+        digits: decimals.
+    """
+
+    title: str
+    differences: tuple[Difference, ...]
+    digits: int = 1
+
+    HEADS = ("", "against", "difference", "95 % interval", "p", "wins/ties/losses", "pairs", "")
+
+    def cells(self, difference: Difference) -> list[str]:
+        """A line as text, by `HEADS`."""
+        d, digits = difference, self.digits
+        interval = "-" if d.low is None or d.high is None else f"{d.low:+.{digits}f} to {d.high:+.{digits}f}"
+        return [
+            d.line,
+            d.against,
+            "-" if d.mean is None else f"{d.mean:+.{digits}f}",
+            interval,
+            "-" if d.p is None else ("< 0.001" if d.p < 0.001 else f"{d.p:.3f}"),
+            f"{d.wins}/{d.ties}/{d.losses}",
+            f"{d.pairs} ({d.tasks} {'task' if d.tasks == 1 else 'tasks'})",
+            d.verdict,
+        ]
+
+    def notes(self) -> tuple[str, ...]:
+        """How to read it."""
+        return (
+            "A pair is a task with a seed that both lines have; several metrics of a task are averaged first. Positive "
+            "is better. The interval is a bootstrap over pairs (bias-corrected and accelerated); p is from flipping "
+            "the signs of the pairs' differences, all ways where they are few. With fewer than 6 pairs no p is below "
+            f"0.05, and with fewer than {LEAST_PAIRS} nothing is told.",
+            "Both lines of a pair are scored on the same rows: how far other test rows or other tasks would change the "
+            "difference is not in the interval. Of many lines that are no different, one in twenty has p below 0.05.",
+        )
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        out = []
+        for model in dict.fromkeys(d.model for d in self.differences):
+            if model is not None:
+                out += [f"*{_plain(model)}*", ""]
+            out += ["| " + " | ".join(self.HEADS) + " |", "|---|---|---:|---:|---:|---:|---:|---|"]
+            rows = [d for d in self.differences if d.model == model]
+            out += ["| " + " | ".join(map(_plain, self.cells(d))) + " |" for d in rows]
+            out.append("")
+        return "\n".join([*out, *self.notes()]) + "\n"
+
+    def html(self) -> str:
+        """The table as HTML, to be sorted by ``data-value``."""
+        out = ['<table class="significance">', f"<caption>{html.escape(self.title)}: significance</caption>"]
+        out.append(
+            "<thead><tr>" + "".join(f'<th scope="col">{html.escape(h)}</th>' for h in self.HEADS) + "</tr></thead>"
+        )
+        for model in dict.fromkeys(d.model for d in self.differences):
+            out.append("<tbody>")
+            if model is not None:
+                heading = html.escape(model)
+                out.append(f'<tr class="group"><th colspan="{len(self.HEADS)}" scope="rowgroup">{heading}</th></tr>')
+            for d in self.differences:
+                if d.model != model:
+                    continue
+                values = [d.line, d.against, d.mean, d.low, d.p, d.wins - d.losses, d.pairs, d.verdict]
+                cells = [
+                    f'<td data-value="{html.escape(_value(v))}">{html.escape(text)}</td>'
+                    for v, text in zip(values, self.cells(d), strict=True)
+                ]
+                kind = {"better": "better", "worse": "worse"}.get(d.verdict, "open")
+                out.append(f'<tr class="{kind}">' + "".join(cells) + "</tr>")
+            out.append("</tbody>")
+        text = "<br>".join(map(html.escape, self.notes()))
+        out.append(f'<tfoot><tr><td colspan="{len(self.HEADS)}">{text}</td></tr></tfoot>')
+        return "\n".join([*out, "</table>"]) + "\n"
+
+
+def significance(table: Table, against: str | None = None) -> Significance:
+    """Every line of a table against its baseline, or against a line that is named, or else against the best average.
+
+    Args:
+        table: whose entries have seeds.
+        against: name of a line that every model has.
+
+    Raises:
+        SoftPromptError: no line has this name.
+    """
+    if against is not None and all(line.name != against for line in table.lines):
+        names = ", ".join(dict.fromkeys(line.name for line in table.lines))
+        raise SoftPromptError(f"table '{table.title}': no line '{against}'; there are {names}")
+    found = []
+    for model in table.models():
+        lines = [line for line in table.lines if line.model == model]
+        base = _base(table, lines, model, against)
+        if base is None:
+            continue
+        theirs = _pairs(table, base)
+        for line in lines:
+            if line is not base:
+                sign = 1.0 if table.higher_is_better else -1.0
+                found.append(paired_difference(_pairs(table, line), theirs, line.name, base.name, model, sign))
+    return Significance(table.title, tuple(found), table.digits)
+
+
+def paired_difference(
+    ours: Mapping[tuple[str, int], float],
+    theirs: Mapping[tuple[str, int], float],
+    line: str = "ours",
+    against: str = "theirs",
+    model: str | None = None,
+    sign: float = 1.0,
+) -> Difference:
+    """One line against another.
+
+    What is resampled: the differences of the pairs of a task and a seed that both lines have, all tasks together, with
+    replacement. Differences vary from seed to seed and from task to task, and the interval has both in it: it is wider
+    than one for these very tasks with other seeds, and no statement about tasks that are not in the table. p is from
+    the test that flips signs: were the two lines the same, each pair's difference could as well have been its negative.
+    It takes at least 6 pairs to get below 0.05, which keeps a bootstrap of 3 to 5 pairs, too narrow by its nature, from
+    making anything certain. Both are the same whenever they are computed.
+
+    Args:
+        ours: a line's scores by task and seed.
+        theirs: the other's.
+        line: a name for it.
+        against: a name for the other.
+        model: of both.
+        sign: -1 where lower is better.
+    """
+    shared = [key for key in ours if key in theirs]
+    a, b = (sign * np.array([scores[key] for key in shared], dtype=float) for scores in (ours, theirs))
+    difference = a - b
+    count = len(shared)
+    low = high = p = None
+    if count >= LEAST_PAIRS:
+        low, high = _interval(difference)
+        p = _sign_flips(a, b)
+    return Difference(
+        line=line,
+        against=against,
+        model=model,
+        pairs=count,
+        tasks=len({task for task, _ in shared}),
+        mean=float(difference.mean()) if count else None,
+        low=low,
+        high=high,
+        p=p,
+        wins=int((difference > _TIE).sum()),
+        ties=int((np.abs(difference) <= _TIE).sum()),
+        losses=int((difference < -_TIE).sum()),
+    )
+
+
+_TIE = 1e-9  # what arithmetic leaves of equal scores
+
+
+def _interval(difference: np.ndarray) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the mean."""
+    if np.ptp(difference) <= _TIE:  # all the same: nothing to resample
+        return float(difference.mean()), float(difference.mean())
+    found = scipy.stats.bootstrap(
+        (difference,), np.mean, n_resamples=_RESAMPLES, method="BCa", random_state=np.random.default_rng(_SEED)
+    )
+    low, high = found.confidence_interval
+    return float(low), float(high)
+
+
+def _sign_flips(a: np.ndarray, b: np.ndarray) -> float:
+    """The two-sided p of the mean difference; exact where there are few enough ways."""
+    found = scipy.stats.permutation_test(
+        (a, b),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        random_state=np.random.default_rng(_SEED),
+    )
+    return float(found.pvalue)
+
+
+def _base(table: Table, lines: Sequence[Line], model: str | None, against: str | None) -> Line | None:
+    """The line that the others are held against."""
+    if against is not None:
+        return next((line for line in lines if line.name == against), None)
+    base = table.baseline(model)
+    if base is not None:
+        return base
+    means = [
+        (statistics.fmean(pairs.values()), line) for line in lines if line.ranked and (pairs := _pairs(table, line))
+    ]
+    if not means:
+        return None
+    return (max if table.higher_is_better else min)(means, key=lambda item: item[0])[1]
+
+
+def _pairs(table: Table, line: Line) -> dict[tuple[str, int], float]:
+    """Scores by task and seed, those of several metrics averaged."""
+    pairs = {}
+    for task, places in tasks_of(table.columns).items():
+        by_seed = [dict(zip(line.entries[place].seeds, line.entries[place].scores, strict=False)) for place in places]
+        for seed in by_seed[0]:
+            if all(seed in scores for scores in by_seed):
+                pairs[task, seed] = statistics.fmean(scores[seed] for scores in by_seed)
+    return pairs
+
+
+def _task_score(entries: Sequence[Entry], places: Sequence[int]) -> float | None:
+    means = [entries[place].mean for place in places]
+    return None if any(mean is None for mean in means) else statistics.fmean(mean or 0.0 for mean in means)
+
+
+def _value(value: str | float | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else f"{value:.10g}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*").replace("_", r"\_")

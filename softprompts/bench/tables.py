@@ -1,0 +1,825 @@
+"""Tables in the papers' own form: Markdown, CSV, LaTeX and HTML of the same cells.
+
+A cell is a mean over seeds with the standard deviation as a subscript, the difference to the baseline line as a
+superscript and the published number in brackets; the best of a column is bold, the second underlined.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from softprompts.bench.published import PublishedTable, published
+from softprompts.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompts.bench.recipe import Column, Recipe, Row
+    from softprompts.bench.results import Findings
+
+AVERAGE = "Average"
+DELTAS = ("none", "difference", "ratio")
+DAGGER = "†"
+# A line that trains more of the backbone than this stands for fine-tuning, the reference that papers do not rank.
+_WHOLE = 0.5
+# "MultiRC:mean" is the mean of a task's metrics where a paper gives no more: a column of its own, in no average.
+_MEAN = "mean"
+_UNITS = {"seconds_per_100_steps": "s/100 steps", "peak_memory": "GB"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in one place of a table.
+
+    Attributes:
+        scores: one per seed, as they are shown (x 100, seconds, GB); empty: nothing to show.
+        seeds: the seed of each score; empty where it is not known.
+        wanted: how many scores there ought to be; 0: as many as there are.
+        failed: True where runs have ended and none gave a score.
+        known_std: standard deviation where it is known without the single scores.
+        published: the published number beside it.
+        published_std: and its standard deviation.
+        mark: a sign printed after the number; a note of the table says what it means.
+        printed: the number's own text where it is quoted, to stand in place of one with the table's decimals.
+        printed_std: and its standard deviation's.
+    """
+
+    scores: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    wanted: int = 0
+    failed: bool = False
+    known_std: float | None = None
+    published: float | None = None
+    published_std: float | None = None
+    mark: str = ""
+    printed: str | None = None
+    printed_std: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds and len(self.seeds) != len(self.scores):
+            raise SoftPromptError(f"table entry: {len(self.scores)} scores have {len(self.seeds)} seeds; give one each")
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds; None without a score."""
+        return statistics.fmean(self.scores) if self.scores else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two, unless it is known."""
+        if len(self.scores) > 1:
+            return statistics.stdev(self.scores)
+        return self.known_std if self.scores else None
+
+    def text(self, digits: int) -> str | None:
+        """The mean as it is shown; None without a score."""
+        mean = self.mean
+        return None if mean is None else self.printed or f"{mean:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table.
+
+    Attributes:
+        name: what stands at its front.
+        entries: one per column of the table.
+        group: heading above it.
+        model: lines of one model are ranked among themselves and stand under its name; None: the table has one model.
+        facts: texts beside the name, one per fact of the table.
+        baseline: differences of the other lines of its model are to this one.
+        ranked: whether it can be the best of a column; fine-tuning is a reference and is not.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    group: str | None = None
+    model: str | None = None
+    facts: tuple[str, ...] = ()
+    baseline: bool = False
+    ranked: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines by columns, and how they are to be read.
+
+    Columns that follow each other and share what stands before a colon ("QQP:F1", "QQP:Acc") are shown as one
+    ("QQP (F1/Acc)"), except in CSV.
+
+    Attributes:
+        title: what it shows.
+        columns: their names.
+        lines: with as many entries and facts as there are columns and names of facts.
+        facts: names of the columns of text after the name.
+        higher_is_better: which end of a column is best.
+        digits: decimals of a number.
+        comparable: whether published numbers are of the same setting; if not, each has a dagger.
+        otherwise: what differs, if not.
+        deltas: "difference" to the baseline line, "ratio" to it, or "none".
+        notes: lines below.
+        legend: whether notes that say how to read the cells are added.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+    facts: tuple[str, ...] = ()
+    higher_is_better: bool = True
+    digits: int = 1
+    comparable: bool = True
+    otherwise: str = ""
+    deltas: str = "none"
+    notes: tuple[str, ...] = ()
+    legend: bool = True
+
+    def __post_init__(self) -> None:
+        if self.deltas not in DELTAS:
+            raise SoftPromptError(f"table '{self.title}': deltas is one of {', '.join(DELTAS)}, not {self.deltas!r}")
+        for line in self.lines:
+            for what, there, wanted in (
+                ("entries", line.entries, self.columns),
+                ("facts", line.facts, self.facts),
+            ):
+                if len(there) != len(wanted):
+                    raise SoftPromptError(
+                        f"table '{self.title}': line '{line.name}' has {len(there)} {what}, not {len(wanted)}"
+                    )
+
+    def baseline(self, model: str | None = None) -> Line | None:
+        """The line that those of ``model`` are held against."""
+        return next((line for line in self.lines if line.baseline and line.model == model), None)
+
+    def best(self, column: str, model: str | None = None) -> Line | None:
+        """The best ranked line of a column by its mean."""
+        place = self.place(column)
+        scored = [
+            (mean, line)
+            for line in self.lines
+            if line.ranked and line.model == model and (mean := line.entries[place].mean) is not None
+        ]
+        if not scored:
+            return None
+        return (max if self.higher_is_better else min)(scored, key=lambda item: item[0])[1]
+
+    def place(self, column: str) -> int:
+        """Index of a column.
+
+        Raises:
+            SoftPromptError: there is none of this name.
+        """
+        if column not in self.columns:
+            raise SoftPromptError(
+                f"table '{self.title}': no column '{column}'; there are {', '.join(self.columns)}"
+            ) from None
+        return self.columns.index(column)
+
+    def models(self) -> tuple[str | None, ...]:
+        """The models of its lines, in their order."""
+        return tuple(dict.fromkeys(line.model for line in self.lines))
+
+    def markdown(self) -> str:
+        """The table as GitHub shows it, its title above and its notes below."""
+        heads = ["", *self.facts, *self._heads()]
+        out = [f"**{_md(self.title)}**", "", _md_row(map(_md, heads))]
+        out.append("|---|" + "---|" * len(self.facts) + "---:|" * len(self._merged()))
+        for headings, line, cells in self._body():
+            out += [_md_row([f"*{_md(heading)}*", *[""] * (len(heads) - 1)]) for heading in headings]
+            shown = [_join(cell, _md_part, _md_published) for cell in cells]
+            out.append(_md_row([_md(line.name), *map(_md, line.facts), *shown]))
+        notes = "".join(f"\n{_md(note)}  " for note in self.all_notes()).rstrip()
+        return "\n".join(out) + "\n" + (f"{notes}\n" if notes else "")
+
+    def csv(self) -> str:
+        """One line per line and column, for programs; numbers in full, scores and seeds with blanks between."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        numbers = ["mean", "std", "n", "scores", "seeds", "published", "published_std", "same_setting", "delta"]
+        writer.writerow(["model", "group", "line", *self.facts, "column", *numbers])
+        for line in self.lines:
+            for place, entry in enumerate(line.entries):
+                known = entry.published is not None
+                writer.writerow(
+                    [
+                        line.model or "",
+                        line.group or "",
+                        line.name,
+                        *line.facts,
+                        self.columns[place],
+                        _number(entry.mean),
+                        _number(entry.std),
+                        len(entry.scores),
+                        " ".join(map(_number, entry.scores)),
+                        " ".join(map(str, entry.seeds)),
+                        _number(entry.published),
+                        _number(entry.published_std),
+                        str(self.comparable).lower() if known else "",
+                        _number(self._delta(line, place)),
+                    ]
+                )
+        return out.getvalue()
+
+    def latex(self) -> str:
+        r"""A ``table`` to be used with the package booktabs; text is escaped."""
+        merged = self._merged()
+        width = 1 + len(self.facts) + len(merged)
+        kind = "table*" if width > 9 else "table"
+        heads = ["", *self.facts, *self._heads()]
+        out = [
+            r"% needs \usepackage{booktabs}",
+            rf"\begin{{{kind}}}[t]",
+            r"\centering",
+            rf"\caption{{{_tex(self.title)}}}",
+            r"\scriptsize" if width > 9 else r"\small",
+            r"\setlength{\tabcolsep}{4pt}",
+            rf"\begin{{tabular}}{{l{'l' * len(self.facts)}{'r' * len(merged)}}}",
+            r"\toprule",
+            " & ".join(map(_tex, heads)) + r" \\",
+            r"\midrule",
+        ]
+        for index, (headings, line, cells) in enumerate(self._body()):
+            if headings and index:
+                out.append(r"\midrule")
+            out += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{_tex(heading)}}}}} \\" for heading in headings]
+            shown = [_join(cell, _tex_part, _tex_published, _tex) for cell in cells]
+            out.append(" & ".join([_tex(line.name), *map(_tex, line.facts), *shown]) + r" \\")
+        out += [r"\bottomrule", r"\end{tabular}"]
+        notes = self.all_notes()
+        if notes:
+            lines = r" \\ ".join(map(_tex, notes))
+            out.append(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {lines}}}")
+        out.append(rf"\end{{{kind}}}")
+        return "\n".join(out) + "\n"
+
+    def html(self) -> str:
+        """A ``<table>``: numbers to sort by in ``data-value``, a ``<tbody>`` per group, notes in ``<tfoot>``."""
+        merged = self._merged()
+        heads = ["", *self.facts, *self._heads()]
+        width = len(heads)
+        out = [f'<table class="results" data-higher-is-better="{str(self.higher_is_better).lower()}">']
+        out.append(f"<caption>{html.escape(self.title)}</caption>")
+        kinds = ["name", *["fact"] * len(self.facts), *["number"] * len(merged)]
+        cells_of_head = (
+            f'<th scope="col" class="{k}">{html.escape(h)}</th>' for k, h in zip(kinds, heads, strict=True)
+        )
+        out.append("<thead><tr>" + "".join(cells_of_head) + "</tr></thead>")
+        opened = False
+        for headings, line, cells in self._body():
+            if headings or not opened:
+                out.append("</tbody>\n<tbody>" if opened else "<tbody>")
+                opened = True
+            out += [
+                f'<tr class="group"><th colspan="{width}" scope="rowgroup">{html.escape(h)}</th></tr>' for h in headings
+            ]
+            shown = [f'<th scope="row" data-value="{html.escape(line.name)}">{html.escape(line.name)}</th>']
+            shown += [_html_fact(fact) for fact in line.facts]
+            shown += [_html_cell(cell) for cell in cells]
+            kind = ' class="baseline"' if line.baseline else ""
+            out.append(f"<tr{kind}>" + "".join(shown) + "</tr>")
+        if opened:
+            out.append("</tbody>")
+        notes = self.all_notes()
+        if notes:
+            text = "<br>".join(map(html.escape, notes))
+            out.append(f'<tfoot><tr><td colspan="{width}">{text}</td></tr></tfoot>')
+        return "\n".join([*out, "</table>"]) + "\n"
+
+    def all_notes(self) -> tuple[str, ...]:
+        """Its notes and, with a legend, how its cells are to be read."""
+        if not self.legend:
+            return self.notes
+        entries = [entry for line in self.lines for entry in line.entries]
+        most = max((len(entry.scores) for entry in entries), default=0)
+        legend = []
+        if most > 1:
+            legend.append(f"Mean over up to {most} seeds, the standard deviation over them as a subscript.")
+        elif most == 1 and any(entry.seeds for entry in entries):
+            legend.append("One seed: chance is not told from merit.")
+        end = "" if self.higher_is_better else ", the lowest being best"
+        if any(part.rank for cells in self._cells() for cell in cells for part in cell):
+            unranked = (
+                "" if all(line.ranked for line in self.lines) else "; lines that train the whole model not ranked"
+            )
+            legend.append(f"Best of a column in bold, second underlined{end}{unranked}.")
+        against = dict.fromkeys(line.name for line in self.lines if line.baseline)
+        if self.deltas != "none" and against:
+            what = "difference to" if self.deltas == "difference" else "times that of"
+            legend.append(f"Superscript: {what} {', '.join(against)}.")
+        if any(entry.published is not None for entry in entries):
+            what = "In brackets: the published number"
+            if self.deltas == "ratio" and against:
+                what += f", and where there is one of {', '.join(against)} too, its ratio to that"
+            legend.append(f"{what}.")
+            if not self.comparable:
+                why = self.otherwise or "not to be compared as equals"
+                legend.append(f"{DAGGER} Published in another setting: {why}.")
+        short = [
+            f"{line.name}{f' on {line.model}' if line.model else ''}, {column}: {len(entry.scores)} of {entry.wanted}"
+            for line in self.lines
+            for column, entry in zip(self.columns, line.entries, strict=True)
+            if 0 < len(entry.scores) < entry.wanted
+        ]
+        if short:
+            legend.append(f"Fewer seeds than asked for: {'; '.join(short)}.")
+        return (*legend, *self.notes)
+
+    def _merged(self) -> list[list[int]]:
+        """Places of the columns that are shown together."""
+        groups: list[list[int]] = []
+        before = ""
+        for place, column in enumerate(self.columns):
+            task, colon, metric = column.partition(":")
+            key = task if colon and metric != _MEAN else ""
+            if key and key == before:
+                groups[-1].append(place)
+            else:
+                groups.append([place])
+            before = key
+        return groups
+
+    def _heads(self) -> list[str]:
+        """What stands above the columns that are shown."""
+        heads = []
+        for group in self._merged():
+            names = [self.columns[place].partition(":") for place in group]
+            metrics = "/".join(metric for _, _, metric in names if metric)
+            heads.append(f"{names[0][0]} ({metrics})" if metrics else names[0][0])
+        return heads
+
+    def _body(self) -> Iterator[tuple[list[str], Line, list[list[_Part]]]]:
+        """Each line with the headings above it and its cells; a cell has a part per column in it."""
+        before: Line | None = None
+        for line, cells in zip(self.lines, self._cells(), strict=True):
+            headings = []
+            if line.model is not None and (before is None or before.model != line.model):
+                headings.append(line.model)
+            if line.group is not None and (headings or before is None or before.group != line.group):
+                headings.append(line.group)
+            before = line
+            yield headings, line, cells
+
+    def _cells(self) -> list[list[list[_Part]]]:
+        ranks = self.ranks()
+        return [
+            [[self._part(line, place, ranks.get((index, place), 0)) for place in group] for group in self._merged()]
+            for index, line in enumerate(self.lines)
+        ]
+
+    def ranks(self) -> dict[tuple[int, int], int]:
+        """1 for the best and 2 for the second of a column, by line and column, as the printed numbers are."""
+        ranks: dict[tuple[int, int], int] = {}
+        for place in range(len(self.columns)):
+            for model in self.models():
+                printed: dict[int, float] = {}
+                for index, line in enumerate(self.lines):
+                    text = line.entries[place].text(self.digits)
+                    if line.ranked and line.model == model and text is not None and not math.isnan(float(text)):
+                        printed[index] = float(text)
+                order = sorted(set(printed.values()), reverse=self.higher_is_better)
+                if len(order) < 2:  # nothing to tell apart
+                    continue
+                for index, value in printed.items():
+                    if value in order[:2]:
+                        ranks[index, place] = 1 + order.index(value)
+        return ranks
+
+    def _delta(self, line: Line, place: int) -> float | None:
+        base = self.baseline(line.model)
+        if self.deltas == "none" or base is None or base is line:
+            return None
+        ours, theirs = line.entries[place].mean, base.entries[place].mean
+        if ours is None or theirs is None or (self.deltas == "ratio" and not theirs):
+            return None
+        return ours - theirs if self.deltas == "difference" else ours / theirs
+
+    def _signed(self, delta: float) -> str:
+        if self.deltas == "ratio":
+            return f"×{delta:.2f}"
+        text = f"{delta:+.{self.digits}f}"
+        return text if text.strip("+-0.") else f"{0:.{self.digits}f}"  # no "-0.0"
+
+    def _part(self, line: Line, place: int, rank: int) -> _Part:
+        entry = line.entries[place]
+        mean, std = entry.mean, entry.std
+        missing = "failed" if entry.failed else "-"
+        delta = self._delta(line, place)
+        known = None if entry.published is None else _as_printed(entry.published, self.digits)
+        ratio = None
+        if known is not None and self.deltas == "ratio" and not line.baseline:
+            base = self.baseline(line.model)
+            theirs = None if base is None else base.entries[place].published
+            if theirs and entry.published is not None:
+                ratio = f"×{entry.published / theirs:.2f}"
+        return _Part(
+            text=entry.text(self.digits) or missing,
+            value=mean,
+            std=None if std is None or mean is None else entry.printed_std or f"{std:.{self.digits}f}",
+            delta=None if delta is None else self._signed(delta),
+            rank=rank,
+            published=known,
+            published_std=None if entry.published_std is None else _as_printed(entry.published_std, self.digits),
+            published_ratio=ratio,
+            dagger="" if self.comparable or known is None else DAGGER,
+            mark=entry.mark,
+            scores=entry.scores,
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One number of a cell, in words."""
+
+    text: str
+    value: float | None
+    std: str | None
+    delta: str | None
+    rank: int
+    published: str | None
+    published_std: str | None
+    published_ratio: str | None
+    dagger: str
+    mark: str
+    scores: tuple[float, ...]
+
+
+def with_average(
+    table: Table, reference: PublishedTable | None = None, names: Mapping[int, str] | None = None
+) -> Table:
+    """The table with a column that is the mean over tasks; a task with several metrics counts once, by their mean.
+
+    Where each entry of a line has the same seeds, an average is made for every seed, so that it has a standard
+    deviation; else it is the mean of the means, without one. A line that lacks a task has no average.
+
+    Args:
+        table: without such a column.
+        reference: whose averages are the published ones.
+        names: by index of a line, its row there.
+    """
+    lines = []
+    for index, line in enumerate(table.lines):
+        average = average_of(table, line)
+        row = (names or {}).get(index)
+        known = reference.value(row, AVERAGE) if reference is not None and row is not None else None
+        if known is not None:
+            average = replace(average, published=known[0], published_std=known[1])
+        lines.append(replace(line, entries=(*line.entries, average)))
+    return replace(table, columns=(*table.columns, AVERAGE), lines=tuple(lines))
+
+
+def average_of(table: Table, line: Line) -> Entry:
+    """The average of a line over tasks, see `with_average`."""
+    tasks = tasks_of(table.columns)
+    if not tasks or any(line.entries[place].mean is None for places in tasks.values() for place in places):
+        return Entry()
+    seeds = {line.entries[place].seeds for places in tasks.values() for place in places}
+    if len(seeds) == 1 and (shared := next(iter(seeds))):
+        by_seed = [
+            statistics.fmean(
+                statistics.fmean(line.entries[place].scores[at] for place in places) for places in tasks.values()
+            )
+            for at in range(len(shared))
+        ]
+        return Entry(tuple(by_seed), shared)
+    means = [statistics.fmean(line.entries[place].mean or 0.0 for place in places) for places in tasks.values()]
+    return Entry((statistics.fmean(means),))
+
+
+def tasks_of(columns: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Places of the columns of each task, without averages."""
+    tasks: dict[str, tuple[int, ...]] = {}
+    for place, column in enumerate(columns):
+        task, _, metric = column.partition(":")
+        if column != AVERAGE and metric != _MEAN:
+            tasks[task] = (*tasks.get(task, ()), place)
+    return tasks
+
+
+def table_of(findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True) -> Table:
+    """The table that a bench of scores has found.
+
+    Args:
+        findings: what its runs say.
+        model: only this one's lines; None: all models, a group of lines each.
+        deltas: whether differences to the baseline row are shown, where there is one.
+        against: whether published numbers are shown, where there are some.
+
+    Raises:
+        SoftPromptError: the bench measures costs (see `tables_of`), has no such model, or names published numbers that
+            do not exist.
+    """
+    recipe = findings.recipe
+    if recipe.measure == "cost":
+        raise SoftPromptError(f"bench '{recipe.name}' measures costs, which are two tables: use tables_of")
+    reference = published(recipe.published) if against and recipe.published is not None else None
+    lines: list[Line] = []
+    names: dict[int, str] = {}
+    for row, name in _rows(findings, model):
+        found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
+        entries = tuple(_score_entry(findings, row, column, name, reference, found) for column in recipe.columns)
+        if found is not None:
+            names[len(lines)] = found
+        lines.append(_line(findings, row, name, entries, reference, found, model))
+    table = Table(
+        title=_title(recipe, model),
+        columns=tuple(column.name for column in recipe.columns),
+        lines=tuple(lines),
+        facts=("trained", _SHARE),
+        comparable=recipe.same_setting,
+        otherwise=_otherwise(recipe, reference),
+        deltas="difference" if deltas else "none",
+        notes=_missing(findings),
+    )
+    if len(tasks_of(table.columns)) < 2 or AVERAGE in table.columns:
+        return table
+    return with_average(table, reference, names)
+
+
+def tables_of(
+    findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True
+) -> tuple[Table, ...]:
+    """All tables of a bench: one of scores, or one of seconds per 100 steps and one of peak memory.
+
+    Costs have ratios to the baseline row in place of differences, since only these carry over from machine to machine.
+    A recipe whose table is "standardized" has one score over all tasks per model, see `softprompts.bench.scoring`.
+    """
+    recipe = findings.recipe
+    if recipe.measure == "cost":
+        return tuple(_cost_table(findings, what, model, deltas, against) for what in _UNITS)
+    if recipe.table == "standardized":
+        return (_standardized_table(findings, model, against),)
+    return (table_of(findings, model, deltas=deltas, against=against),)
+
+
+_SHARE = "% trainable"
+
+
+def _rows(findings: Findings, model: str | None) -> Iterator[tuple[Row, str]]:
+    """The rows with the models that they are run on, model by model."""
+    recipe = findings.recipe
+    if model is not None and model not in recipe.models:
+        raise SoftPromptError(f"bench '{recipe.name}' has no model '{model}'; it has {', '.join(recipe.models)}")
+    for name in recipe.models if model is None else (model,):
+        yield from ((row, name) for row in recipe.rows if name in row.models)
+
+
+def _line(
+    findings: Findings,
+    row: Row,
+    model: str,
+    entries: tuple[Entry, ...],
+    reference: PublishedTable | None,
+    found: str | None,
+    only: str | None,
+) -> Line:
+    counts = findings.trained(row, model)
+    facts, ranked = ("-", "-"), True
+    if counts is not None:
+        trained, backbone = counts
+        ranked = trained <= _WHOLE * backbone
+        # What trains copies of the whole backbone stands in its place; all else comes on top of it.
+        share = _share(100 * trained / (trained + backbone if ranked else max(trained, backbone)))
+        facts = (f"{trained:,}", share)
+    if reference is not None and found is not None and _SHARE in reference.facts:
+        facts = (facts[0], f"{facts[1]} ({reference.fact(found, _SHARE)})")
+    several = only is None and len(findings.recipe.models) > 1
+    return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked)
+
+
+def _score_entry(
+    findings: Findings, row: Row, column: Column, model: str, reference: PublishedTable | None, found: str | None
+) -> Entry:
+    scores = findings.scores(row, column, model)
+    seeds = tuple(sorted(scores))
+    known = None
+    if reference is not None and found is not None and column.name in reference.columns:
+        known = reference.value(found, column.name)
+    return Entry(
+        scores=tuple(scores[seed] for seed in seeds),
+        seeds=seeds,
+        wanted=len(findings.recipe.seeds),
+        failed=not scores and bool(findings.runs(row, column.task, model)),
+        published=None if known is None else known[0],
+        published_std=None if known is None else known[1],
+    )
+
+
+def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, against: bool) -> Table:
+    recipe = findings.recipe
+    reference = published(recipe.published) if against and recipe.published is not None else None
+    # A paper has a table of each: the recipe names one of them.
+    if reference is not None and reference.unit != _UNITS[what]:
+        reference = published(reference.companion) if reference.companion is not None else None
+    tasks = tuple(dict.fromkeys(column.task for column in recipe.columns))
+    lines: list[Line] = []
+    names: dict[int, str] = {}
+    for row, name in _rows(findings, model):
+        found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
+        entries = []
+        for task in tasks:
+            cost = findings.cost(row, task, name)
+            value = None if cost is None else cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9
+            known = None
+            if reference is not None and found is not None and task in reference.columns:
+                known = reference.value(found, task)
+            entries.append(Entry(() if value is None else (value,), published=None if known is None else known[0]))
+        if found is not None:
+            names[len(lines)] = found
+        lines.append(replace(_line(findings, row, name, tuple(entries), None, None, model), ranked=True))
+    kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"
+    table = Table(
+        title=f"{_title(recipe, model)}: {kind}",
+        columns=tasks,
+        lines=tuple(lines),
+        facts=("trained", _SHARE),
+        higher_is_better=False,
+        digits=2,
+        comparable=False,  # another machine
+        otherwise=f"{_otherwise(recipe, reference) or 'another machine'}; ratios carry over, seconds and bytes do not",
+        deltas="ratio" if deltas else "none",
+        notes=_missing(findings),
+    )
+    return with_average(table, reference, names) if len(tasks) > 1 else table
+
+
+def _standardized_table(findings: Findings, model: str | None, against: bool) -> Table:
+    """One score over all tasks per row and model; the scale of a task spans the lines of all models."""
+    from softprompts.bench.scoring import standardized
+
+    recipe = findings.recipe
+    scores = replace(table_of(findings, deltas=False, against=False), deltas="none")
+    overall = standardized(scores)
+    models = tuple(recipe.models) if model is None else (model,)
+    list(_rows(findings, model))  # an unknown model is an error
+    reference = published(recipe.published) if against and recipe.published is not None else None
+    lines = []
+    for row in recipe.rows:
+        entries = []
+        for name in models:
+            own = overall.get((name if len(recipe.models) > 1 else None, row.label))
+            known = None
+            if reference is not None and row.published is not None and name in reference.columns:
+                known = reference.value(reference.row_of(row.published, name), name)
+            entries.append(
+                Entry(
+                    () if own is None else (own.mean,),
+                    known_std=None if own is None else own.std,
+                    published=None if known is None else known[0],
+                    published_std=None if known is None else known[1],
+                )
+            )
+        ranked = all(line.ranked for line in scores.lines if line.name == row.label)
+        lines.append(Line(row.label, tuple(entries), row.group, None, (), row.baseline, ranked))
+    return Table(
+        title=_title(recipe, None),
+        columns=models,
+        lines=tuple(lines),
+        comparable=recipe.same_setting,
+        otherwise=_otherwise(recipe, reference),
+        notes=(
+            "Standardized score: each task's scores, mean over seeds, are put on a scale from 0 (the worst of all "
+            "lines and models here) to 100 (the best); mean over tasks, their standard deviation as a subscript.",
+            *_missing(findings),
+        ),
+    )
+
+
+def _title(recipe: Recipe, model: str | None) -> str:
+    only = model or (next(iter(recipe.models)) if len(recipe.models) == 1 else None)
+    return recipe.title if only is None else f"{recipe.title} ({only})"
+
+
+def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
+    """What differs from the published setting, in words."""
+    if reference is None or recipe.same_setting:
+        return ""
+    ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {len(recipe.seeds)} seeds"
+    return f"{reference.setting}; here {ours}"
+
+
+def _missing(findings: Findings) -> tuple[str, ...]:
+    if not findings.missing:
+        return ()
+    return (f"{findings.missing:,} runs have no result: they failed, or were not run yet.",)
+
+
+def _share(percent: float) -> str:
+    text = f"{percent:.4f}" if percent >= 0.001 else f"{percent:.2g}"
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def _as_printed(value: float, digits: int) -> str:
+    """A published number with the decimals it was printed with, and at least ``digits``."""
+    return max(f"{value:.{digits}f}", f"{value:.10g}", key=len)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.10g}"
+
+
+def _join(
+    cell: Sequence[_Part], own: Callable[[_Part], str], known: Callable[[_Part], str], plain: Callable[[str], str] = str
+) -> str:
+    """A cell: its numbers, then the published ones in brackets."""
+    text = "/".join(map(own, cell))
+    if all(part.text == "-" for part in cell):
+        text = "-"
+    if any(part.published is not None for part in cell):
+        dagger = next((part.dagger for part in cell if part.dagger), "")
+        ratio = "/".join(part.published_ratio for part in cell if part.published_ratio)
+        text += f" ({'/'.join(map(known, cell))}{plain(dagger)}{plain(f', {ratio}') if ratio else ''})"
+    return text
+
+
+def _md(text: str) -> str:
+    """Text without meaning to Markdown."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " "))
+
+
+def _md_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _md_part(part: _Part) -> str:
+    text = {1: f"**{part.text}**", 2: f"<ins>{part.text}</ins>"}.get(part.rank, part.text)
+    std = f"<sub>{part.std}</sub>" if part.std is not None else ""
+    delta = f"<sup>{part.delta}</sup>" if part.delta is not None else ""
+    return f"{text}{_md(part.mark)}{std}{delta}"
+
+
+def _md_published(part: _Part) -> str:
+    std = f"<sub>{part.published_std}</sub>" if part.published_std is not None else ""
+    return f"{part.published or '-'}{std}"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    DAGGER: r"$\dagger$", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
+    "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "μ": r"$\mu$", "ρ": r"$\rho$", "σ": r"$\sigma$",
+    "τ": r"$\tau$", "θ": r"$\theta$", "γ": r"$\gamma$", "δ": r"$\delta$", "\n": " ",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    """Text without meaning to LaTeX."""
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _tex_part(part: _Part) -> str:
+    if part.value is None:
+        return part.text
+    text = {1: rf"\mathbf{{{part.text}}}", 2: rf"\underline{{{part.text}}}"}.get(part.rank, part.text)
+    std = f"_{{{part.std}}}" if part.std is not None else ""
+    delta = f"^{{{part.delta.replace('×', chr(92) + 'times')}}}" if part.delta is not None else ""
+    return f"${text}{std}{delta}${_tex(part.mark)}"
+
+
+def _tex_published(part: _Part) -> str:
+    std = f"_{{{part.published_std}}}" if part.published_std is not None else ""
+    return f"${part.published}{std}$" if part.published is not None else "-"
+
+
+def _html_fact(fact: str) -> str:
+    number = fact.split(" ")[0].replace(",", "")
+    try:
+        value = _number(float(number))
+    except ValueError:
+        value = fact
+    return f'<td class="fact" data-value="{html.escape(value)}">{html.escape(fact)}</td>'
+
+
+def _html_part(part: _Part) -> str:
+    text = {1: f"<b>{part.text}</b>", 2: f"<u>{part.text}</u>"}.get(part.rank, part.text)
+    std = f"<sub>{part.std}</sub>" if part.std is not None else ""
+    delta = f'<sup class="delta">{part.delta}</sup>' if part.delta is not None else ""
+    return f"{text}{html.escape(part.mark)}{std}{delta}"
+
+
+def _html_published(part: _Part) -> str:
+    std = f"<sub>{part.published_std}</sub>" if part.published_std is not None else ""
+    return f"{part.published or '-'}{std}"
+
+
+def _html_cell(cell: Sequence[_Part]) -> str:
+    values = [part.value for part in cell if part.value is not None]
+    value = _number(statistics.fmean(values)) if values else ""
+    kinds = ["number"]
+    if any(part.text == "failed" for part in cell):
+        kinds.append("failed")
+    ranks = {part.rank for part in cell}
+    kinds += [kind for rank, kind in ((1, "best"), (2, "second")) if rank in ranks]
+    own = _join([replace(part, published=None) for part in cell], _html_part, _html_published)
+    text = _join(cell, _html_part, _html_published)
+    known = text[len(own) :].strip()
+    if known:
+        text = f'{own} <span class="published">{known}</span>'
+    scores = "; ".join(", ".join(f"{score:.2f}" for score in part.scores) for part in cell if len(part.scores) > 1)
+    title = f' title="{scores}"' if scores else ""
+    return f'<td class="{" ".join(kinds)}" data-value="{value}"{title}>{text}</td>'
