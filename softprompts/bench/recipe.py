@@ -393,17 +393,22 @@ def overlaid(base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[s
         there = result.get(key)
         if value is None:
             result.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(there, Mapping) and key not in whole:
-            result[key] = overlaid(there, value)
+        elif isinstance(value, Mapping) and key not in whole:
+            result[key] = overlaid(there if isinstance(there, Mapping) else {}, value)
         else:
             result[key] = value
     return result
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """What the layers of a cell come to, the later ones on top; here None is a value ("alpha: null" is no mask)."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = overlaid(merged, layer)
+        for key, value in layer.items():
+            there = merged.get(key)
+            if isinstance(value, Mapping) and isinstance(there, Mapping):
+                value = _merged(there, value)
+            merged[key] = value
     return merged
 
 
@@ -482,7 +487,9 @@ def _scaled(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> dic
         result["tasks"] = {name: result["tasks"][name] for name in kept}
         if result.get("columns"):
             result["columns"] = {
-                name: column for name, column in result["columns"].items() if column.get("task") in kept
+                name: column
+                for name, column in result["columns"].items()
+                if (column.get("task", name) if isinstance(column, Mapping) else name) in kept
             }
     return result
 
