@@ -8,7 +8,7 @@ from softprompts.analysis.attention_maps import Attention, attention_maps
 from softprompts.analysis.drawing import Picture
 from softprompts.analysis.gates import Gates, gates_of
 from softprompts.analysis.masks import Masks, masks_of
-from softprompts.analysis.pictures import WHAT, figures, save, write_figures
+from softprompts.analysis.pictures import WHAT, Drawn, figures, plots_folder, save, write_figures
 from softprompts.analysis.routes import Load, load_by_class, load_of
 from softprompts.analysis.sample import Sample, sample_of
 from softprompts.analysis.saved import Plain, Saved, open_prompts
@@ -21,6 +21,7 @@ __all__ = [
     "WHAT",
     "Attention",
     "Curve",
+    "Drawn",
     "Gates",
     "Load",
     "Masks",
@@ -40,6 +41,7 @@ __all__ = [
     "masks_of",
     "neighbours",
     "open_prompts",
+    "plots_folder",
     "sample_of",
     "save",
     "similarities",

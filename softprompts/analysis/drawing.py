@@ -89,7 +89,7 @@ def heat_map(
         ticks = range(0, count, max(1, -(-count // _MANY)) if names is None else 1)
         axis.set_ticks(list(ticks), [str(tick) if names is None else names[tick] for tick in ticks])
         axis.set_tick_params(labelsize=7, length=2)
-    if columns is not None and (len(columns) > 4 or max(map(len, columns)) > 12):
+    if columns is not None and max(map(len, columns)) > (3 if len(columns) > 4 else 12):
         axes.tick_params(axis="x", labelrotation=90 if len(columns) > 8 else 45)
     if numbers is not None:
         for (row, column), value in np.ndenumerate(values):
@@ -98,6 +98,22 @@ def heat_map(
             colour = "white" if dark else "black"
             axes.text(column, row, format(value, numbers), ha="center", va="center", fontsize=6, color=colour)
     return image
+
+
+def colour_bar(figure: Figure, image: Any, axes: Any, label: str = "") -> None:
+    """The colours of an image in numbers, beside some axes."""
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def layers(sites: Sequence[str]) -> str:
+    """What an axis of attention sites ("encoder.self 0" ...) counts: layers, or those of each kind in turn."""
+    kinds = [site.rpartition(" ")[0] for site in sites]
+    if len(set(kinds)) < 2:
+        return "layer"
+    last = len(kinds) - 1
+    return ", ".join(f"{kind} {kinds.index(kind)}-{last - kinds[::-1].index(kind)}" for kind in dict.fromkeys(kinds))
 
 
 def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

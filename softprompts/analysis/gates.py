@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 
@@ -37,12 +37,8 @@ def gates_of(saved: Saved) -> Gates:
     views = saved.views("gates")
     if not views:
         raise SoftPromptError(f"{saved.name}: {saved.config['method']} has no gate over spaces")
-    start, why = None, ""
-    try:
-        start = saved.views("gates", of=saved.untrained())[0].values.numpy()
-    except SoftPromptError as error:
-        why = str(error)
-    return Gates(views[0].values.numpy(), start, why, views[0].axes[1])
+    start, why = saved.at_start("gates")
+    return Gates(views[0].values.numpy(), None if start is None else start.numpy(), why, views[0].axes[1])
 
 
 def draw_gates(saved: Saved) -> Picture:
@@ -57,7 +53,7 @@ def draw_gates(saved: Saved) -> Picture:
     high = max(panel.max() for _, panel in panels)
     for axes, (title, panel) in zip(grid, panels, strict=False):
         image = heat_map(axes, panel.T, title=title, across="token", down=found.over, low=0, high=high)
-    figure.colorbar(image, ax=list(grid[: len(panels)]), label="share")
+    colour_bar(figure, image, list(grid[: len(panels)]), "share")
     caption = f"{saved.name}: what each prompt token takes from each of {spaces} {found.over}s."
     if found.start is None:
         caption += f" The start is not shown: {found.why}."
@@ -68,7 +64,7 @@ def draw_gates(saved: Saved) -> Picture:
             grid[-1], change.T, title="change", across="token", down=found.over, low=-largest, high=largest,
             colours=SIGNED,
         )  # fmt: skip
-        figure.colorbar(image, ax=grid[-1], label="change")
+        colour_bar(figure, image, grid[-1], "change")
         caption += (
             " At the start (made anew from seed and backbone) shares go from "
             f"{found.start.min():.2f} to {found.start.max():.2f}, trained from {found.trained.min():.2f} to "

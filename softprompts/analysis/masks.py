@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import Picture, as_csv, file_name, heat_map, long_form, new_figure
+from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, layers, long_form, new_figure
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 
@@ -17,10 +17,12 @@ class Masks:
 
     Attributes:
         values: ``(k, l, S)``, the gate in 0 to 1 of each mask, token and site; of Multi-mask ``sigmoid(theta)``.
+        start: the same before training, made anew from seed and backbone; None where that cannot be had.
         sites: names of the ``S`` attention sites.
     """
 
     values: np.ndarray
+    start: np.ndarray | None
     sites: tuple[str, ...]
 
     @property
@@ -31,11 +33,25 @@ class Masks:
     @property
     def likeness(self) -> float:
         """Mean correlation of pairs of masks: 1 where all say the same, about 0 where each has its own."""
-        masks = len(self.values)
-        if masks < 2:
-            return float("nan")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return float(np.corrcoef(self.values.reshape(masks, -1))[np.triu_indices(masks, 1)].mean())
+        return _likeness(self.values)
+
+    @property
+    def likeness_at_start(self) -> float | None:
+        """The same before training, where masks are drawn apart from each other."""
+        return None if self.start is None else _likeness(self.start)
+
+    @property
+    def moved(self) -> float | None:
+        """Mean change of a gate in training."""
+        return None if self.start is None else float(np.abs(self.values - self.start).mean())
+
+
+def _likeness(values: np.ndarray) -> float:
+    masks = len(values)
+    if masks < 2:
+        return float("nan")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(values.reshape(masks, -1))[np.triu_indices(masks, 1)].mean())
 
 
 def masks_of(saved: Saved) -> Masks:
@@ -47,8 +63,12 @@ def masks_of(saved: Saved) -> Masks:
     views = saved.views("masks")
     if not views:
         raise SoftPromptError(f"{saved.name}: {saved.config['method']} has no masks of its own")
-    values = views[0].values.numpy()
-    return Masks(values if values.ndim == 3 else values[None], saved.sites)
+    start, _ = saved.at_start("masks")
+    values, first = (
+        None if each is None else each.view(-1, *each.shape[-2:]).numpy() for each in (views[0].values, start)
+    )
+    assert values is not None
+    return Masks(values, first, saved.sites)
 
 
 def draw_masks(saved: Saved) -> Picture:
@@ -64,8 +84,10 @@ def draw_masks(saved: Saved) -> Picture:
             axes.set_axis_off()
             continue
         title = "" if count == 1 else f"mask {index}"
-        image = heat_map(axes, found.values[index], title=title, across="layer", down="token", low=0, high=1)
-    figure.colorbar(image, ax=list(grid.flat), label="gate")
+        image = heat_map(
+            axes, found.values[index], title=title, across=layers(found.sites), down="token", low=0, high=1
+        )
+    colour_bar(figure, image, list(grid.flat), "gate")
     figure.suptitle(saved.name, fontsize=10)
     caption = (
         f"{saved.name}: the gate of each virtual token (down) at each attention site (across), one panel a mask. "
@@ -74,5 +96,8 @@ def draw_masks(saved: Saved) -> Picture:
     )
     if count > 1:
         caption += f" Pairs of masks correlate by {found.likeness:.2f} on average."
+    if found.moved is not None:
+        caption += f" Training moved gates by {found.moved:.3f} on average from their random start"
+        caption += f", where masks correlate by {found.likeness_at_start:.2f}." if count > 1 else "."
     lines_of = long_form(found.values, (None, None, found.sites))
     return Picture(file_name("masks", saved.name), caption, figure, as_csv(("mask", "token", "site", "gate"), lines_of))

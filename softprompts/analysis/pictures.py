@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from softprompts.analysis.drawing import Picture, new_figure
 from softprompts.analysis.gates import draw_gates
@@ -18,8 +19,23 @@ from softprompts.analysis.superposition import draw_superposition, superposition
 from softprompts.analysis.tokens import draw_tokens
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.files import require_folder, write_atomic, write_text_atomic
+from softprompts.training import runs
 
 FORMATS = ("png", "svg")
+
+
+class Drawn(NamedTuple):
+    """What became of an analysis.
+
+    Attributes:
+        what: one of `WHAT`.
+        files: the files of a picture; none where it does not apply.
+        text: the picture's caption, or why there is none.
+    """
+
+    what: str
+    files: list[Path]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ def figures(
 
 def write_figures(
     prompts: Sequence[str | Path | Saved], folder: str | Path, *, data_dir: str | None = None, rows: int = 64
-) -> Iterator[str]:
+) -> Iterator[Drawn]:
     """Writes all pictures that some prompts have, each as PNG and SVG with its numbers as CSV.
 
     Files of the same names are replaced; nothing else in the folder is touched.
@@ -115,7 +131,7 @@ def write_figures(
         rows: see `figures`.
 
     Yields:
-        A line for each picture that was written, and for each that does not apply, with the reason.
+        What was written, one picture after the other, and what does not apply.
 
     Raises:
         SoftPromptError: no saved prompt, matplotlib is missing, or the folder is a file.
@@ -125,16 +141,27 @@ def write_figures(
     opened = open_prompts(prompts)
     for what in WHAT:
         if what == "similarity" and len(opened) == 1:
-            yield "similarity: no picture; give several prompts to compare"
+            yield Drawn(what, [], "give several prompts to compare")
             continue
         try:
             pictures = figures(what, opened, data_dir=data_dir, rows=rows)
         except SoftPromptError as error:
-            yield f"{what}: no picture; {error}"
+            yield Drawn(what, [], str(error))
             continue
         for picture in pictures:
-            save(picture, folder)
-            yield f"{what}: {Path(folder) / picture.name}.png, .svg, .csv: {picture.caption}"
+            yield Drawn(what, save(picture, folder), picture.caption)
+
+
+def plots_folder(sources: Sequence[str | Path]) -> Path:
+    """Where pictures go when nobody says: ``plots`` in the run folder, or beside the files of a prompt folder.
+
+    Those of several prompts, or of one from the hub, go to ``plots`` in the working folder.
+    """
+    folder = Path(sources[0])
+    if len(sources) > 1 or not folder.is_dir():
+        return Path("plots")
+    within_run = folder.name == runs.PROMPT and (folder.parent / runs.CONFIG).is_file()
+    return (folder.parent if within_run else folder) / "plots"
 
 
 def save(picture: Picture, folder: str | Path) -> list[Path]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import Picture, as_csv, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.sample import Sample, sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
@@ -95,7 +95,7 @@ def draw_router(saved: Saved, count: int = 64, data_dir: str | None = None) -> P
     part = found.chosen / np.maximum(found.rows[:, None], 1)
     heat_map(right, part, title=f"{kind}, share of rows", columns=found.routes, low=0, high=1, numbers=".2f")
     right.set_yticks([])
-    figure.colorbar(image, ax=[left, right])
+    colour_bar(figure, image, [left, right])
     figure.suptitle(saved.name, fontsize=10)
     apart = float((found.shares.max(0) - found.shares.min(0)).max())
     caption = (

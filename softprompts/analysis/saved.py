@@ -147,9 +147,9 @@ class Saved:
             )
         with evaluating(method):
             prompt = method(rows if method.per_row else None)
-        tokens = None if prompt.tokens is None else prompt.tokens.float().mean(0)
-        gates = 1.0 if prompt.gates is None else prompt.gates.float().unsqueeze(-1)
-        keys, values = (None if x is None else (x.float() * gates).mean(1) for x in (prompt.keys, prompt.values))
+            tokens = None if prompt.tokens is None else prompt.tokens.float().mean(0)
+            gates = 1.0 if prompt.gates is None else prompt.gates.float().unsqueeze(-1)
+            keys, values = (None if x is None else (x.float() * gates).mean(1) for x in (prompt.keys, prompt.values))
         return Plain(tokens, keys, values)
 
     # --- with it ----------------------------------------------------------------------------------------------------
@@ -204,6 +204,14 @@ class Saved:
         found = self.loaded.tokenizer.convert_ids_to_tokens(list(ids))
         return [f"<{number}>" if word is None else str(word) for number, word in zip(ids, found, strict=True)]
 
+    def at_start(self, what: str) -> tuple[Tensor | None, str]:
+        """The first of `views` of this name as it was before training; None where it cannot be had, and then why."""
+        try:
+            return self.views(what, of=self.untrained)[0].values, ""
+        except SoftPromptError as error:
+            return None, str(error)
+
+    @cached_property
     def untrained(self) -> Method:
         """Its module as it was before training: made anew from config, seed and backbone.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
-from softprompts.analysis.drawing import Picture, as_csv, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.sample import sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
@@ -87,7 +87,7 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
         axes.set_xlabel("score s", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
         axes.axvline(0, color="0.6", linewidth=0.6)
-        axes.legend(fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, loc="lower right" if axes is left else "upper left")
         axes.tick_params(labelsize=7)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -112,7 +112,7 @@ def draw_attention(saved: Saved, found: Attention) -> Picture:
     for axes, title, values in zip(panels, ("before the mask", "after it"), (found.before, found.after), strict=True):
         rows = found.sites if axes is panels[0] else [""] * sites
         image = heat_map(axes, values, title=title, across="prefix token", rows=rows, low=0, high=high)
-    figure.colorbar(image, ax=list(panels), label="mean attention")
+    colour_bar(figure, image, list(panels), "mean attention")
     figure.suptitle(saved.name, fontsize=10)
     before, after = found.before.sum(1), found.after.sum(1)
     caption = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, heat_map, new_figure
+from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, heat_map, new_figure
 from softprompts.analysis.saved import Saved
 from softprompts.analysis.superposition import between, cosines
 from softprompts.errors import SoftPromptError
@@ -95,7 +95,7 @@ def _drawn(found: Similarity, reasons: Sequence[str]) -> Picture:
             high=1, colours=SIGNED, numbers=numbers,
         )  # fmt: skip
         axes.tick_params(axis="x", labelrotation=90)
-    figure.colorbar(image, ax=list(panels), label="cosine")
+    colour_bar(figure, image, list(panels), "cosine")
     figure.suptitle(f"similarity of prompts ({found.part})", fontsize=10)
     pairs = between(found.pooled)
     first, second = (int(i) for i in np.argwhere(np.triu(found.pooled, 1) == pairs.max())[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 
@@ -18,11 +18,13 @@ class Superposition:
 
     Attributes:
         weights: ``(l, l)``, of their weights ``p'_i (m,)``: what the paper draws.
+        start: the same before training, made anew from seed and backbone; None where that cannot be had.
         embeddings: ``(l, l)``, of the embeddings ``E_i (m, d)`` that each weighs, flattened, which all start alike.
         moved: mean distance of ``E_i`` from the mean over tokens, as a share of the norm: 0 where none has moved away.
     """
 
     weights: np.ndarray
+    start: np.ndarray | None
     embeddings: np.ndarray
     moved: float
 
@@ -52,7 +54,9 @@ def superposition_of(saved: Saved) -> Superposition:
     mixed = embeddings[0].values.flatten(1).numpy()
     centre = mixed.mean(0)
     moved = np.linalg.norm(mixed - centre, axis=1).mean() / max(float(np.linalg.norm(centre)), 1e-12)
-    return Superposition(cosines(weights[0].values.numpy()), cosines(mixed), float(moved))
+    start, _ = saved.at_start("superposition")
+    first = None if start is None else cosines(start.numpy())
+    return Superposition(cosines(weights[0].values.numpy()), first, cosines(mixed), float(moved))
 
 
 def draw_superposition(prompts: Sequence[Saved]) -> Picture:
@@ -69,13 +73,14 @@ def draw_superposition(prompts: Sequence[Saved]) -> Picture:
             axes, each.weights, title=saved.name, across="token", down="token", low=-1, high=1, colours=SIGNED
         )
         axes.set_aspect("equal")
-    figure.colorbar(image, ax=list(grid.flat), label="cosine of weights")
+    colour_bar(figure, image, list(grid.flat), "cosine of weights")
     told = []
     for saved, each in zip(prompts, found, strict=True):
         pairs = between(each.weights) if len(each.weights) > 1 else np.zeros(1)
         told.append(
-            f"{saved.name}: cosines from {pairs.min():.2f} to {pairs.max():.2f}, mean size {np.abs(pairs).mean():.2f}; "
-            f"each token's embeddings lie {100 * each.moved:.1f} % of their norm from the tokens' mean."
+            f"{saved.name}: cosines from {pairs.min():.2f} to {pairs.max():.2f}, mean size {np.abs(pairs).mean():.2f}"
+            + ("" if each.start is None else f" ({np.abs(between(each.start)).mean():.2f} at the start, random)")
+            + f"; each token's embeddings lie {100 * each.moved:.1f} % of their norm from the tokens' mean."
         )
     caption = "Cosine between the superposition weights of each pair of prompt tokens. " + " ".join(told)
     table = as_csv(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.analysis.drawing import Picture, as_csv, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 
@@ -82,11 +82,9 @@ def draw_tokens(saved: Saved, count: int = 5) -> Picture:
     words = {place: saved.words(ids) for place, ids in enumerate(found.by_cosine.tolist())}
     other = {place: saved.words(ids) for place, ids in enumerate(found.by_distance.tolist())}
     for (place, rank), value in np.ndenumerate(shown):
-        text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place][rank]).replace(
-            "$", r"\$"
-        )
+        text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place][rank]).replace("$", r"\$")
         axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
-    figure.colorbar(image, ax=axes, label="cosine")
+    colour_bar(figure, image, axes, "cosine")
     same = float((found.by_cosine[:, 0] == found.by_distance[:, 0]).mean())
     caption = (
         f"{saved.name}: the vocabulary tokens nearest to each soft token. The nearest has a cosine of "
