@@ -766,7 +766,7 @@ def _show_similarities(sources: list[str]) -> None:
     from softprompts.analysis import open_prompts, similarities
 
     try:
-        found, reasons = similarities(open_prompts(sources))
+        found, reasons = similarities(open_prompts(sources), with_start=False)
     except SoftPromptError as error:
         found, reasons = [], [str(error)]
     for one in found:

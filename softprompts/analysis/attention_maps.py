@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 
 from softprompts import attention
 from softprompts.analysis.sample import Sample
-from softprompts.analysis.saved import Saved
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 from softprompts.backbone import attention_of, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate
@@ -129,7 +129,7 @@ def attention_maps(saved: Saved, rows: Sample) -> Attention:
     model = saved.loaded.model
     prompt = model.prompts[saved.attached_name]
     if not prompt.sites:
-        raise SoftPromptError(f"{saved.name}: {saved.config['method']} has no prefix to attend to")
+        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no prefix to attend to")
     with evaluating(model), _watching(model) as sums:
         for feature in rows.features:  # alone, so that there is no padding among the queries
             batch = {name: tensor.to(model.device) for name, tensor in collate([feature], rows.pad_id).items()}

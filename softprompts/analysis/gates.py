@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, file_name, heat_map, new_figure
-from softprompts.analysis.saved import Saved
-from softprompts.errors import SoftPromptError
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def gates_of(saved: Saved) -> Gates:
     """
     views = saved.views("gates")
     if not views:
-        raise SoftPromptError(f"{saved.name}: {saved.config['method']} has no gate over spaces")
+        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no gate over spaces")
     start, why = saved.at_start("gates")
     return Gates(views[0].values.numpy(), None if start is None else start.numpy(), why, views[0].axes[1])
 

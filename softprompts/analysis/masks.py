@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, layers, long_form, new_figure
-from softprompts.analysis.saved import Saved
-from softprompts.errors import SoftPromptError
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def masks_of(saved: Saved) -> Masks:
     """
     views = saved.views("masks")
     if not views:
-        raise SoftPromptError(f"{saved.name}: {saved.config['method']} has no masks of its own")
+        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no masks of its own")
     start, _ = saved.at_start("masks")
     values, first = (
         None if each is None else each.view(-1, *each.shape[-2:]).numpy() for each in (views[0].values, start)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from softprompts.analysis.drawing import Picture, new_figure
 from softprompts.analysis.gates import draw_gates
 from softprompts.analysis.masks import draw_masks
 from softprompts.analysis.routes import draw_router
-from softprompts.analysis.saved import Saved, open_prompts
+from softprompts.analysis.saved import DoesNotApplyError, Saved, open_prompts
 from softprompts.analysis.selective import alpha_of, draw_selective
 from softprompts.analysis.similarity import draw_similarity
 from softprompts.analysis.superposition import draw_superposition, superposition_of
@@ -21,6 +22,7 @@ from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.files import require_folder, write_atomic, write_text_atomic
 from softprompts.training import runs
 
+Made = TypeVar("Made")
 FORMATS = ("png", "svg")
 
 
@@ -178,20 +180,35 @@ def save(picture: Picture, folder: str | Path) -> list[Path]:
 
 
 def _fitting(prompts: Sequence[Saved], applies: Callable[[Saved], object]) -> list[Saved]:
-    """Those for which ``applies`` raises no error; the errors of all where there are none."""
-    found, reasons = [], []
-    for saved in prompts:
-        try:
-            applies(saved)
-            found.append(saved)
-        except SoftPromptError as error:
-            reasons.append(str(error))
-    if not found:
-        raise SoftPromptError("; ".join(reasons) or "there are no prompts to look at")
-    return found
+    """Those for which ``applies`` raises no error; where there are none, the errors of all."""
+    return [saved for saved, _ in _tried(prompts, applies)[0]]
 
 
 def _where_it_applies(prompts: Sequence[Saved], draw: Callable[[Saved], Picture]) -> list[Picture]:
-    pictures: list[Picture] = []
-    _fitting(prompts, lambda saved: pictures.append(draw(saved)))
+    drawn, missing = _tried(prompts, draw)
+    pictures = [picture for _, picture in drawn]
+    if missing:  # not that a method has nothing to show, but that its rows or its backbone could not be had
+        pictures[-1] = pictures[-1]._replace(caption=f"{pictures[-1].caption} Left out: {'; '.join(missing)}.")
     return pictures
+
+
+def _tried(prompts: Sequence[Saved], make: Callable[[Saved], Made]) -> tuple[list[tuple[Saved, Made]], list[str]]:
+    """What can be made of some prompts, and for the others what is missing.
+
+    Raises:
+        SoftPromptError: of none; reasons that several share are told once.
+    """
+    found: list[tuple[Saved, Made]] = []
+    missing: list[str] = []
+    reasons: Counter[str] = Counter()
+    for saved in prompts:
+        try:
+            found.append((saved, make(saved)))
+        except SoftPromptError as error:
+            reasons[str(error).removeprefix(f"{saved.name}: ")] += 1
+            if not isinstance(error, DoesNotApplyError):
+                missing.append(str(error))
+    if not found:
+        told = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
+        raise SoftPromptError("; ".join(told) or "there are no prompts to look at")
+    return found, missing

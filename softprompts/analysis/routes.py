@@ -8,8 +8,7 @@ import numpy as np
 
 from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.sample import Sample, sample_of
-from softprompts.analysis.saved import Saved
-from softprompts.errors import SoftPromptError
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def load_by_class(saved: Saved, rows: Sample) -> Load:
     seen = saved.seen_rows(rows.batch())
     views = saved.views("routes", seen)
     if not views:
-        raise SoftPromptError(_none(saved))
+        raise DoesNotApplyError(_none(saved))
     view = views[0]
     shares = view.values.double().numpy()
     picked = [other for other in saved.views("chosen", seen) if other.part == view.part]
@@ -77,7 +76,7 @@ def load_of(saved: Saved, count: int = 64, data_dir: str | None = None) -> Load:
         SoftPromptError: it has no router, or the rows cannot be had.
     """
     if not saved.method.per_row:  # before any data are looked for
-        raise SoftPromptError(_none(saved))
+        raise DoesNotApplyError(_none(saved))
     return load_by_class(saved, sample_of(saved, count, data_dir))
 
 

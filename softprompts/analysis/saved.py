@@ -25,6 +25,10 @@ from softprompts.saving import prompt_folder, read
 from softprompts.training.evaluate import evaluating
 
 
+class DoesNotApplyError(SoftPromptError):
+    """An analysis that a prompt's method has nothing to show for; other errors say what is missing or wrong."""
+
+
 @dataclass(frozen=True)
 class Plain:
     """What a prompt hands over, without an axis for the rows: the same for all, or the mean over some.
@@ -98,7 +102,9 @@ class Saved:
         backbone = self.config["backbone"]
         config = make_config(self.config["method"], **self.config["config"])
         if config.uses_parts:
-            raise SoftPromptError(f"{self.name}: {config.method} changes the model's own modules; no prompt to look at")
+            raise DoesNotApplyError(
+                f"{self.name}: {config.method} changes the model's own modules; no prompt to look at"
+            )
         width, widths = int(backbone["hidden_size"]), {size for _, size in backbone.get("sites") or []}
         size = backbone.get("vocabulary")
         words = Vocabulary(lambda ids: torch.zeros(len(ids), width), size if isinstance(size, int) else 1, (), _one)
@@ -131,18 +137,19 @@ class Saved:
                 if view.what == what
             ]
 
-    def plain(self, rows: Rows | None = None) -> Plain:
+    def plain(self, rows: Rows | None = None, of: Method | None = None) -> Plain:
         """The prompt as tensors.
 
         Args:
             rows: for a prompt that depends on the input, which is then the mean over them.
+            of: see `views`.
 
         Raises:
             SoftPromptError: it depends on the input, and there are no rows.
         """
-        method = self.method
+        method = self.method if of is None else of
         if method.per_row and rows is None:
-            raise SoftPromptError(
+            raise DoesNotApplyError(
                 f"{self.name}: {self.config['method']} has no tokens of its own, they depend on the input"
             )
         with evaluating(method):

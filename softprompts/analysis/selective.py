@@ -10,7 +10,7 @@ import numpy as np
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
 from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
 from softprompts.analysis.sample import sample_of
-from softprompts.analysis.saved import Saved
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 from softprompts.errors import SoftPromptError
 
 _SCORES = np.linspace(-4, 4, 161)
@@ -49,7 +49,7 @@ def alpha_of(saved: Saved) -> float:
     """
     views = saved.views("selective")
     if not views:
-        raise SoftPromptError(f"{saved.name}: {saved.config['method']} puts no mask on attention scores")
+        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} puts no mask on attention scores")
     return float(views[0].values)
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, file_name, heat_map, new_figure
-from softprompts.analysis.saved import Saved
-from softprompts.errors import SoftPromptError
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def superposition_of(saved: Saved) -> Superposition:
     """
     weights, embeddings = saved.views("superposition"), saved.views("embeddings")
     if not weights or not embeddings:
-        raise SoftPromptError(f"{saved.name}: the tokens of {saved.config['method']} are no superpositions")
+        raise DoesNotApplyError(f"{saved.name}: the tokens of {saved.config['method']} are no superpositions")
     mixed = embeddings[0].values.flatten(1).numpy()
     centre = mixed.mean(0)
     moved = np.linalg.norm(mixed - centre, axis=1).mean() / max(float(np.linalg.norm(centre)), 1e-12)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
-from softprompts.analysis.saved import Saved
+from softprompts.analysis.saved import DoesNotApplyError, Saved
 from softprompts.errors import SoftPromptError
+from softprompts.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,24 @@ class Neighbours:
     norm: float
 
 
-def soft_tokens(saved: Saved) -> tuple[Tensor, tuple[str, ...]]:
+def soft_tokens(saved: Saved, of: Method | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """The tokens ``(t, d)`` that a prompt comes down to, or those that its rows choose from, and their names.
+
+    Args:
+        saved: the prompt.
+        of: another module of its method; None: the trained one.
 
     Raises:
         SoftPromptError: it has none.
     """
-    views = saved.views("tokens")
+    views = saved.views("tokens", of=of)
     if views:
         values = views[0].values
         names = (f"{views[0].axes[0]} {i}, {j}" for i in range(values.shape[0]) for j in range(values.shape[1]))
         return values.flatten(0, 1), tuple(names)
-    tokens = saved.plain().tokens
+    tokens = saved.plain(of=of).tokens
     if tokens is None or not len(tokens):
-        raise SoftPromptError(f"{saved.name}: {saved.config['method']} puts no tokens into the input")
+        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} puts no tokens into the input")
     return tokens, tuple(map(str, range(len(tokens))))
 
 
@@ -86,12 +91,20 @@ def draw_tokens(saved: Saved, count: int = 5) -> Picture:
         axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
     colour_bar(figure, image, axes, "cosine")
     same = float((found.by_cosine[:, 0] == found.by_distance[:, 0]).mean())
+    try:
+        start, _ = soft_tokens(saved, saved.untrained)
+        before = neighbours(start, names, saved.vocabulary(), 1).by_cosine[:, 0]
+        stayed = (
+            f" {int((before == found.by_cosine[:, 0]).sum())} of {len(before)} have the same nearest as at the start."
+        )
+    except SoftPromptError as error:
+        stayed = f" What they started from is not known: {error}."
     caption = (
         f"{saved.name}: the vocabulary tokens nearest to each soft token. The nearest has a cosine of "
         f"{np.median(found.cosines[:, 0]):.2f} (median; from {found.cosines[:, 0].min():.2f} to "
         f"{found.cosines[:, 0].max():.2f}) and lies {np.median(found.distances[:, 0]):.2f} away, where embeddings have "
         f"a norm of {found.norm:.2f} and soft tokens one of {float(tokens.norm(dim=1).median()):.2f}; cosine and "
-        f"distance name the same token for {100 * same:.0f} %."
+        f"distance name the same token for {100 * same:.0f} %." + stayed
     )
     if len(found.cosines) > len(shown):
         caption += f" The first {len(shown)} of {len(found.cosines)} are shown."
