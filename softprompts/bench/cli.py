@@ -43,6 +43,7 @@ def list_recipes() -> None:
         recipe = next(iter(found.values()))
         counts = [f"{len(found[s].cells()) + len(found[s].source_cells()):,}" if s in found else "-" for s in SCALES]
         table.add_row(name, recipe.title, *counts)
+    table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     out.print(table)
@@ -160,6 +161,7 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
 
 def _write(folder: Path, root: str) -> None:
     from softprompts.bench.outputs import write_outputs
+    from softprompts.bench.report import REPORT
 
     written = write_outputs(folder, root)
     for table in written.tables:
@@ -172,7 +174,8 @@ def _write(folder: Path, root: str) -> None:
         out.print(shown)
         for note in table.all_notes():
             out.print(note, soft_wrap=True)
-    out.print("written: " + ", ".join(map(str, written.files)), soft_wrap=True)
+    report = next(path for path in written.files if path.name == REPORT)
+    out.print(f"report: {report}; tables and figures beside it, {len(written.files)} files in all", soft_wrap=True)
 
 
 def _told(state: Any) -> str:

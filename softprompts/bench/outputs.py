@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from softprompts.bench.report import write_report
 from softprompts.bench.results import Findings, load_findings
 from softprompts.bench.scoring import Significance, significance
 from softprompts.bench.tables import Table, tables_of
@@ -20,7 +21,7 @@ class Outputs:
         findings: what it was made of.
         tables: the tables.
         significance: of the first table's lines, where there is something to compare.
-        files: what was written, the report last.
+        files: what was written.
     """
 
     findings: Findings
@@ -59,4 +60,4 @@ def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
     for ending, text in forms.items():
         files.append(folder / f"tables.{ending}")
         write_text_atomic(files[-1], text)
-    return Outputs(findings, tables, compared, tuple(files))
+    return Outputs(findings, tables, compared, (*files, *write_report(findings, folder, tables=tables)))
