@@ -95,6 +95,22 @@ def test_svg_is_the_same_each_time_and_follows_the_page() -> None:
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
 
 
+def test_black_on_a_heat_map_stays_black_and_legends_have_no_box() -> None:
+    figure, (axes, other) = new_figure(6, 4, 1, 2)
+    axes.imshow([[0.0, 1.0]])
+    written = [axes.text(0, 0, "on a cell", color="black"), other.text(0, 0, "beside it", color="black")]
+    other.plot([0, 1], label="line")
+    legend = other.legend()
+    texts = {
+        node.text: node.get("style", "")
+        for node in ElementTree.fromstring(svg(figure, "a").encode()).iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert "fill: #010101" in texts["on a cell"] and "fill" not in texts["beside it"]
+    assert "fill: #ffffff" not in svg(figure, "a")
+    # The figure itself is as it was.
+    assert all(text.get_color() == "black" for text in written) and legend.get_frame().get_visible()
+
+
 def test_two_figures_of_a_page_share_no_id() -> None:
     first, second = (svg(drawn(), name) for name in ("a", "b"))  # type: ignore[arg-type]
     assert not set(re.findall(r'\bid="([^"]+)"', first)) & set(re.findall(r'\bid="([^"]+)"', second))

@@ -73,7 +73,7 @@ def told_value(value: Any) -> str:
 
 
 def points_of(points: Sequence[Point], y_label: str) -> Figure:
-    """Score against trained parameters, names beside points, or in a legend where several points share one.
+    """Score against trained parameters, names beside points, or in a legend where several points have the same one.
 
     Args:
         points: at least one.

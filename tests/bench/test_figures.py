@@ -178,11 +178,16 @@ def test_sweeps_over_models_columns_and_cost(tmp_path: Path) -> None:
     assert found[3].title.endswith(", Small") and "Seconds per 100 steps" in found[3].caption
 
 
-def test_values_that_are_no_numbers_keep_their_order(tmp_path: Path) -> None:
-    rows = [{"name": "SuperPos", "method": "superpos", "label": "m={num_sampled_tokens}",
-             "grid": {"num_sampled_tokens": [4, None, 128]}}]  # fmt: skip
-    (drawn,) = figures_of(grid(tmp_path, {"kind": "sweep", "x": "num_sampled_tokens"}, rows=rows))
-    assert [tick.get_text() for tick in panels(drawn)[0].get_xticklabels()] == ["4", "128", "none"]
+def test_values_that_are_no_numbers_come_after_numbers(tmp_path: Path) -> None:
+    row = {
+        "name": "LoRA",
+        "method": "lora",
+        "label": "patience {patience}",
+        "grid": {"training.patience": [5, None, 2]},
+    }
+    (drawn,) = figures_of(grid(tmp_path, {"kind": "sweep", "x": "training.patience"}, rows=[row]))
+    assert [tick.get_text() for tick in panels(drawn)[0].get_xticklabels()] == ["2", "5", "none"]
+    assert [line["patience"] for line in lines(drawn)[:3]] == ["5", "none", "2"]
 
 
 def test_cost(tmp_path: Path) -> None:
