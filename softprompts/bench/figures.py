@@ -46,6 +46,7 @@ MEASURED = {
 MOST_LINES = 10
 MOST_NAMES = 14
 MOST_FACETS = 6
+Prompt = tuple[Path, str]  # its folder, and what it is called
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
         data_dir: local data of the tasks, for pictures of prompts that need rows.
 
     Raises:
-        SoftPromptError: the recipe names a row, column, task or model that it does not have.
+        SoftPromptError: the recipe names a row, column, task or model that it does not have, or a run folder whose
+            prompt is to be pictured has none.
     """
     kinds: dict[str, Callable[[Findings, Mapping[str, Any], str], Drawn]] = {
         "sweep": _sweep,
@@ -83,11 +85,13 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
         "parameters": _parameters,
         "cost": _cost,
     }
+    asked = [(spec, _named(findings, spec, "models", findings.recipe.models)) for spec in findings.recipe.figures]
+    prompts = [_prompts(findings, spec, models) if spec["kind"] == "analysis" else [] for spec, models in asked]
+    opened = _opened(itertools.chain.from_iterable(prompts))
     drawn: list[Drawn] = []
-    for spec in findings.recipe.figures:
-        models = _named(findings, spec, "models", findings.recipe.models)
+    for (spec, models), there in zip(asked, prompts, strict=True):
         if spec["kind"] == "analysis":
-            found = _analysis(findings, spec, models, data_dir)
+            found = _analysis(spec, there, opened, data_dir)
         elif spec["kind"] == "sweep" and spec.get("x") == MODEL:
             found = [_sweep(findings, spec, "")]
         else:
@@ -265,31 +269,47 @@ def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
 
 
 def _analysis(
-    findings: Findings, spec: Mapping[str, Any], models: Sequence[str], data_dir: str | Path | None
+    spec: Mapping[str, Any], prompts: Sequence[Prompt], opened: Mapping[Prompt, Any], data_dir: str | Path | None
 ) -> list[Drawn]:
-    """Pictures of trained prompts: of each row and task, that of its first seed."""
+    """Pictures of trained prompts."""
     what = str(spec.get("what"))
     title = str(spec.get("title") or f"Trained prompts: {what}")
-    tasks = _named(findings, spec, "tasks", _tasks(findings))
-    folders, names = [], []
-    for model in models:
-        for row in _rows(findings, spec):
-            for task in tasks:
-                runs = findings.runs(row, task, model)
-                if runs:
-                    folders.append(runs[0].folder)
-                    names.append(", ".join([row.label, task, *([model] if len(models) > 1 else [])]))
-    if not folders:
+    if not prompts:
         return [Drawn(what, title, "Nothing to draw: no run has a result yet.", None, "")]
     if not have_matplotlib():
         return [Drawn(what, title, f"{NO_MATPLOTLIB}.", None, "")]
-    from softprompts.analysis import figures
+    from softprompts import analysis
 
+    there = [opened[prompt] for prompt in prompts]
     try:
-        pictures = figures(what, folders, names=names, data_dir=None if data_dir is None else str(data_dir))
+        pictures = analysis.figures(what, there, data_dir=None if data_dir is None else str(data_dir))
     except SoftPromptError as error:
         return [Drawn(what, title, f"Nothing to draw: {error}.", None, "")]
     return [Drawn(picture.name, title, picture.caption, picture.figure, picture.csv) for picture in pictures]
+
+
+def _prompts(findings: Findings, spec: Mapping[str, Any], models: Sequence[str]) -> list[Prompt]:
+    """The folder of a run and what it is called: for each row and task, that of the first seed."""
+    found = []
+    for model in models:
+        for row in _rows(findings, spec):
+            for task in _named(findings, spec, "tasks", _tasks(findings)):
+                runs = findings.runs(row, task, model)
+                if runs:
+                    told = [row.label, task, *([model] if len(findings.recipe.models) > 1 else [])]
+                    found.append((runs[0].folder, ", ".join(told)))
+    return found
+
+
+def _opened(prompts: Iterable[Prompt]) -> dict[Prompt, Any]:
+    """Prompts read once for all pictures, so that their backbone is loaded once."""
+    prompts = list(dict.fromkeys(prompts))
+    if not prompts or not have_matplotlib():
+        return {}
+    from softprompts import analysis
+
+    saved = analysis.open_prompts([folder for folder, _ in prompts], [name for _, name in prompts])
+    return dict(zip(prompts, saved, strict=True))
 
 
 def _measured(findings: Findings, row: Row, columns: Sequence[Column], model: str, what: str) -> dict[int, float]:

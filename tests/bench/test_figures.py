@@ -218,6 +218,38 @@ def test_a_sweep_of_one_value_or_of_none_says_so(tmp_path: Path) -> None:
     assert figures_of(nothing)[0].caption == "Nothing to draw: no grid of these rows sets 'alpha'."
 
 
+def test_pictures_of_prompts_are_of_each_first_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from softprompts import analysis
+    from softprompts.plotting import new_figure
+
+    specs = [
+        {"kind": "analysis", "what": "masks", "rows": ["Multi-mask"], "tasks": ["RTE"], "title": "Masks"},
+        {"kind": "analysis", "what": "gates"},
+    ]
+    row = {**GRID["rows"][0], "grid": {"num_virtual_tokens": [5], "num_masks": [1, 4]}}
+    findings = findings_of(tmp_path, recipe_of({**GRID, "rows": [row], "figures": specs}), ended=lambda c: c.seed > 0)
+    loaded: list[list[Path]] = []
+
+    def opened(folders: list[Path], names: list[str]) -> list[tuple[Path, str]]:
+        loaded.append(folders)
+        return list(zip(folders, names, strict=True))
+
+    def pictures(what: str, prompts: list[tuple[Path, str]], *, data_dir: str | None) -> list[analysis.Picture]:
+        if what == "gates":
+            raise SoftPromptError("gates: no prompt here has any")
+        return [analysis.Picture(f"masks {name}", f"Of {folder.name}.", new_figure(2, 2)[0], "a\n1\n")
+                for folder, name in prompts]  # fmt: skip
+
+    monkeypatch.setattr(analysis, "open_prompts", opened)
+    monkeypatch.setattr(analysis, "figures", pictures)
+    first, second, gates = figures_of(findings)
+    folders = [findings.runs(row, "RTE", "MiniLM")[0].folder.name for row in findings.recipe.rows]
+    assert [first.caption, second.caption] == [f"Of {name}." for name in folders] and first.title == "Masks"
+    assert first.name == "masks-multi-mask-l-5-k-1-rte" and first.csv == "a\n1\n"
+    assert gates.figure is None and gates.caption == "Nothing to draw: gates: no prompt here has any."
+    assert len(loaded) == 1 and len(loaded[0]) == len(set(loaded[0])) == 4  # two rows on two tasks, read once
+
+
 def test_wrong_names_are_one_line(tmp_path: Path) -> None:
     for spec, told in (
         ({"kind": "curves", "rows": ["Lora"]}, "a figure (curves) has 'Lora' in rows; there are Multi-mask"),
