@@ -90,11 +90,14 @@ def points_of(points: Sequence[Point], y_label: str) -> Figure:
     return figure
 
 
-def lines_of(panels: Sequence[Panel | None], *, columns: int = 3, marks: bool = False) -> Figure:
+def lines_of(
+    panels: Sequence[Panel | None], styles: Mapping[str, int], *, columns: int = 3, marks: bool = False
+) -> Figure:
     """Lines with bands over seeds, in panels with one legend.
 
     Args:
         panels: row by row; None leaves a place empty.
+        styles: number for `style_of`, by label.
         columns: most panels beside each other.
         marks: put a mark at each value, and a tick on the axis.
     """
@@ -118,19 +121,22 @@ def lines_of(panels: Sequence[Panel | None], *, columns: int = 3, marks: bool = 
             axes.text(0.5, 0.5, "no results yet", transform=axes.transAxes, ha="center", va="center", fontsize=9)
         where = _axis(axes, panel) if marks else float
         for line in panel.series:
-            _line(axes, line, labels.index(line.label), where, marks)
+            _line(axes, line, styles[line.label], where, marks)
     levels = {line.label for panel in panels if panel for line in panel.series if line.level}
-    handles = [_handle(index, mark=marks, level=label in levels) for index, label in enumerate(labels)]
+    handles = [_handle(styles[label], mark=marks, level=label in levels) for label in labels]
     legend_below(figure, handles, labels, width)
     return figure
 
 
-def bars_of(costs: Mapping[str, Mapping[str, tuple[float, float]]], tasks: Sequence[str]) -> Figure:
+def bars_of(
+    costs: Mapping[str, Mapping[str, tuple[float, float]]], tasks: Sequence[str], styles: Mapping[str, int]
+) -> Figure:
     """Seconds per 100 steps and peak memory as bars, in groups by task.
 
     Args:
         costs: by method and task, seconds and GB.
         tasks: order of the groups.
+        styles: number for `style_of`, by method.
     """
     labels, tasks = list(costs), [task for task in tasks if any(task in found for found in costs.values())]
     count = len(labels) * len(tasks)
@@ -141,7 +147,7 @@ def bars_of(costs: Mapping[str, Mapping[str, tuple[float, float]]], tasks: Seque
         for index, label in enumerate(labels):
             at = [place + (index - (len(labels) - 1) / 2) * size for place, t in enumerate(tasks) if t in costs[label]]
             heights = [costs[label][task][what] for task in tasks if task in costs[label]]
-            bars = axes.bar(at, heights, 0.92 * size, **_fill(index))
+            bars = axes.bar(at, heights, 0.92 * size, **_fill(styles[label]))
             if count <= 40:
                 axes.bar_label(bars, [f"{height:.3g}" for height in heights], padding=2, fontsize=7)
         axes.set_ylabel(name, fontsize=9)
@@ -151,7 +157,7 @@ def bars_of(costs: Mapping[str, Mapping[str, tuple[float, float]]], tasks: Seque
     if len(labels) > 1:
         from matplotlib.patches import Patch
 
-        legend_below(figure, [Patch(**_fill(index)) for index in range(len(labels))], labels, width)
+        legend_below(figure, [Patch(**_fill(styles[label])) for label in labels], labels, width)
     return figure
 
 

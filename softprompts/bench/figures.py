@@ -170,7 +170,8 @@ def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
     if any(line.level for panel in panels for line in panel.series):
         caption += f" Dashed without marks: methods without {_spoken(key)}."
     panels, note = _fewer(panels)
-    return _drawn(name, title, caption + note + _missing(left_out), lambda: lines_of(panels, marks=True), table)
+    styles = _styles(findings, {labels[row.label]: row.name for row in rows})
+    return _drawn(name, title, caption + note + _missing(left_out), lambda: lines_of(panels, styles, marks=True), table)
 
 
 def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
@@ -205,7 +206,8 @@ def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
             if any(panel.series for panel in half):
                 part: list[Panel | None] = [*half[start : start + across]]
                 panels += part + [None] * (across - len(part))
-    return _drawn("curves", title, caption, lambda: lines_of(panels, columns=across), table)
+    styles = _styles(findings, {row.label: row.name for row in rows})
+    return _drawn("curves", title, caption, lambda: lines_of(panels, styles, columns=across), table)
 
 
 def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
@@ -265,7 +267,8 @@ def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
             " Of training runs as they came, some of them sharing passes; the cost recipes measure by a fixed protocol."
         )
     left_out = dict.fromkeys(row.label for row in rows if model in row.models and row.label not in costs)
-    return _drawn("cost", title, caption + _missing(left_out), lambda: bars_of(costs, tasks), table)
+    styles = _styles(findings, {row.label: row.name for row in rows})
+    return _drawn("cost", title, caption + _missing(left_out), lambda: bars_of(costs, tasks, styles), table)
 
 
 def _analysis(
@@ -411,6 +414,19 @@ def _fewer(panels: list[Panel]) -> tuple[list[Panel], str]:
         return panels, ""
     kept = [replace(panel, series=tuple(line for line in panel.series if not line.level)) for panel in panels]
     return kept, " Those are left out, being too many."
+
+
+def _styles(findings: Findings, names: Mapping[str, str]) -> dict[str, int]:
+    """A style for each line: that of its method, the same in all figures, unless several lines are of one method.
+
+    Args:
+        findings: of the bench.
+        names: by line, its method's row.
+    """
+    every = list(dict.fromkeys(row.name for row in findings.recipe.rows))
+    if len(set(names.values())) == len(names):
+        return {label: every.index(name) for label, name in names.items()}
+    return {label: index for index, label in enumerate(names)}
 
 
 def _in_order(spreads: Sequence[Spread]) -> list[Spread]:

@@ -16,7 +16,7 @@ from softprompts.bench import figures
 from softprompts.bench.figures import Drawn, figures_of
 from softprompts.bench.results import Findings
 from softprompts.errors import SoftPromptError
-from softprompts.plotting import NO_MATPLOTLIB
+from softprompts.plotting import NO_MATPLOTLIB, style_of
 from softprompts.training.runs import load_metrics
 
 pytest.importorskip("matplotlib")
@@ -248,6 +248,20 @@ def test_pictures_of_prompts_are_of_each_first_seed(tmp_path: Path, monkeypatch:
     assert first.name == "masks-multi-mask-l-5-k-1-rte" and first.csv == "a\n1\n"
     assert gates.figure is None and gates.caption == "Nothing to draw: gates: no prompt here has any."
     assert len(loaded) == 1 and len(loaded[0]) == len(set(loaded[0])) == 4  # two rows on two tasks, read once
+
+
+def test_a_method_has_the_same_colour_in_all_figures(tmp_path: Path) -> None:
+    from matplotlib.colors import to_hex
+
+    specs = [{"kind": "curves", "rows": ["LoRA"]}, {"kind": "parameters"}, {"kind": "cost", "rows": ["LoRA"]},
+             {"kind": "sweep", "x": "column", "rows": ["LoRA"]}]  # fmt: skip
+    found = figures_of(findings_of(tmp_path, recipe_of({**GRID, "figures": specs, "seeds": [0]})))
+    expected = style_of(2)["color"]  # the third name of the recipe
+    assert panels(found[0])[0].lines[0].get_color() == expected
+    (point,) = (line for line in panels(found[1])[0].lines if line.get_marker() == style_of(2)["marker"])
+    assert point.get_color() == expected
+    assert to_hex(panels(found[2])[0].patches[0].get_facecolor()) == expected
+    assert panels(found[3])[0].lines[0].get_color() == expected
 
 
 def test_wrong_names_are_one_line(tmp_path: Path) -> None:
