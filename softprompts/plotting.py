@@ -102,8 +102,14 @@ def new_figure(
     return figure, panels
 
 
+def legend_rows(labels: Sequence[str], width: float) -> int:
+    """How many lines a legend takes in a figure of so many inches."""
+    longest = max((len(label) for label in labels), default=1)
+    return -(-len(labels) // max(1, int(width / (0.55 + 0.075 * longest))))
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float) -> None:
-    """One legend for all panels, under them, in as many columns as fit.
+    """One legend for all panels, under them, in as few lines as it takes, evenly filled.
 
     Args:
         figure: the figure.
@@ -113,9 +119,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
     """
     if not labels:
         return
-    longest = max((len(label) for label in labels), default=1)
-    columns = max(1, min(len(labels), int(width / (0.55 + 0.085 * longest))))
-    columns = -(-len(labels) // -(-len(labels) // columns))  # as few rows, evenly filled
+    columns = -(-len(labels) // legend_rows(labels, width))
     figure.legend(
         handles,
         [plain(label) for label in labels],

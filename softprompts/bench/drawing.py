@@ -8,7 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from softprompts.plotting import PALETTE, Point, draw_points, legend_below, new_figure, plain, short, style_of
+from softprompts.plotting import (
+    PALETTE,
+    Point,
+    draw_points,
+    legend_below,
+    legend_rows,
+    new_figure,
+    plain,
+    short,
+    style_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -105,7 +115,8 @@ def lines_of(
     down = -(-len(panels) // across)
     width = {1: 7.0, 2: 9.0}.get(across, 10.5)
     labels = list(dict.fromkeys(line.label for panel in panels if panel for line in panel.series))
-    figure, places = new_figure(width, down * (3.6 if down == 1 else 2.7) + 0.25 * -(-len(labels) // 3), down, across)
+    height = down * (3.6 if down == 1 else 2.7) + 0.22 * legend_rows(labels, width)
+    figure, places = new_figure(width, height, down, across)
     shown = [*panels, *[None] * (len(places) - len(panels))]
     for place, (axes, panel) in enumerate(zip(places, shown, strict=True)):
         if panel is None:
@@ -141,7 +152,7 @@ def bars_of(
     labels, tasks = list(costs), [task for task in tasks if any(task in found for found in costs.values())]
     count = len(labels) * len(tasks)
     width = min(12.0, max(7.0, 1.5 + 0.32 * count))
-    figure, places = new_figure(width, 5.6 + 0.2 * -(-len(labels) // 4), 2, 1, sharex=True)
+    figure, places = new_figure(width, 5.4 + 0.22 * legend_rows(labels, width), 2, 1, sharex=True)
     size = 0.84 / len(labels)
     for axes, what, name in zip(places, (0, 1), ("seconds per 100 steps", "peak memory (GB)"), strict=True):
         for index, label in enumerate(labels):
