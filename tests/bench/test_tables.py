@@ -241,6 +241,13 @@ def test_table_of_findings() -> None:
     assert table_of(made, deltas=False).deltas == "none"
 
 
+def test_counts_that_differ_between_tasks_are_a_range() -> None:
+    def score(label: str, task: str, model: str, seed: int) -> dict[str, object]:
+        return {"test_metrics": {"accuracy": 0.5}, "trained_parameters": 76_800 if task == "CB" else 1_000_000}
+
+    assert table_of(findings(recipe(), score)).lines[1].facts == ("76,800 to 1,000,000", "0.0344 to 0.4466")
+
+
 def test_table_of_findings_with_published_numbers() -> None:
     made = findings(recipe(published="multi-mask/table-1"), accuracy(SCORES))
     table = table_of(made)
