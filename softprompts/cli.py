@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 
+from softprompts.bench.cli import bench_app
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.names import JOINT
+from softprompts.terminal import csv_text, err, listed, out, pairs, report_folder, telling_how_to_go_on, whole
 
 app = typer.Typer(
     name="softprompts",
@@ -28,9 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# No markup and no colours guessed from the text: labels, texts and paths are the user's, brackets and all.
-out = Console(markup=False, highlight=False, emoji=False)
-err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")]
 TaskName = Annotated[
@@ -135,6 +132,9 @@ def methods(
 
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
 app.add_typer(tasks_app, name="tasks")
+
+
+app.add_typer(bench_app, name="bench")
 
 
 @tasks_app.callback()
@@ -264,13 +264,13 @@ def train(
     from softprompts.experiment import check_trackers
 
     check_trackers(tracker)
-    config = _method(method, _pairs(set_))
+    config = _method(method, pairs(set_))
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
     bench.check(config, training, root=out_, folder=folder, resume=resume)
     _describe(bench)
     _tell_cut(bench, [config])
-    with _telling_how_to_go_on("give the same command and --resume to go on"):
+    with telling_how_to_go_on("give the same command and --resume to go on"):
         path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
     _report_run(path, result)
 
@@ -335,13 +335,13 @@ def compare(
     from softprompts.files import require_folder
 
     check_trackers(tracker)
-    names = _listed("--methods", methods_)
-    settings = _pairs(set_)
+    names = listed("--methods", methods_)
+    settings = pairs(set_)
     configs = [_method(name, _settings_of(name, settings, names)) for name in names]
     seed = 0
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
-    numbers = [_whole("--seeds", part) for part in _listed("--seeds", seeds)]
-    folder = _report_folder(report, out_, "compare")
+    numbers = [whole("--seeds", part) for part in listed("--seeds", seeds)]
+    folder = report_folder(report, out_, "compare")
     require_folder(folder, "the report")  # before anything trains for minutes
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
     total, count = len(configs) * len(numbers), 0
@@ -355,7 +355,7 @@ def compare(
         count += 1
         _tell(count, total, config.method, number, result)
 
-    with _telling_how_to_go_on("the same command goes on from there"):
+    with telling_how_to_go_on("the same command goes on from there"):
         comparison = run_all(
             bench,
             [(config, training) for config in configs],
@@ -449,20 +449,20 @@ def search(
     load_optuna()
     check_trackers(tracker)
     rungs(steps, trials, eta, min_steps, eval_every)  # what cannot be is said before a model is loaded
-    names = _listed("--methods", methods_)
-    settings = _pairs(set_)
+    names = listed("--methods", methods_)
+    settings = pairs(set_)
     configs = {name: _method(name, _settings_of(name, settings, names)) for name in names}
     fixed = {name: _chosen(configs[name], _settings_of(name, settings, names)) for name in names}
-    searched = {key: _searched(key, value, names) for key, value in _pairs(space, "--space").items()}
+    searched = {key: _searched(key, value, names) for key, value in pairs(space, "--space").items()}
     epochs, patience = 1, None
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
-    folder = _report_folder(report, out_, "search")
+    folder = report_folder(report, out_, "search")
     check_report(folder)
     bench = _bench(**{key: value for key, value in locals().items() if key in _BENCH})
 
     _describe(bench)
     _tell_cut(bench, list(configs.values()))
-    with _telling_how_to_go_on("the same command goes on from there"):
+    with telling_how_to_go_on("the same command goes on from there"):
         found = find(
             bench,
             fixed,
@@ -524,10 +524,10 @@ def transfer(
 
     accumulate, epochs, eval_every, patience, compile_, seed = 1, 1, None, None, False, 0
     training = _training(**{key: value for key, value in locals().items() if key in _TRAINING})
-    counts = [_whole("--shots", part) for part in _listed("--shots", shots)]
-    numbers = [_whole("--seeds", part) for part in _listed("--seeds", seeds)]
-    targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in _listed("--tasks", tasks_)]
-    folder = _report_folder(report, out_, "transfer")
+    counts = [whole("--shots", part) for part in listed("--shots", shots)]
+    numbers = [whole("--seeds", part) for part in listed("--seeds", seeds)]
+    targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in listed("--tasks", tasks_)]
+    folder = report_folder(report, out_, "transfer")
     require_folder(folder, "the report")  # before anything trains for minutes
     name = model or str(described(sources[0])["backbone"].get("name") or "")
     with err.status("loading data and model"), together():
@@ -540,7 +540,7 @@ def transfer(
         done += 1
         _tell(done, total, f"{source} to {target} with {count} rows", result["seed"], result)
 
-    with _telling_how_to_go_on("the same command goes on from there"):
+    with telling_how_to_go_on("the same command goes on from there"):
         found = measure(
             bench,
             sources,
@@ -580,9 +580,9 @@ def demo(
     from softprompts.demo import run_demo
     from softprompts.files import require_folder
 
-    folder = _report_folder(report, out_, "demo")
+    folder = report_folder(report, out_, "demo")
     require_folder(folder, "the report")  # before anything trains for minutes
-    with _telling_how_to_go_on("the same command goes on from there"):
+    with telling_how_to_go_on("the same command goes on from there"):
         comparison = run_demo(out_, range(seeds), lanes=lanes, tell=_tell, describe=_describe)
     _show(comparison, folder)
 
@@ -614,7 +614,7 @@ def predict(
     """Label texts with a trained prompt: label and probability, tags, or the answer found."""
     from softprompts.predictor import Predictor
 
-    fields = _pairs(field, "--field")
+    fields = pairs(field, "--field")
     if bool(texts or (fields and file is None)) == (file is not None):
         raise SoftPromptError("give texts, or --file FILE with texts, and not both")
     if len(texts or ()) > 1 and (text_pair is not None or fields or choice):
@@ -676,33 +676,58 @@ def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: 
         values = [value if isinstance(value, str) else " ".join(value) for value in values]
         choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in own]
         lines.append([*values, *choices, answer.label, _probability(answer.probability)])
-    write_text_atomic(output, _csv(lines))
+    write_text_atomic(output, csv_text(lines))
     out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
 
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    sources: Annotated[list[str], typer.Argument(metavar="RUN_OR_PROMPT...", help="Run or prompt folders, hub ids.")],
+    plots: Annotated[bool, typer.Option("--plots", help="Draw what it learned, as PNG and SVG, with CSV.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Folder for them; default: 'plots' in the run or prompt folder; of several: here."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows of the task, for pictures that need some.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Show what is in a saved prompt."""
-    from softprompts.saving import counted, prompt_folder, read
+    """Show what is in a saved prompt; draw what it learned; compare several."""
+    from softprompts.saving import prompt_folder, read
 
-    config, tensors = read(prompt_folder(source))
-    stats: dict[str, dict[str, Any]] = {
-        name: {
-            "shape": list(value.shape),
-            "type": str(value.dtype).removeprefix("torch."),
-            "mean": float(value.float().mean()),
-            "std": float(value.float().std(unbiased=False)),
-            "largest": float(value.float().abs().max()),
-        }
-        for name, value in tensors.items()
-    }
+    found = []
+    for source in sources:
+        config, tensors = read(prompt_folder(source))
+        found.append({**config, "tensors": {name: _numbers(value) for name, value in tensors.items()}})
+    if not as_json:
+        for one in found:
+            _show_prompt(one)
+    drawn = _drawn(sources, output, data_dir, rows, tell=not as_json) if plots else None
     if as_json:
-        print(json.dumps({**config, "tensors": stats}, indent=2, ensure_ascii=False))
-        return
-    meta, backbone = config.get("metadata") or {}, config["backbone"]
+        more = {} if drawn is None else {"plots": drawn}
+        whole = {**found[0], **more} if len(found) == 1 else {"prompts": found, **more}
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
+    elif len(sources) > 1 and not plots:
+        _show_similarities(sources)
+
+
+def _numbers(value: Any) -> dict[str, Any]:
+    """A tensor in a few numbers."""
+    return {
+        "shape": list(value.shape),
+        "type": str(value.dtype).removeprefix("torch."),
+        "mean": float(value.float().mean()),
+        "std": float(value.float().std(unbiased=False)),
+        "largest": float(value.float().abs().max()),
+    }
+
+
+def _show_prompt(config: dict[str, Any]) -> None:
+    from softprompts.saving import counted
+
+    meta, backbone, stats = config.get("metadata") or {}, config["backbone"], config["tensors"]
     facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     facts.add_row("method", config["method"])
     facts.add_row("settings", ", ".join(f"{k}={v}" for k, v in config["config"].items() if v is not None))
@@ -712,7 +737,8 @@ def inspect(
     for key in ("task", "seed", "step", "score", "trained_parameters"):
         if meta.get(key) is not None:
             facts.add_row(key.replace("_", " "), str(meta[key]))
-    trained, frozen = counted(config)
+    sizes = {name: (one["type"], one["shape"]) for name, one in stats.items()}
+    trained, frozen = counted({**config, "tensors": sizes})
     facts.add_row("parameters", f"{trained:,}" + (f", and {frozen:,} numbers that stay as they are" if frozen else ""))
     out.print(facts)
     table = Table("tensor", "shape", "type", "mean", "std", "largest")
@@ -721,6 +747,35 @@ def inspect(
         numbers = [f"{value[key]:.4g}" for key in ("mean", "std", "largest")]
         table.add_row(name, " x ".join(map(str, value["shape"])), value["type"], *numbers)
     out.print(table)
+
+
+def _drawn(sources: list[str], output: str | None, data_dir: str | None, rows: int, tell: bool) -> list[dict[str, Any]]:
+    """Writes the pictures, and says of each what it is and where."""
+    from softprompts.analysis import plots_folder, write_figures
+
+    folder, done = Path(output) if output is not None else plots_folder(sources), []
+    for picture in write_figures(sources, folder, data_dir=data_dir, rows=rows):
+        done.append({"what": picture.what, "files": [str(file) for file in picture.files], "text": picture.text})
+        if tell:
+            where = f"{picture.files[0]} (.svg, .csv). " if picture.files else "no picture; "
+            out.print(f"{picture.what}: {where}{picture.text}", soft_wrap=True)
+    return done
+
+
+def _show_similarities(sources: list[str]) -> None:
+    from softprompts.analysis import open_prompts, similarities
+
+    try:
+        found, reasons = similarities(open_prompts(sources), with_start=False)
+    except SoftPromptError as error:
+        found, reasons = [], [str(error)]
+    for one in found:
+        table = Table(f"cosine of {one.part}, pooled", *map(str, range(1, len(one.names) + 1)))
+        for number, (name, line) in enumerate(zip(one.names, one.pooled, strict=True), start=1):
+            table.add_row(f"{number} {name}", *(f"{value:.2f}" for value in line))
+        out.print(table)
+    for reason in reasons:
+        out.print(f"not compared: {reason}", soft_wrap=True)
 
 
 # --- shared ---------------------------------------------------------------------------------------------------------
@@ -753,7 +808,7 @@ def _training(
     from softprompts.training import TrainConfig
 
     rates = {}
-    for name, text in _pairs(lr_of, "--lr-of").items():
+    for name, text in pairs(lr_of, "--lr-of").items():
         value = _value(text)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SoftPromptError(f"--lr-of {name}={text}: a learning rate is a number")
@@ -941,19 +996,6 @@ def _default(value: Any) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _pairs(pairs: list[str] | None, flag: str = "--set") -> dict[str, str]:
-    """NAME=VALUE pairs."""
-    settings: dict[str, str] = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise SoftPromptError(f"{flag} {pair}: write NAME=VALUE")
-        if key in settings:
-            raise SoftPromptError(f"{flag}: {key} is given twice")
-        settings[key] = value
-    return settings
-
-
 def _value(text: str, type_: str = "") -> Any:
     """What a value on the command line stands for.
 
@@ -1029,27 +1071,6 @@ def _searched(key: str, text: str, names: list[str]) -> Any:
     if not all(parts):
         raise SoftPromptError(f"--space {key}={text}: write VALUE,VALUE,... or log:LOW:HIGH or uniform:LOW:HIGH")
     return [_value(part, type_) for part in parts]
-
-
-def _listed(flag: str, text: str) -> list[str]:
-    """The parts between commas, of which there must be some and none twice."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise SoftPromptError(f"{flag} names nothing")
-    twice = next((part for part in parts if parts.count(part) > 1), None)
-    if twice is not None:
-        raise SoftPromptError(f"{flag} names {twice} twice")
-    return parts
-
-
-def _whole(flag: str, text: str) -> int:
-    if not text.isdecimal():
-        raise SoftPromptError(f"{flag}: '{text}' is not a whole number of at least 0")
-    return int(text)
-
-
-def _report_folder(report: str | None, root: str, name: str) -> Path:
-    return Path(report) if report is not None else Path(root) / name
 
 
 def _describe(bench: Any) -> None:
@@ -1167,23 +1188,6 @@ def _show_leaderboard(found: Any, folder: Path, root: str) -> None:
 
 def _probability(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
-
-
-def _csv(lines: list[list[str]]) -> str:
-    import io
-
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue()
-
-
-@contextlib.contextmanager
-def _telling_how_to_go_on(how: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        err.print(f"{stop}; {how}" if str(stop) else "interrupted", soft_wrap=True)
-        raise
 
 
 def main() -> None:

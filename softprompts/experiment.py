@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, runs, train
 from softprompts.training.comparing import check_teachers
+from softprompts.training.cost import step_cost
 from softprompts.training.lane import CHECKPOINT_FILE, eval_rows
 from softprompts.training.optim import learning_rates
 from softprompts.training.processes import is_main, shared_state, together
@@ -40,6 +41,7 @@ from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
+_PLACE = "#   "  # begins the line of a config.yaml that says where one of them was
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
@@ -541,6 +543,40 @@ class Workbench:
         finally:
             self._drop(name)
 
+    def cost(self, run: Run, steps: int = 100, warmup_steps: int = 20) -> dict[str, Any]:
+        """What a training step of an experiment costs, see `softprompts.training.cost.step_cost`.
+
+        Args:
+            run: the experiment; nothing is written of it.
+            steps: that are timed.
+            warmup_steps: before them.
+
+        Returns:
+            What a run's result.json would have of model, task and method, and ``cost``.
+
+        Raises:
+            SoftPromptError: the method does not fit the model.
+        """
+        name, length = "measured", self.room(run.method)
+        self._add(name, run.method, run.training.seed)
+        try:
+            teacher = self._add_teacher(name, run.method)
+            record = self._record(name, run.method, run.training, length)
+            features = self.features("train", length)
+            found = step_cost(
+                self.model,
+                name,
+                run.training,
+                features,
+                pad_id=self.pad_id,
+                steps=steps,
+                warmup_steps=warmup_steps,
+                teacher=teacher,
+            )
+        finally:
+            self._drop(name)
+        return {**record, "batch_size": run.training.batch_size, "threads": torch.get_num_threads(), "cost": found}
+
     def score(self, names: Sequence[str], batch_size: int = 32) -> list[dict[str, float] | None]:
         """The metrics of prompts that are on `model`, as they are: on test rows where there are some, else validation.
 
@@ -591,8 +627,6 @@ class Workbench:
             self.model.delete_prompt(name)
         self._add(name, method, training.seed)
         teacher = self._add_teacher(name, method)
-        trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
-        backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         features = self.features("train", length)
         size = eval_rows(training)
         validation = self._evaluation("validation", length, size) if self.evaluate else None
@@ -601,7 +635,25 @@ class Workbench:
         with together():
             if is_main():
                 self._open(path, root, config, resume, folder, method.files())
-        record = {
+        record = self._record(name, method, training, length)
+        return Lane(
+            name,
+            training,
+            features,
+            validation=validation,
+            held_out=test,
+            folder=path,
+            record=record,
+            pause_at=pause_at,
+            teacher=teacher,
+        )
+
+    def _record(self, name: str, method: MethodConfig, training: TrainConfig, length: int) -> dict[str, Any]:
+        """What result.json says of an experiment beside its outcome; its prompt is attached."""
+        config = self.resolved(method, training)
+        trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
+        backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
+        return {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
             "max_length": length,
             "seed": training.seed,
@@ -616,17 +668,6 @@ class Workbench:
             "device": _device(),
             "compiled": training.compile,
         }
-        return Lane(
-            name,
-            training,
-            features,
-            validation=validation,
-            held_out=test,
-            folder=path,
-            record=record,
-            pause_at=pause_at,
-            teacher=teacher,
-        )
 
     def _open(
         self,
@@ -643,7 +684,7 @@ class Workbench:
         note = ""
         if places := self.data.places():
             note += "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
-            note += "".join(f"#   {key}: {place}\n" for key, place in places.items())
+            note += "".join(f"{_PLACE}{key}: {place}\n" for key, place in places.items())
         if files:
             note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
             note += "".join(f"#   {file}\n" for file in files)
@@ -702,6 +743,30 @@ def shared_by(run: Run) -> tuple[Any, ...]:
     training = run.training
     kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
     return *kind, run.method.input_tokens
+
+
+def recorded_data(run: str | Path, data_dir: str | None = None) -> Data:
+    """Where the rows of a run came from, as its folder tells.
+
+    Args:
+        run: the run folder.
+        data_dir: folder with a local copy of the task's data; None: where it lay when the run was made, else the hub.
+
+    Raises:
+        SoftPromptError: it is no run folder, or does not tell.
+    """
+    asked = runs.load_config(run).get("data")
+    if not isinstance(asked, dict):
+        raise SoftPromptError(f"{Path(run) / runs.CONFIG} does not say where its rows came from")
+    known = {field.name for field in fields(Data)}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in asked.items() if key in known}
+    # A column of the usual name need not have been asked for (see `Data.to_dict`), and then goes by others too.
+    given = {key: value for key, value in given.items() if key not in ("text", "label") or value != key}
+    for line in (Path(run) / runs.CONFIG).read_text(encoding="utf-8").splitlines():
+        key, _, place = line.removeprefix(_PLACE).partition(": ")
+        if line.startswith(_PLACE) and key in ("task", *_PLACES):
+            given[key] = place
+    return Data(**(given if data_dir is None else {**given, "data_dir": data_dir}))
 
 
 def load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -196,6 +196,16 @@ class Table:
         notes = "".join(f"\n{_md(note)}  " for note in self.all_notes()).rstrip()
         return "\n".join(out) + "\n" + (f"{notes}\n" if notes else "")
 
+    def text(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and lines of plain text, for a terminal: the best of a column between asterisks."""
+        lines = []
+        for headings, line, cells in self._body():
+            lines += [[heading] for heading in headings]
+            indent = "  " if line.model is not None or line.group is not None else ""
+            shown = [_join(cell, _plain_part, _plain_published) for cell in cells]
+            lines.append([indent + line.name, *line.facts, *shown])
+        return ["", *self.facts, *self._heads()], lines
+
     def csv(self) -> str:
         """One line per line and column, for programs; numbers in full, scores and seeds with blanks between."""
         out = io.StringIO()
@@ -769,6 +779,17 @@ def _md_part(part: _Part) -> str:
     std = f"<sub>{part.std}</sub>" if part.std is not None else ""
     delta = f"<sup>{part.delta}</sup>" if part.delta is not None else ""
     return f"{text}{_md(part.mark)}{std}{delta}"
+
+
+def _plain_part(part: _Part) -> str:
+    text = f"*{part.text}*" if part.rank == 1 else part.text
+    std = f" ±{part.std}" if part.std is not None else ""
+    delta = f" {part.delta}" if part.delta is not None else ""
+    return f"{text}{part.mark}{std}{delta}"
+
+
+def _plain_published(part: _Part) -> str:
+    return part.published or "-"
 
 
 def _md_published(part: _Part) -> str:

@@ -44,6 +44,8 @@ from softprompts.training.randomness import Randomness
 from softprompts.training.room import CPU_TOKENS, SHARE, free_memory, keep_pages, out_of_memory, release, step_memory
 from softprompts.training.scoring import measure
 
+CHECKPOINT_SECONDS = 300  # since the last one: between two evaluations there may be hours
+
 
 def train(
     model: Any,
@@ -113,6 +115,7 @@ def train(
             Stop() as stop,
             Bar(lanes, progress and accelerator.is_main_process) as bar,
         ):
+            saved = time.perf_counter()
             while active := [lane for lane in lanes if lane.active]:
                 began = time.perf_counter()
                 interrupted = _step(model, active, pad_id, padding_side, accelerator, stop, room, randomness)
@@ -127,8 +130,11 @@ def train(
                     lane.peak_memory = memory.read() if lane in due or not lane.active else lane.peak_memory
                     lane.lanes = max(lane.lanes, len(active))
                 stopping = [lane for lane in active if lane.active and (interrupted or lane.step == lane.pause_at)]
+                late = [lane for lane in active if lane.active] if began - saved > CHECKPOINT_SECONDS else []
                 if accelerator.is_main_process:
-                    _write_down(model, due, stopping, randomness)
+                    _write_down(model, due, [*stopping, *late], randomness)
+                if due or late:
+                    saved = time.perf_counter()
                 for lane in stopping:
                     lane.lay_aside(interrupted)
                 finish([lane for lane in active if not lane.active], randomness.of)
@@ -357,7 +363,7 @@ def _sum_gradients(lanes: list[Lane], accelerator: Accelerator) -> None:
 
 
 def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: Randomness) -> None:
-    """Puts on disk what a crash must not take: after an evaluation, and before an interruption."""
+    """Puts on disk what a crash must not take: after an evaluation, before an interruption, and after some minutes."""
     for lane in due:
         if lane.folder is not None:
             runs.append_metrics(lane.folder, lane.history[-1])

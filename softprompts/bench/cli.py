@@ -1,0 +1,231 @@
+"""The verbs of ``softprompts bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from softprompts.errors import SoftPromptError
+from softprompts.terminal import err, listed, out, telling_how_to_go_on, whole
+
+bench_app = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
+
+Name = Annotated[str, typer.Argument(metavar="RECIPE", help="One of 'softprompts bench list', or a YAML file.")]
+Scale = Annotated[
+    str | None, typer.Option(help="tiny or small (the packaged encoder, minutes), or paper (as the paper has it).")
+]
+Out = Annotated[str, typer.Option("--out", "-o", help="Where run folders go; tables go to bench/ in it.")]
+Report = Annotated[
+    str | None, typer.Option(help="Folder for tables and report; default: <out>/bench/<recipe>-<scale>.")
+]
+QUIET = 30  # seconds between two lines of progress where the output is no terminal
+
+
+@bench_app.command("list")
+def list_recipes() -> None:
+    """List the recipes: tables and figures of the papers, and how many runs they are at each scale."""
+    from softprompts.bench.recipe import SCALES, load_recipe, recipe_names
+
+    table = Table("recipe", "what it is", *(f"{scale} runs" for scale in SCALES), box=box.SIMPLE_HEAD)
+    for name in recipe_names():
+        found: dict[str, Any] = {}
+        for scale in SCALES:
+            with contextlib.suppress(SoftPromptError):
+                found[scale] = load_recipe(name, scale)
+        recipe = next(iter(found.values()))
+        counts = [f"{len(found[s].cells()) + len(found[s].source_cells()):,}" if s in found else "-" for s in SCALES]
+        table.add_row(name, recipe.title, *counts)
+    table.columns[0].no_wrap = True
+    for column in table.columns[2:]:
+        column.justify = "right"
+    out.print(table)
+    out.print("Run one: softprompts bench run RECIPE --scale tiny")
+
+
+@bench_app.command()
+def run(
+    recipe: Name,
+    scale: Scale = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", help="Folder with a local copy of the tasks' data.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Another backbone for all rows.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Other seeds, separated by commas.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another value of the recipe: training.max_steps=50, max_length=128."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray (a cluster's address in RAY_ADDRESS).")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; default: one for each GPU, or else core.")
+    ] = None,
+    lanes: Annotated[
+        int | None, typer.Option(min=1, help="Runs that share each pass of the model; default: 8.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="GPUs (processes) that train a run together.")] = 1,
+    out_: Out = "runs",
+    report: Report = None,
+) -> None:
+    """Train what has no result yet, then write tables and report. The same command goes on after an interruption."""
+    from softprompts.bench.engine import bench_folder, run_recipe
+    from softprompts.bench.recipe import load_recipe
+
+    changes = _changes(set_, model, seeds)
+    wanted = load_recipe(recipe, scale, changes)
+    folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale)
+    show = _Show()
+    err.print(
+        f"{wanted.title} ({wanted.scale}): {len(wanted.cells()) + len(wanted.source_cells()):,} runs", soft_wrap=True
+    )
+    with telling_how_to_go_on("the same command goes on from there"), show:
+        state = run_recipe(
+            wanted,
+            root=out_,
+            folder=folder,
+            data_dir=data_dir,
+            engine=engine,
+            workers=workers,
+            lanes=lanes,
+            processes=processes,
+            on_start=show.start,
+            on_change=show.change,
+        )
+    _write(folder, out_)
+    if state.failed:
+        run_, why = next(iter(state.failed.items()))
+        raise SoftPromptError(
+            f"{len(state.failed)} of {state.total} runs failed, the first one ({run_}): {why}; "
+            f"see {folder / 'failures'} "
+            "and give the same command to try them again"
+        )
+
+
+@bench_app.command()
+def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
+    """Show how far a bench is."""
+    from softprompts.bench.engine import read_state
+
+    state = read_state(_folder(recipe, scale, out_, report), out_)
+    out.print(_told(state))
+    for run_, why in state.failed.items():
+        out.print(f"  failed: {run_}: {why}", soft_wrap=True)
+
+
+@bench_app.command("report")
+def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
+    """Write tables and report of what is there by now; nothing is trained."""
+    _write(_folder(recipe, scale, out_, report), out_)
+
+
+def _folder(recipe: str, scale: str | None, root: str, report: str | None) -> Path:
+    from softprompts.bench.engine import bench_folder
+    from softprompts.bench.recipe import load_recipe
+
+    if report is not None:
+        return Path(report)
+    wanted = load_recipe(recipe, scale)
+    return bench_folder(root, wanted.name, wanted.scale)
+
+
+def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> dict[str, Any]:
+    """What the options change of a recipe, as an overlay."""
+    changes: dict[str, Any] = {}
+    for pair in set_ or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise SoftPromptError(f"--set {pair}: write NAME=VALUE")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *parents, last = key.split(".")
+        place = changes
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    if seeds is not None:
+        changes["seeds"] = [whole("--seeds", part) for part in listed("--seeds", seeds)]
+    if model is not None:
+        changes["models"] = {Path(model).name: model}
+        changes["rows"] = {"*": {"models": None}}
+    return changes
+
+
+def _write(folder: Path, root: str) -> None:
+    from softprompts.bench.outputs import write_outputs
+    from softprompts.bench.report import REPORT
+
+    written = write_outputs(folder, root)
+    for table in written.tables:
+        heads, lines = table.text()
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place, head in enumerate(heads):
+            shown.add_column(head, justify="right" if place else "left", overflow="fold")
+        for line in lines:
+            shown.add_row(*line)
+        out.print(shown)
+        for note in table.all_notes():
+            out.print(note, soft_wrap=True)
+    report = next(path for path in written.files if path.name == REPORT)
+    out.print(f"report: {report}; tables and figures beside it, {len(written.files)} files in all", soft_wrap=True)
+
+
+def _told(state: Any) -> str:
+    parts = [f"{state.done} of {state.total} runs done"]
+    parts += [f"{state.running} running"] if state.running else []
+    parts += [f"{state.waiting} waiting for a source"] if state.waiting else []
+    parts += [f"{len(state.failed)} failed"] if state.failed else []
+    if state.seconds_left is not None and state.done < state.total:
+        parts.append(f"about {_time(state.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class _Show:
+    """Progress: a bar on a terminal, else a line for each run that has ended."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            console=err,
+            disable=not err.is_terminal,
+        )
+        self._said = time.monotonic()
+
+    def __enter__(self) -> _Show:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.stop()
+
+    def start(self, state: Any) -> None:
+        """What there is to do."""
+        if state.done:
+            err.print(f"{state.done} of {state.total} runs are done already")
+        self._task = self._bar.add_task("starting", total=state.total, completed=state.done)
+
+    def change(self, state: Any, fresh: list[Any]) -> None:
+        """What has changed."""
+        self._bar.update(self._task, completed=state.done, total=state.total, description=_told(state))
+        first = state.done - len(fresh)
+        for count, one in enumerate(fresh, start=1):
+            err.print(f"[{first + count}/{state.total}] {one.cell}", soft_wrap=True)
+        if not err.is_terminal and (fresh or time.monotonic() - self._said > QUIET):
+            self._said = time.monotonic()
+            err.print(f"  {_told(state)}", soft_wrap=True)
