@@ -87,6 +87,13 @@ def test_a_models_lines_are_held_against_its_own_baseline() -> None:
     assert "<sup>×1.20</sup>" in ratios.markdown()
 
 
+def test_text_for_a_terminal() -> None:
+    lines = (Line("base", (entry(50.0, 52.0),), baseline=True), Line("a", (entry(60.0, published=59.5),), group="g"))
+    heads, shown = Table("t", ("x",), lines, deltas="difference", comparable=False).text()
+    assert heads == ["", "x"]
+    assert shown == [["base", "51.0 ±1.4"], ["g"], ["  a", "*60.0* +9.0 (59.5†)"]]
+
+
 def test_no_minus_zero() -> None:
     lines = (Line("base", (entry(50.0),), baseline=True), Line("a", (entry(49.999),)))
     assert "<sup>0.0</sup>" in Table("t", ("x",), lines, deltas="difference").markdown()
