@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
 from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
@@ -37,7 +38,7 @@ class Curve:
 
 def curve(alpha: float, scores: np.ndarray = _SCORES) -> Curve:
     """The mask of an alpha over some scores."""
-    mask = 0.5 * (1 + np.tanh(0.5 * alpha * scores))  # the sigmoid, without overflow
+    mask = expit(alpha * scores)
     return Curve(alpha, scores, mask, np.exp(scores), mask * np.exp(scores))
 
 

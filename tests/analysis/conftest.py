@@ -18,10 +18,16 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     root = tmp_path_factory.mktemp("runs")
     data = write_csv(root / "data.csv", rows())
 
+    benches: dict[str, Workbench] = {}
+    folders: dict[str, Path] = {}
+
     def run(config: sp.MethodConfig, family: str = "bert", seed: int = 0, **training: Any) -> Path:
-        asked = TrainConfig(**{"max_steps": 4, "batch_size": 8, "seed": seed, "learning_rate": 0.05, **training})
-        bench = Workbench(model_folder(family), Data(train=str(data)), max_length=12)
-        folder, _ = bench.run(config, asked, root=root, reuse=True, progress=False)
-        return folder
+        key = f"{config} {family} {seed} {training}"
+        if key not in folders:
+            asked = TrainConfig(**{"max_steps": 4, "batch_size": 8, "seed": seed, "learning_rate": 0.05, **training})
+            if family not in benches:
+                benches[family] = Workbench(model_folder(family), Data(train=str(data)), max_length=12)
+            folders[key], _ = benches[family].run(config, asked, root=root, progress=False)
+        return folders[key]
 
     return run
