@@ -300,6 +300,8 @@ def test_similarity_of_prefixes_and_of_what_cannot_be_compared(train: Train) -> 
     assert found.pooled[0, 1] == pytest.approx(cosine(first.mean(0), raw(longer)["method.prefix"].mean(0)), abs=1e-6)
     ((found,), reasons) = similarities(open_prompts([*plain, train(TOKENS), train(sp.SMoPConfig(num_prompts=2))]))
     assert len(reasons) == 2 and "no other tokens" in reasons[1] and "depend on the input" in reasons[0]
+    with pytest.raises(SoftPromptError, match="depends on what layers get"):
+        figures("similarity", [train(sp.AdaptivePrefixConfig(num_virtual_tokens=2))])
     (picture,) = figures("similarity", [*plain, longer])
     assert "not compared token by token" in picture.caption
     with pytest.raises(SoftPromptError, match="no other"):

@@ -68,6 +68,13 @@ def test_sites_of_an_encoder_decoder_are_named_by_kind(train: Train) -> None:
     sites = masks_of(saved).sites
     assert len(sites) == 6 and sites[:2] == ("encoder.self 0", "encoder.self 1")
     assert sorted(sites[2:]) == ["decoder.cross 0", "decoder.cross 1", "decoder.self 0", "decoder.self 1"]
+    (picture,) = figures("masks", [saved])  # each kind of site together
+    order = sorted(
+        range(6), key=lambda place: [*dict.fromkeys(s.split()[0] for s in sites)].index(sites[place].split()[0])
+    )
+    axes = picture.figure.axes[0]
+    assert axes.get_xlabel().startswith("0-1 encoder.self, 2-3 decoder.")
+    np.testing.assert_array_equal(axes.images[0].get_array(), masks_of(saved).values[0][:, order])
     (some,) = open_prompts([train(sp.MultiMaskConfig(num_virtual_tokens=2, sites=("decoder.self",)), "t5")])
     assert masks_of(some).sites == ("decoder.self 0", "decoder.self 1")
 
