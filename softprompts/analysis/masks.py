@@ -74,7 +74,7 @@ def draw_masks(saved: Saved) -> Picture:
     """A heat map for each mask, tokens down and sites across, all on one scale from 0 to 1."""
     found = masks_of(saved)
     count, length, sites = found.values.shape
-    columns = min(count, 4)
+    columns = min(count, 4 if sites <= 16 else 2)
     lines = -(-count // columns)
     figure = new_figure(1.2 + columns * (1.0 + 0.16 * min(sites, 24)), lines * (1.1 + 0.14 * min(length, 30)))
     grid = figure.subplots(lines, columns, squeeze=False)
