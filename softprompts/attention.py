@@ -84,6 +84,14 @@ def let_go(module: nn.Module) -> None:
     module.__dict__.pop(_HELD, None)
 
 
+def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
+    """What an attention site is going to add for a batch of so many rows; None where that is nothing."""
+    if _HELD in module.__dict__:
+        return cast("Prefix | None", module.__dict__[_HELD])
+    site = module.__dict__.get(_SITE)
+    return cast("Prefix | None", site[0](site[1], rows)) if site is not None else None
+
+
 def _kernel(module: nn.Module, name: str) -> Kernel:
     if name == "eager":  # every modeling file has its own
         return cast("Kernel", sys.modules[type(module).__module__].eager_attention_forward)
@@ -99,11 +107,7 @@ def _register(name: str) -> None:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if _HELD in module.__dict__:
-            prefix = module.__dict__[_HELD]
-        else:
-            site = module.__dict__.get(_SITE)
-            prefix = site[0](site[1], query.shape[0]) if site is not None else None
+        prefix = prefix_at(module, query.shape[0])
         if prefix is None:
             return _kernel(module, name)(module, query, key, value, attention_mask, **kwargs)
 
@@ -128,8 +132,8 @@ def _register(name: str) -> None:
             return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
         if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
             mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
-        key = torch.cat([_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
-        value = torch.cat([_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+        key = torch.cat([prefix_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
+        value = torch.cat([prefix_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
         if name == "sdpa" and _short(query, key, value, **kwargs):
             return _by_products(query, key, value, mask, kwargs.get("scaling")), None
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
@@ -150,7 +154,7 @@ def _once(
     return prefix.widened[name][1]
 
 
-def _heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
+def prefix_heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
     """Keys or values of a prefix as ``(M|1, kv_heads, l, head_dim)``, with heads, type and device of ``like``.
 
     What is copied for the rows is copied here, for one site at a time, and not kept for the backward pass.
@@ -261,7 +265,7 @@ def _selective(
 ) -> tuple[Tensor, Tensor | None]:
     """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
     assert prefix.selectivity is not None
-    prefix_key, prefix_value = _heads(prefix, prefix.keys, key), _heads(prefix, prefix.values, value)
+    prefix_key, prefix_value = prefix_heads(prefix, prefix.keys, key), prefix_heads(prefix, prefix.values, value)
     length = prefix_key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

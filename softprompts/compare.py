@@ -13,8 +13,9 @@ from typing import Any
 
 from softprompts.experiment import Run, Workbench, with_seed
 from softprompts.methods.base import MethodConfig
+from softprompts.plotting import Point, draw_points, have_matplotlib, new_figure, plain, png
 from softprompts.training import TrainConfig
-from softprompts.training.runs import write_text_atomic
+from softprompts.training.runs import write_atomic, write_text_atomic
 
 COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")
 
@@ -236,63 +237,26 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
     written = [folder / "table.md", folder / "table.csv"]
     write_text_atomic(written[0], comparison.markdown())
     write_text_atomic(written[1], comparison.csv())
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return written
-    if comparison.best is None:  # all runs failed
+    if not have_matplotlib() or comparison.best is None:  # or all runs failed
         return written
     return [*written, plot(comparison, folder / "accuracy.png")]
 
 
 def plot(comparison: Comparison, path: Path) -> Path:
     """Score against trained parameters, one point a method with its spread over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    points = [row for row in comparison.rows if row.scores]
-    for index, row in enumerate(points):
-        colour = f"C{index % 10}"
-        axes.errorbar(row.trained, 100 * row.mean, yerr=100 * (row.std or 0), fmt="o", color=colour, capsize=4)
-        axes.plot([row.trained] * len(row.scores), [100 * s for s in row.scores], ".", color=colour, alpha=0.45)
-    axes.set_xscale("log")
-    low, high = min(row.trained for row in points), max(row.trained for row in points)
-    axes.set_xlim(low / 2.5, high * 6)
-    _label(axes, points)
-    axes.set_xlabel("trained parameters")
-    axes.set_ylabel(f"{comparison.metric} x 100")
+    figure, (axes,) = new_figure(7.2, 4.2)
+    rows = [row for row in comparison.rows if row.scores]
     what = "held-out" if comparison.held_out else "validation"
-    axes.set_title(f"{comparison.model} on {comparison.task} ({comparison.rows_scored:,} {what} rows)", fontsize=10)
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    from softprompts.training.runs import write_atomic
-
-    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    axes.set_title(
+        plain(f"{comparison.model} on {comparison.task} ({comparison.rows_scored:,} {what} rows)"), fontsize=10
+    )
+    axes.set_ylabel(plain(f"{comparison.metric} x 100"))
+    draw_points(
+        axes,
+        [
+            Point(row.method, row.trained, tuple(100 * score for score in row.scores), index)
+            for index, row in enumerate(rows)
+        ],
+    )
+    write_atomic(path, png(figure))
     return path
-
-
-def _label(axes: Any, points: Sequence[Row]) -> None:
-    """Names beside their points, moved apart where they would lie on each other."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.045
-    placed: list[tuple[float, float]] = []
-    for index, row in sorted(enumerate(points), key=lambda item: item[1].mean):
-        y = 100 * row.mean
-        for x_there, y_there in placed:
-            if abs(math.log10(row.trained / x_there)) < 1.0 and y - y_there < gap:
-                y = y_there + gap
-        placed.append((row.trained, y))
-        axes.annotate(
-            row.method,
-            (row.trained, y),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=f"C{index % 10}",
-        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from softprompts.training.scoring import Evaluation, measure
 
 MIN_ROOM = 8  # tokens of input that a prompt must leave room for
 _PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
+_PLACE = "#   "  # begins the line of a config.yaml that says where one of them was
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
 # What tables are made of; a result without them was not written by a run, or was edited.
 _NEEDED = (
@@ -683,7 +684,7 @@ class Workbench:
         note = ""
         if places := self.data.places():
             note += "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
-            note += "".join(f"#   {key}: {place}\n" for key, place in places.items())
+            note += "".join(f"{_PLACE}{key}: {place}\n" for key, place in places.items())
         if files:
             note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
             note += "".join(f"#   {file}\n" for file in files)
@@ -742,6 +743,30 @@ def shared_by(run: Run) -> tuple[Any, ...]:
     training = run.training
     kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
     return *kind, run.method.input_tokens
+
+
+def recorded_data(run: str | Path, data_dir: str | None = None) -> Data:
+    """Where the rows of a run came from, as its folder tells.
+
+    Args:
+        run: the run folder.
+        data_dir: folder with a local copy of the task's data; None: where it lay when the run was made, else the hub.
+
+    Raises:
+        SoftPromptError: it is no run folder, or does not tell.
+    """
+    asked = runs.load_config(run).get("data")
+    if not isinstance(asked, dict):
+        raise SoftPromptError(f"{Path(run) / runs.CONFIG} does not say where its rows came from")
+    known = {field.name for field in fields(Data)}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in asked.items() if key in known}
+    # A column of the usual name need not have been asked for (see `Data.to_dict`), and then goes by others too.
+    given = {key: value for key, value in given.items() if key not in ("text", "label") or value != key}
+    for line in (Path(run) / runs.CONFIG).read_text(encoding="utf-8").splitlines():
+        key, _, place = line.removeprefix(_PLACE).partition(": ")
+        if line.startswith(_PLACE) and key in ("task", *_PLACES):
+            given[key] = place
+    return Data(**(given if data_dir is None else {**given, "data_dir": data_dir}))
 
 
 def load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -43,6 +43,7 @@ def list_recipes() -> None:
         recipe = next(iter(found.values()))
         counts = [f"{len(found[s].cells()) + len(found[s].source_cells()):,}" if s in found else "-" for s in SCALES]
         table.add_row(name, recipe.title, *counts)
+    table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     out.print(table)
@@ -160,11 +161,21 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
 
 def _write(folder: Path, root: str) -> None:
     from softprompts.bench.outputs import write_outputs
+    from softprompts.bench.report import REPORT
 
     written = write_outputs(folder, root)
     for table in written.tables:
-        out.print(table.plain(), soft_wrap=True)
-    out.print("written: " + ", ".join(map(str, written.files)), soft_wrap=True)
+        heads, lines = table.text()
+        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place, head in enumerate(heads):
+            shown.add_column(head, justify="right" if place else "left", overflow="fold")
+        for line in lines:
+            shown.add_row(*line)
+        out.print(shown)
+        for note in table.all_notes():
+            out.print(note, soft_wrap=True)
+    report = next(path for path in written.files if path.name == REPORT)
+    out.print(f"report: {report}; tables and figures beside it, {len(written.files)} files in all", soft_wrap=True)
 
 
 def _told(state: Any) -> str:

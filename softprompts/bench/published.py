@@ -129,20 +129,27 @@ class PublishedTable:
         self._require("fact", name, self.facts)
         return self.texts.get((row, name), "-")
 
-    def row_of(self, name: str, model: str | None = None) -> str:
+    def row_of(self, name: str, model: str | None = None) -> str | None:
         """The row that is meant by a name, given the model: "FT" on BERT-base is "FT (BERT-base)".
 
         Args:
             name: of a row, with or without the model in brackets; "{model}" in it stands for the model.
             model: its short name.
 
+        Returns:
+            None where the paper has such a row for other models only.
+
         Raises:
             SoftPromptError: no such row.
         """
+        method = name.replace(" ({model})", "")
         name = name.replace("{model}", model or "")
         with_model = f"{name} ({model})"
-        if model is not None and with_model in self.rows:
-            return with_model
+        for row in (with_model, name):
+            if row in self.rows:
+                return row
+        if any(row.rpartition(" (")[0] == method for row in self.rows if row in self.groups):
+            return None
         self._require("row", name, self.rows)
         return name
 

@@ -22,6 +22,7 @@ from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Data
 from softprompts.methods import make_config
 from softprompts.tasks.catalog import task_metrics
+from softprompts.tasks.declared import is_declaration
 from softprompts.training import TrainConfig
 
 SCALES = ("tiny", "small", "paper")
@@ -324,7 +325,7 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
         raise SoftPromptError(f"unknown scale '{scale}'; {nearest(scale, SCALES)}")
     if scale not in there:
         raise SoftPromptError(f"{path}: has no scale '{scale}'; it has {', '.join(there)}")
-    base = {key: value for key, value in plain.items() if key != "scales"}
+    base = _located({key: value for key, value in plain.items() if key != "scales"}, path.parent)
     _strict(plain, _KEYS, path, "the recipe")
     if scale != PAPER:
         base = _scaled(base, scales[scale], path)
@@ -439,6 +440,24 @@ def _find(source: str | Path) -> Path:
     if str(source) not in known:
         raise SoftPromptError(f"unknown recipe '{source}'; {nearest(str(source), known)}")
     return recipes_folder() / f"{source}.yaml"
+
+
+def _located(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe whose own tasks (YAML files) are named by absolute paths, beside the recipe where they lie there."""
+
+    def found(name: Any) -> Any:
+        beside = folder / str(name)
+        return str(beside.resolve()) if is_declaration(str(name)) and beside.is_file() else name
+
+    for key in ("tasks", "sources"):
+        if isinstance(plain.get(key), Mapping):
+            plain[key] = {
+                label: {**value, "task": found(value["task"])}
+                if isinstance(value, Mapping) and "task" in value
+                else found(value)
+                for label, value in plain[key].items()
+            }
+    return plain
 
 
 def _scaled(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -585,7 +604,11 @@ def _columns(plain: Mapping[str, Any], tasks: Mapping[str, Entry], where: Path, 
         if task not in tasks:
             raise SoftPromptError(f"{where}: column '{name}' is of the task '{task}'; {nearest(task, tasks)}")
         template = tasks[task].data.get("template") or (plain.get("data") or {}).get("template")
-        metrics = COSTS if measure == "cost" else task_metrics(tasks[task].task, template)
+        try:
+            metrics = task_metrics(tasks[task].task, template)
+        except SoftPromptError as error:
+            raise SoftPromptError(f"{where}: task '{task}': {error}") from None
+        metrics = COSTS if measure == "cost" else metrics
         metric = str(value.get("metric", metrics[0]))
         if metric not in metrics:
             raise SoftPromptError(
@@ -601,9 +624,6 @@ def _entry(label: str, value: Any, where: Path) -> Entry:
         raise SoftPromptError(f"{where}: task '{label}' needs a name among the tasks, such as {{task: glue/rte}}")
     _strict(value, ("task", "data", "training", "max_length"), where, f"task '{label}'")
     name = str(value["task"])
-    beside = where.parent / name
-    if name.endswith((".yaml", ".yml")) and beside.is_file():
-        name = str(beside)
     return Entry(name, value.get("data") or {}, value.get("training") or {}, value.get("max_length"))
 
 

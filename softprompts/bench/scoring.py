@@ -141,7 +141,7 @@ class Significance:
     differences: tuple[Difference, ...]
     digits: int = 1
 
-    HEADS = ("", "against", "difference", "95 % interval", "p", "wins/ties/losses", "pairs", "")
+    HEADS = ("line", "against", "difference", "95 % interval", "p", "wins/ties/losses", "pairs", "verdict")
 
     def cells(self, difference: Difference) -> list[str]:
         """A line as text, by `HEADS`."""

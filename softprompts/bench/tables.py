@@ -196,6 +196,16 @@ class Table:
         notes = "".join(f"\n{_md(note)}  " for note in self.all_notes()).rstrip()
         return "\n".join(out) + "\n" + (f"{notes}\n" if notes else "")
 
+    def text(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and lines of plain text, for a terminal: the best of a column between asterisks."""
+        lines = []
+        for headings, line, cells in self._body():
+            lines += [[heading] for heading in headings]
+            indent = "  " if line.model is not None or line.group is not None else ""
+            shown = [_join(cell, _plain_part, _plain_published) for cell in cells]
+            lines.append([indent + line.name, *line.facts, *shown])
+        return ["", *self.facts, *self._heads()], lines
+
     def csv(self) -> str:
         """One line per line and column, for programs; numbers in full, scores and seeds with blanks between."""
         out = io.StringIO()
@@ -458,14 +468,18 @@ def with_average(
 
     Args:
         table: without such a column.
-        reference: whose averages are the published ones.
+        reference: whose averages are the published ones, if they are over the same tasks.
         names: by index of a line, its row there.
     """
     lines = []
+    if reference is not None and tasks_of(table.columns).keys() != tasks_of(reference.columns).keys():
+        reference = None
     for index, line in enumerate(table.lines):
         average = average_of(table, line)
         row = (names or {}).get(index)
-        known = reference.value(row, AVERAGE) if reference is not None and row is not None else None
+        known = None
+        if reference is not None and row is not None and AVERAGE in reference.columns:
+            known = reference.value(row, AVERAGE)
         if known is not None:
             average = replace(average, published=known[0], published_std=known[1])
         lines.append(replace(line, entries=(*line.entries, average)))
@@ -520,7 +534,7 @@ def table_of(findings: Findings, model: str | None = None, *, deltas: bool = Tru
     lines: list[Line] = []
     names: dict[int, str] = {}
     for row, name in _rows(findings, model):
-        found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
+        found = _published_row(reference, row, name)
         entries = tuple(_score_entry(findings, row, column, name, reference, found) for column in recipe.columns)
         if found is not None:
             names[len(lines)] = found
@@ -566,6 +580,10 @@ def _rows(findings: Findings, model: str | None) -> Iterator[tuple[Row, str]]:
         raise SoftPromptError(f"bench '{recipe.name}' has no model '{model}'; it has {', '.join(recipe.models)}")
     for name in recipe.models if model is None else (model,):
         yield from ((row, name) for row in recipe.rows if name in row.models)
+
+
+def _published_row(reference: PublishedTable | None, row: Row, model: str) -> str | None:
+    return None if reference is None or row.published is None else reference.row_of(row.published, model)
 
 
 def _line(
@@ -619,7 +637,7 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
     lines: list[Line] = []
     names: dict[int, str] = {}
     for row, name in _rows(findings, model):
-        found = reference.row_of(row.published, name) if reference is not None and row.published is not None else None
+        found = _published_row(reference, row, name)
         entries = []
         for task in tasks:
             cost = findings.cost(row, task, name)
@@ -663,8 +681,9 @@ def _standardized_table(findings: Findings, model: str | None, against: bool) ->
         for name in models:
             own = overall.get((name if len(recipe.models) > 1 else None, row.label))
             known = None
-            if reference is not None and row.published is not None and name in reference.columns:
-                known = reference.value(reference.row_of(row.published, name), name)
+            found = _published_row(reference, row, name)
+            if reference is not None and found is not None and name in reference.columns:
+                known = reference.value(found, name)
             entries.append(
                 Entry(
                     () if own is None else (own.mean,),
@@ -705,11 +724,16 @@ def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
 def _missing(findings: Findings) -> tuple[str, ...]:
     if not findings.missing:
         return ()
-    return (f"{findings.missing:,} runs have no result: they failed, or were not run yet.",)
+    runs = "1 run has" if findings.missing == 1 else f"{findings.missing:,} runs have"
+    failed = f", {len(findings.failed)} of them because they failed" if findings.failed else ""
+    return (f"Not complete: {runs} no result{failed}.",)
 
 
 def _share(percent: float) -> str:
-    text = f"{percent:.4f}" if percent >= 0.001 else f"{percent:.2g}"
+    if percent >= 10:
+        text = f"{percent:.1f}"
+    else:
+        text = f"{percent:.4f}" if percent >= 0.001 else f"{percent:.2g}"
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
 
@@ -752,6 +776,17 @@ def _md_part(part: _Part) -> str:
     return f"{text}{_md(part.mark)}{std}{delta}"
 
 
+def _plain_part(part: _Part) -> str:
+    text = f"*{part.text}*" if part.rank == 1 else part.text
+    std = f" ±{part.std}" if part.std is not None else ""
+    delta = f" {part.delta}" if part.delta is not None else ""
+    return f"{text}{part.mark}{std}{delta}"
+
+
+def _plain_published(part: _Part) -> str:
+    return part.published or "-"
+
+
 def _md_published(part: _Part) -> str:
     std = f"<sub>{part.published_std}</sub>" if part.published_std is not None else ""
     return f"{part.published or '-'}{std}"
@@ -761,7 +796,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    DAGGER: r"$\dagger$", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
+    DAGGER: r"\textdagger{}", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "−": "$-$",
     "α": r"$\alpha$", "β": r"$\beta$", "λ": r"$\lambda$", "μ": r"$\mu$", "ρ": r"$\rho$", "σ": r"$\sigma$",
     "τ": r"$\tau$", "θ": r"$\theta$", "γ": r"$\gamma$", "δ": r"$\delta$", "\n": " ",
 }  # fmt: skip

@@ -269,6 +269,7 @@ class RayWorkers(Workers):
         self._actors: list[Any] = [None] * self.count
         self._at_work: dict[Any, tuple[int, Job]] = {}
         self._bench: list[str] = [""] * self.count
+        self._pids: dict[int, Any] = {}
 
     def idle(self) -> int:
         """Those without a job."""
@@ -285,6 +286,7 @@ class RayWorkers(Workers):
         if self._actors[place] is None:
             actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(_Actor)
             self._actors[place] = actor.remote(self.root, self.folder)
+            self._pids[place] = self._actors[place].pid.remote()
         self._bench[place] = job.bench
         self._at_work[self._actors[place].work.remote(job.to_dict())] = place, job
 
@@ -303,9 +305,10 @@ class RayWorkers(Workers):
             found.append(job)
         return found
 
-    def pids(self) -> list[int]:
-        """The actors' processes, on their machines."""
-        found: list[int] = self._ray.get([actor.pid.remote() for actor in self._actors if actor is not None])
+    def at_work_pids(self) -> list[int]:
+        """Processes of the actors that are at work, each on its own machine."""
+        busy = [place for place, _ in self._at_work.values()]
+        found: list[int] = self._ray.get([self._pids[place] for place in busy])
         return found
 
     def stop(self) -> None:

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, View, register
 from softprompts.methods.common import flag, gated, gated_by_states, plain_prefix, prefix_table, real_number
 from softprompts.soft_prompt import GateOf, SoftPrompt
 
@@ -120,6 +120,10 @@ class AdaptivePrefix(Method):
         if self.projection is not None:
             prompt = gated_by_states(prompt, token_gates(self.projection, self.mean))
         return prompt
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """The token gates ``alpha``, where they do not depend on what layers get."""
+        return [] if self.free is None else [View("masks", self.free.sigmoid().T, ("token", "site"))]
 
     def components(self) -> dict[str, Component]:
         """The prefix, and the gates in use."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts import sources
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, View, register
 from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
 from softprompts.methods.sourced import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
@@ -121,6 +121,11 @@ class Attempt(Method):
             raise ValueError("attention over prompts needs the rows")
         prompts = torch.cat([self.sources, self.prompt.unsqueeze(0)])
         return SoftPrompt(tokens=torch.einsum("rt,tld->rld", self.attention(rows), prompts) + self.prompt)
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """Each row's attention to the sources and the target."""
+        names = [*(f"source {number}" for number in range(len(self.sources))), "target"]
+        return [] if rows is None else [View("routes", self.attention(rows), ("row", "source"), {"source": names})]
 
     def components(self) -> dict[str, Component]:
         """The target prompt, and the attention's network."""

@@ -182,6 +182,29 @@ class Answers:
     real: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class View:
+    """Numbers of a prompt that say what it learned, with a name for each of their axes; see `Method.views`.
+
+    Attributes:
+        what: what they are, for the pictures of `softprompts.analysis`: "masks" (gates between 0 and 1, by token and
+            site), "gates" (shares, by token and what they are of), "superposition" (weights, by token and what is
+            mixed), "embeddings" (what is mixed, by token), "routes" (shares, by row and what rows choose from),
+            "chosen" (which of these a row gets, 0 or 1), "tokens" (input tokens that rows choose from) or "selective"
+            (alpha of the mask on scores, a single number).
+        values: the numbers, one axis for each of ``axes``.
+        axes: "mask", "token", "site", "row", ...
+        entries: what the entries of an axis are called, by its name; where nothing is said, they are numbered.
+        part: the method that they are of, in a composition.
+    """
+
+    what: str
+    values: Tensor
+    axes: tuple[str, ...] = ()
+    entries: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    part: str = ""
+
+
 @dataclass
 class Component:
     """Some of a method's parameters that are trained alike.
@@ -404,6 +427,16 @@ class Method(nn.Module):
             others: of the passes in `compares`, by their names; a teacher's have no gradient.
         """
         raise NotImplementedError
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """What there is to look at in a trained prompt, besides what it hands over; nothing, unless a method says so.
+
+        Called in eval mode and without gradients.
+
+        Args:
+            rows: some input; without, what needs rows is left out.
+        """
+        return []
 
     def cannot_fold(self) -> str | None:
         """Why this prompt has no plain form, or None when `forward(None)` in eval mode is one."""

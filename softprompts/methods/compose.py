@@ -29,6 +29,7 @@ from softprompts.methods.base import (
     Rows,
     Shape,
     Span,
+    View,
     listed,
     make_config,
     methods,
@@ -207,6 +208,10 @@ class Composed(Method):
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
         """The sum of what its parts make of it."""
         return torch.stack([part.compare(own, others) for _, part in self._parts() if part.compares]).sum(0)
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """Those of its parts."""
+        return [dataclasses.replace(view, part=name) for name, part in self._parts() for view in part.views(rows)]
 
     def stored(self) -> ComposedConfig:
         """The parts as each is saved."""

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
 from softprompts.methods.common import flag, sampled_rows, whole_number
 from softprompts.methods.sourced import StartedConfig
 from softprompts.soft_prompt import SoftPrompt
@@ -153,6 +153,12 @@ class EPT(Method):
                 prompt = prompt + torch.einsum("pn,npd->pd", self.gate(self.prompt).softmax(-1), spaces)
             result.tokens = prompt.unsqueeze(0)
         return result
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """What each prompt token takes from each space (the paper's Figure 8)."""
+        if self.gate is None or self.prompt is None:
+            return []
+        return [View("gates", self.gate(self.prompt).softmax(-1), ("token", "space"))]
 
     def fuse(self, prompt: Tensor, update: Tensor) -> Tensor:
         """``P_f (s, d)`` from ``P_s (s, d)`` and ``A B (m, d)`` (Eq. 3-4)."""

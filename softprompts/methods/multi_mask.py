@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
 from softprompts.methods.common import (
     flag,
     gated,
@@ -118,8 +118,8 @@ class MultiMask(Method):
         """Keys and values ``(S, 1, l, w)`` and gates ``(S, R, l)``; ``(S, 1, l)`` with a single mask."""
         return self.modify(plain_prefix(self.prefix, self.num_sites), rows)
 
-    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the gates on a prefix, and the sparsity term on the loss."""
+    def mixture(self, rows: Rows | None) -> Tensor:
+        """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, 1)`` with a single mask."""
         weight = self.router.weight
         if self.per_row:
             if rows is None:
@@ -128,9 +128,19 @@ class MultiMask(Method):
         else:
             # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
             logits = self.router(torch.zeros_like(weight))
-        logits = perturbed(logits, self.dropout, self.noise, self.training)
-        prompt = gated(prompt, torch.einsum("rk,kls->srl", logits.softmax(-1), self.masks).sigmoid())
+        return perturbed(logits, self.dropout, self.noise, self.training).softmax(-1)
+
+    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
+        """Puts the gates on a prefix, and the sparsity term on the loss."""
+        prompt = gated(prompt, torch.einsum("rk,kls->srl", self.mixture(rows), self.masks).sigmoid())
         return penalised(prompt, self.l1_lambda * self.masks.sigmoid().mean()) if self.l1_lambda else prompt
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """The gate of each mask (the paper's Figure 2), and what the router gives each row of them."""
+        found = [View("masks", self.masks.sigmoid(), ("mask", "token", "site"))]
+        if self.per_row and rows is not None:
+            found.append(View("routes", self.mixture(rows), ("row", "mask")))
+        return found
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""

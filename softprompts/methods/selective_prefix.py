@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
 from softprompts.methods.common import penalised, plain_prefix, prefix_table, real_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -102,6 +103,10 @@ class SelectivePrefix(Method):
             cosines = mean_cosine(keys) + mean_cosine(values)
             prompt = penalised(prompt, self.selective_loss * 0.5 * cosines.sum())
         return prompt
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """``alpha`` of the mask (the curves of the paper's Figure 5)."""
+        return [] if self.alpha is None else [View("selective", torch.tensor(self.alpha))]
 
     def components(self) -> dict[str, Component]:
         """The prefix."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
 from softprompts.methods.common import flag, perturbed, real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -104,12 +104,24 @@ class SMoP(Method):
         """Tokens ``(R, l, d)``."""
         if rows is None:
             raise ValueError("a router over several prompts needs the rows")
+        shares, chosen = self.route(rows)
+        return SoftPrompt(tokens=torch.einsum("rk,kld->rld", shares * chosen, self.prompts))
+
+    def route(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """``p (R, k)``, and which of the prompts each row gets: 0 or 1, ``(R, k)``."""
         logits = self.router(rows.mean().to(self.router.weight))
         logits = perturbed(logits, self.dropout, self.noise, self.training)
         # Stable: of two equal ones the first is taken, whatever the batch.
         chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
-        weights = logits.softmax(-1) * torch.zeros_like(logits).scatter(1, chosen, 1.0)
-        return SoftPrompt(tokens=torch.einsum("rk,kld->rld", weights, self.prompts))
+        return logits.softmax(-1), torch.zeros_like(logits).scatter(1, chosen, 1.0)
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """The prompts to choose from, and how the router chooses."""
+        found = [View("tokens", self.prompts, ("prompt", "token", "width"))]
+        if rows is not None:
+            shares, chosen = self.route(rows)
+            found += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
+        return found
 
     def components(self) -> dict[str, Component]:
         """The prompts and the router."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, register
+from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
 from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
 from softprompts.soft_prompt import SoftPrompt
 
@@ -99,8 +99,16 @@ class SuperPos(Method):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, l, d)``."""
-        weights = self.weights.softmax(-1) if self.softmax else self.weights
-        return SoftPrompt(tokens=torch.einsum("lm,lmd->ld", weights, self.embeddings).unsqueeze(0))
+        return SoftPrompt(tokens=torch.einsum("lm,lmd->ld", self.shares(), self.embeddings).unsqueeze(0))
+
+    def shares(self) -> Tensor:
+        """``p' (l, m)``, normalised where the config says so."""
+        return self.weights.softmax(-1) if self.softmax else self.weights
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """The weights (their cosines are the paper's Figure 2d), and the embeddings that they are for."""
+        axes = ("token", "sampled", "width")
+        return [View("superposition", self.shares(), axes[:2]), View("embeddings", self.embeddings, axes)]
 
     def components(self) -> dict[str, Component]:
         """The embeddings, and the weights with their decay."""

@@ -1,0 +1,138 @@
+"""What the pictures share: figures without a display, heat maps, and the numbers behind them as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from softprompts.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHARES = "viridis"  # of numbers from nothing to much
+SIGNED = "RdBu_r"  # of numbers around zero
+_MANY = 16  # ticks that an axis has room for
+
+
+class Picture(NamedTuple):
+    """One picture.
+
+    Attributes:
+        name: fit for a file, without an ending.
+        caption: what is drawn, in a sentence or two.
+        figure: a `matplotlib.figure.Figure`.
+        csv: the numbers behind it, one a line, with a header.
+    """
+
+    name: str
+    caption: str
+    figure: Figure
+    csv: str
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches.
+
+    Raises:
+        SoftPromptError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SoftPromptError("pictures need matplotlib: pip install 'softprompts[plots]'") from None
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def heat_map(
+    axes: Any,
+    values: np.ndarray,
+    *,
+    title: str = "",
+    across: str = "",
+    down: str = "",
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    colours: str = SHARES,
+    numbers: str | None = None,
+) -> Any:
+    """Draws a matrix with its first row on top.
+
+    Args:
+        axes: where.
+        values: ``(rows, columns)``.
+        title: above it.
+        across: what the columns are.
+        down: what the rows are.
+        columns: what each is called; None: numbers.
+        rows: likewise.
+        low: what the darkest colour stands for; None: the least value.
+        high: the other end.
+        colours: a colour map of matplotlib.
+        numbers: a format such as ".2f" to write the values with; None: they are not written.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    image = axes.imshow(values, vmin=low, vmax=high, cmap=colours, aspect="auto", interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(across, fontsize=8)
+    axes.set_ylabel(down, fontsize=8)
+    for axis, count, names in ((axes.xaxis, values.shape[1], columns), (axes.yaxis, values.shape[0], rows)):
+        ticks = range(0, count, max(1, -(-count // _MANY)) if names is None else 1)
+        axis.set_ticks(list(ticks), [str(tick) if names is None else names[tick] for tick in ticks])
+        axis.set_tick_params(labelsize=7, length=2)
+    if columns is not None and max(map(len, columns)) > (3 if len(columns) > 4 else 12):
+        axes.tick_params(axis="x", labelrotation=90 if len(columns) > 8 else 45)
+    if numbers is not None:
+        for (row, column), value in np.ndenumerate(values):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            colour = "white" if dark else "black"
+            axes.text(column, row, format(value, numbers), ha="center", va="center", fontsize=6, color=colour)
+    return image
+
+
+def colour_bar(figure: Figure, image: Any, axes: Any, label: str = "") -> None:
+    """The colours of an image in numbers, beside some axes."""
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def layers(sites: Sequence[str]) -> str:
+    """What an axis of attention sites ("encoder.self 0" ...) counts: layers, or those of each kind in turn."""
+    kinds = [site.rpartition(" ")[0] for site in sites]
+    if len(set(kinds)) < 2:
+        return "layer"
+    last = len(kinds) - 1
+    return ", ".join(f"{kind} {kinds.index(kind)}-{last - kinds[::-1].index(kind)}" for kind in dict.fromkeys(kinds))
+
+
+def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    """Lines of values under a header; floats with seven digits."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for line in lines:
+        writer.writerow([f"{value:.7g}" if isinstance(value, float | np.floating) else value for value in line])
+    return out.getvalue()
+
+
+def long_form(values: np.ndarray, entries: Sequence[Sequence[str] | None]) -> Iterable[list[Any]]:
+    """A line for each number: what its place on each axis is called (None: its number), and the number."""
+    for place, value in np.ndenumerate(values):
+        names = (i if names is None else names[i] for i, names in zip(place, entries, strict=True))
+        yield [*names, float(value)]
+
+
+def file_name(*parts: str) -> str:
+    """A name for a file, of letters, digits, "." "_" and "-"."""
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)

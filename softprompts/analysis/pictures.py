@@ -1,0 +1,214 @@
+"""Which picture goes by which name, and pictures as files."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from softprompts.analysis.drawing import Picture, new_figure
+from softprompts.analysis.gates import draw_gates
+from softprompts.analysis.masks import draw_masks
+from softprompts.analysis.routes import draw_router
+from softprompts.analysis.saved import DoesNotApplyError, Saved, open_prompts
+from softprompts.analysis.selective import alpha_of, draw_selective
+from softprompts.analysis.similarity import draw_similarity
+from softprompts.analysis.superposition import draw_superposition, superposition_of
+from softprompts.analysis.tokens import draw_tokens
+from softprompts.errors import SoftPromptError, nearest, require_whole
+from softprompts.files import require_folder, write_atomic, write_text_atomic
+from softprompts.training import runs
+
+Made = TypeVar("Made")
+FORMATS = ("png", "svg")
+
+
+class Drawn(NamedTuple):
+    """What became of an analysis.
+
+    Attributes:
+        what: one of `WHAT`.
+        files: the files of a picture; none where it does not apply.
+        text: the picture's caption, or why there is none.
+    """
+
+    what: str
+    files: list[Path]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    prompts: list[Saved]
+    rows: int
+    data_dir: str | None
+
+
+def _masks(asked: _Asked) -> list[Picture]:
+    return _where_it_applies(asked.prompts, draw_masks)
+
+
+def _gates(asked: _Asked) -> list[Picture]:
+    return _where_it_applies(asked.prompts, draw_gates)
+
+
+def _superposition(asked: _Asked) -> list[Picture]:
+    return [draw_superposition(_fitting(asked.prompts, superposition_of))]
+
+
+def _selective(asked: _Asked) -> list[Picture]:
+    return draw_selective(_fitting(asked.prompts, alpha_of), asked.rows, asked.data_dir)
+
+
+def _router(asked: _Asked) -> list[Picture]:
+    return _where_it_applies(asked.prompts, lambda saved: draw_router(saved, asked.rows, asked.data_dir))
+
+
+def _tokens(asked: _Asked) -> list[Picture]:
+    return _where_it_applies(asked.prompts, draw_tokens)
+
+
+def _similarity(asked: _Asked) -> list[Picture]:
+    return draw_similarity(asked.prompts)
+
+
+_DRAWN: dict[str, Callable[[_Asked], list[Picture]]] = {
+    "masks": _masks,
+    "gates": _gates,
+    "superposition": _superposition,
+    "selective": _selective,
+    "router": _router,
+    "tokens": _tokens,
+    "similarity": _similarity,
+}
+WHAT = tuple(_DRAWN)
+
+
+def figures(
+    what: str,
+    prompts: Sequence[str | Path | Saved],
+    *,
+    names: Sequence[str] | None = None,
+    data_dir: str | None = None,
+    rows: int = 64,
+) -> list[Picture]:
+    """Pictures of what trained prompts learned. Those to which ``what`` does not apply are left out.
+
+    Args:
+        what: one of `WHAT`: "masks", "gates", "router" and "tokens" are a picture for each prompt; "superposition" and
+            "similarity" one of all together; "selective" the curves of all, and for each its attention on real rows.
+        prompts: run folders, prompt folders or hub ids, or what `open_prompts` made of them.
+        names: what to call each; None: by task and method.
+        data_dir: folder with a local copy of the tasks' data, for what needs rows; None: where each run says that they
+            lay, else the hub.
+        rows: most rows of each task.
+
+    Returns:
+        The pictures, each with a name, a caption and the numbers behind it.
+
+    Raises:
+        SoftPromptError: it applies to none of them (and why), an unknown ``what``, or matplotlib is missing.
+    """
+    if what not in _DRAWN:
+        raise SoftPromptError(f"unknown analysis '{what}'; {nearest(what, WHAT)}")
+    require_whole("analysis", "rows", rows, 1)
+    new_figure(1, 1)  # before any backbone is loaded
+    return _DRAWN[what](_Asked(open_prompts(prompts, names), rows, data_dir))
+
+
+def write_figures(
+    prompts: Sequence[str | Path | Saved], folder: str | Path, *, data_dir: str | None = None, rows: int = 64
+) -> Iterator[Drawn]:
+    """Writes all pictures that some prompts have, each as PNG and SVG with its numbers as CSV.
+
+    Files of the same names are replaced; nothing else in the folder is touched.
+
+    Args:
+        prompts: see `figures`.
+        folder: where; made when it is missing.
+        data_dir: see `figures`.
+        rows: see `figures`.
+
+    Yields:
+        What was written, one picture after the other, and what does not apply.
+
+    Raises:
+        SoftPromptError: no saved prompt, matplotlib is missing, or the folder is a file.
+    """
+    require_folder(folder, "the pictures")
+    new_figure(1, 1)
+    opened = open_prompts(prompts)
+    for what in WHAT:
+        if what == "similarity" and len(opened) == 1:
+            yield Drawn(what, [], "give several prompts to compare")
+            continue
+        try:
+            pictures = figures(what, opened, data_dir=data_dir, rows=rows)
+        except SoftPromptError as error:
+            yield Drawn(what, [], str(error))
+            continue
+        for picture in pictures:
+            yield Drawn(what, save(picture, folder), picture.caption)
+
+
+def plots_folder(sources: Sequence[str | Path]) -> Path:
+    """Where pictures go when nobody says: ``plots`` in the run folder, or beside the files of a prompt folder.
+
+    Those of several prompts, or of one from the hub, go to ``plots`` in the working folder.
+    """
+    folder = Path(sources[0])
+    if len(sources) > 1 or not folder.is_dir():
+        return Path("plots")
+    within_run = folder.name == runs.PROMPT and (folder.parent / runs.CONFIG).is_file()
+    return (folder.parent if within_run else folder) / "plots"
+
+
+def save(picture: Picture, folder: str | Path) -> list[Path]:
+    """Writes a picture's files; returns them."""
+    written = []
+    for kind in FORMATS:
+        buffer = io.BytesIO()
+        picture.figure.savefig(buffer, format=kind)
+        written.append(Path(folder) / f"{picture.name}.{kind}")
+        write_atomic(written[-1], buffer.getvalue())
+    written.append(Path(folder) / f"{picture.name}.csv")
+    write_text_atomic(written[-1], picture.csv)
+    return written
+
+
+def _fitting(prompts: Sequence[Saved], applies: Callable[[Saved], object]) -> list[Saved]:
+    """Those for which ``applies`` raises no error; where there are none, the errors of all."""
+    return [saved for saved, _ in _tried(prompts, applies)[0]]
+
+
+def _where_it_applies(prompts: Sequence[Saved], draw: Callable[[Saved], Picture]) -> list[Picture]:
+    drawn, missing = _tried(prompts, draw)
+    pictures = [picture for _, picture in drawn]
+    if missing:  # not that a method has nothing to show, but that its rows or its backbone could not be had
+        pictures[-1] = pictures[-1]._replace(caption=f"{pictures[-1].caption} Left out: {'; '.join(missing)}.")
+    return pictures
+
+
+def _tried(prompts: Sequence[Saved], make: Callable[[Saved], Made]) -> tuple[list[tuple[Saved, Made]], list[str]]:
+    """What can be made of some prompts, and for the others what is missing.
+
+    Raises:
+        SoftPromptError: of none; reasons that several share are told once.
+    """
+    found: list[tuple[Saved, Made]] = []
+    missing: list[str] = []
+    reasons: Counter[str] = Counter()
+    for saved in prompts:
+        try:
+            found.append((saved, make(saved)))
+        except SoftPromptError as error:
+            reasons[str(error).removeprefix(f"{saved.name}: ")] += 1
+            if not isinstance(error, DoesNotApplyError):
+                missing.append(str(error))
+    if not found:
+        told = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
+        raise SoftPromptError("; ".join(told) or "there are no prompts to look at")
+    return found, missing

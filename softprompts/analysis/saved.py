@@ -1,0 +1,268 @@
+"""Saved prompts to look at: read without their backbone, which is loaded where an analysis needs it, once for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from softprompts import packaged
+from softprompts.backbone import quiet
+from softprompts.errors import SoftPromptError
+from softprompts.experiment import context_room
+from softprompts.hub import asking
+from softprompts.injection import state_of
+from softprompts.loading import load
+from softprompts.methods.base import Method, Rows, Shape, View, Vocabulary, make_config
+from softprompts.saving import prompt_folder, read
+from softprompts.training.evaluate import evaluating
+
+
+class DoesNotApplyError(SoftPromptError):
+    """An analysis that a prompt's method has nothing to show for; other errors say what is missing or wrong."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a prompt hands over, without an axis for the rows: the same for all, or the mean over some.
+
+    Attributes:
+        tokens: ``(l, d)``; None where there are none.
+        keys: ``(S, l, w)``, gates multiplied in; None likewise.
+        values: like ``keys``.
+    """
+
+    tokens: Tensor | None
+    keys: Tensor | None
+    values: Tensor | None
+
+
+@dataclass
+class Loaded:
+    """A backbone that some prompts are on, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+class Saved:
+    """One saved prompt.
+
+    Args:
+        source: run folder, prompt folder or hub id.
+        name: what to call it; None: by its task and method.
+        backbones: those that are loaded already, shared by several prompts.
+
+    Attributes:
+        place: the prompt folder.
+        config: what is in ``softprompt_config.json``.
+        name: what to call it in titles.
+
+    Raises:
+        SoftPromptError: there is no saved prompt, or it is damaged.
+    """
+
+    def __init__(self, source: str | Path, name: str | None = None, backbones: dict[Any, Loaded] | None = None):
+        self.source = Path(source)
+        self.place = prompt_folder(source)
+        self.config, self._tensors = read(self.place)
+        self.meta: dict[str, Any] = self.config.get("metadata") or {}
+        task = self.meta.get("task")
+        self.name = name or (f"{task} ({self.config['method']})" if task else self.source.name or str(source))
+        self._backbones = {} if backbones is None else backbones
+
+    # --- without the backbone ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """A name for each attention site that its prefix goes to: "encoder.self 0" ..."""
+        wanted = make_config(self.config["method"], **self.config["config"]).sites
+        counts: dict[str, int] = {}
+        names = []
+        for kind, _ in self.config["backbone"].get("sites") or []:
+            counts[kind] = counts.get(kind, -1) + 1
+            if wanted is None or kind in wanted:
+                names.append(f"{kind} {counts[kind]}")
+        return tuple(names)
+
+    @cached_property
+    def method(self) -> Method:
+        """Its module on the CPU, in eval mode, with the saved tensors.
+
+        Raises:
+            SoftPromptError: it changes modules of its backbone, and so is not made without it.
+        """
+        backbone = self.config["backbone"]
+        config = make_config(self.config["method"], **self.config["config"])
+        if config.uses_parts:
+            raise DoesNotApplyError(
+                f"{self.name}: {config.method} changes the model's own modules; no prompt to look at"
+            )
+        width, widths = int(backbone["hidden_size"]), {size for _, size in backbone.get("sites") or []}
+        size = backbone.get("vocabulary")
+        words = Vocabulary(lambda ids: torch.zeros(len(ids), width), size if isinstance(size, int) else 1, (), _one)
+        sites = len(self.sites) if config.uses_prefix else 0
+        shape = Shape(hidden_size=width, num_sites=sites, kv_width=max(widths, default=0), vocabulary=words)
+        # What is drawn here is overwritten.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            method = config.build(shape)
+        prefix = "method."
+        own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+        try:
+            method.load_state_dict(own)
+        except RuntimeError as error:
+            raise SoftPromptError(f"{self.place}: config and tensors do not belong together; was it edited?") from error
+        return method.eval()
+
+    def views(self, what: str, rows: Rows | None = None, of: Method | None = None) -> list[View]:
+        """What its method shows under this name, in float32 and without gradients; see `Method.views`.
+
+        Args:
+            what: "masks", "gates", ...
+            rows: for what depends on the input.
+            of: another module of the method; None: the trained one.
+        """
+        method = self.method if of is None else of
+        with evaluating(method):
+            return [
+                replace(view, values=view.values.detach().float().cpu())
+                for view in method.views(rows)
+                if view.what == what
+            ]
+
+    def plain(self, rows: Rows | None = None, of: Method | None = None) -> Plain:
+        """The prompt as tensors.
+
+        Args:
+            rows: for a prompt that depends on the input, which is then the mean over them.
+            of: see `views`.
+
+        Raises:
+            SoftPromptError: it depends on the input, and there are no rows.
+        """
+        method = self.method if of is None else of
+        if method.per_row and rows is None:
+            raise DoesNotApplyError(
+                f"{self.name}: {self.config['method']} has no tokens of its own, they depend on the input"
+            )
+        with evaluating(method):
+            prompt = method(rows if method.per_row else None)
+            tokens = None if prompt.tokens is None else prompt.tokens.float().mean(0)
+            gates = 1.0 if prompt.gates is None else prompt.gates.float().unsqueeze(-1)
+            keys, values = (None if x is None else (x.float() * gates).mean(1) for x in (prompt.keys, prompt.values))
+        return Plain(tokens, keys, values)
+
+    # --- with it ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """Its backbone with the prompt on it under `attached_name`, and the tokenizer.
+
+        Raises:
+            SoftPromptError: they cannot be loaded.
+        """
+        backbone = self.config["backbone"]
+        key = (backbone.get("name"), backbone.get("revision"), backbone.get("class"))
+        if key not in self._backbones:
+            path = packaged.resolve_model(str(backbone.get("name") or ""))
+            with quiet(), asking(path) as offline:
+                model = load(self.place, local_files_only=offline)
+                try:
+                    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+                except Exception as error:  # a damaged or foreign folder fails anywhere
+                    raise SoftPromptError(f"{self.name}: the tokenizer of '{path}' cannot be loaded") from error
+            model.delete_prompt(model.active_prompt)
+            self._backbones[key] = Loaded(model, tokenizer)
+        found = self._backbones[key]
+        self.attached_name = f"shown-{len(found.model.prompts)}"
+        found.model.load_prompt(self.place, self.attached_name)
+        return found
+
+    @property
+    def room(self) -> int:
+        """Most tokens of an input."""
+        loaded, asked = self.loaded, int(self.meta.get("max_length", 256))
+        room = context_room(loaded.model, loaded.tokenizer, loaded.model.prompts[self.attached_name].config)
+        return asked if room is None else min(asked, room)
+
+    def seen_rows(self, batch: dict[str, Tensor]) -> Rows:
+        """What its method sees of a padded batch."""
+        backbone = state_of(self.loaded.model).backbone
+        with torch.no_grad():
+            embeddings = cast(Tensor, backbone.embeddings(batch["input_ids"].to(backbone.device)))
+        return Rows(embeddings.float().cpu(), batch["attention_mask"].bool())
+
+    def vocabulary(self) -> Tensor:
+        """The backbone's input embeddings ``(V, d)`` in float32, as its layers get them."""
+        backbone = state_of(self.loaded.model).backbone
+        with torch.no_grad():
+            table = backbone.embeddings(torch.arange(backbone.vocabulary_size, device=backbone.device))
+        return cast(Tensor, table).float().cpu()
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of some ids, as the tokenizer writes them; those that only the table has by their number."""
+        found = self.loaded.tokenizer.convert_ids_to_tokens(list(ids))
+        return [f"<{number}>" if word is None else str(word) for number, word in zip(ids, found, strict=True)]
+
+    def at_start(self, what: str) -> tuple[Tensor | None, str]:
+        """The first of `views` of this name as it was before training; None where it cannot be had, and then why."""
+        try:
+            return self.views(what, of=self.untrained)[0].values, ""
+        except SoftPromptError as error:
+            return None, str(error)
+
+    @cached_property
+    def untrained(self) -> Method:
+        """Its module as it was before training: made anew from config, seed and backbone.
+
+        Raises:
+            SoftPromptError: that cannot be done, and why.
+        """
+        seed, asked = self.meta.get("seed"), self.meta.get("settings")
+        config = make_config(self.config["method"], **self.config["config"])
+        if seed is None or asked is None:
+            raise SoftPromptError(f"{self.name}: no seed was kept, so that its start cannot be made again")
+        if json.loads(json.dumps(config.identity())) != asked:
+            raise SoftPromptError(f"{self.name}: it started from other saved prompts, which it does not keep")
+        loaded, name = self.loaded, f"{self.attached_name}-start"
+        loaded.model.add_prompt(name, config, tokenizer=loaded.tokenizer, seed=int(seed))
+        method: Method = loaded.model.prompts[name].method
+        loaded.model.delete_prompt(name)
+        return method.eval()
+
+
+def open_prompts(sources: Iterable[str | Path | Saved], names: Sequence[str] | None = None) -> list[Saved]:
+    """Reads saved prompts; what they need of backbones is loaded once, when it is first asked for.
+
+    Args:
+        sources: run folders, prompt folders or hub ids; what is open already stays as it is.
+        names: what to call each; None: by task and method, and by folder where these are the same.
+
+    Raises:
+        SoftPromptError: no saved prompt at one of them, or not a name for each.
+    """
+    places = list(sources)
+    if names is not None and len(names) != len(places):
+        raise SoftPromptError(f"there are {len(names)} names for {len(places)} prompts: give one for each")
+    backbones: dict[Any, Loaded] = {}
+    found = []
+    for index, place in enumerate(places):
+        name = None if names is None else names[index]
+        found.append(place if isinstance(place, Saved) else Saved(place, name, backbones))
+    if names is None:
+        own = [saved.name for saved in found]
+        for place, saved in zip(places, found, strict=True):
+            if own.count(saved.name) > 1 and not isinstance(place, Saved):
+                saved.name = f"{saved.name}, {saved.source.name}"
+    return found
+
+
+def _one(text: str) -> list[int]:
+    return [0]

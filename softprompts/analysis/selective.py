@@ -1,0 +1,147 @@
+"""What the mask on attention scores does: the curves of Figure 5 of the Selective Prefix paper, and on real rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
+from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
+from softprompts.analysis.sample import sample_of
+from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.errors import SoftPromptError
+
+_SCORES = np.linspace(-4, 4, 161)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The mask of one alpha.
+
+    Attributes:
+        alpha: its steepness.
+        scores: ``(n,)``, attention scores ``s``.
+        mask: ``(n,)``, ``m(s) = sigmoid(alpha s)`` (Eq. 5).
+        plain: ``(n,)``, the weight before normalisation without a mask, ``exp(s)``.
+        masked: ``(n,)``, with it, ``m(s) exp(s)`` (Eq. 6).
+    """
+
+    alpha: float
+    scores: np.ndarray
+    mask: np.ndarray
+    plain: np.ndarray
+    masked: np.ndarray
+
+
+def curve(alpha: float, scores: np.ndarray = _SCORES) -> Curve:
+    """The mask of an alpha over some scores."""
+    mask = 0.5 * (1 + np.tanh(0.5 * alpha * scores))  # the sigmoid, without overflow
+    return Curve(alpha, scores, mask, np.exp(scores), mask * np.exp(scores))
+
+
+def alpha_of(saved: Saved) -> float:
+    """Alpha of a saved prompt.
+
+    Raises:
+        SoftPromptError: its method puts no mask on scores.
+    """
+    views = saved.views("selective")
+    if not views:
+        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} puts no mask on attention scores")
+    return float(views[0].values)
+
+
+def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Picture:
+    """``m(s)`` and ``m(s) exp(s)`` over the score for the alphas of some prompts, over the scores that were seen."""
+    curves = [curve(alpha) for alpha in sorted({alpha_of(saved) for saved in prompts})]
+    figure = new_figure(8.2, 3.4)
+    left, right = figure.subplots(1, 2)
+    left.plot(_SCORES, np.ones_like(_SCORES), color="C0", label="no mask")
+    right.plot(_SCORES, np.exp(_SCORES), color="C0", label="exp(s)")
+    for number, each in enumerate(curves, start=1):
+        left.plot(each.scores, each.mask, color=f"C{number}", label=f"alpha = {each.alpha:g}")
+        right.plot(each.scores, each.masked, color=f"C{number}", label=f"alpha = {each.alpha:g}")
+    caption = (
+        "The mask m(s) = sigmoid(alpha s) over the attention score s of a prefix token (left), and its weight before "
+        "normalisation, m(s) exp(s) against exp(s) (right), with "
+        f"{' and '.join(f'alpha = {each.alpha:g}' for each in curves)}."
+    )
+    if seen is not None:
+        # The ends of the histogram hold all that lies beyond them.
+        counts, edges = seen.scores.sum(0) / max(seen.scores.sum(), 1), EDGES
+        middle = (edges[:-1] + edges[1:]) / 2
+        inside = np.abs(middle) <= _SCORES[-1]
+        below = left.twinx()
+        below.bar(middle[inside], counts[inside], width=edges[1] - edges[0], color="0.8", zorder=0)
+        below.set_yticks([])
+        left.set_zorder(1)
+        left.patch.set_visible(False)
+        caption += (
+            f" Grey: the scores that prefix tokens of {prompts[0].name} had on {seen.rows} rows, of which "
+            f"{100 * counts[inside].sum():.0f} % are within the picture."
+        )
+    right.set_ylim(0, 8)
+    for axes, label in ((left, "m(s)"), (right, "weight before normalisation")):
+        axes.set_xlabel("score s", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.axvline(0, color="0.6", linewidth=0.6)
+        axes.legend(fontsize=7, loc="lower right" if axes is left else "upper left")
+        axes.tick_params(labelsize=7)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    table = as_csv(
+        ("alpha", "score", "mask", "plain", "masked"),
+        (
+            [float(each.alpha), *map(float, row)]
+            for each in curves
+            for row in zip(each.scores, each.mask, each.plain, each.masked, strict=True)
+        ),
+    )
+    name = file_name("selective", prompts[0].name if len(prompts) == 1 else "")
+    return Picture(name, caption, figure, table)
+
+
+def draw_attention(saved: Saved, found: Attention) -> Picture:
+    """Heat maps of sites (down) and prefix tokens (across): attention before the mask, and after it."""
+    sites, length = found.before.shape
+    figure = new_figure(2.6 + 2 * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
+    panels = figure.subplots(1, 2)
+    high = max(float(found.before.max()), float(found.after.max()))
+    for axes, title, values in zip(panels, ("before the mask", "after it"), (found.before, found.after), strict=True):
+        rows = found.sites if axes is panels[0] else [""] * sites
+        image = heat_map(axes, values, title=title, across="prefix token", rows=rows, low=0, high=high)
+    colour_bar(figure, image, list(panels), "mean attention")
+    figure.suptitle(saved.name, fontsize=10)
+    before, after = found.before.sum(1), found.after.sum(1)
+    caption = (
+        f"{saved.name}: attention to each prefix token (across) at each site (down), mean over {found.rows} rows, "
+        f"heads and queries. The prefix takes {100 * before.mean():.1f} % of all attention before the mask and "
+        f"{100 * after.mean():.1f} % after it (by site from {100 * after.min():.1f} to {100 * after.max():.1f} %); "
+        f"{100 * found.negative.mean():.0f} % of its scores are negative."
+    )
+    lines = (
+        [found.sites[i], j, found.before[i, j], found.after[i, j], float(found.negative[i])]
+        for i in range(sites)
+        for j in range(length)
+    )
+    table = as_csv(("site", "token", "before", "after", "negative scores at this site"), lines)
+    return Picture(file_name("attention", saved.name), caption, figure, table)
+
+
+def draw_selective(prompts: Sequence[Saved], count: int = 64, data_dir: str | None = None) -> list[Picture]:
+    """The curves, and the attention of each prompt on rows of its task; without rows the curves alone."""
+    for saved in prompts:
+        alpha_of(saved)
+    seen: list[tuple[Saved, Attention]] = []
+    reasons = []
+    for saved in prompts:
+        try:
+            seen.append((saved, attention_maps(saved, sample_of(saved, count, data_dir))))
+        except SoftPromptError as error:
+            reasons.append(str(error))
+    curves = draw_curves(prompts, seen[0][1] if len(prompts) == 1 and seen else None)
+    if reasons:
+        curves = curves._replace(caption=f"{curves.caption} No attention on real rows: {'; '.join(reasons)}.")
+    return [curves, *(draw_attention(saved, found) for saved, found in seen)]

@@ -1,0 +1,226 @@
+"""The pictures of a bench: points, lines with bands over seeds, bars. What is drawn is gathered in `figures`."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from softprompts.plotting import PALETTE, Point, draw_points, legend_below, new_figure, plain, short, style_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several seeds at one place of a line.
+
+    Attributes:
+        x: the place.
+        values: one per seed.
+    """
+
+    x: Any
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds; 0 for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a panel.
+
+    Attributes:
+        label: its name; one colour per label in all panels of a figure.
+        spreads: its places, in order.
+        level: it has one value, which holds everywhere.
+    """
+
+    label: str
+    spreads: tuple[Spread, ...]
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One coordinate system with its lines."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value has a place on an axis of numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def told_value(value: Any) -> str:
+    """A value of a grid in words."""
+    return f"{value:g}" if is_number(value) else "none" if value is None else str(value)
+
+
+def points_of(points: Sequence[Point], y_label: str) -> Figure:
+    """Score against trained parameters, names beside points, or in a legend where several points share one.
+
+    Args:
+        points: at least one.
+        y_label: name of the score.
+    """
+    named = len({point.label for point in points}) == len(points)
+    figure, (axes,) = new_figure(8, 4.8)
+    axes.set_ylabel(plain(y_label))
+    if not named:
+        labels = list(dict.fromkeys(point.label for point in points))
+        handles = [_handle(next(p.style for p in points if p.label == label), line=False) for label in labels]
+        legend_below(figure, handles, labels, 8)
+    draw_points(axes, points, label=named)
+    return figure
+
+
+def lines_of(panels: Sequence[Panel | None], *, columns: int = 3, marks: bool = False) -> Figure:
+    """Lines with bands over seeds, in panels with one legend.
+
+    Args:
+        panels: row by row; None leaves a place empty.
+        columns: most panels beside each other.
+        marks: put a mark at each value, and a tick on the axis.
+    """
+    across = min(columns, len(panels))
+    down = -(-len(panels) // across)
+    width = {1: 7.0, 2: 9.0}.get(across, 10.5)
+    labels = list(dict.fromkeys(line.label for panel in panels if panel for line in panel.series))
+    figure, places = new_figure(width, down * (3.6 if down == 1 else 2.7) + 0.25 * -(-len(labels) // 3), down, across)
+    shown = [*panels, *[None] * (len(places) - len(panels))]
+    for place, (axes, panel) in enumerate(zip(places, shown, strict=True)):
+        if panel is None:
+            axes.set_visible(False)
+            continue
+        if panel.title:
+            axes.set_title(plain(panel.title), fontsize=10)
+        axes.set_xlabel(plain(panel.x_label), fontsize=9)
+        left = shown[place - 1] if place % across else None
+        if left is None or left.y_label != panel.y_label:
+            axes.set_ylabel(plain(panel.y_label), fontsize=9)
+        if not panel.series:
+            axes.text(0.5, 0.5, "no results yet", transform=axes.transAxes, ha="center", va="center", fontsize=9)
+        where = _axis(axes, panel) if marks else float
+        for line in panel.series:
+            _line(axes, line, labels.index(line.label), where, marks)
+    levels = {line.label for panel in panels if panel for line in panel.series if line.level}
+    handles = [_handle(index, mark=marks, level=label in levels) for index, label in enumerate(labels)]
+    legend_below(figure, handles, labels, width)
+    return figure
+
+
+def bars_of(costs: Mapping[str, Mapping[str, tuple[float, float]]], tasks: Sequence[str]) -> Figure:
+    """Seconds per 100 steps and peak memory as bars, in groups by task.
+
+    Args:
+        costs: by method and task, seconds and GB.
+        tasks: order of the groups.
+    """
+    labels, tasks = list(costs), [task for task in tasks if any(task in found for found in costs.values())]
+    count = len(labels) * len(tasks)
+    width = min(12.0, max(7.0, 1.5 + 0.32 * count))
+    figure, places = new_figure(width, 5.6 + 0.2 * -(-len(labels) // 4), 2, 1, sharex=True)
+    size = 0.84 / len(labels)
+    for axes, what, name in zip(places, (0, 1), ("seconds per 100 steps", "peak memory (GB)"), strict=True):
+        for index, label in enumerate(labels):
+            at = [place + (index - (len(labels) - 1) / 2) * size for place, t in enumerate(tasks) if t in costs[label]]
+            heights = [costs[label][task][what] for task in tasks if task in costs[label]]
+            bars = axes.bar(at, heights, 0.92 * size, **_fill(index))
+            if count <= 40:
+                axes.bar_label(bars, [f"{height:.3g}" for height in heights], padding=2, fontsize=7)
+        axes.set_ylabel(name, fontsize=9)
+        axes.margins(x=0.02, y=0.1)
+        axes.grid(visible=False, axis="x")
+    places[-1].set_xticks(range(len(tasks)), [plain(task) for task in tasks])
+    if len(labels) > 1:
+        from matplotlib.patches import Patch
+
+        legend_below(figure, [Patch(**_fill(index)) for index in range(len(labels))], labels, width)
+    return figure
+
+
+def _fill(index: int) -> dict[str, Any]:
+    """How a bar is filled: after the last colour they begin again, hatched."""
+    turn = index // len(PALETTE)
+    return {
+        "facecolor": style_of(index)["color"],
+        "edgecolor": "#80808080",
+        "hatch": ("", "///", "...", "xx")[turn % 4],
+    }
+
+
+def _axis(axes: Any, panel: Panel) -> Callable[[Any], float]:
+    """Sets up the axis of a sweep.
+
+    Returns:
+        Where a value lies on it.
+    """
+    from matplotlib.ticker import NullLocator
+
+    values = list(dict.fromkeys(s.x for line in panel.series for s in line.spreads if not line.level))
+    if not all(is_number(value) for value in values):
+        values.sort(key=lambda value: (not is_number(value), float(value) if is_number(value) else 0.0))
+    else:
+        values.sort()
+        spaced = values[0] > 0 and values[-1] / values[0] >= 8
+        even = all(b - a >= 0.05 * (values[-1] - values[0]) for a, b in itertools.pairwise(values))
+        if spaced or even:
+            if spaced:
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(values, [short(value) for value in values])
+            return float
+    # Words, or numbers of which several would lie on each other: as far apart as they are many.
+    axes.set_xticks(range(len(values)), [plain(told_value(value)) for value in values])
+    axes.margins(x=0.1)
+    long = max((len(told_value(value)) for value in values), default=0)
+    if long * len(values) > 36:
+        axes.tick_params(axis="x", rotation=30)
+    return lambda value: float(values.index(value))
+
+
+def _line(axes: Any, line: Series, index: int, where: Callable[[Any], float], marks: bool) -> None:
+    style = style_of(index)
+    means, stds = [s.mean for s in line.spreads], [s.std for s in line.spreads]
+    if line.level:
+        axes.axhline(means[0], color=style["color"], linestyle=(0, (5, 3)), linewidth=1.3)
+        if stds[0]:
+            axes.axhspan(means[0] - stds[0], means[0] + stds[0], color=style["color"], alpha=0.08, linewidth=0)
+        return
+    at = [where(s.x) for s in line.spreads]
+    if not marks and len(at) > 1:
+        style["marker"] = None
+    axes.plot(at, means, **style, linewidth=1.6, markersize=5)
+    if any(stds):
+        low, high = [m - s for m, s in zip(means, stds, strict=True)], [m + s for m, s in zip(means, stds, strict=True)]
+        axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _handle(index: int, *, mark: bool = True, level: bool = False, line: bool = True) -> Any:
+    """A line for a legend."""
+    from matplotlib.lines import Line2D
+
+    style = style_of(index)
+    if level:
+        return Line2D([], [], color=style["color"], linestyle=(0, (5, 3)), linewidth=1.3)
+    if not mark:
+        style["marker"] = None
+    if not line:
+        style["linestyle"] = "none"
+    return Line2D([], [], **style, linewidth=1.6, markersize=5 if line else 7)

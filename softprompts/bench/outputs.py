@@ -1,0 +1,63 @@
+"""What a bench ends in: its tables in four forms, and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from softprompts.bench.report import write_report
+from softprompts.bench.results import Findings, load_findings
+from softprompts.bench.scoring import Significance, significance
+from softprompts.bench.tables import Table, tables_of
+from softprompts.errors import SoftPromptError
+from softprompts.files import require_folder, write_text_atomic
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was written.
+
+    Attributes:
+        findings: what it was made of.
+        tables: the tables.
+        significance: of the first table's lines, where there is something to compare.
+        files: what was written.
+    """
+
+    findings: Findings
+    tables: tuple[Table, ...]
+    significance: Significance | None
+    files: tuple[Path, ...]
+
+
+def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
+    """Writes tables (Markdown, CSV, LaTeX, HTML) and report of what a bench has so far.
+
+    Args:
+        folder: the bench's folder.
+        root: where run folders live.
+
+    Raises:
+        SoftPromptError: there is no bench, or no run of it has ended.
+    """
+    folder = Path(folder)
+    require_folder(folder, "the report")
+    findings = load_findings(folder, root)
+    if not findings.outcomes:
+        raise SoftPromptError(f"{folder}: no run of this bench has ended yet, so there is nothing to show")
+    tables = tables_of(findings)
+    compared = significance(tables[0]) if findings.recipe.measure == "score" else None
+    markdown = "\n\n".join(table.markdown() for table in tables)
+    if compared is not None:
+        markdown += "\n\n" + compared.markdown()
+    forms = {
+        "md": markdown,
+        "csv": "\n".join(table.csv() for table in tables),
+        "tex": "\n\n".join(table.latex() for table in tables),
+        "html": "\n".join(table.html() for table in tables),
+    }
+    files = []
+    for ending, text in forms.items():
+        files.append(folder / f"tables.{ending}")
+        write_text_atomic(files[-1], text)
+    return Outputs(findings, tables, compared, (*files, *write_report(findings, folder, tables=tables)))

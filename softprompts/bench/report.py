@@ -1,0 +1,283 @@
+"""A bench's report: one page of HTML that needs nothing from outside, and its figures as files beside it.
+
+The page is made with Jinja2, which torch brings along, because it escapes whatever it is given; style sheet and script
+are our own, in ``page/``. A content security policy with the script's hash keeps the page from loading anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import softprompts
+from softprompts.bench.drawing import told_value
+from softprompts.bench.figures import Drawn, figures_of
+from softprompts.bench.scoring import significance
+from softprompts.bench.tables import DAGGER, Table, tables_of
+from softprompts.compare import score_of
+from softprompts.files import require_folder, write_atomic, write_text_atomic
+from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, png, svg
+
+if TYPE_CHECKING:
+    from softprompts.bench.results import Findings, Outcome
+
+REPORT, FIGURES = "report.html", "figures"
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell of the list of runs: its text, what it is sorted by, and where it leads."""
+
+    text: str
+    value: float | None = None
+    link: str | None = None
+
+
+def write_report(
+    findings: Findings,
+    folder: str | Path,
+    *,
+    tables: Sequence[Table] | None = None,
+    figures: Sequence[Drawn] | None = None,
+    command: str | None = None,
+    data_dir: str | Path | None = None,
+) -> list[Path]:
+    """Writes ``report.html`` and, of each figure, ``figures/*.svg``, ``*.png`` and ``*.csv``.
+
+    Args:
+        findings: what the bench has found so far.
+        folder: where the report goes.
+        tables: the tables; None: those of `tables_of`.
+        figures: the figures; None: those that the recipe asks for.
+        command: what to type to get the same again.
+        data_dir: local data of the tasks, for pictures of prompts that need rows.
+
+    Returns:
+        What was written, the page first.
+
+    Raises:
+        SoftPromptError: the folder is a file, or the recipe asks for a figure of something that it does not have.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = Path(folder)
+    require_folder(folder, "the report")
+    tables = tables_of(findings) if tables is None else tables
+    figures = figures_of(findings, data_dir=data_dir) if figures is None else figures
+    written = [folder / REPORT]
+    drawn = []
+    for one in figures:
+        texts = write_figure(one, folder / FIGURES)
+        written += texts
+        picture = texts[0].read_text(encoding="utf-8") if one.figure is not None else None
+        drawn.append(
+            {
+                "name": one.name,
+                "title": one.title,
+                "caption": one.caption,
+                "svg": None if picture is None else Markup(inline(picture, one.title)),
+                "width": 0 if one.figure is None else round(96 * one.figure.get_figwidth()),
+                "files": [
+                    ({"csv": "numbers (CSV)"}.get(path.suffix[1:], path.suffix[1:].upper()), f"{FIGURES}/{path.name}")
+                    for path in texts
+                ],
+            }
+        )
+    compared = [significance(table) for table in tables] if findings.recipe.measure == "score" else []
+    page = files("softprompts.bench") / "page"
+    script = (page / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string((page / "report.html.jinja").read_text(encoding="utf-8")).render(
+        version=softprompts.__version__,
+        recipe=findings.recipe,
+        kicker=_kicker(findings),
+        state=_state(findings),
+        facts=list(_facts(findings)),
+        command=command,
+        tables=[_shown(table) for table in tables],
+        figures=drawn,
+        no_pictures=None if have_matplotlib() else f"{NO_MATPLOTLIB}.",
+        significance=[
+            {"title": one.title, "html": Markup(_without_foot(one.html())), "notes": one.notes()}
+            for one in compared
+            if one.differences
+        ],
+        notes=list(_notes(findings, tables)),
+        runs={"heads": _heads(findings), "rows": [_run(findings, one, folder) for one in findings.outcomes]},
+        style=Markup((page / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
+    write_text_atomic(written[0], text)
+    return written
+
+
+def write_figure(drawn: Drawn, folder: str | Path) -> list[Path]:
+    """Writes a figure as SVG and PNG and its numbers as CSV.
+
+    Returns:
+        What was written, in this order; nothing where there is nothing.
+    """
+    folder = Path(folder)
+    written = []
+    if drawn.figure is not None:
+        written += [folder / f"{drawn.name}.svg", folder / f"{drawn.name}.png"]
+        write_text_atomic(written[0], svg(drawn.figure, drawn.name))
+        write_atomic(written[1], png(drawn.figure))
+    if drawn.csv:
+        written.append(folder / f"{drawn.name}.csv")
+        write_text_atomic(written[-1], drawn.csv)
+    return written
+
+
+def _shown(table: Table) -> dict[str, Any]:
+    """A table for the page: its notes go below the box that it scrolls in."""
+    from markupsafe import Markup
+
+    return {
+        "title": table.title,
+        "html": Markup(replace(table, notes=(), legend=False).html()),
+        "notes": table.all_notes(),
+        "texts": [("Markdown", table.markdown()), ("LaTeX", table.latex()), ("CSV", table.csv())],
+    }
+
+
+def _without_foot(html: str) -> str:
+    """A table without its notes, which the page shows below it."""
+    before, foot, after = html.partition("<tfoot>")
+    return before + after.partition("</tfoot>")[2] if foot else html
+
+
+def _kicker(findings: Findings) -> str:
+    recipe = findings.recipe
+    shows = f"{recipe.paper}: {recipe.shows}" if recipe.paper and recipe.shows else recipe.shows or recipe.paper
+    return " · ".join(part for part in (f"recipe {recipe.name}", f"scale {recipe.scale}", shows) if part)
+
+
+def _state(findings: Findings) -> dict[str, Any]:
+    done, failed = len(findings.outcomes), sorted(findings.failed.items())
+    everything = done + findings.missing
+    return {
+        "done": done,
+        "all": everything,
+        "failed": failed,
+        "waiting": max(0, findings.missing - len(failed)),
+        "percent": 100 * done // everything if everything else 0,
+    }
+
+
+def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
+    """What was run, with what, on what."""
+    recipe, results = findings.recipe, [one.result for one in findings.outcomes]
+    yield "Models", ", ".join(name if name == place else f"{name} ({place})" for name, place in recipe.models.items())
+    yield "Tasks", ", ".join(recipe.tasks)
+    yield "Rows of the table", f"{len(recipe.rows):,}"
+    yield "Seeds", ", ".join(map(str, recipe.seeds))
+    yield "Measures", "training cost" if recipe.measure == "cost" else "scores"
+    if recipe.training:
+        yield "Training", ", ".join(f"{_word(name)} {_value(value)}" for name, value in recipe.training.items())
+    if recipe.data:
+        yield "Data", ", ".join(f"{_word(name)} {_value(value)}" for name, value in recipe.data.items())
+    versions: dict[str, list[str]] = {}
+    for result in results:
+        for name, number in result.get("versions", {}).items():
+            if number not in versions.setdefault(name, []):
+                versions[name].append(number)
+    if versions:
+        yield "Versions", ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in versions.items())
+    devices = list(dict.fromkeys(str(result["device"]) for result in results if result.get("device")))
+    if devices:
+        yield "Device", ", ".join(devices)
+
+
+def _notes(findings: Findings, tables: Sequence[Table]) -> Iterable[str]:
+    """How the numbers came about, and what may be set against what."""
+    recipe, results = findings.recipe, [one.result for one in findings.outcomes]
+    if recipe.measure == "cost":
+        yield (
+            f"Costs are of {recipe.cost['steps']} steps after {recipe.cost['warmup_steps']} that are not counted, one "
+            "run at a time. They are this machine's; only ratios carry over to another."
+        )
+    else:
+        rows = [bool(result.get("test_rows")) for result in results]
+        if rows and all(rows):
+            yield "Scores are on test rows, with the prompt that did best on validation rows."
+        elif rows:
+            which = "Where a task has no test rows, scores" if any(rows) else "Scores"
+            yield (
+                f"{which} are the best of all evaluations on validation rows: chosen by what they are read from, so "
+                "they lean to the high side."
+            )
+        if any(row.choose for row in recipe.rows):
+            yield "Where a row chooses among settings, the best by mean validation score is taken, per task and model."
+        diverged = sum(one.diverged for one in findings.outcomes)
+        if diverged:
+            yield f"{diverged:,} runs diverged (a loss that is no number); they have no score."
+        lanes = max((int(result.get("lanes", 1)) for result in results), default=1)
+        if lanes > 1:
+            yield f"Up to {lanes} runs shared each pass: times are even shares, memory is that of the whole process."
+    if any(DAGGER in note for table in tables for note in table.all_notes()):
+        yield (
+            f"Published numbers with {DAGGER} are from another setting than this one (model, rows, budget or scale) "
+            "and are shown for orientation: no difference to them says that one method is better than another."
+        )
+    elif recipe.published is not None:
+        yield "Published numbers are of the same setting: same model, protocol and budget, nothing overridden."
+    else:
+        yield "No published numbers belong to this recipe."
+
+
+def _heads(findings: Findings) -> list[str]:
+    several, chosen = len(findings.recipe.models) > 1, any(row.choose for row in findings.recipe.rows)
+    heads = ["row", "task", *(["model"] if several else []), "seed", *(["choice"] if chosen else [])]
+    measured = ["s/100 steps", "peak GB"] if findings.recipe.measure == "cost" else ["metric", "score", "validation"]
+    return [*heads, *measured, "steps", "stopped by", "seconds", "folder"]
+
+
+def _run(findings: Findings, one: Outcome, folder: Path) -> list[_Cell]:
+    """A line of the list of runs, by `_heads`."""
+    recipe, result = findings.recipe, one.result
+    cells = [_Cell(one.row.label), _Cell(one.task), *([_Cell(one.model)] if len(recipe.models) > 1 else [])]
+    cells.append(_Cell(str(one.seed), one.seed))
+    if any(row.choose for row in recipe.rows):
+        cells.append(_Cell(", ".join(f"{name} {_value(value)}" for name, value in one.choice.items())))
+    if recipe.measure == "cost":
+        cost = result["cost"]
+        cells += [_number(cost["seconds_per_100_steps"], 2), _number(cost["peak_memory"] / 1e9, 2)]
+    else:
+        metric = next((column.metric for column in recipe.columns if column.task == one.task), "")
+        score, validation = score_of(dict(result), metric), result.get("metrics", {}).get(metric)
+        cells.append(_Cell(metric))
+        cells += [_number(None if score is None else 100 * score, 1)]
+        cells += [_number(None if validation is None else 100 * validation, 1)]
+    cells += [_number(result.get("steps"), 0), _Cell(str(result.get("stop_reason", "")))]
+    try:
+        link = quote(Path(os.path.relpath(one.folder, folder)).as_posix())
+    except ValueError:  # another drive
+        link = one.folder.resolve().as_uri()
+    return [*cells, _number(result.get("seconds"), 0), _Cell(one.folder.name, link=link)]
+
+
+def _number(value: float | None, digits: int) -> _Cell:
+    return _Cell("-") if value is None else _Cell(f"{value:,.{digits}f}", float(value))
+
+
+def _word(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} {_value(one)}" for name, one in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return told_value(value)
