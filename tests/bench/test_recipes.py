@@ -131,7 +131,7 @@ def test_published_tables_rows_and_columns_exist(name: str, loaded: dict[tuple[s
     assert said
     for row in said:
         for model in row.models:
-            assert table.row_of(row.published.replace("{model}", model), model) in table.rows
+            assert table.row_of(str(row.published).replace("{model}", model), model) in table.rows
     # Table 2 of SuperPos has one number for each model; its columns are those of Table 1.
     of = published.published("superpos/table-1") if recipe.table == "standardized" else table
     assert {column.name for column in recipe.columns} <= set(of.columns)
