@@ -115,6 +115,12 @@ def run_recipe(
             pool = LocalWorkers(root, folder, count, processes)
         try:
             return _carry_out(planned, pool, root, folder, on_change)
+        except KeyboardInterrupt as stop:
+            pool.stop()
+            state = read_state(folder, root)
+            raise KeyboardInterrupt(
+                f"{folder}: {str(stop) or 'interrupted'}, {state.done} of {state.total} runs done"
+            ) from None
         finally:
             pool.stop()
 

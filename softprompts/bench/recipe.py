@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from softprompts.bench.published import published
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Data
 from softprompts.methods import make_config
@@ -663,6 +664,14 @@ def _check(recipe: Recipe, where: Path) -> None:
     for model in recipe.models:
         if not any(model in row.models for row in recipe.rows):
             raise SoftPromptError(f"{where}: no row is run on the model '{model}'")
+    if recipe.published is not None:
+        try:
+            reference = published(recipe.published)
+            for row in recipe.rows:
+                for model in row.models if row.published is not None else ():
+                    reference.row_of(str(row.published), model)
+        except SoftPromptError as error:
+            raise SoftPromptError(f"{where}: {error}") from None
     if not recipe.evaluate and any(cell.choice for cell in recipe.cells()):
         raise SoftPromptError(f"{where}: rows choose by validation, which 'evaluate: false' leaves out")
     prompts = {name: f"source-{name}" for name in recipe.sources}

@@ -212,13 +212,15 @@ def scores(root: Path) -> dict[str, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and the run folders of its undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = write_grid(folder / "recipe", training={"max_steps": 120, "batch_size": 8, "eval_every": 10})
+    recipe = write_grid(folder / "recipe", training={"max_steps": 80, "batch_size": 8, "eval_every": 5})
     own = {**os.environ, "SOFTPROMPTS_CACHE": "off", "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
     done = subprocess.run(
         command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), env=own, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "[8/8]" in done.stderr and "written:" in done.stdout
+    (folder / "runs" / "seconds").write_text(str(time.monotonic() - began))
+    assert "[8/8]" in done.stderr and "report:" in done.stdout
     return recipe, folder / "runs"
 
 
@@ -226,9 +228,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
     recipe, there = undisturbed
     root = tmp_path / "runs"
     chance = random.Random(20)
-    began = time.monotonic()
-    subprocess.run(command(recipe, tmp_path / "other", "--workers", "2", "--lanes", "2"), capture_output=True)
-    whole = time.monotonic() - began
+    whole = float((there / "seconds").read_text())
     kills = 0
     while kills < 10:
         process = subprocess.Popen(
@@ -237,7 +237,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(chance.uniform(0.1, 0.8) * whole)
+            process.wait(chance.uniform(0.2, 0.8) * whole)
         except subprocess.TimeoutExpired:
             kills += 1
             victims = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -355,7 +355,7 @@ def test_what_is_done_is_not_done_again_and_status_and_report_read_it(
     root = Path(shutil.copytree(there, tmp_path / "runs"))
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     told = cli.fine("bench", "run", recipe, "--out", root)
-    assert "8 of 8 runs are done already" in told.err and "A small grid" in told.out
+    assert "8 runs, 8 of them done already" in told.err and "A small grid" in told.out
     assert before == {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     assert "8 of 8 runs done" in cli.fine("bench", "status", recipe, "--out", root).out
     next(iter(before)).unlink()
