@@ -9,12 +9,13 @@ matplotlib is an extra: nothing here imports it before a figure is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from xml.sax.saxutils import quoteattr
@@ -110,8 +111,11 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
         labels: as many names.
         width: of the figure, in inches.
     """
+    if not labels:
+        return
     longest = max((len(label) for label in labels), default=1)
     columns = max(1, min(len(labels), int(width / (0.55 + 0.085 * longest))))
+    columns = -(-len(labels) // -(-len(labels) // columns))  # as few rows, evenly filled
     figure.legend(
         handles,
         [plain(label) for label in labels],
@@ -292,7 +296,7 @@ def svg(figure: Figure, name: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _on_any_page(figure):
         figure.savefig(
             buffer,
             format="svg",
@@ -314,6 +318,25 @@ def svg(figure: Figure, name: str) -> str:
     text = text.replace("<svg", root, 1)
     opening = text.index(">") + 1
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text[:opening]}\n {scheme}{text[opening:]}'
+
+
+@contextlib.contextmanager
+def _on_any_page(figure: Figure) -> Iterator[None]:
+    """For as long as it is open, legends have no white box, and black on the cells of a heat map is no ink."""
+    from matplotlib.colors import to_hex
+    from matplotlib.legend import Legend
+
+    with contextlib.ExitStack() as restore:
+        for legend in figure.findobj(Legend):
+            frame = legend.get_frame()  # type: ignore[attr-defined]
+            restore.callback(frame.set_visible, frame.get_visible())
+            frame.set_visible(False)
+        for axes in figure.axes:
+            for text in axes.texts if axes.images else ():
+                if to_hex(text.get_color()) == "#000000":
+                    restore.callback(text.set_color, text.get_color())
+                    text.set_color("#010101")
+        yield
 
 
 def inline(document: str, title: str) -> str:

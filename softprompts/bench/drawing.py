@@ -73,19 +73,19 @@ def told_value(value: Any) -> str:
 
 
 def points_of(points: Sequence[Point], y_label: str) -> Figure:
-    """Score against trained parameters, names beside points, or in a legend where several points share one.
+    """Score against trained parameters, names beside points, or in a legend where several points have the same one.
 
     Args:
         points: at least one.
         y_label: name of the score.
     """
     named = len({point.label for point in points}) == len(points)
-    figure, (axes,) = new_figure(8, 4.8)
+    figure, (axes,) = new_figure(7.4, 4.6)
     axes.set_ylabel(plain(y_label))
     if not named:
         labels = list(dict.fromkeys(point.label for point in points))
         handles = [_handle(next(p.style for p in points if p.label == label), line=False) for label in labels]
-        legend_below(figure, handles, labels, 8)
+        legend_below(figure, handles, labels, 7.4)
     draw_points(axes, points, label=named)
     return figure
 

@@ -44,6 +44,7 @@ MEASURED = {
     "parameters": "trained parameters",
 }
 MOST_LINES = 10
+MOST_NAMES = 14
 MOST_FACETS = 6
 
 
@@ -207,7 +208,7 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
     """Scores against the number of trained parameters."""
     columns, rows = _columns(findings, spec), _rows(findings, spec)
     names = list(dict.fromkeys(row.name for row in findings.recipe.rows))
-    points, left_out = [], dict[str, None]()
+    points, shared, left_out = [], [], dict[str, None]()
     table: list[tuple[Any, ...]] = [("line", "trained", "total", "mean", "std", "n", "values")]
     for row in rows:
         sizes, scores = findings.trained(row, model), _measured(findings, row, columns, model, "score")
@@ -218,11 +219,14 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
         line = [other for other in rows if other.name == row.name]
         values = tuple(scores.values())
         join = row.name if len(line) > 1 and len(row.values) == 1 else None
-        points.append(Point(row.name if len(line) > 1 else row.label, sizes[0], values, names.index(row.name), join))
+        points.append(Point(row.label, sizes[0], values, names.index(row.name), join))
+        shared.append(row.name if len(line) > 1 else row.label)
         table.append((row.label, *sizes, *_summary(Spread(None, values))))
     title = str(spec.get("title") or "Score against trained parameters")
     if not points:
         return Drawn("parameters", title, "Nothing to draw: no run has a result yet.", None, "")
+    if len(points) > MOST_NAMES:  # too many to name each: the settings of a method share a name
+        points = [replace(point, label=label) for point, label in zip(points, shared, strict=True)]
     seeds = max(len(point.scores) for point in points)
     caption = "Trained parameters on a logarithmic axis"
     if len(columns) > 1:
@@ -266,10 +270,6 @@ def _analysis(
     """Pictures of trained prompts: of each row and task, that of its first seed."""
     what = str(spec.get("what"))
     title = str(spec.get("title") or f"Trained prompts: {what}")
-    if not have_matplotlib():
-        return [Drawn(what, title, f"{NO_MATPLOTLIB}.", None, "")]
-    from softprompts.analysis import figures
-
     tasks = _named(findings, spec, "tasks", _tasks(findings))
     folders, names = [], []
     for model in models:
@@ -281,6 +281,10 @@ def _analysis(
                     names.append(", ".join([row.label, task, *([model] if len(models) > 1 else [])]))
     if not folders:
         return [Drawn(what, title, "Nothing to draw: no run has a result yet.", None, "")]
+    if not have_matplotlib():
+        return [Drawn(what, title, f"{NO_MATPLOTLIB}.", None, "")]
+    from softprompts.analysis import figures
+
     try:
         pictures = figures(what, folders, names=names, data_dir=None if data_dir is None else str(data_dir))
     except SoftPromptError as error:

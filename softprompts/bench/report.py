@@ -19,6 +19,7 @@ from urllib.parse import quote
 import softprompts
 from softprompts.bench.drawing import told_value
 from softprompts.bench.figures import Drawn, figures_of
+from softprompts.bench.recipe import recipe_names
 from softprompts.bench.scoring import significance
 from softprompts.bench.tables import DAGGER, Table, tables_of
 from softprompts.compare import score_of
@@ -56,7 +57,7 @@ def write_report(
         folder: where the report goes.
         tables: the tables; None: those of `tables_of`.
         figures: the figures; None: those that the recipe asks for.
-        command: what to type to get the same again.
+        command: what to type to get the same again; None: what runs the recipe, if it is one of the shipped ones.
         data_dir: local data of the tasks, for pictures of prompts that need rows.
 
     Returns:
@@ -92,6 +93,8 @@ def write_report(
             }
         )
     compared = [significance(table) for table in tables] if findings.recipe.measure == "score" else []
+    if command is None and findings.recipe.name in recipe_names():
+        command = f"softprompts bench run {findings.recipe.name} --scale {findings.recipe.scale}"
     page = files("softprompts.bench") / "page"
     script = (page / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -1,0 +1,129 @@
+"""The style of pictures, and what becomes of them as files."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
+
+import pytest
+
+from softprompts.plotting import (
+    PALETTE,
+    Point,
+    draw_points,
+    inline,
+    legend_below,
+    new_figure,
+    place_labels,
+    plain,
+    png,
+    short,
+    style_of,
+    svg,
+)
+
+pytest.importorskip("matplotlib")
+# Twelve methods in a crowd, and one far away.
+CROWD = [Point(f"method-{i}", 20_000 + 900 * i, (70 + 0.3 * i, 70.8 + 0.3 * i), i) for i in range(12)]
+POINTS = [*CROWD, Point("full", 22_000_000, (90.0,), 12)]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(first: str, second: str) -> float:
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#15181c"])
+def test_colours_stand_out_on_light_and_dark_pages(page: str) -> None:
+    assert min(contrast(colour, page) for colour in PALETTE) >= 3.5
+
+
+def test_forty_styles_differ() -> None:
+    assert len({tuple(style_of(index).values()) for index in range(40)}) == 40
+
+
+def test_numbers_and_words_of_an_axis() -> None:
+    assert [short(v) for v in (0.5, 12, 12_500, 22_713_216, 3e9)] == ["0.5", "12", "12.5k", "22.71M", "3G"]
+    assert plain("a $x$\n_b") == r"a \$x\$ _b" and plain("_hidden") == " _hidden"
+
+
+def test_names_lie_on_no_other_name_and_on_no_point() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure, (axes,) = new_figure(8, 5)
+    draw_points(axes, POINTS, label=False)
+    axes.set_xlim(1_000, 200_000_000)
+    notes = place_labels(axes, POINTS)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = [note.get_window_extent(renderer) for note in notes]
+    assert [note.get_text() for note in notes] == [point.label for point in POINTS]
+    assert not [(i, j) for (i, a), (j, b) in combinations(enumerate(boxes), 2) if a.overlaps(b)]
+    frame = axes.get_window_extent(renderer)
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
+    for point in POINTS:
+        x, y = axes.transData.transform((point.trained, point.mean))
+        assert not any(box.contains(x, y) for box in boxes)
+
+
+def drawn(title: str = "a < b & $c$") -> object:
+    figure, (axes,) = new_figure(6, 4)
+    axes.set_title(plain(title))
+    (line,) = axes.plot([1, 2], [3, 4], color=PALETTE[0])
+    legend_below(figure, [line], ["_one & two"], 6)
+    return figure
+
+
+def test_svg_is_the_same_each_time_and_follows_the_page() -> None:
+    text = svg(drawn(), "first figure")  # type: ignore[arg-type]
+    assert text == svg(drawn(), "first figure")  # type: ignore[arg-type]
+    root = ElementTree.fromstring(text.encode())
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a < b & $c$" in texts and " _one & two" in texts
+    assert root.get("fill") == "currentColor" and "prefers-color-scheme: dark" in text
+    assert "#000000" not in text and "#ffffff" not in text and "stroke: currentColor" in text
+    assert not re.search(r"20\d\d-\d\d-\d\d", text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids) and all(name.startswith("first-figure-") for name in ids)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+
+
+def test_black_on_a_heat_map_stays_black_and_legends_have_no_box() -> None:
+    figure, (axes, other) = new_figure(6, 4, 1, 2)
+    axes.imshow([[0.0, 1.0]])
+    written = [axes.text(0, 0, "on a cell", color="black"), other.text(0, 0, "beside it", color="black")]
+    other.plot([0, 1], label="line")
+    legend = other.legend()
+    texts = {
+        node.text: node.get("style", "")
+        for node in ElementTree.fromstring(svg(figure, "a").encode()).iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert "fill: #010101" in texts["on a cell"] and "fill" not in texts["beside it"]
+    assert "fill: #ffffff" not in svg(figure, "a")
+    # The figure itself is as it was.
+    assert all(text.get_color() == "black" for text in written) and legend.get_frame().get_visible()
+
+
+def test_two_figures_of_a_page_share_no_id() -> None:
+    first, second = (svg(drawn(), name) for name in ("a", "b"))  # type: ignore[arg-type]
+    assert not set(re.findall(r'\bid="([^"]+)"', first)) & set(re.findall(r'\bid="([^"]+)"', second))
+
+
+def test_inline_svg_leaves_the_page_its_own_style() -> None:
+    text = inline(svg(drawn(), "a"), 'the "title" <b>')  # type: ignore[arg-type]
+    assert text.startswith("<svg ") and text.endswith("</svg>")
+    assert "<style" not in text and " color=" not in text and "<?xml" not in text
+    root = ElementTree.fromstring(text)
+    assert root.get("aria-label") == 'the "title" <b>' and root.get("role") == "img"
+
+
+def test_png_is_white_and_the_same_each_time() -> None:
+    content = png(drawn())  # type: ignore[arg-type]
+    assert content.startswith(b"\x89PNG") and content == png(drawn())  # type: ignore[arg-type]
