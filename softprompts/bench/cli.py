@@ -81,7 +81,7 @@ def run(
     changes = _changes(set_, model, seeds)
     wanted = load_recipe(recipe, scale, changes)
     folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale)
-    show = _Show(f"{wanted.title} ({wanted.scale})")
+    show = _Show(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
     with telling_how_to_go_on("the same command goes on from there"), show:
         state = run_recipe(
             wanted,

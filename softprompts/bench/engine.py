@@ -48,8 +48,8 @@ class State:
 
 
 def bench_folder(root: str | Path, recipe: str, scale: str) -> Path:
-    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``."""
-    return Path(root) / "bench" / f"{recipe.replace('/', '-')}-{scale}"
+    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``; without a scale where there is but one."""
+    return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale) if part)
 
 
 def run_recipe(

@@ -156,7 +156,7 @@ class Recipe:
         paper: one of `PAPERS`, or None.
         shows: which table or figure of the paper.
         published: name of the table of published numbers, or None.
-        scale: one of `SCALES`.
+        scale: one of `SCALES`; "" where the recipe has only one.
         measure: "score", or "cost": seconds and memory of training steps.
         table: "scores", or "standardized": one score over all tasks (see `softprompts.bench.scoring`).
         models: hub id, folder or packaged name by short name.
@@ -335,7 +335,8 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
     folder = recipes_folder().resolve()
     inside = path.resolve().is_relative_to(folder)
     name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
-    return read_recipe(base, name=name, scale=scale, same_setting=scale == PAPER and not changes, path=path)
+    same = scale == PAPER and not changes
+    return read_recipe(base, name=name, scale=scale if scales else "", same_setting=same, path=path)
 
 
 def read_recipe(

@@ -197,7 +197,7 @@ def command(recipe: Path, root: Path, *more: str) -> list[str]:
 
 
 def tables(recipe: Path, root: Path) -> dict[str, str]:
-    folder = bench_folder(root, recipe.stem, "paper")
+    folder = bench_folder(root, recipe.stem, "")
     return {path.name: path.read_text() for path in sorted(folder.glob("tables.*"))}
 
 
@@ -273,7 +273,7 @@ def test_a_lost_worker_is_replaced_while_the_command_goes_on(tmp_path: Path, und
 
     state = run_recipe(load_recipe(recipe), root=root, workers=2, lanes=2, on_change=kill)
     assert killed and state.done == state.total == 8 and not state.failed
-    write_outputs(bench_folder(root, "grid", "paper"), root)
+    write_outputs(bench_folder(root, "grid", ""), root)
     assert tables(recipe, root) == tables(recipe, there)
 
 
@@ -287,7 +287,7 @@ def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] and told["done"] == 8 and not told["failed"]
-    write_outputs(bench_folder(root, "grid", "paper"), root)
+    write_outputs(bench_folder(root, "grid", ""), root)
     assert tables(recipe, root) == tables(recipe, there)
     assert scores(root) == scores(there)
 
@@ -342,7 +342,7 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
     _, told = process.communicate()
     assert process.returncode == 130 and "the same command goes on from there" in told and "Traceback" not in told
     assert list(root.glob("*/checkpoint/lane.pt"))
-    state = read_state(bench_folder(root, "grid", "paper"), root)
+    state = read_state(bench_folder(root, "grid", ""), root)
     assert 0 <= state.done < state.total == 8 and not state.running and not state.failed
     assert subprocess.run(command(recipe, root, "--workers", "2", "--lanes", "2"), capture_output=True).returncode == 0
     assert tables(recipe, root) == tables(recipe, there)
@@ -366,7 +366,7 @@ def test_what_is_done_is_not_done_again_and_status_and_report_read_it(
 
 def test_a_second_command_on_the_same_bench_is_refused(tmp_path: Path, cli: Cli) -> None:
     recipe, root = write_grid(tmp_path / "recipe"), tmp_path / "runs"
-    with locked(bench_folder(root, "grid", "paper"), ["bench"]):
+    with locked(bench_folder(root, "grid", ""), ["bench"]):
         done = cli("bench", "run", recipe, "--out", root)
     assert done.code == 2 and "another process is at work on this bench" in done.err
 
