@@ -700,7 +700,7 @@ def inspect(
     found = []
     for source in sources:
         config, tensors = read(prompt_folder(source))
-        found.append({**config, "tensors": {name: _numbers(value) for name, value in tensors.items()}})
+        found.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
     if not as_json:
         for one in found:
             _show_prompt(one)

@@ -15,7 +15,7 @@ from saved import model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts import experiment, hub
-from softprompts.experiment import Data, Run, Workbench, check_trackers, load_backbone
+from softprompts.experiment import Data, Run, Workbench, check_trackers, load_backbone, recorded_data
 from softprompts.training import Lane, TrainConfig, loop, run_id
 from softprompts.training.room import SHARE, step_memory
 from softprompts.training.runs import load_metrics
@@ -46,6 +46,27 @@ def test_a_run_is_named_by_its_rows_and_not_by_where_they_lie(tmp_path: Path, da
         there.run(PREFIX, SHORT, root=tmp_path / "runs")
     changed = Data(train=str(write_csv(tmp_path / "other" / "data.csv", rows(seed=1))))
     assert bench(changed).resolved(PREFIX, SHORT) != here.resolved(PREFIX, SHORT)
+
+
+def test_a_run_folder_tells_where_its_rows_came_from(tmp_path: Path, data: Data) -> None:
+    named = write_csv(tmp_path / "named.csv", [{"sentence": row["text"], "gold": row["label"]} for row in rows()])
+    (tmp_path / "mine.yaml").write_text("about: films\ntrain: data.csv\n")
+    for number, asked in enumerate(
+        [
+            data,
+            Data(train=str(named), text="sentence", label="gold", max_train=20, seed=3),
+            Data(task=str(tmp_path / "mine.yaml"), few_shot=8),
+        ]
+    ):
+        made = bench(asked)
+        path, _ = made.run(PREFIX, SHORT, folder=tmp_path / f"run{number}")
+        assert recorded_data(path).load().fingerprint == made.task.fingerprint
+    assert recorded_data(path, str(tmp_path / "elsewhere")).data_dir == str(tmp_path / "elsewhere")
+    with pytest.raises(sp.SoftPromptError, match="is not a run folder"):
+        recorded_data(tmp_path)
+    (path / "config.yaml").write_text("model: m\n")
+    with pytest.raises(sp.SoftPromptError, match="does not say where its rows came from"):
+        recorded_data(path)
 
 
 @pytest.mark.parametrize(

@@ -107,13 +107,19 @@ def colour_bar(figure: Figure, image: Any, axes: Any, label: str = "") -> None:
     bar.ax.tick_params(labelsize=7)
 
 
-def layers(sites: Sequence[str]) -> str:
-    """What an axis of attention sites ("encoder.self 0" ...) counts: layers, or those of each kind in turn."""
+def layers(sites: Sequence[str]) -> tuple[list[int], str]:
+    """An order of attention sites ("encoder.self 0" ...) in which each kind is together, and what it then counts."""
     kinds = [site.rpartition(" ")[0] for site in sites]
-    if len(set(kinds)) < 2:
-        return "layer"
-    last = len(kinds) - 1
-    return ", ".join(f"{kind} {kinds.index(kind)}-{last - kinds[::-1].index(kind)}" for kind in dict.fromkeys(kinds))
+    known = list(dict.fromkeys(kinds))
+    order = sorted(range(len(kinds)), key=lambda place: known.index(kinds[place]))
+    if len(known) < 2:
+        return order, "layer"
+    first, spans = 0, []
+    for kind in known:
+        last = first + kinds.count(kind) - 1
+        spans.append(f"{first}-{last} {kind}")
+        first = last + 1
+    return order, ", ".join(spans)
 
 
 def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:

@@ -74,18 +74,18 @@ def draw_masks(saved: Saved) -> Picture:
     """A heat map for each mask, tokens down and sites across, all on one scale from 0 to 1."""
     found = masks_of(saved)
     count, length, sites = found.values.shape
-    columns = min(count, 4)
+    columns = min(count, 4 if sites <= 16 else 2)
     lines = -(-count // columns)
     figure = new_figure(1.2 + columns * (1.0 + 0.16 * min(sites, 24)), lines * (1.1 + 0.14 * min(length, 30)))
     grid = figure.subplots(lines, columns, squeeze=False)
+    order, across = layers(found.sites)
     for index, axes in enumerate(grid.flat):
         if index >= count:
             axes.set_axis_off()
             continue
         title = "" if count == 1 else f"mask {index}"
-        image = heat_map(
-            axes, found.values[index], title=title, across=layers(found.sites), down="token", low=0, high=1
-        )
+        values = found.values[index][:, order]
+        image = heat_map(axes, values, title=title, across=across, down="token", low=0, high=1)
     colour_bar(figure, image, list(grid.flat), "gate")
     figure.suptitle(saved.name, fontsize=10)
     caption = (

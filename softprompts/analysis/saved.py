@@ -145,13 +145,15 @@ class Saved:
             of: see `views`.
 
         Raises:
-            SoftPromptError: it depends on the input, and there are no rows.
+            SoftPromptError: it depends on the input and there are no rows, or on what its layers get.
         """
         method = self.method if of is None else of
         if method.per_row and rows is None:
             raise DoesNotApplyError(
                 f"{self.name}: {self.config['method']} has no tokens of its own, they depend on the input"
             )
+        if method.reads_states:
+            raise DoesNotApplyError(f"{self.name}: the prefix of {self.config['method']} depends on what layers get")
         with evaluating(method):
             prompt = method(rows if method.per_row else None)
             tokens = None if prompt.tokens is None else prompt.tokens.float().mean(0)

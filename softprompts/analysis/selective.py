@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
 from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
@@ -37,7 +38,7 @@ class Curve:
 
 def curve(alpha: float, scores: np.ndarray = _SCORES) -> Curve:
     """The mask of an alpha over some scores."""
-    mask = 0.5 * (1 + np.tanh(0.5 * alpha * scores))  # the sigmoid, without overflow
+    mask = expit(alpha * scores)
     return Curve(alpha, scores, mask, np.exp(scores), mask * np.exp(scores))
 
 
@@ -87,7 +88,7 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
         axes.set_xlabel("score s", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
         axes.axvline(0, color="0.6", linewidth=0.6)
-        axes.legend(fontsize=7, loc="lower right" if axes is left else "upper left")
+        axes.legend(fontsize=7, loc="center right" if axes is left else "upper left")
         axes.tick_params(labelsize=7)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

@@ -81,10 +81,7 @@ def run(
     changes = _changes(set_, model, seeds)
     wanted = load_recipe(recipe, scale, changes)
     folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale)
-    show = _Show()
-    err.print(
-        f"{wanted.title} ({wanted.scale}): {len(wanted.cells()) + len(wanted.source_cells()):,} runs", soft_wrap=True
-    )
+    show = _Show(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
     with telling_how_to_go_on("the same command goes on from there"), show:
         state = run_recipe(
             wanted,
@@ -123,6 +120,32 @@ def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report
 def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Write tables and report of what is there by now; nothing is trained."""
     _write(_folder(recipe, scale, out_, report), out_)
+
+
+@bench_app.command("published")
+def show_published(
+    table: Annotated[str | None, typer.Argument(help="One of the tables, such as multi-mask/table-1.")] = None,
+) -> None:
+    """Show a table of a paper; or all of them as Markdown, averages recomputed, with the slips in them."""
+    from softprompts.bench.published import published
+    from softprompts.bench.published_page import page, rendered
+
+    if table is not None:
+        _print_table(rendered(published(table)))
+    else:
+        print(page(), end="")
+
+
+def _print_table(table: Any) -> None:
+    heads, lines = table.text()
+    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, head in enumerate(heads):
+        shown.add_column(head, justify="right" if place else "left", overflow="fold")
+    for line in lines:
+        shown.add_row(*line)
+    out.print(shown)
+    for note in table.all_notes():
+        out.print(note, soft_wrap=True)
 
 
 def _folder(recipe: str, scale: str | None, root: str, report: str | None) -> Path:
@@ -165,15 +188,7 @@ def _write(folder: Path, root: str) -> None:
 
     written = write_outputs(folder, root)
     for table in written.tables:
-        heads, lines = table.text()
-        shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for place, head in enumerate(heads):
-            shown.add_column(head, justify="right" if place else "left", overflow="fold")
-        for line in lines:
-            shown.add_row(*line)
-        out.print(shown)
-        for note in table.all_notes():
-            out.print(note, soft_wrap=True)
+        _print_table(table)
     report = next(path for path in written.files if path.name == REPORT)
     out.print(f"report: {report}; tables and figures beside it, {len(written.files)} files in all", soft_wrap=True)
 
@@ -197,7 +212,8 @@ def _time(seconds: float) -> str:
 class _Show:
     """Progress: a bar on a terminal, else a line for each run that has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str) -> None:
+        self._title = title
         self._bar = Progress(
             BarColumn(),
             MofNCompleteColumn(),
@@ -216,8 +232,8 @@ class _Show:
 
     def start(self, state: Any) -> None:
         """What there is to do."""
-        if state.done:
-            err.print(f"{state.done} of {state.total} runs are done already")
+        done = f", {state.done:,} of them done already" if state.done else ""
+        err.print(f"{self._title}: {state.total:,} runs{done}", soft_wrap=True)
         self._task = self._bar.add_task("starting", total=state.total, completed=state.done)
 
     def change(self, state: Any, fresh: list[Any]) -> None:

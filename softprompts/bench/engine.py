@@ -48,8 +48,8 @@ class State:
 
 
 def bench_folder(root: str | Path, recipe: str, scale: str) -> Path:
-    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``."""
-    return Path(root) / "bench" / f"{recipe.replace('/', '-')}-{scale}"
+    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``; without a scale where there is but one."""
+    return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale) if part)
 
 
 def run_recipe(
@@ -115,6 +115,12 @@ def run_recipe(
             pool = LocalWorkers(root, folder, count, processes)
         try:
             return _carry_out(planned, pool, root, folder, on_change)
+        except KeyboardInterrupt as stop:
+            pool.stop()
+            state = read_state(folder, root)
+            raise KeyboardInterrupt(
+                f"{folder}: {str(stop) or 'interrupted'}, {state.done} of {state.total} runs done"
+            ) from None
         finally:
             pool.stop()
 

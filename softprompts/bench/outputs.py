@@ -52,12 +52,13 @@ def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
         markdown += "\n\n" + compared.markdown()
     forms = {
         "md": markdown,
-        "csv": "\n".join(table.csv() for table in tables),
         "tex": "\n\n".join(table.latex() for table in tables),
         "html": "\n".join(table.html() for table in tables),
     }
-    files = []
-    for ending, text in forms.items():
-        files.append(folder / f"tables.{ending}")
-        write_text_atomic(files[-1], text)
+    texts = {f"tables.{ending}": text for ending, text in forms.items()}
+    for number, table in enumerate(tables, start=1):
+        texts["tables.csv" if number == 1 else f"tables-{number}.csv"] = table.csv()
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
+    files = [folder / name for name in texts]
     return Outputs(findings, tables, compared, (*files, *write_report(findings, folder, tables=tables)))

@@ -289,7 +289,27 @@ def _averages(table: PublishedTable) -> list[Slip]:
         if abs(float(there.value) - mean[0]) > mean[1] + 1e-9:
             text = f"average printed as {there.value}, the mean of the row is {mean[0]:.2f}"
             found.append(Slip(table.paper, f"{table.shows}, {row}", "average", text))
+    if found:
+        found += _order(table)
     return found
+
+
+def _order(table: PublishedTable) -> list[Slip]:
+    """Whether other rows are the best two by the recomputed averages, rows for reference aside."""
+    both = {
+        row: (there[0], mean[0])
+        for row in table.rows
+        if row not in table.reference
+        and (there := table.value(row, AVERAGE)) is not None
+        and (mean := recomputed_average(table, row)) is not None
+    }
+    sign = -1 if table.higher_is_better else 1
+    printed, again = (sorted(both, key=lambda row: sign * both[row][kind])[:2] for kind in (0, 1))
+    if printed == again:
+        return []
+    first, second = " and ".join(printed), " and ".join(again)
+    text = f"by the printed averages {first} are the best two, by the recomputed ones {second}"
+    return [Slip(table.paper, table.shows, "average", text)]
 
 
 def _two_tables(table: PublishedTable, other: PublishedTable) -> list[Slip]:

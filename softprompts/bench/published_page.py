@@ -169,8 +169,12 @@ def _counts() -> str:
         for row in published(name).rows
         if AVERAGE in published(name).columns and recomputed_average(published(name), row) is not None
     ]
-    off = sum(slip.kind == "average" for slip in slips())
+    off = sum(entry.mark == _OFF for line in _lines_drawn() for entry in line.entries)
     return f"{len(checked)} printed averages were recomputed; {off} are off."
+
+
+def _lines_drawn() -> list[Line]:
+    return [line for name in published_tables() for line in rendered(published(name)).lines]
 
 
 def _list(found: list[Slip]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from softprompts.bench.published import published
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Data
 from softprompts.methods import make_config
@@ -155,7 +156,7 @@ class Recipe:
         paper: one of `PAPERS`, or None.
         shows: which table or figure of the paper.
         published: name of the table of published numbers, or None.
-        scale: one of `SCALES`.
+        scale: one of `SCALES`; "" where the recipe has only one.
         measure: "score", or "cost": seconds and memory of training steps.
         table: "scores", or "standardized": one score over all tasks (see `softprompts.bench.scoring`).
         models: hub id, folder or packaged name by short name.
@@ -334,7 +335,8 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
     folder = recipes_folder().resolve()
     inside = path.resolve().is_relative_to(folder)
     name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
-    return read_recipe(base, name=name, scale=scale, same_setting=scale == PAPER and not changes, path=path)
+    same = scale == PAPER and not changes
+    return read_recipe(base, name=name, scale=scale if scales else "", same_setting=same, path=path)
 
 
 def read_recipe(
@@ -663,6 +665,14 @@ def _check(recipe: Recipe, where: Path) -> None:
     for model in recipe.models:
         if not any(model in row.models for row in recipe.rows):
             raise SoftPromptError(f"{where}: no row is run on the model '{model}'")
+    if recipe.published is not None:
+        try:
+            reference = published(recipe.published)
+            for row in recipe.rows:
+                for model in row.models if row.published is not None else ():
+                    reference.row_of(str(row.published), model)
+        except SoftPromptError as error:
+            raise SoftPromptError(f"{where}: {error}") from None
     if not recipe.evaluate and any(cell.choice for cell in recipe.cells()):
         raise SoftPromptError(f"{where}: rows choose by validation, which 'evaluate: false' leaves out")
     prompts = {name: f"source-{name}" for name in recipe.sources}

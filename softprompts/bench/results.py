@@ -40,9 +40,9 @@ class Outcome:
 
     @property
     def validation(self) -> float:
-        """The best main metric on validation rows; -inf where there is none."""
+        """The best main metric on validation rows; -inf where there is none, or training broke off."""
         score = self.result.get("score")
-        return -math.inf if score is None else float(score)
+        return -math.inf if score is None or self.diverged else float(score)
 
     @property
     def diverged(self) -> bool:

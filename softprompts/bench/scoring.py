@@ -170,7 +170,9 @@ class Significance:
         )
 
     def markdown(self) -> str:
-        """The table as Markdown."""
+        """The table as Markdown; nothing where nothing was compared."""
+        if not self.differences:
+            return ""
         out = []
         for model in dict.fromkeys(d.model for d in self.differences):
             if model is not None:
@@ -211,6 +213,8 @@ class Significance:
 def significance(table: Table, against: str | None = None) -> Significance:
     """Every line of a table against its baseline, or against a line that is named, or else against the best average.
 
+    Where that line has no scores by seed, nothing is compared.
+
     Args:
         table: whose entries have seeds.
         against: name of a line that every model has.
@@ -228,6 +232,8 @@ def significance(table: Table, against: str | None = None) -> Significance:
         if base is None:
             continue
         theirs = _pairs(table, base)
+        if not theirs:  # no seeds: costs, standardized scores
+            continue
         for line in lines:
             if line is not base:
                 sign = 1.0 if table.higher_is_better else -1.0

@@ -595,14 +595,14 @@ def _line(
     found: str | None,
     only: str | None,
 ) -> Line:
-    counts = findings.trained(row, model)
     facts, ranked = ("-", "-"), True
-    if counts is not None:
-        trained, backbone = counts
-        ranked = trained <= _WHOLE * backbone
+    results = [run.result for task in findings.recipe.tasks for run in findings.runs(row, task, model)]
+    if results:
+        counts = sorted({(int(r["trained_parameters"]), int(r["backbone_parameters"])) for r in results})
+        ranked = counts[0][0] <= _WHOLE * counts[0][1]
         # What trains copies of the whole backbone stands in its place; all else comes on top of it.
-        share = _share(100 * trained / (trained + backbone if ranked else max(trained, backbone)))
-        facts = (f"{trained:,}", share)
+        shares = [100 * count / (count + backbone if ranked else max(count, backbone)) for count, backbone in counts]
+        facts = _range([f"{count:,}" for count, _ in counts]), _range([_share(share) for share in shares])
     if reference is not None and found is not None and _SHARE in reference.facts:
         facts = (facts[0], f"{facts[1]} ({reference.fact(found, _SHARE)})")
     several = only is None and len(findings.recipe.models) > 1
@@ -727,6 +727,11 @@ def _missing(findings: Findings) -> tuple[str, ...]:
     runs = "1 run has" if findings.missing == 1 else f"{findings.missing:,} runs have"
     failed = f", {len(findings.failed)} of them because they failed" if findings.failed else ""
     return (f"Not complete: {runs} no result{failed}.",)
+
+
+def _range(texts: Sequence[str]) -> str:
+    """From the first to the last, as where tasks have prompts of their own lengths."""
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 
 def _share(percent: float) -> str:

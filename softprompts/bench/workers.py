@@ -181,7 +181,8 @@ class _Process:
                 text=True,
                 start_new_session=True,  # Ctrl-C is for us, who tell the workers
             )
-        threading.Thread(target=self._read, args=(answers,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
+        self._reader.start()
 
     @property
     def alive(self) -> bool:
@@ -214,6 +215,11 @@ class _Process:
         """Makes sure that it is gone, with all processes that it started."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what was not sent any more
+                    pipe.close()
 
     @property
     def _input(self) -> IO[str]:

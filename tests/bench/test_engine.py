@@ -197,7 +197,7 @@ def command(recipe: Path, root: Path, *more: str) -> list[str]:
 
 
 def tables(recipe: Path, root: Path) -> dict[str, str]:
-    folder = bench_folder(root, recipe.stem, "paper")
+    folder = bench_folder(root, recipe.stem, "")
     return {path.name: path.read_text() for path in sorted(folder.glob("tables.*"))}
 
 
@@ -212,13 +212,15 @@ def scores(root: Path) -> dict[str, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and the run folders of its undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = write_grid(folder / "recipe", training={"max_steps": 120, "batch_size": 8, "eval_every": 10})
+    recipe = write_grid(folder / "recipe", training={"max_steps": 80, "batch_size": 8, "eval_every": 5})
     own = {**os.environ, "SOFTPROMPTS_CACHE": "off", "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
     done = subprocess.run(
         command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), env=own, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "[8/8]" in done.stderr and "written:" in done.stdout
+    (folder / "runs" / "seconds").write_text(str(time.monotonic() - began))
+    assert "[8/8]" in done.stderr and "report:" in done.stdout
     return recipe, folder / "runs"
 
 
@@ -226,9 +228,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
     recipe, there = undisturbed
     root = tmp_path / "runs"
     chance = random.Random(20)
-    began = time.monotonic()
-    subprocess.run(command(recipe, tmp_path / "other", "--workers", "2", "--lanes", "2"), capture_output=True)
-    whole = time.monotonic() - began
+    whole = float((there / "seconds").read_text())
     kills = 0
     while kills < 10:
         process = subprocess.Popen(
@@ -237,7 +237,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
             stderr=subprocess.DEVNULL,
         )
         try:
-            process.wait(chance.uniform(0.1, 0.8) * whole)
+            process.wait(chance.uniform(0.2, 0.8) * whole)
         except subprocess.TimeoutExpired:
             kills += 1
             victims = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -273,7 +273,7 @@ def test_a_lost_worker_is_replaced_while_the_command_goes_on(tmp_path: Path, und
 
     state = run_recipe(load_recipe(recipe), root=root, workers=2, lanes=2, on_change=kill)
     assert killed and state.done == state.total == 8 and not state.failed
-    write_outputs(bench_folder(root, "grid", "paper"), root)
+    write_outputs(bench_folder(root, "grid", ""), root)
     assert tables(recipe, root) == tables(recipe, there)
 
 
@@ -287,7 +287,7 @@ def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] and told["done"] == 8 and not told["failed"]
-    write_outputs(bench_folder(root, "grid", "paper"), root)
+    write_outputs(bench_folder(root, "grid", ""), root)
     assert tables(recipe, root) == tables(recipe, there)
     assert scores(root) == scores(there)
 
@@ -342,7 +342,7 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
     _, told = process.communicate()
     assert process.returncode == 130 and "the same command goes on from there" in told and "Traceback" not in told
     assert list(root.glob("*/checkpoint/lane.pt"))
-    state = read_state(bench_folder(root, "grid", "paper"), root)
+    state = read_state(bench_folder(root, "grid", ""), root)
     assert 0 <= state.done < state.total == 8 and not state.running and not state.failed
     assert subprocess.run(command(recipe, root, "--workers", "2", "--lanes", "2"), capture_output=True).returncode == 0
     assert tables(recipe, root) == tables(recipe, there)
@@ -355,7 +355,7 @@ def test_what_is_done_is_not_done_again_and_status_and_report_read_it(
     root = Path(shutil.copytree(there, tmp_path / "runs"))
     before = {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     told = cli.fine("bench", "run", recipe, "--out", root)
-    assert "8 of 8 runs are done already" in told.err and "A small grid" in told.out
+    assert "8 runs, 8 of them done already" in told.err and "A small grid" in told.out
     assert before == {path: path.stat().st_mtime_ns for path in root.glob("*/result.json")}
     assert "8 of 8 runs done" in cli.fine("bench", "status", recipe, "--out", root).out
     next(iter(before)).unlink()
@@ -366,7 +366,7 @@ def test_what_is_done_is_not_done_again_and_status_and_report_read_it(
 
 def test_a_second_command_on_the_same_bench_is_refused(tmp_path: Path, cli: Cli) -> None:
     recipe, root = write_grid(tmp_path / "recipe"), tmp_path / "runs"
-    with locked(bench_folder(root, "grid", "paper"), ["bench"]):
+    with locked(bench_folder(root, "grid", ""), ["bench"]):
         done = cli("bench", "run", recipe, "--out", root)
     assert done.code == 2 and "another process is at work on this bench" in done.err
 

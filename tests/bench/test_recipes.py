@@ -9,6 +9,9 @@ import torch
 import yaml
 
 from softprompts import packaged
+from softprompts.analysis import WHAT
+from softprompts.bench import published
+from softprompts.bench.figures import MEASURED
 from softprompts.bench.recipe import PAPER, SCALES, Cell, Recipe, load_recipe, recipe_names, recipes_folder
 from softprompts.methods import Shape, Vocabulary, make_config
 from softprompts.tasks.catalog import task_names
@@ -89,6 +92,8 @@ def test_every_run_is_shown_and_every_name_exists(name: str, scale: str, loaded:
     for figure in recipe.figures:
         assert set(figure.get("rows", ())) <= called
         assert set(figure.get("tasks", ())) <= set(recipe.tasks)
+        assert figure.get("y", "score") in MEASURED
+        assert figure["kind"] != "analysis" or figure["what"] in WHAT
         if figure["kind"] == "sweep" and figure["x"] != "model":
             drawn = [row for row in recipe.rows if {row.name, row.label} & set(figure.get("rows", called))]
             assert any(figure["x"] in row.values for row in drawn)
@@ -118,18 +123,17 @@ def test_rates_are_of_components_that_the_methods_have(
 @pytest.mark.parametrize("name", recipe_names())
 def test_published_tables_rows_and_columns_exist(name: str, loaded: dict[tuple[str, str], Recipe]) -> None:
     recipe = loaded[name, PAPER]
-    tables = pytest.importorskip("softprompts.bench.published")
     said = [row for row in recipe.rows if row.published is not None]
     if recipe.published is None:
         assert not said
         return
-    table = tables.published(recipe.published)
+    table = published.published(recipe.published)
     assert said
     for row in said:
         for model in row.models:
-            assert table.row_of(row.published.replace("{model}", model), model) in table.rows
+            assert table.row_of(str(row.published).replace("{model}", model), model) in table.rows
     # Table 2 of SuperPos has one number for each model; its columns are those of Table 1.
-    of = tables.published("superpos/table-1") if recipe.table == "standardized" else table
+    of = published.published("superpos/table-1") if recipe.table == "standardized" else table
     assert {column.name for column in recipe.columns} <= set(of.columns)
 
 

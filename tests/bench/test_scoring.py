@@ -169,6 +169,12 @@ def test_significance_pairs_tasks_and_seeds() -> None:
         significance(made, "c")
 
 
+def test_without_seeds_nothing_is_compared() -> None:
+    lines = (Line("base", (Entry((1.0,)),), baseline=True), Line("a", (Entry((2.0,)),)))
+    found = significance(Table("t", ("A",), lines))
+    assert found.differences == () and found.markdown() == ""
+
+
 def test_without_a_baseline_the_best_is_the_measure() -> None:
     lines = {"a": [[1.0, 2.0, 3.0]], "b": [[4.0, 5.0, 6.0]]}
     assert significance(table(lines, ("A",))).differences[0].against == "b"

@@ -87,6 +87,13 @@ def test_a_models_lines_are_held_against_its_own_baseline() -> None:
     assert "<sup>×1.20</sup>" in ratios.markdown()
 
 
+def test_text_for_a_terminal() -> None:
+    lines = (Line("base", (entry(50.0, 52.0),), baseline=True), Line("a", (entry(60.0, published=59.5),), group="g"))
+    heads, shown = Table("t", ("x",), lines, deltas="difference", comparable=False).text()
+    assert heads == ["", "x"]
+    assert shown == [["base", "51.0 ±1.4"], ["g"], ["  a", "*60.0* +9.0 (59.5†)"]]
+
+
 def test_no_minus_zero() -> None:
     lines = (Line("base", (entry(50.0),), baseline=True), Line("a", (entry(49.999),)))
     assert "<sup>0.0</sup>" in Table("t", ("x",), lines, deltas="difference").markdown()
@@ -239,6 +246,13 @@ def test_table_of_findings() -> None:
     assert table.ranks()[3, 0] == 1 and table.ranks()[2, 0] == 2 and (0, 0) not in table.ranks()
     assert "<sup>+10.0</sup>" in table.markdown()
     assert table_of(made, deltas=False).deltas == "none"
+
+
+def test_counts_that_differ_between_tasks_are_a_range() -> None:
+    def score(label: str, task: str, model: str, seed: int) -> dict[str, object]:
+        return {"test_metrics": {"accuracy": 0.5}, "trained_parameters": 76_800 if task == "CB" else 1_000_000}
+
+    assert table_of(findings(recipe(), score)).lines[1].facts == ("76,800 to 1,000,000", "0.0344 to 0.4466")
 
 
 def test_table_of_findings_with_published_numbers() -> None:
