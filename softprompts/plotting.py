@@ -17,8 +17,11 @@ import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from xml.sax.saxutils import quoteattr
+
+from softprompts.files import write_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -281,6 +284,17 @@ def _shared(first: Iterable[float], second: Iterable[float]) -> float:
     """The area that two boxes (left, foot, right, top) share."""
     a, b = tuple(first), tuple(second)
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def write_files(figure: Figure, folder: Path, name: str, numbers: str = "") -> list[Path]:
+    """Writes a figure as SVG and PNG, and the numbers behind it as CSV where there are some; returns what it wrote."""
+    written = [folder / f"{name}.svg", folder / f"{name}.png"]
+    write_text_atomic(written[0], svg(figure, name))
+    write_atomic(written[1], png(figure))
+    if numbers:
+        written.append(folder / f"{name}.csv")
+        write_text_atomic(written[-1], numbers)
+    return written
 
 
 def png(figure: Figure) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from softprompts.analysis.similarity import draw_similarity
 from softprompts.analysis.superposition import draw_superposition, superposition_of
 from softprompts.analysis.tokens import draw_tokens
 from softprompts.errors import SoftPromptError, nearest, require_whole
-from softprompts.files import require_folder, write_atomic, write_text_atomic
+from softprompts.files import require_folder
+from softprompts.plotting import write_files
 from softprompts.training import runs
 
 Made = TypeVar("Made")
-FORMATS = ("png", "svg")
 
 
 class Drawn(NamedTuple):
@@ -168,15 +167,7 @@ def plots_folder(sources: Sequence[str | Path]) -> Path:
 
 def save(picture: Picture, folder: str | Path) -> list[Path]:
     """Writes a picture's files; returns them."""
-    written = []
-    for kind in FORMATS:
-        buffer = io.BytesIO()
-        picture.figure.savefig(buffer, format=kind)
-        written.append(Path(folder) / f"{picture.name}.{kind}")
-        write_atomic(written[-1], buffer.getvalue())
-    written.append(Path(folder) / f"{picture.name}.csv")
-    write_text_atomic(written[-1], picture.csv)
-    return written
+    return write_files(picture.figure, Path(folder), picture.name, picture.csv)
 
 
 def _fitting(prompts: Sequence[Saved], applies: Callable[[Saved], object]) -> list[Saved]:

@@ -48,7 +48,7 @@ class State:
 
 
 def bench_folder(root: str | Path, recipe: str, scale: str) -> Path:
-    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``; without a scale where there is but one."""
+    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``, a scale where there are some."""
     return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale) if part)
 
 

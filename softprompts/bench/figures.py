@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     from softprompts.bench.results import Findings
 
 MODEL, COLUMN = "model", "column"  # axes of a sweep that no grid sets
-# What a figure of a recipe may say besides its kind and title, by kind.
-KEYS: Mapping[str, tuple[str, ...]] = {
-    "sweep": ("x", "y", "rows", "columns", "models", "facets"),
-    "curves": ("rows", "tasks", "models"),
-    "parameters": ("rows", "columns", "models"),
-    "cost": ("rows", "tasks", "models"),
-    "analysis": ("what", "rows", "tasks", "models"),
-}
 MEASURED = {
     "score": "score",
     "seconds": "seconds per 100 steps",

@@ -32,7 +32,14 @@ PAPERS = ("multi-mask", "ept", "selective-prefix", "superpos")
 MEASURES = ("score", "cost")
 TABLES = ("scores", "standardized")
 COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
-FIGURES = ("sweep", "curves", "parameters", "cost", "analysis")
+# What a figure may say besides its kind and title, by kind.
+FIGURES: Mapping[str, tuple[str, ...]] = {
+    "sweep": ("x", "y", "rows", "columns", "models", "facets"),
+    "curves": ("rows", "tasks", "models"),
+    "parameters": ("rows", "columns", "models"),
+    "cost": ("rows", "tasks", "models"),
+    "analysis": ("what", "rows", "tasks", "models"),
+}
 
 _KEYS = (
     "title", "about", "paper", "shows", "published", "measure", "models", "seeds", "max_length", "evaluate", "data",
@@ -640,6 +647,7 @@ def _figure(value: Any, where: Path) -> Mapping[str, Any]:
     kinds = ", ".join(FIGURES)
     if not isinstance(value, Mapping) or value.get("kind") not in FIGURES:
         raise SoftPromptError(f"{where}: a figure has a kind, one of {kinds}; this one is {value!r}")
+    _strict(value, ("kind", "title", *FIGURES[value["kind"]]), where, f"a figure of kind '{value['kind']}'")
     return value
 
 

@@ -23,8 +23,8 @@ from softprompts.bench.recipe import recipe_names
 from softprompts.bench.scoring import significance
 from softprompts.bench.tables import DAGGER, Table, tables_of
 from softprompts.compare import score_of
-from softprompts.files import require_folder, write_atomic, write_text_atomic
-from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, png, svg
+from softprompts.files import require_folder, write_text_atomic
+from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, write_files
 
 if TYPE_CHECKING:
     from softprompts.bench.results import Findings, Outcome
@@ -94,7 +94,8 @@ def write_report(
         )
     compared = [significance(table) for table in tables] if findings.recipe.measure == "score" else []
     if command is None and findings.recipe.name in recipe_names():
-        command = f"softprompts bench run {findings.recipe.name} --scale {findings.recipe.scale}"
+        scale = f" --scale {findings.recipe.scale}" if findings.recipe.scale else ""
+        command = f"softprompts bench run {findings.recipe.name}{scale}"
     page = files("softprompts.bench") / "page"
     script = (page / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -131,15 +132,12 @@ def write_figure(drawn: Drawn, folder: str | Path) -> list[Path]:
         What was written, in this order; nothing where there is nothing.
     """
     folder = Path(folder)
-    written = []
     if drawn.figure is not None:
-        written += [folder / f"{drawn.name}.svg", folder / f"{drawn.name}.png"]
-        write_text_atomic(written[0], svg(drawn.figure, drawn.name))
-        write_atomic(written[1], png(drawn.figure))
-    if drawn.csv:
-        written.append(folder / f"{drawn.name}.csv")
-        write_text_atomic(written[-1], drawn.csv)
-    return written
+        return write_files(drawn.figure, folder, drawn.name, drawn.csv)
+    if not drawn.csv:
+        return []
+    write_text_atomic(folder / f"{drawn.name}.csv", drawn.csv)
+    return [folder / f"{drawn.name}.csv"]
 
 
 def _shown(table: Table) -> dict[str, Any]:
@@ -162,8 +160,9 @@ def _without_foot(html: str) -> str:
 
 def _kicker(findings: Findings) -> str:
     recipe = findings.recipe
+    scale = f"scale {recipe.scale}" if recipe.scale else ""
     shows = f"{recipe.paper}: {recipe.shows}" if recipe.paper and recipe.shows else recipe.shows or recipe.paper
-    return " · ".join(part for part in (f"recipe {recipe.name}", f"scale {recipe.scale}", shows) if part)
+    return " · ".join(part for part in (f"recipe {recipe.name}", scale, shows) if part)
 
 
 def _state(findings: Findings) -> dict[str, Any]:
