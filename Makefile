@@ -6,10 +6,14 @@ PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 MEASURED := build/benchmarks
 WITH_DATA = $(if $(DATA),--data-dir '$(DATA)')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo quick test lint bench clean
 
 demo: $(VENV)/.core
 	$(RUN) -m softprompts demo
+
+# Six methods on three tasks with three seeds, and a report: about 20 minutes on 2 cores.
+quick: $(VENV)/.core
+	$(RUN) -m softprompts bench run recipes/quick.yaml
 
 test: lint
 	$(RUN) -m pytest -q -n 2

@@ -197,7 +197,7 @@ class Table:
         return "\n".join(out) + "\n" + (f"{notes}\n" if notes else "")
 
     def text(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and lines of plain text, for a terminal: the best of a column between asterisks."""
+        """Headings and lines of plain text, for a terminal: the best of a column between asterisks, no differences."""
         lines = []
         for headings, line, cells in self._body():
             lines += [[heading] for heading in headings]
@@ -784,8 +784,8 @@ def _md_part(part: _Part) -> str:
 def _plain_part(part: _Part) -> str:
     text = f"*{part.text}*" if part.rank == 1 else part.text
     std = f" ±{part.std}" if part.std is not None else ""
-    delta = f" {part.delta}" if part.delta is not None else ""
-    return f"{text}{part.mark}{std}{delta}"
+    ratio = f" {part.delta}" if part.delta is not None and part.delta.startswith("×") else ""
+    return f"{text}{part.mark}{std}{ratio}"
 
 
 def _plain_published(part: _Part) -> str:
