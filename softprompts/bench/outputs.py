@@ -8,7 +8,8 @@ from pathlib import Path
 from softprompts.bench.report import write_report
 from softprompts.bench.results import Findings, load_findings
 from softprompts.bench.scoring import Significance, significance
-from softprompts.bench.tables import Table, tables_of
+from softprompts.bench.tables import Table
+from softprompts.bench.tabulate import tables_of
 from softprompts.errors import SoftPromptError
 from softprompts.files import require_folder, write_text_atomic
 

@@ -21,7 +21,8 @@ from softprompts.bench.drawing import told_value
 from softprompts.bench.figures import Drawn, figures_of
 from softprompts.bench.recipe import recipe_names
 from softprompts.bench.scoring import significance
-from softprompts.bench.tables import DAGGER, Table, tables_of
+from softprompts.bench.tables import DAGGER, Table
+from softprompts.bench.tabulate import tables_of
 from softprompts.compare import score_of
 from softprompts.files import require_folder, write_text_atomic
 from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, write_files

@@ -9,7 +9,8 @@ from markup import check_latex, read
 from softprompts.bench.published import published
 from softprompts.bench.published_page import rendered, standardized_table
 from softprompts.bench.scoring import LEAST_PAIRS, paired_difference, significance, standardized
-from softprompts.bench.tables import Entry, Line, Table, tables_of
+from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tabulate import tables_of
 from softprompts.errors import SoftPromptError
 
 
