@@ -287,10 +287,10 @@ def _shared(first: Iterable[float], second: Iterable[float]) -> float:
 
 
 def write_files(figure: Figure, folder: Path, name: str, numbers: str = "") -> list[Path]:
-    """Writes a figure as SVG and PNG, and the numbers behind it as CSV where there are some; returns what it wrote."""
-    written = [folder / f"{name}.svg", folder / f"{name}.png"]
-    write_text_atomic(written[0], svg(figure, name))
-    write_atomic(written[1], png(figure))
+    """Writes a figure as PNG and SVG, and the numbers behind it as CSV where there are some; returns what it wrote."""
+    written = [folder / f"{name}.png", folder / f"{name}.svg"]
+    write_atomic(written[0], png(figure))
+    write_text_atomic(written[1], svg(figure, name))
     if numbers:
         written.append(folder / f"{name}.csv")
         write_text_atomic(written[-1], numbers)

@@ -79,7 +79,8 @@ def write_report(
     for one in figures:
         texts = write_figure(one, folder / FIGURES)
         written += texts
-        picture = texts[0].read_text(encoding="utf-8") if one.figure is not None else None
+        vector = next((path for path in texts if path.suffix == ".svg"), None)
+        picture = None if vector is None else vector.read_text(encoding="utf-8")
         drawn.append(
             {
                 "name": one.name,
@@ -127,7 +128,7 @@ def write_report(
 
 
 def write_figure(drawn: Drawn, folder: str | Path) -> list[Path]:
-    """Writes a figure as SVG and PNG and its numbers as CSV.
+    """Writes a figure as PNG and SVG and its numbers as CSV.
 
     Returns:
         What was written, in this order; nothing where there is nothing.
