@@ -53,6 +53,9 @@ CONTRASTS = """() => {
 }"""
 
 
+BUSY = 300_000  # milliseconds that a browser may take on a machine with other things to do
+
+
 def chromium() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         path = shutil.which(name)
@@ -68,7 +71,7 @@ def browser() -> Iterator[Any]:
         "playwright.sync_api", reason="playwright drives the browser: pip install playwright"
     )
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        started = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS), timeout=BUSY)
         yield started
         started.close()
 
@@ -93,6 +96,7 @@ class Page:
     def __init__(self, browser: Any, path: Path, *, width: int = 1200, scheme: str = "light") -> None:
         self.context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 800})
         self.page = self.context.new_page()
+        self.page.set_default_timeout(BUSY)
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text))
