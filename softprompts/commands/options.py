@@ -3,9 +3,9 @@
 A group is a dataclass whose fields are options. A verb for which one of them is another one (its default, its help) has
 a subclass that declares the field again, in the same place of ``--help``; with ``field(init=False, default=...)`` it is
 no option of that verb but always this value.
-"""
 
-from __future__ import annotations
+Annotations are not put off here: to read so many of them as text would slow every start of the program.
+"""
 
 import dataclasses
 import functools
@@ -140,7 +140,7 @@ class WorkbenchOptions:
     ] = "even"
     max_length: MaxLength = 256
 
-    def to_data(self) -> Data:
+    def to_data(self) -> "Data":
         """Where the rows come from.
 
         Raises:
@@ -196,7 +196,7 @@ class WorkbenchOptions:
             few_shot_protocol=self.few_shot_protocol,
         )
 
-    def to_workbench(self, backbone_dropout: bool) -> Workbench:
+    def to_workbench(self, backbone_dropout: bool) -> "Workbench":
         """The rows and the model, loaded.
 
         Raises:
@@ -241,7 +241,7 @@ class TrainingOptions:
     ] = False
     compile_: Annotated[bool, typer.Option("--compile", help="Compile the backbone's layers: for long runs.")] = False
 
-    def to_config(self) -> TrainConfig:
+    def to_config(self) -> "TrainConfig":
         """How a run trains, as the library takes it.
 
         Raises:
