@@ -18,7 +18,8 @@ import torch
 import yaml
 from saved import LENGTH, Cli, files_below, model_folder, rows, write_csv, write_jsonl
 
-from softprompts import cli as module
+from softprompts.cli import _fail
+from softprompts.commands.values import value_of
 from softprompts.errors import SoftPromptError
 from softprompts.experiment import Data
 
@@ -191,7 +192,7 @@ def test_several_methods_in_one_prompt(cli: Cli, data: Path) -> None:
     ],
 )
 def test_values_are_read_by_the_type_of_their_setting(text: str, kind: str, value: Any) -> None:
-    assert module._value(text, kind) == value and type(module._value(text, kind)) is type(value)
+    assert value_of(text, kind) == value and type(value_of(text, kind)) is type(value)
 
 
 def test_a_text_with_commas_stays_one_text(cli: Cli, data: Path) -> None:
@@ -776,5 +777,5 @@ def test_an_interrupted_comparison_goes_on_where_it_was(cli: Cli, data: Path, la
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        module._fail(str(SoftPromptError("first\n second [bold]")))
+        _fail(str(SoftPromptError("first\n second [bold]")))
     assert stop.value.code == 2 and capsys.readouterr().err == "error: first second [bold]\n"

@@ -1,20 +1,12 @@
-"""What the verbs of the command line share: consoles, and how options are read."""
+"""How texts on the command line are read: pairs, lists, numbers."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-from collections.abc import Iterator
-from pathlib import Path
-
-from rich.console import Console
+import json
+from typing import Any
 
 from softprompts.errors import SoftPromptError
-
-# No markup and no colours guessed from the text: labels, texts and paths are the user's, brackets and all.
-out = Console(markup=False, highlight=False, emoji=False)
-err = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
 
 def pairs(given: list[str] | None, flag: str = "--set") -> dict[str, str]:
@@ -35,7 +27,11 @@ def pairs(given: list[str] | None, flag: str = "--set") -> dict[str, str]:
 
 
 def listed(flag: str, text: str) -> list[str]:
-    """The parts between commas, of which there must be some and none twice."""
+    """The parts between commas.
+
+    Raises:
+        SoftPromptError: there are none, or one is given twice.
+    """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise SoftPromptError(f"{flag} names nothing")
@@ -56,23 +52,20 @@ def whole(flag: str, text: str) -> int:
     return int(text)
 
 
-def report_folder(report: str | None, root: str, name: str) -> Path:
-    """Where a report goes: as asked, else beside the runs."""
-    return Path(report) if report is not None else Path(root) / name
+def value_of(text: str, type_: str = "") -> Any:
+    """What the value of a setting stands for.
 
-
-@contextlib.contextmanager
-def telling_how_to_go_on(how: str) -> Iterator[None]:
-    """After an interruption, says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        err.print(f"{stop}; {how}" if str(stop) else "interrupted", soft_wrap=True)
-        raise
-
-
-def csv_text(lines: list[list[str]]) -> str:
-    """Lines of cells as CSV."""
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue()
+    Args:
+        text: a number, true, false, none, a JSON list, parts between commas, or a text.
+        type_: the field's type as it is written in the method's file: it tells a list from a text with commas in it.
+    """
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        # Some settings have "none" for a name.
+        return text if words[text.lower()] is None and type_ and "None" not in type_ else words[text.lower()]
+    if type_.startswith("str"):
+        return text
+    for read in (json.loads, float):
+        with contextlib.suppress(ValueError):
+            return read(text)
+    return [part.strip() for part in text.split(",")] if "tuple" in type_ or ("," in text and not type_) else text

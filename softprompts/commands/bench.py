@@ -1,4 +1,4 @@
-"""The verbs of ``softprompts bench``."""
+"""``softprompts bench`` and its verbs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from softprompts.commands.telling import telling_how_to_go_on
+from softprompts.commands.terminal import err, out, plain_table
+from softprompts.commands.values import listed, whole
 from softprompts.errors import SoftPromptError
-from softprompts.terminal import err, listed, out, telling_how_to_go_on, whole
 
 bench_app = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
 
@@ -138,7 +140,8 @@ def show_published(
 
 def _print_table(table: Any) -> None:
     heads, lines = table.text()
-    shown = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = plain_table(table.title)
+    shown.title_justify = "left"
     for place, head in enumerate(heads):
         shown.add_column(head, justify="right" if place else "left", overflow="fold")
     for line in lines:

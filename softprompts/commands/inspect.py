@@ -1,0 +1,111 @@
+"""``softprompts inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Column, Table
+
+from softprompts.commands.options import DataDir
+from softprompts.commands.terminal import out
+from softprompts.errors import SoftPromptError
+
+
+def inspect(
+    sources: Annotated[list[str], typer.Argument(metavar="RUN_OR_PROMPT...", help="Run or prompt folders, hub ids.")],
+    plots: Annotated[bool, typer.Option("--plots", help="Draw what it learned, as PNG and SVG, with CSV.")] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Folder for them; default: 'plots' in the run or prompt folder; of several: here."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    rows: Annotated[int, typer.Option(min=1, help="Most rows of the task, for pictures that need some.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Show what is in a saved prompt; draw what it learned; compare several."""
+    from softprompts.saving import prompt_folder, read
+
+    found = []
+    for source in sources:
+        config, tensors = read(prompt_folder(source))
+        found.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
+    if not as_json:
+        for one in found:
+            _show_prompt(one)
+    drawn = _drawn(sources, output, data_dir, rows, tell=not as_json) if plots else None
+    if as_json:
+        more = {} if drawn is None else {"plots": drawn}
+        whole = {**found[0], **more} if len(found) == 1 else {"prompts": found, **more}
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
+    elif len(sources) > 1 and not plots:
+        _show_similarities(sources)
+
+
+def _numbers(value: Any) -> dict[str, Any]:
+    """A tensor in a few numbers."""
+    return {
+        "shape": list(value.shape),
+        "type": str(value.dtype).removeprefix("torch."),
+        "mean": float(value.float().mean()),
+        "std": float(value.float().std(unbiased=False)),
+        "largest": float(value.float().abs().max()),
+    }
+
+
+def _show_prompt(config: dict[str, Any]) -> None:
+    from softprompts.saving import counted
+
+    meta, backbone, stats = config.get("metadata") or {}, config["backbone"], config["tensors"]
+    facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
+    facts.add_row("method", config["method"])
+    facts.add_row("settings", ", ".join(f"{k}={v}" for k, v in config["config"].items() if v is not None))
+    facts.add_row("backbone", f"{backbone.get('name') or backbone.get('model_type')} ({backbone.get('class')})")
+    if config.get("labels"):
+        facts.add_row("labels", ", ".join(config["labels"]))
+    for key in ("task", "seed", "step", "score", "trained_parameters"):
+        if meta.get(key) is not None:
+            facts.add_row(key.replace("_", " "), str(meta[key]))
+    sizes = {name: (one["type"], one["shape"]) for name, one in stats.items()}
+    trained, frozen = counted({**config, "tensors": sizes})
+    facts.add_row("parameters", f"{trained:,}" + (f", and {frozen:,} numbers that stay as they are" if frozen else ""))
+    out.print(facts)
+    table = Table("tensor", "shape", "type", "mean", "std", "largest")
+    table.columns[0].overflow = "fold"
+    for name, value in stats.items():
+        numbers = [f"{value[key]:.4g}" for key in ("mean", "std", "largest")]
+        table.add_row(name, " x ".join(map(str, value["shape"])), value["type"], *numbers)
+    out.print(table)
+
+
+def _drawn(sources: list[str], output: str | None, data_dir: str | None, rows: int, tell: bool) -> list[dict[str, Any]]:
+    """Writes the pictures, and says of each what it is and where."""
+    from softprompts.analysis import plots_folder, write_figures
+
+    folder, done = Path(output) if output is not None else plots_folder(sources), []
+    for picture in write_figures(sources, folder, data_dir=data_dir, rows=rows):
+        done.append({"what": picture.what, "files": [str(file) for file in picture.files], "text": picture.text})
+        if tell:
+            where = f"{picture.files[0]} (.svg, .csv). " if picture.files else "no picture; "
+            out.print(f"{picture.what}: {where}{picture.text}", soft_wrap=True)
+    return done
+
+
+def _show_similarities(sources: list[str]) -> None:
+    from softprompts.analysis import open_prompts, similarities
+
+    try:
+        found, reasons = similarities(open_prompts(sources), with_start=False)
+    except SoftPromptError as error:
+        found, reasons = [], [str(error)]
+    for one in found:
+        table = Table(f"cosine of {one.part}, pooled", *map(str, range(1, len(one.names) + 1)))
+        for number, (name, line) in enumerate(zip(one.names, one.pooled, strict=True), start=1):
+            table.add_row(f"{number} {name}", *(f"{value:.2f}" for value in line))
+        out.print(table)
+    for reason in reasons:
+        out.print(f"not compared: {reason}", soft_wrap=True)

@@ -1,0 +1,122 @@
+"""``softprompts predict``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from softprompts.commands.options import BatchSize
+from softprompts.commands.terminal import err, out
+from softprompts.commands.values import pairs
+from softprompts.errors import SoftPromptError
+
+
+def predict(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, JSON, CoNLL, or .txt with one text a line.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Column of the text; default: as in training, else 'text'.")
+    ] = None,
+    text_pair: Annotated[
+        str | None,
+        typer.Option("--text-pair", help="Column of the second text or context; without --file, the text itself."),
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="A field of the task, NAME=TEXT; with --file its column, NAME=COLUMN."),
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option("--choice", help="One of the texts to choose from (multiple choice).")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Label texts with a trained prompt: label and probability, tags, or the answer found."""
+    from softprompts.predictor import Predictor
+
+    fields = pairs(field, "--field")
+    if bool(texts or (fields and file is None)) == (file is not None):
+        raise SoftPromptError("give texts, or --file FILE with texts, and not both")
+    if len(texts or ()) > 1 and (text_pair is not None or fields or choice):
+        given = "--text-pair" if text_pair is not None else "--field" if fields else "--choice"
+        raise SoftPromptError(f"{given} goes with one text; put several rows into a file")
+    if choice and file is not None:
+        raise SoftPromptError("--choice goes with one text; a file has its choices in columns")
+    if output is not None and Path(output).is_dir():
+        raise SoftPromptError(f"--output {output} is a folder; name a file")
+    with err.status("loading the model"):
+        predictor = Predictor(source)
+    if file is not None:
+        rows = predictor.read(file, text, text_pair, fields)
+    elif texts:
+        rows = [predictor.row(one, text_pair, fields, choice or ()) for one in texts]
+    else:
+        rows = [predictor.row(None, text_pair, fields, choice or ())]
+    answers = predictor(rows, batch_size=batch_size)
+    if predictor.cut:
+        err.print(predictor.cut, soft_wrap=True)
+    if output is not None:
+        _write_answers(predictor, rows, answers, output)
+        return
+    form = predictor.task.form
+    if not sys.stdout.isatty():
+        for row, answer in zip(rows, answers, strict=True):
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row, predictor).split())]))
+        return
+    if form.kind == "tagging":
+        from softprompts.predictor import marked
+
+        for row, answer in zip(rows, answers, strict=True):
+            words = row["words"]
+            out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
+        return
+    chances = any(answer.probability is not None for answer in answers)
+    table = Table("answer" if form.kind in ("span", "choice", "ranking") else "label")
+    for header in [*(["probability"] if chances else []), "text"]:
+        table.add_column(header)
+    for row, answer in zip(rows, answers, strict=True):
+        table.add_row(answer.label, *([_probability(answer.probability)] if chances else []), _first(row, predictor))
+    out.print(table)
+
+
+def _first(row: Mapping[str, Any], predictor: Any) -> str:
+    """The text of a row to show."""
+    value = row[predictor.fields[0]]
+    return value if isinstance(value, str) else " ".join(value)
+
+
+def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: str) -> None:
+    from softprompts.training.runs import write_text_atomic
+
+    form = predictor.task.form
+    own = ["choices"] if form.chooses and not form.choices else []
+    lines = [[*predictor.fields, *own, "label", "probability"]]
+    for row, answer in zip(rows, answers, strict=True):
+        values = [row[name] for name in predictor.fields]
+        values = [value if isinstance(value, str) else " ".join(value) for value in values]
+        choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in own]
+        lines.append([*values, *choices, answer.label, _probability(answer.probability)])
+    write_text_atomic(output, _csv_text(lines))
+    out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
+
+
+def _csv_text(lines: list[list[str]]) -> str:
+    """Lines of cells as CSV."""
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()
+
+
+def _probability(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
