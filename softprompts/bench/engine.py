@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ from typing import Any
 
 from softprompts.bench.plan import FAILURES, Job, Plan, Planned, failures, load_plan, plan
 from softprompts.bench.recipe import Recipe
-from softprompts.bench.worker import is_held, locked
+from softprompts.bench.worker import is_held, lock, lock_file
 from softprompts.bench.workers import LocalWorkers, RayWorkers, Workers, count_of
 from softprompts.errors import SoftPromptError
 from softprompts.files import require_folder, write_text_atomic
@@ -90,7 +91,10 @@ def run_recipe(
         raise SoftPromptError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
     if engine == "ray" and processes > 1:
         raise SoftPromptError("--engine ray trains a run in one process; leave --processes out")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise SoftPromptError("a bench starts its processes itself: leave the launcher out and give --processes")
     root = Path(root)
+    data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())  # workers may be elsewhere
     require_folder(root, "runs")
     folder = bench_folder(root, recipe.name, recipe.scale) if folder is None else Path(folder)
     require_folder(folder, "the bench")
@@ -114,7 +118,8 @@ def run_recipe(
             count = 1 if recipe.measure == "cost" else workers or count_of(processes)
             pool = LocalWorkers(root, folder, count, processes)
         try:
-            return _carry_out(planned, pool, root, folder, on_change)
+            with _interruptible():  # again: Ray has set a handler of its own
+                return _carry_out(planned, pool, root, folder, on_change)
         except KeyboardInterrupt as stop:
             pool.stop()
             state = read_state(folder, root)
@@ -139,12 +144,13 @@ def _carry_out(
     began = time.monotonic()
     current = planned()
     known = _done(current, root)
-    at_start = _work_done(current, root)
+    at_start = _work_done(current, root, known)
     while True:
-        left = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
-        for job in _in_order(left, at_work)[: pool.idle()]:
-            at_work[job.name] = job
-            pool.give(job)
+        if idle := pool.idle():
+            left = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
+            for job in _in_order(left, at_work)[:idle]:
+                at_work[job.name] = job
+                pool.give(job)
         if not at_work:
             waiting = current
             current = planned()  # sources may be there by now
@@ -163,16 +169,16 @@ def _carry_out(
                 tries[job.name] += 1
                 if tries[job.name] >= TRIES:
                     given_up.add(job.name)
-                    for one in lost:
+                    for one in (one for one in lost if one.run not in wrong):
                         told = f"its worker was lost {TRIES} times; see {folder / 'logs'}"
                         write_text_atomic(folder / FAILURES / f"{one.run}.txt", told + "\n")
-        now = _done(current, root)
+        now = _done(current, root, known)
         fresh = [one for run, one in now.items() if run not in known]
         known = now
         if on_change is not None:
-            state = _state(current, root, folder)
+            state = _state(current, root, folder, known)
             state.running = sum(one.run not in known for job in at_work.values() for one in job.runs)
-            done, spent = _work_done(current, root) - at_start, time.monotonic() - began
+            done, spent = _work_done(current, root, known) - at_start, time.monotonic() - began
             if done > 0:
                 state.seconds_left = spent / done * (sum(one.work for one in _unique(current)) - at_start - done)
             on_change(state, fresh)
@@ -192,26 +198,28 @@ def _unique(current: Plan) -> list[Planned]:
     return list(found.values())
 
 
-def _done(current: Plan, root: Path) -> dict[str, Planned]:
-    return {one.run: one for one in _unique(current) if one.run is not None and runs.is_done(root / one.run)}
+def _done(current: Plan, root: Path, known: Container[str] = ()) -> dict[str, Planned]:
+    """The runs that have a result; what is known to have one is not looked for again."""
+    there = {one.run: one for one in _unique(current) if one.run is not None}
+    return {run: one for run, one in there.items() if run in known or runs.is_done(root / run)}
 
 
-def _work_done(current: Plan, root: Path) -> float:
+def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
     """How much is done, with the steps of unfinished runs as far as they were written down."""
     total = 0.0
     for one in _unique(current):
         if one.run is None:
             continue
-        if runs.is_done(root / one.run):
+        if one.run in known:
             total += one.work
         elif (steps := one.training.get("max_steps")) and (lines := runs.load_metrics(root / one.run)):
             total += one.work * min(1.0, lines[-1]["step"] / steps)
     return total
 
 
-def _state(current: Plan, root: Path, folder: Path) -> State:
+def _state(current: Plan, root: Path, folder: Path, known: Container[str] = ()) -> State:
     unique = _unique(current)
-    done = _done(current, root)
+    done = _done(current, root, known)
     mine = {one.run for one in unique}
     wrong = {run: why for run, why in failures(folder).items() if run in mine and run not in done}
     return State(len(unique), len(done), 0, wrong, sum(one.run is None for one in unique))
@@ -235,9 +243,9 @@ def read_state(folder: str | Path, root: str | Path) -> State:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps a second command away from the same bench."""
-    if is_held(folder, "bench"):
-        raise SoftPromptError(f"{folder}: another process is at work on this bench; wait for it or stop it")
-    with locked(folder, ["bench"]):
+    with lock_file(folder, "bench") as file:
+        if not lock(file, wait=False):
+            raise SoftPromptError(f"{folder}: another process is at work on this bench; wait for it or stop it")
         yield
 
 

@@ -57,6 +57,40 @@ _WHOLE = ("models", "columns")  # of which an overlay has all or nothing
 _PLACES = ("task", "data_dir", "train", "validation", "test", "few_shot_seed")  # of Data, that a recipe does not set
 _COST = {"steps": 100, "warmup_steps": 20}
 
+# What may be where: a type (dict: with any keys), [what a list is of], {key: ...} with EVERY for all other keys, or
+# several of these in a tuple. Keys that are not here are of no matter, or refused elsewhere.
+_LAYER: Mapping[str, Any] = {"settings": dict, "training": dict, "data": dict, "choose": {EVERY: list}}
+_SHAPED_ROW: Mapping[str, Any] = {
+    **_LAYER,
+    "name": str,
+    "method": str,
+    "label": str,
+    "published": str,
+    "models": ([str], {EVERY: {**_LAYER, "tasks": {EVERY: _LAYER}}}),
+    "grid": object,
+    "tasks": {EVERY: _LAYER},
+    "only_tasks": [str],
+    "baseline": bool,
+    "sources": ([str], {EVERY: (str, [str])}),
+}
+_SHAPED: Mapping[str, Any] = {
+    "published": str,
+    "models": {EVERY: str},
+    "seeds": list,
+    "evaluate": bool,
+    "data": dict,
+    "training": dict,
+    "cost": dict,
+    "tasks": {EVERY: (str, {"task": str, "data": dict, "training": dict})},
+    "columns": {EVERY: (str, {"task": str, "metric": str})},
+    "rows": ([_SHAPED_ROW], {EVERY: _SHAPED_ROW}),
+    "sources": {EVERY: {"task": str, "method": str, "settings": dict, "training": dict, "data": dict}},
+    "figures": [{"kind": str}],
+    "only_rows": [str],
+    "only_tasks": [str],
+}
+_TOLD = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -333,12 +367,19 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
         raise SoftPromptError(f"unknown scale '{scale}'; {nearest(scale, SCALES)}")
     if scale not in there:
         raise SoftPromptError(f"{path}: has no scale '{scale}'; it has {', '.join(there)}")
-    base = _located({key: value for key, value in plain.items() if key != "scales"}, path.parent)
+    base = {key: value for key, value in plain.items() if key != "scales"}
     _strict(plain, _KEYS, path, "the recipe")
+    _shaped(base, _SHAPED, path, "")
+    for key in ("tasks", "rows"):
+        if not base.get(key):
+            raise SoftPromptError(f"{path}: '{key}' is missing")
+    base = _located(base, path.parent)
     if scale != PAPER:
-        base = _scaled(base, scales[scale], path)
+        _shaped(scales[scale], _SHAPED, path, f"scales.{scale}")
+        base = _scaled(base, _located(dict(scales[scale]), path.parent), path)
     if changes:
-        base = _scaled(base, changes, path)
+        _shaped(changes, _SHAPED, path, "")
+        base = _scaled(base, _located(dict(changes), Path()), path)
     folder = recipes_folder().resolve()
     inside = path.resolve().is_relative_to(folder)
     name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
@@ -355,6 +396,7 @@ def read_recipe(
         SoftPromptError: something in it cannot be used.
     """
     where = path or Path(name)
+    _shaped(plain, _SHAPED, where, "")
     _strict(plain, [key for key in _KEYS if key != "scales"], where, "the recipe")
     for key in ("title", "models", "tasks", "rows"):
         if not plain.get(key):
@@ -537,7 +579,7 @@ def _rows(
     by_task = _mapping(plain, "tasks", where)
     for task, layer in [
         *by_task.items(),
-        *(pair for one in by_model.values() for pair in one.get("tasks", {}).items()),
+        *(pair for one in by_model.values() for pair in (one.get("tasks") or {}).items()),
     ]:
         _strict(layer, _ROW_LAYERS, where, f"{here}, task '{task}'")
     named = plain.get("sources") or {}
@@ -584,6 +626,9 @@ def _combinations(grid: Any, where: Path, here: str) -> list[dict[str, Any]]:
     for part in grid if isinstance(grid, list) else [grid]:
         if not isinstance(part, Mapping):
             raise SoftPromptError(f"{where}: {here}: a grid maps settings to values, and {part!r} does not")
+        nothing = next((name for name, value in part.items() if value in ([], ())), None)
+        if nothing is not None:
+            raise SoftPromptError(f"{where}: {here}: its grid has no values for '{nothing}'")
         values = itertools.product(*(_listed(value) for value in part.values()))
         found += [dict(zip(part, combination, strict=True)) for combination in values]
     return found
@@ -593,7 +638,10 @@ def _filled(text: Any, values: Mapping[str, Any], where: Path, here: str) -> str
     """A label with the grid's values in it."""
     if text is None:
         return None
-    wanted = [name for _, name, _, _ in string.Formatter().parse(str(text)) if name]
+    try:
+        wanted = [name for _, name, _, _ in string.Formatter().parse(str(text)) if name is not None]
+    except ValueError as error:
+        raise SoftPromptError(f"{where}: {here}: '{text}': {error}") from None
     foreign = next((name for name in wanted if name not in values), None)
     if foreign is not None:
         raise SoftPromptError(
@@ -629,7 +677,7 @@ def _columns(plain: Mapping[str, Any], tasks: Mapping[str, Entry], where: Path, 
 
 def _entry(label: str, value: Any, where: Path) -> Entry:
     value = {"task": value} if isinstance(value, str) else value
-    if not isinstance(value, Mapping) or "task" not in value:
+    if not isinstance(value, Mapping) or not value.get("task"):
         raise SoftPromptError(f"{where}: task '{label}' needs a name among the tasks, such as {{task: glue/rte}}")
     _strict(value, ("task", "data", "training", "max_length"), where, f"task '{label}'")
     name = str(value["task"])
@@ -637,7 +685,7 @@ def _entry(label: str, value: Any, where: Path) -> Entry:
 
 
 def _source(label: str, value: Any, where: Path) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or "task" not in value or "method" not in value:
+    if not isinstance(value, Mapping) or not value.get("task") or not value.get("method"):
         raise SoftPromptError(f"{where}: source '{label}' needs a task and a method")
     _strict(value, _SOURCE, where, f"source '{label}'")
     return value
@@ -696,6 +744,39 @@ def _check(recipe: Recipe, where: Path) -> None:
             make_config(cell.row.method, **recipe.settings_of(cell, prompts))
         except SoftPromptError as error:
             raise SoftPromptError(f"{where}: {cell}: {error}") from None
+
+
+def _shaped(value: Any, shape: Any, where: Path, place: str) -> None:
+    """Refuses values of another kind than their place is for; None, which takes a key out, is fine everywhere.
+
+    Args:
+        value: what was read.
+        shape: what it may be, see `_SHAPED`.
+        where: the file.
+        place: where in it, as "rows.Prefix.settings".
+    """
+    within = f"{place}." if place else ""
+    if isinstance(value, Mapping):
+        strange = next((key for key in value if not isinstance(key, str)), None)
+        if strange is not None:
+            raise SoftPromptError(f"{where}: {within}{strange}: names are texts; put {strange!r} in quotes")
+    if value is not None and not isinstance(value, Mapping | list | tuple | str | int | float):
+        raise SoftPromptError(f"{where}: {place} is {value!r}; put it in quotes")
+    shapes = shape if isinstance(shape, tuple) else (shape,)
+    kinds = [kind if isinstance(kind, type) else dict if isinstance(kind, Mapping) else type(kind) for kind in shapes]
+    mine = list if isinstance(value, tuple) else dict if isinstance(value, Mapping) else type(value)
+    if value is not None and mine not in kinds and object not in kinds:
+        told = " or ".join(_TOLD[kind] for kind in kinds)
+        raise SoftPromptError(f"{where}: {place or 'the recipe'} must be {told}, not {value!r}")
+    inner = next((one for one, kind in zip(shapes, kinds, strict=True) if kind is mine), object)
+    if isinstance(value, Mapping):
+        known = inner if isinstance(inner, Mapping) else {}
+        for key, part in value.items():
+            _shaped(part, known.get(key, known.get(EVERY, object)), where, f"{within}{key}")
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value, start=1):
+            called = part.get("name") if isinstance(part, Mapping) else None
+            _shaped(part, inner[0] if isinstance(inner, list) else object, where, f"{within}{called or number}")
 
 
 def _strict(value: Any, keys: Iterable[str], where: Path, what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,13 +81,8 @@ class Findings:
         for outcome in self.outcomes:
             key = outcome.row.label, outcome.task, outcome.model
             groups.setdefault(key, {}).setdefault(str(dict(outcome.choice)), []).append(outcome)
-        # As many seeds as there are decide; where two are as good, the first that the recipe names.
-        chosen = {
-            key: max(variants.values(), key=lambda found: statistics.fmean(one.validation for one in found))
-            if len(variants) > 1
-            else next(iter(variants.values()))
-            for key, variants in groups.items()
-        }
+        # Where two are as good, the first that the recipe names.
+        chosen = {key: max(variants.values(), key=_merit) for key, variants in groups.items()}
         return {key: sorted(found, key=lambda one: one.seed) for key, found in chosen.items()}
 
     def runs(self, row: Row, task: str, model: str) -> list[Outcome]:
@@ -117,8 +112,8 @@ class Findings:
 
     def trained(self, row: Row, model: str) -> tuple[int, int] | None:
         """Number of trained parameters and of the backbone's, of the first task that has a run; None without one."""
-        for outcome in self.outcomes:
-            if outcome.row.label == row.label and outcome.model == model:
+        for task in self.recipe.tasks:
+            for outcome in self.runs(row, task, model):
                 return outcome.result["trained_parameters"], outcome.result["backbone_parameters"]
         return None
 
@@ -139,6 +134,15 @@ class Findings:
             seconds = [100 * one.result["step_seconds"] / one.result["steps"] for one in found if one.result["steps"]]
             memory = [float(one.result["peak_memory"]) for one in found]
         return (statistics.median(seconds), max(memory)) if seconds else None
+
+
+def _merit(found: Sequence[Outcome]) -> tuple[int, float]:
+    """How good a variant is: that with more seeds (a failed or diverged one is none), then by mean validation score.
+
+    A variant of which one lucky seed is there must not win over one that all seeds vouch for.
+    """
+    scores = [one.validation for one in found if one.validation > -math.inf]
+    return len(scores), statistics.fmean(scores) if scores else -math.inf
 
 
 def load_findings(folder: str | Path, root: str | Path) -> Findings:
@@ -162,4 +166,8 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
             outcomes.append(
                 Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, runs.load_result(path))
             )
-    return Findings(recipe, tuple(outcomes), missing, failures(folder))
+    # A note may be older than the plan, or than a result that another bench has come to.
+    mine = {one.run for one in known if one.run is not None and not runs.is_done(Path(root) / one.run)}
+    return Findings(
+        recipe, tuple(outcomes), missing, {run: why for run, why in failures(folder).items() if run in mine}
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -26,7 +27,8 @@ from softprompts.experiment import Data, Run, Workbench
 from softprompts.files import write_json_atomic, write_text_atomic
 from softprompts.methods import make_config
 from softprompts.training import TrainConfig, open_run, run_id, runs
-from softprompts.training.processes import is_main, together
+from softprompts.training.processes import is_main, of_main, together
+from softprompts.training.room import out_of_memory
 
 try:
     import fcntl
@@ -34,6 +36,8 @@ except ImportError:  # not on Windows, where two benches at once are not kept ap
     fcntl = None  # type: ignore[assignment]
 
 LOCKS = ".locks"
+# What a file system says that has no locks (some of those of clusters): two benches at once are not kept apart there.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Worker:
@@ -56,19 +60,28 @@ class Worker:
 
         Raises:
             KeyboardInterrupt: it was asked to stop; checkpoints are written.
+            Exception: the device is of no use any more; another process has to go on.
         """
         with locked(self.root, [str(run["run"]) for run in job["runs"]]):
-            left = [run for run in job["runs"] if not runs.is_done(self.root / run["run"])]
+            # The main process alone has waited for the locks, so that only it knows.
+            done = of_main(lambda: [runs.is_done(self.root / run["run"]) for run in job["runs"]])
+            left = [run for run, there in zip(job["runs"], done, strict=True) if not there]
             for run in left:
                 if is_main():
                     self._note(run).unlink(missing_ok=True)
             if not left:
                 return
             try:
+                self._workbench(job["bench"])
+            except Exception as error:  # without backbone and task, none of them can do anything
+                for run in left:
+                    self._fail(run, error)
+                return
+            try:
                 self._do(job, left)
             except Exception as error:
-                if len(left) == 1:
-                    self._fail(left[0], error)
+                if len(left) == 1 or _is_lost(error):
+                    self._failed(left, error)
                     return
                 # One of them: each on its own, and the others get through.
                 for run in left:
@@ -76,7 +89,7 @@ class Worker:
                         try:
                             self._do(job, [run])
                         except Exception as alone:
-                            self._fail(run, alone)
+                            self._failed([run], alone)
 
     def _do(self, job: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> None:
         bench = self._workbench(job["bench"])
@@ -120,11 +133,23 @@ class Worker:
     def _note(self, run: Mapping[str, Any]) -> Path:
         return self.folder / FAILURES / f"{run['run']}.txt"
 
+    def _failed(self, failed: Sequence[Mapping[str, Any]], error: Exception) -> None:
+        """Notes runs that have failed, unless it may not be their fault."""
+        if _is_lost(error):
+            raise error
+        for run in failed:
+            self._fail(run, error)
+
     def _fail(self, run: Mapping[str, Any], error: Exception) -> None:
         if is_main():
             told = str(error) if isinstance(error, SoftPromptError) else f"{type(error).__name__}: {error}"
             text = "".join(traceback.format_exception(error))
             write_text_atomic(self._note(run), f"{text}\n{' '.join(told.split())}\n")
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether a GPU is of no use to this process any more: all that comes after such an error fails, too."""
+    return isinstance(error, RuntimeError) and not out_of_memory(error) and "CUDA error" in str(error)
 
 
 @contextlib.contextmanager
@@ -136,28 +161,46 @@ def locked(root: str | Path, names: Sequence[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if is_main():
             for name in sorted(names):  # in one order everywhere, so that nobody waits for each other
-                file = stack.enter_context(_lock_file(root, name))
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+                lock(stack.enter_context(lock_file(root, name)))
         yield
+
+
+def lock(file: IO[bytes], wait: bool = True) -> bool:
+    """Takes a lock for as long as the file is open; where the system has none, it counts as taken.
+
+    Returns:
+        False where it is not to wait and another process has it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            if wait:
+                raise
+            return False
+    return True
+
+
+def lock_file(root: str | Path, name: str) -> IO[bytes]:
+    """What stands for a run while it is locked."""
+    folder = Path(root) / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    return open(folder / name, "ab")
 
 
 def is_held(root: str | Path, name: str) -> bool:
     """Whether a process is at work on a run."""
-    if fcntl is None or not (Path(root) / LOCKS / name).is_file():
+    path = Path(root) / LOCKS / name
+    if fcntl is None or not path.is_file():
         return False
-    with _lock_file(root, name) as file:
+    with open(path, "rb") as file:  # not to be written: another's folder can be looked at
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
     return False
-
-
-def _lock_file(root: str | Path, name: str) -> IO[bytes]:
-    folder = Path(root) / LOCKS
-    folder.mkdir(parents=True, exist_ok=True)
-    return open(folder / name, "ab")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -171,16 +214,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # A shell without job control starts what runs in the background with Ctrl-C ignored, and so would we ask in vain.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = Worker(options.root, options.folder)
+    jobs: queue.Queue[str] = queue.Queue()
     try:
+        threading.Thread(target=_listen, args=(jobs, options.job is None), daemon=True).start()
         if options.job is not None:
             worker.work(json.loads(Path(options.job).read_text(encoding="utf-8")))
             return
         # Answers go to the pipe alone; what anything prints goes where errors go.
         answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
-        jobs: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
         while line := jobs.get():
             job = json.loads(line)
             worker.work(job)
@@ -190,11 +235,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def _listen(jobs: queue.Queue[str]) -> None:
-    """Passes lines on; asks the process to stop when there will be no more."""
-    for line in sys.stdin:
-        jobs.put(line)
-    jobs.put("")
+def _listen(jobs: queue.Queue[str], lines: bool) -> None:
+    """Passes lines on, if there are to be any; asks the process to stop when there will be no more."""
+    if lines:
+        for line in sys.stdin:
+            jobs.put(line)
+        jobs.put("")
+    else:  # not by sys.stdin, which could not be closed at the process's end while a thread reads from it
+        while os.read(0, 1):
+            pass
     os.kill(os.getpid(), signal.SIGINT)
 
 

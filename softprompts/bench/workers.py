@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +22,11 @@ import torch
 from softprompts.bench.plan import Job
 from softprompts.errors import SoftPromptError
 from softprompts.files import write_json_atomic
+from softprompts.training.room import free_memory
 
 MEMORY = 4 * 2**30  # of the machine, that a worker on a CPU should find
 PATIENCE = 120  # seconds that a worker has to finish its step when all is to stop
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Workers(ABC):
@@ -61,8 +62,16 @@ def count_of(processes: int = 1) -> int:
     """
     if torch.cuda.is_available():
         return max(1, torch.cuda.device_count() // processes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // processes, int(psutil.virtual_memory().available // MEMORY)))
+    return max(1, min(cores() // processes, free_memory(torch.device("cpu")) // MEMORY))
+
+
+def cores() -> int:
+    """Cores that this process may use: those that it is bound to, within the limit of its control group."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        limit, period = map(int, _CPU_LIMIT.read_text().split())
+        count = min(count, -(-limit // period))
+    return max(1, count)
 
 
 class LocalWorkers(Workers):
@@ -73,9 +82,17 @@ class LocalWorkers(Workers):
         folder: the bench's folder; what workers print goes to ``logs/`` in it.
         count: number of workers.
         processes: processes that train a run together, by ``accelerate launch``.
+
+    Raises:
+        SoftPromptError: there are not as many GPUs.
     """
 
     def __init__(self, root: str | Path, folder: str | Path, count: int, processes: int = 1):
+        if torch.cuda.is_available() and count * processes > torch.cuda.device_count() and processes > 1:
+            raise SoftPromptError(
+                f"{count} workers of {processes} processes need {count * processes} GPUs, and there are "
+                f"{torch.cuda.device_count()}; set --processes or --workers lower"
+            )
         self.root, self.folder = Path(root).resolve(), Path(folder).resolve()
         self.count, self.processes = count, processes
         self._answers: queue.Queue[tuple[_Process, str]] = queue.Queue()
@@ -106,12 +123,12 @@ class LocalWorkers(Workers):
         while not found and (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 worker, answer = self._answers.get(timeout=left)
-                if worker.job is None or worker not in self._workers:
+                if worker not in self._workers:
                     continue
-                if not answer:  # its output has ended: it is gone
+                if not answer:  # its output has ended: it is gone, and must not get another job
                     worker.end()
                     self._workers[worker.place] = None
-                if not answer or json.loads(answer)["ended"] == worker.job.name:
+                if worker.job is not None and (not answer or json.loads(answer)["ended"] == worker.job.name):
                     found.append(worker.job)
                     worker.job = None
         return found
@@ -138,8 +155,7 @@ class LocalWorkers(Workers):
             devices = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
             start = place * self.processes % max(1, len(devices))
             own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[start : start + self.processes])
-        cores = os.cpu_count() or 1
-        own.setdefault("OMP_NUM_THREADS", str(max(1, cores // (self.count * self.processes))))
+        own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self.count * self.processes))))
         own["TOKENIZERS_PARALLELISM"] = "false"
         return own
 
@@ -179,6 +195,7 @@ class _Process:
                 stderr=log,
                 env=environment,
                 text=True,
+                errors="replace",  # of several processes, anything that they print comes along
                 start_new_session=True,  # Ctrl-C is for us, who tell the workers
             )
         self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
@@ -202,10 +219,8 @@ class _Process:
             self._input.flush()
 
     def ask_to_stop(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what was not sent any more
             self._input.close()
-        if self._one_job:
-            self._signal(signal.SIGINT)
 
     def wait(self, seconds: float) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -213,13 +228,18 @@ class _Process:
 
     def end(self) -> None:
         """Makes sure that it is gone, with all processes that it started."""
-        self._signal(signal.SIGKILL)
+        there: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            there = psutil.Process(self.pid).children(recursive=True)  # a launcher's are not in its group
+        self._process.kill()
+        for one in there:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
         self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # what was not sent any more
-                    pipe.close()
+        self.ask_to_stop()  # those whose launcher was gone already
+        self._reader.join(PATIENCE)
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
 
     @property
     def _input(self) -> IO[str]:
@@ -229,10 +249,6 @@ class _Process:
     @property
     def _one_job(self) -> bool:
         return "--job" in self._process.args  # type: ignore[operator]
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
 
     def _read(self, answers: queue.Queue[tuple[_Process, str]]) -> None:
         assert self._process.stdout is not None
@@ -266,7 +282,14 @@ class RayWorkers(Workers):
             if self._own:
                 # Of a cluster one takes what is there; one's own has as many cores as there will be workers.
                 size = {} if address else {"num_cpus": max(count or 0, count_of()), "include_dashboard": False}
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False, **size)
+                # "local": without an address Ray would look for a cluster that somebody else has started here.
+                ray.init(
+                    address=address or "local",
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    configure_logging=False,
+                    **size,
+                )
         except Exception as error:
             raise SoftPromptError(f"Ray cannot be started or reached ({' '.join(str(error).split())[:200]})") from error
         resources = ray.cluster_resources()
@@ -301,6 +324,8 @@ class RayWorkers(Workers):
         if not self._at_work:
             return []
         done, _ = self._ray.wait(list(self._at_work), num_returns=1, timeout=seconds)
+        if not done:
+            self._make_room()
         found = []
         for reference in done:
             place, job = self._at_work.pop(reference)
@@ -310,6 +335,17 @@ class RayWorkers(Workers):
                 self._actors[place], self._bench[place] = None, ""
             found.append(job)
         return found
+
+    def _make_room(self) -> None:
+        """Ends an actor without a job where another with one waits for a place in the cluster: it would for ever."""
+        busy = {place for place, _ in self._at_work.values()}
+        idle = [place for place, actor in enumerate(self._actors) if actor is not None and place not in busy]
+        if not idle:
+            return
+        _, waiting = self._ray.wait([self._pids[place] for place in busy], num_returns=len(busy), timeout=0)
+        for place in idle[: len(waiting)]:
+            self._ray.kill(self._actors[place])
+            self._actors[place], self._bench[place] = None, ""
 
     def at_work_pids(self) -> list[int]:
         """Processes of the actors that are at work, each on its own machine."""

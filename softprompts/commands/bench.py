@@ -97,11 +97,14 @@ def run(
             on_start=show.start,
             on_change=show.change,
         )
-    _write(folder, out_)
+    # Where all have failed there is nothing to write, and why they have is what matters.
+    with contextlib.suppress(SoftPromptError) if state.failed else contextlib.nullcontext():
+        _write(folder, out_)
     if state.failed:
         run_, why = next(iter(state.failed.items()))
+        waiting = f" ({state.waiting} more start from them)" if state.waiting else ""
         raise SoftPromptError(
-            f"{len(state.failed)} of {state.total} runs failed, the first one ({run_}): {why}; "
+            f"{len(state.failed)} of {state.total} runs failed{waiting}, the first one ({run_}): {why}; "
             f"see {folder / 'failures'} "
             "and give the same command to try them again"
         )
@@ -176,12 +179,17 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
         place = changes
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise SoftPromptError(f"--set {pair}: '{parent}' is set as a whole already")
         place[last] = value
     if seeds is not None:
         changes["seeds"] = [whole("--seeds", part) for part in listed("--seeds", seeds)]
     if model is not None:
-        changes["models"] = {Path(model).name: model}
-        changes["rows"] = {"*": {"models": None}}
+        changes["models"] = {Path(model).resolve().name if Path(model).is_dir() else Path(model).name: model}
+        rows = changes.setdefault("rows", {})
+        if not isinstance(rows, dict):
+            raise SoftPromptError("--model and --set rows=... do not go together; set single rows: rows.NAME.KEY=VALUE")
+        rows["*"] = {**rows.get("*", {}), "models": None}
     return changes
 
 

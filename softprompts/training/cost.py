@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from softprompts.errors import SoftPromptError
 from softprompts.tasks.collate import length_of
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluate import Feature
@@ -71,6 +72,10 @@ def step_cost(
     Returns:
         ``seconds_per_100_steps``; ``peak_memory`` and ``memory_before`` in bytes (of the GPU's tensors, or the
         process); ``tokens`` that a batch is padded to; ``steps`` and ``warmup_steps``.
+
+    Raises:
+        SoftPromptError: it diverged.
+        KeyboardInterrupt: it was interrupted.
     """
     from softprompts.training.loop import train
 
@@ -78,6 +83,10 @@ def step_cost(
     lane = _Timed(name, replace(config, max_steps=total, eval_every=total, patience=None), features, teacher)
     before = _held(model)
     result = train(model, [lane], pad_id=pad_id, progress=False)[0]
+    if not result.done:
+        raise KeyboardInterrupt(result.message)  # half a measurement is none
+    if result.steps < total:
+        raise SoftPromptError(f"{result.message or result.stop_reason}; its cost was not measured")
     done = len(lane.stamps) - 1 - max(0, warmup_steps - 1)
     spent = lane.stamps[-1] - lane.stamps[warmup_steps - 1]
     return {

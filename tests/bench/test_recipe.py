@@ -170,7 +170,7 @@ def test_a_recipe_comes_back_from_its_plain_values(tmp_path: Path) -> None:
         ({"measure": "speed"}, "'measure' must be one of score, cost"),
         ({"figures": [{"kind": "pie"}]}, "a figure has a kind"),
         ({"scales": {"big": {}}}, "unknown scale 'big'"),
-        ({"rows": "all"}, "'rows' must be a list"),
+        ({"rows": "all"}, "rows must be a list"),
         (
             {"evaluate": False, "rows": [{"name": "X", "method": "full", "choose": {"training.epochs": [1]}}]},
             "rows choose by validation",
