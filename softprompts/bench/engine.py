@@ -48,9 +48,12 @@ class State:
     seconds_left: float | None = None
 
 
-def bench_folder(root: str | Path, recipe: str, scale: str) -> Path:
-    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``, a scale where there are some."""
-    return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale) if part)
+def bench_folder(root: str | Path, recipe: str, scale: str, variant: str = "") -> Path:
+    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``.
+
+    Without a scale where there is but one; with a hash behind it where the recipe was changed for once.
+    """
+    return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale, variant) if part)
 
 
 def run_recipe(
@@ -96,7 +99,7 @@ def run_recipe(
     root = Path(root)
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())  # workers may be elsewhere
     require_folder(root, "runs")
-    folder = bench_folder(root, recipe.name, recipe.scale) if folder is None else Path(folder)
+    folder = bench_folder(root, recipe.name, recipe.scale, recipe.variant) if folder is None else Path(folder)
     require_folder(folder, "the bench")
     with _interruptible(), _alone(folder):
         outlines: dict[Any, Any] = {}

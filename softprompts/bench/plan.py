@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.recipe import Cell, Recipe, read_recipe
+from softprompts.bench.reading import read_recipe
+from softprompts.bench.recipe import Cell, Recipe
 from softprompts.errors import SoftPromptError
 from softprompts.experiment import Data, Run, resolved, rows_identity, shared_by
 from softprompts.files import write_json_atomic
@@ -143,6 +144,7 @@ class Plan:
             {
                 "name": recipe.name,
                 "scale": recipe.scale,
+                "variant": recipe.variant,
                 "same_setting": recipe.same_setting,
                 "recipe": recipe.plain,
                 "lanes": self.lanes,
@@ -172,7 +174,12 @@ def load_plan(folder: str | Path) -> tuple[Recipe, list[Known]]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         recipe = read_recipe(
-            plain["recipe"], name=plain["name"], scale=plain["scale"], same_setting=plain["same_setting"], path=path
+            plain["recipe"],
+            name=plain["name"],
+            scale=plain["scale"],
+            same_setting=plain["same_setting"],
+            path=path,
+            variant=plain["variant"],
         )
         cells = {_key(cell): cell for cell in (*recipe.source_cells(), *recipe.cells())}
         found = [Known(cells[_key_of(one)], one["run"], one["work"]) for one in plain["cells"]]

@@ -1,29 +1,16 @@
-"""Recipes: a grid of runs (methods x tasks x settings x seeds x models) as one YAML file, at several scales.
+"""A recipe: a grid of runs (methods x tasks x settings x seeds x models), and what decides each of them.
 
-A recipe is written for the paper's own models and budgets; under ``scales`` it says what is different at ``small`` and
-``tiny``: a mapping that is laid over the recipe key by key (null takes a key out; all but mappings is replaced, and so
-are ``models`` and ``columns``). ``rows`` there is a mapping from a row's name to what is different in it, or a list in
-place of the whole list; ``only_rows`` and ``only_tasks`` keep some. docs/benchmarks.md explains every key.
+`softprompts.bench.reading` makes it from a YAML file; docs/benchmarks.md explains every key.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from softprompts.bench.published import published
-from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Data
-from softprompts.methods import make_config
-from softprompts.tasks.catalog import task_metrics
-from softprompts.tasks.declared import is_declaration
 from softprompts.training import TrainConfig
 
 SCALES = ("tiny", "small", "paper")
@@ -31,65 +18,8 @@ PAPER = "paper"  # the recipe as it is written
 PAPERS = ("multi-mask", "ept", "selective-prefix", "superpos")
 MEASURES = ("score", "cost")
 TABLES = ("scores", "standardized")
+LAYERS = ("settings", "training", "data")  # what a row, a task and a source may each say
 COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
-# What a figure may say besides its kind and title, by kind.
-FIGURES: Mapping[str, tuple[str, ...]] = {
-    "sweep": ("x", "y", "rows", "columns", "models", "facets"),
-    "curves": ("rows", "tasks", "models"),
-    "parameters": ("rows", "columns", "models"),
-    "cost": ("rows", "tasks", "models"),
-    "analysis": ("what", "rows", "tasks", "models"),
-}
-
-_KEYS = (
-    "title", "about", "paper", "shows", "published", "measure", "models", "seeds", "max_length", "evaluate", "data",
-    "training", "tasks", "columns", "rows", "sources", "figures", "cost", "table", "scales",
-)  # fmt: skip
-_ROW = (
-    "name", "label", "method", "group", "models", "settings", "training", "data", "grid", "choose", "published",
-    "baseline", "tasks", "only_tasks", "sources",
-)  # fmt: skip
-_LAYERS = ("settings", "training", "data")
-_ROW_LAYERS = (*_LAYERS, "choose")
-_SOURCE = ("task", "method", "settings", "training", "data")
-EVERY = "*"  # a name for all rows in an overlay
-_WHOLE = ("models", "columns")  # of which an overlay has all or nothing
-_PLACES = ("task", "data_dir", "train", "validation", "test", "few_shot_seed")  # of Data, that a recipe does not set
-_COST = {"steps": 100, "warmup_steps": 20}
-
-# What may be where: a type (dict: with any keys), [what a list is of], {key: ...} with EVERY for all other keys, or
-# several of these in a tuple. Keys that are not here are of no matter, or refused elsewhere.
-_LAYER: Mapping[str, Any] = {"settings": dict, "training": dict, "data": dict, "choose": {EVERY: list}}
-_SHAPED_ROW: Mapping[str, Any] = {
-    **_LAYER,
-    "name": str,
-    "method": str,
-    "label": str,
-    "published": str,
-    "models": ([str], {EVERY: {**_LAYER, "tasks": {EVERY: _LAYER}}}),
-    "grid": object,
-    "tasks": {EVERY: _LAYER},
-    "only_tasks": [str],
-    "baseline": bool,
-    "sources": ([str], {EVERY: (str, [str])}),
-}
-_SHAPED: Mapping[str, Any] = {
-    "published": str,
-    "models": {EVERY: str},
-    "seeds": list,
-    "evaluate": bool,
-    "data": dict,
-    "training": dict,
-    "cost": dict,
-    "tasks": {EVERY: (str, {"task": str, "data": dict, "training": dict})},
-    "columns": {EVERY: (str, {"task": str, "metric": str})},
-    "rows": ([_SHAPED_ROW], {EVERY: _SHAPED_ROW}),
-    "sources": {EVERY: {"task": str, "method": str, "settings": dict, "training": dict, "data": dict}},
-    "figures": [{"kind": str}],
-    "only_rows": [str],
-    "only_tasks": [str],
-}
-_TOLD = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +112,7 @@ class Cell:
     source: str | None = None
 
     def __str__(self) -> str:
-        chosen = "".join(f", {_last(name)} {_told(value)}" for name, value in self.choice.items())
+        chosen = "".join(f", {last_part(name)} {as_text(value)}" for name, value in self.choice.items())
         return f"{self.row.label} on {self.task}, {self.model}, seed {self.seed}{chosen}"
 
 
@@ -213,6 +143,7 @@ class Recipe:
         figures: what to draw, see docs/benchmarks.md.
         cost: steps that are timed, and before that warm up.
         same_setting: whether its numbers may be set beside the published ones as equals.
+        variant: a short hash of what was changed for once, "" where nothing was.
         plain: all of it as plain values, from which `read_recipe` makes it again.
     """
 
@@ -239,6 +170,7 @@ class Recipe:
     cost: Mapping[str, int]
     same_setting: bool
     plain: Mapping[str, Any]
+    variant: str = ""
 
     def cells(self) -> list[Cell]:
         """Every run of the grid, those of a task and model together, seed by seed."""
@@ -254,17 +186,17 @@ class Recipe:
 
     def source_cells(self) -> list[Cell]:
         """The runs whose prompts others start from: those that are needed, on the models where they are."""
-        needed = {(model, name) for row in self.rows for model in row.models for name in _names(row.sources)}
+        needed = {(model, name) for row in self.rows for model in row.models for name in source_names(row.sources)}
         cells = []
         for name, source in self.sources.items():
-            layers: dict[str, Any] = {layer: source.get(layer) or {} for layer in _LAYERS}
+            layers: dict[str, Any] = {layer: source.get(layer) or {} for layer in LAYERS}
             row = Row(f"source {name}", f"source {name}", source["method"], **layers)
             cells += [Cell(row, name, model, 0, source=name) for model in self.models if (model, name) in needed]
         return cells
 
     def data_of(self, cell: Cell, data_dir: str | None = None) -> Data:
         """Where the rows of a cell come from."""
-        name, layers = self._layers(cell, "data")
+        name, layers = self.layers(cell, "data")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in layers.items()}
         if values.get("few_shot") is not None:
             values["few_shot_seed"] = cell.seed
@@ -277,7 +209,7 @@ class Recipe:
 
     def training_of(self, cell: Cell) -> TrainConfig:
         """How a cell trains."""
-        return TrainConfig.from_dict({**self._layers(cell, "training")[1], "seed": cell.seed})
+        return TrainConfig.from_dict({**self.layers(cell, "training")[1], "seed": cell.seed})
 
     def settings_of(self, cell: Cell, prompts: Mapping[str, str]) -> dict[str, Any]:
         """The method's settings in a cell.
@@ -286,12 +218,12 @@ class Recipe:
             cell: the run.
             prompts: folder of each source's prompt.
         """
-        settings = dict(self._layers(cell, "settings")[1])
+        settings = dict(self.layers(cell, "settings")[1])
         for name, source in cell.row.sources.items():
             settings[name] = prompts[source] if isinstance(source, str) else [prompts[one] for one in source]
         return settings
 
-    def _layers(self, cell: Cell, kind: str) -> tuple[str, dict[str, Any]]:
+    def layers(self, cell: Cell, kind: str) -> tuple[str, dict[str, Any]]:
         """The task's name in `softprompts.tasks`, and what decides a cell's settings, training or data, merged."""
         row = cell.row
         everyone = {"training": self.training, "data": self.data}.get(kind, {})
@@ -299,15 +231,15 @@ class Recipe:
         if cell.source is not None:
             # Few rows are for the targets: a source is trained on all that it has.
             shared = {key: value for key, value in everyone.items() if key != "few_shot"}
-            return self.sources[cell.source]["task"], _merged(shared, own)
+            return self.sources[cell.source]["task"], merged(shared, own)
         entry = self.tasks[cell.task]
         by_model = row.by_model.get(cell.model, {})
         places = (row.tasks.get(cell.task, {}), by_model, by_model.get("tasks", {}).get(cell.task, {}))
-        said = _merged(
+        said = merged(
             everyone, {} if kind == "settings" else getattr(entry, kind), own, *(p.get(kind, {}) for p in places)
         )
         # What the grid set stands whatever else is said: the row's label says so.
-        return entry.task, _merged(said, _of_kind(kind, cell.row.grid), _of_kind(kind, cell.choice))
+        return entry.task, merged(said, of_kind(kind, cell.row.grid), of_kind(kind, cell.choice))
 
     def _choices(self, row: Row, model: str, task: str) -> dict[str, tuple[Any, ...]]:
         by_model = row.by_model.get(model, {})
@@ -316,125 +248,6 @@ class Recipe:
         for layer in layers:
             found.update(layer.get("choose", {}))
         return {name: tuple(values) for name, values in found.items()}
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-def recipes_folder() -> Path:
-    """Where the recipes that come with the package lie: in it, or beside it in a checkout."""
-    inside = Path(__file__).resolve().parent.parent / "recipes"
-    return inside if inside.is_dir() else inside.parent.parent / "recipes"
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with the package, as `load_recipe` takes them."""
-    folder = recipes_folder()
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-
-
-def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[str, Any] | None = None) -> Recipe:
-    """Reads a recipe.
-
-    Args:
-        source: one of `recipe_names`, or a YAML file.
-        scale: one of `SCALES`; None: the only one that the recipe has.
-        changes: laid over the recipe as a scale is; its numbers no longer count as the paper's setting.
-
-    Raises:
-        SoftPromptError: there is no such recipe, or something in it cannot be used; file and place are named.
-    """
-    path = _find(source)
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SoftPromptError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except yaml.YAMLError as error:
-        raise SoftPromptError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise SoftPromptError(f"{path}: a recipe is a mapping with title, models, tasks and rows")
-    scales = plain.get("scales") or {}
-    if not isinstance(scales, dict) or not all(isinstance(value, dict) for value in scales.values()):
-        raise SoftPromptError(f"{path}: scales maps tiny and small to what is different there")
-    for name in scales:
-        if name not in SCALES or name == PAPER:
-            raise SoftPromptError(f"{path}: unknown scale '{name}'; known: tiny, small (paper is the recipe as it is)")
-    there = [name for name in SCALES if name in scales or name == PAPER]
-    if scale is None and len(there) > 1:
-        raise SoftPromptError(f"{path.stem}: say at which scale (--scale): {', '.join(there)}")
-    scale = scale or PAPER
-    if scale not in SCALES:
-        raise SoftPromptError(f"unknown scale '{scale}'; {nearest(scale, SCALES)}")
-    if scale not in there:
-        raise SoftPromptError(f"{path}: has no scale '{scale}'; it has {', '.join(there)}")
-    base = {key: value for key, value in plain.items() if key != "scales"}
-    _strict(plain, _KEYS, path, "the recipe")
-    _shaped(base, _SHAPED, path, "")
-    for key in ("tasks", "rows"):
-        if not base.get(key):
-            raise SoftPromptError(f"{path}: '{key}' is missing")
-    base = _located(base, path.parent)
-    if scale != PAPER:
-        _shaped(scales[scale], _SHAPED, path, f"scales.{scale}")
-        base = _scaled(base, _located(dict(scales[scale]), path.parent), path)
-    if changes:
-        _shaped(changes, _SHAPED, path, "")
-        base = _scaled(base, _located(dict(changes), Path()), path)
-    folder = recipes_folder().resolve()
-    inside = path.resolve().is_relative_to(folder)
-    name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
-    same = scale == PAPER and not changes
-    return read_recipe(base, name=name, scale=scale if scales else "", same_setting=same, path=path)
-
-
-def read_recipe(
-    plain: Mapping[str, Any], *, name: str, scale: str = PAPER, same_setting: bool = False, path: Path | None = None
-) -> Recipe:
-    """A recipe from plain values, scales laid over already.
-
-    Raises:
-        SoftPromptError: something in it cannot be used.
-    """
-    where = path or Path(name)
-    _shaped(plain, _SHAPED, where, "")
-    _strict(plain, [key for key in _KEYS if key != "scales"], where, "the recipe")
-    for key in ("title", "models", "tasks", "rows"):
-        if not plain.get(key):
-            raise SoftPromptError(f"{where}: '{key}' is missing")
-    models = _mapping(plain, "models", where)
-    tasks = {label: _entry(label, value, where) for label, value in _mapping(plain, "tasks", where).items()}
-    sources = {label: _source(label, value, where) for label, value in _mapping(plain, "sources", where).items()}
-    rows = tuple(
-        row for value in _sequence(plain, "rows", where) for row in _rows(value, models, tasks, sources, where)
-    )
-    measure = _one_of(plain, "measure", MEASURES, where) or "score"
-    recipe = Recipe(
-        name=name,
-        title=str(plain["title"]),
-        about=" ".join(str(plain.get("about", "")).split()),
-        paper=_one_of(plain, "paper", PAPERS, where),
-        shows=plain.get("shows"),
-        published=plain.get("published"),
-        scale=scale,
-        measure=measure,
-        table=_one_of(plain, "table", TABLES, where) or "scores",
-        models={str(label): str(value) for label, value in models.items()},
-        rows=rows,
-        columns=_columns(plain, tasks, where, measure),
-        tasks=tasks,
-        seeds=tuple(_sequence(plain, "seeds", where) or (0,)),
-        max_length=plain.get("max_length", 256),
-        evaluate=bool(plain.get("evaluate", True)),
-        data=_mapping(plain, "data", where),
-        training=_mapping(plain, "training", where),
-        sources=sources,
-        figures=tuple(_figure(value, where) for value in _sequence(plain, "figures", where)),
-        cost={**_COST, **_mapping(plain, "cost", where)},
-        same_setting=same_setting,
-        plain=plain,
-    )
-    _check(recipe, where)
-    return recipe
 
 
 def overlaid(base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[str] = ()) -> dict[str, Any]:
@@ -451,19 +264,19 @@ def overlaid(base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[s
     return result
 
 
-def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """What the layers of a cell come to, the later ones on top; here None is a value ("alpha: null" is no mask)."""
-    merged: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            there = merged.get(key)
+            there = result.get(key)
             if isinstance(value, Mapping) and isinstance(there, Mapping):
-                value = _merged(there, value)
-            merged[key] = value
-    return merged
+                value = merged(there, value)
+            result[key] = value
+    return result
 
 
-def _of_kind(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def of_kind(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Of settings by their full names ("training.learning_rates.router"), those of a kind, nested."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
@@ -478,350 +291,21 @@ def _of_kind(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _find(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            inside = recipes_folder().parent / path  # "recipes/quick.yaml" from any folder
-            if not inside.is_file():
-                raise SoftPromptError(f"no such recipe: {path}")
-            return inside
-        return path
-    known = recipe_names()
-    if str(source) not in known:
-        raise SoftPromptError(f"unknown recipe '{source}'; {nearest(str(source), known)}")
-    return recipes_folder() / f"{source}.yaml"
-
-
-def _located(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe whose own tasks (YAML files) are named by absolute paths, beside the recipe where they lie there."""
-
-    def found(name: Any) -> Any:
-        beside = folder / str(name)
-        return str(beside.resolve()) if is_declaration(str(name)) and beside.is_file() else name
-
-    for key in ("tasks", "sources"):
-        if isinstance(plain.get(key), Mapping):
-            plain[key] = {
-                label: {**value, "task": found(value["task"])}
-                if isinstance(value, Mapping) and "task" in value
-                else found(value)
-                for label, value in plain[key].items()
-            }
-    return plain
-
-
-def _scaled(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A recipe with a scale laid over it."""
-    extra = ("only_rows", "only_tasks")
-    _strict(over, [*(key for key in _KEYS if key != "scales"), *extra], path, "the scale")
-    over = dict(over)
-    only = {key: over.pop(key, None) for key in extra}
-    rows = over.pop("rows", None)
-    result = overlaid(base, over, _WHOLE)
-    if isinstance(rows, Mapping):
-        names = [name for row in base["rows"] for name in _called(row)]
-        foreign = next((name for name in rows if name not in (*names, EVERY)), None)
-        if foreign is not None:
-            raise SoftPromptError(f"{path}: the scale changes the row '{foreign}'; {nearest(str(foreign), names)}")
-        result["rows"] = []
-        for row in base["rows"]:
-            for name in (EVERY, *_called(row)):
-                row = overlaid(row, rows.get(name) or {}, _WHOLE)
-            result["rows"].append(row)
-    elif rows is not None:
-        result["rows"] = rows
-    if only["only_rows"] is not None:
-        result["rows"] = _kept(result["rows"], only["only_rows"], _called, path)
-    if only["only_tasks"] is not None:
-        kept = _kept(list(result["tasks"]), only["only_tasks"], lambda name: [name], path)
-        result["tasks"] = {name: result["tasks"][name] for name in kept}
-        if result.get("columns"):
-            result["columns"] = {
-                name: column
-                for name, column in result["columns"].items()
-                if (column.get("task", name) if isinstance(column, Mapping) else name) in kept
-            }
-    return result
-
-
-def _called(row: Mapping[str, Any]) -> list[str]:
-    """What an overlay may call a row: its name, or its label as it is written."""
-    return [str(row[key]) for key in ("name", "label") if row.get(key)]
-
-
-def _kept(items: Sequence[Any], names: Sequence[str], called: Callable[[Any], list[str]], path: Path) -> list[Any]:
-    there = [name for item in items for name in called(item)]
-    foreign = next((name for name in names if name not in there), None)
-    if foreign is not None:
-        raise SoftPromptError(f"{path}: the scale keeps '{foreign}'; {nearest(str(foreign), there)}")
-    return [item for item in items if set(called(item)) & set(names)]
-
-
-def _rows(
-    plain: Any, models: Mapping[str, Any], tasks: Mapping[str, Any], sources: Mapping[str, Any], where: Path
-) -> list[Row]:
-    """The lines that a row of the recipe stands for: one, or one for each combination of its grid."""
-    if not isinstance(plain, Mapping) or not plain.get("name") or not plain.get("method"):
-        raise SoftPromptError(f"{where}: every row needs a name and a method, and this one is {plain!r}")
-    name = str(plain["name"])
-    here = f"row '{name}'"
-    _strict(plain, _ROW, where, here)
-    wanted = plain.get("models")
-    by_model = wanted if isinstance(wanted, Mapping) else {}
-    on = [model for model in models if not isinstance(wanted, list) or model in wanted]
-    for model in wanted or ():
-        if model not in models and not by_model:
-            raise SoftPromptError(f"{where}: {here} is for the model '{model}'; {nearest(str(model), models)}")
-    for layer in by_model.values():
-        _strict(layer, [*_ROW_LAYERS, "tasks"], where, f"{here}, models")
-    own = {layer: _mapping(plain, layer, where) for layer in _ROW_LAYERS}
-    by_task = _mapping(plain, "tasks", where)
-    for task, layer in [
-        *by_task.items(),
-        *(pair for one in by_model.values() for pair in (one.get("tasks") or {}).items()),
-    ]:
-        _strict(layer, _ROW_LAYERS, where, f"{here}, task '{task}'")
-    named = plain.get("sources") or {}
-    named = {"sources": named} if isinstance(named, list) else named
-    for source in _names(named):
-        if source not in sources:
-            raise SoftPromptError(f"{where}: {here} starts from '{source}'; {nearest(source, sources)}")
-    only = _sequence(plain, "only_tasks", where)
-    foreign = next((str(task) for task in (*only, *by_task) if task not in tasks), None)
-    if foreign is not None and foreign in only:
-        raise SoftPromptError(f"{where}: {here} is for the task '{foreign}'; {nearest(foreign, tasks)}")
-    lines = []
-    for set_ in _combinations(plain.get("grid") or {}, where, here):
-        short = {_last(key): value for key, value in set_.items()}
-        filled = {"name": name, "model": "{model}", **short}
-        told = ", ".join(f"{key}={_told(value)}" for key, value in short.items())
-        label = _filled(plain.get("label"), {"name": name, **short}, where, here) or (
-            f"{name} ({told})" if told else name
-        )
-        lines.append(
-            Row(
-                label=label,
-                name=name,
-                method=str(plain["method"]),
-                **own,
-                grid=set_,
-                values=short,
-                tasks=by_task,
-                by_model=by_model,
-                models=tuple(on),
-                only_tasks=tuple(only),
-                sources={key: value if isinstance(value, str) else tuple(value) for key, value in named.items()},
-                published=_filled(plain.get("published"), filled, where, here),
-                group=plain.get("group"),
-                baseline=bool(plain.get("baseline", False)),
-            )
-        )
-    return lines
-
-
-def _combinations(grid: Any, where: Path, here: str) -> list[dict[str, Any]]:
-    """What a grid sets: each combination of its values; of a list of grids, those of each."""
-    found = []
-    for part in grid if isinstance(grid, list) else [grid]:
-        if not isinstance(part, Mapping):
-            raise SoftPromptError(f"{where}: {here}: a grid maps settings to values, and {part!r} does not")
-        nothing = next((name for name, value in part.items() if value in ([], ())), None)
-        if nothing is not None:
-            raise SoftPromptError(f"{where}: {here}: its grid has no values for '{nothing}'")
-        values = itertools.product(*(_listed(value) for value in part.values()))
-        found += [dict(zip(part, combination, strict=True)) for combination in values]
-    return found
-
-
-def _filled(text: Any, values: Mapping[str, Any], where: Path, here: str) -> str | None:
-    """A label with the grid's values in it."""
-    if text is None:
-        return None
-    try:
-        wanted = [name for _, name, _, _ in string.Formatter().parse(str(text)) if name is not None]
-    except ValueError as error:
-        raise SoftPromptError(f"{where}: {here}: '{text}': {error}") from None
-    foreign = next((name for name in wanted if name not in values), None)
-    if foreign is not None:
-        raise SoftPromptError(
-            f"{where}: {here}: '{text}' has {{{foreign}}}, which its grid does not; {nearest(foreign, values)}"
-        )
-    return str(text).format(**{key: _told(value) for key, value in values.items()})
-
-
-def _columns(plain: Mapping[str, Any], tasks: Mapping[str, Entry], where: Path, measure: str) -> tuple[Column, ...]:
-    """The columns that are said, else one for each task."""
-    said = _mapping(plain, "columns", where)
-    columns = []
-    for name, value in (said or {task: {} for task in tasks}).items():
-        value = {"metric": value} if isinstance(value, str) else value or {}
-        _strict(value, ("task", "metric"), where, f"column '{name}'")
-        task = str(value.get("task", name))
-        if task not in tasks:
-            raise SoftPromptError(f"{where}: column '{name}' is of the task '{task}'; {nearest(task, tasks)}")
-        template = tasks[task].data.get("template") or (plain.get("data") or {}).get("template")
-        try:
-            metrics = task_metrics(tasks[task].task, template)
-        except SoftPromptError as error:
-            raise SoftPromptError(f"{where}: task '{task}': {error}") from None
-        metrics = COSTS if measure == "cost" else metrics
-        metric = str(value.get("metric", metrics[0]))
-        if metric not in metrics:
-            raise SoftPromptError(
-                f"{where}: column '{name}': {tasks[task].task} has no '{metric}'; {nearest(metric, metrics)}"
-            )
-        columns.append(Column(str(name), task, metric))
-    return tuple(columns)
-
-
-def _entry(label: str, value: Any, where: Path) -> Entry:
-    value = {"task": value} if isinstance(value, str) else value
-    if not isinstance(value, Mapping) or not value.get("task"):
-        raise SoftPromptError(f"{where}: task '{label}' needs a name among the tasks, such as {{task: glue/rte}}")
-    _strict(value, ("task", "data", "training", "max_length"), where, f"task '{label}'")
-    name = str(value["task"])
-    return Entry(name, value.get("data") or {}, value.get("training") or {}, value.get("max_length"))
-
-
-def _source(label: str, value: Any, where: Path) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not value.get("task") or not value.get("method"):
-        raise SoftPromptError(f"{where}: source '{label}' needs a task and a method")
-    _strict(value, _SOURCE, where, f"source '{label}'")
-    return value
-
-
-def _figure(value: Any, where: Path) -> Mapping[str, Any]:
-    kinds = ", ".join(FIGURES)
-    if not isinstance(value, Mapping) or value.get("kind") not in FIGURES:
-        raise SoftPromptError(f"{where}: a figure has a kind, one of {kinds}; this one is {value!r}")
-    _strict(value, ("kind", "title", *FIGURES[value["kind"]]), where, f"a figure of kind '{value['kind']}'")
-    return value
-
-
-def _check(recipe: Recipe, where: Path) -> None:
-    """Makes sure that every cell can be set up, as far as can be told without models and data."""
-    twice = [(row.label, model) for row in recipe.rows for model in row.models]
-    seen: set[tuple[str, str]] = set()
-    for pair in twice:
-        if pair in seen:
-            raise SoftPromptError(f"{where}: two rows are called '{pair[0]}'; give them labels of their own")
-        seen.add(pair)
-    known = {f.name for f in dataclasses.fields(Data)} - set(_PLACES)
-    for length in (recipe.max_length, *(entry.max_length for entry in recipe.tasks.values())):
-        if length is not None:
-            require_whole(str(where), "max_length", length, 1)
-    for key, number in recipe.cost.items():
-        require_whole(str(where), f"cost.{key}", number, 1)
-    for seed in recipe.seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise SoftPromptError(f"{where}: seeds are whole numbers of at least 0, not {seed!r}")
-    if len(set(recipe.seeds)) < len(recipe.seeds):
-        raise SoftPromptError(f"{where}: a seed is named twice")
-    for model in recipe.models:
-        if not any(model in row.models for row in recipe.rows):
-            raise SoftPromptError(f"{where}: no row is run on the model '{model}'")
-    if recipe.published is not None:
-        try:
-            reference = published(recipe.published)
-            for row in recipe.rows:
-                for model in row.models if row.published is not None else ():
-                    reference.row_of(str(row.published), model)
-        except SoftPromptError as error:
-            raise SoftPromptError(f"{where}: {error}") from None
-    if not recipe.evaluate and any(cell.choice for cell in recipe.cells()):
-        raise SoftPromptError(f"{where}: rows choose by validation, which 'evaluate: false' leaves out")
-    prompts = {name: f"source-{name}" for name in recipe.sources}
-    for cell in (*recipe.source_cells(), *recipe.cells()):
-        try:
-            name, data = recipe._layers(cell, "data")
-            task_metrics(name, data.get("template"))
-            foreign = next((key for key in data if key not in known), None)
-            if foreign is not None:
-                raise SoftPromptError(f"data has no setting '{foreign}' in a recipe; {nearest(foreign, known)}")
-            recipe.data_of(cell)
-            recipe.training_of(cell)
-            make_config(cell.row.method, **recipe.settings_of(cell, prompts))
-        except SoftPromptError as error:
-            raise SoftPromptError(f"{where}: {cell}: {error}") from None
-
-
-def _shaped(value: Any, shape: Any, where: Path, place: str) -> None:
-    """Refuses values of another kind than their place is for; None, which takes a key out, is fine everywhere.
-
-    Args:
-        value: what was read.
-        shape: what it may be, see `_SHAPED`.
-        where: the file.
-        place: where in it, as "rows.Prefix.settings".
-    """
-    within = f"{place}." if place else ""
-    if isinstance(value, Mapping):
-        strange = next((key for key in value if not isinstance(key, str)), None)
-        if strange is not None:
-            raise SoftPromptError(f"{where}: {within}{strange}: names are texts; put {strange!r} in quotes")
-    if value is not None and not isinstance(value, Mapping | list | tuple | str | int | float):
-        raise SoftPromptError(f"{where}: {place} is {value!r}; put it in quotes")
-    shapes = shape if isinstance(shape, tuple) else (shape,)
-    kinds = [kind if isinstance(kind, type) else dict if isinstance(kind, Mapping) else type(kind) for kind in shapes]
-    mine = list if isinstance(value, tuple) else dict if isinstance(value, Mapping) else type(value)
-    if value is not None and mine not in kinds and object not in kinds:
-        told = " or ".join(_TOLD[kind] for kind in kinds)
-        raise SoftPromptError(f"{where}: {place or 'the recipe'} must be {told}, not {value!r}")
-    inner = next((one for one, kind in zip(shapes, kinds, strict=True) if kind is mine), object)
-    if isinstance(value, Mapping):
-        known = inner if isinstance(inner, Mapping) else {}
-        for key, part in value.items():
-            _shaped(part, known.get(key, known.get(EVERY, object)), where, f"{within}{key}")
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value, start=1):
-            called = part.get("name") if isinstance(part, Mapping) else None
-            _shaped(part, inner[0] if isinstance(inner, list) else object, where, f"{within}{called or number}")
-
-
-def _strict(value: Any, keys: Iterable[str], where: Path, what: str) -> None:
-    keys = list(keys)
-    if not isinstance(value, Mapping):
-        raise SoftPromptError(f"{where}: {what} must be a mapping, not {value!r}")
-    foreign = next((str(key) for key in value if key not in keys), None)
-    if foreign is not None:
-        raise SoftPromptError(f"{where}: {what} has no key '{foreign}'; {nearest(foreign, keys)}")
-
-
-def _mapping(plain: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
-    value = plain.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise SoftPromptError(f"{where}: '{key}' must be a mapping, not {value!r}")
-    return dict(value)
-
-
-def _sequence(plain: Mapping[str, Any], key: str, where: Path) -> list[Any]:
-    value = plain.get(key) or []
-    if not isinstance(value, list | tuple):
-        raise SoftPromptError(f"{where}: '{key}' must be a list, not {value!r}")
-    return list(value)
-
-
-def _one_of(plain: Mapping[str, Any], key: str, options: Sequence[str], where: Path) -> str | None:
-    value = plain.get(key)
-    if value is not None and value not in options:
-        raise SoftPromptError(f"{where}: '{key}' must be one of {', '.join(options)}, not {value!r}")
-    return value
-
-
-def _names(sources: Mapping[str, Any]) -> list[str]:
+def source_names(sources: Mapping[str, Any]) -> list[str]:
     """The sources that a row names."""
-    return [name for value in sources.values() for name in _listed(value)]
+    return [name for value in sources.values() for name in as_list(value)]
 
 
-def _listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A value that may be one or several, as several."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _last(name: str) -> str:
+def last_part(name: str) -> str:
     """The last part of a setting's full name."""
     return name.rpartition(".")[2]
 
 
-def _told(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A setting's value in a label."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import softprompts
 from softprompts.bench.drawing import told_value
 from softprompts.bench.figures import Drawn, figures_of
-from softprompts.bench.recipe import recipe_names
+from softprompts.bench.reading import recipe_names
 from softprompts.bench.scoring import significance
 from softprompts.bench.tables import DAGGER, Table
 from softprompts.bench.tabulate import tables_of

@@ -34,7 +34,8 @@ QUIET = 30  # seconds between two lines of progress where the output is no termi
 @bench_app.command("list")
 def list_recipes() -> None:
     """List the recipes: tables and figures of the papers, and how many runs they are at each scale."""
-    from softprompts.bench.recipe import SCALES, load_recipe, recipe_names
+    from softprompts.bench.reading import load_recipe, recipe_names
+    from softprompts.bench.recipe import SCALES
 
     table = Table("recipe", "what it is", *(f"{scale} runs" for scale in SCALES), box=box.SIMPLE_HEAD)
     for name in recipe_names():
@@ -78,11 +79,11 @@ def run(
 ) -> None:
     """Train what has no result yet, then write tables and report. The same command goes on after an interruption."""
     from softprompts.bench.engine import bench_folder, run_recipe
-    from softprompts.bench.recipe import load_recipe
+    from softprompts.bench.reading import load_recipe
 
     changes = _changes(set_, model, seeds)
     wanted = load_recipe(recipe, scale, changes)
-    folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale)
+    folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale, wanted.variant)
     show = _Show(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
     with telling_how_to_go_on("the same command goes on from there"), show:
         state = run_recipe(
@@ -156,7 +157,7 @@ def _print_table(table: Any) -> None:
 
 def _folder(recipe: str, scale: str | None, root: str, report: str | None) -> Path:
     from softprompts.bench.engine import bench_folder
-    from softprompts.bench.recipe import load_recipe
+    from softprompts.bench.reading import load_recipe
 
     if report is not None:
         return Path(report)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.recipe import Cell, Recipe, read_recipe
+from softprompts.bench.reading import read_recipe
+from softprompts.bench.recipe import Cell, Recipe
 from softprompts.bench.results import Findings, Outcome
 from softprompts.training.runs import METRICS, RESULT
 

@@ -21,7 +21,7 @@ from saved import Cli
 from softprompts.bench.engine import bench_folder, read_state, run_recipe
 from softprompts.bench.outputs import write_outputs
 from softprompts.bench.plan import Plan, load_plan, plan
-from softprompts.bench.recipe import load_recipe
+from softprompts.bench.reading import load_recipe
 from softprompts.bench.results import load_findings
 from softprompts.bench.worker import Worker, is_held, locked
 from softprompts.errors import SoftPromptError
@@ -212,7 +212,7 @@ def scores(root: Path) -> dict[str, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and the run folders of its undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = write_grid(folder / "recipe", training={"max_steps": 80, "batch_size": 8, "eval_every": 5})
+    recipe = write_grid(folder / "recipe", training={"max_steps": 60, "batch_size": 8, "eval_every": 5})
     own = {**os.environ, "SOFTPROMPTS_CACHE": "off", "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     done = subprocess.run(
@@ -232,7 +232,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
     kills = 0
     while kills < 10:
         process = subprocess.Popen(
-            command(recipe, root, "--workers", "2", "--lanes", "2"),
+            command(recipe, root, "--workers", "1", "--lanes", "2"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -298,7 +298,7 @@ import json, os, signal
 from pathlib import Path
 from softprompts.bench.engine import run_recipe
 from softprompts.bench import workers
-from softprompts.bench.recipe import load_recipe
+from softprompts.bench.reading import load_recipe
 pools, killed = [], []
 class Seen(workers.RayWorkers):
     def __init__(self, *given):

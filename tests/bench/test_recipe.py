@@ -9,7 +9,8 @@ import pytest
 import yaml
 from bench.grids import write_grid
 
-from softprompts.bench.recipe import Cell, Recipe, load_recipe, overlaid, read_recipe
+from softprompts.bench.reading import load_recipe, read_recipe
+from softprompts.bench.recipe import Cell, Recipe, overlaid
 from softprompts.errors import SoftPromptError
 
 
@@ -108,6 +109,9 @@ def test_a_scale_lies_over_the_recipe(tmp_path: Path) -> None:
     assert paper.same_setting and len(paper.cells()) == 6
     assert not load_recipe(path, "paper", {"seeds": [3]}).same_setting
     assert [cell.seed for cell in load_recipe(path, "small", {"seeds": [3, 4]}).cells()] == [3, 3, 4, 4]
+    changed = load_recipe(path, "small", {"seeds": [3]})
+    assert (recipe.variant, paper.variant) == ("", "") and len(changed.variant) == 6
+    assert changed.variant != load_recipe(path, "small", {"seeds": [4]}).variant
     with pytest.raises(SoftPromptError, match=r"--scale\): small, paper"):
         load_recipe(path)
     with pytest.raises(SoftPromptError, match="has no scale 'tiny'"):
@@ -151,7 +155,8 @@ def test_a_recipe_comes_back_from_its_plain_values(tmp_path: Path) -> None:
         ({"rows": [{"name": "X", "method": "full", "setings": {}}]}, "did you mean 'settings'"),
         ({"rows": [{"name": "X", "method": "dpt", "settings": {"ranks": 1}}]}, "dpt has no setting 'ranks'"),
         ({"rows": [{"name": "X", "method": "full"}] * 2}, "two rows are called 'X'"),
-        ({"rows": [{"name": "X", "method": "full", "models": ["B"]}]}, "is for the model 'B'"),
+        ({"rows": [{"name": "X", "method": "full", "models": ["B"]}]}, "speaks of the model 'B'"),
+        ({"rows": [{"name": "X", "method": "full", "tasks": {"Film": {}}}]}, "speaks of the task 'Film'; did you mean"),
         ({"rows": [{"name": "X", "method": "spot", "sources": ["S"]}]}, "starts from 'S'"),
         ({"rows": [{"name": "X", "method": "full", "label": "{l}"}]}, "'{l}' has {l}, which its grid does not"),
         ({"rows": [{"name": "X", "method": "full", "grid": [3]}]}, "a grid maps settings to values"),

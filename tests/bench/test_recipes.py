@@ -12,7 +12,8 @@ from softprompts import packaged
 from softprompts.analysis import WHAT
 from softprompts.bench import published
 from softprompts.bench.figures import MEASURED
-from softprompts.bench.recipe import PAPER, SCALES, Cell, Recipe, load_recipe, recipe_names, recipes_folder
+from softprompts.bench.reading import load_recipe, recipe_names, recipes_folder
+from softprompts.bench.recipe import PAPER, SCALES, Cell, Recipe
 from softprompts.methods import Shape, Vocabulary, make_config
 from softprompts.tasks.catalog import task_names
 
