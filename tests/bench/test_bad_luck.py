@@ -18,13 +18,13 @@ import pytest
 import yaml
 from bench.grids import write_grid
 from saved import Cli
-from softprompts.commands.bench import _changes
 
 from softprompts.bench import engine, worker, workers
 from softprompts.bench.plan import Job, plan
 from softprompts.bench.reading import load_recipe
 from softprompts.bench.results import load_findings
 from softprompts.bench.worker import Worker, is_held, lock, lock_file, locked
+from softprompts.commands.bench import _changes
 from softprompts.errors import SoftPromptError
 
 
