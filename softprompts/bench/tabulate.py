@@ -216,7 +216,7 @@ def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
     """What differs from the published setting, in words."""
     if reference is None or recipe.same_setting:
         return ""
-    ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {len(recipe.seeds)} seeds"
+    ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {len(recipe.seeds)} seed{'' if len(recipe.seeds) == 1 else 's'}"
     return f"{reference.setting}; here {ours}"
 
 
