@@ -228,7 +228,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
     recipe, there = undisturbed
     root = tmp_path / "runs"
     chance = random.Random(20)
-    whole = float((there / "seconds").read_text())
+    whole = min(20.0, float((there / "seconds").read_text()))  # on a busy machine it would take minutes
     kills = 0
     while kills < 10:
         process = subprocess.Popen(
