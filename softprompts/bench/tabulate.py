@@ -216,7 +216,8 @@ def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
     """What differs from the published setting, in words."""
     if reference is None or recipe.same_setting:
         return ""
-    ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {len(recipe.seeds)} seed{'' if len(recipe.seeds) == 1 else 's'}"
+    seeds = "1 seed" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
+    ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {seeds}"
     return f"{reference.setting}; here {ours}"
 
 
