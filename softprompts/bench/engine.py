@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from softprompts.bench.plan import FAILURES, Job, Plan, Planned, failures, load_plan, plan
+from softprompts.bench.plan import FAILURES, Job, Plan, Planned, diverged, failures, load_plan, plan
 from softprompts.bench.recipe import Recipe
 from softprompts.bench.worker import is_held, lock, lock_file
 from softprompts.bench.workers import LocalWorkers, RayWorkers, Workers, count_of
@@ -225,6 +225,9 @@ def _state(current: Plan, root: Path, folder: Path, known: Container[str] = ()) 
     done = _done(current, root, known)
     mine = {one.run for one in unique}
     wrong = {run: why for run, why in failures(folder).items() if run in mine and run not in done}
+    for one in unique:
+        if one.cell.source is not None and one.run in done and diverged(root / one.run):
+            wrong[one.run] = f"{one.cell} diverged, and nothing can start from it; set its learning rate lower"
     return State(len(unique), len(done), 0, wrong, sum(one.run is None for one in unique))
 
 

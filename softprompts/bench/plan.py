@@ -25,6 +25,7 @@ from softprompts.training import run_id, runs
 
 LANES = 8  # runs of a job where nothing else is said; a step that does not fit goes through them in several passes
 PLAN = "plan.json"
+DIVERGED = "non-finite loss"  # why a run stopped
 FAILURES = "failures"
 
 
@@ -208,7 +209,7 @@ def plan(
         outlines: what is known of tasks from an earlier call; it is added to.
 
     Raises:
-        SoftPromptError: data that cannot be had, or a source that has diverged.
+        SoftPromptError: data that cannot be had.
     """
     seen = {} if outlines is None else outlines
     prompts: dict[tuple[str, str], str | None] = {}
@@ -217,7 +218,9 @@ def plan(
         planned = _planned(recipe, cell, {}, data_dir, seen)
         found.append(planned)
         folder = Path(root).resolve() / str(planned.run)  # a worker may be in another folder
-        prompts[cell.model, str(cell.source)] = str(folder) if runs.is_done(folder) else None
+        # One that diverged has nothing to start from: what waits for it goes on waiting, and `diverged` tells.
+        usable = runs.is_done(folder) and not diverged(folder)
+        prompts[cell.model, str(cell.source)] = str(folder) if usable else None
     for cell in recipe.cells():
         own = {name: folder for (model, name), folder in prompts.items() if model == cell.model}
         found.append(_planned(recipe, cell, own, data_dir, seen))
@@ -231,6 +234,11 @@ def failures(folder: str | Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").strip().splitlines()
         found[path.stem] = lines[-1] if lines else "failed"
     return found
+
+
+def diverged(folder: str | Path) -> bool:
+    """Whether training of a run that is done broke off."""
+    return runs.load_result(folder).get("stop_reason") == DIVERGED
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.plan import failures, load_plan
+from softprompts.bench.plan import DIVERGED, failures, load_plan
 from softprompts.bench.recipe import Column, Recipe, Row
 from softprompts.compare import score_of
 from softprompts.training import runs
@@ -47,7 +47,7 @@ class Outcome:
     @property
     def diverged(self) -> bool:
         """Whether training broke off."""
-        return self.result.get("stop_reason") == "non-finite loss"
+        return self.result.get("stop_reason") == DIVERGED
 
     def curve(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: step, epoch, loss and validation metrics."""

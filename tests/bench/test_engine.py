@@ -113,6 +113,19 @@ def test_sources_come_first_and_their_prompts_are_started_from(tmp_path: Path) -
     assert len(load_findings(folder, root).outcomes) == 2
 
 
+def test_nothing_starts_from_a_source_that_diverged(tmp_path: Path, cli: Cli) -> None:
+    rows = [
+        {"name": "Head", "method": "head-only"},
+        {"name": "SPoT", "method": "spot", "settings": {"num_virtual_tokens": 3}, "sources": ["Second"]},
+    ]
+    wild = {"Second": {**SOURCES["Second"], "training": {"max_steps": 9, "learning_rate": 1e38, "max_grad_norm": None}}}
+    path = write_grid(tmp_path / "recipe", rows=rows, sources=wild, seeds=[0])
+    done = cli("bench", "run", path, "--out", tmp_path / "runs", "--workers", "1")
+    assert done.code == 2 and "source Second on Second, Tiny, seed 0 diverged" in done.err
+    assert "(2 more start from them)" in done.err and "Head" in done.out
+    assert "2 waiting for a source" in cli.fine("bench", "status", path, "--out", tmp_path / "runs").out
+
+
 def test_a_run_that_fails_is_noted_and_the_others_of_its_job_get_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
