@@ -204,7 +204,7 @@ def test_cost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["curves", "parameters", "cost", "sweep", "analysis"])
 def test_a_bench_without_results_has_captions(tmp_path: Path, kind: str) -> None:
-    spec = {"kind": kind, "x": "num_masks", "what": "masks"}
+    spec = {"kind": kind, **{"sweep": {"x": "num_masks"}, "analysis": {"what": "masks"}}.get(kind, {})}
     findings = findings_of(tmp_path, recipe_of({**GRID, "figures": [spec]}), ended=lambda cell: False)
     (drawn,) = figures_of(findings)
     assert drawn.figure is None and drawn.csv == "" and "no run has a result yet" in drawn.caption

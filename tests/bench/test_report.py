@@ -302,7 +302,7 @@ def test_files_and_that_they_are_the_same_each_time(tmp_path: Path) -> None:
     findings = findings_of(tmp_path / "runs", recipe_of(seeds=[0, 1]))
     written = write_report(findings, tmp_path / "report")
     names = [path.relative_to(tmp_path / "report").as_posix() for path in written]
-    kinds = [f"figures/{name}.{end}" for name in ("curves", "parameters", "cost") for end in ("svg", "png", "csv")]
+    kinds = [f"figures/{name}.{end}" for name in ("curves", "parameters", "cost") for end in ("png", "svg", "csv")]
     assert names == ["report.html", *kinds]
     before = {path: path.read_bytes() for path in written}
     assert write_report(findings, tmp_path / "report") == written
