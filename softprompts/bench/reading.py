@@ -304,7 +304,26 @@ def _scaled(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> dic
                 for name, column in result["columns"].items()
                 if (column.get("task", name) if isinstance(column, Mapping) else name) in kept
             }
+    if only["only_rows"] is not None or only["only_tasks"] is not None or "models" in over:
+        result["figures"] = _figures_left(result, base)
     return result
+
+
+def _figures_left(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> list[Any]:
+    """The figures of a recipe without the rows, tasks and models that they name and a scale has left out."""
+
+    def names(of: Mapping[str, Any]) -> dict[str, set[str]]:
+        rows = {name for row in of["rows"] for name in _called(row)}
+        return {"rows": rows, "tasks": set(of["tasks"]), "models": set(of.get("models") or ())}
+
+    there = names(recipe)
+    gone = {key: values - there[key] for key, values in names(before).items()}
+    left = []
+    for figure in recipe.get("figures") or ():
+        kept = {key: [one for one in figure[key] if one not in gone[key]] for key in gone if key in figure}
+        if all(kept.values()):
+            left.append({**figure, **kept})
+    return left
 
 
 def _called(row: Mapping[str, Any]) -> list[str]:
@@ -491,6 +510,17 @@ def _check(recipe: Recipe, where: Path) -> None:
                     reference.row_of(str(row.published), model)
         except SoftPromptError as error:
             raise SoftPromptError(f"{where}: {error}") from None
+    for figure in recipe.figures:
+        known_names = {
+            "rows": {name for row in recipe.rows for name in (row.name, row.label)},
+            "tasks": set(recipe.tasks),
+            "models": set(recipe.models),
+        }
+        for key, names in known_names.items():
+            foreign_name = next((str(one) for one in figure.get(key) or () if one not in names), None)
+            if foreign_name is not None:
+                what = f"a figure of kind '{figure['kind']}' is of the {key[:-1]} '{foreign_name}'"
+                raise SoftPromptError(f"{where}: {what}; {nearest(foreign_name, names)}")
     if not recipe.evaluate and any(cell.choice for cell in recipe.cells()):
         raise SoftPromptError(f"{where}: rows choose by validation, which 'evaluate: false' leaves out")
     prompts = {name: f"source-{name}" for name in recipe.sources}

@@ -174,6 +174,9 @@ def test_a_recipe_comes_back_from_its_plain_values(tmp_path: Path) -> None:
         ({"max_length": 0}, "max_length must be a whole number"),
         ({"measure": "speed"}, "'measure' must be one of score, cost"),
         ({"figures": [{"kind": "pie"}]}, "a figure has a kind"),
+        ({"figures": [{"kind": "curves", "tasks": ["Film"]}]}, "is of the task 'Film'; did you mean 'Films'"),
+        ({"figures": [{"kind": "curves", "rows": ["Haed"]}]}, "is of the row 'Haed'; did you mean 'Head'"),
+        ({"figures": [{"kind": "curves", "x": 1}]}, "a figure of kind 'curves' has no key 'x'"),
         ({"scales": {"big": {}}}, "unknown scale 'big'"),
         ({"rows": "all"}, "rows must be a list"),
         (
@@ -187,6 +190,23 @@ def test_what_is_wrong_is_named_with_the_file(tmp_path: Path, changes: dict[str,
     with pytest.raises(SoftPromptError) as caught:
         load_recipe(path)
     assert str(caught.value).startswith(str(path)) and told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_figures_of_what_a_scale_leaves_out_go_too(tmp_path: Path) -> None:
+    rows = [{"name": "Head", "method": "head-only"}, {"name": "Full", "method": "full"}]
+    figures = [
+        {"kind": "curves", "tasks": ["Films", "RTE"], "rows": ["Full"]},
+        {"kind": "curves", "tasks": ["RTE"]},
+        {"kind": "curves", "rows": ["Head"]},
+        {"kind": "parameters"},
+    ]
+    small = {"only_tasks": ["Films"], "only_rows": ["Full"]}
+    path = write(tmp_path / "r.yaml", rows=rows, figures=figures, scales={"small": small})
+    assert list(load_recipe(path, "small").figures) == [
+        {"kind": "curves", "tasks": ["Films"], "rows": ["Full"]},
+        {"kind": "parameters"},
+    ]
+    assert len(load_recipe(path, "paper").figures) == 4
 
 
 def test_what_is_wrong_with_a_scale_is_named(tmp_path: Path) -> None:
