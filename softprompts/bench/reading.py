@@ -314,7 +314,7 @@ def _figures_left(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> list[
 
     def names(of: Mapping[str, Any]) -> dict[str, set[str]]:
         rows = {name for row in of["rows"] for name in _called(row)}
-        columns = set(of.get("columns") or of["tasks"])
+        columns = {*(of.get("columns") or ()), *of["tasks"]}
         return {"rows": rows, "tasks": set(of["tasks"]), "models": set(of.get("models") or ()), "columns": columns}
 
     there = names(recipe)
@@ -516,7 +516,7 @@ def _check(recipe: Recipe, where: Path) -> None:
             "rows": {name for row in recipe.rows for name in (row.name, row.label)},
             "tasks": set(recipe.tasks),
             "models": set(recipe.models),
-            "columns": {column.name for column in recipe.columns},
+            "columns": {name for column in recipe.columns for name in (column.name, column.task)},
         }
         for key, names in known_names.items():
             foreign_name = next((str(one) for one in figure.get(key) or () if one not in names), None)

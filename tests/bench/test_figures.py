@@ -266,8 +266,8 @@ def test_a_method_has_the_same_colour_in_all_figures(tmp_path: Path) -> None:
 
 def test_wrong_names_are_one_line(tmp_path: Path) -> None:
     for spec, told in (
-        ({"kind": "curves", "rows": ["Lora"]}, "a figure (curves) has 'Lora' in rows; there are Multi-mask"),
-        ({"kind": "cost", "tasks": ["MNLI"]}, "has 'MNLI' in tasks; there are CB, RTE"),
+        ({"kind": "curves", "rows": ["Lora"]}, "a figure of kind 'curves' is of the row 'Lora'; did you mean 'LoRA'"),
+        ({"kind": "cost", "tasks": ["MNLI"]}, "is of the task 'MNLI'; known: CB, RTE"),
         ({"kind": "sweep", "x": "model", "y": "loss"}, "y is one of score, seconds, memory, parameters, not 'loss'"),
     ):
         with pytest.raises(SoftPromptError) as error:
