@@ -647,7 +647,7 @@ class _Search:
         """Takes down how a configuration stood at a step, whatever has become of its run since."""
         result = runs.load_result(trial.path) if runs.is_done(trial.path) else None
         if not _evaluated(trial.path, step):
-            if result is None or result["stop_reason"] != "non-finite loss":
+            if result is None or result["stop_reason"] != runs.DIVERGED:
                 raise SoftPromptError(
                     f"{trial.path / runs.METRICS} lacks step {step}; delete the folder to train again"
                 )

@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
-from softprompts.bench.plan import FAILURES, Job, Plan, Planned, diverged, failures, load_plan, plan
+from softprompts.bench.plan import FAILURES, Job, Known, Plan, Planned, diverged, failures, load_plan, plan
 from softprompts.bench.recipe import Recipe
 from softprompts.bench.worker import is_held, lock, lock_file
 from softprompts.bench.workers import LocalWorkers, RayWorkers, Workers, count_of
@@ -25,6 +25,7 @@ from softprompts.training import runs
 TRIES = 3  # of a job whose worker is lost
 TICK = 0.5  # seconds between two looks at the run folders
 ENGINES = ("local", "ray")
+RunT = TypeVar("RunT", bound=Planned | Known)
 
 
 @dataclass
@@ -109,7 +110,7 @@ def run_recipe(
 
         current = planned()
         current.save(folder)
-        state = _state(current, root, folder)
+        state = _state(current.runs, root, folder)
         if on_start is not None:
             on_start(state)
         if not current.jobs(root):
@@ -122,7 +123,7 @@ def run_recipe(
             pool = LocalWorkers(root, folder, count, processes)
         try:
             with _interruptible():  # again: Ray has set a handler of its own
-                return _carry_out(planned, pool, root, folder, on_change)
+                return _carry_out(current, planned, pool, root, folder, on_change)
         except KeyboardInterrupt as stop:
             pool.stop()
             state = read_state(folder, root)
@@ -134,6 +135,7 @@ def run_recipe(
 
 
 def _carry_out(
+    current: Plan,
     planned: Callable[[], Plan],
     pool: Workers,
     root: Path,
@@ -145,7 +147,6 @@ def _carry_out(
     at_work: dict[str, Job] = {}
     given_up: set[str] = set()
     began = time.monotonic()
-    current = planned()
     known = _done(current, root)
     at_start = _work_done(current, root, known)
     while True:
@@ -155,18 +156,16 @@ def _carry_out(
                 at_work[job.name] = job
                 pool.give(job)
         if not at_work:
-            waiting = current
             current = planned()  # sources may be there by now
-            if all(job.name in given_up for job in current.jobs(root)):
-                waiting.save(folder)
-                return _state(current, root, folder)
             current.save(folder)
+            if all(job.name in given_up for job in current.jobs(root)):
+                return _state(current.runs, root, folder)
             continue
         for job in pool.ended(TICK):
             at_work.pop(job.name, None)
             lost = [one for one in job.runs if not runs.is_done(root / str(one.run))]
-            wrong = failures(folder)
-            if lost and all(one.run in wrong for one in lost):
+            wrong = failures(folder, {str(one.run) for one in lost})
+            if lost and len(wrong) == len(lost):
                 given_up.add(job.name)
             elif lost:
                 tries[job.name] += 1
@@ -179,11 +178,11 @@ def _carry_out(
         fresh = [one for run, one in now.items() if run not in known]
         known = now
         if on_change is not None:
-            state = _state(current, root, folder, known)
+            state = _state(current.runs, root, folder, known)
             state.running = sum(one.run not in known for job in at_work.values() for one in job.runs)
             done, spent = _work_done(current, root, known) - at_start, time.monotonic() - began
             if done > 0:
-                state.seconds_left = spent / done * (sum(one.work for one in _unique(current)) - at_start - done)
+                state.seconds_left = spent / done * (sum(one.work for one in _unique(current.runs)) - at_start - done)
             on_change(state, fresh)
 
 
@@ -193,24 +192,24 @@ def _in_order(jobs: list[Job], at_work: dict[str, Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: job.bench in taken)
 
 
-def _unique(current: Plan) -> list[Planned]:
+def _unique(planned: Sequence[RunT]) -> list[RunT]:
     """The runs of a plan, each once; those without an id are different."""
-    found: dict[Any, Planned] = {}
-    for index, one in enumerate(current.runs):
+    found: dict[Any, RunT] = {}
+    for index, one in enumerate(planned):
         found.setdefault(one.run or index, one)
     return list(found.values())
 
 
 def _done(current: Plan, root: Path, known: Container[str] = ()) -> dict[str, Planned]:
     """The runs that have a result; what is known to have one is not looked for again."""
-    there = {one.run: one for one in _unique(current) if one.run is not None}
+    there = {one.run: one for one in current.runs if one.run is not None}
     return {run: one for run, one in there.items() if run in known or runs.is_done(root / run)}
 
 
 def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
     """How much is done, with the steps of unfinished runs as far as they were written down."""
     total = 0.0
-    for one in _unique(current):
+    for one in _unique(current.runs):
         if one.run is None:
             continue
         if one.run in known:
@@ -220,15 +219,16 @@ def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
     return total
 
 
-def _state(current: Plan, root: Path, folder: Path, known: Container[str] = ()) -> State:
-    unique = _unique(current)
-    done = _done(current, root, known)
-    mine = {one.run for one in unique}
-    wrong = {run: why for run, why in failures(folder).items() if run in mine and run not in done}
+def _state(planned: Sequence[Planned | Known], root: Path, folder: Path, known: Container[str] = ()) -> State:
+    """How far a plan is, by the folders; what is known to be done is not looked for again."""
+    unique = _unique(planned)
+    ids = {one.run for one in unique if one.run is not None}
+    done = {run for run in ids if run in known or runs.is_done(root / run)}
+    wrong = failures(folder, ids - done)
     for one in unique:
         if one.cell.source is not None and one.run in done and diverged(root / one.run):
             wrong[one.run] = f"{one.cell} diverged, and nothing can start from it; set its learning rate lower"
-    return State(len(unique), len(done), 0, wrong, sum(one.run is None for one in unique))
+    return State(len(unique), len(done), 0, wrong, len(unique) - len(ids))
 
 
 def read_state(folder: str | Path, root: str | Path) -> State:
@@ -238,12 +238,11 @@ def read_state(folder: str | Path, root: str | Path) -> State:
         SoftPromptError: there is no bench.
     """
     _, known = load_plan(folder)
+    state = _state(known, Path(root), Path(folder))
+    # A worker holds all runs of its job, those that are done included.
     ids = {one.run for one in known if one.run is not None}
-    done = {run for run in ids if runs.is_done(Path(root) / run)}
-    wrong = {run: why for run, why in failures(folder).items() if run in ids - done}
-    waiting = sum(one.run is None for one in known)
-    running = sum(is_held(root, run) for run in ids - done)
-    return State(len(ids) + waiting, len(done), running, wrong, waiting)
+    state.running = sum(is_held(root, run) for run in ids if not runs.is_done(Path(root) / run))
+    return state
 
 
 @contextlib.contextmanager

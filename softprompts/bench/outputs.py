@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompts.bench.report import write_report
-from softprompts.bench.results import Findings, load_findings
-from softprompts.bench.scoring import Significance, significance
+from softprompts.bench.report import compared_of, write_report
+from softprompts.bench.results import load_findings
 from softprompts.bench.tables import Table
 from softprompts.bench.tabulate import tables_of
 from softprompts.errors import SoftPromptError
@@ -19,15 +18,11 @@ class Outputs:
     """What was written.
 
     Attributes:
-        findings: what it was made of.
         tables: the tables.
-        significance: of the first table's lines, where there is something to compare.
         files: what was written.
     """
 
-    findings: Findings
     tables: tuple[Table, ...]
-    significance: Significance | None
     files: tuple[Path, ...]
 
 
@@ -47,12 +42,9 @@ def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
     if not findings.outcomes:
         raise SoftPromptError(f"{folder}: no run of this bench has ended yet, so there is nothing to show")
     tables = tables_of(findings)
-    compared = significance(tables[0]) if findings.recipe.measure == "score" else None
-    markdown = "\n\n".join(table.markdown() for table in tables)
-    if compared is not None:
-        markdown += "\n\n" + compared.markdown()
+    compared = compared_of(findings, tables)
     forms = {
-        "md": markdown,
+        "md": "\n\n".join([*(table.markdown() for table in tables), *(one.markdown() for one in compared)]),
         "tex": "\n\n".join(table.latex() for table in tables),
         "html": "\n".join(table.html() for table in tables),
     }
@@ -62,4 +54,4 @@ def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     files = [folder / name for name in texts]
-    return Outputs(findings, tables, compared, (*files, *write_report(findings, folder, tables=tables)))
+    return Outputs(tables, (*files, *write_report(findings, folder, tables=tables, compared=compared)))

@@ -10,13 +10,13 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from softprompts.bench.reading import read_recipe
-from softprompts.bench.recipe import Cell, Recipe
+from softprompts.bench.recipe import Cell, Recipe, source_names
 from softprompts.errors import SoftPromptError
 from softprompts.experiment import Data, Run, resolved, rows_identity, shared_by
 from softprompts.files import write_json_atomic
@@ -25,7 +25,6 @@ from softprompts.training import run_id, runs
 
 LANES = 8  # runs of a job where nothing else is said; a step that does not fit goes through them in several passes
 PLAN = "plan.json"
-DIVERGED = "non-finite loss"  # why a run stopped
 FAILURES = "failures"
 
 
@@ -134,8 +133,6 @@ class Plan:
                 "choice": dict(one.cell.choice),
                 "source": one.cell.source,
                 "run": one.run,
-                "work": one.work,
-                "steps": one.training.get("max_steps"),
             }
             for one in self.runs
         ]
@@ -148,7 +145,6 @@ class Plan:
                 "variant": recipe.variant,
                 "same_setting": recipe.same_setting,
                 "recipe": recipe.plain,
-                "lanes": self.lanes,
                 "cells": cells,
             },
         )
@@ -156,11 +152,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Known:
-    """A run as a saved plan knows it: its cell, its id (None: it waits for a source) and how much work it is."""
+    """A run as a saved plan knows it: its cell, and its id (None: it waits for a source)."""
 
     cell: Cell
     run: str | None
-    work: float
 
 
 def load_plan(folder: str | Path) -> tuple[Recipe, list[Known]]:
@@ -183,7 +178,7 @@ def load_plan(folder: str | Path) -> tuple[Recipe, list[Known]]:
             variant=plain["variant"],
         )
         cells = {_key(cell): cell for cell in (*recipe.source_cells(), *recipe.cells())}
-        found = [Known(cells[_key_of(one)], one["run"], one["work"]) for one in plain["cells"]]
+        found = [Known(cells[_key_of(one)], one["run"]) for one in plain["cells"]]
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, SoftPromptError):
             raise
@@ -227,10 +222,18 @@ def plan(
     return Plan(recipe, tuple(found), lanes or LANES)
 
 
-def failures(folder: str | Path) -> dict[str, str]:
-    """By run id, the last line of what went wrong in runs that failed and have not been done since."""
+def failures(folder: str | Path, left: Collection[str]) -> dict[str, str]:
+    """By run id, the last line of what went wrong.
+
+    Args:
+        folder: the bench's folder.
+        left: the runs that are asked about, those without a result: a note may be older than the plan, or than a
+            result that another bench has come to.
+    """
     found = {}
     for path in sorted((Path(folder) / FAILURES).glob("*.txt")):
+        if path.stem not in left:
+            continue
         lines = path.read_text(encoding="utf-8").strip().splitlines()
         found[path.stem] = lines[-1] if lines else "failed"
     return found
@@ -238,7 +241,7 @@ def failures(folder: str | Path) -> dict[str, str]:
 
 def diverged(folder: str | Path) -> bool:
     """Whether training of a run that is done broke off."""
-    return runs.load_result(folder).get("stop_reason") == DIVERGED
+    return runs.load_result(folder).get("stop_reason") == runs.DIVERGED
 
 
 @dataclass(frozen=True)
@@ -263,14 +266,13 @@ def _planned(
         "data": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(data).items() if v is not None},
         "max_length": length,
         "evaluate": recipe.evaluate,
-        "backbone_dropout": False,
     }
     steps = training.max_steps or training.epochs * max(1, outline.train_rows // training.batch_size)
     cost: dict[str, int] = dict(recipe.cost) if recipe.measure == "cost" and cell.source is None else {}
     steps = sum(cost.values()) if cost else steps
     rows = training.batch_size * training.gradient_accumulation_steps
     work = steps * rows * min(length, 8 + outline.characters / 4)
-    waits = any(folder is None for folder in (prompts.get(name) for name in _sources(cell)))
+    waits = any(folder is None for folder in (prompts.get(name) for name in source_names(cell.row.sources)))
     if waits:
         return Planned(cell, None, bench, cell.row.method, {}, {}, "", work, cost)
     settings = recipe.settings_of(cell, {name: str(folder) for name, folder in prompts.items()})
@@ -281,10 +283,6 @@ def _planned(
         config = {**config, "cost": cost}
     company = json.dumps([bench, cost, shared_by(Run(method, training)), cell.source is not None], sort_keys=True)
     return Planned(cell, run_id(config), bench, cell.row.method, settings, training.to_dict(), company, work, cost)
-
-
-def _sources(cell: Cell) -> list[str]:
-    return [name for value in cell.row.sources.values() for name in ([value] if isinstance(value, str) else value)]
 
 
 def _outline(data: Data) -> Outline:

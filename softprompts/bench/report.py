@@ -20,7 +20,7 @@ import softprompts
 from softprompts.bench.drawing import told_value
 from softprompts.bench.figures import Drawn, figures_of
 from softprompts.bench.reading import recipe_names
-from softprompts.bench.scoring import significance
+from softprompts.bench.scoring import Significance, significance
 from softprompts.bench.tables import DAGGER, Table
 from softprompts.bench.tabulate import tables_of
 from softprompts.compare import score_of
@@ -48,6 +48,7 @@ def write_report(
     *,
     tables: Sequence[Table] | None = None,
     figures: Sequence[Drawn] | None = None,
+    compared: Sequence[Significance] | None = None,
     command: str | None = None,
     data_dir: str | Path | None = None,
 ) -> list[Path]:
@@ -58,6 +59,7 @@ def write_report(
         folder: where the report goes.
         tables: the tables; None: those of `tables_of`.
         figures: the figures; None: those that the recipe asks for.
+        compared: what sets the lines of the tables apart; None: `compared_of`.
         command: what to type to get the same again; None: what runs the recipe, if it is one of the shipped ones.
         data_dir: local data of the tasks, for pictures of prompts that need rows.
 
@@ -94,8 +96,8 @@ def write_report(
                 ],
             }
         )
-    compared = [significance(table) for table in tables] if findings.recipe.measure == "score" else []
-    if command is None and findings.recipe.name in recipe_names():
+    compared = compared_of(findings, tables) if compared is None else compared
+    if command is None and findings.recipe.name in recipe_names() and not findings.recipe.variant:
         scale = f" --scale {findings.recipe.scale}" if findings.recipe.scale else ""
         command = f"softprompts bench run {findings.recipe.name}{scale}"
     page = files("softprompts.bench") / "page"
@@ -125,6 +127,11 @@ def write_report(
     )
     write_text_atomic(written[0], text)
     return written
+
+
+def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significance]:
+    """What sets the lines of each table apart; nothing of costs, which a recipe measures once."""
+    return [significance(table) for table in tables] if findings.recipe.measure == "score" else []
 
 
 def write_figure(drawn: Drawn, folder: str | Path) -> list[Path]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.plan import DIVERGED, failures, load_plan
+from softprompts.bench.plan import failures, load_plan
 from softprompts.bench.recipe import Column, Recipe, Row
 from softprompts.compare import score_of
 from softprompts.training import runs
@@ -47,7 +47,7 @@ class Outcome:
     @property
     def diverged(self) -> bool:
         """Whether training broke off."""
-        return self.result.get("stop_reason") == DIVERGED
+        return self.result.get("stop_reason") == runs.DIVERGED
 
     def curve(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: step, epoch, loss and validation metrics."""
@@ -156,18 +156,15 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
         SoftPromptError: there is no bench, or something in its folder cannot be read.
     """
     recipe, known = load_plan(folder)
-    outcomes, missing = [], 0
+    outcomes, missing, left = [], 0, set()
     for one in known:
         path = Path(root) / str(one.run)
         if one.run is None or not runs.is_done(path):
             missing += 1
+            left.add(str(one.run))
         elif one.cell.source is None:
             cell = one.cell
             outcomes.append(
                 Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, runs.load_result(path))
             )
-    # A note may be older than the plan, or than a result that another bench has come to.
-    mine = {one.run for one in known if one.run is not None and not runs.is_done(Path(root) / one.run)}
-    return Findings(
-        recipe, tuple(outcomes), missing, {run: why for run, why in failures(folder).items() if run in mine}
-    )
+    return Findings(recipe, tuple(outcomes), missing, failures(folder, left))

@@ -183,7 +183,7 @@ class Table:
         out.append("|---|" + "---|" * len(self.facts) + "---:|" * len(self._merged()))
         for headings, line, cells in self._body():
             out += [_md_row([f"*{_md(heading)}*", *[""] * (len(heads) - 1)]) for heading in headings]
-            shown = [_join(cell, _md_part, _md_published) for cell in cells]
+            shown = [_join(cell, _md_part, _marked_published) for cell in cells]
             out.append(_md_row([_md(line.name), *map(_md, line.facts), *shown]))
         notes = "".join(f"\n{_md(note)}  " for note in self.all_notes()).rstrip()
         return "\n".join(out) + "\n" + (f"{notes}\n" if notes else "")
@@ -556,7 +556,8 @@ def _plain_published(part: _Part) -> str:
     return part.published or "-"
 
 
-def _md_published(part: _Part) -> str:
+def _marked_published(part: _Part) -> str:
+    """The published number as Markdown and HTML both have it."""
     std = f"<sub>{part.published_std}</sub>" if part.published_std is not None else ""
     return f"{part.published or '-'}{std}"
 
@@ -606,11 +607,6 @@ def _html_part(part: _Part) -> str:
     return f"{text}{html.escape(part.mark)}{std}{delta}"
 
 
-def _html_published(part: _Part) -> str:
-    std = f"<sub>{part.published_std}</sub>" if part.published_std is not None else ""
-    return f"{part.published or '-'}{std}"
-
-
 def _html_cell(cell: Sequence[_Part]) -> str:
     values = [part.value for part in cell if part.value is not None]
     value = _number(statistics.fmean(values)) if values else ""
@@ -619,8 +615,8 @@ def _html_cell(cell: Sequence[_Part]) -> str:
         kinds.append("failed")
     ranks = {part.rank for part in cell}
     kinds += [kind for rank, kind in ((1, "best"), (2, "second")) if rank in ranks]
-    own = _join([replace(part, published=None) for part in cell], _html_part, _html_published)
-    text = _join(cell, _html_part, _html_published)
+    own = _join([replace(part, published=None) for part in cell], _html_part, _marked_published)
+    text = _join(cell, _html_part, _marked_published)
     known = text[len(own) :].strip()
     if known:
         text = f'{own} <span class="published">{known}</span>'

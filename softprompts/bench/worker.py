@@ -116,7 +116,7 @@ class Worker:
             return self._bench
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in wanted["data"].items()}
         data = Data(**fields)
-        same = all(wanted[key] == self._made.get(key) for key in ("model", "backbone_dropout"))
+        same = wanted["model"] == self._made.get("model")
         with together():
             if self._bench is not None and same:
                 with contextlib.suppress(SoftPromptError):  # a head of another kind: a model of its own
@@ -124,9 +124,7 @@ class Worker:
                     self._made = dict(wanted)
                     return self._bench
             self._bench, self._made = None, {}
-            self._bench = Workbench(
-                wanted["model"], data, wanted["max_length"], wanted["backbone_dropout"], wanted["evaluate"]
-            )
+            self._bench = Workbench(wanted["model"], data, wanted["max_length"], evaluate=wanted["evaluate"])
         self._made = dict(wanted)
         return self._bench
 

@@ -50,6 +50,8 @@ def train(
 
 
 def _report_run(path: Path, result: dict[str, Any]) -> None:
+    from softprompts.training.runs import DIVERGED
+
     if result["message"]:
         err.print(result["message"], soft_wrap=True)
     table = Table("split", *result["metrics"])
@@ -67,7 +69,7 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
     )
     out.print(f"run folder: {path}", soft_wrap=True)
     out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
-    if result["stop_reason"] == "non-finite loss":
+    if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 
 

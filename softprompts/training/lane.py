@@ -297,7 +297,7 @@ class Lane:
 
     def _fail(self, what: str) -> None:
         kept = f"that of step {self.best.step} is kept" if self.best.step else "its starting values are kept"
-        self.stop_reason = "non-finite loss"
+        self.stop_reason = runs.DIVERGED
         self.message = f"run '{self.name}' stopped: {what}; of its prompt, {kept}"
 
     def zero_gradients(self) -> None:

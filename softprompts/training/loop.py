@@ -198,7 +198,7 @@ def _evaluate(
     found = iter(measure(model, scored, pad_id, padding_side, accelerator, randomness.of))
     for lane in lanes:
         lane.take_stock({} if lane.validation is None else next(found))
-    return [lane for lane in lanes if lane.stop_reason != "non-finite loss"]
+    return [lane for lane in lanes if lane.stop_reason != runs.DIVERGED]
 
 
 def _step(

@@ -21,6 +21,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint"
 RESULT = "result.json"
+DIVERGED = "non-finite loss"  # the stop_reason of a run that broke off
 
 
 def run_id(config: Mapping[str, Any]) -> str:
