@@ -6,7 +6,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
 MEASURED := build/benchmarks
 WITH_DATA = $(if $(DATA),--data-dir '$(DATA)')
 
-.PHONY: demo quick test lint bench clean
+.PHONY: demo quick test lint docs bench clean
 
 demo: $(VENV)/.core
 	$(RUN) -m softprompts demo
@@ -22,6 +22,10 @@ lint: $(VENV)/.dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+
+# The documentation as a site, in build/site; `.venv/bin/python -m mkdocs serve` shows it while it is written.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # All benchmarks, and docs/performance.md from what they measured. DATA=DIR (a folder with glue/... and super_glue/...)
 # adds the real tasks that are not packaged. About half an hour on 2 quiet cores.
