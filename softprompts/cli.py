@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import NoReturn
@@ -41,7 +42,7 @@ def main() -> None:
     # Under a launcher all processes say the same; the main one says it.
     out.quiet = err.quiet = int(os.environ.get("RANK") or 0) > 0
     try:
-        _quiet_transformers()
+        _quiet_libraries()
         app()
     except SoftPromptError as error:
         _fail(str(error))
@@ -60,10 +61,13 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _quiet_transformers() -> None:
+def _quiet_libraries() -> None:
     if {"-h", "--help"} & set(sys.argv) or len(sys.argv) < 2:
         return  # help is quicker without loading it
-    from transformers.utils import logging
+    # Where torchao is installed, transformers imports it, and it has a line for each of its kernels that do not fit.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as hf_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()

@@ -348,6 +348,8 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A parent that runs in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(root.glob("*/metrics.jsonl")):
         time.sleep(0.05)
