@@ -132,16 +132,7 @@ def new_prompt(
             "use a prefix method"
         )
     device = backbone.device
-    shape = Shape(
-        hidden_size=backbone.hidden_size,
-        num_sites=len(sites),
-        kv_width=backbone.sites[sites[0]].kv_heads * backbone.sites[sites[0]].head_dim if sites else 0,
-        vocabulary=_vocabulary(backbone, tokenizer),
-        site_width=backbone.width_of(sites),
-        causal=backbone.kind == "decoder",
-        identity=backbone.identity,
-        parts=backbone.described_parts(config.method) if config.uses_parts else (),
-    )
+    shape = _shape(backbone, config, sites, _vocabulary(backbone, tokenizer))
     with _seeded(seed), torch.device(device):
         method = config.build(shape)
         if method.per_row and not backbone.text_input:
@@ -163,6 +154,50 @@ def new_prompt(
         if len(prompt.labels) != prompt.num_labels:
             raise SoftPromptError(f"{len(prompt.labels)} label names for {prompt.num_labels} labels")
     return prompt
+
+
+def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
+    first = backbone.sites[sites[0]] if sites else None
+    return Shape(
+        hidden_size=backbone.hidden_size,
+        num_sites=len(sites),
+        kv_width=0 if first is None else first.kv_heads * first.head_dim,
+        vocabulary=vocabulary,
+        site_width=backbone.width_of(sites),
+        causal=backbone.kind == "decoder",
+        identity=backbone.identity,
+        parts=backbone.described_parts(config.method) if config.uses_parts else (),
+    )
+
+
+class _Blank(Vocabulary):
+    """A vocabulary of which only sizes count."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
+
+    def sample(self, count: int, limit: int | None = None) -> list[int]:
+        return [0] * count
+
+
+def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
+    """The shapes of a method's tensors by name, without making room for them.
+
+    Returns:
+        None for a method that can only be built for real.
+
+    Raises:
+        SoftPromptError: the method does not fit the backbone.
+    """
+    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    shape = _shape(backbone, config, sites, _Blank(backbone.vocabulary_size, backbone.hidden_size))
+    try:
+        with torch.device("meta"):
+            return {key: value.shape for key, value in config.build(shape).state_dict().items()}
+    except SoftPromptError:
+        raise
+    except Exception:  # whatever a method computes with values at its start
+        return None
 
 
 @contextlib.contextmanager

@@ -10,11 +10,12 @@ two files cannot be replaced at once, so a process killed between tensors and co
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +32,14 @@ from softprompts.files import sync_folder, temporary_beside, write_atomic
 from softprompts.hub import asking
 from softprompts.injection import state_of
 from softprompts.methods.base import make_config
-from softprompts.prompt import Prompt, require
+from softprompts.prompt import Prompt, require, sizes_of
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
 PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
 
 
 def prompt_folder(source: str | Path) -> Path:
@@ -227,20 +230,27 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
         )
+    settings = config["config"]
     stored = sum(value.numel() for value in tensors.values())
-    parts = config["config"].get("parts")
-    for settings in (config["config"], *(parts if isinstance(parts, list) else ())):
-        asked = settings.get("num_virtual_tokens", 0) if isinstance(settings, dict) else 0
-        if isinstance(asked, int) and asked > stored:  # before room is made for them
-            raise SoftPromptError(
-                f"{path}: its config asks for {asked} virtual tokens, its tensors hold {stored} numbers"
-            )
+    largest = max((number for number in _numbers(settings)), default=0)
+    if largest > max(stored, _LARGEST):  # before room is made for it
+        raise SoftPromptError(
+            f"{path}: its config asks for {largest}, its tensors hold {stored} numbers; was it edited?"
+        )
     try:
-        method = make_config(config["method"], **config["config"])
+        method = make_config(config["method"], **settings)
+        if method.files():
+            raise SoftPromptError(
+                f"{path}: its config names {method.files()[0]!r}; a saved prompt needs no other files"
+            )
+        state = state_of(model)
+        sizes = sizes_of(state.backbone, method)
+        if sizes is not None:
+            _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, str(path), "method.")
         model.add_prompt(name, method, labels=labels or None, seed=0)
     except SoftPromptError:
         raise
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
     try:
@@ -251,21 +261,48 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
     return cast(str, name)
 
 
+def _numbers(value: Any) -> Iterator[int]:
+    """All whole numbers within a JSON value."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+
+
+def _check_tensors(
+    wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = ""
+) -> None:
+    """Makes sure that the tensors whose names start so are those that are wanted."""
+    for key in wanted.keys() ^ {key for key in tensors if key.startswith(start)}:
+        kind = "lacks" if key in wanted else "has the unknown tensor"
+        raise SoftPromptError(f"{where} {kind} '{key}': its config and tensors do not belong together")
+    for key, shape in wanted.items():
+        if tensors[key].shape != shape:
+            raise SoftPromptError(
+                f"{where}: '{key}' has shape {tuple(tensors[key].shape)}, its config asks for {tuple(shape)}"
+            )
+
+
 def _fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
     own = prompt.state_dict()
-    for key in own.keys() ^ tensors.keys():
-        kind = "lacks" if key in own else "has the unknown tensor"
-        raise SoftPromptError(f"{where} {kind} '{key}': its config and tensors do not belong together")
+    _check_tensors({key: value.shape for key, value in own.items()}, tensors, where)
     for key, value in tensors.items():
-        if value.shape != own[key].shape:
+        floating = own[key].is_floating_point()
+        fits = value.dtype in _FLOATS if floating else value.dtype == own[key].dtype
+        if not fits:
+            wanted = "floating point numbers" if floating else str(own[key].dtype).removeprefix("torch.")
             raise SoftPromptError(
-                f"{where}: '{key}' has shape {tuple(value.shape)}, its config asks for {tuple(own[key].shape)}"
+                f"{where}: '{key}' holds {str(value.dtype).removeprefix('torch.')}, which should be {wanted}"
             )
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if floating and not torch.isfinite(value).all():
             raise SoftPromptError(f"{where}: '{key}' holds values that are not finite")
+    # A prompt keeps its type; one that mixes several could not be run.
+    kinds = {value.dtype for value in tensors.values() if value.is_floating_point()}
+    widest = functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
     for key, value in [*prompt.named_parameters(), *prompt.named_buffers()]:
         if key in tensors:  # not every buffer is saved
-            value.data = value.data.to(tensors[key].dtype)
+            value.data = value.data.to(widest if value.is_floating_point() else value.dtype)
     prompt.load_state_dict(tensors)
 
 
