@@ -120,6 +120,8 @@ def new_prompt(
         num_labels = len(labels) if num_labels is None else num_labels
     name = type(backbone.model).__name__
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    if sites and config.positions == "shifted":
+        backbone.require_shifted(config.method, sites)
     limit = backbone.max_tokens
     if limit is not None and config.input_tokens >= limit:
         raise SoftPromptError(
