@@ -313,7 +313,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         return [], "none of its layers uses transformers' attention interface; input prompts work"
 
     inside = {id(module) for module in backbone.entry.modules()}
-    sites = []
+    sites: list[Site] = []
     for module, key, value, queries in seen.values():
         if key[-1] != value[-1]:
             return [], "its keys and values differ in width; input prompts work"

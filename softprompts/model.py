@@ -498,7 +498,7 @@ def attach(
     if is_attached(model):
         raise SoftPromptError("this model is attached already; use model.add_prompt for another prompt")
     saved = config if isinstance(config, str | Path) else None
-    if saved is not None and not (num_labels is labels is tokenizer is seed is None):
+    if saved is not None and any(value is not None for value in (num_labels, labels, tokenizer, seed)):
         raise SoftPromptError(
             "a saved prompt has its own labels and values: leave out num_labels, labels, tokenizer, seed"
         )

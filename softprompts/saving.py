@@ -103,12 +103,12 @@ def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any
         "metadata": metadata or {},
     }
     config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    _write_together(
+    write_together(
         folder, {"README.md": card(config).encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
     )
 
 
-def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
     if folder.exists():
         for name, content in contents.items():

@@ -73,12 +73,17 @@ def batch(family: str, task: str | None = None, labels: bool = True) -> dict[str
     return inputs
 
 
-def trained(family: str, kind: str, folder: Path, task: str | None = None, steps: int = 3, **more: Any) -> Any:
+def trained(
+    family: str, kind: str, folder: Path, task: str | None = None, steps: int = 3, base: str | None = None, **more: Any
+) -> Any:
     """An adapter that PEFT has trained for a few steps and saved; returns PEFT's model, in evaluation mode."""
-    base = backbone(family, task)
+    plain, config = backbone(family, task), settings(family, kind, task, **more)
+    config.base_model_name_or_path = base
+    if base is not None:
+        plain.name_or_path = base
     with double():
         torch.manual_seed(3)
-        model = peft.get_peft_model(base, settings(family, kind, task, **more)).double().eval()
+        model = peft.get_peft_model(plain, config).double().eval()
         parameters = [p for p in model.parameters() if p.requires_grad]
         for parameter in parameters:  # far from the start, so that all of it matters
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -119,3 +124,10 @@ def real(family: str, found: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """The logits that count: where there is one line per token, those of real ones."""
     mask = inputs["attention_mask"]
     return found[mask.bool()] if found.ndim == 3 and family != "t5" else found
+
+
+def loaded(family: str, folder: Path, task: str | None = None) -> Any:
+    """PEFT's model with an adapter from a folder."""
+    base = backbone(family, task)
+    with double():
+        return peft.PeftModel.from_pretrained(base, str(folder)).double().eval()
