@@ -371,3 +371,30 @@ def open_backbone(folder: str | Path, **kwargs: Any) -> Any:
         raise SoftPromptError(
             f"{adapter.path}: its backbone {_shown(base)} cannot be loaded ({_line(error)})"
         ) from error
+
+
+def described(folder: str | Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """An adapter as `softprompts.saving.read` gives a prompt of ours, as far as it says so much.
+
+    Raises:
+        SoftPromptError: see `read_adapter`.
+    """
+    adapter = read_adapter(folder)
+    keys = ("task_type", "num_virtual_tokens", "num_transformer_submodules", "num_layers", "num_ranks", "num_tasks")
+    settings = {key: adapter.config.get(key) for key in keys if isinstance(adapter.config.get(key), str | int)}
+    name = adapter.config.get("base_model_name_or_path")
+    types = {
+        key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in adapter.tensors.items()
+    }
+    config = {
+        "method": f"{adapter.kind} of PEFT",
+        "config": settings,
+        "backbone": {
+            "name": name if isinstance(name, str) and name.isprintable() else "",
+            "class": CLASSES[adapter.task],
+        },
+        "labels": None,
+        "tensors": types,
+        "metadata": {},
+    }
+    return config, adapter.tensors
