@@ -312,7 +312,8 @@ class State:
         names = list(inspect.signature(module.forward).parameters)
         inputs = dict(zip(names, args, strict=False)) | kwargs
         cache = inputs.get("past_key_values")
-        pass_.seen = 0 if cache is None else cache.get_seq_length()
+        seen = 0 if cache is None else cache.get_seq_length()
+        pass_.seen = seen.clone() if isinstance(seen, Tensor) else seen  # static caches count on in place
         states = inputs.get("encoder_hidden_states")
         if states is None:
             return None
