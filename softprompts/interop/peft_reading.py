@@ -1,4 +1,4 @@
-"""Reading adapters of the PEFT library: prompt tuning, P-tuning, prefix tuning and multitask prompt tuning.
+"""Reading adapters of the PEFT library: prompt tuning, P-tuning, prefix tuning, multitask prompt tuning, plain LoRA.
 
 What PEFT computes is reproduced by two settings that our own prompts have too: ``placement="front"`` (prompt tokens
 before [CLS], so that a pooler reads the first of them) and ``positions="shifted"`` (the prefix takes the first
@@ -24,6 +24,7 @@ from softprompts import heads, packaged
 from softprompts.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.injection import state_of
+from softprompts.interop import peft_lora
 from softprompts.methods.base import MethodConfig
 from softprompts.methods.folded import FoldedConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
@@ -35,7 +36,8 @@ PICKLE_FILE = "adapter_model.bin"
 PROMPT = "prompt_embeddings"
 COLUMNS, ROWS = "prefix_task_cols", "prefix_task_rows"
 HEAD = "base_model."  # begins the names of a trained head's tensors
-TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING")
+LORA = "LORA"
+TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", LORA)
 # What the tokens of an adapter that PEFT computes were trained with.
 _SOURCES = {"P_TUNING": "p-tuning", "MULTITASK_PROMPT_TUNING": "mpt"}
 _KINDS = {"SEQ_2_SEQ_LM": ("encoder-decoder",), "CAUSAL_LM": ("decoder",)}
@@ -64,7 +66,7 @@ class Adapter:
     Attributes:
         path: its folder.
         kind: PEFT's ``peft_type``.
-        task: PEFT's ``task_type``.
+        task: PEFT's ``task_type``; "" where LoRA does without.
         config: ``adapter_config.json``.
         tensors: ``adapter_model.safetensors``, finite floats.
     """
@@ -91,7 +93,11 @@ class Adapter:
     @property
     def head(self) -> dict[str, Tensor]:
         """The tensors of the trained head, by their names in the model."""
-        return {key.removeprefix(HEAD): value for key, value in self.tensors.items() if key.startswith(HEAD)}
+        start = peft_lora.PREFIX if self.kind == LORA else HEAD
+        own = {key: value for key, value in self.tensors.items() if key.startswith(start)}
+        return {
+            key.removeprefix(start): own[key] for key in own if not (self.kind == LORA and peft_lora.is_product(key))
+        }
 
     def tensor(self, key: str, *shape: int | None) -> Tensor:
         """A tensor of an expected shape, None for any size.
@@ -126,16 +132,18 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise SoftPromptError(
             f"{path}: a PEFT adapter of type {_shown(kind)} is not read; those that are: {', '.join(TYPES)}"
         )
-    if not isinstance(task, str) or task not in CLASSES:
+    if (kind != LORA or task is not None) and (not isinstance(task, str) or task not in CLASSES):
         hint = nearest(task[:40], CLASSES) if isinstance(task, str) else f"one of {', '.join(CLASSES)}"
         raise SoftPromptError(
             f"{path}: task_type is {_shown(task)}, with which PEFT applies no prompt; it must be set: {hint}"
         )
-    adapter = Adapter(path, kind, task, config, _read_tensors(path))
-    adapter.number("num_virtual_tokens")
-    known = {PROMPT, COLUMNS, ROWS} if kind == "MULTITASK_PROMPT_TUNING" else {PROMPT}
+    adapter = Adapter(path, kind, task or "", config, _read_tensors(path))
+    if kind != LORA:
+        adapter.number("num_virtual_tokens")
+    known = {LORA: set[str](), "MULTITASK_PROMPT_TUNING": {PROMPT, COLUMNS, ROWS}}.get(kind, {PROMPT})
+    start = peft_lora.PREFIX if kind == LORA else HEAD
     for key in adapter.tensors:
-        if key not in known and not key.startswith(HEAD):
+        if key not in known and not key.startswith(start):
             raise SoftPromptError(f"{path}: {TENSOR_FILE} has the unknown tensor {_shown(key)}")
     return adapter
 
@@ -214,14 +222,16 @@ def load_adapter(model: Any, folder: str | Path, name: str | None = None, task_i
     adapter = read_adapter(folder)
     backbone = state_of(model).backbone
     kind = type(model).__name__
-    if backbone.kind not in _KINDS.get(adapter.task, _ONE_STACK):
+    if adapter.task and backbone.kind not in _KINDS.get(adapter.task, _ONE_STACK):
         raise SoftPromptError(
             f"{adapter.path} is for another kind of model (task_type {adapter.task}) than {kind}, which is "
             f"{'an' if backbone.kind[0] == 'e' else 'a'} {backbone.kind}"
         )
     if task_id is not None and adapter.kind != "MULTITASK_PROMPT_TUNING":
         raise SoftPromptError(f"{adapter.path}: task_id is for multitask adapters; this one is of type {adapter.kind}")
-    if adapter.kind == "PREFIX_TUNING":
+    if adapter.kind == LORA:
+        config, tensors = peft_lora.read_lora(adapter, backbone)
+    elif adapter.kind == "PREFIX_TUNING":
         config, tensors = _prefix(adapter, backbone)
     else:
         config, tensors = _tokens(adapter, backbone, task_id)
@@ -319,8 +329,9 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
         return None
     name = type(model).__name__
     if not originals:
+        wanted = CLASSES.get(adapter.task, "a task head")
         raise SoftPromptError(
-            f"{adapter.path} has a trained head, but {name} has none: load the backbone with {CLASSES[adapter.task]}"
+            f"{adapter.path} has a trained head, but {name} has none: load the backbone with {wanted}"
         )
     modules = nn.ModuleDict(dict(originals))
     known = modules.state_dict()
@@ -350,6 +361,10 @@ def open_backbone(folder: str | Path, **kwargs: Any) -> Any:
         SoftPromptError: the adapter cannot be read, names no backbone, or one that cannot be loaded.
     """
     adapter = read_adapter(folder)
+    if not adapter.task:
+        raise SoftPromptError(
+            f"{adapter.path} has no task_type: load the model, then softprompts.attach(model, folder)"
+        )
     base, revision = adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")
     if base is None or base == "":
         raise SoftPromptError(
@@ -380,7 +395,15 @@ def described(folder: str | Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]
         SoftPromptError: see `read_adapter`.
     """
     adapter = read_adapter(folder)
-    keys = ("task_type", "num_virtual_tokens", "num_transformer_submodules", "num_layers", "num_ranks", "num_tasks")
+    keys = (
+        "task_type",
+        "num_virtual_tokens",
+        "num_transformer_submodules",
+        "num_layers",
+        "num_ranks",
+        "num_tasks",
+        "r",
+    )
     settings = {key: adapter.config.get(key) for key in keys if isinstance(adapter.config.get(key), str | int)}
     name = adapter.config.get("base_model_name_or_path")
     types = {

@@ -23,9 +23,11 @@ from transformers.modeling_utils import AttentionInterface
 from softprompts.backbone import Backbone, Site, attention_of, restore_attention, set_attention, trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection import State, state_of
-from softprompts.interop.peft_reading import CONFIG_FILE, HEAD, PROMPT, TENSOR_FILE
+from softprompts.interop.peft_lora import PREFIX, lora_adapter
+from softprompts.interop.peft_reading import CONFIG_FILE, HEAD, LORA, PROMPT, TENSOR_FILE
 from softprompts.methods.base import MethodConfig
 from softprompts.methods.folded import fold
+from softprompts.methods.lora import LoraConfig
 from softprompts.prompt import Prompt, require
 
 _TASKS = {
@@ -63,8 +65,9 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
     writing = _Writing(name, prompt, state)
     config, tensors = writing.adapter()
     if prompt.head is not None:
+        start = PREFIX if config["peft_type"] == LORA else HEAD
         config["modules_to_save"] = list(state.heads)
-        tensors |= {f"{HEAD}{key}": value for key, value in prompt.head.state_dict().items()}
+        tensors |= {f"{start}{key}": value for key, value in prompt.head.state_dict().items()}
     identity = state.backbone.identity
     config |= {"base_model_name_or_path": identity["name"] or None, "revision": identity["revision"]}
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
@@ -99,6 +102,9 @@ class _Writing:
 
     def adapter(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The adapter's config and the tensors of its prompt."""
+        if isinstance(self.prompt.config, LoraConfig):
+            settings, tensors = lora_adapter(self.prompt.method, self.backbone)
+            return {"auto_mapping": None, "inference_mode": True, "task_type": self._task(), **settings}, tensors
         reason = self.prompt.method.cannot_fold()
         if reason is not None:
             raise self.refusal(reason)
