@@ -144,24 +144,14 @@ class Backbone:
             found.append(dataclasses.replace(part, tensors=tensors))
         return tuple(found)
 
-    def require_shifted(self, method: str, sites: list[int]) -> None:
-        """Makes sure that a prefix at these sites can have positions of its own.
-
-        Raises:
-            SoftPromptError: it cannot.
-        """
+    def fixed_positions(self, sites: list[int]) -> str | None:
+        """Why a prefix at these sites cannot have positions of its own; None where it can."""
         if self.kind != "encoder-decoder":
-            if self.takes_positions:
-                return
-            why = "takes no position_ids"
-        else:
-            own = [self.sites[index] for index in sites if self.sites[index].kind.endswith(".self")]
-            if all(site.biased_by is not None for site in own):
-                return
-            why = "adds positions where a prefix cannot shift them"
-        raise SoftPromptError(
-            f"{method}: positions='shifted' does not work on {type(self.model).__name__}, which {why}: use 'kept'"
-        )
+            return None if self.takes_positions else "takes no position_ids"
+        own = [self.sites[index] for index in sites if self.sites[index].kind.endswith(".self")]
+        if all(site.biased_by is not None for site in own):
+            return None
+        return "adds positions where a prefix cannot shift them"
 
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
         """Indices of the sites of the given kinds; all for None.

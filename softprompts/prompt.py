@@ -121,7 +121,9 @@ def new_prompt(
     name = type(backbone.model).__name__
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
     if sites and config.positions == "shifted":
-        backbone.require_shifted(config.method, sites)
+        reason = backbone.fixed_positions(sites)
+        if reason is not None:
+            raise SoftPromptError(f"{config.method}: positions='shifted': {name} {reason}; use 'kept'")
     limit = backbone.max_tokens
     if limit is not None and config.input_tokens >= limit:
         raise SoftPromptError(

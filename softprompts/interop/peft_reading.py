@@ -293,7 +293,13 @@ def _of_task(adapter: Adapter, task_id: int | None, rows: int, width: int) -> Te
 def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[str, Tensor]]:
     length, copies, layers = adapter.number("num_virtual_tokens"), adapter.submodules, adapter.number("num_layers")
     kinds = ("encoder.self",) if backbone.kind == "encoder" else ("decoder.self",)
-    sites = [backbone.sites[index] for index in backbone.chosen_sites(kinds, adapter.kind)]
+    indices = backbone.chosen_sites(kinds, adapter.kind)
+    sites = [backbone.sites[index] for index in indices]
+    if backbone.fixed_positions(indices) is not None:
+        raise SoftPromptError(
+            f"{adapter.path}: PEFT's prefix takes the first positions, and {type(backbone.model).__name__} "
+            f"{backbone.fixed_positions(indices)}: an adapter of tokens (PROMPT_TUNING) can be read"
+        )
     name, wanted = type(backbone.model).__name__, 2 if backbone.kind == "encoder-decoder" else 1
     if copies != wanted:
         raise SoftPromptError(

@@ -153,6 +153,8 @@ class _Writing:
                 f"PEFT puts tokens before the first one, which {self.model_name} reads, these were trained behind it: "
                 "train with placement='front'"
             )
+        if backbone.reads_first and getattr(backbone.model.config, "classifier_pooling", "cls") != "cls":
+            raise self.refusal("the classifier takes a mean over all tokens, prompt tokens among them in PEFT")
         sizes = {"token_dim": tokens.shape[1], "num_attention_heads": 1, "num_layers": 1}
         return "PROMPT_TUNING", {**sizes, "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM"}, tokens
 

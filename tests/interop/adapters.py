@@ -123,7 +123,7 @@ def logits(model: Any, inputs: dict[str, Tensor], task_id: int | None = None) ->
 def real(family: str, found: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """The logits that count: where there is one line per token, those of real ones."""
     mask = inputs["attention_mask"]
-    return found[mask.bool()] if found.ndim == 3 and family != "t5" else found
+    return found[mask.bool()] if found.ndim == 3 and tiny.FAMILIES[family][0] != "encoder-decoder" else found
 
 
 def loaded(family: str, folder: Path, task: str | None = None) -> Any:

@@ -23,6 +23,11 @@ TARGETS = {
     "llama": ["q_proj", "v_proj", "down_proj"],
     "gpt2": ["c_attn"],
     "t5": ["q", "v"],
+    "bart": ["q_proj", "v_proj"],
+    "electra": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+    "qwen3": ["k_proj", "gate_proj", "up_proj"],
 }
 
 

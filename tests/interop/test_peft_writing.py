@@ -30,6 +30,7 @@ CASES: list[tuple[str, str, sp.MethodConfig]] = [
     ("modernbert", "TOKEN_CLS", FRONT),
     *((family, "CAUSAL_LM", config) for family in ("llama", "qwen3", "gpt2") for config in (FRONT, SHIFTED)),
     ("t5", "SEQ_2_SEQ_LM", FRONT),
+    ("bart", "SEQ_2_SEQ_LM", FRONT),
     ("t5", "SEQ_2_SEQ_LM", DECODER),
     ("bert", "SEQ_CLS", sp.PTuningConfig(num_virtual_tokens=L, placement="front")),
     ("llama", "CAUSAL_LM", sp.ResidualConfig(num_virtual_tokens=L, bottleneck=4)),
@@ -49,7 +50,7 @@ def difference(model: Any, family: str, task: str, folder: Path) -> float:
     """How far PEFT's logits with a written prompt are from ours."""
     model.save_peft("mine", folder)
     there = adapters.loaded(family, folder, task)
-    inputs = adapters.batch(family, task, labels=family == "t5")
+    inputs = adapters.batch(family, task, labels=task == "SEQ_2_SEQ_LM")
     with torch.no_grad():
         found = model(**inputs).logits
     wanted = adapters.logits(there, inputs)
@@ -107,7 +108,7 @@ def test_what_is_written_is_read_back(family: str, task: str, config: sp.MethodC
     model = attached(family, task, config)
     model.save_peft("mine", tmp_path / "adapter")
     again = sp.attach(adapters.backbone(family, task), tmp_path / "adapter").eval()
-    inputs = adapters.batch(family, task, labels=family == "t5")
+    inputs = adapters.batch(family, task, labels=task == "SEQ_2_SEQ_LM")
     torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, **EXACT)
 
 
