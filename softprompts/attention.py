@@ -27,6 +27,7 @@ KERNELS = ("sdpa", "eager")
 # training step was 6 to 16 % faster at 16 to 48 tokens and a prefix of 10, and the same at 64.
 SHORT = 48 * 64
 _SITE = "_softprompt_site"
+_BIASED_BY = "_softprompt_biased_by"
 _HELD = "_softprompt_prefix"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -48,6 +49,9 @@ class Prefix:
         widened: masks already widened in this pass; layers share them.
         rows: ``(M,)``, which of ``P`` prefixes a row has; None where keys and values are those of the rows.
         gates: ``(M|1, l)``, what keys and values are multiplied with; None: 1.
+        ahead: how many positions before a row's first token the prefix starts, one for all or ``(M,)``; 0: it has no
+            positions.
+        seen: columns in the cache of an encoder-decoder's decoder.
     """
 
     keys: Tensor
@@ -57,11 +61,23 @@ class Prefix:
     widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
     rows: Tensor | None = None
     gates: Tensor | None = None
+    ahead: int | Tensor = 0
+    seen: Any = 0
 
 
-def mark_site(module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int) -> None:
-    """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends."""
+def mark_site(
+    module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int, biased_by: nn.Module | None = None
+) -> None:
+    """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
+
+    Args:
+        module: the attention module.
+        prefix_of: gives the prefix.
+        index: the module's own.
+        biased_by: the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
+    """
     module.__dict__[_SITE] = (prefix_of, index)
+    module.__dict__[_BIASED_BY] = biased_by
 
 
 def site_of(module: nn.Module) -> int:
@@ -72,6 +88,7 @@ def site_of(module: nn.Module) -> int:
 def unmark_site(module: nn.Module) -> None:
     """Undoes `mark_site`."""
     module.__dict__.pop(_SITE, None)
+    module.__dict__.pop(_BIASED_BY, None)
 
 
 def hold(module: nn.Module, prefix: Prefix | None) -> None:
@@ -118,9 +135,8 @@ def _register(name: str) -> None:
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
         bias = kwargs.get("position_bias")
         if bias is not None:
-            # Prefix columns have no position.
             kwargs["position_bias"] = _once(
-                prefix, "bias", (bias,), lambda: F.pad(bias[..., : key.shape[2]], (prefix.keys.shape[1], 0))
+                prefix, "bias", (bias,), lambda: _widen_bias(bias[..., : key.shape[2]], prefix, module)
             )
         mask = _once(
             prefix,
@@ -229,6 +245,28 @@ def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, caus
     return torch.cat([visible, real.expand(rows, -1, -1, -1)], dim=-1)
 
 
+def _widen_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
+    """A bias of relative positions ``(1, heads, q, k)`` with columns for the prefix on its left.
+
+    They are zero where the prefix has no positions, or those of tokens ahead of the first.
+    """
+    length, own = prefix.keys.shape[1], module.__dict__.get(_BIASED_BY)
+    if own is None or (isinstance(prefix.ahead, int) and not prefix.ahead):
+        return F.pad(bias, (length, 0))
+
+    def columns(ahead: int) -> Tensor:
+        if not ahead:
+            return bias.new_zeros(1, bias.shape[1], bias.shape[2], length)
+        made = own.compute_bias(bias.shape[2], ahead, device=bias.device, past_seen_tokens=prefix.seen + ahead)
+        return F.pad(made.to(bias), (0, length - ahead))
+
+    if isinstance(prefix.ahead, int):
+        return torch.cat([columns(prefix.ahead), bias], -1)
+    kinds, rows = prefix.ahead.unique(return_inverse=True)
+    widened = torch.cat([columns(int(ahead)) for ahead in kinds.tolist()])[rows.to(bias.device)]
+    return torch.cat([widened, bias.expand(len(rows), -1, -1, -1)], -1)
+
+
 def _short(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, **_: Any) -> bool:
     """Whether torch's flash kernel for CPUs, which is made for long sequences, is the slower way."""
     return (
@@ -279,8 +317,9 @@ def _selective(
             query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
         )
         return output.transpose(1, 2).contiguous(), weights
-    # A position bias is zero at prefix columns, and without a mask of its own every row owns all of them.
-    own = None if bias is None or prefix.mask is None else bias[..., :length]
+    # A prefix without positions has no bias, and without a mask of its own every row owns all of its columns.
+    placed = position_bias is not None and (isinstance(prefix.ahead, Tensor) or prefix.ahead > 0)
+    own = None if bias is None or (prefix.mask is None and not placed) else bias[..., :length]
     content = None
     if bias is not None:
         whole, chosen = bias, kernel

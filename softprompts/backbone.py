@@ -40,6 +40,7 @@ class Site:
         kv_heads: number of key/value heads.
         head_dim: width of one head.
         width: width of the states that the module is called with; 0 where that is not known.
+        biased_by: the module whose ``compute_bias`` gives the bias of relative positions here; None without one.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Site:
     kv_heads: int
     head_dim: int
     width: int = 0
+    biased_by: nn.Module | None = None
 
 
 class Backbone:
@@ -62,6 +64,8 @@ class Backbone:
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
         takes_positions: whether ``entry`` accepts ``position_ids``.
+        first_position: the position id of a first token (RoBERTa counts from behind that of padding).
+        reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
         parts: the modules that a prompt can change, described, each with the module.
     """
 
@@ -79,7 +83,9 @@ class Backbone:
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
-        self.max_tokens = position_limit(self.entry)
+        self.max_tokens, self.first_position = position_limit(self.entry), first_position(self.entry)
+        classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
+        self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.parts: list[tuple[Part, nn.Module]] = []
         self.sites, self.no_sites_reason = _find_sites(self)
         if not self.parts:
@@ -138,6 +144,15 @@ class Backbone:
             found.append(dataclasses.replace(part, tensors=tensors))
         return tuple(found)
 
+    def fixed_positions(self, sites: list[int]) -> str | None:
+        """Why a prefix at these sites cannot have positions of its own; None where it can."""
+        if self.kind != "encoder-decoder":
+            return None if self.takes_positions else "takes no position_ids"
+        own = [self.sites[index] for index in sites if self.sites[index].kind.endswith(".self")]
+        if all(site.biased_by is not None for site in own):
+            return None
+        return "adds positions where a prefix cannot shift them"
+
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
         """Indices of the sites of the given kinds; all for None.
 
@@ -187,6 +202,14 @@ def position_limit(entry: nn.Module) -> int | None:
                 reserved = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings - reserved)
     return None
+
+
+def first_position(entry: nn.Module) -> int:
+    """The position id that a model gives a row's first token."""
+    for name, module in entry.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 @contextlib.contextmanager
@@ -280,7 +303,7 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
         return [], "none of its layers uses transformers' attention interface; input prompts work"
 
     inside = {id(module) for module in backbone.entry.modules()}
-    sites = []
+    sites: list[Site] = []
     for module, key, value, queries in seen.values():
         if key[-1] != value[-1]:
             return [], "its keys and values differ in width; input prompts work"
@@ -292,9 +315,21 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
             kind = "encoder.self"
         else:
             kind = "decoder.self" if key[2] == queries else "decoder.cross"
-        sites.append(Site(module, kind, int(key[1]), int(key[3]), widths.get(id(module), 0)))
+        biased_by = _biased_by(module, [site.module for site in sites if site.kind == kind])
+        sites.append(Site(module, kind, int(key[1]), int(key[3]), widths.get(id(module), 0), biased_by))
     backbone.parts = _described(backbone, trace, {site.module: site.kind for site in sites})
     return sites, ""
+
+
+def _biased_by(module: nn.Module, before: list[nn.Module]) -> nn.Module | None:
+    """Who makes the bias of relative positions that an attention module adds: itself, or one before it (T5)."""
+    for candidate in (module, *before):
+        compute = getattr(candidate, "compute_bias", None)
+        if compute is None or not isinstance(getattr(candidate, "relative_attention_bias", None), nn.Module):
+            continue
+        if "past_seen_tokens" in inspect.signature(compute).parameters:
+            return candidate
+    return None
 
 
 def _modules_that_run(backbone: Backbone) -> list[tuple[Part, nn.Module]]:

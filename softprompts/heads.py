@@ -35,14 +35,15 @@ def find(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _last_linear(head: nn.Module) -> tuple[str, nn.Linear] | None:
+def last_linear(head: nn.Module) -> tuple[str, nn.Linear] | None:
+    """The layer that makes a head's outputs, and its name; None where there is no linear one."""
     linear = [(name, module) for name, module in head.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else None
 
 
 def num_outputs(head: nn.Module) -> int | None:
     """Number of outputs: those of the last linear layer."""
-    found = _last_linear(head)
+    found = last_linear(head)
     return None if found is None else found[1].out_features
 
 
@@ -52,7 +53,7 @@ def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTr
         return None
     head = nn.ModuleDict({name: _plain_copy(module) for name, module in originals.items()})
     head.requires_grad_(True)
-    found = _last_linear(head)
+    found = last_linear(head)
     if num_labels is not None and (found is None or found[1].out_features != num_labels):
         if found is None:
             raise SoftPromptError(

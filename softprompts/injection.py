@@ -123,8 +123,10 @@ class State:
                 return None
             self.current, self.opened = pass_, True
         inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
+        self.current.seen = 0
         if self.backbone.text_input:
             self._insert(self.current, inputs)
+            self._shift(self.current, inputs)
         else:
             if self.current.has_input_part or self.current.needs_input:
                 raise SoftPromptError(
@@ -190,15 +192,17 @@ class State:
             causal,
             self.backbone.keep_first,
             device,
+            self.backbone.reads_first,
         )
         if pass_.watched:
             pass_.view = _view(pass_.visible, layout, rows, columns, seen)
         length = layout.length
-        if self.backbone.max_tokens is not None and length + seen + columns - (length if seen else 0) > (
+        shift = pass_.shift if isinstance(pass_.shift, int) else int(pass_.shift.max())
+        if self.backbone.max_tokens is not None and shift + seen + columns + (0 if seen else length) > (
             self.backbone.max_tokens
         ):
             raise SoftPromptError(
-                f"a prompt of {length} tokens and an input of {columns} exceed the {self.backbone.max_tokens} "
+                f"a prompt of {length + shift} tokens and an input of {columns} exceed the {self.backbone.max_tokens} "
                 f"positions of {self.model_class.__name__}: shorten the input or the prompt"
             )
         if pass_.update is not None:
@@ -210,6 +214,22 @@ class State:
             self._insert_causal(pass_, inputs, layout, embeddings, real, seen, columns)
         else:
             self._insert_encoder(pass_, inputs, layout, embeddings, real)
+
+    def _shift(self, pass_: Pass, inputs: dict[str, Any]) -> None:
+        """Moves the tokens' positions behind those of prefixes that have some; relative ones stay as they are."""
+        shift = pass_.shift
+        if (isinstance(shift, int) and not shift) or self.backbone.kind == "encoder-decoder":
+            return
+        source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        rows, columns, device = source.shape[0], source.shape[1], source.device
+        positions = inputs.get("position_ids")
+        if positions is None:
+            cache = inputs.get("past_key_values")
+            start = 0 if cache is None else cache.get_seq_length()
+            positions = torch.arange(columns, device=device)[None] + start + self.backbone.first_position
+        if isinstance(shift, Tensor):
+            shift = repeat_rows(shift.to(device), rows)[:, None]
+        inputs["position_ids"] = positions + shift
 
     def _insert_encoder(
         self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, real: Tensor | None
@@ -291,6 +311,9 @@ class State:
             return None
         names = list(inspect.signature(module.forward).parameters)
         inputs = dict(zip(names, args, strict=False)) | kwargs
+        cache = inputs.get("past_key_values")
+        seen = 0 if cache is None else cache.get_seq_length()
+        pass_.seen = seen.clone() if isinstance(seen, Tensor) else seen  # static caches count on in place
         states = inputs.get("encoder_hidden_states")
         if states is None:
             return None

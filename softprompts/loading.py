@@ -10,15 +10,17 @@ from transformers import PreTrainedModel
 
 from softprompts import packaged
 from softprompts.errors import SoftPromptError
+from softprompts.interop import peft_reading
 from softprompts.model import attach
-from softprompts.saving import load_prompt, read
+from softprompts.saving import adapter_folder, load_prompt, read
 
 
-def load(path: str | Path, **kwargs: Any) -> Any:
+def load(path: str | Path, *, task_id: int | None = None, **kwargs: Any) -> Any:
     """The backbone that a saved prompt names, with the prompt attached and set.
 
     Args:
-        path: a folder written by `save_prompt` or ``save_pretrained``, or a hub id.
+        path: a folder written by `save_prompt` or ``save_pretrained``, one with an adapter of PEFT's, or a hub id.
+        task_id: which task of a multitask adapter of PEFT's; not needed where it has one.
         **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map`` ...).
 
     Returns:
@@ -27,6 +29,11 @@ def load(path: str | Path, **kwargs: Any) -> Any:
     Raises:
         SoftPromptError: the prompt or its backbone cannot be read.
     """
+    folder = adapter_folder(path)
+    if folder is not None:
+        model = attach(peft_reading.open_backbone(folder, **kwargs))
+        load_prompt(model, folder, task_id=task_id)
+        return model.eval()
     config, _ = read(path)
     backbone = config["backbone"]
     cls = getattr(transformers, str(backbone.get("class")), None)
@@ -41,5 +48,5 @@ def load(path: str | Path, **kwargs: Any) -> Any:
     except OSError as error:
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
     attach(model, None)
-    load_prompt(model, path)
+    load_prompt(model, path, task_id=task_id)
     return model.eval()

@@ -343,14 +343,33 @@ class PromptModel:
         """
         saving.save_prompt(self, name, path, metadata)
 
-    def load_prompt(self, path: str | Path, name: str | None = None) -> PromptModel:
+    def load_prompt(self, path: str | Path, name: str | None = None, *, task_id: int | None = None) -> PromptModel:
         """Adds a saved prompt, under its own name or another.
+
+        Args:
+            path: a folder or hub id, of a prompt of ours or of an adapter of PEFT's (see docs/peft.md).
+            name: for it; None for its own ("default" for an adapter, which has none).
+            task_id: which task of a multitask adapter of PEFT's; not needed where it has one.
 
         Raises:
             SoftPromptError: the files are missing, damaged or for another backbone; nothing is loaded then.
         """
-        saving.load_prompt(self, path, name)
+        saving.load_prompt(self, path, name, task_id)
         return self
+
+    def save_peft(self, name: str, path: str | Path) -> None:
+        """Writes one prompt as an adapter that the PEFT library loads, with the same outputs (see docs/peft.md).
+
+        Args:
+            name: the prompt.
+            path: the folder; made if it is not there.
+
+        Raises:
+            SoftPromptError: unknown name, or PEFT cannot compute what this prompt does (the reason is named).
+        """
+        from softprompts.interop.peft_writing import write_peft
+
+        write_peft(self, name, path)
 
     def save_pretrained(self, save_directory: str | Path, *, state_dict: Any = ..., **kwargs: Any) -> None:
         """Writes the prompts and nothing of the backbone.
@@ -442,9 +461,10 @@ def _attached_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 def attach(
     model: PreTrainedModel,
-    config: MethodConfig | None = None,
-    name: str = "default",
+    config: MethodConfig | str | Path | None = None,
+    name: str | None = None,
     *,
+    task_id: int | None = None,
     num_labels: int | None = None,
     labels: Sequence[str] | None = None,
     tokenizer: Any = None,
@@ -455,8 +475,11 @@ def attach(
 
     Args:
         model: any `transformers.PreTrainedModel`.
-        config: the first prompt; None attaches without one (`load_prompt` and `add_prompt` add some later).
-        name: its name.
+        config: the first prompt: the config of a new one, or the folder or hub id of a saved one, ours or an adapter
+            of PEFT's (see `PromptModel.load_prompt`). None attaches without one (`load_prompt` and `add_prompt` add
+            some later).
+        name: its name; None for that of a saved prompt, else "default".
+        task_id: which task of a multitask adapter of PEFT's.
         num_labels: outputs of its task head; None for as many as the model's own head has.
         labels: names of its labels.
         tokenizer: for initialisation from text.
@@ -474,6 +497,13 @@ def attach(
         raise SoftPromptError(f"attach takes a transformers PreTrainedModel, not a {type(model).__name__}")
     if is_attached(model):
         raise SoftPromptError("this model is attached already; use model.add_prompt for another prompt")
+    saved = config if isinstance(config, str | Path) else None
+    if saved is not None and any(value is not None for value in (num_labels, labels, tokenizer, seed)):
+        raise SoftPromptError(
+            "a saved prompt has its own labels and values: leave out num_labels, labels, tokenizer, seed"
+        )
+    if saved is None and task_id is not None:
+        raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
     state = State(model)
     state.backbone_dropout = backbone_dropout
     backbone = state.backbone
@@ -486,7 +516,7 @@ def attach(
         if kernel in attention.KERNELS:
             set_attention(model, attention.implementation(kernel))
             for index, site in enumerate(backbone.sites):
-                attention.mark_site(site.module, state.prefix_of, index)
+                attention.mark_site(site.module, state.prefix_of, index, site.biased_by)
         else:
             backbone.sites, backbone.no_sites_reason = (
                 [],
@@ -505,8 +535,12 @@ def attach(
     model.train(model.training)
     if config is not None:
         try:
-            cast(PromptModel, model).add_prompt(
-                name, config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed
+            attached = cast(PromptModel, model)
+            if isinstance(config, str | Path):
+                attached.load_prompt(config, name, task_id=task_id)
+                return model
+            attached.add_prompt(
+                name or "default", config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed
             )
         except BaseException:
             detach(model)

@@ -68,6 +68,8 @@ class Pass:
         self.watched: set[int] = set()  # sites at which gates depend on what the site is called with
         self.tokens: Tokens | None = None
         self.update: Tensor | None = None
+        self.shift: int | Tensor = 0  # by how many positions the prefix moves a row's tokens, one for all or (R,)
+        self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
         self.layout: Layout | None = None
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.reading: Reading | None = None
@@ -188,10 +190,23 @@ class Pass:
     def _to_rows(self, parts: list[Tensor], dim: int) -> Tensor:
         return in_batch_order(parts, self.groups, dim)
 
+    def _per_group(self, values: list[Any]) -> Any:
+        """One value where all groups have the same, otherwise ``(R,)``, each row with that of its group."""
+        if len(set(values)) == 1:
+            return values[0]
+        device = next(index.device for index in self.groups.values() if index is not None)
+        counts = [self._members(name) for name in self.soft]
+        return self._to_rows([torch.tensor([v] * n, device=device) for v, n in zip(values, counts, strict=True)], 0)
+
     def _join_prefixes(self) -> None:
         with_prefix = {name: soft for name, soft in self.soft.items() if soft.keys is not None}
         if not with_prefix:
             return
+        shifts = []
+        for name, soft in self.soft.items():
+            shifted = soft.keys is not None and self.prompts[str(name)].config.positions == "shifted"
+            shifts.append(soft.keys.shape[2] if shifted and soft.keys is not None else 0)
+        self.shift = self._per_group(shifts)
         sites = sorted({site for name in with_prefix for site in self.prompts[str(name)].sites})
         self.where = {site: place for place, site in enumerate(sites)}
         reading = [str(name) for name, soft in with_prefix.items() if soft.gate_of is not None]
@@ -254,10 +269,13 @@ class Pass:
         longest = max(lengths.values())
         if not longest:
             return
+        front = self._per_group(
+            [bool(lengths[n]) and self.prompts[str(n)].config.placement == "front" for n in self.soft]
+        )
         if len(self.soft) == 1:
             tokens = next(iter(self.soft.values())).tokens
             assert tokens is not None
-            self.tokens = Tokens(tokens, None, longest)
+            self.tokens = Tokens(tokens, None, longest, front)
             return
         like = next(soft.tokens for soft in self.soft.values() if soft.tokens is not None)
         parts, counts = [], []
@@ -270,7 +288,7 @@ class Pass:
             parts.append(filled)
             counts.append(torch.full((count,), own, device=like.device))
         per_row = None if len(set(lengths.values())) == 1 else self._to_rows(counts, 0)
-        self.tokens = Tokens(self._to_rows(parts, 0), per_row, longest)
+        self.tokens = Tokens(self._to_rows(parts, 0), per_row, longest, front)
 
     def _join_updates(self) -> None:
         updates = {name: soft.update for name, soft in self.soft.items() if soft.update is not None}
@@ -313,8 +331,11 @@ class Pass:
                 self._widened,
                 None if self.prefix_rows is None else repeat_rows(self.prefix_rows, rows),
                 None if self.gates is None else repeat_rows(self.gates[place], rows),
+                repeat_rows(self.shift, rows) if isinstance(self.shift, Tensor) else self.shift,
             )
         prefix = self._prefixes[site, rows]
+        if self.seen is not prefix.seen:
+            prefix = self._prefixes[site, rows] = dataclasses.replace(prefix, seen=self.seen)
         fresh = self._fresh.pop(site, None)
         if fresh is None:
             return prefix
@@ -419,11 +440,14 @@ class Tokens:
         embeddings: ``(R|1, l, d)``, each row's tokens first, zeros behind.
         counts: ``(R,)`` tokens per row; None when all rows have ``length``.
         length: ``l``, the longest.
+        front: whether they go in front of all input on encoders, where they otherwise may go behind its first token;
+            ``(R,)`` where rows differ.
     """
 
     embeddings: Tensor
     counts: Tensor | None
     length: int
+    front: bool | Tensor = False
 
     def count(self, rows: int, device: torch.device) -> Tensor:
         """Tokens per row, ``(rows,)``."""
@@ -438,8 +462,8 @@ class Layout:
     Column order is a permutation of ``[prompt tokens, input]``, row by row, so that padding on either side and prompts
     of different lengths leave every row just as it would be alone:
 
-    - encoders: a row's real columns come first, in order, with the prompt after the first ``keep_first`` of them;
-      padding goes to the end;
+    - encoders: a row's real columns come first, in order, with the prompt after the first ``keep_first`` of them (of
+      rows whose tokens go to the front: before all); padding goes to the end;
     - causal models: the prompt goes right before the first real token, later columns stay where they are, so that the
       layout of a step can be told from the attention mask of a later one.
 
@@ -449,6 +473,7 @@ class Layout:
         tokens: the prompt tokens; None when columns are only reordered.
         causal: which of the two orders.
         keep_first: real tokens in front of the prompt (encoders).
+        read_first: what is read of the first column is that of the first prompt token in rows with these in front.
     """
 
     def __init__(
@@ -459,13 +484,24 @@ class Layout:
         causal: bool,
         keep_first: int,
         device: torch.device,
+        read_first: bool = False,
     ):
         rows, columns = shape
         self.length = 0 if tokens is None else tokens.length
-        self.columns, self.keep_first, self.causal = columns, keep_first, causal
+        self.columns, self.causal = columns, causal
+        front: bool | Tensor = False if tokens is None or causal else tokens.front
+        if isinstance(front, Tensor):
+            front = repeat_rows(front.to(device), rows)
+        self.keep_first: Any = keep_first  # (M, 1) where rows differ
+        if keep_first:
+            self.keep_first = (
+                keep_first * (~front).long()[:, None] if isinstance(front, Tensor) else (1 - front) * keep_first
+            )
+        self.front = front if read_first else False
         self.new_mask: Tensor | None
-        # The usual case needs no permutation: no padding on the left, all prompts equally long.
-        self.simple = (tokens is None or tokens.counts is None) and _starts_real(mask, causal)
+        # The usual case needs no permutation: no padding on the left, all prompts equally long and in one place.
+        alike = tokens is None or (tokens.counts is None and not isinstance(self.keep_first, Tensor))
+        self.simple = alike and _starts_real(mask, causal)
         if self.simple:
             self.new_mask = None
             if mask is not None:
@@ -487,7 +523,7 @@ class Layout:
         else:
             rank = real.long().cumsum(1) - 1
             total = real.sum(1, keepdim=True) + counts
-            first = (total - counts).clamp(max=keep_first)
+            first = torch.minimum(total - counts, torch.as_tensor(self.keep_first, device=device))
             place_own = torch.where(held, first + own, total + own - counts)
             spare = (~real).long().cumsum(1) - 1 + total + (self.length - counts)
             place_input = torch.where(real, torch.where(rank < first, rank, rank + counts), spare)
@@ -540,13 +576,25 @@ class Layout:
         return self._move(start + self.keep_first + own, shifted)
 
     def first(self) -> int | Tensor:
-        """The column of the widened batch that holds the input's first: one for all rows, or ``(M,)``."""
-        if self.simple:
-            return 0 if self.keep_first else self.length
-        return self.place[:, self.length]
+        """The column of the widened batch that stands for the input's first: one for all rows, or ``(M,)``."""
+        if self.front is True:
+            return 0
+        column = (0 if self.keep_first else self.length) if self.simple else self.place[:, self.length]
+        if isinstance(self.front, Tensor):
+            return torch.where(self.front, 0, torch.as_tensor(column, device=self.front.device))
+        return column
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""
+        cut = self._cut(hidden)
+        if self.front is False or not self.length:
+            return cut
+        lead = hidden[:, :1]
+        if isinstance(self.front, Tensor):
+            lead = torch.where(repeat_rows(self.front, len(hidden))[:, None, None], lead, cut[:, :1])
+        return torch.cat([lead, cut[:, 1:]], 1)
+
+    def _cut(self, hidden: Tensor) -> Tensor:
         if self.simple:
             if not self.length:
                 return hidden

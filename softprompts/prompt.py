@@ -120,6 +120,10 @@ def new_prompt(
         num_labels = len(labels) if num_labels is None else num_labels
     name = type(backbone.model).__name__
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    if sites and config.positions == "shifted":
+        reason = backbone.fixed_positions(sites)
+        if reason is not None:
+            raise SoftPromptError(f"{config.method}: positions='shifted': {name} {reason}; use 'kept'")
     limit = backbone.max_tokens
     if limit is not None and config.input_tokens >= limit:
         raise SoftPromptError(

@@ -31,6 +31,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.files import sync_folder, temporary_beside, write_atomic
 from softprompts.hub import asking
 from softprompts.injection import state_of
+from softprompts.interop import peft_reading
 from softprompts.methods.base import make_config
 from softprompts.prompt import Prompt, require, sizes_of
 
@@ -40,6 +41,7 @@ PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
+_FILES = [CONFIG_FILE, TENSOR_FILE, peft_reading.CONFIG_FILE, peft_reading.TENSOR_FILE, "README.md"]
 
 
 def prompt_folder(source: str | Path) -> Path:
@@ -63,9 +65,7 @@ def prompt_folder(source: str | Path) -> Path:
         raise SoftPromptError(f"{name}: no such folder")
     with asking(name) as offline:
         try:
-            fetched = snapshot_download(
-                name, allow_patterns=[CONFIG_FILE, TENSOR_FILE, "README.md"], local_files_only=offline
-            )
+            fetched = snapshot_download(name, allow_patterns=_FILES, local_files_only=offline)
         except Exception as error:  # the hub's client has a dozen kinds
             reason = "which cannot be reached" if offline else type(error).__name__
             raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
@@ -106,12 +106,12 @@ def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any
         "metadata": metadata or {},
     }
     config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    _write_together(
+    write_together(
         folder, {"README.md": card(config).encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
     )
 
 
-def _write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
     if folder.exists():
         for name, content in contents.items():
@@ -176,10 +176,13 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        folder = _from_hub(str(path))
+    folder = _located(path)
     config_path = folder / CONFIG_FILE
+    if not config_path.is_file() and peft_reading.is_adapter(folder):
+        raise SoftPromptError(
+            f"{folder} is a PEFT adapter, which does not say all that is needed here: softprompts.load or "
+            "model.load_prompt read it, and save_prompt writes it as a prompt of ours"
+        )
     if not config_path.is_file():
         inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"; it holds several: {', '.join(inside)}" if inside else ""
@@ -208,20 +211,42 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     return config, config_path
 
 
+def _located(path: str | Path) -> Path:
+    folder = Path(path)
+    try:
+        return folder if folder.is_dir() else _from_hub(str(path))
+    except ValueError as error:  # a name that no file can have
+        if isinstance(error, SoftPromptError):
+            raise
+        raise SoftPromptError(f"{str(path)!r}: no such folder") from error
+
+
+def adapter_folder(path: str | Path) -> Path | None:
+    """The folder of what is saved there if that is a PEFT adapter and not a prompt of ours; a hub id is fetched."""
+    folder = _located(path)
+    ours = (folder / CONFIG_FILE).is_file()
+    return folder if not ours and peft_reading.is_adapter(folder) else None
+
+
 def _from_hub(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise SoftPromptError(f"{name}: no such folder")
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, TENSOR_FILE, "README.md"]))
+        return Path(snapshot_download(name, allow_patterns=_FILES))
     except Exception as error:
         raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub") from error
 
 
-def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
+def load_prompt(model: Any, path: str | Path, name: str | None = None, task_id: int | None = None) -> str:
     """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
+    folder = adapter_folder(path)
+    if folder is not None:
+        return peft_reading.load_adapter(model, folder, name, task_id)
     config, tensors = read(path)
+    if task_id is not None:
+        raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
     _check_backbone(model, config["backbone"], str(path))
     name = name or config.get("name") or "default"
     labels = config.get("labels")
@@ -254,7 +279,7 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
         reason = str(error).partition("\n")[0]
         raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
     try:
-        _fill(model.prompts[name], tensors, str(path))
+        fill(model.prompts[name], tensors, str(path))
     except BaseException:
         model.delete_prompt(name)
         raise
@@ -284,7 +309,12 @@ def _check_tensors(
             )
 
 
-def _fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
+def fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
+    """Loads stored tensors into a prompt.
+
+    Raises:
+        SoftPromptError: they are not those that the prompt has, or not finite; it may be changed by then.
+    """
     own = prompt.state_dict()
     _check_tensors({key: value.shape for key, value in own.items()}, tensors, where)
     for key, value in tensors.items():

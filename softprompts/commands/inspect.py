@@ -27,12 +27,14 @@ def inspect(
     rows: Annotated[int, typer.Option(min=1, help="Most rows of the task, for pictures that need some.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Show what is in a saved prompt; draw what it learned; compare several."""
-    from softprompts.saving import prompt_folder, read
+    """Show what is in a saved prompt, ours or an adapter of PEFT's; draw what it learned; compare several."""
+    from softprompts.interop.peft_reading import described
+    from softprompts.saving import adapter_folder, prompt_folder, read
 
     found = []
     for source in sources:
-        config, tensors = read(prompt_folder(source))
+        adapter = adapter_folder(folder := prompt_folder(source))
+        config, tensors = read(folder) if adapter is None else described(adapter)
         found.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
     if not as_json:
         for one in found:

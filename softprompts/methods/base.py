@@ -281,10 +281,20 @@ class MethodConfig:
         num_virtual_tokens: ``l``, length of the prompt or prefix.
         sites: kinds of attention that a prefix goes to ("encoder.self", "decoder.self", "decoder.cross");
             None for all that the backbone has. Methods without a prefix ignore it.
+        placement: where prompt tokens go on encoders: "behind-first" puts them behind the input's first token where a
+            pooler reads that ([CLS]), so that it goes on reading it; "front" puts them in front of everything, so that
+            a pooler or classifier that reads the first position reads the first prompt token, as in PEFT. Methods
+            without tokens ignore it.
+        positions: of a prefix: "kept" leaves real tokens the positions they have without it, and gives the prefix
+            none; "shifted" gives the prefix the first ``l`` and real tokens those behind, as a KV cache does (PEFT).
+            Keys are taken as they are, in rotary models as if they were turned to their position already. Methods
+            without a prefix ignore it.
     """
 
     num_virtual_tokens: int = 10
     sites: tuple[str, ...] | None = None
+    placement: str = "behind-first"
+    positions: str = "kept"
 
     method: ClassVar[str] = ""
     about: ClassVar[About | None] = None
@@ -310,11 +320,15 @@ class MethodConfig:
                 if site not in SITE_KINDS:
                     raise SoftPromptError(f"{self.method}: unknown site '{site}'; {nearest(site, SITE_KINDS)}")
             object.__setattr__(self, "sites", sites)
+        self.choice("placement", PLACEMENTS)
+        self.choice("positions", POSITIONS)
 
     @classmethod
     def settable(cls) -> list[str]:
         """Names of the settings that change anything: those of prompts and prefixes only where there is one."""
-        senseless = set() if cls.uses_prefix else {"sites"}
+        senseless = set() if cls.uses_prefix else {"sites", "positions"}
+        if not cls.uses_tokens:
+            senseless.add("placement")
         if not cls.uses_prefix and not cls.uses_tokens:
             senseless.add("num_virtual_tokens")
         return [field.name for field in dataclasses.fields(cls) if field.name not in senseless]
@@ -363,8 +377,15 @@ class MethodConfig:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """The fields as plain JSON values; placement and positions only where they are not the default.
+
+        Ids of runs are made from these, and were before there was a choice.
+        """
+        values = dataclasses.asdict(self)
+        for field, options in (("placement", PLACEMENTS), ("positions", POSITIONS)):
+            if values[field] == options[0]:
+                del values[field]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def identity(self) -> dict[str, Any]:
         """`to_dict` with hashes of files' contents in place of their names: what decides a run's numbers."""
@@ -380,6 +401,8 @@ class MethodConfig:
 
 
 SITE_KINDS = ("encoder.self", "decoder.self", "decoder.cross")
+PLACEMENTS = ("behind-first", "front")
+POSITIONS = ("kept", "shifted")
 
 
 class Method(nn.Module):

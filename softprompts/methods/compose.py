@@ -100,7 +100,7 @@ class ComposedConfig(MethodConfig):
         for part in able:
             if owner is None or part is owner:
                 continue
-            for field in ("num_virtual_tokens", "sites"):
+            for field in ("num_virtual_tokens", "sites", "positions"):
                 own, other = getattr(part, field), getattr(owner, field)
                 self.require(
                     own == other,
@@ -110,6 +110,12 @@ class ComposedConfig(MethodConfig):
         sites = None if owner is None else owner.sites
         self.require(self.sites in (None, sites), "sites is a setting of its parts, not of the whole")
         object.__setattr__(self, "sites", sites)
+        object.__setattr__(self, "positions", "kept" if owner is None else owner.positions)
+        placements = {part.placement for part in self.parts if part.uses_tokens}
+        self.require(
+            len(placements) < 2, "its parts want their tokens in different places; give all the same placement"
+        )
+        object.__setattr__(self, "placement", next(iter(placements), self.placement))
         object.__setattr__(self, "_over", tuple(part for part in able if part is not owner))
 
     @property

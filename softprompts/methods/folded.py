@@ -139,6 +139,8 @@ def fold(method: Method) -> tuple[FoldedConfig, Method]:
     folded = FoldedConfig(
         num_virtual_tokens=length or prefix_length,
         sites=config.sites,
+        placement=config.placement,
+        positions=config.positions,
         source=config.source if isinstance(config, FoldedConfig) else config.method,
         has_tokens=tokens is not None,
         update_length=0 if update is None else len(update),

@@ -1,0 +1,1 @@
+"""Prompts in the formats of other libraries."""
