@@ -14,11 +14,14 @@ from softprompts.model import attach
 from softprompts.saving import load_prompt, read
 
 
-def load(path: str | Path, **kwargs: Any) -> Any:
+def load(path: str | Path, *, revision: str | None = None, subfolder: str | None = None, **kwargs: Any) -> Any:
     """The backbone that a saved prompt names, with the prompt attached and set.
 
     Args:
         path: a folder written by `save_prompt` or ``save_pretrained``, or a hub id.
+        revision: branch, tag or commit of the prompt's hub repository; the backbone's is the one that it was trained
+            on.
+        subfolder: the prompt's folder, where there are several.
         **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map`` ...).
 
     Returns:
@@ -27,7 +30,7 @@ def load(path: str | Path, **kwargs: Any) -> Any:
     Raises:
         SoftPromptError: the prompt or its backbone cannot be read.
     """
-    config, _ = read(path)
+    config, _ = read(path, revision, subfolder)
     backbone = config["backbone"]
     cls = getattr(transformers, str(backbone.get("class")), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
@@ -41,5 +44,5 @@ def load(path: str | Path, **kwargs: Any) -> Any:
     except OSError as error:
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
     attach(model, None)
-    load_prompt(model, path)
+    load_prompt(model, path, revision=revision, subfolder=subfolder)
     return model.eval()

@@ -1,0 +1,1 @@
+"""Prompts in other people's formats: as embeddings, as plain model directories, as adapters of other libraries."""
