@@ -125,7 +125,7 @@ def _upload(
     from softprompts.card import card, index_card
     from softprompts.saving import files_of
 
-    if not isinstance(repo_id, str) or repo_id.count("/") > 1 or Path(repo_id).is_dir():
+    if not isinstance(repo_id, str) or repo_id.count("/") > 1:
         raise SoftPromptError(f"{repo_id} is no name of a hub repository: write user/name")
     alone, files = len(found) == 1, {}
     for name, (config, content) in found.items():

@@ -7,10 +7,9 @@ needs nothing else. Prefixes are keys and values inside of every attention, and 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
-import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +35,9 @@ _SENT = (torch.float32, torch.float16, torch.bfloat16)  # what vLLM's server tak
 def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> Tensor:
     """The embeddings of one input with its prompt, as the model itself would see them.
 
-    Methods that look at the input or change its embeddings work too: this is the prompt of this very input.
+    Methods that look at the input or change its embeddings work too: this is the prompt of this very input. A method
+    that changes the embeddings of the first ``m`` tokens (DePT, EPT) goes on with those that a decoder-only model
+    generates, which this cannot: generation is the same where the input has ``m`` tokens or more.
 
     Args:
         model: an attached model.
@@ -191,9 +192,10 @@ def decode_embeds(text: str) -> Tensor:
         SoftPromptError: it is no such text.
     """
     try:
-        with torch.sparse.check_sparse_tensor_invariants():
+        with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about other ways to write it
             found = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), "cpu", weights_only=True)
-    except (binascii.Error, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except Exception as error:  # whatever its bytes make of the reader
         raise SoftPromptError(f"no embeddings can be read from this text ({type(error).__name__})") from error
     if not isinstance(found, Tensor) or found.ndim != 2:
         raise SoftPromptError("no embeddings can be read from this text: it holds something else")
