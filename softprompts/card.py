@@ -113,7 +113,7 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
         "",
         f"A soft prompt of {sizes} for the frozen {_code(base)} ({_code(backbone.get('class'))}).",
         *_facts_of_methods(config),
-        *_scores(meta),
+        *_scores(config),
         *_use(config, place, subfolder),
         *_training(meta),
         "## Settings",
@@ -126,7 +126,7 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
     if config.get("labels"):
         lines.append(f"| labels | {_text(', '.join(config['labels']))} |")
     plain = {key: value for key, value in meta.items() if isinstance(value, str | int | float)}
-    for told in ("license", "max_length_asked"):
+    for told in ("license", "max_length_asked", "method"):
         plain.pop(told, None)
     if "model" in plain:
         plain["model"] = base
@@ -177,7 +177,7 @@ def materialized_card(config: Mapping[str, Any]) -> str:
         "model and its tokenizer: load both with plain transformers.",
         "",
         *_facts_of_methods(config)[1:],
-        *_scores(meta),
+        *_scores(config),
     ]
     if added:
         lines += [
@@ -238,8 +238,17 @@ def _front(config: Mapping[str, Any], place: str) -> str:
 
 
 def _dumped(front: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(dict(front), sort_keys=False, allow_unicode=True, width=10**6)
+    text = yaml.safe_dump(_on_a_line(dict(front)), sort_keys=False, allow_unicode=True, width=10**6)
     return f"---\n{text}---\n"
+
+
+def _on_a_line(value: Any) -> Any:
+    """The value with its texts on one line each: a line of dashes would end the front matter, quoted or not."""
+    if isinstance(value, dict):
+        return {_on_a_line(key): _on_a_line(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_on_a_line(one) for one in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _licence_of(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -343,14 +352,16 @@ def _paper(said: str) -> str:
     return _text(said) if not text else f"{_text(text)}, <http{address}>"
 
 
-def _scores(meta: Mapping[str, Any]) -> list[str]:
+def _scores(config: Mapping[str, Any]) -> list[str]:
+    meta = _meta(config)
     splits = _splits(meta)
     task = meta.get("task")
     lines = [] if not task else [f"Task: {_text(task)}."]
     form = meta.get("task_form")
     if task and isinstance(form, Mapping):
-        reading = form.get("reading") if not form.get("source") else None
-        templates = [str(one) for one in reading or [form.get("source")] if one]
+        # Labels are those of a head: an encoder's.
+        read = form.get("source") if config.get("labels") is None else form.get("reading")
+        templates = [str(one) for one in (read if isinstance(read, list | tuple) else [read]) if one]
         lines += [f"Template: {', '.join(map(_code, templates))}."] if templates else []
     if not splits:
         return [*lines, ""] if lines else []
@@ -421,6 +432,8 @@ def training_command(meta: Mapping[str, Any]) -> str | None:
         words += _flag(flag, how.pop(key, None))
     if any(value not in (None, 0, 0.0) for value in (*rest.values(), *how.values())):
         return None  # something that only the library can be told
+    if any(len(word.splitlines()) > 1 for word in words):
+        return None  # nothing to be shown on a line
     return " ".join(map(shlex.quote, words))
 
 

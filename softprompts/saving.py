@@ -54,7 +54,7 @@ def prompt_folder(source: str | Path, revision: str | None = None, subfolder: st
     folder = Path(source)
     if subfolder is not None and not _SUBFOLDER.fullmatch(subfolder):
         raise SoftPromptError(
-            f"subfolder '{subfolder}': name a folder by letters, digits, '_' and '-', with '/' between"
+            f"subfolder {subfolder!r}: name a folder by letters, digits, '_' and '-', with '/' between"
         )
     if folder.is_dir():
         folder = folder if subfolder is None else folder / subfolder

@@ -460,27 +460,6 @@ def test_load_names_what_is_missing(backbones: Path, tmp_path: Path) -> None:
         sp.load(tmp_path / "nowhere")
 
 
-def test_the_card_names_what_matters(backbones: Path, tmp_path: Path) -> None:
-    model = sp.attach(tiny.model("bert"), tiny.METHODS["prefix-tuning"], "p", labels=["no", "yes"])
-    model.config._name_or_path = "google-bert/bert-base-uncased"
-    model.save_prompt("p", tmp_path, metadata={"accuracy": 0.93, "task": "reviews", "curve": [1, 2]})
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: softprompts\nbase_model: google-bert/bert-base-uncased\n")
-    for line in (
-        "- prefix-tuning",
-        "| method | prefix-tuning |",
-        "| num_virtual_tokens | 4 |",
-        "| labels | no, yes |",
-        "| accuracy | 0.93 |",
-        "| task | reviews |",
-    ):
-        assert line in text.splitlines(), line
-    count = sum(p.numel() for p in model.prompts.parameters())
-    assert f"A soft prompt of {count:,} parameters" in text
-    assert "curve" not in text
-    assert json.loads((tmp_path / CONFIG).read_text())["metadata"]["curve"] == [1, 2]
-
-
 # --- folding ---
 
 
