@@ -197,6 +197,7 @@ def test_texts_stay_texts() -> None:
     config = made({**META, "task": NASTY, "note": NASTY, "license": NASTY, "model": NASTY}, [NASTY, "yes: [no"])
     config |= {"name": NASTY, "softprompts_version": NASTY}
     config["metadata"]["metrics"] = {NASTY: 0.5}
+    config["metadata"]["data"] = {"task": LINE}
     config["metadata"]["task_form"] = {"kind": NASTY, "reading": [NASTY + "`"]}
     config["metadata"]["versions"] = {NASTY: NASTY}
     config["backbone"] = {**config["backbone"], "name": NASTY, "class": NASTY}

@@ -64,7 +64,10 @@ def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> T
         pass_, inputs = entered(model, name, ids)
     finally:
         prompt.method.train(training)
-    _only_input(prompt.config.method, pass_.soft[name])
+    soft = pass_.soft[name]
+    _only_input(prompt.config.method, soft)
+    if soft.tokens is None and soft.update is None:
+        raise _nothing(prompt.config.method)
     made = inputs.get("inputs_embeds")
     return cast(Tensor, (state_of(model).backbone.embeddings(ids) if made is None else made)[0])
 
@@ -98,6 +101,10 @@ def _only_input(method: str, soft: SoftPrompt) -> None:
         )
 
 
+def _nothing(method: str) -> SoftPromptError:
+    return SoftPromptError(f"{method}: it has no input tokens, so there are no embeddings to export")
+
+
 def plain_tokens(model: Any, name: str) -> Tensor:
     """The tokens ``(l, d)`` that a prompt is made of, whatever the input is; as the prompt holds them.
 
@@ -121,7 +128,7 @@ def plain_tokens(model: Any, name: str) -> Tensor:
             "prompt_embeds(model, name, input_ids) gives those of one text"
         )
     if soft.tokens is None:
-        raise SoftPromptError(f"{method.config.method}: it has no input tokens, so there are no embeddings to export")
+        raise _nothing(method.config.method)
     return cast(Tensor, soft.tokens[0].detach().clone())
 
 
