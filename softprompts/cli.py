@@ -12,9 +12,11 @@ import typer
 from softprompts.commands.bench import bench_app
 from softprompts.commands.compare import compare
 from softprompts.commands.demo import demo
+from softprompts.commands.export import export
 from softprompts.commands.inspect import inspect
 from softprompts.commands.methods import methods
 from softprompts.commands.predict import predict
+from softprompts.commands.push import push
 from softprompts.commands.search import search
 from softprompts.commands.tasks import tasks_app
 from softprompts.commands.terminal import err, out
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (methods, train, compare, search, transfer, demo, predict, inspect):
+for verb in (methods, train, compare, search, transfer, demo, predict, inspect, export, push):
     app.command()(verb)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(bench_app, name="bench")

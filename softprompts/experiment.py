@@ -655,6 +655,9 @@ class Workbench:
         backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         return {
             **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
+            "data": self.data.to_dict(),
+            "files": sorted(self.data.places()),
+            "max_length_asked": self.max_length,
             "max_length": length,
             "seed": training.seed,
             "trained_parameters": trained,

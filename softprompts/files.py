@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -88,6 +89,65 @@ def require_folder(folder: str | Path, what: str) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"{folder} is a file; name a folder for {what}")
+
+
+def require_new_folder(folder: str | Path) -> Path:
+    """Makes sure that nothing is lost by writing a folder.
+
+    Args:
+        folder: its path.
+
+    Returns:
+        The path.
+
+    Raises:
+        SoftPromptError: there is a file, or a folder with something in it.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise SoftPromptError(f"{folder} is there already and not empty: name a new folder")
+    elif folder.exists() or folder.is_symlink():
+        raise SoftPromptError(f"{folder} is a file; name a folder")
+    return folder
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name, and is on disk, once all went well; else nothing is left of it.
+
+    Args:
+        folder: the name; there is nothing of it yet, or an empty folder.
+
+    Yields:
+        The folder as it is called until then.
+    """
+    folder = folder.resolve()  # "." has a name too
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
+    if folder.exists():
+        for name, content in contents.items():
+            write_atomic(folder / name, content)
+        return
+    with new_folder(folder) as temporary:
+        for name, content in contents.items():
+            write_atomic(temporary / name, content)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, frozen_linear, heads, parts, readout, saving
+from softprompts import attention, checkpointing, frozen_linear, heads, hub, parts, readout, saving
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -336,26 +336,109 @@ class PromptModel:
         Args:
             name: the prompt.
             path: the folder; made if it is not there.
-            metadata: JSON values to keep with it, such as task and score.
+            metadata: JSON values to keep with it, such as task, score and license; None: those that it was loaded with.
 
         Raises:
             SoftPromptError: unknown name.
         """
         saving.save_prompt(self, name, path, metadata)
 
-    def load_prompt(self, path: str | Path, name: str | None = None, *, task_id: int | None = None) -> PromptModel:
+    def load_prompt(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        task_id: int | None = None,
+    ) -> PromptModel:
         """Adds a saved prompt, under its own name or another.
 
         Args:
-            path: a folder or hub id, of a prompt of ours or of an adapter of PEFT's (see docs/peft.md).
-            name: for it; None for its own ("default" for an adapter, which has none).
+            path: a folder or hub id, of a prompt of ours or of an adapter of PEFT's (see docs/peft.md); only JSON and
+                safetensors files are fetched and read.
+            name: what it is to be called here; None: as it was ("default" for an adapter, which has no name).
+            revision: branch, tag or commit of a hub repository.
+            subfolder: its folder, where there are several.
             task_id: which task of a multitask adapter of PEFT's; not needed where it has one.
 
         Raises:
             SoftPromptError: the files are missing, damaged or for another backbone; nothing is loaded then.
         """
-        saving.load_prompt(self, path, name, task_id)
+        saving.load_prompt(self, path, name, revision=revision, subfolder=subfolder, task_id=task_id)
         return self
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        name: str | None = None,
+        *,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+        **ignored: Any,
+    ) -> str:
+        """Uploads prompts, and nothing of the backbone, to a repository of the hub, which is made when it is missing.
+
+        Args:
+            repo_id: "user/name".
+            name: the prompt that goes into the repository itself; None: all, a folder each where there are several.
+            private: whether a new repository is private; None: as the account has it.
+            commit_message: of the commit; None: a line that names the prompts.
+            token: of the hub; None: that of ``hf auth login``.
+            revision: branch to commit to.
+            create_pr: open a pull request instead.
+            license: the hub's name of a licence, such as "mit", for the cards.
+            **ignored: what else transformers' own method takes; there are no shards of a prompt.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            SoftPromptError: unknown name, no prompt, or the hub refused; says why.
+        """
+        return hub.push(self, repo_id, name, private, commit_message, token, revision, create_pr, license)
+
+    def save_embeddings(self, name: str, path: str | Path) -> None:
+        """Writes a prompt's tokens as embeddings, for servers that take these (vLLM's prompt embeddings).
+
+        Args:
+            name: a prompt that comes down to input tokens.
+            path: a new folder: ``prompt_embeds.safetensors`` with the tokens ``(l, d)``, in the type and the scaling of
+                the model's embeddings, and ``prompt_embeds.json``, which says what they are and where they go.
+
+        Raises:
+            SoftPromptError: unknown name; the prompt is something else; or there is a folder with something in it.
+        """
+        from softprompts.interop.embeddings import save_embeddings
+
+        save_embeddings(self, name, path)
+
+    def materialize(self, name: str, path: str | Path, tokenizer: Any = None) -> Path:
+        """Writes the model with a prompt in it, as a directory that transformers loads without this library.
+
+        Input tokens become tokens of the vocabulary, which the tokenizer puts into every text; changed weights are
+        merged; the head becomes the model's own. This model stays as it is; there is a copy of it in memory meanwhile.
+
+        Args:
+            name: a prompt of input tokens, of changed weights (LoRA, BitFit, full fine-tuning), of nothing but a head,
+                or a composition of these.
+            path: a new folder; it appears once all is written.
+            tokenizer: a fast one; None: that of the backbone, by its name.
+
+        Returns:
+            The folder.
+
+        Raises:
+            SoftPromptError: unknown name; the prompt, the architecture or the tokenizer does not allow it (the reason
+                is named); or there is a folder with something in it.
+        """
+        from softprompts.interop.materialize import materialize
+
+        return materialize(self, name, path, tokenizer)
 
     def save_peft(self, name: str, path: str | Path) -> None:
         """Writes one prompt as an adapter that the PEFT library loads, with the same outputs (see docs/peft.md).

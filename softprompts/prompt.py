@@ -25,6 +25,7 @@ class Prompt(nn.Module):
         head: the trained copy of the model's task head; None where the model has none.
         labels: label names of the head, may be empty.
         sites: indices of the backbone's attention sites that the prefix goes to.
+        metadata: JSON values that it was saved with, such as task and score; empty for a new prompt.
     """
 
     method: Method
@@ -37,6 +38,7 @@ class Prompt(nn.Module):
         self.head = head
         self.sites = sites
         self.labels: list[str] = []
+        self.metadata: dict[str, Any] = {}
 
     @property
     def num_labels(self) -> int | None:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -27,8 +26,10 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from softprompts import __version__
+from softprompts.card import card
+from softprompts.card import counted as counted
 from softprompts.errors import SoftPromptError
-from softprompts.files import sync_folder, temporary_beside, write_atomic
+from softprompts.files import write_atomic, write_folder
 from softprompts.hub import asking
 from softprompts.injection import state_of
 from softprompts.interop import peft_reading
@@ -41,17 +42,28 @@ PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
-_FILES = [CONFIG_FILE, TENSOR_FILE, peft_reading.CONFIG_FILE, peft_reading.TENSOR_FILE, "README.md"]
+_FILES = (CONFIG_FILE, TENSOR_FILE, peft_reading.CONFIG_FILE, peft_reading.TENSOR_FILE, "README.md")
+_SUBFOLDER = re.compile(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", re.ASCII)
 
 
-def prompt_folder(source: str | Path) -> Path:
+def prompt_folder(source: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The saved prompt behind a run folder, a prompt folder or a hub id, which is fetched.
+
+    Args:
+        source: the folder or the id.
+        revision: branch, tag or commit of a hub repository; its main branch by default.
+        subfolder: a folder within it, where it holds several prompts.
 
     Raises:
         SoftPromptError: a run folder without a prompt, or nothing of that name.
     """
     folder = Path(source)
+    if subfolder is not None and not _SUBFOLDER.fullmatch(subfolder):
+        raise SoftPromptError(
+            f"subfolder {subfolder!r}: name a folder by letters, digits, '_' and '-', with '/' between"
+        )
     if folder.is_dir():
+        folder = folder if subfolder is None else folder / subfolder
         if not (folder / CONFIG_FILE).is_file():
             if (folder / PROMPT / CONFIG_FILE).is_file():
                 return folder / PROMPT
@@ -61,15 +73,7 @@ def prompt_folder(source: str | Path) -> Path:
     name = str(source)
     if folder.is_file():
         raise SoftPromptError(f"{name} is a file; name a run folder or a prompt folder")
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:  # no hub id
-        raise SoftPromptError(f"{name}: no such folder")
-    with asking(name) as offline:
-        try:
-            fetched = snapshot_download(name, allow_patterns=_FILES, local_files_only=offline)
-        except Exception as error:  # the hub's client has a dozen kinds
-            reason = "which cannot be reached" if offline else type(error).__name__
-            raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
-    return Path(fetched)
+    return _from_hub(name, revision, subfolder)
 
 
 def identity(model: Any) -> dict[str, Any]:
@@ -84,10 +88,35 @@ def identity(model: Any) -> dict[str, Any]:
 
 def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
     """Writes one prompt of an attached model; see `PromptModel.save_prompt`."""
-    prompt = require(model.prompts, name)
+    require(model.prompts, name)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
+    config, content = described(model, name, metadata)
+    write_folder(folder, files_of(config, content, card(config)))
+
+
+def files_of(config: dict[str, Any], content: bytes, text: str) -> dict[str, bytes]:
+    """The files of a saved prompt, in the order in which they are written.
+
+    Args:
+        config: see `described`.
+        content: likewise.
+        text: its card.
+    """
+    config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    return {"README.md": text.encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
+
+
+def described(model: Any, name: str, metadata: dict[str, Any] | None = None) -> tuple[dict[str, Any], bytes]:
+    """What is saved of a prompt: its config, and the file of its tensors.
+
+    Args:
+        model: an attached model.
+        name: the prompt.
+        metadata: JSON values to keep with it; None: those that it was loaded with.
+    """
+    prompt = require(model.prompts, name)
     tensors = {key: value.detach().cpu().contiguous() for key, value in prompt.state_dict().items()}
     content = dump_tensors(tensors)
     config: dict[str, Any] = {
@@ -103,31 +132,9 @@ def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any
         },
         "frozen": [key for key, _ in prompt.named_buffers() if key in tensors],
         "sha256": hashlib.sha256(content).hexdigest(),
-        "metadata": metadata or {},
+        "metadata": prompt.metadata if metadata is None else metadata,
     }
-    config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    write_together(
-        folder, {"README.md": card(config).encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
-    )
-
-
-def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
-    if folder.exists():
-        for name, content in contents.items():
-            write_atomic(folder / name, content)
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
-    try:
-        temporary.mkdir()
-        for name, content in contents.items():
-            write_atomic(temporary / name, content)
-        os.replace(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
+    return config, content
 
 
 def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
@@ -144,13 +151,20 @@ def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
         write_atomic(folder / "model.safetensors", dump_tensors(state, metadata={"format": "pt"}))
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(
+    path: str | Path, revision: str | None = None, subfolder: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The checked config and tensors of a saved prompt; a hub id is fetched first.
+
+    Args:
+        path: the folder or the id.
+        revision: see `prompt_folder`.
+        subfolder: likewise.
 
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    config, config_path = read_config(path)
+    config, config_path = read_config(path, revision, subfolder)
     tensor_path = config_path.with_name(TENSOR_FILE)
     if not tensor_path.is_file():
         raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
@@ -170,13 +184,20 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
+def read_config(
+    path: str | Path, revision: str | None = None, subfolder: str | None = None
+) -> tuple[dict[str, Any], Path]:
     """The checked config of a saved prompt, and its file; a hub id is fetched first. The tensors are not looked at.
+
+    Args:
+        path: the folder or the id.
+        revision: see `prompt_folder`.
+        subfolder: likewise.
 
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    folder = _located(path)
+    folder = _located(path, revision, subfolder)
     config_path = folder / CONFIG_FILE
     if not config_path.is_file() and peft_reading.is_adapter(folder):
         raise SoftPromptError(
@@ -211,40 +232,58 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], Path]:
     return config, config_path
 
 
-def _located(path: str | Path) -> Path:
+def _located(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path:
     folder = Path(path)
     try:
-        return folder if folder.is_dir() else _from_hub(str(path))
+        if subfolder is not None:
+            return prompt_folder(path, revision, subfolder)
+        return folder if folder.is_dir() else _from_hub(str(path), revision)
     except ValueError as error:  # a name that no file can have
         if isinstance(error, SoftPromptError):
             raise
         raise SoftPromptError(f"{str(path)!r}: no such folder") from error
 
 
-def adapter_folder(path: str | Path) -> Path | None:
+def adapter_folder(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path | None:
     """The folder of what is saved there if that is a PEFT adapter and not a prompt of ours; a hub id is fetched."""
-    folder = _located(path)
+    folder = _located(path, revision, subfolder)
     ours = (folder / CONFIG_FILE).is_file()
     return folder if not ours and peft_reading.is_adapter(folder) else None
 
 
-def _from_hub(name: str) -> Path:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+def _from_hub(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """A prompt of a hub repository, in the hub's cache. Nothing but the files of a prompt is fetched."""
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:  # no hub id
         raise SoftPromptError(f"{name}: no such folder")
-    try:
-        from huggingface_hub import snapshot_download
+    within = "" if subfolder is None else f"{subfolder}/"
+    files = [f"{within}{file}" for file in _FILES]
+    with asking(name) as offline:
+        try:
+            # What other prompts there are, in folders of their own, is told by their configs.
+            more = [] if within else [f"*/{CONFIG_FILE}"]
+            fetched = snapshot_download(
+                name, revision=revision, allow_patterns=[*files, *more], local_files_only=offline
+            )
+        except Exception as error:  # the hub's client has a dozen kinds
+            reason = "which cannot be reached" if offline else type(error).__name__
+            raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
+    return Path(fetched) / within
 
-        return Path(snapshot_download(name, allow_patterns=_FILES))
-    except Exception as error:
-        raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub") from error
 
-
-def load_prompt(model: Any, path: str | Path, name: str | None = None, task_id: int | None = None) -> str:
+def load_prompt(
+    model: Any,
+    path: str | Path,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    task_id: int | None = None,
+) -> str:
     """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
-    folder = adapter_folder(path)
+    folder = adapter_folder(path, revision, subfolder)
     if folder is not None:
         return peft_reading.load_adapter(model, folder, name, task_id)
-    config, tensors = read(path)
+    config, tensors = read(path, revision, subfolder)
     if task_id is not None:
         raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
     _check_backbone(model, config["backbone"], str(path))
@@ -283,6 +322,8 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None, task_id: 
     except BaseException:
         model.delete_prompt(name)
         raise
+    found = config.get("metadata")
+    model.prompts[name].metadata = found if isinstance(found, dict) else {}
     return cast(str, name)
 
 
@@ -347,47 +388,3 @@ def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
                 f"{where} was trained on another backbone ({saved.get('name') or saved.get('model_type')}): "
                 f"{key.replace('_', ' ')} {shown[0]}, this model has {shown[1]}"
             )
-
-
-def counted(config: Mapping[str, Any]) -> tuple[int, int]:
-    """How many numbers a saved prompt trains, its head included, and how many stay as they are (frozen sources)."""
-    frozen = set(config.get("frozen") or ())
-    sizes = {key: torch.Size(shape).numel() for key, (_, shape) in config["tensors"].items()}
-    still = sum(size for key, size in sizes.items() if key in frozen)
-    return sum(sizes.values()) - still, still
-
-
-def card(config: dict[str, Any]) -> str:
-    """A model card from what was saved."""
-    meta, backbone = config["metadata"], config["backbone"]
-    base = backbone["name"] or backbone["model_type"]
-    trained, frozen = counted(config)
-    sizes = f"{trained:,} parameters" + (f" (and {frozen:,} numbers that stay as they are)" if frozen else "")
-    lines = ["---", "library_name: softprompts"]
-    if "/" in base and not base.startswith(("/", ".")):
-        lines += [f"base_model: {base}", "base_model_relation: adapter"]
-    lines += [
-        "tags:",
-        "- soft-prompt",
-        f"- {config['method']}",
-        "---",
-        "",
-        f"# {config['method']} for {base}",
-        "",
-        f"A soft prompt of {sizes} for the frozen `{base}` (`{backbone['class']}`).",
-        "",
-        "```python",
-        "import softprompts as sp",
-        'model = sp.load("this folder")',
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| method | {config['method']} |",
-    ]
-    lines += [f"| {key} | {value} |" for key, value in config["config"].items() if value is not None]
-    if config.get("labels"):
-        lines.append(f"| labels | {', '.join(config['labels'])} |")
-    lines += [f"| {key} | {value} |" for key, value in meta.items() if isinstance(value, (str, int, float))]
-    lines += [f"| softprompts | {config['softprompts_version']} |", ""]
-    return "\n".join(lines)

@@ -113,7 +113,7 @@ def test_a_failing_write_leaves_the_previous_file(broken: str, tmp_path: Path, m
 
     for function in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"softprompts.saving.os.{function}", fail)
+            patch.setattr(f"os.{function}", fail)
             with pytest.raises(OSError, match="disk full"):
                 saving.write_atomic(path, b"second")
         assert path.read_bytes() == b"first"
@@ -126,7 +126,7 @@ def test_a_failing_write_leaves_the_previous_file(broken: str, tmp_path: Path, m
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.attached("bert", "prefix-tuning")
     target = tmp_path / "deep" / "p"
-    real, seen = saving.os.replace, []
+    real, seen = os.replace, []
 
     def stop_at(name: str) -> Callable[..., None]:
         def replace(source: Any, to: Any) -> None:
@@ -139,7 +139,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 
     for name in ("README.md", TENSORS, CONFIG, "p"):
         with monkeypatch.context() as patch:
-            patch.setattr("softprompts.saving.os.replace", stop_at(name))
+            patch.setattr("os.replace", stop_at(name))
             with pytest.raises(KeyboardInterrupt):
                 model.save_prompt("prefix-tuning", target)
         assert list(target.parent.iterdir()) == []
@@ -152,7 +152,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 def test_overwriting_that_is_cut_short_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.attached("bert", "prefix-tuning", "prompt-tuning")
     model.save_prompt("prefix-tuning", tmp_path)
-    real = saving.os.replace
+    real = os.replace
 
     def replace(source: Any, to: Any) -> None:
         if Path(to).name == CONFIG:
@@ -160,7 +160,7 @@ def test_overwriting_that_is_cut_short_is_told(tmp_path: Path, monkeypatch: pyte
         real(source, to)
 
     with monkeypatch.context() as patch:
-        patch.setattr("softprompts.saving.os.replace", replace)
+        patch.setattr("os.replace", replace)
         with pytest.raises(KeyboardInterrupt):
             model.save_prompt("prompt-tuning", tmp_path)
     with pytest.raises(sp.SoftPromptError, match="saving was cut short.*save the prompt again"):
@@ -458,27 +458,6 @@ def test_load_names_what_is_missing(backbones: Path, tmp_path: Path) -> None:
         sp.load(tmp_path / "p")
     with pytest.raises(sp.SoftPromptError, match="no such folder"):
         sp.load(tmp_path / "nowhere")
-
-
-def test_the_card_names_what_matters(backbones: Path, tmp_path: Path) -> None:
-    model = sp.attach(tiny.model("bert"), tiny.METHODS["prefix-tuning"], "p", labels=["no", "yes"])
-    model.config._name_or_path = "google-bert/bert-base-uncased"
-    model.save_prompt("p", tmp_path, metadata={"accuracy": 0.93, "task": "reviews", "curve": [1, 2]})
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: softprompts\nbase_model: google-bert/bert-base-uncased\n")
-    for line in (
-        "- prefix-tuning",
-        "| method | prefix-tuning |",
-        "| num_virtual_tokens | 4 |",
-        "| labels | no, yes |",
-        "| accuracy | 0.93 |",
-        "| task | reviews |",
-    ):
-        assert line in text.splitlines(), line
-    count = sum(p.numel() for p in model.prompts.parameters())
-    assert f"A soft prompt of {count:,} parameters" in text
-    assert "curve" not in text
-    assert json.loads((tmp_path / CONFIG).read_text())["metadata"]["curve"] == [1, 2]
 
 
 # --- folding ---

@@ -1,1 +1,1 @@
-"""Prompts in the formats of other libraries."""
+"""Prompts in other people's formats: as embeddings, as plain model directories, as adapters of PEFT."""

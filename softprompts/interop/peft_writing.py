@@ -22,6 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from softprompts.backbone import Backbone, Site, attention_of, restore_attention, set_attention, trial
 from softprompts.errors import SoftPromptError
+from softprompts.files import write_folder
 from softprompts.injection import State, state_of
 from softprompts.interop.peft_lora import PREFIX, lora_adapter
 from softprompts.interop.peft_reading import CONFIG_FILE, HEAD, LORA, PROMPT, TENSOR_FILE
@@ -71,7 +72,7 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
     identity = state.backbone.identity
     config |= {"base_model_name_or_path": identity["name"] or None, "revision": identity["revision"]}
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    saving.write_together(
+    write_folder(
         folder,
         {
             "README.md": _card(config, prompt.config).encode(),

@@ -465,6 +465,25 @@ class Method(nn.Module):
         """Why this prompt has no plain form, or None when `forward(None)` in eval mode is one."""
         return "it depends on the input" if self.per_row else None
 
+    def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
+        """New values of the backbone's parameters, with which it does alone what the modules in `changes` do now.
+
+        Args:
+            parts: the modules of the backbone, with their tensors.
+
+        Returns:
+            By the path of a module and the name of a parameter in it; each of the shape of what it replaces.
+
+        Raises:
+            SoftPromptError: no values of its parameters do that.
+        """
+        if self.changes:
+            raise SoftPromptError(
+                f"{self.config.method}: what it does to the backbone's modules is no change of their weights, and "
+                "cannot be merged into them"
+            )
+        return {}
+
     def share_with(self, other: Method) -> None:
         """Takes the part that tasks have in common from another prompt, which trains it from now on.
 

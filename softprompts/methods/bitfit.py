@@ -13,12 +13,14 @@ Trained: one number per output of these modules.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from softprompts.errors import SoftPromptError
 from softprompts.methods.base import About, Component, Method, Part, Rows, Shape, register
 from softprompts.methods.modules import LINEAR, NORM, ModuleConfig, ModuleMethod, key
 from softprompts.soft_prompt import Frozen, SoftPrompt
@@ -59,6 +61,17 @@ class BitFit(ModuleMethod):
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way through every module."""
         return SoftPrompt(modules={path: functools.partial(_plus, self.added[key(path)]) for path in self.changes})
+
+    def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
+        """``b + c`` of every module."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for part in parts:
+            if part.path not in self.changes:
+                continue
+            if not part.has_bias:
+                raise SoftPromptError(f"bitfit: '{part.path}' has no bias, and a new one would be another architecture")
+            found[part.path] = {"bias": part.tensors["bias"] + self.added[key(part.path)].detach()}
+        return found
 
     def components(self) -> dict[str, Component]:
         """One group."""

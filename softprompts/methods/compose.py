@@ -26,6 +26,7 @@ from softprompts.methods.base import (
     Component,
     Method,
     MethodConfig,
+    Part,
     Rows,
     Shape,
     Span,
@@ -222,6 +223,10 @@ class Composed(Method):
     def stored(self) -> ComposedConfig:
         """The parts as each is saved."""
         return ComposedConfig(parts=tuple(part.stored() for _, part in self._parts()))
+
+    def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
+        """Those of its parts, which change different modules."""
+        return {path: values for _, part in self._parts() for path, values in part.merged(parts).items()}
 
     def cannot_fold(self) -> str | None:
         """It folds where every part does."""

@@ -10,10 +10,13 @@ of other prompts go by them too, unless `shared_tables` is set.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from softprompts.methods.base import About, Component, Method, Rows, Shape, register
+from torch import Tensor
+
+from softprompts.methods.base import About, Component, Method, Part, Rows, Shape, register
 from softprompts.methods.common import flag
 from softprompts.methods.modules import ModuleConfig, ModuleMethod, copies, ways_with
 from softprompts.soft_prompt import SoftPrompt
@@ -65,6 +68,12 @@ class Full(ModuleMethod):
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way through every module."""
         return SoftPrompt(modules=ways_with(self.theta, self._names))
+
+    def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
+        """The copies themselves."""
+        return {
+            path: {name: self.theta[own].detach() for name, own in used.items()} for path, used in self._names.items()
+        }
 
     def components(self) -> dict[str, Component]:
         """One group."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompts.methods.base import About, Component, Method, Rows, Shape, Span, register
+from softprompts.errors import SoftPromptError
+from softprompts.methods.base import About, Component, Method, Part, Rows, Shape, Span, register
 from softprompts.methods.common import real_number, whole_number
 from softprompts.methods.modules import ModuleConfig, ModuleMethod, draw_seed, key, with_role
 from softprompts.soft_prompt import Frozen, SoftPrompt
@@ -112,6 +113,20 @@ class Lora(ModuleMethod):
             x = x * (kept.to(x.dtype) / (1 - self.dropout))
         change = functional.linear(functional.linear(x, a), b)
         return torch.add(y, change.to(y.dtype), alpha=self.scale)
+
+    def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
+        """``W + (alpha / r) B A`` of every target, computed in the wider type of the two."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for part in parts:
+            if part.path not in self.changes:
+                continue
+            weight = part.tensors["weight"]
+            if not weight.is_floating_point():
+                raise SoftPromptError(f"lora: '{part.path}' is quantised, and nothing can be added to its weights")
+            a, b = self.a[key(part.path)].detach(), self.b[key(part.path)].detach()
+            change = self.scale * (b @ a)
+            found[part.path] = {"weight": weight + (change.T if part.kind == "conv1d" else change)}
+        return found
 
     def components(self) -> dict[str, Component]:
         """One group."""

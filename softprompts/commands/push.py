@@ -1,0 +1,25 @@
+"""``softprompts push``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from softprompts.commands.terminal import err, out
+
+
+def push(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder or prompt folder.")],
+    repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the hub; made when it is missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="The hub's name of a licence, such as mit.")] = None,
+) -> None:
+    """Upload a trained prompt, with its card, to the model hub. Logging in is up to 'hf auth login'."""
+    from softprompts.hub import push_saved
+
+    with err.status("uploading"):
+        address = push_saved(source, repo, private or None, message, revision=revision, license=licence)
+    out.print(f"uploaded: {address}", soft_wrap=True)
