@@ -72,12 +72,11 @@ class Backbone:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.kind = _kind(model)
-        base = model.base_model
         if self.kind == "encoder-decoder":
             self.entry: nn.Module = model.get_encoder()
             self.decoder: nn.Module | None = model.get_decoder()
         else:
-            self.entry, self.decoder = base, None
+            self.entry, self.decoder = _entry_of(model, self.kind), None
         self.embeddings: nn.Module = model.get_input_embeddings()
         self.text_input = model.main_input_name == "input_ids"
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
@@ -190,6 +189,25 @@ def _kind(model: PreTrainedModel) -> str:
     if kind == "encoder-decoder" and not hasattr(model, "get_decoder"):
         return "encoder"
     return kind
+
+
+def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
+    """The base model, or the stack within it where the model calls that one itself, past the base model (OPT)."""
+    base = model.base_model
+    inner = model.get_decoder() if kind == "decoder" and base is not model else base
+    if inner is base or inner is model or inner not in set(base.modules()):
+        return base
+    called: list[nn.Module] = []
+    handles = [one.register_forward_pre_hook(lambda module, _: called.append(module)) for one in (base, inner)]
+    try:
+        with trial(model):
+            model(input_ids=torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+    except Exception:
+        return base
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inner if called == [inner] else base
 
 
 def position_limit(entry: nn.Module) -> int | None:

@@ -69,7 +69,12 @@ class PromptModel:
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.readout is not None and state.readout.wanted(inputs)
         with state.activate(pass_):
+            entry = state.backbone.entry
+            if entry is state.backbone.model:  # its own hooks would run before there is a pass
+                _, inputs = state.before_entry(entry, (), inputs)
             output = forward(**inputs)
+            if entry is state.backbone.model:
+                output = state.after_entry(entry, (), inputs, output)
         return self._finish(output, pass_, labels, bool(own_loss), inputs.get("num_items_in_batch"))
 
     @contextlib.contextmanager
@@ -605,8 +610,9 @@ def attach(
                 [],
                 f"load it with attn_implementation='sdpa' instead of '{kernel}'",
             )
-    state.hooks.append(backbone.entry.register_forward_pre_hook(state.before_entry, with_kwargs=True))
-    state.hooks.append(backbone.entry.register_forward_hook(state.after_entry, with_kwargs=True, always_call=True))
+    if backbone.entry is not model:
+        state.hooks.append(backbone.entry.register_forward_pre_hook(state.before_entry, with_kwargs=True))
+        state.hooks.append(backbone.entry.register_forward_hook(state.after_entry, with_kwargs=True, always_call=True))
     if backbone.decoder is not None:
         state.hooks.append(backbone.decoder.register_forward_pre_hook(state.before_decoder, with_kwargs=True))
     checkpointing.install(model, state)

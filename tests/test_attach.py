@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 import softprompts as sp
+from softprompts.injection import state_of
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 _IDS = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -756,3 +757,56 @@ def test_bare_rows_with_labels_leave_no_problem_type_behind() -> None:
         model(**inputs)
     assert torch.equal(model(**floats).loss, before)
     assert before > 0
+
+
+# --- where prompts go in ---
+
+
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning", "lora", "full", "dept", "smop"])
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_base_model_is_attached_like_any_other(family: str, method: str) -> None:
+    """The model itself is where prompts go in: each row under its own, from the first layer on."""
+    whole = tiny.attached(family, method, "prefix-mlp")
+    inner = copy.deepcopy(tiny.model(family).base_model)
+    base = sp.attach(inner)
+    for name in (method, "prefix-mlp"):
+        base.add_prompt(name, tiny.METHODS[name], seed=0)
+        base.prompts.double()
+        base.prompts[name].method.load_state_dict(whole.prompts[name].method.state_dict(), strict=False)
+    base.eval()
+    inputs = {key: value for key, value in tiny.batch(family).items() if key != "labels"}
+    names = [method, "prefix-mlp", method]
+    with torch.no_grad(), state_of(whole).under(names):
+        wanted = whole.base_model(**inputs).last_hidden_state
+    with torch.no_grad():
+        mixed = base(**inputs, prompt_names=names).last_hidden_state
+        alone = base(**inputs, prompt_names=method).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(mixed[real], wanted[real], rtol=0, atol=1e-12)
+    torch.testing.assert_close(mixed[0], alone[0], rtol=0, atol=1e-12)
+    assert (mixed[1] - alone[1]).abs().max() > 1e-3
+
+
+def test_a_model_that_goes_past_its_base_model() -> None:
+    """OPT for causal language modelling calls the decoder of its base model, not the base model."""
+    config = tf.OPTConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=24,
+        max_position_embeddings=40,
+        word_embed_proj_dim=16,
+        init_std=0.3,
+    )
+    torch.manual_seed(0)
+    plain = tf.OPTForCausalLM(config).double().eval()
+    model = sp.attach(copy.deepcopy(plain), tiny.METHODS["prompt-tuning"], seed=0)
+    model.prompts.double()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    tokens = model.prompts["default"].method(None).tokens
+    with torch.no_grad():
+        embedded = torch.cat([tokens, plain.get_input_embeddings()(ids)], 1)
+        wanted = plain(inputs_embeds=embedded).logits[:, 3:]
+        torch.testing.assert_close(model.eval()(ids).logits, wanted, rtol=0, atol=1e-12)
+        assert (plain(ids).logits - wanted).abs().max() > 1e-3
