@@ -502,7 +502,7 @@ def attach(
         raise SoftPromptError(
             "a saved prompt has its own labels and values: leave out num_labels, labels, tokenizer, seed"
         )
-    if isinstance(config, str) and config in methods():
+    if isinstance(config, str) and config in methods() and not Path(config).is_dir():
         raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
     if saved is None and task_id is not None:
         raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
