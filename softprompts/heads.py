@@ -148,7 +148,7 @@ def _problem_of(labels: Tensor, num_labels: int) -> str:
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Numbers to compute a loss of: those in half precision in single."""
+    """Numbers to compute with: those in half precision in single."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

@@ -24,7 +24,7 @@ from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
 from softprompts.injection import is_attached as is_attached
-from softprompts.methods.base import MethodConfig
+from softprompts.methods.base import MethodConfig, methods
 from softprompts.methods.folded import fold
 from softprompts.passing import Pass
 from softprompts.prompt import Prompt as Prompt
@@ -590,6 +590,8 @@ def attach(
         raise SoftPromptError(
             "a saved prompt has its own labels and values: leave out num_labels, labels, tokenizer, seed"
         )
+    if isinstance(config, str) and config in methods() and not Path(config).is_dir():
+        raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
     if saved is None and task_id is not None:
         raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
     state = State(model)

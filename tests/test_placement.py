@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers as tf
+from saved import Cli, model_folder, rows, write_csv
 from torch import Tensor
 
 import softprompts as sp
@@ -226,3 +228,23 @@ def test_they_are_saved_and_survive_folding(config: sp.MethodConfig, tmp_path: P
     for name in ("one", "two"):
         again = sp.attach(tiny.model("bert"), tmp_path / name).eval()
         torch.testing.assert_close(again(**inputs).logits, wanted, **EXACT)
+
+
+def test_positions_are_a_setting_of_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli = Cli(monkeypatch, capsys)
+    monkeypatch.chdir(tmp_path)
+    data = write_csv(tmp_path / "data.csv", rows())
+    asked = ["train", "-m", model_folder("bert"), "--data", data, "--steps", "1", "--method", "prefix-tuning"]
+    cli.fine(*asked)
+    assert "holds this run, finished" in cli(*asked, "--set", "positions=kept").err  # the default, said aloud
+    (first,) = [path.name for path in (tmp_path / "runs").iterdir()]
+    cli.fine(*asked, "--set", "positions=shifted")
+    other = next(path for path in (tmp_path / "runs").iterdir() if path.name != first)
+    saved = json.loads((other / "prompt" / "softprompt_config.json").read_text())
+    assert saved["config"]["positions"] == "shifted"
+    cli.fine("predict", other, "the film was good")
+    done = cli(*asked, "--set", "positions=shift")
+    assert done.code == 2
+    assert "positions must be one of kept, shifted" in done.err

@@ -8,6 +8,7 @@ unless all of an adapter fits.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from softprompts import heads, packaged
+from softprompts import packaged
 from softprompts.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.heads import last_linear, wide
 from softprompts.injection import state_of
 from softprompts.interop import peft_lora
 from softprompts.methods.base import MethodConfig
@@ -219,7 +221,10 @@ def load_adapter(model: Any, folder: str | Path, name: str | None = None, task_i
     """
     from softprompts.saving import fill  # which reads adapters through this module
 
-    adapter = read_adapter(folder)
+    stored = read_adapter(folder)
+    # Half precision is for storing: what is trained further is in single, as in PEFT.
+    tensors = {key: wide(value) for key, value in stored.tensors.items()}
+    adapter = dataclasses.replace(stored, tensors=tensors)
     backbone = state_of(model).backbone
     kind = type(model).__name__
     if adapter.task and backbone.kind not in _KINDS.get(adapter.task, _ONE_STACK):
@@ -347,7 +352,7 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
                 f"{adapter.path} holds {_shown(key)}, which is no part of the task head of {name}; "
                 f"{nearest(key[:80], known)}"
             )
-    last = heads.last_linear(modules)
+    last = last_linear(modules)
     weight = None if last is None else head.get(f"{last[0]}.weight")
     if weight is None:
         return None
@@ -383,6 +388,7 @@ def open_backbone(folder: str | Path, **kwargs: Any) -> Any:
         weights = [value for key, value in adapter.head.items() if key.endswith("weight") and value.ndim == 2]
         if weights:
             kwargs["num_labels"] = len(weights[-1])
+    kwargs.setdefault("trust_remote_code", False)  # or transformers may ask at the terminal
     try:
         auto = getattr(transformers, CLASSES[adapter.task])
         return auto.from_pretrained(packaged.resolve_model(base), revision=revision or "main", **kwargs)

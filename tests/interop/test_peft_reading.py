@@ -10,6 +10,7 @@ import peft
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
@@ -238,3 +239,26 @@ def test_classifiers_that_take_a_mean_over_prompt_tokens_too_are_refused(tmp_pat
     sp.attach(tiny.model("modernbert"), tmp_path)
     with pytest.raises(SoftPromptError, match="a mean over all tokens"):
         sp.attach(tiny.model("modernbert", classifier_pooling="mean"), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adapters_in_half_precision_become_single(dtype: torch.dtype, tmp_path: Path) -> None:
+    adapters.trained("bert", "multitask", tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({key: value.to(dtype) for key, value in load_file(file).items()}, file)
+    model = sp.attach(adapters.backbone("bert").float(), tmp_path).eval()
+    assert {parameter.dtype for parameter in model.prompts.parameters()} == {torch.float32}
+    there = adapters.loaded("bert", tmp_path).float()
+    inputs = adapters.batch("bert")
+    torch.testing.assert_close(model(**inputs).logits, adapters.logits(there, inputs, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_that_names_itself_as_its_backbone(tmp_path: Path) -> None:
+    adapters.trained("bert", "prompt", tmp_path, base=str(tmp_path))
+    with pytest.raises(SoftPromptError, match="its backbone"):
+        sp.load(tmp_path)
+
+
+def test_a_name_of_a_method_is_not_taken_for_a_folder() -> None:
+    with pytest.raises(SoftPromptError, match="is a method"):
+        sp.attach(adapters.backbone("bert"), "prompt-tuning")
