@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,4 +54,4 @@ def _write(model: Any, name: str, to: str, target: Path) -> None:
         model.fold(name)
         model.save_prompt(name, target)
     else:
-        import_module("softprompts.interop.peft_writing").write_peft(model, name, target)
+        model.save_peft(name, target)
