@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from softprompts import quantized
 from softprompts.errors import SoftPromptError
 from softprompts.passing import Pass, in_batch_order
 
@@ -75,7 +76,8 @@ def _plain_copy(module: nn.Module) -> nn.Module:
     copied.__dict__.pop("_softprompt_head", None)
     if dispatch is not None:
         copied.__dict__.pop("forward", None)
-    return copied
+    # A head trains, so that it needs its numbers, though transformers quantises it with the rest.
+    return quantized.plain(copied)
 
 
 def install(model: PreTrainedModel, state: State) -> None:

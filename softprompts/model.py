@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, frozen_linear, heads, parts, readout, saving
+from softprompts import attention, checkpointing, frozen_linear, heads, parts, quantized, readout, saving
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -370,7 +370,7 @@ class PromptModel:
         """Numbers of trained parameters and of all."""
         module = cast(nn.Module, self)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        return trained, sum(p.numel() for p in module.parameters())
+        return trained, sum(map(quantized.size, module.parameters()))
 
     # --- modes, checkpointing ---------------------------------------------------------------------------------------
 
@@ -474,6 +474,7 @@ def attach(
         raise SoftPromptError(f"attach takes a transformers PreTrainedModel, not a {type(model).__name__}")
     if is_attached(model):
         raise SoftPromptError("this model is attached already; use model.add_prompt for another prompt")
+    quantized.keep_layout(model)  # before anything runs
     state = State(model)
     state.backbone_dropout = backbone_dropout
     backbone = state.backbone
@@ -502,6 +503,9 @@ def attach(
     frozen_linear.install(model, state)
     prompt_free = [key for key in model.state_dict() if not key.startswith("prompts.")]
     model._keys_to_ignore_on_save = set(prompt_free)
+    if getattr(model, "is_quantized", False):
+        # How HF Trainer is told that there is something to train on quantised weights, which it refuses otherwise.
+        model._hf_peft_config_loaded = True
     model.train(model.training)
     if config is not None:
         try:
@@ -537,6 +541,8 @@ def detach(model: Any) -> Any:
     for site in state.backbone.sites:
         attention.unmark_site(site.module)
     checkpointing.uninstall(model)
+    model.__dict__.pop("_hf_peft_config_loaded", None)
+    quantized.free_layout(model)
     del model.prompts
     del model.__dict__[STATE]
     model.__class__ = state.model_class
