@@ -54,7 +54,7 @@ class PromptModel:
             labels = inputs.get("labels")
             predicts = state.backbone.kind == "decoder" and not state.heads
             if context_mask is None and labels is not None and predicts and labels.ndim == 2:
-                context_mask = _context_of(labels)
+                context_mask = context_of(labels)
             pass_ = state.open(prompt_names, context_mask)
             if pass_ is not None:
                 self._check_names(pass_, inputs)
@@ -408,7 +408,7 @@ def _bare(state: State) -> Iterator[None]:
         state.active = before
 
 
-def _context_of(labels: Tensor) -> Tensor:
+def context_of(labels: Tensor) -> Tensor:
     """Tokens of a causal model's training batch that a prompt may look at: those that are not targets.
 
     A row whose tokens all are targets shows its first token only, lest the prompt should see what is to be predicted.
