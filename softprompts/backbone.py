@@ -21,7 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from softprompts import packaged, quantized
+from softprompts import packaged, quantized, sharded
 from softprompts.anatomy import Trace
 from softprompts.errors import SoftPromptError
 from softprompts.methods.base import Part
@@ -88,7 +88,7 @@ class Backbone:
     @property
     def hidden_size(self) -> int:
         """Width of the input embeddings (ELECTRA's and ALBERT's are narrower than their layers)."""
-        return int(self._table.shape[1])
+        return int(sharded.shape_of(self._table)[1])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Backbone:
     @property
     def vocabulary_size(self) -> int:
         """Rows of the input embeddings."""
-        return int(self._table.shape[0])
+        return int(sharded.shape_of(self._table)[0])
 
     @property
     def device(self) -> torch.device:
@@ -208,7 +208,7 @@ def trial(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sharded.running(model):
             yield
     finally:
         for module, mode in modes.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from softprompts.names import JOINT
 from softprompts.quantized import loading as quantized_loading
 from softprompts.quantized import require_backend, size
 from softprompts.saving import prompt_folder
+from softprompts.sharded import require_whole
 from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.declared import is_declaration
 from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
@@ -211,6 +213,7 @@ class Workbench:
         evaluate: bool = True,
         quantize: str | None = None,
     ):
+        require_whole(os.environ)
         if quantize is not None:
             require_backend(quantize, shared_state().device)
         self.name, self.data, self.max_length, self.quantize = model, data, max_length, quantize

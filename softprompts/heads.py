@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompts import quantized
+from softprompts import quantized, sharded
 from softprompts.errors import SoftPromptError
 from softprompts.passing import Pass, in_batch_order
 
@@ -51,6 +51,11 @@ def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTr
     """A trainable copy of the model's head, its last layer made anew when the number of labels differs."""
     if not originals:
         return None
+    if any(sharded.is_sharded(parameter) for module in originals.values() for parameter in module.parameters()):
+        raise SoftPromptError(
+            f"the task head of {type(model).__name__} was loaded in parts and cannot be copied: load the model whole "
+            "(zero3_init_flag: false), and shard it after attaching"
+        )
     head = nn.ModuleDict({name: _plain_copy(module) for name, module in originals.items()})
     head.requires_grad_(True)
     found = _last_linear(head)

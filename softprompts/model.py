@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, frozen_linear, heads, parts, quantized, readout, saving
+from softprompts import attention, checkpointing, frozen_linear, heads, parts, quantized, readout, saving, sharded
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -59,6 +59,7 @@ class PromptModel:
             if pass_ is not None:
                 self._check_names(pass_, inputs)
         state.last = pass_
+        sharded.hold(cast(nn.Module, self), self.prompts)
         if pass_ is None:
             with state.activate(None), self._own_labels() if state.heads else contextlib.nullcontext():
                 return forward(**inputs)
@@ -248,6 +249,8 @@ class PromptModel:
         state = state_of(self)
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise SoftPromptError(f"prompt name '{name}': use letters, digits, '_' and '-' only")
+        if hasattr(state.backbone.embeddings.weight, "full_tensor"):
+            raise SoftPromptError(f"prompt '{name}': prompts are added and loaded before a model is sharded, not after")
         if name in self.prompts:
             raise SoftPromptError(f"there is a prompt named '{name}' already; delete_prompt it or choose another name")
         prompt = new_prompt(
@@ -264,6 +267,7 @@ class PromptModel:
         self.prompts._modules[name] = prompt
         state.watch_sites()
         parts.sync(state)
+        sharded.hold(cast(nn.Module, self), prompt)
         if state.active is None and not state.bare:
             self._activate(name)
         return self
@@ -333,6 +337,8 @@ class PromptModel:
     def save_prompt(self, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Writes one prompt to a folder: ``softprompt_config.json``, ``softprompt.safetensors`` and a model card.
 
+        Of a sharded model, all processes have to call it together; the first one writes.
+
         Args:
             name: the prompt.
             path: the folder; made if it is not there.
@@ -358,8 +364,19 @@ class PromptModel:
         A single prompt goes into the folder itself, several into one folder each. HF Trainer passes ``state_dict`` and
         reads ``model.safetensors`` back: for it, that file is written as well, with only the prompts' tensors.
         """
-        if kwargs.get("is_main_process", True):
-            saving.save_all(self, save_directory, for_trainer=state_dict is not ...)
+        parted = any(map(sharded.is_sharded, self.prompts.parameters()))
+        # Trainer has gathered what several processes have parts of, for the main one; without that, all take part here.
+        gathered = state_dict if parted and isinstance(state_dict, Mapping) else None
+        if gathered is not None and any(map(sharded.is_sharded, gathered.values())):  # it has only been collected
+            gathered = None
+        main = kwargs.get("is_main_process", True)
+        if main and gathered is not None and not any(key.startswith("prompts.") for key in gathered):
+            raise SoftPromptError(
+                "the prompts of a sharded model were not gathered for saving: set fsdp_state_dict_type to "
+                "FULL_STATE_DICT, or zero3_save_16bit_model to true"
+            )
+        if main or (parted and gathered is None):
+            saving.save_all(self, save_directory, for_trainer=state_dict is not ..., state=gathered)
 
     def print_trainable_parameters(self) -> None:
         """Prints trained and total numbers of parameters."""
