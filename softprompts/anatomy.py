@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from softprompts import sharded
 from softprompts.methods.base import Part
 
 _ATTENDS = ("query", "key", "value")
@@ -156,7 +157,7 @@ class Trace:
                 continue
             # T5's decoder and encoder have modules of their own for the same table.
             kind = _LINEAR[isinstance(module, Conv1D)] if is_linear(module) else "embedding"
-            wide = features(module) if is_linear(module) else (0, cast(Tensor, module.weight).shape[1])
+            wide = features(module) if is_linear(module) else (0, sharded.shape_of(cast(Tensor, module.weight))[1])
             found.append((Part(names[module], kind, (role,), *wide, stack=stack_of.get(module, "")), module))
         return found
 

@@ -21,7 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from softprompts import packaged
+from softprompts import packaged, quantized, sharded
 from softprompts.anatomy import Trace
 from softprompts.errors import SoftPromptError
 from softprompts.methods.base import Part
@@ -93,24 +93,26 @@ class Backbone:
     @property
     def hidden_size(self) -> int:
         """Width of the input embeddings (ELECTRA's and ALBERT's are narrower than their layers)."""
-        return int(self._table.shape[1])
+        return int(sharded.shape_of(self._table)[1])
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a saved prompt must know of the model itself to be put back on the right one."""
-        config = self.model.config
+        config, quantization = self.model.config, quantized.name_of(self.model)
         return {
             "name": packaged.model_name(str(getattr(config, "_name_or_path", "") or "")),
             "revision": getattr(config, "_commit_hash", None),
             "model_type": config.model_type,
             "hidden_size": self.hidden_size,
             "vocabulary": self.vocabulary_size,
+            # Told and not asked for: a prompt fits the quantised and the plain model.
+            **({"quantization": quantization} if quantization is not None else {}),
         }
 
     @property
     def vocabulary_size(self) -> int:
         """Rows of the input embeddings."""
-        return int(self._table.shape[0])
+        return int(sharded.shape_of(self._table)[0])
 
     @property
     def device(self) -> torch.device:
@@ -140,7 +142,7 @@ class Backbone:
         found = []
         for part, module in self.parts:
             tensors = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
-            found.append(dataclasses.replace(part, tensors=tensors))
+            found.append(dataclasses.replace(part, tensors=tensors, packed=quantized.holds_packed(module)))
         return tuple(found)
 
     def fixed_positions(self, sites: list[int]) -> str | None:
@@ -247,7 +249,7 @@ def trial(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), sharded.running(model):
             yield
     finally:
         for module, mode in modes.items():

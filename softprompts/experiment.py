@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,7 +27,10 @@ from softprompts.hub import asking
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.names import JOINT
+from softprompts.quantized import loading as quantized_loading
+from softprompts.quantized import require_backend, size
 from softprompts.saving import prompt_folder
+from softprompts.sharded import require_whole
 from softprompts.tasks import Task, label_ids, load_files, load_task, marker, new_tokens, padding_id
 from softprompts.tasks.declared import is_declaration
 from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
@@ -189,6 +193,7 @@ class Workbench:
         backbone_dropout: keep the frozen model's dropout on while training.
         evaluate: score validation rows while training and keep the best prompt; False: keep the last one, which only
             a task with test rows allows.
+        quantize: keep the backbone's weights in few bits, a key of `softprompts.quantized.BACKENDS`; None: not.
 
     Attributes:
         task: the task.
@@ -206,10 +211,14 @@ class Workbench:
         max_length: int = 256,
         backbone_dropout: bool = False,
         evaluate: bool = True,
+        quantize: str | None = None,
     ):
-        self.name, self.data, self.max_length = model, data, max_length
+        require_whole(os.environ)
+        if quantize is not None:
+            require_backend(quantize, shared_state().device)
+        self.name, self.data, self.max_length, self.quantize = model, data, max_length, quantize
         self.task = data.load()
-        self.tokenizer, backbone, self._missing = _load_backbone(model, KINDS[self.task.kind].tokens)
+        self.tokenizer, backbone, self._missing = _load_backbone(model, KINDS[self.task.kind].tokens, quantize)
         self.model = attach(backbone, backbone_dropout=backbone_dropout)
         self.kind: str = self.model.backbone_kind
         self.pad_id = padding_id(self.tokenizer)
@@ -410,7 +419,7 @@ class Workbench:
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
         """All that decides the numbers of a run, as plain values; see `resolved`."""
         rows = rows_identity(self.data, self.task)
-        return resolved(self.name, rows, method, training, self.max_length, self.evaluate)
+        return resolved(self.name, rows, method, training, self.max_length, self.evaluate, self.quantize)
 
     def run(
         self,
@@ -652,9 +661,11 @@ class Workbench:
         """What result.json says of an experiment beside its outcome; its prompt is attached."""
         config = self.resolved(method, training)
         trained = sum(parameter.numel() for parameter in self.model.prompts[name].parameters())
-        backbone = sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith("prompts."))
+        backbone = sum(size(p) for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         return {
-            **{key: config[key] for key in ("model", "task", "method", "settings", "rows")},
+            **{
+                key: config[key] for key in ("model", "quantize", "task", "method", "settings", "rows") if key in config
+            },
             "data": self.data.to_dict(),
             "files": sorted(self.data.places()),
             "max_length_asked": self.max_length,
@@ -716,7 +727,13 @@ def rows_identity(data: Data, task: Task) -> dict[str, Any]:
 
 
 def resolved(
-    model: str, rows: Mapping[str, Any], method: MethodConfig, training: TrainConfig, max_length: int, evaluate: bool
+    model: str,
+    rows: Mapping[str, Any],
+    method: MethodConfig,
+    training: TrainConfig,
+    max_length: int,
+    evaluate: bool,
+    quantize: str | None = None,
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as plain values.
 
@@ -727,9 +744,11 @@ def resolved(
         training: how it trains.
         max_length: see `Workbench`.
         evaluate: whether validation rows are scored.
+        quantize: see `Workbench`.
     """
     return {
         "model": packaged.model_name(model),
+        **({"quantize": quantize} if quantize is not None else {}),
         **rows,
         "method": method.method,
         "settings": method.identity(),
@@ -772,22 +791,30 @@ def recorded_data(run: str | Path, data_dir: str | None = None) -> Data:
     return Data(**(given if data_dir is None else {**given, "data_dir": data_dir}))
 
 
-def load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_backbone(
+    model: str, tokens: bool = False, quantize: str | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Tokenizer and model of the class that suits the model's kind: a classifier for encoders, else a language model.
 
     Args:
         model: alias, local path or hub id.
         tokens: whether an encoder's classifier is one of tokens.
+        quantize: see `Workbench`.
 
     Raises:
-        SoftPromptError: there is no such model, or it cannot be read.
+        SoftPromptError: there is no such model, it cannot be read, or not be quantised here.
     """
-    return _load_backbone(model, tokens)[:2]
+    return _load_backbone(model, tokens, quantize)[:2]
 
 
-def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
+def _load_backbone(
+    model: str, tokens: bool = False, quantize: str | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
     """`load_backbone`, and the names of tensors that the model's files lack."""
     import transformers
+
+    if quantize is not None:
+        require_backend(quantize, shared_state().device)
 
     with _loading(model) as (path, offline):
         config = AutoConfig.from_pretrained(path, local_files_only=offline)
@@ -802,7 +829,8 @@ def _load_backbone(model: str, tokens: bool = False) -> tuple[PreTrainedTokenize
             cls = transformers.AutoModelForSeq2SeqLM
         else:
             cls = transformers.AutoModelForCausalLM
-        loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True)
+        more = {} if quantize is None else quantized_loading(cls, config, quantize)
+        loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True, **more)
     return tokenizer, loaded, frozenset(info["missing_keys"])
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from softprompts import quantized, sharded
 from softprompts.errors import SoftPromptError
 from softprompts.passing import Pass, in_batch_order
 
@@ -51,6 +52,11 @@ def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTr
     """A trainable copy of the model's head, its last layer made anew when the number of labels differs."""
     if not originals:
         return None
+    if any(sharded.is_sharded(parameter) for module in originals.values() for parameter in module.parameters()):
+        raise SoftPromptError(
+            f"the task head of {type(model).__name__} was loaded in parts and cannot be copied: load the model whole "
+            "(zero3_init_flag: false), and shard it after attaching"
+        )
     head = nn.ModuleDict({name: _plain_copy(module) for name, module in originals.items()})
     head.requires_grad_(True)
     found = last_linear(head)
@@ -76,7 +82,8 @@ def _plain_copy(module: nn.Module) -> nn.Module:
     copied.__dict__.pop("_softprompt_head", None)
     if dispatch is not None:
         copied.__dict__.pop("forward", None)
-    return copied
+    # A head trains, so that it needs its numbers, though transformers quantises it with the rest.
+    return quantized.plain(copied)
 
 
 def install(model: PreTrainedModel, state: State) -> None:

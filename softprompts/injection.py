@@ -122,6 +122,8 @@ class State:
             if pass_ is None:
                 return None
             self.current, self.opened = pass_, True
+            if self.backbone.kind == "decoder" and self.backbone.model.training:
+                self._require_forward(pass_)
         inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
         self.current.seen = 0
         if self.backbone.text_input:
@@ -138,6 +140,23 @@ class State:
             if self.current.update is not None:
                 raise SoftPromptError(f"{self.model_class.__name__} takes no token ids, whose embeddings could change")
         return (), inputs
+
+    def _require_forward(self, pass_: Pass) -> None:
+        """Refuses what goes wrong in silence where a trainer runs the base model and computes the loss itself."""
+        head = self.backbone.model.get_output_embeddings()
+        outputs = {part.path for part, module in self.backbone.parts if module is head}
+        for name in dict.fromkeys(pass_.names):
+            method = None if name is None else pass_.prompts[name].method
+            if method is not None and outputs & set(method.changes):
+                raise SoftPromptError(
+                    f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
+                    "transformers.Trainer or softprompts' own loop"
+                )
+            if method is not None and pass_ is not self.generating and (method.per_row or name in pass_.penalties):
+                raise SoftPromptError(
+                    f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
+                    "the model's forward: put softprompts.trainers.PromptTraining before the trainer's class"
+                )
 
     def _insert(self, pass_: Pass, inputs: dict[str, Any]) -> None:
         ids, given = inputs.get("input_ids"), inputs.get("inputs_embeds")
@@ -293,6 +312,8 @@ class State:
         """Cuts prompt positions from the output of a base model; an encoder keeps them for its decoder."""
         pass_ = self.current
         if self.opened:
+            if pass_ is not None and output is not None and pass_.penalties and self.backbone.model.training:
+                self._require_forward(pass_)
             self.current, self.opened = None, False
         if pass_ is None or output is None:
             return output

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from softprompts import packaged
 from softprompts.errors import SoftPromptError
 from softprompts.interop import peft_reading
 from softprompts.model import attach
+from softprompts.quantized import BACKENDS, loading, require_backend
 from softprompts.saving import adapter_folder, load_prompt, read
+
+AS_TRAINED = "as trained"
+_OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")
 
 
 def load(
@@ -21,6 +25,7 @@ def load(
     revision: str | None = None,
     subfolder: str | None = None,
     task_id: int | None = None,
+    quantize: str | None = AS_TRAINED,
     **kwargs: Any,
 ) -> Any:
     """The backbone that a saved prompt names, with the prompt attached and set.
@@ -31,13 +36,15 @@ def load(
             on.
         subfolder: the prompt's folder, where there are several.
         task_id: which task of a multitask adapter of PEFT's; not needed where it has one.
-        **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map`` ...).
+        quantize: keep the backbone's weights in few bits, a key of `softprompts.quantized.BACKENDS`; by default as the
+            prompt was trained; None: as they come. A ``quantization_config`` goes before it.
+        **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map``, ``quantization_config`` ...).
 
     Returns:
         The attached model, in evaluation mode.
 
     Raises:
-        SoftPromptError: the prompt or its backbone cannot be read.
+        SoftPromptError: the prompt or its backbone cannot be read, or not be quantised here.
     """
     folder = adapter_folder(path, revision, subfolder)
     if folder is not None:
@@ -51,10 +58,19 @@ def load(
         raise SoftPromptError(f"{path}: transformers has no model class '{backbone.get('class')}'")
     if not (isinstance(backbone.get("name"), str) and backbone["name"]):
         raise SoftPromptError(f"{path} does not name its backbone: load the model, attach it, then model.load_prompt")
+    place = packaged.resolve_model(backbone["name"])
+    of_backbone = backbone.get("revision") or "main"
+    if quantize == AS_TRAINED:  # what only other libraries pack is packed in the model's files already
+        quantize = backbone["quantization"] if backbone.get("quantization") in BACKENDS else None
+    if quantize is not None:
+        require_backend(quantize)
     try:
-        model = cls.from_pretrained(
-            packaged.resolve_model(backbone["name"]), revision=backbone.get("revision") or "main", **kwargs
-        )
+        if quantize is not None and "quantization_config" not in kwargs:
+            known = {key: kwargs[key] for key in _OF_CONFIG if key in kwargs}
+            config_ = AutoConfig.from_pretrained(place, revision=of_backbone, **known)
+            if getattr(config_, "quantization_config", None) is None:
+                kwargs = {**loading(cls, config_, quantize), **kwargs}
+        model = cls.from_pretrained(place, revision=of_backbone, **kwargs)
     except OSError as error:
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
     attach(model, None)

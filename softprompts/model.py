@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, frozen_linear, heads, hub, parts, readout, saving
+from softprompts import attention, checkpointing, frozen_linear, heads, hub, parts, quantized, readout, saving, sharded
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -54,11 +54,12 @@ class PromptModel:
             labels = inputs.get("labels")
             predicts = state.backbone.kind == "decoder" and not state.heads
             if context_mask is None and labels is not None and predicts and labels.ndim == 2:
-                context_mask = _context_of(labels)
+                context_mask = context_of(labels)
             pass_ = state.open(prompt_names, context_mask)
             if pass_ is not None:
                 self._check_names(pass_, inputs)
         state.last = pass_
+        sharded.hold(cast(nn.Module, self), self.prompts)
         if pass_ is None:
             with state.activate(None), self._own_labels() if state.heads else contextlib.nullcontext():
                 return forward(**inputs)
@@ -253,6 +254,8 @@ class PromptModel:
         state = state_of(self)
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise SoftPromptError(f"prompt name '{name}': use letters, digits, '_' and '-' only")
+        if hasattr(state.backbone.embeddings.weight, "full_tensor"):
+            raise SoftPromptError(f"prompt '{name}': prompts are added and loaded before a model is sharded, not after")
         if name in self.prompts:
             raise SoftPromptError(f"there is a prompt named '{name}' already; delete_prompt it or choose another name")
         prompt = new_prompt(
@@ -269,6 +272,7 @@ class PromptModel:
         self.prompts._modules[name] = prompt
         state.watch_sites()
         parts.sync(state)
+        sharded.hold(cast(nn.Module, self), prompt)
         if state.active is None and not state.bare:
             self._activate(name)
         return self
@@ -337,6 +341,8 @@ class PromptModel:
 
     def save_prompt(self, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Writes one prompt to a folder: ``softprompt_config.json``, ``softprompt.safetensors`` and a model card.
+
+        Of a sharded model, all processes have to call it together; the first one writes.
 
         Args:
             name: the prompt.
@@ -465,8 +471,19 @@ class PromptModel:
         A single prompt goes into the folder itself, several into one folder each. HF Trainer passes ``state_dict`` and
         reads ``model.safetensors`` back: for it, that file is written as well, with only the prompts' tensors.
         """
-        if kwargs.get("is_main_process", True):
-            saving.save_all(self, save_directory, for_trainer=state_dict is not ...)
+        parted = any(map(sharded.is_sharded, self.prompts.parameters()))
+        # Trainer has gathered what several processes have parts of, for the main one; without that, all take part here.
+        gathered = state_dict if parted and isinstance(state_dict, Mapping) else None
+        if gathered is not None and any(map(sharded.is_sharded, gathered.values())):  # it has only been collected
+            gathered = None
+        main = kwargs.get("is_main_process", True)
+        if main and gathered is not None and not any(key.startswith("prompts.") for key in gathered):
+            raise SoftPromptError(
+                "the prompts of a sharded model were not gathered for saving: set fsdp_state_dict_type to "
+                "FULL_STATE_DICT, or zero3_save_16bit_model to true"
+            )
+        if main or (parted and gathered is None):
+            saving.save_all(self, save_directory, for_trainer=state_dict is not ..., state=gathered)
 
     def print_trainable_parameters(self) -> None:
         """Prints trained and total numbers of parameters."""
@@ -477,7 +494,7 @@ class PromptModel:
         """Numbers of trained parameters and of all."""
         module = cast(nn.Module, self)
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        return trained, sum(p.numel() for p in module.parameters())
+        return trained, sum(map(quantized.size, module.parameters()))
 
     # --- modes, checkpointing ---------------------------------------------------------------------------------------
 
@@ -515,7 +532,7 @@ def _bare(state: State) -> Iterator[None]:
         state.active = before
 
 
-def _context_of(labels: Tensor) -> Tensor:
+def context_of(labels: Tensor) -> Tensor:
     """Tokens of a causal model's training batch that a prompt may look at: those that are not targets.
 
     A row whose tokens all are targets shows its first token only, lest the prompt should see what is to be predicted.
@@ -594,6 +611,7 @@ def attach(
         raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
     if saved is None and task_id is not None:
         raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
+    quantized.keep_layout(model)  # before anything runs
     state = State(model)
     state.backbone_dropout = backbone_dropout
     backbone = state.backbone
@@ -623,6 +641,9 @@ def attach(
     frozen_linear.install(model, state)
     prompt_free = [key for key in model.state_dict() if not key.startswith("prompts.")]
     model._keys_to_ignore_on_save = set(prompt_free)
+    if getattr(model, "is_quantized", False):
+        # How HF Trainer is told that there is something to train on quantised weights, which it refuses otherwise.
+        model._hf_peft_config_loaded = True
     model.train(model.training)
     if config is not None:
         try:
@@ -662,6 +683,8 @@ def detach(model: Any) -> Any:
     for site in state.backbone.sites:
         attention.unmark_site(site.module)
     checkpointing.uninstall(model)
+    model.__dict__.pop("_hf_peft_config_loaded", None)
+    quantized.free_layout(model)
     del model.prompts
     del model.__dict__[STATE]
     model.__class__ = state.model_class

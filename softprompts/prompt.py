@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from softprompts import heads
+from softprompts import heads, sharded
 from softprompts.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.base import Component, Method, MethodConfig, Shape, Vocabulary
@@ -220,7 +220,8 @@ def _vocabulary(backbone: Backbone, tokenizer: Any) -> Vocabulary:
     model = backbone.model
 
     def embed(ids: Tensor) -> Tensor:
-        return cast(Tensor, backbone.embeddings(ids.to(backbone.device)))
+        with sharded.running(backbone.embeddings):
+            return cast(Tensor, backbone.embeddings(ids.to(backbone.device)))
 
     def encode(text: str) -> list[int]:
         source = tokenizer

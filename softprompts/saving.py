@@ -23,9 +23,9 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
-from softprompts import __version__
+from softprompts import __version__, sharded
 from softprompts.card import card
 from softprompts.card import counted as counted
 from softprompts.errors import SoftPromptError
@@ -86,13 +86,29 @@ def identity(model: Any) -> dict[str, Any]:
     }
 
 
-def save_prompt(model: Any, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
-    """Writes one prompt of an attached model; see `PromptModel.save_prompt`."""
-    require(model.prompts, name)
+def save_prompt(
+    model: Any,
+    name: str,
+    path: str | Path,
+    metadata: dict[str, Any] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes one prompt of an attached model; see `PromptModel.save_prompt`.
+
+    Args:
+        model: the model.
+        name: the prompt.
+        path: the folder.
+        metadata: JSON values to keep with it.
+        state: the model's state, where somebody has gathered it from several processes already.
+    """
+    prompt = require(model.prompts, name)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
-    config, content = described(model, name, metadata)
+    config, content = described(model, name, metadata, state)
+    if state is None and not sharded.writes(prompt):
+        return
     write_folder(folder, files_of(config, content, card(config)))
 
 
@@ -108,16 +124,19 @@ def files_of(config: dict[str, Any], content: bytes, text: str) -> dict[str, byt
     return {"README.md": text.encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
 
 
-def described(model: Any, name: str, metadata: dict[str, Any] | None = None) -> tuple[dict[str, Any], bytes]:
+def described(
+    model: Any, name: str, metadata: dict[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Any], bytes]:
     """What is saved of a prompt: its config, and the file of its tensors.
 
     Args:
         model: an attached model.
         name: the prompt.
         metadata: JSON values to keep with it; None: those that it was loaded with.
+        state: see `save_prompt`.
     """
     prompt = require(model.prompts, name)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in prompt.state_dict().items()}
+    tensors = _tensors(prompt, f"prompts.{name}.", state)
     content = dump_tensors(tensors)
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -137,18 +156,28 @@ def described(model: Any, name: str, metadata: dict[str, Any] | None = None) -> 
     return config, content
 
 
-def save_all(model: Any, path: str | Path, for_trainer: bool = False) -> None:
-    """Writes every prompt of a model: one into ``path`` itself, several into a folder each."""
+def _tensors(module: nn.Module, prefix: str, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """A module's tensors, whole, on the CPU."""
+    if state is None:
+        return sharded.whole(module)
+    return {key.removeprefix(prefix): sharded.plain(value) for key, value in state.items() if key.startswith(prefix)}
+
+
+def save_all(
+    model: Any, path: str | Path, for_trainer: bool = False, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes every prompt of a model: one into ``path`` itself, several into a folder each; ``state`` as above."""
     folder = Path(path)
     names = list(model.prompts)
     if not names:
         raise SoftPromptError("there is no prompt to save; detach the model to save the backbone itself")
     for name in names:
-        save_prompt(model, name, folder if len(names) == 1 else folder / name)
+        save_prompt(model, name, folder if len(names) == 1 else folder / name, state=state)
     if for_trainer:
         # Copies: prompts may share a part, and safetensors refuses tensors that share memory.
-        state = {f"prompts.{k}": v.detach().cpu().contiguous().clone() for k, v in model.prompts.state_dict().items()}
-        write_atomic(folder / "model.safetensors", dump_tensors(state, metadata={"format": "pt"}))
+        tensors = {f"prompts.{key}": value for key, value in _tensors(model.prompts, "prompts.", state).items()}
+        if state is not None or sharded.writes(model.prompts):
+            write_atomic(folder / "model.safetensors", dump_tensors(tensors, metadata={"format": "pt"}))
 
 
 def read(

@@ -266,6 +266,7 @@ def _planned(
         "data": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(data).items() if v is not None},
         "max_length": length,
         "evaluate": recipe.evaluate,
+        **({"quantize": recipe.quantize} if recipe.quantize is not None else {}),
     }
     steps = training.max_steps or training.epochs * max(1, outline.train_rows // training.batch_size)
     cost: dict[str, int] = dict(recipe.cost) if recipe.measure == "cost" and cell.source is None else {}
@@ -278,7 +279,7 @@ def _planned(
     settings = recipe.settings_of(cell, {name: str(folder) for name, folder in prompts.items()})
     method = make_config(cell.row.method, **settings)
     evaluate = recipe.evaluate or not outline.tested
-    config = resolved(recipe.models[cell.model], outline.identity, method, training, length, evaluate)
+    config = resolved(recipe.models[cell.model], outline.identity, method, training, length, evaluate, recipe.quantize)
     if cost:
         config = {**config, "cost": cost}
     company = json.dumps([bench, cost, shared_by(Run(method, training)), cell.source is not None], sort_keys=True)

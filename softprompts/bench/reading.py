@@ -41,6 +41,7 @@ from softprompts.bench.recipe import (
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.experiment import Data
 from softprompts.methods import make_config
+from softprompts.quantized import BACKENDS
 from softprompts.tasks.catalog import task_metrics
 from softprompts.tasks.declared import is_declaration
 
@@ -54,8 +55,8 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
 }
 
 _KEYS = (
-    "title", "about", "paper", "shows", "published", "measure", "models", "seeds", "max_length", "evaluate", "data",
-    "training", "tasks", "columns", "rows", "sources", "figures", "cost", "table", "scales",
+    "title", "about", "paper", "shows", "published", "measure", "models", "seeds", "max_length", "evaluate", "quantize",
+    "data", "training", "tasks", "columns", "rows", "sources", "figures", "cost", "table", "scales",
 )  # fmt: skip
 _ROW = (
     "name", "label", "method", "group", "models", "settings", "training", "data", "grid", "choose", "published",
@@ -216,6 +217,7 @@ def read_recipe(
         seeds=tuple(_sequence(plain, "seeds", where) or (0,)),
         max_length=plain.get("max_length", 256),
         evaluate=bool(plain.get("evaluate", True)),
+        quantize=_one_of(plain, "quantize", tuple(BACKENDS), where),
         data=_mapping(plain, "data", where),
         training=_mapping(plain, "training", where),
         sources=sources,

@@ -137,6 +137,7 @@ class Recipe:
         seeds: of every cell.
         max_length: most tokens of an input.
         evaluate: whether validation rows are scored while training, see `softprompts.experiment.Workbench`.
+        quantize: keep the backbones in few bits, see `softprompts.experiment.Workbench`; None: as they come.
         data: fields of `Data` for all.
         training: fields of `TrainConfig` for all.
         sources: runs whose prompts others start from.
@@ -163,6 +164,7 @@ class Recipe:
     seeds: tuple[int, ...]
     max_length: int
     evaluate: bool
+    quantize: str | None
     data: Mapping[str, Any]
     training: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, Any]]

@@ -116,7 +116,7 @@ class Worker:
             return self._bench
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in wanted["data"].items()}
         data = Data(**fields)
-        same = wanted["model"] == self._made.get("model")
+        same = all(wanted.get(key) == self._made.get(key) for key in ("model", "quantize"))
         with together():
             if self._bench is not None and same:
                 with contextlib.suppress(SoftPromptError):  # a head of another kind: a model of its own
@@ -124,7 +124,8 @@ class Worker:
                     self._made = dict(wanted)
                     return self._bench
             self._bench, self._made = None, {}
-            self._bench = Workbench(wanted["model"], data, wanted["max_length"], evaluate=wanted["evaluate"])
+            more = {key: wanted[key] for key in ("evaluate", "quantize") if key in wanted}
+            self._bench = Workbench(wanted["model"], data, wanted["max_length"], **more)
         self._made = dict(wanted)
         return self._bench
 

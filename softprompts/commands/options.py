@@ -129,6 +129,10 @@ class WorkbenchOptions:
     model: Annotated[
         str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")
     ] = "all-minilm-l6-v2"
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="Keep the backbone in 4 or 8 bits: nf4, fp4, int8 (bitsandbytes) or torchao-int8."),
+    ] = None
     max_train: Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")] = None
     max_validation: MaxValidation = None
     few_shot: Annotated[
@@ -207,7 +211,7 @@ class WorkbenchOptions:
 
         source = self.to_data()
         with err.status("loading data and model"), together():
-            return Workbench(self.model, source, self.max_length, backbone_dropout)
+            return Workbench(self.model, source, self.max_length, backbone_dropout, quantize=self.quantize)
 
 
 def _parts(text: str | None) -> tuple[str, ...]:

@@ -92,6 +92,7 @@ class Part:
         site: of the parts of an attention: "encoder.self", "decoder.self" or "decoder.cross"; "" for others.
         by_row: whether it sees the rows of the batch one by one; not so a table of relative positions.
         tensors: its frozen parameters by their names in it; tied ones are the same tensor.
+        packed: whether its weight is quantised: its output can be changed, its numbers are not there to be copied.
     """
 
     path: str
@@ -104,6 +105,7 @@ class Part:
     site: str = ""
     by_row: bool = True
     tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    packed: bool = False
 
     @property
     def has_bias(self) -> bool:

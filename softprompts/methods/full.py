@@ -60,8 +60,11 @@ class Full(ModuleMethod):
         parts = [part for part in shape.parts if part.by_row or config.shared_tables]
         config.require(bool(parts), "this backbone has no module with parameters")
         for part in parts:
-            for tensor in part.tensors.values():
-                config.require(tensor.is_floating_point(), f"'{part.path}' is quantised and cannot be trained")
+            config.require(
+                not part.packed and all(tensor.is_floating_point() for tensor in part.tensors.values()),
+                f"'{part.path}' is quantised, and its weights cannot be trained: load the model without quantisation, "
+                "or use lora or adapter",
+            )
         self.changes = tuple(part.path for part in parts)
         self.theta, self._names = copies(parts)
 

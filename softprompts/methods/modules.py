@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softprompts.errors import SoftPromptError
 from softprompts.methods.base import RATES, Method, MethodConfig, Part, Shape, Span
 from softprompts.soft_prompt import Frozen, PartWay
 
@@ -87,6 +88,10 @@ def copies(parts: Iterable[Part]) -> tuple[nn.ParameterDict, dict[str, dict[str,
     for part in parts:
         names[part.path] = {}
         for name, tensor in part.tensors.items():
+            if not tensor.numel():
+                raise SoftPromptError(
+                    f"'{part.path}' is empty and cannot be copied: load the model whole, not in parts"
+                )
             if id(tensor) not in made:
                 made[id(tensor)] = key(part.path, name)
                 trained[made[id(tensor)]] = nn.Parameter(tensor.detach().clone())

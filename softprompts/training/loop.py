@@ -22,6 +22,7 @@ touch. Where memory does not suffice, half as many lanes share a pass from then 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.sharded import require_whole
 from softprompts.tasks.collate import collate, inputs_of, length_of
 from softprompts.training import runs
 from softprompts.training.comparing import check_teachers, comparisons, wants_states
@@ -76,6 +78,7 @@ def train(
         SoftPromptError: the lanes cannot share a pass, or one is not set up right.
     """
     lanes = list(lanes)
+    require_whole(os.environ)
     _check(model, lanes, accelerator, trackers)
     own = accelerator is None
     if accelerator is None:

@@ -1,0 +1,127 @@
+"""What `PromptTraining` adds to Hugging Face's and TRL's trainers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import transformers as tf
+from test_trainer import arguments, prompt_state, tokenizer
+from test_trainer import rows as dataset
+
+import softprompts as sp
+from softprompts.trainers import PromptTraining, parameter_groups
+from softprompts.training.comparing import comparisons
+from softprompts.training.losses import read_pass
+
+
+class PromptTrainer(PromptTraining, tf.Trainer):
+    pass
+
+
+def test_groups_are_components_with_their_own_rates() -> None:
+    model = tiny.attached("bert", "multi-mask", "prompt-tuning")
+    groups = {
+        group["name"]: group for group in parameter_groups(model, {"prompt-tuning": 0.5, "multi-mask.head": 0.25})
+    }
+    own = {name: prompt.components() for name, prompt in model.prompts.items()}
+    assert groups.keys() == {f"{name}.{part}" for name, parts in own.items() for part in parts}
+    assert {group["lr"] for name, group in groups.items() if name.startswith("prompt-tuning")} == {0.5}
+    assert groups["multi-mask.head"]["lr"] == 0.25
+    others = [name for name in own["multi-mask"] if name != "head"]
+    assert all(groups[f"multi-mask.{n}"]["lr"] == own["multi-mask"][n].learning_rate for n in others)
+    listed = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    with pytest.raises(sp.SoftPromptError, match="no prompt or component 'multi-mask.haed'.*multi-mask.head"):
+        parameter_groups(model, {"multi-mask.haed": 1.0})
+
+
+def test_a_trainer_takes_them(tmp_path: Path) -> None:
+    class Faster(PromptTrainer):
+        learning_rates = {"prompt-tuning": 0.3}  # noqa: RUF012
+
+    model = tiny.attached("bert", "prompt-tuning", dtype=torch.float32)
+    before = prompt_state(model)
+    trainer = Faster(model, tf.TrainingArguments(**arguments(tmp_path)), train_dataset=dataset("bert"))
+    trainer.train()
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {0.3}
+    assert all(not torch.equal(value, before[key]) for key, value in prompt_state(model).items())
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_losses_of_second_passes_join(family: str, tmp_path: Path) -> None:
+    model = sp.attach(tiny.model(family), sp.AdaMixConfig(consistency=1.0), name="mix", seed=0)
+    model.prompts.double()
+    tiny.shake(model)
+    model.train()
+    inputs = tiny.batch(family)
+    trainer = PromptTrainer(model, tf.TrainingArguments(**arguments(tmp_path)), train_dataset=dataset(family))
+    torch.manual_seed(3)
+    loss = trainer.compute_loss(model, dict(inputs))
+    torch.manual_seed(3)
+    plain = model(**inputs).loss
+    first = read_pass(model, inputs, ["mix"] * 3)
+    more = comparisons(model, inputs, ["mix"] * 3, first, {"mix": None})["mix"] / len(first.logits)
+    assert more > 1e-4
+    torch.testing.assert_close(loss, plain + more)
+    model.eval()
+    torch.testing.assert_close(trainer.compute_loss(model, dict(inputs)), model(**inputs).loss)
+
+
+def sft(model: Any, folder: Path, mixin: bool = True) -> Any:
+    trl = pytest.importorskip("trl")
+    bases = (PromptTraining, trl.SFTTrainer) if mixin else (trl.SFTTrainer,)
+    settings = {**arguments(folder), "bf16": False, "completion_only_loss": True, "gradient_checkpointing": False}
+    rows = [{"prompt": f"word{i} word9 word{i + 9}", "completion": " word7 word20"} for i in range(5, 13)]
+    from datasets import Dataset
+
+    return type("Trainer", bases, {})(
+        model=model,
+        args=trl.SFTConfig(**settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(eos_token="word4"),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("method", ["prompt-tuning", "multi-mask", "selective-prefix", "superpos", "ept", "lora"])
+def test_trls_loss_is_the_models_own(method: str, tmp_path: Path) -> None:
+    model = tiny.attached("llama", method, dtype=torch.float32)
+    trainer = sft(model, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert (batch["labels"] == -100).any() and (batch["labels"] != -100).any()
+    model.train()
+    wanted = torch.autograd.grad(model(**batch).loss, list(model.prompts.parameters()), allow_unused=True)
+    own = model(**batch).loss
+    loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
+    torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(loss, list(model.prompts.parameters()), allow_unused=True)
+    for one, other in zip(found, wanted, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("method", "said"), [("multi-mask", "PromptTraining"), ("selective-prefix", "PromptTraining")])
+def test_trl_alone_is_refused_where_it_would_go_wrong(method: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(sp.SoftPromptError, match=said):
+        sft(tiny.attached("llama", method, dtype=torch.float32), tmp_path, mixin=False).train()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("mixin", [True, False])
+def test_trl_and_a_changed_output_layer(mixin: bool, tmp_path: Path) -> None:
+    model = tiny.attached("llama", "full", dtype=torch.float32)
+    with pytest.raises(sp.SoftPromptError, match="changes the output layer, which this trainer goes past"):
+        sft(model, tmp_path, mixin=mixin).train()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_trl_alone_trains_plain_prompts(tmp_path: Path) -> None:
+    model = tiny.attached("llama", "prefix-tuning", dtype=torch.float32)
+    before = prompt_state(model)
+    sft(model, tmp_path, mixin=False).train()
+    assert all(not torch.equal(value, before[key]) for key, value in prompt_state(model).items())
