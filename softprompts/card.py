@@ -316,7 +316,7 @@ def _results(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _parts(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings of each method in a prompt, with its name."""
-    from softprompts.methods import methods
+    from softprompts.methods.base import methods
 
     parts = config["config"].get("parts")
     given = parts if isinstance(parts, list) else [{**config["config"], "method": config["method"]}]
@@ -331,7 +331,7 @@ def _parts(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _facts_of_methods(config: Mapping[str, Any]) -> list[str]:
     """A paragraph for each method: the equation and the paper."""
-    from softprompts.methods import methods
+    from softprompts.methods.base import methods
 
     known, lines = methods(), [""]
     for part in _parts(config):
@@ -447,7 +447,7 @@ def _flag(flag: str, value: Any) -> list[str]:
 
 def _settings(method: str, settings: Any) -> list[str]:
     """What the method was told beyond its defaults; files of sources as FILE."""
-    from softprompts.methods import methods
+    from softprompts.methods.base import methods
 
     known, words = methods(), []
     parts = settings.get("parts") if isinstance(settings, Mapping) else None

@@ -24,10 +24,10 @@ from softprompts.backbone import kind_of, position_limit, quiet
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.files import require_folder
 from softprompts.hub import asking
+from softprompts.loading import quantizing
 from softprompts.methods.base import MethodConfig
 from softprompts.model import attach
 from softprompts.names import JOINT
-from softprompts.quantized import loading as quantized_loading
 from softprompts.quantized import require_backend, size
 from softprompts.saving import prompt_folder
 from softprompts.sharded import require_whole
@@ -829,7 +829,7 @@ def _load_backbone(
             cls = transformers.AutoModelForSeq2SeqLM
         else:
             cls = transformers.AutoModelForCausalLM
-        more = {} if quantize is None else quantized_loading(cls, config, quantize)
+        more = {} if quantize is None else quantizing(cls, config, quantize)
         loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True, **more)
     return tokenizer, loaded, frozenset(info["missing_keys"])
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from softprompts import packaged
+from softprompts import heads, packaged
 from softprompts.errors import SoftPromptError
 from softprompts.interop import peft_reading
 from softprompts.model import attach
-from softprompts.quantized import BACKENDS, loading, require_backend
-from softprompts.saving import adapter_folder, load_prompt, read
+from softprompts.opening import adapter_folder, load_prompt
+from softprompts.quantized import BACKENDS, quantization_config, require_backend
+from softprompts.saving import read
 
 AS_TRAINED = "as trained"
 _OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")
@@ -69,10 +71,33 @@ def load(
             known = {key: kwargs[key] for key in _OF_CONFIG if key in kwargs}
             config_ = AutoConfig.from_pretrained(place, revision=of_backbone, **known)
             if getattr(config_, "quantization_config", None) is None:
-                kwargs = {**loading(cls, config_, quantize), **kwargs}
+                kwargs = {**quantizing(cls, config_, quantize), **kwargs}
         model = cls.from_pretrained(place, revision=of_backbone, **kwargs)
     except OSError as error:
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
     attach(model, None)
     load_prompt(model, path, revision=revision, subfolder=subfolder, task_id=task_id)
     return model.eval()
+
+
+def quantizing(cls: Any, config: Any, name: str, device: torch.device | None = None) -> dict[str, Any]:
+    """What ``from_pretrained`` needs beside the model's name to load it quantised, its task head left as it is.
+
+    Args:
+        cls: the model's class, or one of transformers' auto classes.
+        config: the model's config.
+        name: a key of `BACKENDS`.
+        device: where the model is going to be; None: where Accelerate trains.
+
+    Raises:
+        SoftPromptError: it cannot be had here.
+    """
+    from softprompts.training.processes import shared_state
+
+    device = shared_state().device if device is None else device
+    require_backend(name, device)
+    with torch.device("meta"):
+        empty = cls.from_config(config) if hasattr(cls, "_model_mapping") else cls(config)
+    # Without a device map of its own, transformers puts it on the CPU or on the first of the GPUs.
+    place = {} if device.type == "cpu" else {"device_map": {"": device}}
+    return {"quantization_config": quantization_config(name, heads.find(empty)), **place}

@@ -19,7 +19,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from softprompts import attention, checkpointing, frozen_linear, heads, hub, parts, quantized, readout, saving, sharded
+from softprompts import (
+    attention,
+    checkpointing,
+    frozen_linear,
+    heads,
+    opening,
+    parts,
+    pushing,
+    quantized,
+    readout,
+    saving,
+    sharded,
+)
 from softprompts.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import STATE, State, restored, state_of
@@ -376,7 +388,7 @@ class PromptModel:
         Raises:
             SoftPromptError: the files are missing, damaged or for another backbone; nothing is loaded then.
         """
-        saving.load_prompt(self, path, name, revision=revision, subfolder=subfolder, task_id=task_id)
+        opening.load_prompt(self, path, name, revision=revision, subfolder=subfolder, task_id=task_id)
         return self
 
     def push_to_hub(
@@ -411,7 +423,7 @@ class PromptModel:
         Raises:
             SoftPromptError: unknown name, no prompt, or the hub refused; says why.
         """
-        return hub.push(self, repo_id, name, private, commit_message, token, revision, create_pr, license)
+        return pushing.push(self, repo_id, name, private, commit_message, token, revision, create_pr, license)
 
     def save_embeddings(self, name: str, path: str | Path) -> None:
         """Writes a prompt's tokens as embeddings, for servers that take these (vLLM's prompt embeddings).

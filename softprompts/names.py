@@ -1,3 +1,4 @@
-"""How methods are written; imports nothing, so that the command line starts without torch."""
+"""Names that several modules share; imports nothing, so that the command line starts without torch."""
 
 JOINT = "+"  # between the methods of a composition: "superpos+multi-mask"
+ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT

@@ -175,27 +175,3 @@ def free_layout(model: nn.Module) -> None:
     for module in model.modules():
         if _REPACKS in module.__dict__:
             module.__dict__[_REPACKS] = importlib.import_module("bitsandbytes.functional").has_avx512bf16()
-
-
-def loading(cls: Any, config: Any, name: str, device: torch.device | None = None) -> dict[str, Any]:
-    """What ``from_pretrained`` needs beside the model's name to load it quantised, its task head left as it is.
-
-    Args:
-        cls: the model's class, or one of transformers' auto classes.
-        config: the model's config.
-        name: a key of `BACKENDS`.
-        device: where the model is going to be; None: where Accelerate trains.
-
-    Raises:
-        SoftPromptError: it cannot be had here.
-    """
-    from softprompts import heads
-    from softprompts.training.processes import shared_state
-
-    device = shared_state().device if device is None else device
-    require_backend(name, device)
-    with torch.device("meta"):
-        empty = cls.from_config(config) if hasattr(cls, "_model_mapping") else cls(config)
-    # Without a device map of its own, transformers puts it on the CPU or on the first of the GPUs.
-    place = {} if device.type == "cpu" else {"device_map": {"": device}}
-    return {"quantization_config": quantization_config(name, heads.find(empty)), **place}

@@ -32,8 +32,8 @@ from softprompts.errors import SoftPromptError
 from softprompts.files import write_atomic, write_folder
 from softprompts.hub import asking
 from softprompts.injection import state_of
-from softprompts.interop import peft_reading
 from softprompts.methods.base import make_config
+from softprompts.names import ADAPTER_CONFIG, ADAPTER_TENSORS
 from softprompts.prompt import Prompt, require, sizes_of
 
 CONFIG_FILE = "softprompt_config.json"
@@ -42,7 +42,7 @@ PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
-_FILES = (CONFIG_FILE, TENSOR_FILE, peft_reading.CONFIG_FILE, peft_reading.TENSOR_FILE, "README.md")
+_FILES = (CONFIG_FILE, TENSOR_FILE, ADAPTER_CONFIG, ADAPTER_TENSORS, "README.md")
 _SUBFOLDER = re.compile(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", re.ASCII)
 
 
@@ -226,9 +226,9 @@ def read_config(
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    folder = _located(path, revision, subfolder)
+    folder = located(path, revision, subfolder)
     config_path = folder / CONFIG_FILE
-    if not config_path.is_file() and peft_reading.is_adapter(folder):
+    if not config_path.is_file() and (folder / ADAPTER_CONFIG).is_file():
         raise SoftPromptError(
             f"{folder} is a PEFT adapter, which does not say all that is needed here: softprompts.load or "
             "model.load_prompt read it, and save_prompt writes it as a prompt of ours"
@@ -261,7 +261,8 @@ def read_config(
     return config, config_path
 
 
-def _located(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path:
+def located(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of what is saved there; a hub id is fetched. See `prompt_folder`."""
     folder = Path(path)
     try:
         if subfolder is not None:
@@ -271,13 +272,6 @@ def _located(path: str | Path, revision: str | None = None, subfolder: str | Non
         if isinstance(error, SoftPromptError):
             raise
         raise SoftPromptError(f"{str(path)!r}: no such folder") from error
-
-
-def adapter_folder(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path | None:
-    """The folder of what is saved there if that is a PEFT adapter and not a prompt of ours; a hub id is fetched."""
-    folder = _located(path, revision, subfolder)
-    ours = (folder / CONFIG_FILE).is_file()
-    return folder if not ours and peft_reading.is_adapter(folder) else None
 
 
 def _from_hub(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
@@ -300,21 +294,10 @@ def _from_hub(name: str, revision: str | None = None, subfolder: str | None = No
 
 
 def load_prompt(
-    model: Any,
-    path: str | Path,
-    name: str | None = None,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    task_id: int | None = None,
+    model: Any, path: str | Path, name: str | None = None, revision: str | None = None, subfolder: str | None = None
 ) -> str:
-    """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
-    folder = adapter_folder(path, revision, subfolder)
-    if folder is not None:
-        return peft_reading.load_adapter(model, folder, name, task_id)
+    """Adds a saved prompt of ours to an attached model; see `PromptModel.load_prompt`. Returns its name."""
     config, tensors = read(path, revision, subfolder)
-    if task_id is not None:
-        raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
     _check_backbone(model, config["backbone"], str(path))
     name = name or config.get("name") or "default"
     labels = config.get("labels")

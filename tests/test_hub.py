@@ -20,7 +20,7 @@ from fake_hub import TOKEN, FakeHub
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.hub import push_saved
+from softprompts.pushing import push_saved
 from softprompts.saving import read
 
 FILES = ["README.md", "softprompt.safetensors", "softprompt_config.json"]

@@ -20,6 +20,7 @@ from torch import Tensor
 import softprompts as sp
 from softprompts import quantized
 from softprompts.experiment import Data, Run, Workbench
+from softprompts.loading import quantizing
 from softprompts.training import TrainConfig, load_result
 
 pytest.importorskip("bitsandbytes")
@@ -68,7 +69,7 @@ def load(folders: dict[str, Path]) -> Callable[..., Any]:
     def loaded(family: str, kind: str | None) -> Any:
         if (family, kind) not in kept:
             config = tf.AutoConfig.from_pretrained(folders[family])
-            more = {} if kind is None else quantized.loading(CLASSES[family], config, kind, torch.device("cpu"))
+            more = {} if kind is None else quantizing(CLASSES[family], config, kind, torch.device("cpu"))
             kept[family, kind] = CLASSES[family].from_pretrained(folders[family], **more).eval()
         return copy.deepcopy(kept[family, kind])
 

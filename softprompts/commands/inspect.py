@@ -29,7 +29,8 @@ def inspect(
 ) -> None:
     """Show what is in a saved prompt, ours or an adapter of PEFT's; draw what it learned; compare several."""
     from softprompts.interop.peft_reading import described
-    from softprompts.saving import adapter_folder, prompt_folder, read
+    from softprompts.opening import adapter_folder
+    from softprompts.saving import prompt_folder, read
 
     found = []
     for source in sources:

@@ -31,9 +31,9 @@ from softprompts.methods.base import MethodConfig
 from softprompts.methods.folded import FoldedConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
+from softprompts.names import ADAPTER_CONFIG, ADAPTER_TENSORS
+from softprompts.saving import fill
 
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PROMPT = "prompt_embeddings"
 COLUMNS, ROWS = "prefix_task_cols", "prefix_task_rows"
@@ -58,7 +58,7 @@ _LARGEST = 2**31
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter of PEFT's."""
-    return (Path(folder) / CONFIG_FILE).is_file()
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Adapter:
         """
         value = self.tensors.get(key)
         if value is None:
-            raise SoftPromptError(f"{self.path}: {TENSOR_FILE} lacks '{key}'; it is no {self.kind} adapter")
+            raise SoftPromptError(f"{self.path}: {ADAPTER_TENSORS} lacks '{key}'; it is no {self.kind} adapter")
         fits = len(shape) == value.ndim and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
         if not fits:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -129,7 +129,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     config = _read_config(path)
     kind, task = config.get("peft_type"), config.get("task_type")
     if not isinstance(kind, str):
-        raise SoftPromptError(f"{path / CONFIG_FILE} has no peft_type: it is no PEFT adapter, or an edited one")
+        raise SoftPromptError(f"{path / ADAPTER_CONFIG} has no peft_type: it is no PEFT adapter, or an edited one")
     if kind not in TYPES:
         raise SoftPromptError(
             f"{path}: a PEFT adapter of type {_shown(kind)} is not read; those that are: {', '.join(TYPES)}"
@@ -146,14 +146,14 @@ def read_adapter(folder: str | Path) -> Adapter:
     start = peft_lora.PREFIX if kind == LORA else HEAD
     for key in adapter.tensors:
         if key not in known and not key.startswith(start):
-            raise SoftPromptError(f"{path}: {TENSOR_FILE} has the unknown tensor {_shown(key)}")
+            raise SoftPromptError(f"{path}: {ADAPTER_TENSORS} has the unknown tensor {_shown(key)}")
     return adapter
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    file = path / CONFIG_FILE
+    file = path / ADAPTER_CONFIG
     if not file.is_file():
-        raise SoftPromptError(f"{path} holds no PEFT adapter: {CONFIG_FILE} is missing")
+        raise SoftPromptError(f"{path} holds no PEFT adapter: {ADAPTER_CONFIG} is missing")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -166,7 +166,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    file = path / TENSOR_FILE
+    file = path / ADAPTER_TENSORS
     if not file.is_file():
         if (path / PICKLE_FILE).is_file():
             raise SoftPromptError(
@@ -219,8 +219,6 @@ def load_adapter(model: Any, folder: str | Path, name: str | None = None, task_i
     Raises:
         SoftPromptError: the adapter is damaged, of another kind, or does not fit the model; nothing is added then.
     """
-    from softprompts.saving import fill  # which reads adapters through this module
-
     stored = read_adapter(folder)
     # Half precision is for storing: what is trained further is in single, as in PEFT.
     tensors = {key: wide(value) for key, value in stored.tensors.items()}

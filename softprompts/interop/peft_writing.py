@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from softprompts import saving
 from softprompts.backbone import Backbone, Site, attention_of, restore_attention, set_attention, trial
 from softprompts.errors import SoftPromptError
 from softprompts.files import write_folder
 from softprompts.injection import State, state_of
 from softprompts.interop.peft_lora import PREFIX, lora_adapter
-from softprompts.interop.peft_reading import CONFIG_FILE, HEAD, LORA, PROMPT, TENSOR_FILE
+from softprompts.interop.peft_reading import HEAD, LORA, PROMPT
 from softprompts.methods.base import MethodConfig
 from softprompts.methods.folded import fold
 from softprompts.methods.lora import LoraConfig
+from softprompts.names import ADAPTER_CONFIG, ADAPTER_TENSORS
 from softprompts.prompt import Prompt, require
 
 _TASKS = {
@@ -52,8 +54,6 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
             that has no plain form, or whose tokens or positions are not where PEFT has them (the error says with
             which placement to train).
     """
-    from softprompts import saving  # which asks this package's other half what it reads
-
     prompt = require(model.prompts, name)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -76,8 +76,8 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
         folder,
         {
             "README.md": _card(config, prompt.config).encode(),
-            TENSOR_FILE: dump_tensors(plain, metadata={"format": "pt"}),
-            CONFIG_FILE: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+            ADAPTER_TENSORS: dump_tensors(plain, metadata={"format": "pt"}),
+            ADAPTER_CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         },
     )
 

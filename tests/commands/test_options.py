@@ -85,7 +85,7 @@ def test_every_workbench_option_reaches_the_data() -> None:
     assert made == Data(train="f.csv", kind="choice", **own, **listed)
     # Besides these there are only what the workbench itself takes, and another way to say kind="regression".
     all_ = {f.name for f in dataclasses.fields(WorkbenchOptions)}
-    assert all_ == {*given, *own, *lists, "data", "kind", "model", "max_length", "regression"}
+    assert all_ == {*given, *own, *lists, "data", "kind", "model", "max_length", "quantize", "regression"}
     assert WorkbenchOptions(data="f.csv", regression=True).to_data().kind == "regression"
     assert WorkbenchOptions().to_data() == Data(task="reviews")
 

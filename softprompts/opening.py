@@ -1,0 +1,35 @@
+"""A saved prompt onto an attached model: one of ours or an adapter of PEFT's, from a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from softprompts import saving
+from softprompts.errors import SoftPromptError
+from softprompts.interop import peft_reading
+
+
+def adapter_folder(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path | None:
+    """The folder of what is saved there if that is a PEFT adapter and not a prompt of ours; a hub id is fetched."""
+    folder = saving.located(path, revision, subfolder)
+    ours = (folder / saving.CONFIG_FILE).is_file()
+    return folder if not ours and peft_reading.is_adapter(folder) else None
+
+
+def load_prompt(
+    model: Any,
+    path: str | Path,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    task_id: int | None = None,
+) -> str:
+    """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
+    folder = adapter_folder(path, revision, subfolder)
+    if folder is not None:
+        return peft_reading.load_adapter(model, folder, name, task_id)
+    if task_id is not None:
+        raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
+    return saving.load_prompt(model, path, name, revision, subfolder)
