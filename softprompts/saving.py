@@ -31,7 +31,7 @@ from softprompts.files import sync_folder, temporary_beside, write_atomic
 from softprompts.hub import asking
 from softprompts.injection import state_of
 from softprompts.methods.base import make_config
-from softprompts.prompt import Prompt, require
+from softprompts.prompt import Prompt, new_prompt, require
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
@@ -218,11 +218,22 @@ def _from_hub(name: str) -> Path:
 
 def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
     """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
+    config, prompt = saved_prompt(model, path)
+    name = name or config.get("name") or "default"
+    model.place_prompt(name, prompt)
+    return cast(str, name)
+
+
+def saved_prompt(model: Any, path: str | Path) -> tuple[dict[str, Any], Prompt]:
+    """A saved prompt for an attached model, with its config. The model itself is left as it is.
+
+    Raises:
+        SoftPromptError: the files are missing, damaged or for another backbone.
+    """
     config, tensors = read(path)
     _check_backbone(model, config["backbone"], str(path))
-    name = name or config.get("name") or "default"
-    labels = config.get("labels")
-    if labels is not None and not state_of(model).heads:
+    state, labels = state_of(model), config.get("labels")
+    if labels is not None and not state.heads:
         wanted = config["backbone"].get("class")
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
@@ -237,18 +248,16 @@ def load_prompt(model: Any, path: str | Path, name: str | None = None) -> str:
             )
     try:
         method = make_config(config["method"], **config["config"])
-        model.add_prompt(name, method, labels=labels or None, seed=0)
+        prompt = new_prompt(
+            state.backbone, state.original_heads, state.labels[1], method, labels=labels or None, seed=0
+        )
     except SoftPromptError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
-    try:
-        _fill(model.prompts[name], tensors, str(path))
-    except BaseException:
-        model.delete_prompt(name)
-        raise
-    return cast(str, name)
+    _fill(prompt, tensors, str(path))
+    return config, prompt
 
 
 def _fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
