@@ -124,11 +124,11 @@ def save_prompts(folder: Path, name: str, count: int) -> dict[str, Form]:
 
 
 def drawn(forms: dict[str, Form], count: int) -> list[Request]:
-    """Random texts of 4 to 16 words, each for a prompt."""
+    """Random texts of 3 to 12 words, each for a prompt."""
     draw = random.Random(0)
 
     def text() -> str:
-        return " ".join(draw.choices(WORDS, k=draw.randint(4, 16)))
+        return " ".join(draw.choices(WORDS, k=draw.randint(3, 12)))
 
     names = draw.choices(list(forms), k=count)
     return [(name, tuple(text() for _ in forms[name].fields)) for name in names]
