@@ -24,6 +24,7 @@ from softprompts.serving.errors import ClosingError, RequestError
 from softprompts.serving.gate import Gate
 from softprompts.serving.schemas import problems
 from softprompts.serving.service import GoneError, Service, Ticket
+from softprompts.serving.settings import Settings
 from softprompts.serving.store import NAME
 from softprompts.serving.streaming import Stream
 
@@ -33,6 +34,7 @@ _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
+_NO_JSON = "the body is not JSON"
 _ASKING = (404, 413, 422, 429, 500, 503, 504)
 _Named = Annotated[str, Path(description="Name of a sub-folder of the prompts folder.", pattern=f"^{NAME}$")]
 
@@ -86,6 +88,7 @@ def _add_asking(app: FastAPI, service: Service) -> None:
         """Scores given continuations of texts under a language model."""
         asked = []
         for row in _few(body.inputs, settings.max_rows):
+            _check_count(settings, row.continuations)
             _check(settings, row.continuations)
             one = _asked(service, row, body.prompt)
             asked.append(Asked(one.owner, one.text, tuple(row.continuations)))
@@ -135,26 +138,32 @@ def _asked(service: Service, row: Any, prompt: str | None) -> Asked:
     """A row with its prompt, within the limits."""
     settings = service.settings
     if isinstance(row, str):
-        if len(row) > settings.max_text:
-            _check(settings, [row])
+        _check(settings, [row])
         return Asked(service.find(prompt), row)
     if isinstance(row, list):
         _check(settings, row)
         return Asked(service.find(prompt), tuple(row))
     values = row.model_dump(exclude={"prompt", "continuations"}, exclude_none=True)
-    lists = [values.get(name) or [] for name in ("words", "choices")]
-    _check(settings, values.get("choices") or ())
+    _check_count(settings, values.get("choices") or ())
     single = [values[name] for name in ("text", "text_pair") if name in values]
-    _check(settings, [*single, *(values.get("fields") or {}).values(), *map("".join, lists)], few=False)
+    listed = ["".join(values.get(name) or ()) for name in ("words", "choices")]
+    _check(settings, [*single, *(values.get("fields") or {}).values(), *listed])
     return Asked(service.find(row.prompt or prompt), values)
 
 
-def _check(settings: Any, found: Sequence[str], few: bool = True) -> None:
-    if few and len(found) > settings.max_choices:
+def _check_count(settings: Settings, found: Sequence[str]) -> None:
+    if len(found) > settings.max_choices:
         raise RequestError(f"{len(found)} choices or continuations; a row has at most {settings.max_choices}")
+
+
+def _check(settings: Settings, found: Sequence[str]) -> None:
     longest = max(map(len, found), default=0)
     if longest > settings.max_text:
         raise RequestError(f"a text of {longest:,} characters; at most {settings.max_text:,} are read")
+    try:
+        "".join(found).encode()
+    except UnicodeEncodeError as error:  # JSON can name halves of characters
+        raise RequestError("a text has half a character (a lone surrogate) in it") from error
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -272,6 +281,8 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse({"error": _first_of(error.errors())}, 422)
 
     async def other(_: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # bytes that are no text, or brackets without end
+            return JSONResponse({"error": _NO_JSON}, 422)
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
     async def gone(_: Request, error: GoneError) -> Response:
@@ -289,6 +300,8 @@ def _handle_errors(app: FastAPI) -> None:
 def _first_of(errors: Sequence[Any]) -> str:
     """One line about what is wrong with a request; of the forms that a row may have, the one that comes nearest."""
     first = max(errors, key=lambda error: len(error.get("loc", ())))
+    if first.get("type") == "json_invalid":
+        return _NO_JSON
     place = ""
     for part in first.get("loc", ())[1:]:
         if isinstance(part, int):

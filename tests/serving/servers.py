@@ -173,3 +173,35 @@ def wait_until(true: Any, seconds: float = 30) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def held(service: Service) -> Iterator[threading.Event]:
+    """Keeps the model's thread busy; what comes meanwhile waits."""
+    begun, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        done.wait(60)
+
+    service._batcher.call(hold)
+    assert begun.wait(60)
+    try:
+        yield done
+    finally:
+        done.set()
+
+
+class Later:
+    """A request that is under way in a thread."""
+
+    def __init__(self, server: Running, *arguments: Any):
+        self._found: list[Any] = []
+        self._thread = threading.Thread(target=lambda: self._found.append(server.ask(*arguments)))
+        self._thread.start()
+
+    def result(self) -> tuple[int, Any, dict[str, str]]:
+        """The answer."""
+        self._thread.join(60)
+        found: tuple[int, Any, dict[str, str]] = self._found[0]
+        return found
