@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -181,11 +182,8 @@ def test_no_name_leads_out_of_the_folder(guarded: Any, name: str) -> None:
     store: Store = server.service.store
 
     def find() -> None:
-        try:
+        with contextlib.suppress(RequestError):
             found = store.folder(name)
-        except RequestError as error:
-            assert "\n" not in str(error)
-        else:
             assert found.is_relative_to(folder) and (found / CONFIG_FILE).is_file()
 
     assert opened_outside(folder, find) == []
@@ -207,7 +205,7 @@ def test_the_watch_sees_what_is_opened(guarded: Any) -> None:
 
 @pytest.mark.parametrize("name", ["link", "config", "tensors", "run"])
 def test_links_that_lead_out_are_refused(guarded: Any, name: str) -> None:
-    server, folder, _ = guarded
+    server = guarded[0]
     with pytest.raises(ConflictError, match="leads out of the prompts folder by a link"):
         server.service.store.folder(name)
     assert server.ask("PUT", f"/v1/prompts/{name}")[0] == 409
