@@ -31,7 +31,7 @@ def serve(
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a pass.")] = 8192,
     max_wait_ms: Annotated[float, typer.Option(min=0, max=1000, help="How long a busy model waits for more rows.")] = 4,
     queue: Annotated[int, typer.Option(min=1, help="Most rows that wait; more are refused.")] = 1024,
-    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 256,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request, choices counted.")] = 256,
     max_text: Annotated[int, typer.Option(min=1, help="Most characters of a text.")] = 100_000,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens written for a row.")] = 512,
     max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 1 << 20,

@@ -129,8 +129,10 @@ async def _answers(service: Service, ticket: Ticket, request: Request) -> list[d
 
 
 def _few(rows: Sequence[Any], limit: int) -> Sequence[Any]:
-    if len(rows) > limit:
-        raise RequestError(f"{len(rows)} rows; a request has at most {limit}")
+    count = sum(len(getattr(row, "choices", None) or getattr(row, "continuations", None) or "1") for row in rows)
+    if count > limit:
+        beside = "" if count == len(rows) else ", each choice and continuation counted"
+        raise RequestError(f"{count} rows{beside}; a request has at most {limit}")
     return rows
 
 

@@ -14,7 +14,7 @@ class Settings:
         max_tokens: most tokens of a pass, padding included; a single row may have more.
         max_wait: seconds that a busy model waits for rows that are on their way.
         queue: most rows that wait or run; requests beyond are refused.
-        max_rows: most rows of a request.
+        max_rows: most rows of a request; one with choices or continuations counts once for each.
         max_text: most characters of a text.
         max_choices: most choices or continuations of a row.
         max_new_tokens: most tokens generated for a row.

@@ -51,6 +51,12 @@ ROW = {"prompt": "films", "inputs": ["the film was good"]}
             "the model is an encoder",
         ),
         ("score", {"inputs": [{"text": "a", "continuations": ["b"] * 101}], "prompt": "films"}, 422, "101 choices"),
+        (
+            "predict",
+            {"prompt": "films", "inputs": [{"text": "a", "choices": ["b"] * 90}] * 3},
+            422,
+            "270 rows, each choice",
+        ),
         ("nothing", {}, 404, "Not Found"),
     ],
 )
