@@ -85,10 +85,11 @@ class Service:
         self.requests = 0  # under way, kept by the gate
         self.draining = False
         self.metrics = Metrics(lambda: self.waiting, lambda: len(self.prompts))
-        self._to_read = 0
+        # Each counted by one thread only.
+        self._sent = self._read_so_far = 0
         self._texts = ThreadPoolExecutor(1, "texts")
         self._done: list[tuple[Ticket, Part, list[Any] | None, Exception | None]] = []
-        self._batcher = Batcher(engine, settings, lambda: self._to_read, self.metrics.ran, self._flush)
+        self._batcher = Batcher(engine, settings, lambda: self.to_read, self.metrics.ran, self._flush)
         self._changing = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -128,6 +129,11 @@ class Service:
     def ready(self) -> bool:
         """Whether requests are answered."""
         return self._batcher.alive and not self.draining
+
+    @property
+    def to_read(self) -> int:
+        """How many requests are not read yet; for any thread."""
+        return self._sent - self._read_so_far
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -222,7 +228,7 @@ class Service:
         self.waiting += len(asked)
         for row in asked:
             row.owner.in_flight += 1
-        self._to_read += 1
+        self._sent += 1
         self._texts.submit(self._read, ticket, read)
         return ticket
 
@@ -270,11 +276,11 @@ class Service:
             for part in ticket.parts:
                 jobs += self._jobs(ticket, part)
         except Exception as error:
-            self._to_read -= 1
+            self._read_so_far += 1
             self._settle([(ticket, self._told(error))])
             return
         self._batcher.put(*jobs)
-        self._to_read -= 1
+        self._read_so_far += 1
 
     def _jobs(self, ticket: Ticket, part: Part) -> list[ScoreJob | WriteJob]:
         if part.written:

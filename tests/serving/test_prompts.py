@@ -61,7 +61,7 @@ def test_rows_under_way_end_with_the_prompt_they_began_with(tmp_path: Path) -> N
         before = label(server, "a")
         with held(server.service):
             early = Later(server, "POST", "/v1/predict", {"prompt": "a", "inputs": [TEXT]})
-            wait_until(lambda: server.service.waiting == 1 and not server.service._to_read)
+            wait_until(lambda: server.service.waiting == 1 and not server.service.to_read)
             for file in (TENSOR_FILE, CONFIG_FILE):
                 os.replace(tmp_path / "new" / "a" / file, tmp_path / "a" / file)
             change = Later(server, "PUT", "/v1/prompts/a")
