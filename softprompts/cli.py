@@ -18,6 +18,7 @@ from softprompts.commands.methods import methods
 from softprompts.commands.predict import predict
 from softprompts.commands.push import push
 from softprompts.commands.search import search
+from softprompts.commands.serve import serve
 from softprompts.commands.tasks import tasks_app
 from softprompts.commands.terminal import err, out
 from softprompts.commands.train import train
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (methods, train, compare, search, transfer, demo, predict, inspect, export, push):
+for verb in (methods, train, compare, search, transfer, demo, predict, inspect, export, push, serve):
     app.command()(verb)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(bench_app, name="bench")

@@ -816,7 +816,7 @@ def _load_backbone(
     if quantize is not None:
         require_backend(quantize, shared_state().device)
 
-    with _loading(model) as (path, offline):
+    with naming_model(model) as (path, offline):
         config = AutoConfig.from_pretrained(path, local_files_only=offline)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
         kind = kind_of(config)
@@ -844,7 +844,7 @@ def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None
     """
     from transformers import AutoModel
 
-    with _loading(model) as (path, offline):
+    with naming_model(model) as (path, offline):
         config = AutoConfig.from_pretrained(path, local_files_only=offline)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
         with torch.device("meta"):
@@ -855,7 +855,7 @@ def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None
 
 
 @contextlib.contextmanager
-def _loading(model: str) -> Iterator[tuple[str, bool]]:
+def naming_model(model: str) -> Iterator[tuple[str, bool]]:
     """Where a model lies, and whether the hub cannot be asked; what goes wrong within is told in one line."""
     if not model.strip():
         raise SoftPromptError("the model's name is empty; name a hub id or a local folder")

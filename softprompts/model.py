@@ -264,12 +264,7 @@ class PromptModel:
             SoftPromptError: the name is taken or not allowed, or the method does not fit the model.
         """
         state = state_of(self)
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise SoftPromptError(f"prompt name '{name}': use letters, digits, '_' and '-' only")
-        if hasattr(state.backbone.embeddings.weight, "full_tensor"):
-            raise SoftPromptError(f"prompt '{name}': prompts are added and loaded before a model is sharded, not after")
-        if name in self.prompts:
-            raise SoftPromptError(f"there is a prompt named '{name}' already; delete_prompt it or choose another name")
+        self._check_free(name)
         prompt = new_prompt(
             state.backbone,
             state.original_heads,
@@ -280,6 +275,23 @@ class PromptModel:
             tokenizer=tokenizer,
             seed=seed,
         )
+        return self.place_prompt(name, prompt)
+
+    def place_prompt(self, name: str, prompt: Prompt) -> PromptModel:
+        """Adds a prompt that was made for this model, such as one of `softprompts.saving.saved_prompt`.
+
+        Args:
+            name: letters, digits, "_" and "-".
+            prompt: no other model's.
+
+        Returns:
+            The model.
+
+        Raises:
+            SoftPromptError: the name is taken or not allowed.
+        """
+        self._check_free(name)
+        state = state_of(self)
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
         state.watch_sites()
@@ -288,6 +300,14 @@ class PromptModel:
         if state.active is None and not state.bare:
             self._activate(name)
         return self
+
+    def _check_free(self, name: str) -> None:
+        if not (isinstance(name, str) and _NAME.fullmatch(name)):
+            raise SoftPromptError(f"prompt name '{name}': use letters, digits, '_' and '-' only")
+        if hasattr(state_of(self).backbone.embeddings.weight, "full_tensor"):
+            raise SoftPromptError(f"prompt '{name}': prompts are added and loaded before a model is sharded, not after")
+        if name in self.prompts:
+            raise SoftPromptError(f"there is a prompt named '{name}' already; delete_prompt it or choose another name")
 
     def set_prompt(self, name: str | None) -> PromptModel:
         """Chooses the prompt of calls that name none; None for the bare backbone, also when prompts are added later.

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from softprompts import packaged
 from softprompts.backbone import quiet
-from softprompts.errors import SoftPromptError, nearest
+from softprompts.errors import SoftPromptError
 from softprompts.experiment import context_room
 from softprompts.hub import asking
 from softprompts.loading import load
+from softprompts.prompt_reader import Answer as Answer
+from softprompts.prompt_reader import PromptReader, Row, Text
+from softprompts.prompt_reader import marked as marked
 from softprompts.saving import prompt_folder, read
-from softprompts.tasks import Example, Form, Spec, Task, encode_examples, label_ids, new_tokens, padding_id
-from softprompts.tasks.catalog import SPECS
-from softprompts.tasks.encode import reader, say_cut
-from softprompts.tasks.form import fields_of
-from softprompts.tasks.own import (
-    CHOICE_COLUMNS,
-    OUTSIDE,
-    WORD_COLUMNS,
-    WORDS,
-    choices_of,
-    field_name,
-    text_of,
-    words_of,
-)
-from softprompts.tasks.rows import check_columns, read_rows
+from softprompts.tasks import Task, padding_id
+from softprompts.tasks.encode import say_cut
 from softprompts.training.evaluate import predict
-
-Text = tuple[str, str | None]
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was predicted for a text.
-
-    Attributes:
-        label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
-            with blanks between.
-        probability: of that label or choice; None for what has none.
-        tags: one for each word, where words are tagged.
-    """
-
-    label: str
-    probability: float | None
-    tags: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -60,8 +29,7 @@ class Predictor:
         source: run folder, prompt folder or hub id.
 
     Attributes:
-        task: how texts are written out, and the labels' names.
-        fields: those of the task's fields that the model reads.
+        reader: what the prompt does with rows.
         max_length: most tokens of an input.
         truncated: number of rows that the last call had to cut to them.
         cut: that in words, with the fields that were cut; empty: none was.
@@ -73,7 +41,6 @@ class Predictor:
     def __init__(self, source: str | Path):
         place = prompt_folder(source)
         config, _ = read(place)
-        meta = config.get("metadata") or {}
         backbone = packaged.resolve_model(str(config["backbone"].get("name") or ""))
         with quiet(), asking(backbone) as offline:
             self.model = load(place, local_files_only=offline)
@@ -84,25 +51,23 @@ class Predictor:
                     f"{source}: the tokenizer of its backbone '{backbone}' cannot be loaded"
                 ) from error
         self.name: str = self.model.active_prompt
-        kind = self.model.backbone_kind
-        form = meta.get("task_form")
-        if form is None and kind != "encoder":
+        prompt = self.model.prompts[self.name]
+        self.kind: str = self.model.backbone_kind
+        room = context_room(self.model, self.tokenizer, prompt.config)
+        self.reader = PromptReader(config, prompt, self.tokenizer, self.kind, room, str(source))
+        if not self.reader.reads:
             raise SoftPromptError(f"{source} does not say how its texts are written out; it was not trained by 'train'")
-        name = str(meta.get("task", source))
-        self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
-        self._told = form is not None
-        self._prepare = SPECS[name].prepare if name in SPECS else None
-        templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
-        used = fields_of([*templates, *self.task.form.choices])
-        # Some tasks have fields that only another kind of model reads.
-        self.fields = tuple(name for name in self.task.form.fields if name in used)
-        self.max_length, self.truncated, self.cut = int(meta.get("max_length", 256)), 0, ""
-        room = context_room(self.model, self.tokenizer, self.model.prompts[self.name].config)
-        if room is not None:
-            self.max_length = min(self.max_length, room)
-        self.kind: str = kind
-        self.label_ids = label_ids(self.task, self.tokenizer, kind)
-        self.new_tokens = new_tokens(self.task, self.tokenizer, kind)
+        self.max_length, self.truncated, self.cut = self.reader.max_length, 0, ""
+
+    @property
+    def task(self) -> Task:
+        """How texts are written out, and the labels' names."""
+        return self.reader.task
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Those of the task's fields that the model reads."""
+        return self.reader.fields
 
     def read(
         self,
@@ -123,42 +88,7 @@ class Predictor:
         Raises:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
-        path = Path(file)
-        names = self.fields
-        if path.suffix.lower() == ".txt":
-            lines = [line for line in _lines(path) if line.strip()]
-            if not lines:
-                raise SoftPromptError(f"{path} holds no texts")
-            self._require_fields({names[0]: ""}, path)
-            return [{names[0]: line} for line in lines]
-        asked = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
-        asked.update(fields or {})
-        for name in asked:
-            if name not in names:
-                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
-        return [self._read(path, line, row, asked) for line, row in read_rows(path)]
-
-    def _read(self, path: Path, line: int, row: Row, asked: Mapping[str, str]) -> Row:
-        """The fields of a row, as texts, and beside them the words or the choices that it brings."""
-        row = self._prepared(row)
-        form, place = self.task.form, f"{path}: line {line}"
-        choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
-        brought = fixed_choices(form)
-        if choices is not None and form.chooses and (not form.choices or any(name not in row for name in brought)):
-            texts = choices_of(place, choices, row)
-            if form.choices and len(texts) != len(form.choices):
-                raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
-            row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}
-        columns = {}
-        for index, name in enumerate(self.fields):
-            usual = [name, *(column for column in row if field_name(column) == name)]
-            usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
-            columns[name] = asked.get(name) or next((column for column in usual if column in row), name)
-        check_columns(path, row, columns.values(), line)
-        if self.task.kind == "tagging":
-            return {WORDS: words_of(place, columns[WORDS], row), "id": line}
-        more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
-        return {**{name: text_of(place, column, row) for name, column in columns.items()}, **more, "id": line}
+        return self.reader.read_file(file, text, text_pair, fields)
 
     def row(
         self,
@@ -167,38 +97,8 @@ class Predictor:
         fields: Mapping[str, str] | None = None,
         choices: Sequence[str] = (),
     ) -> Row:
-        """What is to be labelled as fields of the task.
-
-        Args:
-            text: the first field; a text whose words are tagged.
-            text_pair: the second field.
-            fields: fields by name, in place of these or beside them.
-            choices: what there is to choose from, where the task has no fields for it.
-
-        Raises:
-            SoftPromptError: the task has more or fewer fields, or others.
-        """
-        names = self.fields
-        if not self._told:
-            names = ("text", "text_pair")[: 1 + (text_pair is not None)]
-        given = [one for one in (text, text_pair) if one is not None]
-        if len(given) > len(names):
-            self._require_fields({}, None, len(given))
-        row: dict[str, Any] = dict(zip(names, given, strict=False))
-        for name, value in (fields or {}).items():
-            if name not in names and self._prepare is None:
-                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
-            if name in row:
-                raise SoftPromptError(f"the field '{name}' is given twice, as a text and by name")
-            row[name] = value
-        if choices:
-            if len(choices) == len(self.task.form.choices):
-                row.update(zip(fixed_choices(self.task.form), choices, strict=False))
-            row["choices"] = list(choices)
-        prepared = self._prepared(row)
-        if self._told:
-            self._require_fields(prepared, None)
-        return prepared
+        """What is to be labelled as fields of the task, see `PromptReader.row`."""
+        return self.reader.row(text, text_pair, fields, choices)
 
     def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:
         """Labels texts.
@@ -212,125 +112,17 @@ class Predictor:
         Raises:
             SoftPromptError: an empty text, or not a text for each field.
         """
-        if not self._told:  # then one text is read, or a pair
-            paired = any(not isinstance(text, str) and len([v for v in text if v is not None]) > 1 for text in texts)
-            self.fields = ("text", "text_pair")[: 1 + paired]
-            self.task = self.task.with_form(fields=self.fields, reading=(), source="")
-        examples = [self._example(text) for text in texts]
-        encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
-        self.truncated = encoded.truncated
-        self.cut = say_cut([encoded], len(examples), self.max_length)
+        self.reader = self.reader.fitting(texts)
+        rows = self.reader.encode(texts)
+        self.truncated = rows.encoded.truncated
+        self.cut = say_cut([rows.encoded], len(rows.examples), self.max_length)
         found = predict(
             self.model,
-            encoded.features,
+            rows.encoded.features,
             self.name,
             pad_id=padding_id(self.tokenizer),
             batch_size=batch_size,
-            label_ids=self.label_ids,
-            new_tokens=self.new_tokens,
+            label_ids=self.reader.label_ids,
+            new_tokens=self.reader.new_tokens,
         )
-        answers, _ = reader(self.task, examples, encoded, self.tokenizer, self.kind)(found)
-        chances = found.probabilities if len(found.probabilities or []) == len(examples) else None
-        return [
-            Answer(
-                self._named(example, answer),
-                None if chances is None else max(chances[index]),
-                tuple(answer) if self.task.kind == "tagging" else (),
-            )
-            for index, (example, answer) in enumerate(zip(examples, answers, strict=True))
-        ]
-
-    def _named(self, example: Example, answer: Any) -> str:
-        """An answer in words."""
-        form = self.task.form
-        if form.kind == "regression":
-            return f"{answer:.4g}"
-        if form.kind == "tagging":
-            return " ".join(answer)
-        if isinstance(answer, str):
-            return answer
-        names = example.choices if form.kind == "choice" else form.labels or tuple(self.model.prompts[self.name].labels)
-        return names[int(answer)] if answer >= 0 else ""
-
-    def _example(self, text: str | Text | Row) -> Example:
-        fields = self.fields
-        if not isinstance(text, Mapping):
-            values = (text,) if isinstance(text, str) else tuple(value for value in text if value is not None)
-            text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
-            self._require_fields(text, None, len(values))
-        if self.task.kind == "tagging":
-            if not any(map(_is_text, _as_words(text.get(WORDS)))):
-                raise SoftPromptError("an empty text cannot be labelled")
-            return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
-        text = self._prepared(text)
-        self._require_fields(text, None)
-        if not any(_is_text(text[name]) for name in fields[:1]):
-            raise SoftPromptError("an empty text cannot be labelled")
-        if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
-            raise SoftPromptError(f"'{self.task.name}' chooses: give the choices too (--choice)")
-        unread = dict.fromkeys(self.task.form.fields, "")
-        return Spec("", self.task.form).example({**unread, **text}, labelled=False)
-
-    def _prepared(self, row: Row) -> Row:
-        """A row with the columns of the task's data set, with the fields that are made of these."""
-        if self._prepare is None or all(name in row for name in self.fields):
-            return row
-        try:
-            (made,) = self._prepare(row)
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # as in training, a row of another shape
-            return row
-        return {**row, **made}
-
-    def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
-        fields = self.fields
-        missing = [name for name in fields if name not in row]
-        there = len(fields) - len(missing) if given is None else given
-        if there == len(fields):
-            return
-        place = "" if path is None else f"{path}: "
-        count = "single texts" if len(fields) == 1 else "pairs" if len(fields) == 2 else f"{len(fields)} texts"
-        how = {1: "", 2: ": give both (--text-pair)"}.get(len(fields), ": give each (--field NAME=TEXT)")
-        raise SoftPromptError(f"{place}'{self.task.name}' reads {count} ({', '.join(fields)}), not {there}{how}")
-
-
-def fixed_choices(form: Form) -> tuple[str, ...]:
-    """The fields that are the choices, where each choice is a field as it is."""
-    names = tuple(template.removeprefix("{").removesuffix("}") for template in form.choices)
-    return names if set(names) <= set(form.fields) else ()
-
-
-def marked(words: Sequence[str], tags: Sequence[str]) -> str:
-    """Tagged words to be read by people: entities in brackets, or the tag behind each word."""
-    if not all(tag == OUTSIDE or tag.startswith(("B-", "I-")) for tag in tags):
-        return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
-    groups: list[tuple[str, list[str]]] = []
-    for word, tag in zip(words, tags, strict=True):
-        kind = tag[2:]
-        if kind and tag.startswith("I-") and groups and groups[-1][0] == kind:
-            groups[-1][1].append(word)
-        else:
-            groups.append((kind, [word]))
-    return " ".join(f"[{' '.join(found)} {kind}]" if kind else found[0] for kind, found in groups)
-
-
-def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of a prompt that does not tell: a text, and the labels of its head."""
-    labels = config["labels"] or []
-    return {"labels": labels} if len(labels) > 1 else {"kind": "regression"}
-
-
-def _as_words(value: Any) -> Sequence[Any]:
-    return value.split() if isinstance(value, str) else value or ()
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise SoftPromptError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise SoftPromptError(f"{path}: not UTF-8 text, save the file as UTF-8") from error
+        return self.reader.answers(rows, found)

@@ -34,7 +34,7 @@ from softprompts.hub import asking
 from softprompts.injection import state_of
 from softprompts.methods.base import make_config
 from softprompts.names import ADAPTER_CONFIG, ADAPTER_TENSORS
-from softprompts.prompt import Prompt, require, sizes_of
+from softprompts.prompt import Prompt, new_prompt, require, sizes_of
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
@@ -297,11 +297,24 @@ def load_prompt(
     model: Any, path: str | Path, name: str | None = None, revision: str | None = None, subfolder: str | None = None
 ) -> str:
     """Adds a saved prompt of ours to an attached model; see `PromptModel.load_prompt`. Returns its name."""
+    config, prompt = saved_prompt(model, path, revision, subfolder)
+    name = name or config.get("name") or "default"
+    model.place_prompt(name, prompt)
+    return cast(str, name)
+
+
+def saved_prompt(
+    model: Any, path: str | Path, revision: str | None = None, subfolder: str | None = None
+) -> tuple[dict[str, Any], Prompt]:
+    """A saved prompt for an attached model, with its config. The model itself is left as it is.
+
+    Raises:
+        SoftPromptError: the files are missing, damaged or for another backbone.
+    """
     config, tensors = read(path, revision, subfolder)
     _check_backbone(model, config["backbone"], str(path))
-    name = name or config.get("name") or "default"
-    labels = config.get("labels")
-    if labels is not None and not state_of(model).heads:
+    state, labels = state_of(model), config.get("labels")
+    if labels is not None and not state.heads:
         wanted = config["backbone"].get("class")
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
@@ -319,24 +332,21 @@ def load_prompt(
             raise SoftPromptError(
                 f"{path}: its config names {method.files()[0]!r}; a saved prompt needs no other files"
             )
-        state = state_of(model)
         sizes = sizes_of(state.backbone, method)
         if sizes is not None:
             _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, str(path), "method.")
-        model.add_prompt(name, method, labels=labels or None, seed=0)
+        prompt = new_prompt(
+            state.backbone, state.original_heads, state.labels[1], method, labels=labels or None, seed=0
+        )
     except SoftPromptError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
-    try:
-        fill(model.prompts[name], tensors, str(path))
-    except BaseException:
-        model.delete_prompt(name)
-        raise
+    fill(prompt, tensors, str(path))
     found = config.get("metadata")
-    model.prompts[name].metadata = found if isinstance(found, dict) else {}
-    return cast(str, name)
+    prompt.metadata = found if isinstance(found, dict) else {}
+    return config, prompt
 
 
 def _numbers(value: Any) -> Iterator[int]:

@@ -10,6 +10,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
+from browsing import browser as browser  # a fixture
 from transformers.utils import logging
 
 logging.set_verbosity_error()

@@ -110,7 +110,7 @@ def predict(
     added = {name: prompt.config.input_tokens for name, prompt in prompts.items()}
     order = sorted(range(len(features)), key=lambda index: length_of(features[index]) + added[names[index]])
     world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
-    lines = [len(row.get("places") or inputs_of(row)) for row in features]
+    lines = [_lines_of(row) for row in features]
     starts = list(itertools.accumulate(lines, initial=0))
     # In double precision, which holds every other exactly: a process without a batch need not know the model's.
     scores = torch.zeros(starts[-1], max(widths.values()), dtype=torch.float64)
@@ -122,7 +122,8 @@ def predict(
             if new_tokens is not None:
                 part = _generated(model, rows, owners, pad_id, new_tokens)
             elif label_ids is not None:
-                part = _label_scores(model, rows, owners, pad_id, padding_side, label_ids)
+                part = _label_scores(model, rows, owners, pad_id, padding_side, [label_ids] * len(rows))
+                part = part.view(len(rows), len(label_ids))
             else:
                 part = _head_scores(model, rows, owners, pad_id, padding_side)
             places = [place for i in own for place in range(starts[i], starts[i + 1])]
@@ -133,16 +134,71 @@ def predict(
         return Prediction([], None, tokens=[[int(token) - 1 for token in row if token] for row in scores])
     # The columns that other prompts' heads have more are not a row's.
     own_scores = [scores[starts[i] : starts[i + 1], : widths[name]] for i, name in enumerate(names)]
+    return prediction_of(features, own_scores, valued=scores.shape[1] == 1 and label_ids is None)
+
+
+def prediction_of(features: Sequence[Feature], scores: list[Tensor], valued: bool = False) -> Prediction:
+    """What scores say about rows of one form.
+
+    Args:
+        features: the rows.
+        scores: ``(P, C)`` of each row, see `Prediction`.
+        valued: whether a score is a value, not that of the only class.
+    """
     if "places" in features[0]:
-        return Prediction([row.argmax(1).tolist() for row in own_scores], None, own_scores)
+        return Prediction([row.argmax(1).tolist() for row in scores], None, scores)
     if "choices" in features[0]:
-        by_choice = [row[:, 0] for row in own_scores]
-    elif scores.shape[1] == 1 and label_ids is None:
-        return Prediction(scores[:, 0].tolist(), None, own_scores)
+        by_choice = [row[:, 0] for row in scores]
+    elif valued:
+        return Prediction([float(row[0, 0]) for row in scores], None, scores)
     else:
-        by_choice = [row[0] for row in own_scores]
+        by_choice = [row[0] for row in scores]
     chances = [row.softmax(0).tolist() for row in by_choice]
-    return Prediction([int(row.argmax()) for row in by_choice], chances, own_scores)
+    return Prediction([int(row.argmax()) for row in by_choice], chances, scores)
+
+
+def score_rows(
+    model: Any,
+    features: Sequence[Feature],
+    names: Sequence[str],
+    *,
+    pad_id: int,
+    label_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+    padding_side: str = "right",
+) -> list[Tensor]:
+    """One pass over rows of many prompts, whose heads may be of different kinds: classes, values, choices, places.
+
+    The model is to be in eval mode, and gradients to be off.
+
+    Args:
+        model: a model with the prompts attached.
+        features: rows as for `predict`; under a head that scores every token each has ``places``.
+        names: the prompt of each row.
+        pad_id: fills shorter rows.
+        label_ids: for language models, the token ids of each answer that a row may have, row by row.
+        padding_side: "right" or "left".
+
+    Returns:
+        The scores of each row, as in `Prediction`, float64 on the CPU; with ``label_ids`` the log-likelihood of each
+        answer, ``(1, L)``.
+    """
+    rows = [_context(model.backbone_kind, feature) for feature in features]
+    if label_ids is None:
+        part = _head_scores(model, rows, list(names), pad_id, padding_side).to("cpu", torch.float64)
+        sizes = [_lines_of(row) for row in rows]
+        widths = [model.prompts[name].num_labels for name in names]
+        return [scores[:, :width] for scores, width in zip(part.split(sizes), widths, strict=True)]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    # The decoder of an encoder-decoder sees each row of its encoder equally often.
+    counts = [len(answers) if model.backbone_kind == "encoder-decoder" else 0 for answers in label_ids]
+    for count in dict.fromkeys(counts):
+        own = [index for index, other in enumerate(counts) if other == count]
+        answers = [label_ids[index] for index in own]
+        lines = _label_scores(model, [rows[i] for i in own], [names[i] for i in own], pad_id, padding_side, answers)
+        parts = lines.to("cpu", torch.float64).split([len(each) for each in answers])
+        for index, part in zip(own, parts, strict=True):
+            found[index] = part[None]
+    return found
 
 
 def _widths(
@@ -156,6 +212,11 @@ def _widths(
     if given is None and len({count == 1 for count in widths.values()}) > 1:
         raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
     return cast(dict[str, int], widths)
+
+
+def _lines_of(feature: Feature) -> int:
+    """How many lines of scores a row has."""
+    return len(feature["places"] if "places" in feature else inputs_of(feature))
 
 
 def _context(kind: str, feature: Feature) -> dict[str, Any]:
@@ -172,8 +233,8 @@ def _context(kind: str, feature: Feature) -> dict[str, Any]:
 
 
 def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str) -> Tensor:
-    """A line for each row, or for each of its places or choices."""
-    batch = collate(rows, pad_id, side)
+    """A line for each row, or for each of its places or choices; some rows may have choices and others not."""
+    batch = collate([each for row in rows for each in inputs_of(row)], pad_id, side)
     owners = [name for name, row in zip(names, rows, strict=True) for _ in inputs_of(row)]
     logits = cast(Tensor, model(**model_inputs(model, batch), prompt_names=owners).logits)
     if "places" not in rows[0]:
@@ -201,13 +262,21 @@ def _generated(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id:
 
 
 def _label_scores(
-    model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str, label_ids: Sequence[Sequence[int]]
+    model: Any,
+    rows: list[dict[str, Any]],
+    names: list[str],
+    pad_id: int,
+    side: str,
+    label_ids: Sequence[Sequence[Sequence[int]]],
 ) -> Tensor:
-    """Log-probability of each answer for each row, ``(R, L)``, from one pass of the decoder over ``R*L`` rows."""
+    """Log-probability of each answer of each row, one after the other, from one pass of the decoder over all of them.
+
+    Under an encoder-decoder all rows have as many answers.
+    """
     kind = model.backbone_kind
     answered: list[dict[str, Any]] = []
-    for row in rows:
-        for label in label_ids:
+    for row, answers in zip(rows, label_ids, strict=True):
+        for label in answers:
             if kind == "decoder":
                 labels = [IGNORED] * len(row["input_ids"]) + list(label)
                 answered.append({"input_ids": row["input_ids"] + list(label), "labels": labels})
@@ -217,11 +286,11 @@ def _label_scores(
     if kind == "encoder-decoder":
         del batch["input_ids"]
         # It brings its prompts along.
-        batch["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), names, len(label_ids))
+        batch["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), names, len(label_ids[0]))
         owners = None
     else:
-        owners = [name for name in names for _ in label_ids]
-    return -pass_losses(model, batch, owners).view(len(rows), len(label_ids))
+        owners = [name for name, answers in zip(names, label_ids, strict=True) for _ in answers]
+    return -pass_losses(model, batch, owners)
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:

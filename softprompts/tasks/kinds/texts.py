@@ -119,6 +119,19 @@ def read(
     return list(found.labels), not found.invalid
 
 
+def continuation_ids(text: str, tokenizer: PreTrainedTokenizerBase, kind: str, end: bool) -> list[int]:
+    """Token ids of any text as a model is to write it.
+
+    Args:
+        text: the text.
+        tokenizer: the model's.
+        kind: the kind of model.
+        end: with the end-of-text token, if the tokenizer has one.
+    """
+    ids = _ids(text, tokenizer, kind)
+    return ids if end or ids[-1:] != [tokenizer.eos_token_id] else ids[:-1]
+
+
 def _ids(word: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
     ids = (
         list(tokenizer(text_target=word)["input_ids"]) if kind == "encoder-decoder" else _continuation(tokenizer, word)

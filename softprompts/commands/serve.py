@@ -1,0 +1,110 @@
+"""``softprompts serve``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from softprompts.commands.terminal import err, out
+from softprompts.errors import SoftPromptError, nearest
+
+if TYPE_CHECKING:
+    from softprompts.serving.store import Store
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+API_KEY = "SOFTPROMPTS_API_KEY"
+
+
+def serve(
+    prompts: Annotated[str, typer.Option("--prompts", "-p", help="Folder of saved prompts or runs, one in each.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Alias, folder or hub id; default: the one that the prompts name."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_batch: Annotated[int, typer.Option(min=1, help="Most rows of a pass.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a pass.")] = 8192,
+    max_wait_ms: Annotated[float, typer.Option(min=0, max=1000, help="How long a busy model waits for more rows.")] = 4,
+    queue: Annotated[int, typer.Option(min=1, help="Most rows that wait; more are refused.")] = 1024,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request, choices counted.")] = 256,
+    max_text: Annotated[int, typer.Option(min=1, help="Most characters of a text.")] = 100_000,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens written for a row.")] = 512,
+    max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 1 << 20,
+    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds until a request is given up.")] = 30,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Do not start where a prompt cannot be loaded.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+    ] = False,
+) -> None:
+    """Serve many prompts on one frozen model over HTTP, with a page to try them."""
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        raise SoftPromptError("serving needs more packages: pip install 'softprompts[serve]'")
+    if dtype not in _DTYPES:
+        raise SoftPromptError(f"--dtype {dtype}: {nearest(dtype, _DTYPES)}")
+    import torch
+
+    from softprompts.serving.engine import Engine
+    from softprompts.serving.server import run
+    from softprompts.serving.service import Service
+    from softprompts.serving.settings import Settings
+    from softprompts.serving.store import Store
+
+    if device is not None:
+        _check_device(device)
+    store = Store(prompts)
+    name = model or _named(store)
+    settings = Settings(
+        max_batch=max_batch,
+        max_tokens=max_tokens,
+        max_wait=max_wait_ms / 1000,
+        queue=queue,
+        max_rows=max_rows,
+        max_text=max_text,
+        max_new_tokens=max_new_tokens,
+        max_body=max_body,
+        timeout=timeout,
+        api_key=os.environ.get(API_KEY, "").strip(),
+    )
+    with err.status("loading the model and its prompts"):
+        asked = None if dtype == "auto" else getattr(torch, dtype)
+        engine = Engine(name, dtype=asked, device=device, trust_remote_code=trust_remote_code)
+        service = Service(engine, store, settings)
+        service.load_all(strict)
+    for prompt, reason in service.left_out.items():
+        err.print(f"left out {prompt}: {reason}", style="yellow", soft_wrap=True)
+
+    def tell(port: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        count = f"{len(service.prompts)} {'prompt' if len(service.prompts) == 1 else 'prompts'}"
+        out.print(f"{count} on {engine.shown}: http://{shown}:{port}", soft_wrap=True)
+        if not settings.api_key and host not in ("127.0.0.1", "localhost", "::1"):
+            err.print(f"anyone who reaches {host} may ask: set {API_KEY} to a key", style="yellow", soft_wrap=True)
+
+    run(service, host, port, tell)
+
+
+def _named(store: Store) -> str:
+    """The model that all prompts of a folder name."""
+    found = dict.fromkeys(store.backbones())
+    if not found:
+        raise SoftPromptError(f"no prompt in {store.root} names a model: give it with --model")
+    if len(found) > 1:
+        raise SoftPromptError(f"the prompts name {len(found)} models ({', '.join(found)}): choose one with --model")
+    return next(iter(found))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # each kind of device has errors of its own
+        reason = str(error).strip().partition("\n")[0]
+        raise SoftPromptError(f"--device {device} cannot be used ({reason[:160]})") from error

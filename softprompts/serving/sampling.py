@@ -1,0 +1,33 @@
+"""Drawing tokens, each row by random numbers of its own, so that an answer does not depend on its neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Sampler:
+    """Draws the tokens of a row.
+
+    Args:
+        temperature: logits are divided by it; above 0.
+        top_p: the likeliest tokens that together have this probability are drawn from.
+        seed: makes draws repeatable; None: another one each time.
+    """
+
+    def __init__(self, temperature: float, top_p: float, seed: int | None):
+        self.temperature, self.top_p = temperature, top_p
+        self.generator = torch.Generator()
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+
+    def draw(self, logits: Tensor) -> int:
+        """A token from logits ``(V,)``."""
+        logits = logits.to("cpu", torch.float64)
+        chances, order = ((logits - logits.max()) / self.temperature).softmax(-1).sort(descending=True)
+        before = chances.cumsum(-1) - chances
+        chances = chances.masked_fill(before >= self.top_p, 0.0)
+        chances[0] = chances[0].clamp(min=torch.finfo(torch.float64).tiny)
+        return int(order[torch.multinomial(chances, 1, generator=self.generator)])

@@ -1,0 +1,154 @@
+"""The playground in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsing import BUSY, CONTRASTS
+from servers import METHODS, Running, running, save, service_of
+
+import softprompts as sp
+
+NASTY = """<script>document.title = "got you"</script><img src=x onerror="document.title='got you'">"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder: Path = tmp_path_factory.mktemp("shown")
+    pairs = [("prefix", "two"), ("prompt", "pair"), ("prompt", "tags"), ("lora", "score"), ("prompt", "choice")]
+    for seed, (method, task) in enumerate(pairs):
+        save("bert", folder, f"{method}-{task}", task, METHODS[method], seed)
+    nasty = save("bert", folder, "nasty", "two", METHODS["prefix"])
+    config = (nasty / "softprompt_config.json").read_text()
+    assert '"negative"' in config
+    (nasty / "softprompt_config.json").write_text(config.replace('"negative"', _json(NASTY)))
+    poor = save("bert", folder, "poor", "two", METHODS["prefix"])
+    (poor / "softprompt.safetensors").write_bytes(b"x")
+    service = service_of_some("bert", folder)
+    with running(service) as made:
+        yield made
+
+
+def _json(text: str) -> str:
+    import json
+
+    return json.dumps(text)
+
+
+def service_of_some(family: str, folder: Path, **settings: Any) -> Any:
+    """A service that leaves out what cannot be loaded."""
+    from saved import model_folder
+
+    from softprompts.serving.engine import Engine
+    from softprompts.serving.service import Service
+    from softprompts.serving.settings import Settings
+    from softprompts.serving.store import Store
+
+    service = Service(Engine(model_folder(family)), Store(folder), Settings(**settings))
+    service.load_all()
+    return service
+
+
+class Opened:
+    """The page, with all that it asked for and complained about."""
+
+    def __init__(self, browser: Any, port: int, width: int = 1200, scheme: str = "light"):
+        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(BUSY)
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(f"http://127.0.0.1:{port}/")
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
+def test_one_text_under_several_prompts(browser: Any, shown: Running, width: int, scheme: str) -> None:
+    with Opened(browser, shown.port, width, scheme) as opened:
+        page = opened.page
+        page.wait_for_selector("#prompts input")
+        assert page.locator("#prompts input").count() == 6
+        assert "poor is left out: " in page.inner_text("#prompts")
+        page.get_by_label("Text", exact=True).fill("the film was good")
+        page.get_by_role("button", name="All").click()
+        page.get_by_label("Second text").fill("a bad plot")
+        page.get_by_label("Choices").fill("good\nvery bad")
+        page.get_by_role("button", name="Ask").click()
+        page.wait_for_selector(".card")
+        cards = {card.locator("h3").inner_text(): card for card in page.locator(".card").all()}
+        assert len(cards) == 6
+        body = {"prompt": "prefix-two", "inputs": ["the film was good"]}
+        (answer,) = shown.post("/v1/predict", body)["answers"]
+        card = cards["prefix-two"].inner_text()
+        assert answer["label"] in card and f"{answer['probability']:.3f}" in card
+        assert cards["prompt-tags"].locator("mark, .tags").count() and "good" in cards["prompt-choice"].inner_text()
+        # What looks like markup is text.
+        assert "<script>" in cards["nasty"].inner_text() and page.title() == "softprompts playground"
+        assert page.locator("#results script, #results img").count() == 0
+        page.get_by_label("Text", exact=True).fill(NASTY)
+        page.get_by_label("Text", exact=True).press("Control+Enter")
+        page.locator(".tags", has_text="<img").wait_for()
+        assert page.title() == "softprompts playground" and page.locator("#results img").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        contrasts = page.evaluate(CONTRASTS)
+        assert len(contrasts) > 40 and min(contrasts)[0] >= 4.5, min(contrasts)
+        assert all(url.startswith((f"http://127.0.0.1:{shown.port}/", "data:")) for url in opened.asked)
+        assert opened.said == []
+
+
+def test_keys_alone_and_what_is_wrong(browser: Any, shown: Running) -> None:
+    with Opened(browser, shown.port) as opened:
+        page = opened.page
+        page.wait_for_selector("#prompts input")
+        for element in page.locator("textarea, input, select").all():
+            assert element.evaluate("(element) => element.labels.length") == 1
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.get_by_role("button", name="None").focus()
+        page.keyboard.press("Enter")
+        assert page.get_by_role("button", name="Ask").is_disabled()
+        page.get_by_role("checkbox", name="prefix-two").focus()
+        page.keyboard.press("Space")
+        page.get_by_role("button", name="Ask").focus()
+        page.keyboard.press("Enter")
+        page.locator("#problem:not(:empty)").wait_for()
+        assert page.get_by_role("alert").inner_text() == "inputs[0]: an empty text cannot be labelled"
+        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.get_by_role("button", name="Dark").click()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+def test_a_key_is_asked_for_on_the_page(browser: Any, films: Path) -> None:
+    with running(service_of("bert", films, api_key="secret")) as server, Opened(browser, server.port) as opened:
+        page = opened.page
+        page.get_by_label("API key").fill("secret")
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("#prompts input")
+        page.get_by_label("Text", exact=True).fill("good")
+        page.get_by_role("button", name="None").click()
+        page.get_by_role("checkbox", name="films").check()
+        page.get_by_role("button", name="Ask").click()
+        page.wait_for_selector(".card .label")
+
+
+def test_a_language_model_writes_on_the_page(browser: Any, tmp_path: Path) -> None:
+    save("llama", tmp_path, "writer", "writes", sp.PrefixTuningConfig(num_virtual_tokens=2))
+    with running(service_of("llama", tmp_path)) as server, Opened(browser, server.port) as opened:
+        page = opened.page
+        page.wait_for_selector("#prompts input")
+        page.get_by_label("Text", exact=True).fill("film")
+        page.get_by_label("Second text").fill("the film was good")
+        page.get_by_role("button", name="Write on").click()
+        page.wait_for_selector(".card .label")
+        assert page.inner_text("#problem") == ""
