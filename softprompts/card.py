@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -121,7 +121,7 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
         "| | |",
         "|---|---|",
         f"| method | {_text(config['method'])} |",
-        *(f"| {_text(key)} | {_text(value)} |" for key, value in config["config"].items() if value is not None),
+        *(f"| {_text(key)} | {_text(value)} |" for key, value in _told(config["config"])),
     ]
     if config.get("labels"):
         lines.append(f"| labels | {_text(', '.join(config['labels']))} |")
@@ -135,6 +135,16 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
     lines += [f"| {_text(name)} | {_text(version)} |" for name, version in versions.items()]
     lines += ["", "## Licence", "", _licence(meta, base), ""]
     return "\n".join(lines)
+
+
+def _told(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a method was told, of a composition each part behind its name."""
+    for key, value in settings.items():
+        if key == "parts" and isinstance(value, list):
+            for part in map(_dict, value):
+                yield from ((f"{part.get('method')}.{name}", one) for name, one in _told(part) if name != "method")
+        elif value is not None:
+            yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def index_card(configs: Mapping[str, Mapping[str, Any]], place: str) -> str:

@@ -321,3 +321,12 @@ def test_a_folded_prompt_says_what_it_was() -> None:
     model.fold("superpos")
     text = card(described(model, "superpos")[0])
     assert "It was trained with superpos, and folded" in text and "**superpos**: " in text
+
+
+def test_settings_of_a_composition_stand_behind_the_names_of_its_parts() -> None:
+    model = sp.attach(tiny.model("bert"), sp.compose(tiny.METHODS["prompt-tuning"], tiny.METHODS["lora"]), "both")
+    text = card(described(model, "both")[0])
+    assert "| prompt-tuning.num_virtual_tokens | 3 |" in text.replace("\\_", "_")
+    assert "| lora.rank | 2 |" in text
+    assert "| lora.targets | query, value, ffn.in |" in text
+    assert "parts" not in text
