@@ -321,11 +321,11 @@ def saved_prompt(
         )
     settings = config["config"]
     stored = sum(value.numel() for value in tensors.values())
-    largest = max((number for number in _numbers(settings)), default=0)
-    if largest > max(stored, _LARGEST):  # before room is made for it
-        raise SoftPromptError(
-            f"{path}: its config asks for {largest}, its tensors hold {stored} numbers; was it edited?"
-        )
+    for key, number in _numbers(settings):
+        if number > max(stored, _LARGEST):  # before room is made for it
+            raise SoftPromptError(
+                f"{path}: its config asks for {key}={number}, its tensors hold {stored} numbers; was it edited?"
+            )
     try:
         method = make_config(config["method"], **settings)
         if method.files():
@@ -349,13 +349,13 @@ def saved_prompt(
     return config, prompt
 
 
-def _numbers(value: Any) -> Iterator[int]:
-    """All whole numbers within a JSON value."""
+def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """All whole numbers within a JSON value, each with the key that it stands behind."""
     if isinstance(value, int):
-        yield value
+        yield key, value
     elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(part)
+        for name, part in value.items() if isinstance(value, dict) else ((key, part) for part in value):
+            yield from _numbers(part, str(name))
 
 
 def _check_tensors(
