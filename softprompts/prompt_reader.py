@@ -70,6 +70,10 @@ class ReadRows:
     encoded: Encoded
 
 
+# Heads that one has to know the task of, to make anything of what they say.
+_OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering")
+
+
 class PromptReader:
     """The task of a saved prompt.
 
@@ -107,6 +111,10 @@ class PromptReader:
         name = str(meta.get("task", where))
         self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
         self.told = form is not None
+        if not self.told and str(config["backbone"].get("class")).endswith(_OF_TOKENS):
+            raise SoftPromptError(
+                f"{where} does not say what its labels of tokens are for; it was not trained by 'train'"
+            )
         self.prompt, self.tokenizer, self.kind = prompt, tokenizer, kind
         self._prepare = SPECS[name].prepare if name in SPECS else None
         templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)

@@ -244,3 +244,11 @@ def test_raw_rows_of_a_task_are_prepared_as_in_training(tmp_path: Path) -> None:
     wanted = predictor([dict(bench.task.validation[0].fields)])
     assert predictor([row]) == predictor([predictor.row(fields=row)]) == wanted
     assert predictor(predictor.read(write_jsonl(tmp_path / "raw.jsonl", [row]))) == wanted
+
+
+def test_labels_of_tokens_without_a_task_are_refused(tmp_path: Path) -> None:
+    model = sp.attach(load_backbone(model_folder("bert"), tokens=True)[1])
+    model.add_prompt("p", sp.PrefixTuningConfig(num_virtual_tokens=2), labels=["O", "B-X", "I-X"], seed=0)
+    model.save_prompt("p", tmp_path / "p")
+    with pytest.raises(sp.SoftPromptError, match="does not say what its labels of tokens are for"):
+        sp.Predictor(tmp_path / "p")
