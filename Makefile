@@ -36,6 +36,7 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/batching.py --sample 12 --rounds 2 $(WITH_DATA) --json $(MEASURED)/batching.json
 	$(RUN) benchmarks/scaling.py --rounds 4 $(WITH_DATA) --json $(MEASURED)/scaling.json
 	$(RUN) benchmarks/time_to_accuracy.py --steps 100 $(WITH_DATA) --json $(MEASURED)/time_to_accuracy.json
+	$(RUN) benchmarks/serving.py --requests 1000 --rounds 3 --json $(MEASURED)/serving.json
 	$(RUN) benchmarks/report.py $(MEASURED)
 
 # torch first and by its pinned version, so that nothing else pulls in another build of it.

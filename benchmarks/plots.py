@@ -163,6 +163,15 @@ def mixed(data: Data, path: Path) -> None:
     made.savefig(path)
 
 
+def serving(data: Data, path: Path) -> None:
+    """Requests per second, one by one and together."""
+    names = [f"{row['variant']}, {row['clients']} client{'s' * (row['clients'] != 1)}" for row in data["rows"]]
+    made, (axes,) = figure(1, 1, 0.33 * len(names) + 0.9)
+    bars(axes, names, [row["requests_per_second"] for row in data["rows"]], [PALE, PLAIN], digits=0)
+    label(axes, "Requests per second")
+    made.savefig(path)
+
+
 def scaling(data: Data, path: Path) -> None:
     """Time and memory of each sweep; EPT's claim as text in the table only."""
     sweeps = [sweep for sweep in dict.fromkeys(row["sweep"] for row in data["rows"]) if sweep != "ept claim"]

@@ -238,6 +238,23 @@ def scaling(rows: Rows, options: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def serving(rows: Rows, options: dict[str, Any]) -> str:
+    said = f"{options['prompts']} prompts, {options['requests']:,} requests in each of {options['rounds']} rounds"
+    return f"{said}; every answer equal to that of the row alone.\n\n" + table(
+        ["", "clients", "requests/s", "/ one by one", "server's CPU ms a request", "p50 ms", "p95 ms"],
+        [
+            (
+                row["variant"],
+                str(row["clients"]),
+                f"{row['requests_per_second']:.0f}",
+                f"{row['ratio']:.2f}",
+                *(ms(row[f"{what}_seconds"]) for what in ("cpu", "p50", "p95")),
+            )
+            for row in rows
+        ],
+    )
+
+
 SECTIONS: dict[str, tuple[str, str, Callable[[Any, dict[str, Any]], str]]] = {
     "time_to_accuracy": (
         "Time to the same accuracy",
@@ -274,6 +291,12 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Any, dict[str, Any]], str]]] = {
         'one small batch for each prompt, which is what PEFT needs. "Sorted" is two passes, one of them for the rows '
         "with input prompts.",
         mixed,
+    ),
+    "serving": (
+        "Serving",
+        "`softprompts serve` asked by many clients at once, beside one client that asks one thing at a time; prompts of "
+        "five methods on four tasks, one row a request, client and server on the same cores.",
+        serving,
     ),
     "scaling": (
         "What grows with what",
