@@ -294,8 +294,8 @@ SECTIONS: dict[str, tuple[str, str, Callable[[Any, dict[str, Any]], str]]] = {
     ),
     "serving": (
         "Serving",
-        "`softprompts serve` asked by many clients at once, beside one client that asks one thing at a time; prompts of "
-        "five methods on four tasks, one row a request, client and server on the same cores.",
+        "`softprompts serve` asked by many clients at once, beside one client that asks one thing at a time; "
+        "prompts of five methods on four tasks, one row a request, client and server on the same cores.",
         serving,
     ),
     "scaling": (
