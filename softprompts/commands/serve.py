@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from softprompts.serving.store import Store
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 API_KEY = "SOFTPROMPTS_API_KEY"
 
@@ -59,6 +60,7 @@ def serve(
     if device is not None:
         _check_device(device)
     store = Store(prompts)
+    key = os.environ.get(API_KEY, "").strip()
     name = model or _named(store)
     settings = Settings(
         max_batch=max_batch,
@@ -70,7 +72,8 @@ def serve(
         max_new_tokens=max_new_tokens,
         max_body=max_body,
         timeout=timeout,
-        api_key=os.environ.get(API_KEY, "").strip(),
+        api_key=key,
+        local=not key and host in _LOOPBACK,
     )
     with err.status("loading the model and its prompts"):
         asked = None if dtype == "auto" else getattr(torch, dtype)
@@ -84,7 +87,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         count = f"{len(service.prompts)} {'prompt' if len(service.prompts) == 1 else 'prompts'}"
         out.print(f"{count} on {engine.shown}: http://{shown}:{port}", soft_wrap=True)
-        if not settings.api_key and host not in ("127.0.0.1", "localhost", "::1"):
+        if not settings.api_key and host not in _LOOPBACK:
             err.print(f"anyone who reaches {host} may ask: set {API_KEY} to a key", style="yellow", soft_wrap=True)
 
     run(service, host, port, tell)

@@ -35,6 +35,7 @@ _POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 _NO_JSON = "the body is not JSON"
+_FIELD = 100  # most characters of a field's name, which errors tell
 _ASKING = (404, 413, 422, 429, 500, 503, 504)
 _Named = Annotated[str, Path(description="Name of a sub-folder of the prompts folder.", pattern=f"^{NAME}$")]
 
@@ -149,7 +150,10 @@ def _asked(service: Service, row: Any, prompt: str | None) -> Asked:
     _check_count(settings, values.get("choices") or ())
     single = [values[name] for name in ("text", "text_pair") if name in values]
     listed = ["".join(values.get(name) or ()) for name in ("words", "choices")]
-    _check(settings, [*single, *(values.get("fields") or {}).values(), *listed])
+    fields = values.get("fields") or {}
+    if any(len(name) > _FIELD for name in fields):
+        raise RequestError(f"a field's name has more than {_FIELD} characters")
+    _check(settings, [*single, *fields, *fields.values(), *listed])
     return Asked(service.find(row.prompt or prompt), values)
 
 

@@ -236,7 +236,7 @@ class Engine:
             made = PromptReader(config, prompt, self.tokenizer, self.kind, room, name)
         except SoftPromptError:
             raise
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise SoftPromptError(f"'{name}': what it says of its task is damaged ({error})") from error
         return Loaded(name, f"p{next(self._numbers)}", cls, prompt, made, config, room)
 

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -20,6 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset(("/", "/playground.css", "/playground.js", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"))
+_LOCAL = re.compile(rb"(([a-z0-9-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 _log = logging.getLogger("softprompts.serving")
 
 
@@ -97,6 +99,7 @@ class Gate:
                 "an API key is needed: send it as 'Authorization: Bearer KEY'",
                 {"WWW-Authenticate": "Bearer", "Connection": "close"},
             )
+        self._refuse_other_sites(scope["method"], headers)
         limit = self.service.settings.max_body
         # What is left of a body that is not read would be taken for the next request.
         large = _RefusedError(413, f"the body has more than {limit:,} bytes", {"Connection": "close"})
@@ -117,6 +120,27 @@ class Gate:
                         return bytes(body)
         except TimeoutError:
             raise _RefusedError(408, "the body took too long to arrive", {"Connection": "close"}) from None
+
+    def _refuse_other_sites(self, method: str, headers: Mapping[bytes, bytes]) -> None:
+        """A page of another site, in the browser of somebody who reaches the server, is not to use it."""
+        host = headers.get(b"host", b"").lower()
+        # A name of the page's own that leads to this machine would make the server part of its site.
+        if self.service.settings.local and host and not _LOCAL.fullmatch(host):
+            raise _RefusedError(
+                403,
+                "this server is asked at localhost or 127.0.0.1 only; for other names set SOFTPROMPTS_API_KEY",
+                {"Connection": "close"},
+            )
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return
+        site = headers.get(b"sec-fetch-site")
+        origin = headers.get(b"origin", b"").lower()
+        if site:  # browsers of today say it
+            foreign = site not in (b"same-origin", b"none")
+        else:
+            foreign = bool(origin) and origin.partition(b"://")[2] != host
+        if foreign:
+            raise _RefusedError(403, "pages of other sites may not use this server", {"Connection": "close"})
 
     def _known(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

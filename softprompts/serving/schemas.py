@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# A list of wrong things ends with the first: telling them all would take the server's time and memory.
+_Texts = Annotated[list[str], Field(fail_fast=True)]
 Name = Annotated[str, Field(min_length=1, max_length=100, description="Name of a loaded prompt.", examples=["reviews"])]
 
 
@@ -20,13 +22,13 @@ class Row(_Strict):
     text: str | None = Field(None, description="The task's first field.")
     text_pair: str | None = Field(None, description="The task's second field.")
     fields: dict[str, str] | None = Field(None, description="The task's fields by name.")
-    words: list[str] | None = Field(None, description="The words to tag; a text is cut at white space.")
-    choices: list[str] | None = Field(None, description="What there is to choose from, where the task has no fields.")
+    words: _Texts | None = Field(None, description="The words to tag; a text is cut at white space.")
+    choices: _Texts | None = Field(None, description="What there is to choose from, where the task has no fields.")
 
 
-Pair = Annotated[list[str], Field(min_length=2, max_length=2, description="A text and a second one.")]
+Pair = Annotated[list[str], Field(fail_fast=True, min_length=2, max_length=2, description="A text and a second one.")]
 Input = str | Pair | Row
-Inputs = Annotated[list[Input], Field(min_length=1, description="Texts, pairs of texts, or rows.")]
+Inputs = Annotated[list[Input], Field(fail_fast=True, min_length=1, description="Texts, pairs of texts, or rows.")]
 
 
 class PredictRequest(_Strict):
@@ -70,7 +72,7 @@ class ScoreRow(_Strict):
     text: str | None = Field(None, description="The task's first field, or the text itself.")
     text_pair: str | None = None
     fields: dict[str, str] | None = None
-    continuations: list[str] = Field(min_length=1, description="Texts to be scored behind it.")
+    continuations: _Texts = Field(min_length=1, description="Texts to be scored behind it.")
 
 
 class ScoreRequest(_Strict):
@@ -83,7 +85,7 @@ class ScoreRequest(_Strict):
         },
     )
     prompt: Name | None = None
-    inputs: list[ScoreRow] = Field(min_length=1)
+    inputs: list[ScoreRow] = Field(min_length=1, fail_fast=True)
     end: bool = Field(True, description="Whether the end-of-text token behind a continuation is counted.")
     template: bool = Field(True, description="Whether texts are written out as in training; else read as they are.")
 
@@ -183,6 +185,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     why = {
         400: "The request cannot be read.",
         401: "No API key, or a wrong one.",
+        403: "A page of another site, or another name for the server than its own.",
         404: "No such prompt.",
         408: "The body took too long to arrive.",
         409: "The prompt is damaged, or for another backbone.",
@@ -193,4 +196,4 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "The server is going down.",
         504: "The answer took too long.",
     }
-    return {status: {"model": Problem, "description": why[status]} for status in (401, *statuses)}
+    return {status: {"model": Problem, "description": why[status]} for status in (401, 403, *statuses)}

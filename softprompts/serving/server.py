@@ -66,7 +66,7 @@ def run(service: Service, host: str, port: int, tell: Callable[[int], None]) -> 
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error
         raise SoftPromptError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
@@ -76,6 +76,7 @@ def run(service: Service, host: str, port: int, tell: Callable[[int], None]) -> 
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=int(service.settings.timeout) + 1,
+        http="h11",  # the other parser has no limit for headers
         h11_max_incomplete_event_size=64 * 1024,
     )
     Server(service, config, tell, listener.getsockname()[1]).run(sockets=[listener])

@@ -21,6 +21,7 @@ class Settings:
         max_body: most bytes of a request.
         timeout: seconds until a request is given up.
         api_key: what requests must bring; empty: nothing.
+        local: whether requests must name this machine (localhost, 127.0.0.1, [::1]) as their host.
     """
 
     max_batch: int = 64
@@ -34,3 +35,4 @@ class Settings:
     max_body: int = 1 << 20
     timeout: float = 30.0
     api_key: str = ""
+    local: bool = False

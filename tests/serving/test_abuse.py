@@ -1,0 +1,103 @@
+"""What pages of other sites, and requests made to be expensive, cannot do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from saved import model_folder
+from servers import Running, running, save, service_of
+
+import softprompts as sp
+from softprompts.saving import CONFIG_FILE
+from softprompts.serving import schemas
+from softprompts.serving.engine import Engine
+from softprompts.serving.server import run
+from softprompts.serving.service import Service
+from softprompts.serving.settings import Settings
+from softprompts.serving.store import Store
+
+ROW = {"prompt": "films", "inputs": ["the film was good"]}
+
+
+@pytest.fixture(scope="module")
+def local(films: Path) -> Iterator[Running]:
+    with running(service_of("bert", films, local=True)) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "http://127.0.0.1:PORT"}, 200),
+        ({"Origin": "http://127.0.0.1:PORT", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://proxied.example", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:PORT"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_ask(local: Running, headers: dict[str, str], status: int) -> None:
+    sent = {name: value.replace("PORT", str(local.port)) for name, value in headers.items()}
+    for path, body in (("/v1/predict", ROW), ("/v1/prompts/films", None)):
+        found, content, _ = local.ask("POST", path, body, sent)
+        assert found == status, content
+    assert local.ask("GET", "/v1/prompts", headers=sent)[0] == 200  # a browser shows nobody the answer
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:9", "[::1]:9", "a.localhost"])
+def test_names_of_this_machine_are_answered(local: Running, host: str) -> None:
+    assert local.ask("GET", "/v1/prompts", headers={"Host": host})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "x\tlocalhost"]
+)
+def test_a_name_that_was_led_to_this_machine_is_not(local: Running, server: Running, host: str) -> None:
+    for method, path in (("GET", "/"), ("GET", "/v1/prompts"), ("DELETE", "/v1/prompts/films")):
+        status, content, _ = local.ask(method, path, headers={"Host": host})
+        assert status in (400, 403), content
+    assert "films" in local.service.prompts
+    if "\t" not in host:  # elsewhere names are the operator's
+        assert server.ask("GET", "/v1/prompts", headers={"Host": host})[0] == 200
+
+
+def test_of_many_wrong_inputs_the_first_is_told() -> None:
+    for model, inputs in (
+        (schemas.PredictRequest, [0] * 1000),
+        (schemas.PredictRequest, [{"words": [0] * 1000, "choices": [0] * 1000}]),
+        (schemas.PredictRequest, [[0] * 1000]),
+        (schemas.GenerateRequest, [0] * 1000),
+        (schemas.ScoreRequest, [0] * 1000),
+        (schemas.ScoreRequest, [{"continuations": [0] * 1000}]),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({"inputs": inputs})
+        assert caught.value.error_count() < 10
+
+
+def test_names_of_fields_are_short_and_whole(local: Running) -> None:
+    for name, error in (("\ud800", "a text has half a character"), ("n" * 101, "a field's name has more than 100")):
+        body = {"prompt": "films", "inputs": [{"text": "a", "fields": {name: "b"}}]}
+        status, content, _ = local.ask("POST", "/v1/predict", body)
+        assert status == 422 and content["error"].startswith(error)
+
+
+def test_a_number_without_end_in_a_config_is_told(tmp_path: Path) -> None:
+    folder = save("bert", tmp_path, "poor", "two", sp.PromptTuningConfig(num_virtual_tokens=2))
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["metadata"]["max_length"] = float("inf")
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
+    service.load_all()
+    assert not service.prompts and "damaged" in service.left_out["poor"]
+
+
+def test_a_host_that_is_no_name_is_told(films: Path) -> None:
+    with pytest.raises(sp.SoftPromptError, match=r"cannot listen at a\.\.b:0"):
+        run(service_of("bert", films), "a..b", 0, lambda port: None)
