@@ -216,6 +216,14 @@ class Engine:
         Raises:
             SoftPromptError: it is damaged, or for another backbone.
         """
+        try:
+            return self._read(folder)
+        except (SoftPromptError, OSError):
+            raise
+        except Exception as error:  # an edited file fails anywhere, and the other prompts are to be served
+            raise SoftPromptError(f"{folder} cannot be read ({type(error).__name__}); was it edited?") from error
+
+    def _read(self, folder: Path) -> tuple[str, Prompt, dict[str, Any]]:
         config, _ = read_config(folder)
         cls, model = self.model_for(config["backbone"].get("class"))
         config, prompt = saved_prompt(model, folder)

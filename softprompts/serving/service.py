@@ -160,10 +160,10 @@ class Service:
         async with self._changing:
             folder = await asyncio.to_thread(self.store.folder, name)
             there = self.prompts.get(name)
-            if there is not None and there.stamp == await asyncio.to_thread(self.store.stamp, folder):
-                return there, False
             try:
-                stamp = self.store.stamp(folder)
+                stamp = await asyncio.to_thread(self.store.stamp, folder)
+                if there is not None and there.stamp == stamp:
+                    return there, False
                 read = await asyncio.to_thread(self.engine.read, folder)
                 loop = asyncio.get_running_loop()
                 loaded = await loop.run_in_executor(self._texts, lambda: self.engine.reader(*read, name))
@@ -191,8 +191,8 @@ class Service:
 
     def _made(self, name: str) -> Loaded:
         folder = self.store.folder(name)
-        stamp = self.store.stamp(folder)
         try:
+            stamp = self.store.stamp(folder)
             loaded = self.engine.reader(*self.engine.read(folder), name)
         except OSError as error:
             raise SoftPromptError(f"{folder}: {error.strerror or error}") from error

@@ -36,11 +36,16 @@ class Store:
         """Those of all sub-folders that look like a saved prompt or a run."""
         found = []
         for path in sorted(self.root.iterdir()):
-            if re.fullmatch(NAME, path.name) and path.is_dir():
-                inside = (path / CONFIG_FILE, path / PROMPT / CONFIG_FILE, path / _RUN)
-                if any(file.is_file() for file in inside):
-                    found.append(path.name)
+            if re.fullmatch(NAME, path.name) and self._holds(path):
+                found.append(path.name)
         return found
+
+    def _holds(self, path: Path) -> bool:
+        inside = (path / CONFIG_FILE, path / PROMPT / CONFIG_FILE, path / _RUN)
+        try:
+            return path.is_dir() and any(file.is_file() for file in inside)
+        except OSError:  # `folder` tells that it may not be looked into
+            return True
 
     def folder(self, name: str) -> Path:
         """Where a prompt's files are.
@@ -50,6 +55,14 @@ class Store:
         """
         if not re.fullmatch(NAME, name):
             raise RequestError("a prompt's name has letters, digits, '.', '_' and '-' only, and begins with neither")
+        try:
+            return self._folder(name)
+        except OSError as error:
+            raise ConflictError(
+                f"the files of '{name}' cannot be read ({error.strerror or type(error).__name__})"
+            ) from error
+
+    def _folder(self, name: str) -> Path:
         place = self._within(self.root / name, name)
         if not place.is_dir() or place == self.root:
             raise UnknownError(f"there is no prompt '{name}' in the prompts folder")

@@ -101,3 +101,34 @@ def test_a_number_without_end_in_a_config_is_told(tmp_path: Path) -> None:
 def test_a_host_that_is_no_name_is_told(films: Path) -> None:
     with pytest.raises(sp.SoftPromptError, match=r"cannot listen at a\.\.b:0"):
         run(service_of("bert", films), "a..b", 0, lambda port: None)
+
+
+@pytest.mark.parametrize("name", [5, ["x"], {"a": 1}])
+def test_a_class_that_is_no_name_is_told(tmp_path: Path, name: object) -> None:
+    folder = save("bert", tmp_path, "poor", "two", sp.PromptTuningConfig(num_virtual_tokens=2))
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    config["backbone"]["class"] = name
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
+    service.load_all()
+    assert not service.prompts and "was it edited" in service.left_out["poor"]
+
+
+def test_a_folder_that_may_not_be_looked_into_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save("bert", tmp_path, "good", "two", sp.PromptTuningConfig(num_virtual_tokens=2))
+    save("bert", tmp_path, "poor", "two", sp.PromptTuningConfig(num_virtual_tokens=2))
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent.name == "poor":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
+    service.load_all()
+    assert list(service.prompts) == ["good"]
+    assert service.left_out == {"poor": "the files of 'poor' cannot be read (Permission denied)"}
+    with running(service) as server:
+        status, content, _ = server.ask("PUT", "/v1/prompts/poor")
+        assert (status, content) == (409, {"error": service.left_out["poor"]})
