@@ -260,6 +260,11 @@ class Engine:
 
     def score(self, lines: Sequence[Line], max_rows: int, max_tokens: int) -> list[Tensor | FailedError]:
         """What the model says of rows, see `softprompts.training.evaluate.score_rows`; what went wrong with some."""
+        split = [_parts(line, max_rows, max_tokens) for line in lines]
+        scores = iter(self._score([part for parts in split for part in parts], max_rows, max_tokens))
+        return [_whole([next(scores) for _ in parts]) for parts in split]
+
+    def _score(self, lines: Sequence[Line], max_rows: int, max_tokens: int) -> list[Tensor | FailedError]:
         found: list[Tensor | FailedError] = [FailedError("not run")] * len(lines)
         for cls in dict.fromkeys(line.owner.model for line in lines):
             model = self.models[cls]
@@ -380,6 +385,22 @@ class _Draw(transformers.LogitsProcessor):  # type: ignore[misc]
                 scores[index] = float("-inf")
                 scores[index, token] = 0.0
         return scores
+
+
+def _parts(line: Line, max_rows: int, max_tokens: int) -> list[Line]:
+    """A row with some of its answers each, where all of them would be too much for a pass."""
+    if line.answers is None:
+        return [line]
+    size = max(1, min(max_rows, max_tokens // max(1, line.width + line.owner.prompt.config.input_tokens)))
+    starts = range(0, len(line.answers), size)
+    return [Line(line.owner, line.feature, line.answers[start : start + size]) for start in starts]
+
+
+def _whole(found: list[Tensor | FailedError]) -> Tensor | FailedError:
+    """The scores of a row from those of its parts."""
+    scores = [one for one in found if isinstance(one, Tensor)]
+    failed = [one for one in found if isinstance(one, FailedError)]
+    return failed[0] if failed else torch.cat(scores, 1)
 
 
 def passes(lines: Sequence[Line], max_rows: int, max_tokens: int, limit: int | None) -> Iterator[list[int]]:

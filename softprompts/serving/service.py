@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from softprompts.serving.store import Store
 
 Answers = list[dict[str, Any]]
 Receive = Callable[[], Awaitable[Any]]
+# Those that a prompt names too, such as of the machine that it was trained on.
+_FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/'\"():;,]+/)+")
 _log = logging.getLogger("softprompts.serving")
 
 
@@ -201,7 +204,8 @@ class Service:
 
     def without_paths(self, error: Exception | str) -> str:
         """An error for a client, who need not know where the folder is."""
-        return str(error).replace(f"{self.store.root}/", "").replace(str(self.store.root), "")
+        told = str(error).replace(f"{self.store.root}/", "").replace(str(self.store.root), "")
+        return _FOLDERS.sub("", told)
 
     def _retire(self, loaded: Loaded) -> None:
         loaded.retired = True

@@ -11,7 +11,7 @@ class Settings:
 
     Attributes:
         max_batch: most rows of a pass; a row of several choices or answers counts once for each.
-        max_tokens: most tokens of a pass, padding included; a single row may have more.
+        max_tokens: most tokens of a pass, padding included; a single row, or row and answer, may have more.
         max_wait: seconds that a busy model waits for rows that are on their way.
         queue: most rows that wait or run; requests beyond are refused.
         max_rows: most rows of a request; one with choices or continuations counts once for each.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from servers import Running, running, save, service_of
 
 import softprompts as sp
 from softprompts.saving import CONFIG_FILE
+from softprompts.serving import engine as engine_module
 from softprompts.serving import schemas
 from softprompts.serving.engine import Engine
 from softprompts.serving.server import run
@@ -132,3 +134,37 @@ def test_a_folder_that_may_not_be_looked_into_is_left_out(tmp_path: Path, monkey
     with running(service) as server:
         status, content, _ = server.ask("PUT", "/v1/prompts/poor")
         assert (status, content) == (409, {"error": service.left_out["poor"]})
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_many_continuations_keep_to_the_size_of_a_pass(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(family, tmp_path, "p", "two", sp.PromptTuningConfig(num_virtual_tokens=2))
+    scored, counts = engine_module.score_rows, []
+
+    def noted(*arguments: Any, label_ids: Any, **more: Any) -> Any:
+        counts.append(sum(map(len, label_ids)))
+        return scored(*arguments, label_ids=label_ids, **more)
+
+    monkeypatch.setattr(engine_module, "score_rows", noted)
+    texts = ["good", "bad", "very good", "a film", "plot", "nice", "awful"]
+    body = {"inputs": [{"text": "the film was", "continuations": texts}, {"text": "film", "continuations": ["bad"]}]}
+    found = []
+    for limits in ({}, {"max_batch": 3}, {"max_tokens": 30}, {"max_tokens": 1}):
+        counts.clear()
+        with running(service_of(family, tmp_path, **limits)) as server:
+            found.append(server.post("/v1/score", body)["answers"])
+        assert sum(counts) == len(texts) + 1 and max(counts) <= {"max_batch": 3, "max_tokens": 4}.get(
+            next(iter(limits), ""), 8
+        )
+    for other in found[1:]:
+        for one, wanted in zip(other, found[0], strict=True):
+            assert [score["log_likelihood"] for score in one["scores"]] == pytest.approx(
+                [score["log_likelihood"] for score in wanted["scores"]], abs=1e-4
+            )
+
+
+def test_errors_tell_no_folders(local: Running) -> None:
+    told = local.service.without_paths("x was trained on another backbone (/home/me/models/bert): use org/name, a/b")
+    assert told == "x was trained on another backbone (bert): use org/name, a/b"
