@@ -14,13 +14,13 @@ from servers import Running, running, save, service_of
 
 import softprompts as sp
 from softprompts.saving import CONFIG_FILE
-from softprompts.serving import engine as engine_module
 from softprompts.serving import schemas
 from softprompts.serving.engine import Engine
 from softprompts.serving.server import run
 from softprompts.serving.service import Service
 from softprompts.serving.settings import Settings
 from softprompts.serving.store import Store
+from softprompts.training.evaluate import score_rows
 
 ROW = {"prompt": "films", "inputs": ["the film was good"]}
 
@@ -141,13 +141,13 @@ def test_many_continuations_keep_to_the_size_of_a_pass(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(family, tmp_path, "p", "two", sp.PromptTuningConfig(num_virtual_tokens=2))
-    scored, counts = engine_module.score_rows, []
+    counts: list[int] = []
 
     def noted(*arguments: Any, label_ids: Any, **more: Any) -> Any:
         counts.append(sum(map(len, label_ids)))
-        return scored(*arguments, label_ids=label_ids, **more)
+        return score_rows(*arguments, label_ids=label_ids, **more)
 
-    monkeypatch.setattr(engine_module, "score_rows", noted)
+    monkeypatch.setattr("softprompts.serving.engine.score_rows", noted)
     texts = ["good", "bad", "very good", "a film", "plot", "nice", "awful"]
     body = {"inputs": [{"text": "the film was", "continuations": texts}, {"text": "film", "continuations": ["bad"]}]}
     found = []
