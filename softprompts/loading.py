@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from softprompts import heads, packaged
@@ -75,6 +76,9 @@ def load(
         model = cls.from_pretrained(place, revision=of_backbone, **kwargs)
     except OSError as error:
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
+    except (SafetensorError, RuntimeError) as error:  # damaged weights, or those of another shape
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded ({reason})") from error
     attach(model, None)
     load_prompt(model, path, revision=revision, subfolder=subfolder, task_id=task_id)
     return model.eval()
