@@ -92,6 +92,8 @@ _USUAL: dict[str, Any] = {
     "optimizer": "adamw",
     "schedule": "linear",
     "max_grad_norm": 1.0,
+    "warmup_steps": 0,
+    "seed": 0,
 }
 
 
@@ -433,13 +435,16 @@ def training_command(meta: Mapping[str, Any]) -> str | None:
         words += _flag(flag, rest.pop(key, None))
     if meta.get("max_length_asked", 256) != 256:
         words += _flag("--max-length", meta["max_length_asked"])
+    words += _flag("--quantize", meta.get("quantize"))
     words += _settings(method, meta.get("settings"))
     how = {key: value for key, value in training.items() if value != _USUAL.get(key)}
     for component, rate in dict(how.pop("learning_rates", None) or {}).items():
         words += ["--lr-of", f"{component}={rate}"]
     how.pop("compile", None)
     for key, flag in _TRAINING_FLAGS.items():
-        words += _flag(flag, how.pop(key, None))
+        value = how.pop(key, None)
+        # A number that is not the usual one is told, and 0 too: no weight decay is another run than the method's own.
+        words += [flag, str(value)] if _is_number(value) else _flag(flag, value)
     if any(value not in (None, 0, 0.0) for value in (*rest.values(), *how.values())):
         return None  # something that only the library can be told
     if any(len(word.splitlines()) > 1 for word in words):

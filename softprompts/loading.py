@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from softprompts import heads, packaged
@@ -18,7 +20,6 @@ from softprompts.quantized import BACKENDS, quantization_config, require_backend
 from softprompts.saving import read
 
 AS_TRAINED = "as trained"
-_OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")
 
 
 def load(
@@ -50,7 +51,7 @@ def load(
     """
     folder = adapter_folder(path, revision, subfolder)
     if folder is not None:
-        model = attach(peft_reading.open_backbone(folder, **kwargs))
+        model = attach(peft_reading.open_backbone(folder, None if quantize == AS_TRAINED else quantize, **kwargs))
         load_prompt(model, folder, task_id=task_id)
         return model.eval()
     config, _ = read(path, revision, subfolder)
@@ -62,22 +63,44 @@ def load(
         raise SoftPromptError(f"{path} does not name its backbone: load the model, attach it, then model.load_prompt")
     place = packaged.resolve_model(backbone["name"])
     of_backbone = backbone.get("revision") or "main"
-    if quantize == AS_TRAINED:  # what only other libraries pack is packed in the model's files already
-        quantize = backbone["quantization"] if backbone.get("quantization") in BACKENDS else None
-    if quantize is not None:
+    if quantize == AS_TRAINED:
+        quantize = None if "quantization_config" in kwargs else _as_trained(backbone, str(path))
+    elif quantize is not None:
         require_backend(quantize)
     try:
         if quantize is not None and "quantization_config" not in kwargs:
-            known = {key: kwargs[key] for key in _OF_CONFIG if key in kwargs}
+            known = {key: kwargs[key] for key in peft_reading.OF_CONFIG if key in kwargs}
             config_ = AutoConfig.from_pretrained(place, revision=of_backbone, **known)
             if getattr(config_, "quantization_config", None) is None:
                 kwargs = {**quantizing(cls, config_, quantize), **kwargs}
         model = cls.from_pretrained(place, revision=of_backbone, **kwargs)
     except OSError as error:
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded") from error
+    except (SafetensorError, RuntimeError) as error:  # damaged weights, or those of another shape
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded ({reason})") from error
     attach(model, None)
     load_prompt(model, path, revision=revision, subfolder=subfolder, task_id=task_id)
     return model.eval()
+
+
+def _as_trained(backbone: Mapping[str, Any], where: str) -> str | None:
+    """How the backbone of a saved prompt was quantised; None where it was not, or where its own files are.
+
+    Raises:
+        SoftPromptError: what that needs is not there.
+    """
+    name = backbone.get("quantization")
+    if not isinstance(name, str) or name not in BACKENDS:  # what only other libraries pack is packed in its files
+        return None
+    try:
+        require_backend(name)
+    except SoftPromptError as error:
+        raise SoftPromptError(
+            f"{where} was trained on a quantised backbone: {error}; softprompts.load(..., quantize=None) takes the "
+            "weights as they come"
+        ) from error
+    return name
 
 
 def quantizing(cls: Any, config: Any, name: str, device: torch.device | None = None) -> dict[str, Any]:

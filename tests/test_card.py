@@ -237,6 +237,8 @@ def test_a_command_cannot_be_broken_out_of() -> None:
         ({"data": {"choices": ["a", "b c"]}}, "--choices 'a,b c'"),
         ({"model": "/somewhere/mine"}, "--model MODEL"),
         ({"training": {"bf16": True, "backbone_dropout": None, "epochs": 5}}, "--epochs 5 --bf16"),
+        ({"training": {"weight_decay": 0.0}}, "--weight-decay 0.0"),
+        ({"quantize": "nf4"}, "--quantize nf4"),
         ({"method": "attempt", "settings": {"sources": ["0" * 64, "1" * 64]}}, "--set sources=FILE"),
         (
             {"method": "prompt-tuning+lora", "settings": {"parts": [{"method": "lora", "rank": 2, "dropout": 0.1},

@@ -326,6 +326,17 @@ def test_what_cannot_be_had_is_refused_before_loading(monkeypatch: pytest.Monkey
             Workbench("no-such-model", Data(task="reviews"), quantize=kind)
 
 
+def test_without_a_backend_a_prompt_says_how_to_load_it_all_the_same(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = sp.attach(load("bert", "nf4"), sp.PromptTuningConfig(num_virtual_tokens=2), name="p")
+    model.save_prompt("p", tmp_path / "p")
+    monkeypatch.setattr("softprompts.quantized.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(sp.SoftPromptError, match=r"needs bitsandbytes: pip install.*quantize=None") as caught:
+        sp.load(tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
 # --- the command line and the workbench -------------------------------------------------------------------------------
 
 
@@ -355,6 +366,10 @@ def test_train_and_predict(
     own = tf.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4")
     assert quantized.name_of(sp.load(folders["nf4"] / "prompt", quantization_config=own)) == "fp4"
     cli.fine("predict", str(folders["nf4"]), "good words")
+    cli.fine("train", *command, "--method", "lora", "--quantize", "nf4", "--folder", str(tmp_path / "lora"))
+    cli.fine("export", str(tmp_path / "lora"), "--to", "model", "--out", str(tmp_path / "model"))
+    written = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert not getattr(written, "is_quantized", False)
 
 
 def test_runs_that_share_passes_end_as_alone(tmp_path: Path) -> None:

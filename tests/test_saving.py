@@ -509,3 +509,14 @@ def test_a_folded_prefix_keeps_its_sites(sites: tuple[str, ...], tmp_path: Path)
     fresh = sp.attach(tiny.model("t5")).load_prompt(tmp_path)
     assert fresh.prompts["p"].sites == model.prompts["p"].sites
     assert torch.equal(logits(fresh, inputs), before)
+
+
+def test_a_damaged_backbone_is_named(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny.model("bert", torch.float32).save_pretrained(base)
+    model = type(tiny.model("bert")).from_pretrained(base)
+    sp.attach(model, sp.PromptTuningConfig(num_virtual_tokens=2), name="p").save_prompt("p", tmp_path / "p")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:300])
+    with pytest.raises(sp.SoftPromptError, match=r"its backbone .* cannot be loaded \("):
+        sp.load(tmp_path / "p")

@@ -39,7 +39,9 @@ def export(
         place = prompt_folder(source)
         backbone = resolve_model(str(read_config(place)[0]["backbone"].get("name") or ""))
         with quiet(), asking(backbone) as offline:
-            model = load(place, local_files_only=offline)
+            # Weights with a prompt in them are written in full precision, whatever it was trained on.
+            plain = {"quantize": None} if to == "model" else {}
+            model = load(place, local_files_only=offline, **plain)
     with err.status("writing"):
         _write(model, model.active_prompt, to, target)
     out.print(f"{to}: {target} ({', '.join(sorted(file.name for file in target.iterdir()))})", soft_wrap=True)

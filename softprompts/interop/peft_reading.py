@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from softprompts import packaged
+from softprompts import heads, packaged
 from softprompts.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.heads import last_linear, wide
@@ -54,6 +54,7 @@ CLASSES = {
 }
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _LARGEST = 2**31
+OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")  # what a config is loaded with too
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -359,11 +360,12 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
     return len(weight)
 
 
-def open_backbone(folder: str | Path, **kwargs: Any) -> Any:
+def open_backbone(folder: str | Path, quantize: str | None = None, **kwargs: Any) -> Any:
     """The plain model that an adapter names, of the class that its task asks for.
 
     Args:
         folder: the adapter's.
+        quantize: keep its weights in few bits, a key of `softprompts.quantized.BACKENDS`; None: as they come.
         **kwargs: go to ``from_pretrained``.
 
     Raises:
@@ -382,20 +384,36 @@ def open_backbone(folder: str | Path, **kwargs: Any) -> Any:
     odd = not isinstance(base, str) or not base.isprintable() or ".." in Path(base).parts or base.startswith("~")
     if odd or not (revision is None or (isinstance(revision, str) and revision.isprintable())):
         raise SoftPromptError(f"{adapter.path}: base_model_name_or_path {_shown(base)} is no name of a model")
-    if adapter.task in ("SEQ_CLS", "TOKEN_CLS") and adapter.head and "num_labels" not in kwargs:
-        weights = [value for key, value in adapter.head.items() if key.endswith("weight") and value.ndim == 2]
-        if weights:
-            kwargs["num_labels"] = len(weights[-1])
     kwargs.setdefault("trust_remote_code", False)  # or transformers may ask at the terminal
+    counted = adapter.task in ("SEQ_CLS", "TOKEN_CLS") and bool(adapter.head) and "num_labels" not in kwargs
     try:
-        auto = getattr(transformers, CLASSES[adapter.task])
-        return auto.from_pretrained(packaged.resolve_model(base), revision=revision or "main", **kwargs)
+        auto, place = getattr(transformers, CLASSES[adapter.task]), packaged.resolve_model(base)
+        if counted or quantize is not None:
+            known = {key: kwargs[key] for key in OF_CONFIG if key in kwargs}
+            config = transformers.AutoConfig.from_pretrained(place, revision=revision or "main", **known)
+            if counted and (labels := _outputs(auto, config, adapter)) is not None:
+                kwargs["num_labels"] = labels
+            packed = "quantization_config" in kwargs or getattr(config, "quantization_config", None) is not None
+            if quantize is not None and not packed:
+                from softprompts.loading import quantizing
+
+                kwargs = {**quantizing(auto, config, quantize), **kwargs}
+        return auto.from_pretrained(place, revision=revision or "main", **kwargs)
     except SoftPromptError:
         raise
     except Exception as error:  # a dozen kinds, for what a name can be of
         raise SoftPromptError(
             f"{adapter.path}: its backbone {_shown(base)} cannot be loaded ({_line(error)})"
         ) from error
+
+
+def _outputs(auto: Any, config: Any, adapter: Adapter) -> int | None:
+    """How many labels the head of an adapter has: its tensors are in no order, only the model knows which is last."""
+    with torch.device("meta"):
+        empty = auto.from_config(config)
+    last = last_linear(nn.ModuleDict({name: getattr(empty, name) for name in heads.find(empty)}))
+    weight = None if last is None else adapter.head.get(f"{last[0]}.weight")
+    return len(weight) if weight is not None and weight.ndim == 2 and len(weight) else None
 
 
 def described(folder: str | Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
@@ -424,7 +442,7 @@ def described(folder: str | Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]
         "config": settings,
         "backbone": {
             "name": name if isinstance(name, str) and name.isprintable() else "",
-            "class": CLASSES[adapter.task],
+            "class": CLASSES.get(adapter.task, "any class"),
         },
         "labels": None,
         "tensors": types,

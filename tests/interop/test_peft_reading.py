@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import softprompts as sp
+from softprompts import quantized
 from softprompts.errors import SoftPromptError
+from softprompts.interop import peft_reading
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 KINDS = ["prompt", "p-tuning", "prefix", "multitask"]
@@ -205,6 +207,38 @@ def test_load_opens_the_backbone_that_an_adapter_names(kind: str, tmp_path: Path
     inputs = adapters.batch("bert")
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, adapters.logits(there, inputs), **EXACT)
+
+
+def test_load_counts_labels_by_the_last_layer_of_a_head(tmp_path: Path) -> None:
+    """DistilBERT's head is `pre_classifier` and `classifier`, and a file has its tensors in order of the alphabet."""
+    base, there = tmp_path / "base", tmp_path / "adapter"
+    plain = adapters.backbone("distilbert").float()
+    plain.save_pretrained(base)
+    plain = type(plain).from_pretrained(base)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_lin"], modules_to_save=["pre_classifier"])
+    trained = peft.get_peft_model(plain, config).eval()
+    torch.nn.init.normal_(trained.base_model.model.pre_classifier.modules_to_save["default"].weight)
+    trained.save_pretrained(there)
+    model = sp.load(there)
+    assert model.config.num_labels == plain.config.num_labels
+    inputs = adapters.batch("distilbert")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, trained(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_load_quantises_the_backbone_of_an_adapter(tmp_path: Path) -> None:
+    adapters.backbone("bert").float().save_pretrained(tmp_path / "base")
+    adapters.trained("bert", "prompt", tmp_path / "adapter", base=str(tmp_path / "base"))
+    assert quantized.name_of(sp.load(tmp_path / "adapter")) is None
+    assert quantized.name_of(sp.load(tmp_path / "adapter", quantize="nf4")) == "nf4"
+
+
+def test_lora_without_a_task_type_is_described(tmp_path: Path) -> None:
+    adapters.backbone("bert").float().save_pretrained(tmp_path / "base")
+    plain = type(adapters.backbone("bert")).from_pretrained(tmp_path / "base")
+    peft.get_peft_model(plain, peft.LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    config, tensors = peft_reading.described(tmp_path / "adapter")
+    assert config["backbone"] == {"name": str(tmp_path / "base"), "class": "any class"} and tensors
 
 
 def test_what_bart_adds_to_positions_is_out_of_reach(tmp_path: Path) -> None:
