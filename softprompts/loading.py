@@ -34,7 +34,8 @@ def load(
     """The backbone that a saved prompt names, with the prompt attached and set.
 
     Args:
-        path: a folder written by `save_prompt` or ``save_pretrained``, one with an adapter of PEFT's, or a hub id.
+        path: a run folder, a folder written by `save_prompt` or ``save_pretrained``, one with an adapter of PEFT's, or
+            a hub id.
         revision: branch, tag or commit of the prompt's hub repository; the backbone's is the one that it was trained
             on.
         subfolder: the prompt's folder, where there are several.

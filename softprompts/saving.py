@@ -265,9 +265,9 @@ def located(path: str | Path, revision: str | None = None, subfolder: str | None
     """The folder of what is saved there; a hub id is fetched. See `prompt_folder`."""
     folder = Path(path)
     try:
-        if subfolder is not None:
+        if subfolder is not None or folder.is_dir():
             return prompt_folder(path, revision, subfolder)
-        return folder if folder.is_dir() else _from_hub(str(path), revision)
+        return _from_hub(str(path), revision)
     except ValueError as error:  # a name that no file can have
         if isinstance(error, SoftPromptError):
             raise

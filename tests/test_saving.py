@@ -520,3 +520,15 @@ def test_a_damaged_backbone_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:300])
     with pytest.raises(sp.SoftPromptError, match=r"its backbone .* cannot be loaded \("):
         sp.load(tmp_path / "p")
+
+
+def test_a_run_folder_is_its_prompt(tmp_path: Path) -> None:
+    model = tiny.attached("bert", "prefix-tuning")
+    model.save_prompt("prefix-tuning", tmp_path / "run" / "prompt")
+    (tmp_path / "run" / "config.yaml").write_text("method: prefix-tuning")
+    other = sp.attach(tiny.model("bert"), tmp_path / "run")
+    assert list(other.prompts) == ["prefix-tuning"]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").write_text("method: prefix-tuning")
+    with pytest.raises(sp.SoftPromptError, match="has not saved a prompt yet"):
+        sp.attach(tiny.model("bert"), tmp_path / "new")
