@@ -15,9 +15,9 @@ from softprompts import heads, packaged
 from softprompts.errors import SoftPromptError
 from softprompts.interop import peft_reading
 from softprompts.model import attach
-from softprompts.opening import adapter_folder, load_prompt
+from softprompts.opening import adapter_folder, require_no_task
 from softprompts.quantized import BACKENDS, quantization_config, require_backend
-from softprompts.saving import read
+from softprompts.saving import put, read
 
 AS_TRAINED = "as trained"
 
@@ -53,9 +53,10 @@ def load(
     folder = adapter_folder(path, revision, subfolder)
     if folder is not None:
         model = attach(peft_reading.open_backbone(folder, None if quantize == AS_TRAINED else quantize, **kwargs))
-        load_prompt(model, folder, task_id=task_id)
+        peft_reading.load_adapter(model, folder, task_id=task_id)
         return model.eval()
-    config, _ = read(path, revision, subfolder)
+    config, tensors = read(path, revision, subfolder)
+    require_no_task(path, task_id)
     backbone = config["backbone"]
     cls = getattr(transformers, str(backbone.get("class")), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
@@ -81,7 +82,7 @@ def load(
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SoftPromptError(f"{path}: its backbone '{backbone['name']}' cannot be loaded ({reason})") from error
     attach(model, None)
-    load_prompt(model, path, revision=revision, subfolder=subfolder, task_id=task_id)
+    put(model, config, tensors, str(path))
     return model.eval()
 
 

@@ -278,7 +278,7 @@ class PromptModel:
         return self.place_prompt(name, prompt)
 
     def place_prompt(self, name: str, prompt: Prompt) -> PromptModel:
-        """Adds a prompt that was made for this model, such as one of `softprompts.saving.saved_prompt`.
+        """Adds a prompt that was made for this model, such as one of `softprompts.saving.prompt_of`.
 
         Args:
             name: letters, digits, "_" and "-".

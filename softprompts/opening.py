@@ -30,6 +30,15 @@ def load_prompt(
     folder = adapter_folder(path, revision, subfolder)
     if folder is not None:
         return peft_reading.load_adapter(model, folder, name, task_id)
+    require_no_task(path, task_id)
+    return saving.load_prompt(model, path, name, revision, subfolder)
+
+
+def require_no_task(path: str | Path, task_id: int | None) -> None:
+    """Makes sure that no task was chosen of a prompt of ours, which is of one.
+
+    Raises:
+        SoftPromptError: one was.
+    """
     if task_id is not None:
         raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
-    return saving.load_prompt(model, path, name, revision, subfolder)

@@ -40,7 +40,7 @@ CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
 PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
 _FILES = (CONFIG_FILE, TENSOR_FILE, ADAPTER_CONFIG, ADAPTER_TENSORS, "README.md")
 _SUBFOLDER = re.compile(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", re.ASCII)
@@ -297,22 +297,24 @@ def load_prompt(
     model: Any, path: str | Path, name: str | None = None, revision: str | None = None, subfolder: str | None = None
 ) -> str:
     """Adds a saved prompt of ours to an attached model; see `PromptModel.load_prompt`. Returns its name."""
-    config, prompt = saved_prompt(model, path, revision, subfolder)
+    config, tensors = read(path, revision, subfolder)
+    return put(model, config, tensors, str(path), name)
+
+
+def put(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], where: str, name: str | None = None) -> str:
+    """Adds a prompt that was read (see `read`) to an attached model. Returns its name."""
     name = name or config.get("name") or "default"
-    model.place_prompt(name, prompt)
+    model.place_prompt(name, prompt_of(model, config, tensors, where))
     return cast(str, name)
 
 
-def saved_prompt(
-    model: Any, path: str | Path, revision: str | None = None, subfolder: str | None = None
-) -> tuple[dict[str, Any], Prompt]:
-    """A saved prompt for an attached model, with its config. The model itself is left as it is.
+def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], path: str) -> Prompt:
+    """A prompt for an attached model of what `read` gave. The model itself is left as it is.
 
     Raises:
-        SoftPromptError: the files are missing, damaged or for another backbone.
+        SoftPromptError: it is damaged or for another backbone.
     """
-    config, tensors = read(path, revision, subfolder)
-    _check_backbone(model, config["backbone"], str(path))
+    _check_backbone(model, config["backbone"], path)
     state, labels = state_of(model), config.get("labels")
     if labels is not None and not state.heads:
         wanted = config["backbone"].get("class")
@@ -334,7 +336,7 @@ def saved_prompt(
             )
         sizes = sizes_of(state.backbone, method)
         if sizes is not None:
-            _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, str(path), "method.")
+            _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, path, "method.")
         prompt = new_prompt(
             state.backbone, state.original_heads, state.labels[1], method, labels=labels or None, seed=0
         )
@@ -343,10 +345,10 @@ def saved_prompt(
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
         reason = str(error).partition("\n")[0]
         raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
-    fill(prompt, tensors, str(path))
+    fill(prompt, tensors, path)
     found = config.get("metadata")
     prompt.metadata = found if isinstance(found, dict) else {}
-    return config, prompt
+    return prompt
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
@@ -382,7 +384,7 @@ def fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
     _check_tensors({key: value.shape for key, value in own.items()}, tensors, where)
     for key, value in tensors.items():
         floating = own[key].is_floating_point()
-        fits = value.dtype in _FLOATS if floating else value.dtype == own[key].dtype
+        fits = value.dtype in FLOATS if floating else value.dtype == own[key].dtype
         if not fits:
             wanted = "floating point numbers" if floating else str(own[key].dtype).removeprefix("torch.")
             raise SoftPromptError(

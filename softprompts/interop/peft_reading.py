@@ -32,7 +32,8 @@ from softprompts.methods.folded import FoldedConfig
 from softprompts.methods.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.prompt_tuning import PromptTuningConfig
 from softprompts.names import ADAPTER_CONFIG, ADAPTER_TENSORS
-from softprompts.saving import fill
+from softprompts.prompt import new_prompt
+from softprompts.saving import FLOATS, fill
 
 PICKLE_FILE = "adapter_model.bin"
 PROMPT = "prompt_embeddings"
@@ -52,7 +53,6 @@ CLASSES = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _LARGEST = 2**31
 OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")  # what a config is loaded with too
 
@@ -182,7 +182,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise SoftPromptError(f"{file} is no safetensors file, or a damaged one ({_line(error)})") from error
     for key, value in tensors.items():
-        if value.dtype not in _FLOATS:
+        if value.dtype not in FLOATS:
             name = str(value.dtype).removeprefix("torch.")
             raise SoftPromptError(
                 f"{file}: {_shown(key)} holds {name}; an adapter holds float32, or another plain float"
@@ -224,8 +224,8 @@ def load_adapter(model: Any, folder: str | Path, name: str | None = None, task_i
     # Half precision is for storing: what is trained further is in single, as in PEFT.
     tensors = {key: wide(value) for key, value in stored.tensors.items()}
     adapter = dataclasses.replace(stored, tensors=tensors)
-    backbone = state_of(model).backbone
-    kind = type(model).__name__
+    state = state_of(model)
+    backbone, kind = state.backbone, type(model).__name__
     if adapter.task and backbone.kind not in _KINDS.get(adapter.task, _ONE_STACK):
         raise SoftPromptError(
             f"{adapter.path} is for another kind of model (task_type {adapter.task}) than {kind}, which is "
@@ -241,15 +241,12 @@ def load_adapter(model: Any, folder: str | Path, name: str | None = None, task_i
         config, tensors = _tokens(adapter, backbone, task_id)
     num_labels = _num_labels(adapter, model)
     name = name or "default"
-    model.add_prompt(name, config, num_labels=num_labels, seed=0)
-    prompt = model.prompts[name]
-    try:
-        state = dict(prompt.state_dict())
-        tensors |= {f"head.{key}": value for key, value in adapter.head.items()}
-        fill(prompt, {key: value for key, value in state.items() if key.startswith("head.")} | tensors, str(folder))
-    except BaseException:
-        model.delete_prompt(name)
-        raise
+    prompt = new_prompt(backbone, state.original_heads, state.labels[1], config, num_labels=num_labels, seed=0)
+    tensors |= {f"head.{key}": value for key, value in adapter.head.items()}
+    # What of a head the adapter has not is the model's.
+    own = {key: value for key, value in prompt.state_dict().items() if key.startswith("head.")}
+    fill(prompt, own | tensors, str(folder))
+    model.place_prompt(name, prompt)
     return name
 
 

@@ -28,7 +28,7 @@ from softprompts.methods.folded import fold
 from softprompts.model import attach
 from softprompts.prompt import Prompt
 from softprompts.prompt_reader import PromptReader
-from softprompts.saving import read_config, saved_prompt
+from softprompts.saving import prompt_of, read
 from softprompts.serving.errors import FailedError
 from softprompts.serving.sampling import Sampler
 from softprompts.tasks import padding_id
@@ -224,9 +224,9 @@ class Engine:
             raise SoftPromptError(f"{folder} cannot be read ({type(error).__name__}); was it edited?") from error
 
     def _read(self, folder: Path) -> tuple[str, Prompt, dict[str, Any]]:
-        config, _ = read_config(folder)
+        config, tensors = read(folder)
         cls, model = self.model_for(config["backbone"].get("class"))
-        config, prompt = saved_prompt(model, folder)
+        prompt = prompt_of(model, config, tensors, str(folder))
         # What is trained may be computed from other numbers; only what comes out is needed here.
         if prompt.method.cannot_fold() is None:
             prompt.config, prompt.method = fold(prompt.method)

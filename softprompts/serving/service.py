@@ -248,7 +248,7 @@ class Service:
             RequestError: there are none.
             GoneError: nobody waits for them any more.
         """
-        hung_up = asyncio.ensure_future(_disconnected(receive))
+        hung_up = asyncio.ensure_future(disconnected(receive))
         left = max(0.0, until - asyncio.get_running_loop().time())
         try:
             waited: set[asyncio.Future[Any]] = {ticket.future, hung_up}
@@ -359,6 +359,7 @@ class Service:
                 ticket.future.set_exception(problem)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Waits until the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from softprompts.serving.errors import RequestError, TooSlowError
-from softprompts.serving.service import GoneError, Receive, Service, Ticket
+from softprompts.serving.service import GoneError, Receive, Service, Ticket, disconnected
 
 _UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
 
@@ -50,7 +50,7 @@ class Stream:
         """
         assert self._ticket is not None
         ticket = self._ticket
-        hung_up = asyncio.ensure_future(_disconnected(receive))
+        hung_up = asyncio.ensure_future(disconnected(receive))
         something = asyncio.ensure_future(self._queue.get())
         try:
             left = max(0.0, self.until - self._loop.time())
@@ -132,8 +132,3 @@ class Text:
 def event(name: str, data: Any) -> bytes:
     """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
