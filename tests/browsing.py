@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,3 +64,31 @@ def browser() -> Iterator[Any]:
         started = driver.chromium.launch(executable_path=path, args=list(ARGUMENTS), timeout=BUSY)
         yield started
         started.close()
+
+
+class Page:
+    """A page with all that it asked for and complained about; one of a file is opened offline."""
+
+    def __init__(self, browser: Any, address: Path | str, *, width: int = 1200, scheme: str = "light") -> None:
+        file = isinstance(address, Path)
+        viewport = {"width": width, "height": 800}
+        self.context = browser.new_context(offline=file, color_scheme=scheme, viewport=viewport)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(BUSY)
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        if file:  # a page of a server may be left while it asks
+            self.page.on("requestfailed", lambda request: self.asked.append(str(request.failure)))
+        self.page.goto(address.as_uri() if isinstance(address, Path) else address)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def names(self, selector: str) -> list[str]:
+        return [text.strip() for text in self.page.locator(selector).all_text_contents()]

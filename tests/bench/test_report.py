@@ -34,31 +34,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(findings, folder / "report", command="softprompts bench run quick --scale tiny")[0]
 
 
-class Page:
-    """A page, opened offline, with all that it asked for and complained about."""
-
-    def __init__(self, browser: Any, path: Path, *, width: int = 1200, scheme: str = "light") -> None:
-        self.context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 800})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(BUSY)
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("requestfailed", lambda request: self.asked.append(str(request.failure)))
-        self.page.goto(path.as_uri())
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-    def names(self, selector: str) -> list[str]:
-        return [text.strip() for text in self.page.locator(selector).all_text_contents()]
-
-
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_opens_offline_without_complaint_and_is_readable(browser: Any, quick: Path, scheme: str, width: int) -> None:
