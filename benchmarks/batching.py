@@ -27,7 +27,7 @@ from common import Inputs, config, cycle, fresh, interleave, parse, parser, repo
 from transformers import AutoTokenizer
 
 import softprompts as sp
-from softprompts.packaged import resolve_model
+from softprompts.backbones.packaged import resolve_model
 from softprompts.tasks import collate, encode_examples, length_bucketed_batches, load_task, padding_id
 
 LOCAL = ("super_glue/boolq", "glue/cola")  # tasks that need --data-dir

@@ -27,7 +27,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 import softprompts as sp
-from softprompts.packaged import DEFAULT_MODEL, resolve_model
+from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
 from softprompts.tasks import Example
 
 LENGTH = 10  # tokens of a prompt

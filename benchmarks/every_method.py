@@ -27,9 +27,10 @@ from common import commonest, parse, parser, show, write_texts
 from report import table
 
 import softprompts as sp
-from softprompts.experiment import Data, Run, Workbench
+from softprompts.experiments.workbench import Run, Workbench
 from softprompts.methods import MethodConfig, make_config
 from softprompts.tasks import load_task
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 TRAIN, OTHERS = 4000, 872

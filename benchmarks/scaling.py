@@ -52,7 +52,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoTokenizer
 
 import softprompts as sp
-from softprompts.packaged import resolve_model
+from softprompts.backbones.packaged import resolve_model
 from softprompts.tasks import collate, encode_examples, length_bucketed_batches, load_task, padding_id
 
 METHODS = ("prefix-tuning", "multi-mask", "selective-prefix", "prompt-tuning", "ept")

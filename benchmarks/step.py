@@ -40,7 +40,7 @@ from common import (
 )
 
 import softprompts as sp
-from softprompts.training.measure import PeakMemory
+from softprompts.training.peak_memory import PeakMemory
 
 METHODS = ("prefix-tuning", "multi-mask", "selective-prefix", "prompt-tuning", "superpos", "ept", "head-only")
 STEPS = 3  # with memory

@@ -22,11 +22,12 @@ from common import parse, parser, show
 from report import table
 
 import softprompts as sp
-from softprompts.experiment import Data, Run, Workbench
+from softprompts.experiments.workbench import Run, Workbench
+from softprompts.storage.run_folder import write_json_atomic
 from softprompts.tasks import Task
+from softprompts.tasks.data import Data
 from softprompts.tasks.metrics import compute
 from softprompts.training import TrainConfig
-from softprompts.training.runs import write_json_atomic
 
 TASKS = (
     "glue/sst2", "glue/cola", "glue/mrpc", "glue/stsb", "glue/rte", "super_glue/cb", "super_glue/wic",

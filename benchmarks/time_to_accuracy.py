@@ -44,7 +44,7 @@ from common import LENGTH, commonest, finish, parse, parser, relative, show, wri
 from rich.console import Console
 
 import softprompts
-from softprompts.packaged import resolve_model
+from softprompts.backbones.packaged import resolve_model
 from softprompts.tasks import load_task
 
 COMMANDS = {"ours": "ours.py", "PEFT": "peft_trainer.py", "PEFT, grouped": "peft_trainer.py"}

@@ -14,7 +14,7 @@ import transformers
 from small_models import small_model
 
 import softprompts as sp
-from softprompts import packaged
+from softprompts.backbones import packaged
 
 TEXTS = ["A good thriller.", "Idiotic and ugly."]
 

@@ -14,7 +14,7 @@ import transformers
 from small_models import reviews
 
 import softprompts as sp
-from softprompts import packaged
+from softprompts.backbones import packaged
 from softprompts.trainers import PromptTraining
 
 

@@ -3,11 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from softprompts.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
-    from softprompts.loading import load as load
+    from softprompts.injection.wiring import detach as detach
     from softprompts.methods import AdaMixConfig as AdaMixConfig
     from softprompts.methods import AdapterConfig as AdapterConfig
     from softprompts.methods import AdapterDropConfig as AdapterDropConfig
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from softprompts.methods import SPoTConfig as SPoTConfig
     from softprompts.methods import SuperPosConfig as SuperPosConfig
     from softprompts.methods import fit_autoencoder as fit_autoencoder
-    from softprompts.methods.base import Component as Component
-    from softprompts.methods.base import Method as Method
-    from softprompts.methods.base import MethodConfig as MethodConfig
-    from softprompts.methods.base import Part as Part
-    from softprompts.methods.base import Rows as Rows
-    from softprompts.methods.base import Shape as Shape
-    from softprompts.methods.base import make_config as make_config
-    from softprompts.methods.base import methods as methods
-    from softprompts.methods.base import register as register
     from softprompts.methods.compose import compose as compose
-    from softprompts.model import PromptModel as PromptModel
-    from softprompts.model import attach as attach
-    from softprompts.model import detach as detach
-    from softprompts.model import is_attached as is_attached
+    from softprompts.methods.contract import Component as Component
+    from softprompts.methods.contract import Method as Method
+    from softprompts.methods.contract import MethodConfig as MethodConfig
+    from softprompts.methods.contract import Rows as Rows
+    from softprompts.methods.contract import Shape as Shape
+    from softprompts.methods.making import make_config as make_config
+    from softprompts.methods.registry import methods as methods
+    from softprompts.methods.registry import register as register
+    from softprompts.model.attach import attach as attach
+    from softprompts.model.load import load as load
+    from softprompts.model.prompt_model import PromptModel as PromptModel
+    from softprompts.model.prompt_model import is_attached as is_attached
     from softprompts.predictor import Predictor as Predictor
     from softprompts.soft_prompt import Frozen as Frozen
+    from softprompts.soft_prompt import Part as Part
     from softprompts.soft_prompt import SoftPrompt as SoftPrompt
 
 # Where each public name lives. Imported when first used, so that `softprompts --help` need not wait for torch.
@@ -90,9 +90,11 @@ _HOMES = {
         "make_config",
         "register",
     ),
-    "softprompts.model": ("PromptModel", "attach", "detach", "is_attached"),
+    "softprompts.model.attach": ("attach",),
+    "softprompts.model.prompt_model": ("PromptModel", "is_attached"),
+    "softprompts.injection.wiring": ("detach",),
     "softprompts.predictor": ("Predictor",),
-    "softprompts.loading": ("load",),
+    "softprompts.model.load": ("load",),
     "softprompts.soft_prompt": ("Frozen", "SoftPrompt"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

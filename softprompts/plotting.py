@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from xml.sax.saxutils import quoteattr
 
-from softprompts.files import write_atomic, write_text_atomic
+from softprompts.storage.files import write_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

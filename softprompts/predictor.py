@@ -7,19 +7,19 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from softprompts import packaged
-from softprompts.backbone import quiet
+from softprompts.backbones import packaged
+from softprompts.backbones.backbone import quiet
+from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import context_room
-from softprompts.hub import asking
-from softprompts.loading import load
-from softprompts.prompt_reader import Answer as Answer
-from softprompts.prompt_reader import PromptReader, Row, Text
-from softprompts.prompt_reader import marked as marked
-from softprompts.saving import prompt_folder, read
+from softprompts.model.load import load
+from softprompts.storage.hub import asking
+from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks import Task, padding_id
 from softprompts.tasks.encode import say_cut
-from softprompts.training.evaluate import predict
+from softprompts.tasks.task_reader import Answer as Answer
+from softprompts.tasks.task_reader import PromptReader, Row, Text
+from softprompts.tasks.task_reader import marked as marked
+from softprompts.training.prediction import predict
 
 
 class Predictor:

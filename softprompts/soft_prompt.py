@@ -108,3 +108,40 @@ class SoftPrompt:
     selectivity: float | None = None
     penalty: Tensor | None = None
     modules: Mapping[str, PartWay] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of the backbone that has parameters of its own and no modules in it that have, as a method may know it.
+
+    Attributes:
+        path: its name, from the base model on where it is part of that.
+        kind: "linear" (weight ``(out, in)``), "conv1d" (weight ``(in, out)``), "norm", "embedding" or "other".
+        roles: what it is for: "query", "key", "value" (a fused projection has all three), "attention.output",
+            "ffn.in", "ffn.out", "input" and "output" (the embeddings at both ends); () where that cannot be told.
+        in_features: width of what it takes; 0 for embeddings and "other".
+        out_features: width of what it makes.
+        layer: index of the layer in its stack; None outside of all layers.
+        stack: "encoder" or "decoder"; "" outside of both.
+        site: of the parts of an attention: "encoder.self", "decoder.self" or "decoder.cross"; "" for others.
+        by_row: whether it sees the rows of the batch one by one; not so a table of relative positions.
+        tensors: its frozen parameters by their names in it; tied ones are the same tensor.
+        packed: whether its weight is quantised: its output can be changed, its numbers are not there to be copied.
+    """
+
+    path: str
+    kind: str
+    roles: tuple[str, ...] = ()
+    in_features: int = 0
+    out_features: int = 0
+    layer: int | None = None
+    stack: str = ""
+    site: str = ""
+    by_row: bool = True
+    tensors: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    packed: bool = False
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether it adds a bias of its own."""
+        return "bias" in self.tensors

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.injection import is_attached, state_of
-from softprompts.model import context_of
-from softprompts.prompt import require
-from softprompts.training.comparing import check_teachers, comparisons, wants_states
+from softprompts.injection.batch_pass import context_of
+from softprompts.injection.prompt import require
+from softprompts.injection.state import is_attached, state_of
+from softprompts.training.extra_passes import check_teachers, comparisons, wants_states
 from softprompts.training.losses import read_pass
 
 

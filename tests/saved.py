@@ -20,7 +20,7 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from softprompts import cli
+from softprompts import __main__ as cli
 
 GOOD, BAD = ("good", "nice", "fine"), ("bad", "awful", "poor")
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 import softprompts as sp
-from softprompts.backbone import Backbone
+from softprompts.backbones.backbone import Backbone
 from softprompts.methods import Part
 
 # What each family calls them, to compare with; the library does not know.

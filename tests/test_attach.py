@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.injection import state_of
+from softprompts.injection.state import state_of
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 _IDS = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

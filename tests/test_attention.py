@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from softprompts import attention
+from softprompts.attention import prefix
 
 # llama and its like share keys and values among heads, so that torch's kernel stays in charge.
 OWN_HEADS = ["bert", "roberta", "electra", "distilbert", "t5", "bart"]
@@ -25,11 +25,11 @@ def outcome(family: str, method: str) -> list[Tensor]:
 @pytest.mark.parametrize("method", ["prefix-tuning", "multi-mask"])
 def test_both_ways_agree(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    products = attention._by_products
-    monkeypatch.setattr(attention, "_by_products", lambda *args: calls.append(1) or products(*args))
+    products = prefix._by_products
+    monkeypatch.setattr(prefix, "_by_products", lambda *args: calls.append(1) or products(*args))
     mine = outcome(family, method)
     assert bool(calls) >= (family in OWN_HEADS)
-    monkeypatch.setattr(attention, "SHORT", 0)
+    monkeypatch.setattr(prefix, "SHORT", 0)
     calls.clear()
     for ours, theirs in zip(mine, outcome(family, method), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -40,9 +40,9 @@ def test_what_they_are_not_for() -> None:
     def tensor(heads: int = 2, tokens: int = 8, **kind: object) -> Tensor:
         return torch.zeros(1, heads, tokens, 4, **kind)  # type: ignore[arg-type]
 
-    assert attention._short(tensor(), tensor(), tensor())
-    assert not attention._short(tensor(), tensor(), tensor(), dropout=0.1)
-    assert not attention._short(tensor(4), tensor(2), tensor(2))
-    assert not attention._short(tensor(tokens=64), tensor(tokens=64), tensor(tokens=64))
+    assert prefix._short(tensor(), tensor(), tensor())
+    assert not prefix._short(tensor(), tensor(), tensor(), dropout=0.1)
+    assert not prefix._short(tensor(4), tensor(2), tensor(2))
+    assert not prefix._short(tensor(tokens=64), tensor(tokens=64), tensor(tokens=64))
     half = tensor(dtype=torch.bfloat16)
-    assert not attention._short(half, half, half)
+    assert not prefix._short(half, half, half)

@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 from saved import Cli
 
 import softprompts as sp
-from softprompts.card import card, index_card, materialized_card, training_command
-from softprompts.saving import described
+from softprompts.model.card import card, index_card, materialized_card, training_command
+from softprompts.model.saving import described
 
 META: dict[str, Any] = {
     "model": "google-bert/bert-base-uncased",

@@ -18,10 +18,10 @@ import torch
 import yaml
 from saved import LENGTH, Cli, files_below, model_folder, rows, write_csv, write_jsonl
 
-from softprompts.cli import _fail
-from softprompts.commands.values import value_of
+from softprompts.__main__ import _fail
+from softprompts.commands.parsing import value_of
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data
+from softprompts.tasks.data import Data
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import pytest
 from saved import model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts.compare import COLUMNS, Comparison, Row, compare, score_of, write_report
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.compare import COLUMNS, Comparison, Row, compare, score_of, write_report
+from softprompts.experiments.workbench import Workbench
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 FIRST = Row("prefix-tuning", (0.8, 0.9, 0.85), 1000, 100_000, 2.0, 3_000_000_000)
@@ -118,5 +119,5 @@ def test_compare_trains_once_and_sums_up(tmp_path: Path, monkeypatch: pytest.Mon
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("softprompts.experiment.train", never)
+    monkeypatch.setattr("softprompts.experiments.workbench.train", never)
     assert compare(bench, methods, [0, 1], root=tmp_path / "runs") == first

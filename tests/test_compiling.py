@@ -16,9 +16,10 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import softprompts as sp
-from softprompts.compiling import compiled, layers_of
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.workbench import Workbench
+from softprompts.injection.speedups.compiling import compiled, layers_of
+from softprompts.tasks.data import Data
 from softprompts.training import Lane, TrainConfig, load_result, run_id, train
 
 NAMES = ("prompt-tuning", "prefix-tuning", "multi-mask", "selective-prefix")
@@ -60,7 +61,7 @@ def assert_same(one: tuple[Tensor, list[Tensor | None]], two: tuple[Tensor, list
 @pytest.fixture
 def eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces and guards as ever, and runs the graphs as they are: what is compiled when costs seconds, not minutes."""
-    import softprompts.compiling as module
+    import softprompts.injection.speedups.compiling as module
 
     monkeypatch.setattr(module, "_run", torch.compile(module._forward, dynamic=True, backend="eager"))
 
@@ -146,7 +147,7 @@ def test_the_model_is_what_it_was(checkpointing: bool) -> None:
 
 
 def test_a_failing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    import softprompts.compiling as module
+    import softprompts.injection.speedups.compiling as module
 
     def broken(*_: Any) -> Any:
         raise RuntimeError("no room\nat all")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from softprompts.method_table import BACKBONES, count, example, frozen, prompt_of
+from softprompts.commands.methods_page import BACKBONES, count, example, frozen, prompt_of
 
 T5, BERT = BACKBONES
 ONE_STACK = {"sites": ("decoder.self",)}

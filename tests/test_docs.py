@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import softprompts
-from softprompts import packaged
+from softprompts.backbones import packaged
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -15,14 +15,18 @@ import torch
 import transformers as tf
 
 import softprompts as sp
+from softprompts.backbones.loading import load_backbone
+from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
+from softprompts.commands.methods_page import known
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data, Workbench, load_backbone
-from softprompts.method_table import known
-from softprompts.packaged import DEFAULT_MODEL, resolve_model, reviews_archive
-from softprompts.saving import read
+from softprompts.experiments.workbench import Workbench
+from softprompts.storage import run_folder
+from softprompts.storage.saved_prompt import read
 from softprompts.tasks.collate import collate
-from softprompts.training import Lane, TrainConfig, runs, train
-from softprompts.training.evaluate import evaluating, predict
+from softprompts.tasks.data import Data
+from softprompts.tasks.reviews_archive import reviews_archive
+from softprompts.training import Lane, TrainConfig, train
+from softprompts.training.prediction import evaluating, predict
 
 ROWS, TOKENS = 4, 16
 FALL = 0.8  # of the loss that a method may keep at most
@@ -171,7 +175,7 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
     # What was saved, on a backbone of its own, and all of it in one batch.
     again = sp.attach(load_backbone(name)[1])
     for method in asked:
-        again.load_prompt(tmp_path / "runs" / method / runs.PROMPT, name=method)
+        again.load_prompt(tmp_path / "runs" / method / run_folder.PROMPT, name=method)
     mixed = probabilities(again, bench, [method for method in asked for _ in rows])
 
     wrong: dict[str, str] = {}

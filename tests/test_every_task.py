@@ -22,16 +22,17 @@ import transformers as tf
 from test_every_method import model_name
 
 import softprompts as sp
+from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data, Workbench
-from softprompts.packaged import DEFAULT_MODEL, resolve_model
+from softprompts.experiments.workbench import Workbench
 from softprompts.tasks import Task, encode_examples, marker
 from softprompts.tasks.answers import normalise, score_string
 from softprompts.tasks.catalog import SPECS
+from softprompts.tasks.data import Data
 from softprompts.tasks.encode import Encoded
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import TrainConfig
-from softprompts.training.evaluate import Prediction
+from softprompts.training.prediction import Prediction
 
 ROWS = 60  # of each split at most
 STEPS = 20

@@ -14,11 +14,15 @@ from safetensors.torch import load_file
 from saved import model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts import experiment, hub
-from softprompts.experiment import Data, Run, Workbench, check_trackers, load_backbone, recorded_data
+from softprompts.backbones.loading import load_backbone
+from softprompts.experiments import workbench
+from softprompts.experiments.workbench import Run, Workbench
+from softprompts.storage import hub
+from softprompts.storage.run_folder import load_metrics
+from softprompts.tasks.data import Data, recorded_data
 from softprompts.training import Lane, TrainConfig, loop, run_id
-from softprompts.training.room import SHARE, step_memory
-from softprompts.training.runs import load_metrics
+from softprompts.training.memory import SHARE, step_memory
+from softprompts.training.progress import check_trackers
 
 PREFIX = sp.PrefixTuningConfig(num_virtual_tokens=3)
 SHORT = TrainConfig(max_steps=2)
@@ -187,9 +191,9 @@ def test_runs_that_share_passes_leave_the_folders_of_runs_alone(tmp_path: Path, 
 def test_what_is_done_is_not_done_again(tmp_path: Path, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     first = bench(data).run_all(WANTED[:2], root=tmp_path, lanes=2)
     trained: list[int] = []
-    train = experiment.train
+    train = workbench.train
     monkeypatch.setattr(
-        experiment, "train", lambda model, lanes, **kw: trained.append(len(lanes)) or train(model, lanes, **kw)
+        workbench, "train", lambda model, lanes, **kw: trained.append(len(lanes)) or train(model, lanes, **kw)
     )
     again = bench(data).run_all([*WANTED[:3], WANTED[0]], root=tmp_path, lanes=2)
     assert trained == [1] and again[:2] == first and again[3] == first[0]

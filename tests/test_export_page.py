@@ -22,8 +22,8 @@ import torch
 import transformers as tf
 
 import softprompts as sp
-from softprompts.interop.embeddings import decode_embeds, prompt_embeds
-from softprompts.method_table import example, known
+from softprompts.commands.methods_page import example, known
+from softprompts.model.interop.embeddings import decode_embeds, prompt_embeds
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
 FAMILIES = ("llama", "gpt2", "t5")
@@ -68,7 +68,7 @@ def cell(name: str, form: str, root: Path) -> str:
 
 
 def peft(model: Any, folder: Path) -> None:
-    importlib.import_module("softprompts.interop.peft_writing").write_peft(model, "p", folder)
+    importlib.import_module("softprompts.model.interop.peft_writing").write_peft(model, "p", folder)
 
 
 def shown() -> dict[str, list[str]]:
@@ -87,7 +87,7 @@ def test_the_table_is_true(name: str, tmp_path: Path) -> None:
     one_text = {"yes": "one text at a time"}.get(cell(name, "one text", tmp_path), "no")
     embeddings = cell(name, "embeddings", tmp_path)
     made = ["yes" if embeddings == "yes" else one_text, cell(name, "model", tmp_path)]
-    if importlib.util.find_spec("softprompts.interop.peft_writing") is not None:
+    if importlib.util.find_spec("softprompts.model.interop.peft_writing") is not None:
         made.append(cell(name, "peft", tmp_path))
     assert shown()[name][: len(made)] == made
 

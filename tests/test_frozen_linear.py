@@ -11,8 +11,8 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 import softprompts as sp
-from softprompts import frozen_linear
-from softprompts.frozen_linear import FrozenLinear
+from softprompts.injection.speedups import frozen_linear
+from softprompts.injection.speedups.frozen_linear import FrozenLinear
 
 pytestmark = pytest.mark.skipif(not frozen_linear.works(), reason="this torch has no usable oneDNN")
 

@@ -13,20 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import softprompts as sp
-from softprompts import fused_attention
-from softprompts.fused_attention import CpuFlash, CudaEfficient
-from softprompts.selective_attention import by_merging, by_scores, kernel_for
+from softprompts.attention import fused
+from softprompts.attention.fused import CpuFlash, CudaEfficient
+from softprompts.attention.selective import by_merging, by_scores, kernel_for
 
 QUERY = torch.zeros(1, 2, 3, 8)
 
 
 @pytest.fixture(autouse=True)
 def untried() -> Iterator[None]:
-    before = dict(fused_attention._verdicts)
-    fused_attention._verdicts.clear()
+    before = dict(fused._verdicts)
+    fused._verdicts.clear()
     yield
-    fused_attention._verdicts.clear()
-    fused_attention._verdicts.update(before)
+    fused._verdicts.clear()
+    fused._verdicts.update(before)
 
 
 class WithoutScale(CpuFlash):
@@ -80,7 +80,7 @@ class Padded(CpuFlash):
 
 
 def use(monkeypatch: pytest.MonkeyPatch, kernel: CpuFlash) -> None:
-    monkeypatch.setattr("softprompts.selective_attention.KERNELS", [kernel])
+    monkeypatch.setattr("softprompts.attention.selective.KERNELS", [kernel])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -105,7 +105,7 @@ def test_wrong_kernels_are_found_out_once(
     with pytest.warns(UserWarning, match=f"slower form on cpu in {dtype}.*{type(kernel).__name__}") as said:
         assert kernel_for(query, masked=False) is None
     assert len(said) == 1 and "\n" not in str(said[0].message)
-    monkeypatch.setattr(fused_attention, "_problem", lambda *_: pytest.fail("tried twice"))
+    monkeypatch.setattr(fused, "_problem", lambda *_: pytest.fail("tried twice"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kernel_for(query, masked=False) is None

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import softprompts as sp
-from softprompts.attention import _Gated
-from softprompts.injection import state_of
+from softprompts.attention.prefix import _Gated
+from softprompts.injection.state import state_of
 from softprompts.methods.common import prefix_table, split_prefix
 from softprompts.soft_prompt import SoftPrompt
 

@@ -20,8 +20,8 @@ from fake_hub import TOKEN, FakeHub
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.pushing import push_saved
-from softprompts.saving import read
+from softprompts.model.push import push_saved
+from softprompts.storage.saved_prompt import read
 
 FILES = ["README.md", "softprompt.safetensors", "softprompt_config.json"]
 

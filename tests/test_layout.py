@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompts.passing import Layout, Tokens, positions_of
+from softprompts.injection.layout import Layout, Tokens, positions_of
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import tiny
 import torch
 
 import softprompts as sp
-from softprompts.saving import TENSOR_FILE
+from softprompts.storage.saved_prompt import TENSOR_FILE
 
 COUNT = 200
 

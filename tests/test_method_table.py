@@ -8,7 +8,7 @@ import pytest
 from saved import Cli
 
 import softprompts as sp
-from softprompts.method_table import BACKBONES, _prose, about, count, example, known, prompt_of, table, value
+from softprompts.commands.methods_page import BACKBONES, _prose, about, count, example, known, prompt_of, table, value
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 

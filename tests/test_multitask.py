@@ -18,9 +18,10 @@ from saved import model_folder, rows, write_csv
 from source_prompts import PLAIN, saved
 
 import softprompts as sp
-from softprompts.experiment import Data, Run, Workbench
-from softprompts.multitask import train_together
+from softprompts.experiments.multitask import train_together
+from softprompts.experiments.workbench import Run, Workbench
 from softprompts.predictor import Predictor
+from softprompts.tasks.data import Data
 from softprompts.training import Lane, TrainConfig
 
 TRAINING = TrainConfig(max_steps=5, batch_size=4)
@@ -115,7 +116,7 @@ def test_tasks_trained_together_have_one_common_part(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("softprompts.experiment.train", never)
+    monkeypatch.setattr("softprompts.experiments.workbench.train", never)
     again = train_together(Workbench(model_folder(family), tasks[0]), wanted, config, TRAINING, root=tmp_path / "joint")
     assert again == found
 

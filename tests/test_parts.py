@@ -13,13 +13,13 @@ import transformers as tf
 from torch import Tensor, nn
 
 import softprompts as sp
-from softprompts import frozen_linear
-from softprompts.backbone import Backbone
-from softprompts.injection import state_of
+from softprompts.backbones.backbone import Backbone
+from softprompts.injection.speedups import frozen_linear
+from softprompts.injection.state import state_of
 from softprompts.soft_prompt import Frozen
 from softprompts.training import predict
 from softprompts.training.losses import pass_losses
-from softprompts.training.processes import RowDraws
+from softprompts.training.row_draws import RowDraws
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 CHANGING: dict[str, sp.MethodConfig] = {
@@ -306,7 +306,7 @@ def test_frozen_products_go_where_they_went(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_compiling_is_refused() -> None:
-    from softprompts.compiling import layers_of
+    from softprompts.injection.speedups.compiling import layers_of
 
     model = attached("bert", "prefix-tuning", "lora")
     with pytest.raises(sp.SoftPromptError, match=r"prompt 'lora' \(lora\) changes the backbone's modules"):

@@ -11,8 +11,10 @@ import torch
 from saved import model_folder, rows, write_csv, write_jsonl
 
 import softprompts as sp
-from softprompts.experiment import Data, Workbench, load_backbone
+from softprompts.backbones.loading import load_backbone
+from softprompts.experiments.workbench import Workbench
 from softprompts.predictor import marked
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 TEXTS = ["the film was good", "a very bad plot", "plot"]

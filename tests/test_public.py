@@ -50,7 +50,7 @@ assert all(getattr(sp, name) is not None for name in sp.__all__)
 
 
 def test_methods_can_be_listed_after_their_base_module_was_imported() -> None:
-    code = "import softprompts.methods.base; import softprompts as sp; print('prefix-tuning' in sp.methods())"
+    code = "import softprompts.methods.contract; import softprompts as sp; print('prefix-tuning' in sp.methods())"
     assert fresh(code) == "True"
 
 
@@ -58,7 +58,7 @@ def test_help_does_not_wait_for_torch() -> None:
     code = """
 import sys
 sys.argv = ["softprompts", "train", "--help"]
-from softprompts.cli import main
+from softprompts.__main__ import main
 try:
     main()
 except SystemExit as stop:

@@ -18,9 +18,10 @@ from test_trainer import rows as dataset
 from torch import Tensor
 
 import softprompts as sp
-from softprompts import quantized
-from softprompts.experiment import Data, Run, Workbench
-from softprompts.loading import quantizing
+from softprompts.backbones import quantized
+from softprompts.backbones.loading import quantizing
+from softprompts.experiments.workbench import Run, Workbench
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig, load_result
 
 pytest.importorskip("bitsandbytes")
@@ -331,7 +332,7 @@ def test_without_a_backend_a_prompt_says_how_to_load_it_all_the_same(
 ) -> None:
     model = sp.attach(load("bert", "nf4"), sp.PromptTuningConfig(num_virtual_tokens=2), name="p")
     model.save_prompt("p", tmp_path / "p")
-    monkeypatch.setattr("softprompts.quantized.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("softprompts.backbones.quantized.importlib.util.find_spec", lambda name: None)
     with pytest.raises(sp.SoftPromptError, match=r"needs bitsandbytes: pip install.*quantize=None") as caught:
         sp.load(tmp_path / "p")
     assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 import softprompts as sp
-from softprompts.injection import state_of
+from softprompts.injection.state import state_of
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 METHODS = ["prompt-tuning", "prefix-tuning", "selective-prefix", "ept"]

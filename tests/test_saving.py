@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import softprompts as sp
-from softprompts import saving
+from softprompts.model import saving
+from softprompts.storage import saved_prompt
 
 CONFIG, TENSORS = "softprompt_config.json", "softprompt.safetensors"
 
@@ -164,9 +165,9 @@ def test_overwriting_that_is_cut_short_is_told(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(KeyboardInterrupt):
             model.save_prompt("prompt-tuning", tmp_path)
     with pytest.raises(sp.SoftPromptError, match="saving was cut short.*save the prompt again"):
-        saving.read(tmp_path)
+        saved_prompt.read(tmp_path)
     model.save_prompt("prompt-tuning", tmp_path)
-    assert saving.read(tmp_path)[0]["method"] == "prompt-tuning"
+    assert saved_prompt.read(tmp_path)[0]["method"] == "prompt-tuning"
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 import softprompts as sp
-from softprompts import saving
+from softprompts.storage import saved_prompt
 
 METHODS = ("prompt-tuning", "prefix-mlp", "multi-mask", "superpos", "ept", "lora", "dept")
 FUZZ = settings(
@@ -128,10 +128,10 @@ def test_a_config_with_anything_in_it(
     folder = tmp_path / "p"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prompts[method], folder)
-    config = json.loads((folder / saving.CONFIG_FILE).read_text())
+    config = json.loads((folder / saved_prompt.CONFIG_FILE).read_text())
     path = data.draw(st.sampled_from(list(places(config))))
     put(config, path, data.draw(st.sampled_from(["replace", "delete", "add"])), data.draw(VALUES))
-    (folder / saving.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / saved_prompt.CONFIG_FILE).write_text(json.dumps(config))
     tried(model, folder)
 
 
@@ -145,7 +145,7 @@ def test_tensors_that_are_others(
     folder = tmp_path / "p"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prompts[method], folder)
-    tensors = load_file(folder / saving.TENSOR_FILE)
+    tensors = load_file(folder / saved_prompt.TENSOR_FILE)
     before = {key: (value.dtype, value.shape) for key, value in tensors.items()}
     name = data.draw(st.sampled_from(sorted(tensors)))
     kind = data.draw(st.sampled_from(["dtype", "shape", "nan", "inf", "delete", "rename", "swap", "scalar", "empty"]))
@@ -168,11 +168,11 @@ def test_tensors_that_are_others(
     else:
         tensors[name] = torch.empty(0)
     content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
-    (folder / saving.TENSOR_FILE).write_bytes(content)
-    config = json.loads((folder / saving.CONFIG_FILE).read_text())
+    (folder / saved_prompt.TENSOR_FILE).write_bytes(content)
+    config = json.loads((folder / saved_prompt.CONFIG_FILE).read_text())
     config["sha256"] = hashlib.sha256(content).hexdigest()
     config["tensors"] = {k: [str(v.dtype).removeprefix("torch."), list(v.shape)] for k, v in tensors.items()}
-    (folder / saving.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / saved_prompt.CONFIG_FILE).write_text(json.dumps(config))
     said = tried(model, folder)
     after = {key: (value.dtype, value.shape) for key, value in tensors.items()}
     floats = {torch.float16, torch.float32}
@@ -183,16 +183,16 @@ def test_tensors_that_are_others(
 
 
 @FUZZ
-@given(content=st.binary(max_size=300), where=st.sampled_from([saving.CONFIG_FILE, saving.TENSOR_FILE]))
+@given(content=st.binary(max_size=300), where=st.sampled_from([saved_prompt.CONFIG_FILE, saved_prompt.TENSOR_FILE]))
 def test_bytes_of_any_kind(content: bytes, where: str, prompts: dict[str, Path], model: Any, tmp_path: Path) -> None:
     folder = tmp_path / "p"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prompts["prefix-mlp"], folder)
     (folder / where).write_bytes(content)
-    if where == saving.TENSOR_FILE:
-        config = json.loads((folder / saving.CONFIG_FILE).read_text())
+    if where == saved_prompt.TENSOR_FILE:
+        config = json.loads((folder / saved_prompt.CONFIG_FILE).read_text())
         config["sha256"] = hashlib.sha256(content).hexdigest()
-        (folder / saving.CONFIG_FILE).write_text(json.dumps(config))
+        (folder / saved_prompt.CONFIG_FILE).write_text(json.dumps(config))
     assert tried(model, folder) is not None
 
 
@@ -202,10 +202,10 @@ def test_a_backbone_of_any_name(value: Any, key: str, prompts: dict[str, Path], 
     folder = tmp_path / "p"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(prompts["prompt-tuning"], folder)
-    config = json.loads((folder / saving.CONFIG_FILE).read_text())
+    config = json.loads((folder / saved_prompt.CONFIG_FILE).read_text())
     before = copy.deepcopy(config)
     config["backbone"][key] = value
-    (folder / saving.CONFIG_FILE).write_text(json.dumps(config))
+    (folder / saved_prompt.CONFIG_FILE).write_text(json.dumps(config))
     try:
         sp.load(folder, local_files_only=True)
     except sp.SoftPromptError as error:

@@ -17,13 +17,15 @@ import torch
 from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts import search as module
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data, Workbench
-from softprompts.leaderboard import Leaderboard
+from softprompts.experiments import search as module
+from softprompts.experiments.leaderboard import Leaderboard
+from softprompts.experiments.search import rungs, search
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, Span
-from softprompts.search import rungs, search
-from softprompts.training import TrainConfig, runs
+from softprompts.storage import run_folder
+from softprompts.tasks.data import Data
+from softprompts.training import TrainConfig
 
 BUDGET = TrainConfig(max_steps=8, batch_size=8)
 METHODS = ("prefix-tuning", "prompt-tuning")
@@ -127,8 +129,8 @@ def test_the_better_half_goes_on_and_the_best_has_the_whole_budget(
         assert not on or min(on) >= max(cut)  # type: ignore[type-var]
     for entry in board.entries:
         folder = root / entry.run
-        assert entry.steps == board.rungs[entry.rung - 1] == runs.load_metrics(folder)[-1]["step"]
-        assert runs.is_done(folder) is (entry.state == "finished")
+        assert entry.steps == board.rungs[entry.rung - 1] == run_folder.load_metrics(folder)[-1]["step"]
+        assert run_folder.is_done(folder) is (entry.state == "finished")
         assert (folder / "checkpoint").exists() is (entry.state == "finished")
         assert set(entry.rates) == {"head", "prefix" if entry.method == "prefix-tuning" else "prompt"}
         assert entry.trained == bench.outline(sp.make_config(entry.method, **entry.settings), BUDGET)[1]
@@ -164,7 +166,7 @@ def test_a_survivor_has_the_scores_of_the_run_alone(
         method, training = sp.make_config(entry.method, **entry.settings), TrainConfig.from_dict(entry.training)
         folder, result = bench.run(method, training, root=tmp_path, progress=False)
         assert folder.name == entry.run and result["score"] == entry.score
-        lines = runs.load_metrics(folder)
+        lines = run_folder.load_metrics(folder)
         for step, score in zip(board.rungs, entry.scores, strict=True):
             assert max(line["accuracy"] for line in lines if line["step"] <= step) == score
 
@@ -221,7 +223,7 @@ def test_a_finished_search_trains_nothing_again(
         raise AssertionError("trained again")
 
     before, told = report(root), list[str]()
-    monkeypatch.setattr("softprompts.experiment.train", never)
+    monkeypatch.setattr("softprompts.experiments.workbench.train", never)
     assert run(bench, root, tell=told.append) == board and report(root) == before
     assert "rung 1 of 3, to step 2: configurations 5 to 8 of 8 (4 trained already)" in told
     assert not any("deleted" in line for line in told)
@@ -235,7 +237,7 @@ def test_runs_that_others_took_further_count_as_they_stood_at_the_rung(
     method, training = sp.make_config(entry.method, **entry.settings), TrainConfig.from_dict(entry.training)
     folder, _ = bench.run(method, training, root=tmp_path, progress=False)
     assert run(bench, tmp_path) == board
-    assert (folder / "checkpoint").exists() and runs.is_done(folder)  # which is not the search's to delete
+    assert (folder / "checkpoint").exists() and run_folder.is_done(folder)  # which is not the search's to delete
 
 
 class Killed(BaseException):
@@ -265,7 +267,9 @@ def test_a_search_that_dies_at_any_write_goes_on_to_the_same_leaderboard(
             left = 7 * (deaths + 1)
     assert deaths > 3 and found == board and report(tmp_path) == report(clean)
     for entry in board.entries:  # nothing is there twice, nothing is missing
-        assert [line["step"] for line in runs.load_metrics(tmp_path / entry.run)] == list(range(2, entry.steps + 1, 2))
+        assert [line["step"] for line in run_folder.load_metrics(tmp_path / entry.run)] == list(
+            range(2, entry.steps + 1, 2)
+        )
 
 
 KILLED = """

@@ -18,7 +18,8 @@ import yaml
 from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts import sharded
+from softprompts import processes
+from softprompts.backbones import sharded
 
 ROOT = Path(__file__).parents[1]
 KINDS = ["fsdp", "zero3", "zero3-init"]
@@ -93,7 +94,7 @@ def test_our_own_loop_says_that_it_does_not_shard(
             patch.setenv(variable, "true")
             done = Cli(monkeypatch, capsys)(*command)
             assert done.code == 2 and f"does not shard a model: launch it without {name}" in " ".join(done.err.split())
-    sharded.require_whole({"ACCELERATE_USE_FSDP": "false"})
+    processes.require_whole({"ACCELERATE_USE_FSDP": "false"})
 
 
 @pytest.mark.parametrize("name", ["fsdp", "zero3"])

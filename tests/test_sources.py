@@ -15,9 +15,10 @@ from saved import Cli, model_folder, rows, write_csv
 from source_prompts import PLAIN, saved, sourced
 
 import softprompts as sp
-from softprompts import sources
-from softprompts.experiment import Data, Run, Workbench
+from softprompts.experiments.workbench import Run, Workbench
+from softprompts.methods import sources
 from softprompts.predictor import Predictor
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 BLANK = ("spot", "attempt", "mpt", "intrinsic")  # built as room for tensors where their sources are not

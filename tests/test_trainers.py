@@ -14,7 +14,7 @@ from test_trainer import rows as dataset
 
 import softprompts as sp
 from softprompts.trainers import PromptTraining, parameter_groups
-from softprompts.training.comparing import comparisons
+from softprompts.training.extra_passes import comparisons
 from softprompts.training.losses import read_pass
 
 

@@ -11,11 +11,12 @@ import pytest
 from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.transfer import NONE, Target, Transfer, transfer, write_report
+from softprompts.experiments.workbench import Workbench
 from softprompts.predictor import Predictor
 from softprompts.tasks import load_files
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
-from softprompts.transfer import NONE, Target, Transfer, transfer, write_report
 
 SHORT = TrainConfig(max_steps=4, batch_size=4)
 FOUND = Transfer(
@@ -131,7 +132,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, targets: list[Data], mon
     def never(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("softprompts.experiment.train", never)
+    monkeypatch.setattr("softprompts.experiments.workbench.train", never)
     assert transfer(bench, paths, targets[1:2], SHORT, **fields) == first
     with pytest.raises(AssertionError, match="trained again"):
         transfer(bench, paths, targets[1:2], SHORT, **fields, length=5)
@@ -175,7 +176,7 @@ def test_the_command(
     paths = sources(tmp_path / "sources", targets, "bert")
     known = {str(data.train).split("/")[-1].removesuffix(".csv"): str(data.train) for data in targets}
     monkeypatch.setattr(
-        "softprompts.experiment.load_task", lambda name, _, template, **more: load_files(known[name], **more)
+        "softprompts.experiments.workbench.load_task", lambda name, _, template, **more: load_files(known[name], **more)
     )
     cli = Cli(monkeypatch, capsys)
     flags = ["--tasks", "plots,answers", "--shots", "0,4", "--seeds", "0,1", "--steps", "2", "-o", "r"]

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import softprompts as sp
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.workbench import Workbench
+from softprompts.tasks.data import Data
 from softprompts.training import Lane, TrainConfig, train
 from softprompts.training.optim import learning_rates
 

@@ -17,18 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    AttentionMaskInterface,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from softprompts import attention
 from softprompts.analysis.sample import Sample
 from softprompts.analysis.saved import DoesNotApplyError, Saved
-from softprompts.backbone import attention_of, restore_attention, set_attention
+from softprompts.attention.prefix import hold, implementation, let_go, prefix_at, prefix_heads, site_of
+from softprompts.backbones.backbone import (
+    attention_of,
+    restore_attention,
+    set_attention,
+)
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate
-from softprompts.training.evaluate import evaluating
+from softprompts.training.prediction import evaluating
 
-OBSERVED = attention.implementation("observed")
+OBSERVED = implementation("observed")
 EDGES = np.linspace(-12, 12, 97)  # of the histogram of scores; what lies beyond counts to the ends
 
 
@@ -80,24 +87,22 @@ _WATCHED: ContextVar[_Sums | None] = ContextVar("watched", default=None)
 def _observed(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    attend = ALL_ATTENTION_FUNCTIONS[attention.implementation("eager")]
-    prefix = attention.prefix_at(module, query.shape[0])
+    attend = ALL_ATTENTION_FUNCTIONS[implementation("eager")]
+    prefix = prefix_at(module, query.shape[0])
     output, after = attend(module, query, key, value, mask, **kwargs)
     sums = _WATCHED.get()
     if prefix is None or sums is None:
         return output, after
-    attention.hold(module, dataclasses.replace(prefix, selectivity=None))
+    hold(module, dataclasses.replace(prefix, selectivity=None))
     try:
         _, before = attend(module, query, key, value, mask, **kwargs)
     finally:
-        attention.let_go(module)
-    own = attention.prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
+        let_go(module)
+    own = prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
     scaling = kwargs.get("scaling")
     scores = query @ own.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     length = own.shape[2]
-    sums.add(
-        attention.site_of(module), scores.cpu(), cast(Tensor, before)[..., :length].cpu(), after[..., :length].cpu()
-    )
+    sums.add(site_of(module), scores.cpu(), cast(Tensor, before)[..., :length].cpu(), after[..., :length].cpu())
     return output, after
 
 

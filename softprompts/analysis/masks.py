@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, layers, long_form, new_figure
+from softprompts.analysis.drawing import (
+    Picture,
+    as_csv,
+    colour_bar,
+    file_name,
+    heat_map,
+    layers,
+    long_form,
+    new_figure,
+)
 from softprompts.analysis.saved import DoesNotApplyError, Saved
 
 

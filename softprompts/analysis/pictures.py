@@ -18,9 +18,9 @@ from softprompts.analysis.similarity import draw_similarity
 from softprompts.analysis.superposition import draw_superposition, superposition_of
 from softprompts.analysis.tokens import draw_tokens
 from softprompts.errors import SoftPromptError, nearest, require_whole
-from softprompts.files import require_folder
 from softprompts.plotting import write_files
-from softprompts.training import runs
+from softprompts.storage import run_folder
+from softprompts.storage.files import require_folder
 
 Made = TypeVar("Made")
 
@@ -161,7 +161,7 @@ def plots_folder(sources: Sequence[str | Path]) -> Path:
     folder = Path(sources[0])
     if len(sources) > 1 or not folder.is_dir():
         return Path("plots")
-    within_run = folder.name == runs.PROMPT and (folder.parent / runs.CONFIG).is_file()
+    within_run = folder.name == run_folder.PROMPT and (folder.parent / run_folder.CONFIG).is_file()
     return (folder.parent if within_run else folder) / "plots"
 
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import (
+    Picture,
+    as_csv,
+    colour_bar,
+    file_name,
+    heat_map,
+    new_figure,
+)
 from softprompts.analysis.sample import Sample, sample_of
 from softprompts.analysis.saved import DoesNotApplyError, Saved
 

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from softprompts import packaged
-from softprompts.backbone import quiet
+from softprompts.backbones import packaged
+from softprompts.backbones.backbone import quiet
+from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import context_room
-from softprompts.hub import asking
-from softprompts.injection import state_of
-from softprompts.loading import load
-from softprompts.methods.base import Method, Rows, Shape, View, Vocabulary, make_config
-from softprompts.saving import prompt_folder, read
-from softprompts.training.evaluate import evaluating
+from softprompts.injection.state import state_of
+from softprompts.methods.about import View
+from softprompts.methods.contract import Method, Rows, Shape, Vocabulary
+from softprompts.methods.making import make_config
+from softprompts.model.load import load
+from softprompts.storage.hub import asking
+from softprompts.storage.saved_prompt import prompt_folder, read
+from softprompts.training.prediction import evaluating
 
 
 class DoesNotApplyError(SoftPromptError):

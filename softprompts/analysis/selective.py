@@ -9,7 +9,14 @@ import numpy as np
 from scipy.special import expit
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
-from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import (
+    Picture,
+    as_csv,
+    colour_bar,
+    file_name,
+    heat_map,
+    new_figure,
+)
 from softprompts.analysis.sample import sample_of
 from softprompts.analysis.saved import DoesNotApplyError, Saved
 from softprompts.errors import SoftPromptError

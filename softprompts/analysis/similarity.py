@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, heat_map, new_figure
+from softprompts.analysis.drawing import (
+    SIGNED,
+    Picture,
+    as_csv,
+    colour_bar,
+    heat_map,
+    new_figure,
+)
 from softprompts.analysis.saved import Plain, Saved
 from softprompts.analysis.superposition import between, cosines
 from softprompts.errors import SoftPromptError

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, colour_bar, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import (
+    SIGNED,
+    Picture,
+    as_csv,
+    colour_bar,
+    file_name,
+    heat_map,
+    new_figure,
+)
 from softprompts.analysis.saved import DoesNotApplyError, Saved
 
 

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.analysis.drawing import Picture, as_csv, colour_bar, file_name, heat_map, new_figure
+from softprompts.analysis.drawing import (
+    Picture,
+    as_csv,
+    colour_bar,
+    file_name,
+    heat_map,
+    new_figure,
+)
 from softprompts.analysis.saved import DoesNotApplyError, Saved
 from softprompts.errors import SoftPromptError
-from softprompts.methods.base import Method
+from softprompts.methods.contract import Method
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softprompts.bench.drawing import Panel, Series, Spread, bars_of, is_number, lines_of, points_of, told_value
+from softprompts.bench.drawing import (
+    Panel,
+    Series,
+    Spread,
+    bars_of,
+    is_number,
+    lines_of,
+    points_of,
+    told_value,
+)
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, Point, have_matplotlib
-from softprompts.training.runs import load_metrics
+from softprompts.storage.run_folder import load_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.reading import read_recipe
 from softprompts.bench.recipe import Cell, Recipe, source_names
+from softprompts.bench.recipe_file import read_recipe
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data, Run, resolved, rows_identity, shared_by
-from softprompts.files import write_json_atomic
+from softprompts.experiments.workbench import Run, resolved, shared_by
 from softprompts.methods import make_config
-from softprompts.training import run_id, runs
+from softprompts.storage import run_folder
+from softprompts.storage.files import write_json_atomic
+from softprompts.tasks.data import Data, rows_identity
+from softprompts.training import run_id
 
 LANES = 8  # runs of a job where nothing else is said; a step that does not fit goes through them in several passes
 PLAN = "plan.json"
@@ -120,7 +122,7 @@ class Plan:
             count = -(-len(members) // size)
             at = [round(part * len(members) / count) for part in range(count + 1)]
             found += [Job(tuple(members[one:end])) for one, end in itertools.pairwise(at)]
-        return [job for job in found if not all(runs.is_done(Path(root) / str(run.run)) for run in job.runs)]
+        return [job for job in found if not all(run_folder.is_done(Path(root) / str(run.run)) for run in job.runs)]
 
     def save(self, folder: str | Path) -> None:
         """Writes it into the bench's folder, for `load_plan`."""
@@ -214,7 +216,7 @@ def plan(
         found.append(planned)
         folder = Path(root).resolve() / str(planned.run)  # a worker may be in another folder
         # One that diverged has nothing to start from: what waits for it goes on waiting, and `diverged` tells.
-        usable = runs.is_done(folder) and not diverged(folder)
+        usable = run_folder.is_done(folder) and not diverged(folder)
         prompts[cell.model, str(cell.source)] = str(folder) if usable else None
     for cell in recipe.cells():
         own = {name: folder for (model, name), folder in prompts.items() if model == cell.model}
@@ -241,7 +243,7 @@ def failures(folder: str | Path, left: Collection[str]) -> dict[str, str]:
 
 def diverged(folder: str | Path) -> bool:
     """Whether training of a run that is done broke off."""
-    return runs.load_result(folder).get("stop_reason") == runs.DIVERGED
+    return run_folder.load_result(folder).get("stop_reason") == run_folder.DIVERGED
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from softprompts.bench.published import (
     recomputed_average,
     slips,
 )
-from softprompts.bench.scoring import standardized
+from softprompts.bench.significance import standardized
 from softprompts.bench.tables import Entry, Line, Table
 
 _COMMAND = "python -m softprompts.bench.published_page > docs/published.md"

@@ -1,6 +1,6 @@
 """A recipe: a grid of runs (methods x tasks x settings x seeds x models), and what decides each of them.
 
-`softprompts.bench.reading` makes it from a YAML file; docs/benchmarks.md explains every key.
+`softprompts.bench.recipe_file` makes it from a YAML file; docs/benchmarks.md explains every key.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from softprompts.experiment import Data
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 SCALES = ("tiny", "small", "paper")
@@ -129,15 +129,15 @@ class Recipe:
         published: name of the table of published numbers, or None.
         scale: one of `SCALES`; "" where the recipe has only one.
         measure: "score", or "cost": seconds and memory of training steps.
-        table: "scores", or "standardized": one score over all tasks (see `softprompts.bench.scoring`).
+        table: "scores", or "standardized": one score over all tasks (see `softprompts.bench.significance`).
         models: hub id, folder or packaged name by short name.
         rows: the lines.
         columns: the scores shown.
         tasks: the tasks by name.
         seeds: of every cell.
         max_length: most tokens of an input.
-        evaluate: whether validation rows are scored while training, see `softprompts.experiment.Workbench`.
-        quantize: keep the backbones in few bits, see `softprompts.experiment.Workbench`; None: as they come.
+        evaluate: whether validation rows are scored while training, see `softprompts.experiments.workbench.Workbench`.
+        quantize: keep the backbones in few bits, see `softprompts.experiments.workbench.Workbench`; None: as they come.
         data: fields of `Data` for all.
         training: fields of `TrainConfig` for all.
         sources: runs whose prompts others start from.

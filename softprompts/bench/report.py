@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import softprompts
 from softprompts.bench.drawing import told_value
 from softprompts.bench.figures import Drawn, figures_of
-from softprompts.bench.reading import recipe_names
-from softprompts.bench.scoring import Significance, significance
-from softprompts.bench.tables import DAGGER, Table
-from softprompts.bench.tabulate import tables_of
-from softprompts.compare import score_of
-from softprompts.files import require_folder, write_text_atomic
+from softprompts.bench.recipe_file import recipe_names
+from softprompts.bench.result_tables import tables_of
+from softprompts.bench.results import load_findings
+from softprompts.bench.significance import Significance, significance
+from softprompts.bench.table_forms import DAGGER
+from softprompts.bench.tables import Table
+from softprompts.errors import SoftPromptError
+from softprompts.experiments.compare import score_of
 from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, write_files
+from softprompts.storage.files import require_folder, write_text_atomic
+from softprompts.version import __version__
 
 if TYPE_CHECKING:
     from softprompts.bench.results import Findings, Outcome
@@ -105,7 +108,7 @@ def write_report(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text = environment.from_string((page / "report.html.jinja").read_text(encoding="utf-8")).render(
-        version=softprompts.__version__,
+        version=__version__,
         recipe=findings.recipe,
         kicker=_kicker(findings),
         state=_state(findings),
@@ -292,3 +295,47 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
     return told_value(value)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was written.
+
+    Attributes:
+        tables: the tables.
+        files: what was written.
+    """
+
+    tables: tuple[Table, ...]
+    files: tuple[Path, ...]
+
+
+def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
+    """Writes tables (Markdown, CSV, LaTeX, HTML) and report of what a bench has so far.
+
+    Args:
+        folder: the bench's folder.
+        root: where run folders live.
+
+    Raises:
+        SoftPromptError: there is no bench, or no run of it has ended.
+    """
+    folder = Path(folder)
+    require_folder(folder, "the report")
+    findings = load_findings(folder, root)
+    if not findings.outcomes:
+        raise SoftPromptError(f"{folder}: no run of this bench has ended yet, so there is nothing to show")
+    tables = tables_of(findings)
+    compared = compared_of(findings, tables)
+    forms = {
+        "md": "\n\n".join([*(table.markdown() for table in tables), *(one.markdown() for one in compared)]),
+        "tex": "\n\n".join(table.latex() for table in tables),
+        "html": "\n".join(table.html() for table in tables),
+    }
+    texts = {f"tables.{ending}": text for ending, text in forms.items()}
+    for number, table in enumerate(tables, start=1):
+        texts["tables.csv" if number == 1 else f"tables-{number}.csv"] = table.csv()
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
+    files = [folder / name for name in texts]
+    return Outputs(tables, (*files, *write_report(findings, folder, tables=tables, compared=compared)))

@@ -12,8 +12,8 @@ from typing import Any
 
 from softprompts.bench.plan import failures, load_plan
 from softprompts.bench.recipe import Column, Recipe, Row
-from softprompts.compare import score_of
-from softprompts.training import runs
+from softprompts.experiments.compare import score_of
+from softprompts.storage import run_folder
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Outcome:
     @property
     def diverged(self) -> bool:
         """Whether training broke off."""
-        return self.result.get("stop_reason") == runs.DIVERGED
+        return self.result.get("stop_reason") == run_folder.DIVERGED
 
     def curve(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: step, epoch, loss and validation metrics."""
-        return runs.load_metrics(self.folder)
+        return run_folder.load_metrics(self.folder)
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
     outcomes, missing, left = [], 0, set()
     for one in known:
         path = Path(root) / str(one.run)
-        if one.run is None or not runs.is_done(path):
+        if one.run is None or not run_folder.is_done(path):
             missing += 1
             left.add(str(one.run))
         elif one.cell.source is None:
             cell = one.cell
             outcomes.append(
-                Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, runs.load_result(path))
+                Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, run_folder.load_result(path))
             )
     return Findings(recipe, tuple(outcomes), missing, failures(folder, left))

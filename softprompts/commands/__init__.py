@@ -1,1 +1,1 @@
-"""The verbs of the command line, a file each; `softprompts.cli` puts them together."""
+"""The verbs of the command line, a file each; `softprompts.__main__` puts them together."""

@@ -13,9 +13,9 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from softprompts.commands.telling import telling_how_to_go_on
+from softprompts.commands.messages import telling_how_to_go_on
+from softprompts.commands.parsing import listed, whole
 from softprompts.commands.terminal import err, out, plain_table
-from softprompts.commands.values import listed, whole
 from softprompts.errors import SoftPromptError
 
 bench_app = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
@@ -34,8 +34,8 @@ QUIET = 30  # seconds between two lines of progress where the output is no termi
 @bench_app.command("list")
 def list_recipes() -> None:
     """List the recipes: tables and figures of the papers, and how many runs they are at each scale."""
-    from softprompts.bench.reading import load_recipe, recipe_names
     from softprompts.bench.recipe import SCALES
+    from softprompts.bench.recipe_file import load_recipe, recipe_names
 
     table = Table("recipe", "what it is", *(f"{scale} runs" for scale in SCALES), box=box.SIMPLE_HEAD)
     for name in recipe_names():
@@ -78,8 +78,8 @@ def run(
     report: Report = None,
 ) -> None:
     """Train what has no result yet, then write tables and report. The same command goes on after an interruption."""
-    from softprompts.bench.engine import bench_folder, run_recipe
-    from softprompts.bench.reading import load_recipe
+    from softprompts.bench.recipe_file import load_recipe
+    from softprompts.bench.runner import bench_folder, run_recipe
 
     changes = _changes(set_, model, seeds)
     wanted = load_recipe(recipe, scale, changes)
@@ -114,7 +114,7 @@ def run(
 @bench_app.command()
 def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Show how far a bench is."""
-    from softprompts.bench.engine import read_state
+    from softprompts.bench.runner import read_state
 
     state = read_state(_folder(recipe, scale, out_, report), out_)
     out.print(_told(state))
@@ -156,8 +156,8 @@ def _print_table(table: Any) -> None:
 
 
 def _folder(recipe: str, scale: str | None, root: str, report: str | None) -> Path:
-    from softprompts.bench.engine import bench_folder
-    from softprompts.bench.reading import load_recipe
+    from softprompts.bench.recipe_file import load_recipe
+    from softprompts.bench.runner import bench_folder
 
     if report is not None:
         return Path(report)
@@ -195,8 +195,7 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
 
 
 def _write(folder: Path, root: str) -> None:
-    from softprompts.bench.outputs import write_outputs
-    from softprompts.bench.report import REPORT
+    from softprompts.bench.report import REPORT, write_outputs
 
     written = write_outputs(folder, root)
     for table in written.tables:

@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompts.commands.messages import (
+    describe,
+    tell_cut,
+    tell_run,
+    telling_how_to_go_on,
+)
+from softprompts.commands.method_settings import method_config, settings_of
 from softprompts.commands.options import (
     Lanes,
     Out,
@@ -17,13 +24,11 @@ from softprompts.commands.options import (
     grouped,
     report_folder,
 )
-from softprompts.commands.settings import method_config, settings_of
-from softprompts.commands.telling import describe, tell_cut, tell_run, telling_how_to_go_on
+from softprompts.commands.parsing import listed, pairs, whole
 from softprompts.commands.terminal import out, plain_table
-from softprompts.commands.values import listed, pairs, whole
 
 if TYPE_CHECKING:
-    from softprompts.compare import Comparison
+    from softprompts.experiments.compare import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +55,9 @@ def compare(
     tracker: Tracker = None,
 ) -> None:
     """Train several methods with several seeds; end in a table. Finished runs are not done again."""
-    from softprompts.compare import compare as run_all
-    from softprompts.experiment import check_trackers
-    from softprompts.files import require_folder
+    from softprompts.experiments.compare import compare as run_all
+    from softprompts.storage.files import require_folder
+    from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
     names = listed("--methods", methods_)
@@ -90,7 +95,7 @@ def compare(
 
 def show_comparison(comparison: Comparison, folder: Path) -> None:
     """Prints a comparison's table, and writes table and plot into a folder."""
-    from softprompts.compare import COLUMNS, write_report
+    from softprompts.experiments.compare import COLUMNS, write_report
 
     if out.quiet:  # the main process writes
         return

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from softprompts.commands.compare import show_comparison
+from softprompts.commands.messages import describe, tell_run, telling_how_to_go_on
 from softprompts.commands.options import Lanes, Out, report_folder
-from softprompts.commands.telling import describe, tell_run, telling_how_to_go_on
 
 
 def demo(
@@ -18,8 +18,8 @@ def demo(
     report: Annotated[str | None, typer.Option(help="Folder for table and plot.")] = None,
 ) -> None:
     """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
-    from softprompts.demo import run_demo
-    from softprompts.files import require_folder
+    from softprompts.experiments.demo import run_demo
+    from softprompts.storage.files import require_folder
 
     folder = report_folder(report, out_, "demo")
     require_folder(folder, "the report")  # before anything trains for minutes

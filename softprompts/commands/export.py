@@ -25,12 +25,12 @@ def export(
     folder: Annotated[str, typer.Option("--out", "-o", help="The new folder.")],
 ) -> None:
     """Write a trained prompt in a form that others can use."""
-    from softprompts.backbone import quiet
-    from softprompts.files import require_new_folder
-    from softprompts.hub import asking
-    from softprompts.loading import load
-    from softprompts.packaged import resolve_model
-    from softprompts.saving import prompt_folder, read_config
+    from softprompts.backbones.backbone import quiet
+    from softprompts.backbones.packaged import resolve_model
+    from softprompts.model.load import load
+    from softprompts.storage.files import require_new_folder
+    from softprompts.storage.hub import asking
+    from softprompts.storage.saved_prompt import prompt_folder, read_config
 
     if to not in FORMS:
         raise SoftPromptError(f"--to {to}: {nearest(to, FORMS)}")

@@ -28,9 +28,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
     """Show what is in a saved prompt, ours or an adapter of PEFT's; draw what it learned; compare several."""
-    from softprompts.interop.peft_reading import described
-    from softprompts.opening import adapter_folder
-    from softprompts.saving import prompt_folder, read
+    from softprompts.model.formats import adapter_folder
+    from softprompts.model.interop.peft_reading import described
+    from softprompts.storage.saved_prompt import prompt_folder, read
 
     found = []
     for source in sources:
@@ -61,7 +61,7 @@ def _numbers(value: Any) -> dict[str, Any]:
 
 
 def _show_prompt(config: dict[str, Any]) -> None:
-    from softprompts.saving import counted
+    from softprompts.model.saving import counted
 
     meta, backbone, stats = config.get("metadata") or {}, config["backbone"], config["tensors"]
     facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))

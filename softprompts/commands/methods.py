@@ -21,7 +21,7 @@ def methods(
     from softprompts.methods import methods as known
 
     if markdown:
-        from softprompts.method_table import table as page
+        from softprompts.commands.methods_page import table as page
 
         print(page(), end="")
         return

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from softprompts.commands.parsing import pairs, value_of
 from softprompts.commands.terminal import err
-from softprompts.commands.values import pairs, value_of
 from softprompts.errors import SoftPromptError
 
 if TYPE_CHECKING:
-    from softprompts.experiment import Data, Workbench
+    from softprompts.experiments.workbench import Workbench
+    from softprompts.tasks.data import Data
     from softprompts.training import TrainConfig
 
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
@@ -150,7 +151,7 @@ class WorkbenchOptions:
         Raises:
             SoftPromptError: options that do not go together.
         """
-        from softprompts.experiment import Data
+        from softprompts.tasks.data import Data
 
         if self.task is not None and self.data is not None:
             raise SoftPromptError("give --task or --data, not both")
@@ -206,8 +207,8 @@ class WorkbenchOptions:
         Raises:
             SoftPromptError: options that do not go together, or a task, file or model that cannot be used.
         """
-        from softprompts.experiment import Workbench
-        from softprompts.training.processes import together
+        from softprompts.experiments.workbench import Workbench
+        from softprompts.processes import together
 
         source = self.to_data()
         with err.status("loading data and model"), together():

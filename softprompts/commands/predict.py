@@ -14,8 +14,8 @@ import typer
 from rich.table import Table
 
 from softprompts.commands.options import BatchSize
+from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
-from softprompts.commands.values import pairs
 from softprompts.errors import SoftPromptError
 
 
@@ -97,7 +97,7 @@ def _first(row: Mapping[str, Any], predictor: Any) -> str:
 
 
 def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: str) -> None:
-    from softprompts.training.runs import write_text_atomic
+    from softprompts.storage.run_folder import write_text_atomic
 
     form = predictor.task.form
     own = ["choices"] if form.chooses and not form.choices else []

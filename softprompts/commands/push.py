@@ -18,7 +18,7 @@ def push(
     licence: Annotated[str | None, typer.Option("--license", help="The hub's name of a licence, such as mit.")] = None,
 ) -> None:
     """Upload a trained prompt, with its card, to the model hub. Logging in is up to 'hf auth login'."""
-    from softprompts.pushing import push_saved
+    from softprompts.model.push import push_saved
 
     with err.status("uploading"):
         address = push_saved(source, repo, private or None, message, revision=revision, license=licence)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompts.commands.messages import describe, tell_cut, telling_how_to_go_on
+from softprompts.commands.method_settings import method_config, settings_of
 from softprompts.commands.options import (
     Lanes,
     Out,
@@ -20,16 +22,14 @@ from softprompts.commands.options import (
     grouped,
     report_folder,
 )
-from softprompts.commands.settings import method_config, settings_of
-from softprompts.commands.telling import describe, tell_cut, telling_how_to_go_on
+from softprompts.commands.parsing import listed, pairs, value_of
 from softprompts.commands.terminal import err, out, plain_table
-from softprompts.commands.values import listed, pairs, value_of
 from softprompts.errors import SoftPromptError
-from softprompts.names import JOINT
+from softprompts.storage.names import JOINT
 
 if TYPE_CHECKING:
-    from softprompts.leaderboard import Leaderboard
-    from softprompts.methods.base import MethodConfig
+    from softprompts.experiments.leaderboard import Leaderboard
+    from softprompts.methods.contract import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,10 @@ def search(
 
     With a linear schedule the rates of a run follow its full budget, so what is cut early has seen high rates only.
     """
-    from softprompts.experiment import check_trackers
-    from softprompts.leaderboard import check_report
-    from softprompts.search import load_optuna, rungs
-    from softprompts.search import search as find
+    from softprompts.experiments.leaderboard import check_report
+    from softprompts.experiments.search import load_optuna, rungs
+    from softprompts.experiments.search import search as find
+    from softprompts.training.progress import check_trackers
 
     load_optuna()
     check_trackers(tracker)
@@ -140,7 +140,7 @@ def _chosen(config: MethodConfig, settings: dict[str, str]) -> dict[str, Any]:
 def _searched(key: str, text: str, names: list[str]) -> Any:
     """What --space says of a setting: a span, or values to choose from."""
     from softprompts.methods import methods as known
-    from softprompts.methods.base import Span
+    from softprompts.methods.about import Span
     from softprompts.training import TrainConfig
 
     first, dot, rest = key.partition(".")
@@ -163,7 +163,7 @@ def _searched(key: str, text: str, names: list[str]) -> Any:
 
 
 def _show_leaderboard(found: Leaderboard, folder: Path, root: str) -> None:
-    from softprompts.leaderboard import BEST, RECORDS
+    from softprompts.experiments.leaderboard import BEST, RECORDS
 
     table = plain_table(f"{found.model} on {found.task}")
     rows = [found.cells(entry, full=False) for entry in found.entries]

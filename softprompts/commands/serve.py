@@ -12,7 +12,7 @@ from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 
 if TYPE_CHECKING:
-    from softprompts.serving.store import Store
+    from softprompts.serving.prompt_store import Store
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -52,10 +52,10 @@ def serve(
     import torch
 
     from softprompts.serving.engine import Engine
+    from softprompts.serving.prompt_store import Store
     from softprompts.serving.server import run
     from softprompts.serving.service import Service
     from softprompts.serving.settings import Settings
-    from softprompts.serving.store import Store
 
     if device is not None:
         _check_device(device)

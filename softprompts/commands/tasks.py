@@ -58,7 +58,7 @@ def show_task(
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, nothing shortened.")] = False,
 ) -> None:
     """Show a task: fields, labels, templates, how long its rows are for a model, and how models read them."""
-    from softprompts.experiment import load_tokenizer
+    from softprompts.backbones.loading import load_tokenizer
     from softprompts.tasks.catalog import task_outline
     from softprompts.tasks.describe import describe
 

@@ -9,11 +9,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import Out, Tracker, TrainingOptions, WorkbenchOptions, grouped
-from softprompts.commands.settings import method_config
-from softprompts.commands.telling import describe, tell_cut, telling_how_to_go_on
+from softprompts.commands.messages import describe, tell_cut, telling_how_to_go_on
+from softprompts.commands.method_settings import method_config
+from softprompts.commands.options import (
+    Out,
+    Tracker,
+    TrainingOptions,
+    WorkbenchOptions,
+    grouped,
+)
+from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
-from softprompts.commands.values import pairs
 from softprompts.errors import SoftPromptError
 
 
@@ -35,7 +41,7 @@ def train(
     tracker: Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
-    from softprompts.experiment import check_trackers
+    from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
     config = method_config(method, pairs(set_))
@@ -50,7 +56,7 @@ def train(
 
 
 def _report_run(path: Path, result: dict[str, Any]) -> None:
-    from softprompts.training.runs import DIVERGED
+    from softprompts.storage.run_folder import DIVERGED
 
     if result["message"]:
         err.print(result["message"], soft_wrap=True)

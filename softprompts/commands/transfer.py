@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from softprompts.commands.messages import tell_run, telling_how_to_go_on
 from softprompts.commands.options import (
     BatchSize,
     DataDir,
@@ -18,9 +19,8 @@ from softprompts.commands.options import (
     grouped,
     report_folder,
 )
-from softprompts.commands.telling import tell_run, telling_how_to_go_on
+from softprompts.commands.parsing import listed, whole
 from softprompts.commands.terminal import err, out, plain_table
-from softprompts.commands.values import listed, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,13 @@ def transfer(
     report: Annotated[str | None, typer.Option(help="Folder for the tables; default: <out>/transfer.")] = None,
 ) -> None:
     """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
-    from softprompts.experiment import Data, Workbench
-    from softprompts.files import require_folder
-    from softprompts.sources import described
-    from softprompts.training.processes import together
-    from softprompts.transfer import transfer as measure
-    from softprompts.transfer import write_report
+    from softprompts.experiments.transfer import transfer as measure
+    from softprompts.experiments.transfer import write_report
+    from softprompts.experiments.workbench import Workbench
+    from softprompts.methods.sources import described
+    from softprompts.processes import together
+    from softprompts.storage.files import require_folder
+    from softprompts.tasks.data import Data
 
     train_config = training.to_config()
     counts = [whole("--shots", part) for part in listed("--shots", shots)]

@@ -3,48 +3,45 @@
 import sys
 from types import ModuleType
 
-from softprompts.methods.adamix import AdaMixConfig
-from softprompts.methods.adapter import AdapterConfig, AdapterDropConfig
-from softprompts.methods.adaptive_prefix import AdaptivePrefixConfig
-from softprompts.methods.attempt import AttemptConfig
-from softprompts.methods.base import (
+from softprompts.methods.about import About, Span, View
+from softprompts.methods.baselines.adamix import AdaMixConfig
+from softprompts.methods.baselines.adapter import AdapterConfig, AdapterDropConfig
+from softprompts.methods.baselines.adaptive_prefix import AdaptivePrefixConfig
+from softprompts.methods.baselines.attempt import AttemptConfig
+from softprompts.methods.baselines.bitfit import BitFitConfig
+from softprompts.methods.baselines.dept import DePTConfig
+from softprompts.methods.baselines.dpt import DPTConfig
+from softprompts.methods.baselines.full import FullConfig
+from softprompts.methods.baselines.head_only import HeadOnly as HeadOnly
+from softprompts.methods.baselines.head_only import HeadOnlyConfig as HeadOnlyConfig
+from softprompts.methods.baselines.intrinsic import IntrinsicConfig, fit_autoencoder
+from softprompts.methods.baselines.lora import LoraConfig
+from softprompts.methods.baselines.mpt import MPTConfig
+from softprompts.methods.baselines.p_tuning import PTuningConfig
+from softprompts.methods.baselines.prefix_tuning import PrefixTuningConfig
+from softprompts.methods.baselines.prompt_tuning import PromptTuningConfig
+from softprompts.methods.baselines.residual import ResidualConfig
+from softprompts.methods.baselines.smop import SMoPConfig
+from softprompts.methods.baselines.spot import SPoTConfig
+from softprompts.methods.compose import ComposedConfig, compose
+from softprompts.methods.contract import (
     SITE_KINDS,
-    About,
     Answers,
     Component,
     Method,
     MethodConfig,
-    Part,
     Rows,
     Shape,
-    Span,
-    View,
     Vocabulary,
-    make_config,
-    methods,
-    register,
 )
-from softprompts.methods.bitfit import BitFitConfig
-from softprompts.methods.compose import ComposedConfig, compose
-from softprompts.methods.dept import DePTConfig
-from softprompts.methods.dpt import DPTConfig
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
-from softprompts.methods.full import FullConfig
-from softprompts.methods.head_only import HeadOnly as HeadOnly
-from softprompts.methods.head_only import HeadOnlyConfig as HeadOnlyConfig
-from softprompts.methods.intrinsic import IntrinsicConfig, fit_autoencoder
-from softprompts.methods.lora import LoraConfig
-from softprompts.methods.mpt import MPTConfig
+from softprompts.methods.making import make_config
 from softprompts.methods.multi_mask import MultiMaskConfig
-from softprompts.methods.p_tuning import PTuningConfig
-from softprompts.methods.prefix_tuning import PrefixTuningConfig
-from softprompts.methods.prompt_tuning import PromptTuningConfig
-from softprompts.methods.residual import ResidualConfig
+from softprompts.methods.registry import methods, register
 from softprompts.methods.selective_prefix import SelectivePrefixConfig
-from softprompts.methods.smop import SMoPConfig
-from softprompts.methods.spot import SPoTConfig
 from softprompts.methods.superpos import SuperPosConfig
+from softprompts.soft_prompt import Part
 
 __all__ = [
     "SITE_KINDS",
@@ -97,7 +94,7 @@ class _Callable(ModuleType):
     """``softprompts.methods`` is this package and the function that lists what is in it."""
 
     def __call__(self) -> dict[str, type[MethodConfig]]:
-        """All methods by name; see `softprompts.methods.base.methods`."""
+        """All methods by name; see `softprompts.methods.registry.methods`."""
         return methods()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError, require_whole
-from softprompts.methods.base import MethodConfig, Shape
+from softprompts.methods.contract import MethodConfig, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
 
 

@@ -20,23 +20,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.base import (
-    RATES,
+from softprompts.methods.about import RATES, Span, View
+from softprompts.methods.contract import (
     Answers,
     Component,
     Method,
     MethodConfig,
-    Part,
     Rows,
     Shape,
-    Span,
-    View,
-    listed,
-    make_config,
-    methods,
 )
-from softprompts.names import JOINT
-from softprompts.soft_prompt import SoftPrompt
+from softprompts.methods.registry import config_of, listed, methods
+from softprompts.soft_prompt import Part, SoftPrompt
+from softprompts.storage.names import JOINT
 
 
 def compose(*parts: MethodConfig) -> ComposedConfig:
@@ -313,7 +308,7 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
         if name not in chosen:
             raise SoftPromptError(f"{method} has no part '{name}' to set {setting} of; {nearest(name, chosen)}")
         chosen[name][setting] = fields[key]
-    return compose(*(make_config(name, **settings) for name, settings in chosen.items()))
+    return compose(*(config_of(name, settings) for name, settings in chosen.items()))
 
 
 def _from_dict(saved: Mapping[str, Any]) -> MethodConfig:
@@ -321,4 +316,4 @@ def _from_dict(saved: Mapping[str, Any]) -> MethodConfig:
     method = fields.pop("method", None)
     if not isinstance(method, str):
         raise SoftPromptError("composed: a part without the name of its method")
-    return make_config(method, **fields)
+    return config_of(method, fields)

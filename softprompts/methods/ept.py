@@ -21,9 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
+from softprompts.methods.about import About, Span, View
 from softprompts.methods.common import flag, sampled_rows, whole_number
-from softprompts.methods.sourced import StartedConfig
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
+from softprompts.methods.source_settings import StartedConfig
 from softprompts.soft_prompt import SoftPrompt
 
 

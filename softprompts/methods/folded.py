@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.base import Component, Method, MethodConfig, Rows, Shape, register
 from softprompts.methods.common import flag, require_sites, whole_number
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 
 

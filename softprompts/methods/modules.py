@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.base import RATES, Method, MethodConfig, Part, Shape, Span
-from softprompts.soft_prompt import Frozen, PartWay
+from softprompts.methods.about import RATES, Span
+from softprompts.methods.contract import Method, MethodConfig, Shape
+from softprompts.soft_prompt import Frozen, Part, PartWay
 
 NORM = "norm"
 LINEAR = ("linear", "conv1d")

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
+from softprompts.methods.about import About, Span, View
 from softprompts.methods.common import (
     flag,
     gated,
@@ -30,6 +30,8 @@ from softprompts.methods.common import (
     real_number,
     whole_number,
 )
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 
 

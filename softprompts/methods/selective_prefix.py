@@ -20,8 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.base import About, Component, Method, MethodConfig, Rows, Shape, Span, View, register
-from softprompts.methods.common import penalised, plain_prefix, prefix_table, real_number
+from softprompts.methods.about import About, Span, View
+from softprompts.methods.common import (
+    penalised,
+    plain_prefix,
+    prefix_table,
+    real_number,
+)
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 
 

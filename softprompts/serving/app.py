@@ -15,17 +15,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-import softprompts
-from softprompts.saving import counted
+from softprompts.version import __version__
+from softprompts.model.saving import counted
 from softprompts.serving import schemas
-from softprompts.serving.asking import Asked, Writing, likelihoods, predicted, texts
 from softprompts.serving.engine import Loaded
 from softprompts.serving.errors import ClosingError, RequestError
-from softprompts.serving.gate import Gate
+from softprompts.serving.middleware import Gate
+from softprompts.serving.prompt_store import NAME
+from softprompts.serving.requests import Asked, Writing, likelihoods, predicted, texts
 from softprompts.serving.schemas import problems
 from softprompts.serving.service import GoneError, Service, Ticket
 from softprompts.serving.settings import Settings
-from softprompts.serving.store import NAME
 from softprompts.serving.streaming import Stream
 
 _ABOUT = """Many soft prompts on one frozen model. Rows of a request may each name a prompt of their own, and requests
@@ -55,7 +55,7 @@ def create_app(service: Service) -> Gate:
 
     app = FastAPI(
         title="softprompts",
-        version=softprompts.__version__,
+        version=__version__,
         description=_ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,

@@ -17,23 +17,30 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from softprompts import packaged
-from softprompts.backbone import kind_of
+from softprompts.backbones import packaged
+from softprompts.backbones.backbone import kind_of
+from softprompts.backbones.loading import context_room, naming_model
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import context_room, naming_model
-from softprompts.injection import state_of
+from softprompts.injection.prompt import Prompt
+from softprompts.injection.state import state_of
 from softprompts.methods.folded import fold
-from softprompts.model import attach
-from softprompts.prompt import Prompt
-from softprompts.prompt_reader import PromptReader
-from softprompts.saving import prompt_of, read
+from softprompts.model.attach import attach
+from softprompts.model.saving import prompt_of
 from softprompts.serving.errors import FailedError
 from softprompts.serving.sampling import Sampler
+from softprompts.storage.saved_prompt import read
 from softprompts.tasks import padding_id
 from softprompts.tasks.collate import collate, inputs_of, length_of
-from softprompts.training.evaluate import score_rows
+from softprompts.tasks.task_reader import PromptReader
+from softprompts.training.prediction import score_rows
 
 _DEFAULT_CLASS = {
     "encoder": "AutoModelForSequenceClassification",
@@ -259,7 +266,7 @@ class Engine:
     # --- scores -------------------------------------------------------------------------------------------------------
 
     def score(self, lines: Sequence[Line], max_rows: int, max_tokens: int) -> list[Tensor | FailedError]:
-        """What the model says of rows, see `softprompts.training.evaluate.score_rows`; what went wrong with some."""
+        """What the model says of rows, see `softprompts.training.prediction.score_rows`; what went wrong with some."""
         split = [_parts(line, max_rows, max_tokens) for line in lines]
         scores = iter(self._score([part for parts in split for part in parts], max_rows, max_tokens))
         return [_whole([next(scores) for _ in parts]) for parts in split]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from softprompts.errors import SoftPromptError
-from softprompts.serving.asking import Asked, Part, first_failure
 from softprompts.serving.batching import Batcher, ScoreJob, WriteJob
 from softprompts.serving.engine import Engine, Loaded
 from softprompts.serving.errors import (
@@ -26,8 +25,9 @@ from softprompts.serving.errors import (
     UnknownError,
 )
 from softprompts.serving.metrics import Metrics
+from softprompts.serving.prompt_store import Store
+from softprompts.serving.requests import Asked, Part, first_failure
 from softprompts.serving.settings import Settings
-from softprompts.serving.store import Store
 
 Answers = list[dict[str, Any]]
 Receive = Callable[[], Awaitable[Any]]
@@ -219,7 +219,7 @@ class Service:
 
         Args:
             asked: its rows.
-            read: reads them, see `softprompts.serving.asking`.
+            read: reads them, see `softprompts.serving.requests`.
 
         Raises:
             RequestError: the server is going down, or too many rows wait already.

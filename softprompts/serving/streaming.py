@@ -8,7 +8,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from softprompts.serving.errors import RequestError, TooSlowError
-from softprompts.serving.service import GoneError, Receive, Service, Ticket, disconnected
+from softprompts.serving.service import (
+    GoneError,
+    Receive,
+    Service,
+    Ticket,
+    disconnected,
+)
 
 _UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
 

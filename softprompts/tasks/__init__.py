@@ -12,11 +12,11 @@ from softprompts.tasks.encode import label_ids as label_ids
 from softprompts.tasks.encode import marker as marker
 from softprompts.tasks.encode import new_tokens as new_tokens
 from softprompts.tasks.encode import padding_id as padding_id
-from softprompts.tasks.files import load_files as load_files
 from softprompts.tasks.form import Form as Form
 from softprompts.tasks.spec import Spec as Spec
 from softprompts.tasks.task import Example as Example
 from softprompts.tasks.task import Task as Task
+from softprompts.tasks.user_files import load_files as load_files
 
 if TYPE_CHECKING:
     from softprompts.tasks.metrics import compute as compute

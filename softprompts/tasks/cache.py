@@ -33,8 +33,7 @@ from safetensors.numpy import save as dump_arrays
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.files import write_atomic
-from softprompts.packaged import default_cache_dir
+from softprompts.storage.files import default_cache_dir, write_atomic
 
 LIMIT = 2 * 1024**3
 FORMAT = 1

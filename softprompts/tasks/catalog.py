@@ -6,16 +6,16 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.declared import declared, is_declaration, load_declared
 from softprompts.tasks.glue import GLUE
+from softprompts.tasks.hub_rows import MISMATCHED, on_hub, rows_of, there
 from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
 from softprompts.tasks.reviews import METRICS as REVIEWS_METRICS
-from softprompts.tasks.source import MISMATCHED, on_hub, rows_of, there
 from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.squad import SQUAD
 from softprompts.tasks.superglue import SUPERGLUE
 from softprompts.tasks.task import OFFICIAL, Example, Task
+from softprompts.tasks.yaml_tasks import declared, is_declaration, load_declared
 
 SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE, **SQUAD, **NER}
 
@@ -82,7 +82,7 @@ def load_task(
 
     Args:
         name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq"; or a YAML file, see
-            `softprompts.tasks.declared`.
+            `softprompts.tasks.yaml_tasks`.
         data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
             ask the hub. The reviews need neither. For a YAML file: the folder of the files it names, None: its own.
         template: how rows are put to a model; None: the task's own way.

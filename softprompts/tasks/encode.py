@@ -16,7 +16,15 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks import cache
-from softprompts.tasks.kinds import KINDS, candidates, encoded, labels, spans, tags, texts
+from softprompts.tasks.kinds import (
+    KINDS,
+    candidates,
+    encoded,
+    labels,
+    spans,
+    tags,
+    texts,
+)
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
 from softprompts.tasks.task import Example, Task
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from softprompts.tasks.families import FIFTHS, TENTHS, Template, dept, keyed
 from softprompts.tasks.form import Form
+from softprompts.tasks.paper_templates import FIFTHS, TENTHS, Template, dept, keyed
 from softprompts.tasks.spec import Row, Spec
 
 

@@ -14,8 +14,8 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.packaged import reviews_archive
 from softprompts.tasks.form import Form
+from softprompts.tasks.reviews_archive import reviews_archive
 from softprompts.tasks.task import Example, Task
 
 DOMAINS: dict[str, tuple[str, str]] = {

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import Form
-from softprompts.tasks.rows import check_columns
 from softprompts.tasks.task import Example
 
 Row = Mapping[str, Any]

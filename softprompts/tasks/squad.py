@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from softprompts.tasks.families import dept, keyed, nested
 from softprompts.tasks.form import Form
+from softprompts.tasks.paper_templates import dept, keyed, nested
 from softprompts.tasks.spec import Row, Spec
 
 

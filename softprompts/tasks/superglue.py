@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from softprompts.tasks import superglue_rows as rows
-from softprompts.tasks.families import Template, dept, keyed
 from softprompts.tasks.form import CHOICE, Form
+from softprompts.tasks.paper_templates import Template, dept, keyed
 from softprompts.tasks.spec import Spec
 
 _NO_YES = ("False", "True")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from softprompts.tasks.families import nested
+from softprompts.tasks.paper_templates import nested
 from softprompts.tasks.spec import Row
 
 # COPA

@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
+from softprompts.processes import is_main
+from softprompts.storage import run_folder
 from softprompts.tasks.collate import inputs_of, length_bucketed_batches, length_of
-from softprompts.training import runs
 from softprompts.training.config import TrainConfig
-from softprompts.training.evaluate import Feature
-from softprompts.training.optim import build_optimizer, set_learning_rates
-from softprompts.training.processes import is_main
-from softprompts.training.scoring import Evaluation, Marker, Predict, Score
+from softprompts.training.evaluation import Evaluation, Marker, Predict, Score
+from softprompts.training.optim import (
+    build_optimizer,
+    set_learning_rates,
+)
+from softprompts.training.prediction import Feature
 
 if TYPE_CHECKING:
-    from softprompts.prompt import Prompt
+    from softprompts.injection.prompt import Prompt
 
 CHECKPOINT_FILE = "lane.pt"
 Draw = list[list[Feature]]  # the rows of a step, cut into batches
@@ -237,7 +240,7 @@ class Lane:
         if self.step or self.stop_reason is not None:
             raise SoftPromptError(f"run '{self.name}' has been trained already; make a new Lane to go on or to repeat")
         if self.folder is not None:
-            if runs.is_done(self.folder):
+            if run_folder.is_done(self.folder):
                 raise SoftPromptError(f"{self.folder} holds this run, finished; choose a new folder")
             self.folder.mkdir(parents=True, exist_ok=True)
         self.prompt: Prompt = model.prompts[self.name]
@@ -246,11 +249,11 @@ class Lane:
         self.parameters = [p for component in components.values() for p in component.parameters]
         # A run that fails before its first evaluation leaves the prompt it started from.
         self.best = _Best(prompt=self._prompt_state())
-        if self.folder is not None and (self.folder / runs.CHECKPOINT / CHECKPOINT_FILE).is_file():
+        if self.folder is not None and (self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE).is_file():
             self.load_checkpoint()
         elif self.folder is not None:
             # A crash between the first evaluation and its checkpoint leaves lines that are going to be written again.
-            runs.cut_metrics(self.folder, 0)
+            run_folder.cut_metrics(self.folder, 0)
 
     @property
     def active(self) -> bool:
@@ -297,7 +300,7 @@ class Lane:
 
     def _fail(self, what: str) -> None:
         kept = f"that of step {self.best.step} is kept" if self.best.step else "its starting values are kept"
-        self.stop_reason = runs.DIVERGED
+        self.stop_reason = run_folder.DIVERGED
         self.message = f"run '{self.name}' stopped: {what}; of its prompt, {kept}"
 
     def zero_gradients(self) -> None:
@@ -422,19 +425,21 @@ class Lane:
         """Writes the state into the run's folder, as one file that is replaced at once."""
         if self.folder is not None:
             state = self.state()
-            runs.write_atomic(self.folder / runs.CHECKPOINT / CHECKPOINT_FILE, lambda file: torch.save(state, file))
+            run_folder.write_atomic(
+                self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE, lambda file: torch.save(state, file)
+            )
 
     def load_checkpoint(self) -> None:
         """Goes back to the folder's checkpoint and drops the lines of metrics.jsonl written after it."""
         assert self.folder is not None
-        path = self.folder / runs.CHECKPOINT / CHECKPOINT_FILE
+        path = self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file fails anywhere in zip or pickle
             raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
         self.load_state(state)
         if is_main():
-            runs.cut_metrics(self.folder, self.step)
+            run_folder.cut_metrics(self.folder, self.step)
 
     def finish(self, model: Any, write: bool = True) -> LaneResult:
         """Writes the result of a run that is done, and puts its best prompt back into the model.
@@ -463,11 +468,22 @@ class Lane:
             return result
         self.restore_best()
         if self.folder is not None and write:
-            model.save_prompt(self.name, self.folder / runs.PROMPT, metadata=self.metadata())
-            runs.write_json_atomic(self.folder / runs.RESULT, {**self.record, **result.to_dict()})
+            model.save_prompt(self.name, self.folder / run_folder.PROMPT, metadata=self.metadata())
+            run_folder.write_json_atomic(self.folder / run_folder.RESULT, {**self.record, **result.to_dict()})
         return result
 
 
 def _plain(value: float | None) -> float | None:
     """JSON knows no NaN or infinity."""
     return value if value is None or math.isfinite(value) else None
+
+
+def steps_behind(path: Path) -> int:
+    """How many steps of a run are in its folder, to be gone on from."""
+    file = path / run_folder.CHECKPOINT / CHECKPOINT_FILE
+    if not file.is_file():
+        return 0
+    try:
+        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"])
+    except Exception:  # a damaged one is reported when the run is taken up
+        return 0

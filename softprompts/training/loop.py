@@ -32,19 +32,26 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.sharded import require_whole
+from softprompts.processes import alike, require_whole, together
+from softprompts.storage import run_folder
 from softprompts.tasks.collate import collate, inputs_of, length_of
-from softprompts.training import runs
-from softprompts.training.comparing import check_teachers, comparisons, wants_states
-from softprompts.training.evaluate import Feature
+from softprompts.training.evaluation import measure
+from softprompts.training.extra_passes import check_teachers, comparisons, wants_states
 from softprompts.training.lane import Draw, Lane, LaneResult
 from softprompts.training.losses import label_count, read_pass
-from softprompts.training.measure import PeakMemory
-from softprompts.training.processes import alike, together
+from softprompts.training.memory import (
+    CPU_TOKENS,
+    SHARE,
+    free_memory,
+    keep_pages,
+    out_of_memory,
+    release,
+    step_memory,
+)
+from softprompts.training.peak_memory import PeakMemory
+from softprompts.training.prediction import Feature
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
-from softprompts.training.room import CPU_TOKENS, SHARE, free_memory, keep_pages, out_of_memory, release, step_memory
-from softprompts.training.scoring import measure
 
 CHECKPOINT_SECONDS = 300  # since the last one: between two evaluations there may be hours
 
@@ -158,7 +165,9 @@ def train(
 def _compiled(model: Any, wanted: bool) -> contextlib.AbstractContextManager[None]:
     if not wanted:
         return contextlib.nullcontext()
-    from softprompts.compiling import compiled  # here, since torch's compiler takes a second to import
+    from softprompts.injection.speedups.compiling import (
+        compiled,  # here, since torch's compiler takes a second to import
+    )
 
     return compiled(model)
 
@@ -201,7 +210,7 @@ def _evaluate(
     found = iter(measure(model, scored, pad_id, padding_side, accelerator, randomness.of))
     for lane in lanes:
         lane.take_stock({} if lane.validation is None else next(found))
-    return [lane for lane in lanes if lane.stop_reason != runs.DIVERGED]
+    return [lane for lane in lanes if lane.stop_reason != run_folder.DIVERGED]
 
 
 def _step(
@@ -369,9 +378,9 @@ def _write_down(model: Any, due: list[Lane], stopping: list[Lane], randomness: R
     """Puts on disk what a crash must not take: after an evaluation, before an interruption, and after some minutes."""
     for lane in due:
         if lane.folder is not None:
-            runs.append_metrics(lane.folder, lane.history[-1])
+            run_folder.append_metrics(lane.folder, lane.history[-1])
             if lane.best.step == lane.step:
-                model.save_prompt(lane.name, lane.folder / runs.PROMPT, metadata=lane.metadata())
+                model.save_prompt(lane.name, lane.folder / run_folder.PROMPT, metadata=lane.metadata())
     for lane in dict.fromkeys([*due, *stopping]):
         lane.random_state = randomness.state(lane)
         lane.save_checkpoint()
@@ -400,7 +409,7 @@ def _check(
             "runs that share a pass must agree in the kind of labels: classes, values, tokens, spans or choices"
         )
     if lanes[0].config.compile:
-        from softprompts.compiling import require_compilable
+        from softprompts.injection.speedups.compiling import require_compilable
 
         require_compilable(model, model.device if accelerator is None else accelerator.device)
     if accelerator is not None and accelerator.gradient_accumulation_steps != 1:

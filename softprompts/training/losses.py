@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
 from softprompts.errors import SoftPromptError
-from softprompts.heads import wide
-from softprompts.injection import state_of
-from softprompts.readout import at_places
+from softprompts.injection.classification_loss import wide
+from softprompts.injection.speedups.logits_at import at_places
+from softprompts.injection.state import state_of
 from softprompts.tasks.collate import IGNORED, LABELS
 
 NEG_INF = float("-inf")

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.base import Component
+from softprompts.methods.contract import Component
 from softprompts.training.config import TrainConfig
 
 HEAD = "head"

@@ -6,14 +6,23 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
+from softprompts.errors import SoftPromptError, nearest
 from softprompts.training.lane import Lane
 
 
@@ -121,3 +130,22 @@ def flat(values: dict[str, Any], front: str = "") -> dict[str, Any]:
         else:
             plain[front + name] = value if isinstance(value, int | float | str) else json.dumps(value)
     return plain
+
+
+def check_trackers(names: Sequence[str] | None) -> None:
+    """Makes sure that Accelerate knows all of these trackers and that their packages are installed.
+
+    Raises:
+        SoftPromptError: one of them is unknown, or its package is missing.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    for name in names or ():
+        if name == "all":
+            continue
+        if name not in known:
+            raise SoftPromptError(f"unknown tracker '{name}'; {nearest(name, known)}")
+        if name not in there:
+            raise SoftPromptError(f"the tracker '{name}' is not installed: pip install {name}")

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from softprompts.injection import state_of
+from softprompts.injection.state import state_of
 from softprompts.training.lane import Lane
-from softprompts.training.processes import RowDraws, from_main
+from softprompts.training.row_draws import RowDraws, from_main
 
 
 class Randomness:
@@ -110,7 +110,7 @@ class _Sequence:
 
     @contextlib.contextmanager
     def drawing(self, by_row: bool) -> Iterator[None]:
-        """See `softprompts.passing.Draws`."""
+        """See `softprompts.injection.batch_pass.Draws`."""
         with self, self.rows if by_row and self.rows is not None else contextlib.nullcontext():
             yield
 

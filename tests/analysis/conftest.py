@@ -8,7 +8,8 @@ from reading import Train
 from saved import model_folder, rows, write_csv
 
 import softprompts as sp
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.workbench import Workbench
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 

@@ -27,7 +27,7 @@ from softprompts.analysis import (
 )
 from softprompts.analysis.attention_maps import EDGES
 from softprompts.errors import SoftPromptError
-from softprompts.injection import state_of
+from softprompts.injection.state import state_of
 
 SELECTIVE = sp.SelectivePrefixConfig(num_virtual_tokens=3, alpha=2.0, init_std=1.0)
 TOKENS = sp.PromptTuningConfig(num_virtual_tokens=3)

@@ -19,8 +19,9 @@ from torch import nn
 import softprompts as sp
 from softprompts.analysis import figures, gates_of, masks_of, open_prompts, superposition_of
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data, Workbench
-from softprompts.methods import base
+from softprompts.experiments.workbench import Workbench
+from softprompts.methods import about, contract, registry
+from softprompts.tasks.data import Data
 
 MASKS = sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2)
 EPT = sp.EPTConfig(num_virtual_tokens=4, source_tokens=6, rank=2, max_length=12, num_spaces=3, space_hidden_size=5)
@@ -141,7 +142,7 @@ def test_views_name_every_axis_of_every_method() -> None:
     for name, config in tiny.METHODS.items():
         model = sp.attach(tiny.model("bert", torch.float32), config, "it", seed=0)
         made = model.prompts["it"].method.eval()
-        some = base.Rows(torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool))
+        some = contract.Rows(torch.randn(3, 5, 16), torch.ones(3, 5, dtype=torch.bool))
         for rows_given in (None, some):
             for view in made.views(rows_given):
                 seen.add(view.what)
@@ -153,31 +154,31 @@ def test_views_name_every_axis_of_every_method() -> None:
 
 
 def test_a_method_from_elsewhere_shows_what_it_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
-    @base.register("half-open")
+    @registry.register("half-open")
     @dataclass(frozen=True, kw_only=True)
     class HalfOpenConfig(sp.MethodConfig):
         uses_tokens: ClassVar[bool] = True
 
-        def build(self, shape: base.Shape) -> base.Method:
+        def build(self, shape: contract.Shape) -> contract.Method:
             return HalfOpen(self, shape)
 
-    class HalfOpen(base.Method):
-        def __init__(self, config: HalfOpenConfig, shape: base.Shape):
+    class HalfOpen(contract.Method):
+        def __init__(self, config: HalfOpenConfig, shape: contract.Shape):
             super().__init__(config)
             self.tokens = nn.Parameter(torch.ones(config.num_virtual_tokens, shape.hidden_size))
 
-        def forward(self, rows: base.Rows | None = None) -> Any:
+        def forward(self, rows: contract.Rows | None = None) -> Any:
             from softprompts.soft_prompt import SoftPrompt
 
             return SoftPrompt(tokens=self.tokens.unsqueeze(0))
 
-        def components(self) -> dict[str, base.Component]:
-            return {"prompt": base.Component([self.tokens], learning_rate=0.1)}
+        def components(self) -> dict[str, contract.Component]:
+            return {"prompt": contract.Component([self.tokens], learning_rate=0.1)}
 
-        def views(self, rows: base.Rows | None = None) -> list[base.View]:
-            return [base.View("masks", torch.full((2, 2), 0.5), ("token", "site"))]
+        def views(self, rows: contract.Rows | None = None) -> list[about.View]:
+            return [about.View("masks", torch.full((2, 2), 0.5), ("token", "site"))]
 
     model = sp.attach(tiny.model("bert", torch.float32), HalfOpenConfig(num_virtual_tokens=2), "mine")
     model.save_prompt("mine", tmp_path / "mine")

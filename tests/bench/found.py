@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.reading import read_recipe
 from softprompts.bench.recipe import Cell, Recipe
+from softprompts.bench.recipe_file import read_recipe
 from softprompts.bench.results import Findings, Outcome
-from softprompts.training.runs import METRICS, RESULT
+from softprompts.storage.run_folder import METRICS, RESULT
 
 METHODS = ("head-only", "prompt-tuning", "superpos", "prefix-tuning", "multi-mask", "selective-prefix")
 SIZES = (770, 38_400, 43_000, 92_160, 131_000, 98_000)

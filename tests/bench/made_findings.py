@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.reading import read_recipe
 from softprompts.bench.recipe import Recipe
+from softprompts.bench.recipe_file import read_recipe
 from softprompts.bench.results import Findings, Outcome
 
 BACKBONE = 222_903_552

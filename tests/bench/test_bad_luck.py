@@ -19,13 +19,15 @@ import yaml
 from bench.grids import write_grid
 from saved import Cli
 
-from softprompts.bench import engine, worker, workers
+from softprompts.bench import runner, worker_pools
 from softprompts.bench.plan import Job, plan
-from softprompts.bench.reading import load_recipe
+from softprompts.bench.recipe_file import load_recipe
 from softprompts.bench.results import load_findings
-from softprompts.bench.worker import Worker, is_held, lock, lock_file, locked
+from softprompts.bench.worker_process import Worker, locked
 from softprompts.commands.bench import _changes
 from softprompts.errors import SoftPromptError
+from softprompts.storage import locks
+from softprompts.storage.locks import is_held, lock, lock_file
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_file_systems_without_locks_keep_nobody_out(tmp_path: Path, monkeypatch:
         assert is_held(tmp_path, "a")
         with lock_file(tmp_path, "a") as file:
             assert not lock(file, wait=False)
-        monkeypatch.setattr(worker.fcntl, "flock", none)
+        monkeypatch.setattr(locks.fcntl, "flock", none)
         assert not is_held(tmp_path, "a")
         with locked(tmp_path, ["a"]), lock_file(tmp_path, "b") as file:
             assert lock(file, wait=False)
@@ -161,14 +163,14 @@ def test_a_worker_whose_gpu_is_lost_does_not_go_on(tmp_path: Path, monkeypatch: 
 def test_a_worker_that_dies_without_a_job_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
 
-    class Dead(workers._Process):
+    class Dead(worker_pools._Process):
         def __init__(self) -> None:
             self.place, self.job, self.bench = 0, None, ""
 
         def end(self) -> None:
             ended.append(self)
 
-    pool = workers.LocalWorkers(tmp_path, tmp_path, 1)
+    pool = worker_pools.LocalWorkers(tmp_path, tmp_path, 1)
     pool._workers[0] = dead = Dead()
     pool._answers.put((dead, ""))
     assert pool.ended(0.01) == [] and ended == [dead] and pool._workers == [None]
@@ -182,7 +184,7 @@ def test_actors_without_a_job_make_room_for_those_that_wait(monkeypatch: pytest.
     def wait(references: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return [one for one in references if one in started], [one for one in references if one not in started]
 
-    pool = workers.RayWorkers.__new__(workers.RayWorkers)
+    pool = worker_pools.RayWorkers.__new__(worker_pools.RayWorkers)
     pool._ray = SimpleNamespace(wait=wait, kill=killed.append)
     pool.count, pool._actors, pool._bench = 2, ["a", "b"], ["", ""]
     pool._pids = {0: "pid-a", 1: "pid-b"}
@@ -195,17 +197,17 @@ def test_actors_without_a_job_make_room_for_those_that_wait(monkeypatch: pytest.
 
 def test_cores_are_those_of_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "cpu.max"
-    monkeypatch.setattr(workers, "_CPU_LIMIT", limit)
-    everything = workers.cores()
+    monkeypatch.setattr(worker_pools, "_CPU_LIMIT", limit)
+    everything = worker_pools.cores()
     for text, cores in (("100000 100000", 1), ("1000 100000", 1), ("max 100000", everything)):
         limit.write_text(text)
-        assert workers.cores() == cores
+        assert worker_pools.cores() == cores
 
 
 def test_a_launcher_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SoftPromptError, match="leave the launcher out"):
-        engine.run_recipe(load_recipe(write_grid(tmp_path)), root=tmp_path / "runs")
+        runner.run_recipe(load_recipe(write_grid(tmp_path)), root=tmp_path / "runs")
 
 
 def written(root: Path, run: str, score: float | None, stop: str = "max_steps", trained: int = 1) -> None:
@@ -250,29 +252,29 @@ def test_notes_of_runs_that_are_done_or_of_another_plan_are_not_told(tmp_path: P
 def test_costs_that_were_cut_short_are_not_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(write_grid(tmp_path, measure="cost", cost={"steps": 3, "warmup_steps": 2}, seeds=[0]))
     job = plan(recipe, root=tmp_path).jobs(tmp_path)[0].to_dict()
-    from softprompts.training import cost
+    from softprompts.training import step_cost
 
-    real = cost._Timed.update
+    real = step_cost._Timed.update
 
     def asked(self: Any, loss: float, norm: float) -> None:
         if not self.stamps:
             os.kill(os.getpid(), signal.SIGINT)
         real(self, loss, norm)
 
-    monkeypatch.setattr(cost._Timed, "update", asked)
+    monkeypatch.setattr(step_cost._Timed, "update", asked)
     with pytest.raises(KeyboardInterrupt, match="interrupted after step 2"):
         Worker(tmp_path, tmp_path).work(job)
     assert not list(tmp_path.glob("*/result.json"))
-    monkeypatch.setattr(cost._Timed, "update", lambda self, loss, norm: real(self, float("nan"), norm))
+    monkeypatch.setattr(step_cost._Timed, "update", lambda self, loss, norm: real(self, float("nan"), norm))
     Worker(tmp_path, tmp_path).work(job)
     assert not list(tmp_path.glob("*/result.json"))
     assert "its cost was not measured" in next((tmp_path / "failures").iterdir()).read_text()
 
 
 def test_where_all_runs_fail_it_is_told_why(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from softprompts.bench.engine import State
+    from softprompts.bench.runner import State
 
-    monkeypatch.setattr(engine, "run_recipe", lambda *given, **named: State(3, 0, 0, {"abc": "no luck"}, 2))
+    monkeypatch.setattr(runner, "run_recipe", lambda *given, **named: State(3, 0, 0, {"abc": "no luck"}, 2))
     done = cli("bench", "run", write_grid(tmp_path), "--out", tmp_path / "runs")
     assert done.code == 2 and done.err.count("\n") == 1
     assert "1 of 3 runs failed (2 more start from them), the first one (abc): no luck" in done.err

@@ -18,14 +18,15 @@ import pytest
 from bench.grids import write_grid
 from saved import Cli
 
-from softprompts.bench.engine import bench_folder, read_state, run_recipe
-from softprompts.bench.outputs import write_outputs
 from softprompts.bench.plan import Plan, load_plan, plan
-from softprompts.bench.reading import load_recipe
+from softprompts.bench.recipe_file import load_recipe
+from softprompts.bench.report import write_outputs
 from softprompts.bench.results import load_findings
-from softprompts.bench.worker import Worker, is_held, locked
+from softprompts.bench.runner import bench_folder, read_state, run_recipe
+from softprompts.bench.worker_process import Worker, locked
 from softprompts.errors import SoftPromptError
-from softprompts.training import runs
+from softprompts.storage import run_folder
+from softprompts.storage.locks import is_held
 
 SOURCES = {"Second": {"task": "second.yaml", "method": "prompt-tuning", "training": {"max_steps": 2}}}
 
@@ -133,16 +134,16 @@ def test_a_run_that_fails_is_noted_and_the_others_of_its_job_get_through(
     root, folder = tmp_path / "runs", tmp_path / "bench"
     made = plan(recipe, root=root)
     made.save(folder)
-    from softprompts import experiment
+    from softprompts.experiments import workbench
 
-    real = experiment.Workbench._add
+    real = workbench.Workbench._add
 
     def broken(self: Any, name: str, method: Any, seed: int) -> None:
         if method.method == "prefix-tuning":
             raise RuntimeError("no luck")
         real(self, name, method, seed)
 
-    monkeypatch.setattr(experiment.Workbench, "_add", broken)
+    monkeypatch.setattr(workbench.Workbench, "_add", broken)
     alone(made, root, folder)
     findings = load_findings(folder, root)
     assert {one.row.name for one in findings.outcomes} == {"Head"} and findings.missing == 2
@@ -280,7 +281,7 @@ def test_a_lost_worker_is_replaced_while_the_command_goes_on(tmp_path: Path, und
         lines = list(root.glob("*/metrics.jsonl"))
         if lines and not killed:
             workers = psutil.Process().children(recursive=True)
-            worker = next(one for one in workers if "softprompts.bench.worker" in one.cmdline())
+            worker = next(one for one in workers if "softprompts.bench.worker_process" in one.cmdline())
             killed.append(worker.pid)
             worker.kill()
 
@@ -376,7 +377,7 @@ def test_what_is_done_is_not_done_again_and_status_and_report_read_it(
     next(iter(before)).unlink()
     assert "7 of 8 runs done" in cli.fine("bench", "status", recipe, "--out", root).out
     assert "1 run" in cli.fine("bench", "report", recipe, "--out", root).out
-    assert len(list(before)) == 8 and runs.is_done(list(before)[1].parent)
+    assert len(list(before)) == 8 and run_folder.is_done(list(before)[1].parent)
 
 
 def test_a_second_command_on_the_same_bench_is_refused(tmp_path: Path, cli: Cli) -> None:

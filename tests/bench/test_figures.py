@@ -17,7 +17,7 @@ from softprompts.bench.figures import Drawn, figures_of
 from softprompts.bench.results import Findings
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, style_of
-from softprompts.training.runs import load_metrics
+from softprompts.storage.run_folder import load_metrics
 
 pytest.importorskip("matplotlib")
 GRID: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from bench.grids import write_grid
 
-from softprompts.bench.reading import load_recipe, read_recipe
 from softprompts.bench.recipe import Cell, Recipe, overlaid
+from softprompts.bench.recipe_file import load_recipe, read_recipe
 from softprompts.errors import SoftPromptError
 
 

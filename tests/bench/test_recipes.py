@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from softprompts import packaged
 from softprompts.analysis import WHAT
+from softprompts.backbones import packaged
 from softprompts.bench import published
 from softprompts.bench.figures import MEASURED
-from softprompts.bench.reading import load_recipe, recipe_names, recipes_folder
 from softprompts.bench.recipe import PAPER, SCALES, Cell, Recipe
+from softprompts.bench.recipe_file import load_recipe, recipe_names, recipes_folder
 from softprompts.methods import Shape, Vocabulary, make_config
 from softprompts.tasks.catalog import task_names
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import BUSY, CONTRASTS
+from browsing import CONTRASTS, Page
 from found import findings_of, recipe_of
 
 from softprompts.bench import figures, report

@@ -8,9 +8,9 @@ from markup import check_latex, read
 
 from softprompts.bench.published import published
 from softprompts.bench.published_page import rendered, standardized_table
-from softprompts.bench.scoring import LEAST_PAIRS, paired_difference, significance, standardized
+from softprompts.bench.result_tables import tables_of
+from softprompts.bench.significance import LEAST_PAIRS, paired_difference, significance, standardized
 from softprompts.bench.tables import Entry, Line, Table
-from softprompts.bench.tabulate import tables_of
 from softprompts.errors import SoftPromptError
 
 

@@ -8,8 +8,8 @@ import pytest
 from made_findings import BACKBONE, findings, recipe
 from markup import check_latex, read
 
+from softprompts.bench.result_tables import table_of, tables_of
 from softprompts.bench.tables import AVERAGE, Entry, Line, Table, average_of, with_average
-from softprompts.bench.tabulate import table_of, tables_of
 from softprompts.errors import SoftPromptError
 
 

@@ -75,7 +75,7 @@ print(json.dumps([logits.tolist(), model.config.id2label[1]]))
         written.append((type(model).__name__, name, folder))
         Path(folder).mkdir(parents=True)
 
-    stand_in = types.ModuleType("softprompts.interop.peft_writing")
+    stand_in = types.ModuleType("softprompts.model.interop.peft_writing")
     monkeypatch.setattr(stand_in, "write_peft", write_peft, raising=False)
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     cli.fine("export", run, "--to", "peft", "-o", "out/peft")

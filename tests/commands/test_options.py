@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from softprompts.commands.options import TrainingOptions, WorkbenchOptions, grouped
 from softprompts.errors import SoftPromptError
-from softprompts.experiment import Data
+from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
 

@@ -18,7 +18,7 @@ import pytest
 from saved import Cli, model_folder
 
 import softprompts as sp
-from softprompts.experiment import load_backbone
+from softprompts.backbones.loading import load_backbone
 from softprompts.tasks import Form
 
 for needed in ("fastapi", "uvicorn", "prometheus_client"):
@@ -128,7 +128,7 @@ import sys
 for name in ("fastapi", "uvicorn", "prometheus_client", "starlette"):
     sys.modules[name] = None
 import softprompts as sp
-import softprompts.cli, softprompts.predictor, softprompts.prompt_reader
+import softprompts.__main__, softprompts.predictor, softprompts.prompt_reader
 print(sp.Predictor.__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -21,6 +21,6 @@ def test_blocks_run_one_after_the_other(page: str) -> None:
     for block in blocks:
         exec(compile(block, f"{page}.md", "exec"), names)
     if page == "quantized":
-        from softprompts import quantized
+        from softprompts.backbones import quantized
 
         assert [quantized.name_of(names[name]) for name in ("model", "again", "plain")] == ["nf4", "nf4", None]

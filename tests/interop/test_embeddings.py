@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.interop.embeddings import decode_embeds, encode_embeds, prompt_embeds
+from softprompts.model.interop.embeddings import decode_embeds, encode_embeds, prompt_embeds
 
 IDS = [1, 17, 9, 30, 44, 8]
 INPUT = ["prompt-tuning", "superpos", "smop", "dept", "ept"]

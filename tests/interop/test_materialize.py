@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.interop.prompt_tokens import save_tokenizer, with_prompt_tokens
-from softprompts.methods.base import Part
+from softprompts.model.interop.prompt_tokens import save_tokenizer, with_prompt_tokens
+from softprompts.soft_prompt import Part
 
 AUTO = {
     "encoder": tf.AutoModelForSequenceClassification,
@@ -360,7 +360,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("softprompts.interop.materialize.save_tokenizer", fail)
+    monkeypatch.setattr("softprompts.model.interop.materialize.save_tokenizer", fail)
     with pytest.raises(OSError, match="disk full"):
         model.materialize("p", tmp_path / "m", tokenizer)
     assert list(tmp_path.iterdir()) == []
@@ -382,7 +382,7 @@ def test_half_of_a_tie_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 def test_lora_is_merged_into_the_weight(kind: str) -> None:
     model = attached("gpt2" if kind == "conv1d" else "llama", WEIGHTS["lora"])
-    from softprompts.injection import state_of
+    from softprompts.injection.state import state_of
 
     method = model.prompts["p"].method
     parts = state_of(model).backbone.described_parts("lora")

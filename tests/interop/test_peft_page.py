@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from softprompts import packaged
+from softprompts.backbones import packaged
 from softprompts.errors import SoftPromptError
 
 PAGE = Path(__file__).parents[2] / "docs" / "peft.md"

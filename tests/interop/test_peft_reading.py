@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import softprompts as sp
-from softprompts import quantized
+from softprompts.backbones import quantized
 from softprompts.errors import SoftPromptError
-from softprompts.interop import peft_reading
+from softprompts.model.interop import peft_reading
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 KINDS = ["prompt", "p-tuning", "prefix", "multitask"]

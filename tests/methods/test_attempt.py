@@ -4,9 +4,8 @@ import pytest
 import torch
 from source_prompts import saved
 
-from softprompts import sources
 from softprompts.errors import SoftPromptError
-from softprompts.methods import AttemptConfig, PromptTuningConfig, Rows
+from softprompts.methods import AttemptConfig, PromptTuningConfig, Rows, sources
 
 D = 8
 

@@ -20,7 +20,7 @@ from softprompts.methods import (
     fold,
     make_config,
 )
-from softprompts.methods.base import Method
+from softprompts.methods.contract import Method
 from softprompts.soft_prompt import SoftPrompt
 
 SMALL_EPT = {"num_virtual_tokens": 3, "source_tokens": 4, "rank": 2, "max_length": 5, "space_hidden_size": 3}

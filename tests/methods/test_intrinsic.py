@@ -6,10 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from source_prompts import PLAIN, saved
 
-from softprompts import sources
 from softprompts.errors import SoftPromptError
-from softprompts.methods import IntrinsicConfig, PromptTuningConfig, fit_autoencoder, fold
-from softprompts.methods.intrinsic import decode, encode
+from softprompts.methods import IntrinsicConfig, PromptTuningConfig, fit_autoencoder, fold, sources
+from softprompts.methods.baselines.intrinsic import decode, encode
 
 D = 8
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from source_prompts import PLAIN, saved
 
-from softprompts import sources
 from softprompts.errors import SoftPromptError
-from softprompts.methods import PromptTuningConfig, SPoTConfig, fold
+from softprompts.methods import PromptTuningConfig, SPoTConfig, fold, sources
 
 D = 8
 

@@ -17,13 +17,13 @@ import uvicorn
 from saved import model_folder
 
 import softprompts as sp
-from softprompts.experiment import load_backbone
+from softprompts.backbones.loading import load_backbone
 from softprompts.serving.app import create_app
 from softprompts.serving.engine import Engine
+from softprompts.serving.prompt_store import Store
 from softprompts.serving.server import Server
 from softprompts.serving.service import Service
 from softprompts.serving.settings import Settings
-from softprompts.serving.store import Store
 from softprompts.tasks import Form
 
 WORDS = ["the", "film", "plot", "was", "good", "bad", "very", "nice", "awful", "first", "second", "fine"]

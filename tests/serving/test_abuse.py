@@ -13,14 +13,14 @@ from saved import model_folder
 from servers import Running, running, save, service_of
 
 import softprompts as sp
-from softprompts.saving import CONFIG_FILE
 from softprompts.serving import schemas
 from softprompts.serving.engine import Engine
+from softprompts.serving.prompt_store import Store
 from softprompts.serving.server import run
 from softprompts.serving.service import Service
 from softprompts.serving.settings import Settings
-from softprompts.serving.store import Store
-from softprompts.training.evaluate import score_rows
+from softprompts.storage.saved_prompt import CONFIG_FILE
+from softprompts.training.prediction import score_rows
 
 ROW = {"prompt": "films", "inputs": ["the film was good"]}
 

@@ -43,9 +43,9 @@ def service_of_some(family: str, folder: Path, **settings: Any) -> Any:
     from saved import model_folder
 
     from softprompts.serving.engine import Engine
+    from softprompts.serving.prompt_store import Store
     from softprompts.serving.service import Service
     from softprompts.serving.settings import Settings
-    from softprompts.serving.store import Store
 
     service = Service(Engine(model_folder(family)), Store(folder), Settings(**settings))
     service.load_all()

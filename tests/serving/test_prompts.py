@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from servers import Later, Running, held, running, save, service_of, wait_until
 
 import softprompts as sp
-from softprompts.saving import CONFIG_FILE, TENSOR_FILE
 from softprompts.serving.errors import ConflictError, RequestError, UnknownError
-from softprompts.serving.store import Store
+from softprompts.serving.prompt_store import Store
+from softprompts.storage.saved_prompt import CONFIG_FILE, TENSOR_FILE
 
 METHOD = sp.PrefixTuningConfig(num_virtual_tokens=2)
 TEXT = "the film was good"

@@ -208,9 +208,9 @@ def test_a_prompt_of_another_model_is_refused(films: Path, tmp_path: Path) -> No
     from saved import model_folder
 
     from softprompts.serving.engine import Engine
+    from softprompts.serving.prompt_store import Store
     from softprompts.serving.service import Service
     from softprompts.serving.settings import Settings
-    from softprompts.serving.store import Store
 
     service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
     service.load_all()

@@ -151,8 +151,8 @@ def test_a_row_that_fails_does_not_take_others_along(tmp_path: Path, monkeypatch
     save("bert", tmp_path, "good", "two", sp.HeadOnlyConfig())
     save("bert", tmp_path, "poor", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
     engine = Engine(model_folder("bert"))
+    from softprompts.serving.prompt_store import Store
     from softprompts.serving.service import Service
-    from softprompts.serving.store import Store
 
     service = Service(engine, Store(tmp_path), Settings())
     service.load_all()

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from softprompts.errors import SoftPromptError
-from softprompts.packaged import reviews_archive
 from softprompts.tasks import Example, Form, Task
+from softprompts.tasks.reviews_archive import reviews_archive
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -100,8 +100,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> Callable[[Callable[[
     """
     import datasets
 
-    from softprompts.tasks.rows import read_rows
-    from softprompts.tasks.source import HUB, local_file
+    from softprompts.tasks.file_readers import read_rows
+    from softprompts.tasks.hub_rows import HUB, local_file
 
     def serve(shape: Callable[[dict[str, Any]], Any], scripts: tuple[str, ...] = ()) -> list[Any]:
         asked: list[Any] = []

@@ -131,7 +131,7 @@ def test_scores(t5_tokenizer) -> None:
 def test_packaged_tokenizer_on_real_rows(data_dir) -> None:
     from transformers import AutoTokenizer
 
-    from softprompts.packaged import DEFAULT_MODEL, resolve_model
+    from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
     from softprompts.tasks import load_task
 
     try:

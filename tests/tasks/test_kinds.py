@@ -11,7 +11,7 @@ import torch
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import Example, Form, Task, encode_examples, marker
 from softprompts.tasks.encode import reader
-from softprompts.training.evaluate import Prediction
+from softprompts.training.prediction import Prediction
 
 SPAN = Form(kind="span", fields=("question", "context"))
 TAGS = Form(kind="tagging", labels=("O", "B-X", "I-X"))
@@ -139,7 +139,7 @@ def test_real_words_and_sub_words() -> None:
     """Places agree with the tokenizer's own way of splitting words."""
     from transformers import AutoTokenizer
 
-    from softprompts.packaged import DEFAULT_MODEL, resolve_model
+    from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(DEFAULT_MODEL))

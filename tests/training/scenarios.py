@@ -163,21 +163,20 @@ def interrupted_and_resumed(folder: Path, rank: int) -> dict[str, Any]:
 
 def writes(folder: Path) -> int:
     """How many files this process writes during a run with a folder."""
-    from softprompts import files
-    from softprompts.training import runs
+    from softprompts.storage import files, run_folder
 
-    count, write, append = 0, files.write_atomic, runs.append_metrics
+    count, write, append = 0, files.write_atomic, run_folder.append_metrics
 
     def counted(*args: Any, **kwargs: Any) -> None:
         nonlocal count
         count += 1
         (append if isinstance(args[1], dict) else write)(*args, **kwargs)
 
-    files.write_atomic = runs.write_atomic = runs.append_metrics = counted  # type: ignore[assignment]
+    files.write_atomic = run_folder.write_atomic = run_folder.append_metrics = counted  # type: ignore[assignment]
     try:
         train(*_plain(folder=folder), pad_id=0)
     finally:
-        files.write_atomic, runs.write_atomic, runs.append_metrics = write, write, append
+        files.write_atomic, run_folder.write_atomic, run_folder.append_metrics = write, write, append
     return count
 
 
@@ -191,7 +190,7 @@ def _plain(seed: int | None = 0, folder: Path | None = None, **fields: Any) -> B
 def in_two_processes(out: Path) -> None:
     from accelerate import Accelerator
 
-    from softprompts.training.processes import end, of_main, together
+    from softprompts.processes import end, of_main, together
 
     torch.set_num_threads(1)
     rank = Accelerator().process_index

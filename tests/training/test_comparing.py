@@ -15,7 +15,7 @@ import softprompts as sp
 from softprompts.methods.common import divergence
 from softprompts.tasks import collate
 from softprompts.training import Lane, TrainConfig, train
-from softprompts.training.comparing import comparisons
+from softprompts.training.extra_passes import comparisons
 from softprompts.training.losses import model_inputs, read_pass
 
 ADAMIX = sp.AdaMixConfig(num_experts=4, bottleneck=3, consistency=0.7, share_up=False)

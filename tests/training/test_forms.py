@@ -12,7 +12,7 @@ import torch
 import softprompts as sp
 from softprompts.tasks.collate import collate
 from softprompts.training import Lane, TrainConfig, predict, train
-from softprompts.training.scoring import Evaluation
+from softprompts.training.evaluation import Evaluation
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}
 FORMS = ("spans", "tags", "choices")

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from softprompts import SoftPromptError
+from softprompts.storage.run_folder import load_metrics
 from softprompts.training import Lane, TrainConfig, load_result, train
-from softprompts.training.runs import load_metrics
 
 RUN = """
 import os, runpy, signal, sys, torch

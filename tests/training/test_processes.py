@@ -15,9 +15,9 @@ import scenarios
 import torch
 from saved import Cli, model_folder, rows, write_csv
 
+from softprompts.storage.run_folder import load_metrics
 from softprompts.training import load_result
-from softprompts.training.processes import RowDraws
-from softprompts.training.runs import load_metrics
+from softprompts.training.row_draws import RowDraws
 
 ROOT = Path(__file__).parents[2]
 # OMP: tiny matrices gain nothing from threads. COLUMNS: no table is cut.

@@ -16,9 +16,9 @@ import tiny
 import torch
 
 import softprompts as sp
-from softprompts.injection import state_of
+from softprompts.injection.state import state_of
+from softprompts.storage.run_folder import load_metrics
 from softprompts.training import Lane, LaneResult, TrainConfig, train
-from softprompts.training.runs import load_metrics
 
 DROPOUT = sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=3, router_dropout=0.5)
 NOISE = sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_noise=True, l1_lambda=1e-2)
@@ -175,7 +175,7 @@ def test_predictions_that_draw(toy: Any) -> None:
     """A lane whose own way to predict is random (sampled answers) keeps its sequence as well, and others theirs."""
 
     def sampled(model: Any, features: Any, name: str) -> Any:
-        from softprompts.training.evaluate import Prediction
+        from softprompts.training.prediction import Prediction
 
         return Prediction(torch.randint(0, 2, (len(features),)).tolist(), None)
 

@@ -12,8 +12,8 @@ import torch
 import softprompts as sp
 from softprompts.tasks import length_bucketed_batches
 from softprompts.training import Lane, TrainConfig, predict, train
-from softprompts.training.room import free_memory, out_of_memory, step_memory
-from softprompts.training.scoring import measure
+from softprompts.training.evaluation import measure
+from softprompts.training.memory import free_memory, out_of_memory, step_memory
 
 METHODS = ("prompt-tuning", "prefix-tuning", "multi-mask", "head-only")
 

@@ -1,0 +1,242 @@
+"""What a bench has found, as tables: of scores, of costs, or of one standardized score over all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from softprompts.bench.published import PublishedTable, published
+from softprompts.bench.recipe import Column, Recipe, Row
+from softprompts.bench.results import Findings
+from softprompts.bench.significance import standardized
+from softprompts.bench.tables import AVERAGE, Entry, Line, Table, tasks_of, with_average
+from softprompts.errors import SoftPromptError
+
+_UNITS = {"seconds_per_100_steps": "s/100 steps", "peak_memory": "GB"}
+_SHARE = "% trainable"
+# A line that trains more of the backbone than this stands for fine-tuning, the reference that papers do not rank.
+_WHOLE = 0.5
+
+
+def table_of(findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True) -> Table:
+    """The table that a bench of scores has found.
+
+    Args:
+        findings: what its runs say.
+        model: only this one's lines; None: all models, a group of lines each.
+        deltas: whether differences to the baseline row are shown, where there is one.
+        against: whether published numbers are shown, where there are some.
+
+    Raises:
+        SoftPromptError: the bench measures costs (see `tables_of`), has no such model, or names published numbers that
+            do not exist.
+    """
+    recipe = findings.recipe
+    if recipe.measure == "cost":
+        raise SoftPromptError(f"bench '{recipe.name}' measures costs, which are two tables: use tables_of")
+    reference = published(recipe.published) if against and recipe.published is not None else None
+    lines: list[Line] = []
+    names: dict[int, str] = {}
+    for row, name in _rows(findings, model):
+        found = _published_row(reference, row, name)
+        entries = tuple(_score_entry(findings, row, column, name, reference, found) for column in recipe.columns)
+        if found is not None:
+            names[len(lines)] = found
+        lines.append(_line(findings, row, name, entries, reference, found, model))
+    table = Table(
+        title=_title(recipe, model),
+        columns=tuple(column.name for column in recipe.columns),
+        lines=tuple(lines),
+        facts=("trained", _SHARE),
+        comparable=recipe.same_setting,
+        otherwise=_otherwise(recipe, reference),
+        deltas="difference" if deltas else "none",
+        notes=_missing(findings),
+    )
+    if len(tasks_of(table.columns)) < 2 or AVERAGE in table.columns:
+        return table
+    return with_average(table, reference, names)
+
+
+def tables_of(
+    findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True
+) -> tuple[Table, ...]:
+    """All tables of a bench: one of scores, or one of seconds per 100 steps and one of peak memory.
+
+    Costs have ratios to the baseline row in place of differences, since only these carry over from machine to machine.
+    A recipe whose table is "standardized" has one score over all tasks per model, see `softprompts.bench.significance`.
+    """
+    recipe = findings.recipe
+    if recipe.measure == "cost":
+        return tuple(_cost_table(findings, what, model, deltas, against) for what in _UNITS)
+    if recipe.table == "standardized":
+        return (_standardized_table(findings, model, against),)
+    return (table_of(findings, model, deltas=deltas, against=against),)
+
+
+def _rows(findings: Findings, model: str | None) -> Iterator[tuple[Row, str]]:
+    """The rows with the models that they are run on, model by model."""
+    recipe = findings.recipe
+    if model is not None and model not in recipe.models:
+        raise SoftPromptError(f"bench '{recipe.name}' has no model '{model}'; it has {', '.join(recipe.models)}")
+    for name in recipe.models if model is None else (model,):
+        yield from ((row, name) for row in recipe.rows if name in row.models)
+
+
+def _published_row(reference: PublishedTable | None, row: Row, model: str) -> str | None:
+    return None if reference is None or row.published is None else reference.row_of(row.published, model)
+
+
+def _line(
+    findings: Findings,
+    row: Row,
+    model: str,
+    entries: tuple[Entry, ...],
+    reference: PublishedTable | None,
+    found: str | None,
+    only: str | None,
+) -> Line:
+    facts, ranked = ("-", "-"), True
+    results = [run.result for task in findings.recipe.tasks for run in findings.runs(row, task, model)]
+    if results:
+        counts = sorted({(int(r["trained_parameters"]), int(r["backbone_parameters"])) for r in results})
+        ranked = counts[0][0] <= _WHOLE * counts[0][1]
+        # What trains copies of the whole backbone stands in its place; all else comes on top of it.
+        shares = [100 * count / (count + backbone if ranked else max(count, backbone)) for count, backbone in counts]
+        facts = _range([f"{count:,}" for count, _ in counts]), _range([_share(share) for share in shares])
+    if reference is not None and found is not None and _SHARE in reference.facts:
+        facts = (facts[0], f"{facts[1]} ({reference.fact(found, _SHARE)})")
+    several = only is None and len(findings.recipe.models) > 1
+    return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked)
+
+
+def _score_entry(
+    findings: Findings, row: Row, column: Column, model: str, reference: PublishedTable | None, found: str | None
+) -> Entry:
+    scores = findings.scores(row, column, model)
+    seeds = tuple(sorted(scores))
+    known = None
+    if reference is not None and found is not None and column.name in reference.columns:
+        known = reference.value(found, column.name)
+    return Entry(
+        scores=tuple(scores[seed] for seed in seeds),
+        seeds=seeds,
+        wanted=len(findings.recipe.seeds),
+        failed=not scores and bool(findings.runs(row, column.task, model)),
+        published=None if known is None else known[0],
+        published_std=None if known is None else known[1],
+    )
+
+
+def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, against: bool) -> Table:
+    recipe = findings.recipe
+    reference = published(recipe.published) if against and recipe.published is not None else None
+    # A paper has a table of each: the recipe names one of them.
+    if reference is not None and reference.unit != _UNITS[what]:
+        reference = published(reference.companion) if reference.companion is not None else None
+    tasks = tuple(dict.fromkeys(column.task for column in recipe.columns))
+    lines: list[Line] = []
+    names: dict[int, str] = {}
+    for row, name in _rows(findings, model):
+        found = _published_row(reference, row, name)
+        entries = []
+        for task in tasks:
+            cost = findings.cost(row, task, name)
+            value = None if cost is None else cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9
+            known = None
+            if reference is not None and found is not None and task in reference.columns:
+                known = reference.value(found, task)
+            entries.append(Entry(() if value is None else (value,), published=None if known is None else known[0]))
+        if found is not None:
+            names[len(lines)] = found
+        lines.append(replace(_line(findings, row, name, tuple(entries), None, None, model), ranked=True))
+    kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"
+    table = Table(
+        title=f"{_title(recipe, model)}: {kind}",
+        columns=tasks,
+        lines=tuple(lines),
+        facts=("trained", _SHARE),
+        higher_is_better=False,
+        digits=2,
+        comparable=False,  # another machine
+        otherwise=f"{_otherwise(recipe, reference) or 'another machine'}; ratios carry over, seconds and bytes do not",
+        deltas="ratio" if deltas else "none",
+        notes=_missing(findings),
+    )
+    return with_average(table, reference, names) if len(tasks) > 1 else table
+
+
+def _standardized_table(findings: Findings, model: str | None, against: bool) -> Table:
+    """One score over all tasks per row and model; the scale of a task spans the lines of all models."""
+    recipe = findings.recipe
+    scores = replace(table_of(findings, deltas=False, against=False), deltas="none")
+    overall = standardized(scores)
+    models = tuple(recipe.models) if model is None else (model,)
+    list(_rows(findings, model))  # an unknown model is an error
+    reference = published(recipe.published) if against and recipe.published is not None else None
+    lines = []
+    for row in recipe.rows:
+        entries = []
+        for name in models:
+            own = overall.get((name if len(recipe.models) > 1 else None, row.label))
+            known = None
+            found = _published_row(reference, row, name)
+            if reference is not None and found is not None and name in reference.columns:
+                known = reference.value(found, name)
+            entries.append(
+                Entry(
+                    () if own is None else (own.mean,),
+                    known_std=None if own is None else own.std,
+                    published=None if known is None else known[0],
+                    published_std=None if known is None else known[1],
+                )
+            )
+        ranked = all(line.ranked for line in scores.lines if line.name == row.label)
+        lines.append(Line(row.label, tuple(entries), row.group, None, (), row.baseline, ranked))
+    return Table(
+        title=_title(recipe, None),
+        columns=models,
+        lines=tuple(lines),
+        comparable=recipe.same_setting,
+        otherwise=_otherwise(recipe, reference),
+        notes=(
+            "Standardized score: each task's scores, mean over seeds, are put on a scale from 0 (the worst of all "
+            "lines and models here) to 100 (the best); mean over tasks, their standard deviation as a subscript.",
+            *_missing(findings),
+        ),
+    )
+
+
+def _title(recipe: Recipe, model: str | None) -> str:
+    only = model or (next(iter(recipe.models)) if len(recipe.models) == 1 else None)
+    return recipe.title if only is None else f"{recipe.title} ({only})"
+
+
+def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
+    """What differs from the published setting, in words."""
+    if reference is None or recipe.same_setting:
+        return ""
+    seeds = "1 seed" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
+    ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {seeds}"
+    return f"{reference.setting}; here {ours}"
+
+
+def _missing(findings: Findings) -> tuple[str, ...]:
+    if not findings.missing:
+        return ()
+    runs = "1 run has" if findings.missing == 1 else f"{findings.missing:,} runs have"
+    failed = f", {len(findings.failed)} of them because they failed" if findings.failed else ""
+    return (f"Not complete: {runs} no result{failed}.",)
+
+
+def _range(texts: Sequence[str]) -> str:
+    """From the first to the last, as where tasks have prompts of their own lengths."""
+    return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
+
+
+def _share(percent: float) -> str:
+    if percent >= 10:
+        text = f"{percent:.1f}"
+    else:
+        text = f"{percent:.4f}" if percent >= 0.001 else f"{percent:.2g}"
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text

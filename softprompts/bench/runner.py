@@ -1,0 +1,281 @@
+"""Runs a recipe: plans it, gives its jobs to workers, takes up again what a lost worker leaves, and keeps count."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from softprompts.bench.plan import (
+    FAILURES,
+    Job,
+    Known,
+    Plan,
+    Planned,
+    diverged,
+    failures,
+    load_plan,
+    plan,
+)
+from softprompts.bench.recipe import Recipe
+from softprompts.bench.worker_pools import LocalWorkers, RayWorkers, Workers, count_of
+from softprompts.errors import SoftPromptError
+from softprompts.storage import run_folder
+from softprompts.storage.files import require_folder, write_text_atomic
+from softprompts.storage.locks import is_held, lock, lock_file
+
+TRIES = 3  # of a job whose worker is lost
+TICK = 0.5  # seconds between two looks at the run folders
+ENGINES = ("local", "ray")
+RunT = TypeVar("RunT", bound=Planned | Known)
+
+
+@dataclass
+class State:
+    """How far a bench is.
+
+    Attributes:
+        total: number of different runs.
+        done: those with a result.
+        running: those that workers are at.
+        failed: by run id, the last line of what went wrong.
+        waiting: those that wait for a source.
+        seconds_left: about how long it takes; None while nothing is known.
+    """
+
+    total: int
+    done: int = 0
+    running: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    waiting: int = 0
+    seconds_left: float | None = None
+
+
+def bench_folder(root: str | Path, recipe: str, scale: str, variant: str = "") -> Path:
+    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``.
+
+    Without a scale where there is but one; with a hash behind it where the recipe was changed for once.
+    """
+    return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale, variant) if part)
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    root: str | Path = "runs",
+    folder: str | Path | None = None,
+    data_dir: str | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    lanes: int | None = None,
+    processes: int = 1,
+    on_start: Callable[[State], None] | None = None,
+    on_change: Callable[[State, list[Planned]], None] | None = None,
+) -> State:
+    """Trains every run of a recipe that has no result yet.
+
+    Args:
+        recipe: what is wanted.
+        root: where run folders live.
+        folder: the bench's own folder; None: `bench_folder`.
+        data_dir: folder with a local copy of the tasks' data; None: the hub.
+        engine: one of `ENGINES`.
+        workers: number of workers; None: as many as there is room for. Costs are measured by one.
+        lanes: runs that share a pass; None: `softprompts.bench.plan.LANES`.
+        processes: processes (GPUs) that train a run together.
+        on_start: called once when all is planned.
+        on_change: called about twice a second with the state and the runs that have ended since.
+
+    Returns:
+        How it ended; runs that failed are in ``failed``, and a later call tries them again.
+
+    Raises:
+        SoftPromptError: the folder is in use by another process, or something cannot be had.
+        KeyboardInterrupt: it was interrupted; the same call goes on where it was.
+    """
+    if engine not in ENGINES:
+        raise SoftPromptError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
+    if engine == "ray" and processes > 1:
+        raise SoftPromptError("--engine ray trains a run in one process; leave --processes out")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise SoftPromptError("a bench starts its processes itself: leave the launcher out and give --processes")
+    root = Path(root)
+    data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())  # workers may be elsewhere
+    require_folder(root, "runs")
+    folder = bench_folder(root, recipe.name, recipe.scale, recipe.variant) if folder is None else Path(folder)
+    require_folder(folder, "the bench")
+    with _interruptible(), _alone(folder):
+        outlines: dict[Any, Any] = {}
+
+        def planned() -> Plan:
+            return plan(recipe, root=root, data_dir=data_dir, lanes=lanes, outlines=outlines)
+
+        current = planned()
+        current.save(folder)
+        state = _state(current.runs, root, folder)
+        if on_start is not None:
+            on_start(state)
+        if not current.jobs(root):
+            return state
+        pool: Workers
+        if engine == "ray":
+            pool = RayWorkers(root, folder, 1 if recipe.measure == "cost" else workers)
+        else:
+            count = 1 if recipe.measure == "cost" else workers or count_of(processes)
+            pool = LocalWorkers(root, folder, count, processes)
+        try:
+            with _interruptible():  # again: Ray has set a handler of its own
+                return _carry_out(current, planned, pool, root, folder, on_change)
+        except KeyboardInterrupt as stop:
+            pool.stop()
+            state = read_state(folder, root)
+            raise KeyboardInterrupt(
+                f"{folder}: {str(stop) or 'interrupted'}, {state.done} of {state.total} runs done"
+            ) from None
+        finally:
+            pool.stop()
+
+
+def _carry_out(
+    current: Plan,
+    planned: Callable[[], Plan],
+    pool: Workers,
+    root: Path,
+    folder: Path,
+    on_change: Callable[[State, list[Planned]], None] | None,
+) -> State:
+    """Plans and works until nothing is left that can be done."""
+    tries: Counter[str] = Counter()
+    at_work: dict[str, Job] = {}
+    given_up: set[str] = set()
+    began = time.monotonic()
+    known = _done(current, root)
+    at_start = _work_done(current, root, known)
+    while True:
+        if idle := pool.idle():
+            left = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
+            for job in _in_order(left, at_work)[:idle]:
+                at_work[job.name] = job
+                pool.give(job)
+        if not at_work:
+            current = planned()  # sources may be there by now
+            current.save(folder)
+            if all(job.name in given_up for job in current.jobs(root)):
+                return _state(current.runs, root, folder)
+            continue
+        for job in pool.ended(TICK):
+            at_work.pop(job.name, None)
+            lost = [one for one in job.runs if not run_folder.is_done(root / str(one.run))]
+            wrong = failures(folder, {str(one.run) for one in lost})
+            if lost and len(wrong) == len(lost):
+                given_up.add(job.name)
+            elif lost:
+                tries[job.name] += 1
+                if tries[job.name] >= TRIES:
+                    given_up.add(job.name)
+                    for one in (one for one in lost if one.run not in wrong):
+                        told = f"its worker was lost {TRIES} times; see {folder / 'logs'}"
+                        write_text_atomic(folder / FAILURES / f"{one.run}.txt", told + "\n")
+        now = _done(current, root, known)
+        fresh = [one for run, one in now.items() if run not in known]
+        known = now
+        if on_change is not None:
+            state = _state(current.runs, root, folder, known)
+            state.running = sum(one.run not in known for job in at_work.values() for one in job.runs)
+            done, spent = _work_done(current, root, known) - at_start, time.monotonic() - began
+            if done > 0:
+                state.seconds_left = spent / done * (sum(one.work for one in _unique(current.runs)) - at_start - done)
+            on_change(state, fresh)
+
+
+def _in_order(jobs: list[Job], at_work: dict[str, Job]) -> list[Job]:
+    """Jobs whose backbone and task no other worker has come first: each worker then keeps its own."""
+    taken = {job.bench for job in at_work.values()}
+    return sorted(jobs, key=lambda job: job.bench in taken)
+
+
+def _unique(planned: Sequence[RunT]) -> list[RunT]:
+    """The runs of a plan, each once; those without an id are different."""
+    found: dict[Any, RunT] = {}
+    for index, one in enumerate(planned):
+        found.setdefault(one.run or index, one)
+    return list(found.values())
+
+
+def _done(current: Plan, root: Path, known: Container[str] = ()) -> dict[str, Planned]:
+    """The runs that have a result; what is known to have one is not looked for again."""
+    there = {one.run: one for one in current.runs if one.run is not None}
+    return {run: one for run, one in there.items() if run in known or run_folder.is_done(root / run)}
+
+
+def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
+    """How much is done, with the steps of unfinished runs as far as they were written down."""
+    total = 0.0
+    for one in _unique(current.runs):
+        if one.run is None:
+            continue
+        if one.run in known:
+            total += one.work
+        elif (steps := one.training.get("max_steps")) and (lines := run_folder.load_metrics(root / one.run)):
+            total += one.work * min(1.0, lines[-1]["step"] / steps)
+    return total
+
+
+def _state(planned: Sequence[Planned | Known], root: Path, folder: Path, known: Container[str] = ()) -> State:
+    """How far a plan is, by the folders; what is known to be done is not looked for again."""
+    unique = _unique(planned)
+    ids = {one.run for one in unique if one.run is not None}
+    done = {run for run in ids if run in known or run_folder.is_done(root / run)}
+    wrong = failures(folder, ids - done)
+    for one in unique:
+        if one.cell.source is not None and one.run in done and diverged(root / one.run):
+            wrong[one.run] = f"{one.cell} diverged, and nothing can start from it; set its learning rate lower"
+    return State(len(unique), len(done), 0, wrong, len(unique) - len(ids))
+
+
+def read_state(folder: str | Path, root: str | Path) -> State:
+    """How far a bench is, by its folders alone; a run is running while a process holds it.
+
+    Raises:
+        SoftPromptError: there is no bench.
+    """
+    _, known = load_plan(folder)
+    state = _state(known, Path(root), Path(folder))
+    # A worker holds all runs of its job, those that are done included.
+    ids = {one.run for one in known if one.run is not None}
+    state.running = sum(is_held(root, run) for run in ids if not run_folder.is_done(Path(root) / run))
+    return state
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second command away from the same bench."""
+    with lock_file(folder, "bench") as file:
+        if not lock(file, wait=False):
+            raise SoftPromptError(f"{folder}: another process is at work on this bench; wait for it or stop it")
+        yield
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Makes SIGTERM the same as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,308 @@
+"""The table of methods, docs/methods.md: what each says of itself, and what it really trains on two backbones.
+
+A number of parameters is counted on a prompt made for the backbone's full size, on torch's meta device: shapes without
+memory. Nothing is downloaded, and no weight is drawn.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from softprompts.backbones.backbone import Backbone
+from softprompts.errors import SoftPromptError
+from softprompts.injection.prompt import Prompt
+from softprompts.injection.state import state_of
+from softprompts.methods.about import About
+from softprompts.methods.contract import MethodConfig
+from softprompts.methods.making import make_config
+from softprompts.methods.registry import methods
+from softprompts.model.attach import attach
+
+BACKBONES = ("T5-base", "BERT-base")
+# Words that `About.count` may use without saying what they are.
+_SIZES = "one of l d S w L"
+_OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
+_COMMAND = "softprompts methods --markdown > docs/methods.md"
+
+
+@dataclass(frozen=True)
+class Count:
+    """What a prompt trains.
+
+    Attributes:
+        trained: number of its parameters, without those of a task head.
+        sizes: the ``l d S w L`` it was made for.
+    """
+
+    trained: int
+    sizes: Mapping[str, int]
+
+
+def known() -> dict[str, type[MethodConfig]]:
+    """The methods of this package by name, without those that nobody asks for by name."""
+    found = methods()
+    return {
+        name: config
+        for name, config in sorted(found.items())
+        if config.listed and config.__module__.startswith("softprompts.")
+    }
+
+
+def about(name: str) -> About:
+    """What a method says of itself.
+
+    Raises:
+        SoftPromptError: nothing.
+    """
+    said = known()[name].about
+    if said is None:
+        raise SoftPromptError(f"{name}: the table of methods needs its class variable 'about'")
+    return said
+
+
+def example(name: str, **settings: Any) -> MethodConfig:
+    """A config of a method: its defaults, what it cannot be made without, and some settings."""
+    return make_config(name, **{**about(name).settings, **settings})
+
+
+def count(config: MethodConfig, backbone: str) -> Count | None:
+    """What a method trains on a backbone.
+
+    Args:
+        config: the method and its settings.
+        backbone: one of `BACKBONES`.
+
+    Returns:
+        The count; None where the backbone has no site of those that the settings ask for.
+    """
+    state: Backbone = state_of(_model(backbone)).backbone
+    if config.sites is not None and not set(config.sites) <= {site.kind for site in state.sites}:
+        return None
+    with prompt_of(config, backbone) as prompt:
+        chosen = prompt.sites or range(len(state.sites))  # a formula with S and w may be of one that has no prefix
+        site = state.sites[chosen[0]]
+        return Count(
+            sum(parameter.numel() for parameter in prompt.method.parameters() if parameter.requires_grad),
+            {
+                "l": config.num_virtual_tokens,
+                "d": state.hidden_size,
+                "S": len(chosen),
+                "w": site.kv_heads * site.head_dim,
+                "L": sum(site.kind.endswith(".self") for site in state.sites),
+            },
+        )
+
+
+@contextlib.contextmanager
+def prompt_of(config: MethodConfig, backbone: str) -> Iterator[Prompt]:
+    """A prompt on one of `BACKBONES`, without numbers in it.
+
+    Raises:
+        SoftPromptError: the method does not fit the backbone.
+    """
+    model = _model(backbone)
+    model.add_prompt("asked", config)
+    try:
+        yield model.prompts["asked"]
+    finally:
+        model.delete_prompt("asked")
+
+
+def frozen(backbone: str) -> int:
+    """Number of parameters of a backbone, its task head not counted."""
+    named = _model(backbone).base_model.named_parameters()
+    return sum(parameter.numel() for name, parameter in named if not name.startswith("prompts."))
+
+
+@functools.cache
+def _model(backbone: str) -> Any:
+    """The backbone with its real sizes and no weights."""
+    config: Any
+    if backbone == "T5-base":
+        config = transformers.T5Config()  # transformers' defaults are those of T5-small
+        config.update({"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12})
+        make: Any = transformers.T5ForConditionalGeneration
+    else:
+        config = transformers.BertConfig()  # and those of BERT-base, uncased
+        config.update({"vocab_size": 28996})
+        make = transformers.BertForSequenceClassification
+    with torch.device("meta"):
+        model = make(config)
+    return attach(model)
+
+
+# --- formulas -----------------------------------------------------------------------------------------------------
+
+
+def arithmetic(formula: str) -> ast.expr | None:
+    """A formula of sums and products as a syntax tree; None where it is words."""
+    try:
+        tree = ast.parse(formula, mode="eval").body
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        fine = isinstance(node, ast.Name | ast.expr_context | ast.operator)
+        fine = fine or (isinstance(node, ast.Constant) and isinstance(node.value, int))
+        if not (fine or (isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS)):
+            return None
+    return tree
+
+
+def value(formula: str, config: MethodConfig, sizes: Mapping[str, int]) -> int | None:
+    """What a formula of `About.count` comes to.
+
+    Args:
+        formula: the formula.
+        config: the settings that its symbols stand for, or whose names are in it.
+        sizes: ``l d S w L``.
+
+    Returns:
+        The number; None where the formula is words.
+
+    Raises:
+        SoftPromptError: a symbol is neither told nor a setting.
+    """
+    tree = arithmetic(formula)
+    if tree is None:
+        return None
+    said = config.about.symbols if config.about is not None else {}
+
+    def find(symbol: str) -> int:
+        if symbol in sizes and symbol not in said:
+            return sizes[symbol]
+        told = said.get(symbol, symbol)
+        for name in (told,) if isinstance(told, str) else told:
+            if isinstance(got := getattr(config, name, None), int):
+                return got
+        raise SoftPromptError(
+            f"{config.method}: '{symbol}' in the formula '{formula}' is neither {_SIZES} nor a setting that is a "
+            "number: tell it in about.symbols"
+        )
+
+    def work(node: ast.expr) -> int:
+        if isinstance(node, ast.BinOp):
+            return int(_OPERATIONS[type(node.op)](work(node.left), work(node.right)))
+        if isinstance(node, ast.Name):
+            return find(node.id)
+        assert isinstance(node, ast.Constant) and isinstance(node.value, int)
+        return node.value
+
+    return work(tree)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """The page in Markdown.
+
+    Raises:
+        SoftPromptError: a method says nothing of itself.
+    """
+    names = list(known())
+    said = {name: about(name) for name in names}
+    sized: list[list[str]] = []
+    for name in names:
+        for settings in ({}, *said[name].sizes):
+            sized.append([_code(name), _settings(settings), *(_counted(name, settings, to) for to in BACKBONES)])
+    totals = " and ".join(f"{frozen(to):,} of {to}" for to in BACKBONES)
+    parts = [
+        f"# Methods\n\nMade by `{_COMMAND}`; edit what `softprompts/methods/` says instead.",
+        "Symbols: `l` virtual tokens; `d` width of the input embeddings; `S` attention sites that take a prefix (36 on "
+        "T5-base: encoder, decoder and cross-attention; 12 on BERT-base); `w` width of a prefix key; `L` layers (24 "
+        "and 12). All defaults are those of `softprompts methods`.",
+        "## What is trained",
+        _rows(
+            ["method", "equation", "trained", "how many", *BACKBONES],
+            [
+                [
+                    _code(name),
+                    _code(said[name].equation),
+                    _prose(said[name].trained),
+                    _formula(said[name]),
+                    *(_counted(name, {}, to, share=False) for to in BACKBONES),
+                ]
+                for name in names
+            ],
+        ),
+        "Models with a task head train it beside the prompt: `d*C + C` numbers for `C` labels on BERT-base.",
+        "## What is computed, and what remains",
+        _rows(
+            ["method", "once per step", "for every row", "folds to"],
+            [
+                [
+                    _code(name),
+                    _prose(said[name].once or "-"),
+                    _prose(said[name].per_row or "-"),
+                    _prose(said[name].folds_to or "nothing plain"),
+                ]
+                for name in names
+            ],
+        ),
+        "## Papers, and where we differ",
+        _rows(
+            ["method", "paper", "where we differ, and why"],
+            [[_code(name), _prose(said[name].paper or "-"), _prose(said[name].differs or "-")] for name in names],
+        ),
+        "## Numbers of parameters",
+        f"In brackets their share of all parameters in percent, the frozen {totals} included; '-' where a backbone has "
+        "no such attention site.",
+        _rows(["method", "settings", *BACKBONES], sized),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _counted(name: str, settings: Mapping[str, Any], backbone: str, share: bool = True) -> str:
+    counted = count(example(name, **settings), backbone)
+    if counted is None:
+        return "-"
+    percent = 100 * counted.trained / (frozen(backbone) + counted.trained)
+    return f"{counted.trained:,}" + (f" ({percent:.4f})" if share else "")
+
+
+def _formula(said: About) -> str:
+    """The formula, and what its own symbols stand for."""
+    text = _prose(said.count) if arithmetic(said.count) is None else _code(said.count)
+    names = {symbol: name if isinstance(name, str) else name[0] for symbol, name in said.symbols.items()}
+    if not names:
+        return text
+    return f"{text} with " + ", ".join(f"`{symbol}` = `{name}`" for symbol, name in names.items())
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    def plain(setting: Any) -> str:
+        return ",".join(setting) if isinstance(setting, tuple) else str(setting).lower()
+
+    return ", ".join(_code(f"{name}={plain(setting)}") for name, setting in settings.items()) or "defaults"
+
+
+def _prose(text: str) -> str:
+    """Plain text as Markdown: what would be markup outside of backticks is escaped."""
+    parts = text.split("`")
+    return "`".join(part if index % 2 else re.sub(r"([*<~\\])", r"\\\1", part) for index, part in enumerate(parts))
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; numbers to the right."""
+    sides = ["---:" if column in BACKBONES else "---" for column in columns]
+    lines = [columns, sides, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

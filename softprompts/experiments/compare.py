@@ -1,0 +1,269 @@
+"""Several methods and seeds on one task: the runs, and the table and picture that they end in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompts.experiments.workbench import Run, Workbench, with_seed
+from softprompts.methods.contract import MethodConfig
+from softprompts.plotting import (
+    Point,
+    draw_points,
+    have_matplotlib,
+    new_figure,
+    plain,
+    png,
+)
+from softprompts.storage.run_folder import write_atomic, write_text_atomic
+from softprompts.training import TrainConfig
+
+COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's runs, summed up.
+
+    Attributes:
+        method: its name.
+        scores: the main metric of each seed.
+        trained: number of trained parameters.
+        total: number of all parameters.
+        step_seconds: seconds per 100 steps, the median over seeds; where runs share passes, each one's even share.
+        peak_memory: bytes, the largest over seeds.
+    """
+
+    method: str
+    scores: tuple[float, ...]
+    trained: int
+    total: int
+    step_seconds: float
+    peak_memory: int
+
+    @property
+    def mean(self) -> float:
+        """Mean score; NaN where no seed has one."""
+        return statistics.fmean(self.scores) if self.scores else math.nan
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        task: name of the task.
+        model: name of the backbone.
+        metric: the score's name.
+        rows_scored: number of rows behind a score.
+        held_out: True when they are test rows, by which nothing was chosen; else the score is the best validation one.
+        rows: one per method, in the order asked for.
+        lanes: the most runs that shared a pass.
+        few_shot: number of training rows, where few were drawn.
+    """
+
+    task: str
+    model: str
+    metric: str
+    rows_scored: int
+    held_out: bool
+    rows: tuple[Row, ...]
+    lanes: int = 1
+    few_shot: int | None = None
+
+    @property
+    def best(self) -> Row | None:
+        """The row with the highest mean."""
+        scored = [row for row in self.rows if row.scores]
+        return max(scored, key=lambda row: row.mean) if scored else None
+
+    def cells(self, row: Row) -> list[str]:
+        """A row as text, by `COLUMNS`."""
+        if not row.scores:
+            score = "failed"
+        elif row.std is None:
+            score = f"{100 * row.mean:.1f}"
+        else:
+            score = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
+        share = 100 * row.trained / row.total
+        return [
+            row.method,
+            score,
+            str(len(row.scores)),
+            f"{row.trained:,}",
+            f"{share:.3f}",
+            "-" if math.isnan(row.step_seconds) else f"{row.step_seconds:.1f}",
+            f"{row.peak_memory / 1e9:.2f}",
+        ]
+
+    def note(self) -> str:
+        """How sure the table is, in a sentence or two."""
+        kind = "held-out rows" if self.held_out else "validation rows, the best of all evaluations"
+        seeds = max((len(row.scores) for row in self.rows), default=0)
+        text = f"score: {self.metric} x 100 on {self.rows_scored:,} {kind}; "
+        if seeds > 1:
+            text += f"mean ± standard deviation over {seeds} seeds."
+        else:
+            text += "one seed, so that chance is not told from merit; give more."
+        if self.few_shot is not None:
+            text += f" Trained on {self.few_shot:,} rows, the same ones with every seed."
+        best = self.best
+        if best is not None and self.metric == "accuracy":
+            # Two systems on so many rows drawn at random: 1.96 sqrt(2 p (1-p) / n), with one right and one wrong row
+            # more (Agresti and Caffo 2000), since few rows that are all right do not make it certain.
+            p = (best.mean * self.rows_scored + 1) / (self.rows_scored + 2)
+            margin = 196 * math.sqrt(2 * p * (1 - p) / (self.rows_scored + 2))
+            text += (
+                f" With {self.rows_scored:,} rows, two methods that differ by less than {margin:.1f} points may be "
+                "equally good (95 %)."
+            )
+        if self.lanes > 1:
+            text += (
+                f" Up to {self.lanes} runs shared each pass: times are each run's even share, memory is that of all."
+            )
+        return text
+
+    def markdown(self) -> str:
+        """The table as Markdown, the best score in bold."""
+        lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+        for row in self.rows:
+            cells = self.cells(row)
+            if row is self.best:
+                cells[1] = f"**{cells[1]}**"
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+
+    def csv(self) -> str:
+        """One line per method and seed-wise scores, for programs."""
+        out = io.StringIO()
+        writer = csv.writer(out)
+        writer.writerow(["method", "mean", "std", "scores", "trained", "total", "step_seconds", "peak_memory"])
+        for row in self.rows:
+            scores = " ".join(f"{score:.6f}" for score in row.scores)
+            std = "" if row.std is None else f"{row.std:.6f}"
+            writer.writerow(
+                [row.method, f"{row.mean:.6f}", std, scores, row.trained, row.total, row.step_seconds, row.peak_memory]
+            )
+        return out.getvalue()
+
+
+def compare(
+    bench: Workbench,
+    methods: Sequence[tuple[MethodConfig, TrainConfig]],
+    seeds: Sequence[int],
+    *,
+    root: str | Path = "runs",
+    lanes: int | None = None,
+    progress: bool = True,
+    trackers: Sequence[str] | None = None,
+    on_start: Callable[[], None] | None = None,
+    on_result: Callable[[MethodConfig, int, dict[str, Any]], None] | None = None,
+) -> Comparison:
+    """Trains each method with each seed, several runs in shared passes; what is done already is not done again.
+
+    Args:
+        bench: backbone and task.
+        methods: each with how it trains.
+        seeds: of initialisation, data order and what methods draw.
+        root: where run folders live.
+        lanes: runs that share a pass of the backbone; None: as many as there is memory for. No number depends on it.
+        progress: show progress bars on a terminal.
+        trackers: Accelerate's trackers to log to.
+        on_start: called once it is sure that every run can start, before rows are encoded and the first one trains.
+        on_result: called after each run.
+
+    Raises:
+        SoftPromptError: a method does not fit the model.
+        KeyboardInterrupt: interrupted; the same call goes on where it was.
+    """
+    # Seed by seed, so that an interrupted comparison has as much of every method as there is.
+    wanted = [Run(method, with_seed(training, seed)) for seed in seeds for method, training in methods]
+
+    def tell(run: Run, result: dict[str, Any]) -> None:
+        if on_result is not None:
+            on_result(run.method, run.training.seed, result)
+
+    found = bench.run_all(
+        wanted, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=tell
+    )
+    results: list[list[dict[str, Any]]] = [[] for _ in methods]
+    for place, (_, result) in enumerate(found):
+        if result is not None:
+            results[place % len(methods)].append(result)
+    return summarise(bench, [method for method, _ in methods], results)
+
+
+def score_of(result: dict[str, Any], metric: str) -> float | None:
+    """The main metric of a run: on test rows where there are some, else of the best evaluation."""
+    metrics = result["test_metrics"] if result["test_rows"] else result["metrics"]
+    value = metrics.get(metric)
+    return None if value is None else float(value)
+
+
+def summarise(bench: Workbench, methods: Sequence[MethodConfig], results: Sequence[list[dict[str, Any]]]) -> Comparison:
+    """The comparison that some results make."""
+    metric = bench.task.metrics[0]
+    rows = []
+    for method, runs in zip(methods, results, strict=True):
+        scores = [score for score in (score_of(run, metric) for run in runs) if score is not None]
+        speed = [100 * run["step_seconds"] / run["steps"] for run in runs if run["steps"]]
+        rows.append(
+            Row(
+                method.method,
+                tuple(scores),
+                runs[0]["trained_parameters"],
+                runs[0]["trained_parameters"] + runs[0]["backbone_parameters"],
+                statistics.median(speed) if speed else math.nan,
+                max(run["peak_memory"] for run in runs),
+            )
+        )
+    held_out = bool(bench.task.test)
+    scored = len(bench.task.test) if held_out else len(bench.task.validation)
+    lanes = max((run["lanes"] for group in results for run in group), default=1)
+    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows), lanes, bench.data.few_shot)
+
+
+def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Writes the table as Markdown and CSV and, where matplotlib is installed, the picture.
+
+    Returns:
+        What was written.
+    """
+    folder = Path(folder)
+    written = [folder / "table.md", folder / "table.csv"]
+    write_text_atomic(written[0], comparison.markdown())
+    write_text_atomic(written[1], comparison.csv())
+    if not have_matplotlib() or comparison.best is None:  # or all runs failed
+        return written
+    return [*written, plot(comparison, folder / "accuracy.png")]
+
+
+def plot(comparison: Comparison, path: Path) -> Path:
+    """Score against trained parameters, one point a method with its spread over seeds."""
+    figure, (axes,) = new_figure(7.2, 4.2)
+    rows = [row for row in comparison.rows if row.scores]
+    what = "held-out" if comparison.held_out else "validation"
+    axes.set_title(
+        plain(f"{comparison.model} on {comparison.task} ({comparison.rows_scored:,} {what} rows)"), fontsize=10
+    )
+    axes.set_ylabel(plain(f"{comparison.metric} x 100"))
+    draw_points(
+        axes,
+        [
+            Point(row.method, row.trained, tuple(100 * score for score in row.scores), index)
+            for index, row in enumerate(rows)
+        ],
+    )
+    write_atomic(path, png(figure))
+    return path

@@ -1,0 +1,240 @@
+"""What a search found: a table of configurations, the best first, and the files that it ends in."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompts.errors import SoftPromptError
+from softprompts.storage import run_folder
+from softprompts.storage.files import (
+    replace_folder,
+    require_folder,
+    write_json_atomic,
+    write_text_atomic,
+)
+from softprompts.storage.saved_prompt import CONFIG_FILE
+
+BEST = "best"
+RECORDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration and how far it came.
+
+    Attributes:
+        trial: its number, from 1, in the order of proposals.
+        method: its method.
+        proposed: the settings that were searched.
+        settings: all settings of the method.
+        training: all settings of the training.
+        rates: the learning rate of each component.
+        trained: number of trained parameters.
+        rung: the last rung it was trained to, from 1.
+        steps: steps taken.
+        scores: its best score up to each rung; None where the metric is undefined there.
+        state: "finished", "cut" or "diverged".
+        test: the kept prompt's score on rows that nothing was chosen by; None without such rows, or if not finished.
+        run: id of the run, the name of its folder.
+    """
+
+    trial: int
+    method: str
+    proposed: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    training: Mapping[str, Any]
+    rates: Mapping[str, float]
+    trained: int
+    rung: int
+    steps: int
+    scores: tuple[float | None, ...]
+    state: str
+    test: float | None
+    run: str
+
+    @property
+    def score(self) -> float | None:
+        """The last score there is."""
+        return self.scores[-1] if self.scores else None
+
+    def __str__(self) -> str:
+        return f"trial {self.trial}, {self.method}" + (f" with {_told(self.proposed)}" if self.proposed else "")
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """What a `search` found.
+
+    Attributes:
+        task: name of the task.
+        model: name of the backbone.
+        metric: the score's name.
+        rows_scored: validation rows behind a score.
+        test_rows: rows behind a test score.
+        rungs: steps at which the worse were cut, and the full budget.
+        settings: what decides the search, as plain JSON values.
+        entries: the configurations, the best first, those that diverged last.
+    """
+
+    task: str
+    model: str
+    metric: str
+    rows_scored: int
+    test_rows: int
+    rungs: tuple[int, ...]
+    settings: Mapping[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def best(self) -> Entry | None:
+        """The best configuration that has the full budget behind it; None where all of those diverged."""
+        first = self.entries[0] if self.entries else None
+        return first if first is not None and first.state == "finished" else None
+
+    def columns(self, full: bool = True) -> list[str]:
+        """The table's columns; ``full``: with those that a narrow terminal has no room for."""
+        steps = [f"step {step}" for step in self.rungs]
+        return [
+            "trial",
+            "method",
+            "settings",
+            *(["learning rates"] if full else []),
+            *steps,
+            *(["test"] if self.test_rows else []),
+            *(["steps", "rung", "state"] if full else []),
+            "trained",
+        ]
+
+    def cells(self, entry: Entry, full: bool = True) -> list[str]:
+        """A configuration as the table shows it, scores times 100."""
+        scores = [_percent(score) for score in entry.scores]
+        if entry.state == "diverged":
+            scores.append("diverged")
+        scores += ["-"] * (len(self.rungs) - len(scores))
+        return [
+            str(entry.trial),
+            entry.method,
+            _told(entry.proposed) or "defaults",
+            *([_told(entry.rates)] if full else []),
+            *scores,
+            *([_percent(entry.test)] if self.test_rows else []),
+            *([f"{entry.steps:,}", f"{entry.rung} of {len(self.rungs)}", entry.state] if full else []),
+            f"{entry.trained:,}",
+        ]
+
+    def note(self) -> str:
+        """What a reader of the table must know."""
+        text = (
+            f"{self.metric} x 100 on {self.rows_scored:,} validation rows, each run's best so far at each rung. The "
+            "best of many is flattered by the rows it was chosen on"
+        )
+        best = self.best
+        if best is not None and best.test is not None:
+            return f"{text}; on {self.test_rows:,} test rows, which chose nothing, it has {_percent(best.test)}."
+        return f"{text}; measure it on rows that chose nothing."
+
+    def markdown(self) -> str:
+        """The table as Markdown, the best in bold."""
+        columns = self.columns()
+        lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
+        for entry in self.entries:
+            cells = [cell.replace("|", "\\|") for cell in self.cells(entry)]
+            if entry is self.best:
+                cells = [f"**{cell}**" for cell in cells]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+
+    def csv(self) -> str:
+        """One line per configuration, for programs."""
+        out = io.StringIO()
+        writer = csv.writer(out)
+        proposed = sorted({name for entry in self.entries for name in entry.proposed})
+        head = [
+            "rank",
+            "trial",
+            "method",
+            "state",
+            "rung",
+            "steps",
+            "score",
+            "test",
+            "trained",
+            "run",
+            "learning_rates",
+        ]
+        writer.writerow([*head, *(f"score_{step}" for step in self.rungs), *proposed])
+        for rank, entry in enumerate(self.entries, 1):
+            scores = [*entry.scores, *[None] * (len(self.rungs) - len(entry.scores))]
+            rates = " ".join(f"{name}={rate:g}" for name, rate in entry.rates.items())
+            writer.writerow(
+                [
+                    *[rank, entry.trial, entry.method, entry.state, entry.rung, entry.steps, entry.score, entry.test],
+                    *[entry.trained, entry.run, rates, *scores],
+                    *(entry.proposed.get(name) for name in proposed),
+                ]
+            )
+        return out.getvalue()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        plain = dataclasses.asdict(dataclasses.replace(self, entries=()))
+        entries = [{"rank": rank, **dataclasses.asdict(entry)} for rank, entry in enumerate(self.entries, 1)]
+        return {**plain, "rungs": list(self.rungs), "entries": entries}
+
+
+def check_report(folder: str | Path) -> None:
+    """Makes sure that a report can be written.
+
+    Raises:
+        SoftPromptError: something else is there.
+    """
+    require_folder(folder, "the report")
+    best = Path(folder) / BEST
+    if best.exists() and not (best / CONFIG_FILE).is_file():
+        raise SoftPromptError(f"{best} is there already and is no saved prompt; name another folder for the report")
+
+
+def write_report(leaderboard: Leaderboard, folder: str | Path, root: str | Path) -> list[Path]:
+    """Writes the leaderboard as Markdown, CSV and JSON, and a copy of the best prompt.
+
+    Args:
+        leaderboard: what was found.
+        folder: where to.
+        root: where the run folders are.
+
+    Returns:
+        What was written.
+    """
+    folder = Path(folder)
+    check_report(folder)
+    written = [folder / name for name in RECORDS]
+    write_text_atomic(written[0], leaderboard.markdown())
+    write_text_atomic(written[1], leaderboard.csv())
+    write_json_atomic(written[2], leaderboard.to_dict())
+    best = leaderboard.best
+    if best is None:
+        return written
+    replace_folder(Path(root) / best.run / run_folder.PROMPT, folder / BEST)
+    return [*written, folder / BEST]
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
+
+
+def _told(values: Mapping[str, Any]) -> str:
+    """Settings as text."""
+    return ", ".join(f"{name}={plain(value)}" for name, value in values.items())
+
+
+def plain(value: Any) -> str:
+    """A setting's value as text."""
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(plain, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

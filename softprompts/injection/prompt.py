@@ -1,0 +1,256 @@
+"""One named prompt, the prompts of a model by name, and how a new one is made for a backbone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from softprompts.backbones import sharded, task_head
+from softprompts.backbones.backbone import Backbone
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.methods.contract import (
+    Component,
+    Method,
+    MethodConfig,
+    Shape,
+    Vocabulary,
+)
+
+
+class Prompt(nn.Module):
+    """One named prompt: a method's module, and the task head that belongs to it.
+
+    Attributes:
+        config: the method's config.
+        method: the method's module.
+        head: the trained copy of the model's task head; None where the model has none.
+        labels: label names of the head, may be empty.
+        sites: indices of the backbone's attention sites that the prefix goes to.
+        metadata: JSON values that it was saved with, such as task and score; empty for a new prompt.
+    """
+
+    method: Method
+    head: nn.Module | None
+
+    def __init__(self, config: MethodConfig, method: Method, head: nn.Module | None, sites: list[int]):
+        super().__init__()
+        self.config = config
+        self.method = method
+        self.head = head
+        self.sites = sites
+        self.labels: list[str] = []
+        self.metadata: dict[str, Any] = {}
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of outputs of the head; None without one."""
+        return None if self.head is None else task_head.num_outputs(self.head)
+
+    def components(self) -> dict[str, Component]:
+        """The groups of trained parameters: the method's, and "head"."""
+        groups = dict(self.method.components())
+        if self.head is not None:
+            groups["head"] = Component(list(self.head.parameters()), learning_rate=1e-2)
+        return groups
+
+
+class PromptSet(nn.Module, Mapping[str, Prompt]):
+    """The prompts of a model by name; any valid name works, also those of `torch.nn.Module`'s own attributes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":  # a flag of every module, also where a prompt has that name
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def __getitem__(self, name: str) -> Prompt:
+        return cast(Prompt, self._modules[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+def require(prompts: Mapping[str, Prompt], name: str) -> Prompt:
+    """The prompt of that name.
+
+    Raises:
+        SoftPromptError: there is none; names the nearest.
+    """
+    if name not in prompts:
+        raise SoftPromptError(f"unknown prompt '{name}'; {nearest(name, prompts)}")
+    return prompts[name]
+
+
+def new_prompt(
+    backbone: Backbone,
+    originals: Mapping[str, nn.Module],
+    known_labels: Mapping[int, str],
+    config: MethodConfig,
+    *,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    seed: int | None = None,
+) -> Prompt:
+    """A freshly initialised prompt for a backbone, not part of its model yet.
+
+    Args:
+        backbone: what it is for.
+        originals: the modules of the model's own task head, by name.
+        known_labels: the model's own label names.
+        config: which method, and its settings.
+        num_labels: see `PromptModel.add_prompt`, like the rest.
+        labels: names of the labels.
+        tokenizer: for initialisation from text.
+        seed: makes the initialisation repeatable.
+
+    Raises:
+        SoftPromptError: the method or the labels do not fit the model.
+    """
+    if labels is not None:
+        num_labels = len(labels) if num_labels is None else num_labels
+    name = type(backbone.model).__name__
+    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    if sites and config.positions == "shifted":
+        reason = backbone.fixed_positions(sites)
+        if reason is not None:
+            raise SoftPromptError(f"{config.method}: positions='shifted': {name} {reason}; use 'kept'")
+    limit = backbone.max_tokens
+    if limit is not None and config.input_tokens >= limit:
+        raise SoftPromptError(
+            f"{config.method}: {config.input_tokens} virtual tokens leave no room for the input in the "
+            f"{limit} positions of {name}"
+        )
+    if config.uses_tokens and not backbone.text_input:
+        raise SoftPromptError(
+            f"{config.method} puts tokens into the input, but {name} takes {backbone.model.main_input_name}: "
+            "use a prefix method"
+        )
+    device = backbone.device
+    shape = _shape(backbone, config, sites, _vocabulary(backbone, tokenizer))
+    with _seeded(seed), torch.device(device):
+        method = config.build(shape)
+        if method.per_row and not backbone.text_input:
+            raise SoftPromptError(
+                f"{config.method} looks at the input's embeddings, but {name} takes "
+                f"{backbone.model.main_input_name}: use a plain prefix"
+            )
+        head = task_head.new(originals, num_labels, backbone.model)
+    if head is None and num_labels is not None:
+        raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
+    for parameter in [*method.parameters(), *(head.parameters() if head else [])]:
+        if parameter.is_floating_point() and parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+    prompt = Prompt(config, method.to(device), head, sites)
+    if prompt.num_labels is not None:
+        numbers = range(prompt.num_labels)
+        named = known_labels if len(known_labels) == prompt.num_labels else {}
+        prompt.labels = [str(named.get(i, f"LABEL_{i}")) for i in numbers] if labels is None else list(labels)
+        if len(prompt.labels) != prompt.num_labels:
+            raise SoftPromptError(f"{len(prompt.labels)} label names for {prompt.num_labels} labels")
+    return prompt
+
+
+def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
+    first = backbone.sites[sites[0]] if sites else None
+    return Shape(
+        hidden_size=backbone.hidden_size,
+        num_sites=len(sites),
+        kv_width=0 if first is None else first.kv_heads * first.head_dim,
+        vocabulary=vocabulary,
+        site_width=backbone.width_of(sites),
+        causal=backbone.kind == "decoder",
+        identity=backbone.identity,
+        parts=backbone.described_parts(config.method) if config.uses_parts else (),
+    )
+
+
+class _Blank(Vocabulary):
+    """A vocabulary of which only sizes count."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
+
+    def sample(self, count: int, limit: int | None = None) -> list[int]:
+        return [0] * count
+
+
+def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
+    """The shapes of a method's tensors by name, without making room for them.
+
+    Returns:
+        None for a method that can only be built for real.
+
+    Raises:
+        SoftPromptError: the method does not fit the backbone.
+    """
+    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    shape = _shape(backbone, config, sites, _Blank(backbone.vocabulary_size, backbone.hidden_size))
+    try:
+        with torch.device("meta"):
+            return {key: value.shape for key, value in config.build(shape).state_dict().items()}
+    except SoftPromptError:
+        raise
+    except Exception:  # whatever a method computes with values at its start
+        return None
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _vocabulary(backbone: Backbone, tokenizer: Any) -> Vocabulary:
+    model = backbone.model
+
+    def embed(ids: Tensor) -> Tensor:
+        with sharded.running(backbone.embeddings):
+            return cast(Tensor, backbone.embeddings(ids.to(backbone.device)))
+
+    def encode(text: str) -> list[int]:
+        source = tokenizer
+        if source is None:
+            try:
+                source = transformers.AutoTokenizer.from_pretrained(model.config._name_or_path)
+            except Exception as error:
+                raise SoftPromptError("initialisation from text needs the tokenizer: pass tokenizer=...") from error
+        return list(source(text, add_special_tokens=False)["input_ids"])
+
+    config = model.config.get_text_config()
+    special = {
+        value
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+        for value in _as_list(getattr(config, key, None))
+    }
+    if tokenizer is not None:
+        special |= set(tokenizer.all_special_ids)
+    rows = backbone.vocabulary_size
+    return Vocabulary(embed, min(rows, getattr(config, "vocab_size", None) or rows), special, encode)
+
+
+def _as_list(value: Any) -> Iterable[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, (list, tuple)) else [value]

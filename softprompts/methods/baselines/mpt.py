@@ -1,0 +1,204 @@
+"""Multitask prompt tuning: a prompt shared by several tasks, times a low-rank matrix of each task.
+
+Wang, Panda, Karlinsky, Feris, Sun and Kim, "Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
+ICLR 2023, https://arxiv.org/abs/2303.02861
+
+    P_k = P* o (U_k V_k),    P* in R^{l x d},  U_k in R^{l x R},  V_k in R^{R x d};    X' = [P_k ; E(x)]
+
+The paper has rank ``R = 1``: ``P* o (u_k v_k^T)``. A target task starts from the ``P*`` of the source tasks and the
+average of their ``U_k`` and ``V_k``. Source tasks learn from teachers, prompts ``T`` that were tuned on one task each:
+
+    loss = NLL + lambda (tau^2 KL(p_T || p_k) + |h_T - h_k|^2 / d)
+
+at every label, with predictions ``p`` softened by the temperature ``tau`` and last hidden states ``h``.
+Trained: ``P*``, ``U`` and ``V``; ``l*d + R*(l + d)`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.methods import sources
+from softprompts.methods.about import About
+from softprompts.methods.common import (
+    divergence,
+    flag,
+    real_number,
+    sampled_rows,
+    whole_number,
+)
+from softprompts.methods.contract import (
+    Answers,
+    Component,
+    Method,
+    MethodConfig,
+    Rows,
+    Shape,
+)
+from softprompts.methods.registry import register
+from softprompts.methods.source_settings import SourcedConfig
+from softprompts.soft_prompt import SoftPrompt
+
+_OF_TEACHER = ("teacher", "distillation", "temperature", "match_states")
+
+
+@register("mpt")
+@dataclass(frozen=True, kw_only=True)
+class MPTConfig(SourcedConfig):
+    """Settings of multitask prompt tuning.
+
+    Attributes:
+        rank: ``R`` of the task's matrix.
+        sources: folders of saved mpt prompts (or run folders, or hub ids) that share one ``P*``, to start from;
+            none: ``P*`` starts from the vocabulary.
+        vocabulary_limit: draw from this many first tokens only; None for all.
+        factors_init: where ``U V`` starts without sources: "ones" is a matrix of ones, so that the prompt is ``P*``;
+            "normal" draws ``U`` and ``V`` from N(0, 0.02^2), as PEFT does, and the prompt starts close to zero.
+        teacher: folder of a saved prompt of the same task, of any method (or run folder, or hub id), to learn from.
+        distillation: ``lambda``, the weight of what is learned from the teacher.
+        temperature: ``tau``.
+        match_states: learn the teacher's last hidden states too: at every label of a language model's answer, else of
+            all tokens of the input.
+        restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
+    """
+
+    rank: int = 1
+    vocabulary_limit: int | None = None
+    factors_init: str = "ones"
+    teacher: str | None = None
+    distillation: float = 0.9
+    temperature: float = 1.0
+    match_states: bool = True
+
+    uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="Wang et al., Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning, ICLR 2023, "
+        "https://arxiv.org/abs/2303.02861",
+        equation="P_k = P* o (U_k V_k), X' = [P_k ; E(x)]",
+        trained="the shared prompt P* and the task's factors U, V of rank R",
+        count="l*d + R*(l + d)",
+        symbols={"R": "rank"},
+        once="the prompt",
+        folds_to="tokens",
+        differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. Source "
+        "tasks are trained together (`softprompts.experiments.multitask`), each with a batch in every step, where the paper draws "
+        "tasks. Hidden states are those of the last layer, a mean over their width.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "rank", 1)
+        whole_number(self, "vocabulary_limit", 1, optional=True)
+        self.choice("factors_init", ("ones", "normal"))
+        if self.teacher is not None:
+            fine = isinstance(self.teacher, str | PathLike) and bool(str(self.teacher))
+            self.require(fine, f"teacher must name the folder of a saved prompt, not {self.teacher!r}")
+            object.__setattr__(self, "teacher", str(self.teacher))
+        real_number(self, "distillation")
+        real_number(self, "temperature", zero=False)
+        flag(self, "match_states")
+
+    def files(self) -> tuple[str, ...]:
+        """The sources and the teacher."""
+        return (*self.sources, *([] if self.teacher is None else [self.teacher]))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings with a hash in place of each source's name; without a teacher nothing is said of it."""
+        settings = super().identity()
+        if self.teacher is None:
+            return {key: value for key, value in settings.items() if key not in _OF_TEACHER}
+        return {**settings, "teacher": sources.fingerprint(self.teacher)}
+
+    def taught_by(self) -> str | None:
+        """The teacher, where anything is learned from it."""
+        return self.teacher if self.distillation else None
+
+    def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised or from its sources."""
+        length, width, rank = self.num_virtual_tokens, shape.hidden_size, self.rank
+        if self.restored:
+            return MPT(self, sources.blank(length, width), sources.blank(length, rank), sources.blank(rank, width))
+        if self.sources:
+            return MPT(self, *self.inherited(shape))
+        shared = sampled_rows(shape, length, self.vocabulary_limit)
+        left, right = torch.randn(length, rank) * 0.02, torch.randn(rank, width) * 0.02
+        if self.factors_init == "ones":
+            # The other ranks add nothing at first, but their left factors are there for the right ones to learn from.
+            left[:, 0] = 1
+            right.zero_()[0] = 1
+        return MPT(self, shared, left, right)
+
+    def inherited(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+        """``P*`` of the sources and the averages of their factors."""
+        found = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity)
+        for path, method in zip(self.sources, found, strict=True):
+            if not isinstance(method, MPT):
+                self.require(False, f"the source {path} is a {method.config.method} prompt, which has no shared part")
+        those = [method for method in found if isinstance(method, MPT)]
+        first = those[0]
+        for path, method in zip(self.sources, those, strict=True):
+            length, rank = method.left.shape
+            self.require(
+                (length, rank) == (self.num_virtual_tokens, self.rank),
+                f"the source {path} has num_virtual_tokens={length} and rank={rank}, "
+                f"not {self.num_virtual_tokens} and {self.rank}",
+            )
+            self.require(
+                torch.equal(method.shared, first.shared),
+                f"the sources {self.sources[0]} and {path} have no shared prompt in common: they were trained apart",
+            )
+        left = torch.stack([method.left.detach().float() for method in those]).mean(0)
+        right = torch.stack([method.right.detach().float() for method in those]).mean(0)
+        return first.shared.detach().float(), left, right
+
+
+class MPT(Method):
+    """The shared prompt ``(l, d)`` and the factors ``(l, R)`` and ``(R, d)`` of the task."""
+
+    config: MPTConfig
+
+    def __init__(self, config: MPTConfig, shared: Tensor, left: Tensor, right: Tensor):
+        super().__init__(config)
+        self.shared = nn.Parameter(shared)
+        self.left = nn.Parameter(left)
+        self.right = nn.Parameter(right)
+        if config.taught_by() is not None:
+            self.compares, self.compares_states = ("teacher",), config.match_states
+        self.borrows = False  # whether another prompt trains the shared one
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
+        return SoftPrompt(tokens=(self.shared * (self.left @ self.right)).unsqueeze(0))
+
+    def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
+        """What is learned from the teacher."""
+        teacher, heat = others["teacher"], self.config.temperature
+        loss = heat**2 * divergence(teacher.logits / heat, own.logits / heat)
+        if own.states is not None and teacher.states is not None and own.real is not None:
+            errors = (own.states - teacher.states).square().mean(-1) * own.real
+            loss = loss + errors.sum(1) / own.real.sum(1).clamp(min=1)
+        return self.config.distillation * loss
+
+    def components(self) -> dict[str, Component]:
+        """The shared prompt, and the factors of the task."""
+        return {
+            "prompt": Component([] if self.borrows else [self.shared], learning_rate=5e-3),
+            "task": Component([self.left, self.right], learning_rate=5e-3),
+        }
+
+    def share_with(self, other: Method) -> None:
+        """Takes ``P*`` from another mpt prompt of the same length."""
+        fits = isinstance(other, MPT) and other is not self and other.shared.shape == self.shared.shape
+        self.config.require(fits, "only mpt prompts of one length can share their P*")
+        assert isinstance(other, MPT)
+        self.shared, self.borrows = other.shared, True
+
+    def stored(self) -> MethodConfig:
+        """The config without sources and teacher, which have done their work."""
+        return replace(self.config.detached(), teacher=None)

@@ -1,0 +1,117 @@
+"""Prompt tuning: trained embeddings in front of the input.
+
+Lester, Al-Rfou and Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP 2021,
+https://arxiv.org/abs/2104.08691
+
+    X' = [P ; E(x)],    P in R^{l x d}
+
+Trained: ``P``; ``l*d`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.methods.about import About, Span
+from softprompts.methods.common import real_number, sampled_rows, whole_number
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("prompt-tuning")
+@dataclass(frozen=True, kw_only=True)
+class PromptTuningConfig(MethodConfig):
+    """Settings of prompt tuning.
+
+    Attributes:
+        init: where the prompt starts. "vocabulary": embeddings of different tokens. "text": embeddings of
+            ``init_text``, repeated or cut to ``l``. "labels": one row per label word (the mean over its pieces),
+            the rest as for "vocabulary". "random": uniform in +-``init_scale``.
+        vocabulary_limit: draw from this many first tokens only (5,000 in the paper, where tokens are sorted by
+            frequency); None for all.
+        init_text: the text for "text".
+        label_words: the words for "labels".
+        init_scale: half the width of the range for "random".
+    """
+
+    init: str = "vocabulary"
+    vocabulary_limit: int | None = None
+    init_text: str | None = None
+    label_words: tuple[str, ...] | None = None
+    init_scale: float = 0.5
+
+    uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper="Lester, Al-Rfou and Constant, EMNLP 2021, https://arxiv.org/abs/2104.08691",
+        equation="X' = [P ; E(x)]",
+        trained="the prompt P (l, d)",
+        count="l*d",
+        sizes=({"num_virtual_tokens": 100},),
+        folds_to="tokens",
+        differs="Starts from tokens of the whole vocabulary, since few tokenizers sort it by frequency "
+        "(`vocabulary_limit=5000` is the paper's); on encoders with a pooler the prompt goes behind the first token, "
+        "which the pooler reads.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choice("init", ("vocabulary", "text", "labels", "random"))
+        whole_number(self, "vocabulary_limit", 1, optional=True)
+        real_number(self, "init_scale", zero=False)
+        if self.label_words is not None:
+            words = (self.label_words,) if isinstance(self.label_words, str) else tuple(self.label_words)
+            object.__setattr__(self, "label_words", words)
+            self.require(
+                len(words) <= self.num_virtual_tokens,
+                f"{len(words)} label_words do not fit into num_virtual_tokens={self.num_virtual_tokens} rows",
+            )
+        # A text or words that another init would silently ignore are a mistake.
+        for field, init in (("init_text", "text"), ("label_words", "labels")):
+            if self.init == init:
+                self.require(bool(getattr(self, field)), f"init='{init}' needs {field}")
+            else:
+                self.require(getattr(self, field) is None, f"{field} needs init='{init}', not '{self.init}'")
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also where the prompt starts."""
+        return {**super().search_space(), "init": ("vocabulary", "random")}
+
+    def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
+        return PromptTuning(self, shape)
+
+
+class PromptTuning(Method):
+    """The prompt itself."""
+
+    def __init__(self, config: PromptTuningConfig, shape: Shape):
+        super().__init__(config)
+        self.prompt = nn.Parameter(initial_prompt(config, shape))
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
+        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
+
+    def components(self) -> dict[str, Component]:
+        """The prompt."""
+        return {"prompt": Component([self.prompt], learning_rate=2e-2)}
+
+
+def initial_prompt(config: PromptTuningConfig, shape: Shape) -> Tensor:
+    """The starting prompt ``(l, d)``."""
+    length, vocabulary = config.num_virtual_tokens, shape.vocabulary
+    if config.init == "random":
+        return torch.empty(length, shape.hidden_size).uniform_(-config.init_scale, config.init_scale)
+    if config.init == "text":
+        ids = vocabulary.encode(config.init_text or "")
+        return vocabulary.rows([ids[i % len(ids)] for i in range(length)])
+    words = config.label_words or ()
+    labels = [vocabulary.rows(vocabulary.encode(word)).mean(0, keepdim=True) for word in words]
+    return torch.cat([*labels, sampled_rows(shape, length - len(words), config.vocabulary_limit)])

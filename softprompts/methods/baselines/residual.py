@@ -1,0 +1,120 @@
+"""Residual prompt tuning: a prompt plus what a small network makes of it.
+
+Razdaibiedina, Mao, Khabsa, Lewis, Hou, Ba and Almahairi, "Residual Prompt Tuning: Improving Prompt Tuning with Residual
+Reparameterization", Findings of ACL 2023, https://arxiv.org/abs/2305.03937
+
+    P'_i = P_i + phi(P_i),    phi(x) = LayerNorm(W_up ReLU(W_down x + b_1) + b_2),    i = 1..l
+
+One ``phi`` for all tokens, or one for each. Trained: ``P (l, d)`` and ``phi``, ``2*d*b + b + d`` numbers and ``2*d`` in
+LayerNorm. Dropped after training, which leaves a plain prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from softprompts.methods.about import About, Span
+from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("residual")
+@dataclass(frozen=True, kw_only=True)
+class ResidualConfig(MethodConfig):
+    """Settings of residual prompt tuning.
+
+    Attributes:
+        bottleneck: ``b``, width inside the network (released code: 800).
+        shared_mlp: one network for all tokens, as the released code has it by default; else one per token.
+        layer_norm: LayerNorm at the end of the network, before the sum.
+        dropout: dropout before LayerNorm in training.
+        vocabulary_limit: draw the starting prompt from this many first tokens only; None for all.
+    """
+
+    bottleneck: int = 800
+    shared_mlp: bool = True
+    layer_norm: bool = True
+    dropout: float = 0.0
+    vocabulary_limit: int | None = None
+
+    uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper='Razdaibiedina et al., "Residual Prompt Tuning", Findings of ACL 2023, https://arxiv.org/abs/2305.03937',
+        equation="P'_i = P_i + LayerNorm(W_up ReLU(W_down P_i + b_1) + b_2)",
+        trained="prompt P (l, d) and the network",
+        count="l*d + 2*d*bottleneck + bottleneck + d + 2*d (one network, LayerNorm)",
+        once="the prompt",
+        folds_to="tokens",
+        differs="Starting rows are different tokens (released code: drawn with replacement).",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "bottleneck", 1)
+        flag(self, "shared_mlp")
+        flag(self, "layer_norm")
+        real_number(self, "dropout", below=1)
+        whole_number(self, "vocabulary_limit", 1, optional=True)
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also the width inside the network."""
+        return {**super().search_space(), "bottleneck": (128, 400, 800)}
+
+    def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
+        return Residual(self, shape)
+
+
+class Residual(Method):
+    """Prompt ``(l, d)`` and ``n`` networks, side by side: 1 or ``l``.
+
+    Their weights are ``down (n, d, b)``, ``up (n, b, d)`` and biases ``(n, 1, b)``, ``(n, 1, d)``, starting as linear
+    layers do; LayerNorm's ``scale`` and ``shift (n, 1, d)`` are None without it.
+    """
+
+    def __init__(self, config: ResidualConfig, shape: Shape):
+        super().__init__(config)
+        self.dropout = config.dropout
+        width, inner = shape.hidden_size, config.bottleneck
+        self.prompt = nn.Parameter(sampled_rows(shape, config.num_virtual_tokens, config.vocabulary_limit))
+        self.networks = 1 if config.shared_mlp else config.num_virtual_tokens
+
+        def uniform(rows: int, columns: int, inputs: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(inputs)
+            return nn.Parameter(nn.init.uniform_(torch.empty(self.networks, rows, columns), -bound, bound))
+
+        self.down, self.down_bias = uniform(width, inner, width), uniform(1, inner, width)
+        self.up, self.up_bias = uniform(inner, width, inner), uniform(1, width, inner)
+        normed = config.layer_norm
+        self.scale = nn.Parameter(torch.ones(self.networks, 1, width)) if normed else None
+        self.shift = nn.Parameter(torch.zeros(self.networks, 1, width)) if normed else None
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
+        length, width = self.prompt.shape
+        given = self.prompt.view(self.networks, length // self.networks, width)
+        inside = torch.baddbmm(self.down_bias, given, self.down).relu()
+        change = torch.baddbmm(self.up_bias, inside, self.up)
+        change = functional.dropout(change, self.dropout, self.training)
+        if self.scale is not None and self.shift is not None:
+            change = functional.layer_norm(change, (width,)) * self.scale + self.shift
+        return SoftPrompt(tokens=(given + change).view(1, length, width))
+
+    def components(self) -> dict[str, Component]:
+        """The prompt and the network, which wants a lower rate."""
+        network = [self.down, self.down_bias, self.up, self.up_bias]
+        norm = [parameter for parameter in (self.scale, self.shift) if parameter is not None]
+        return {
+            "prompt": Component([self.prompt], learning_rate=2e-2),
+            "mlp": Component([*network, *norm], learning_rate=1e-3),
+        }

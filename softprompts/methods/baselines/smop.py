@@ -1,0 +1,140 @@
+"""SMoP: every input takes one of several short prompts.
+
+Choi, Kim, Park, Mok and Lee, "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse Mixture-of-Prompts",
+EMNLP 2023, https://aclanthology.org/2023.emnlp-main.884
+
+    p(x) = softmax(W mean embedding of x),    c = argmax_j p_j(x),    X' = [p_c(x) P_c ; E(x)],    P_j in R^{l x d}
+
+The router learns through the factor ``p_c`` alone. With several prompts at a time, their sum goes in front.
+Trained: ``k`` prompts and the router ``W (k, d)``; ``k*l*d + k*d`` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from softprompts.methods.about import About, Span, View
+from softprompts.methods.common import (
+    flag,
+    perturbed,
+    real_number,
+    sampled_rows,
+    whole_number,
+)
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.registry import register
+from softprompts.soft_prompt import SoftPrompt
+
+
+@register("smop")
+@dataclass(frozen=True, kw_only=True)
+class SMoPConfig(MethodConfig):
+    """Settings of SMoP.
+
+    Attributes:
+        num_virtual_tokens: ``l``, length of each prompt.
+        num_prompts: ``k``.
+        top_k: how many of them an input takes.
+        router_dropout: dropout on the router's logits in training, where there is no noise.
+        router_noise: multiply the logits by ``1 + N(0, 1)`` in training, as the released code's command does; a prompt
+            that is never chosen never learns.
+        init: where prompts start. "vocabulary": embeddings of different tokens. "random": N(0, 1), as in the released
+            code.
+        vocabulary_limit: draw from this many first tokens only; None for all.
+    """
+
+    num_virtual_tokens: int = 5
+    num_prompts: int = 4
+    top_k: int = 1
+    router_dropout: float = 0.2
+    router_noise: bool = True
+    init: str = "vocabulary"
+    vocabulary_limit: int | None = None
+
+    uses_tokens: ClassVar[bool] = True
+    about: ClassVar[About | None] = About(
+        paper='Choi et al., "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse Mixture-of-Prompts", '
+        "EMNLP 2023, https://aclanthology.org/2023.emnlp-main.884",
+        equation="p(x) = softmax(W mean(E(x))), c = argmax_j p_j(x), X' = [p_c(x) P_c ; E(x)]",
+        trained="num_prompts prompts P_j (l, d) and router W (num_prompts, d)",
+        count="num_prompts*l*d + num_prompts*d",
+        per_row="router, and the scaled choice of a prompt",
+        differs="The released code with one prompt per input gives each row the sum of all rows' choices in the batch; "
+        "here, as in the paper, a row's prompt depends on that row alone. Prompts start from tokens (released code: "
+        "N(0, 1)).",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number(self, "num_prompts", 2)  # a single one is prompt tuning
+        whole_number(self, "top_k", 1)
+        self.require(self.top_k <= self.num_prompts, f"top_k={self.top_k} is more than num_prompts={self.num_prompts}")
+        real_number(self, "router_dropout", below=1)
+        flag(self, "router_noise")
+        self.choice("init", ("vocabulary", "random"))
+        whole_number(self, "vocabulary_limit", 1, optional=True)
+
+    @classmethod
+    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
+        """Also how many prompts."""
+        return {**super().search_space(), "num_prompts": (2, 4, 8)}
+
+    def build(self, shape: Shape) -> Method:
+        """The module, freshly initialised."""
+        return SMoP(self, shape)
+
+
+class SMoP(Method):
+    """Prompts ``(k, l, d)`` and router ``d -> k``."""
+
+    per_row = True
+
+    def __init__(self, config: SMoPConfig, shape: Shape):
+        super().__init__(config)
+        self.top_k = config.top_k
+        self.dropout = config.router_dropout
+        self.noise = config.router_noise
+        size = (config.num_prompts, config.num_virtual_tokens, shape.hidden_size)
+        if config.init == "random":
+            prompts = torch.randn(size)
+        else:
+            prompts = sampled_rows(shape, size[0] * size[1], config.vocabulary_limit).view(size)
+        self.prompts = nn.Parameter(prompts)
+        self.router = nn.Linear(shape.hidden_size, config.num_prompts, bias=False)
+        nn.init.orthogonal_(self.router.weight)
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(R, l, d)``."""
+        if rows is None:
+            raise ValueError("a router over several prompts needs the rows")
+        shares, chosen = self.route(rows)
+        return SoftPrompt(tokens=torch.einsum("rk,kld->rld", shares * chosen, self.prompts))
+
+    def route(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """``p (R, k)``, and which of the prompts each row gets: 0 or 1, ``(R, k)``."""
+        logits = self.router(rows.mean().to(self.router.weight))
+        logits = perturbed(logits, self.dropout, self.noise, self.training)
+        # Stable: of two equal ones the first is taken, whatever the batch.
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
+        return logits.softmax(-1), torch.zeros_like(logits).scatter(1, chosen, 1.0)
+
+    def views(self, rows: Rows | None = None) -> list[View]:
+        """The prompts to choose from, and how the router chooses."""
+        found = [View("tokens", self.prompts, ("prompt", "token", "width"))]
+        if rows is not None:
+            shares, chosen = self.route(rows)
+            found += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
+        return found
+
+    def components(self) -> dict[str, Component]:
+        """The prompts and the router."""
+        return {
+            # High, as what reaches the model is a prompt times about 1/k.
+            "prompts": Component([self.prompts], learning_rate=5e-2),
+            "router": Component(list(self.router.parameters()), learning_rate=1e-3),
+        }

@@ -1,0 +1,145 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from softprompts.attention import prefix
+from softprompts.backbones import quantized
+from softprompts.backbones.backbone import set_attention
+from softprompts.errors import SoftPromptError
+from softprompts.injection import (
+    checkpointing,
+    head_dispatch,
+)
+from softprompts.injection.prompt import PromptSet
+from softprompts.injection.speedups import frozen_linear, last_layer
+from softprompts.injection.state import STATE, State, is_attached
+from softprompts.injection.wiring import detach
+from softprompts.methods.contract import MethodConfig
+from softprompts.methods.registry import methods
+from softprompts.model.prompt_model import PromptModel
+
+
+@functools.cache
+def _attached_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class of an attached ``base``: same name and module, so that whoever goes by names sees no difference."""
+    signature = inspect.signature(base.forward)
+    names = [name for name in signature.parameters if name != "self"]
+
+    @functools.wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._prompted_forward(functools.partial(base.forward, self), names, *args, **kwargs)
+
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in ("prompt_names", "context_mask")
+    ]
+    given = list(signature.parameters.values())
+    tail = [p for p in given if p.kind is inspect.Parameter.VAR_KEYWORD]
+    head = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    forward.__signature__ = signature.replace(parameters=[*head, *extra, *tail])  # type: ignore[attr-defined]
+    members = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__}
+    return cast("type[PreTrainedModel]", type(base.__name__, (PromptModel, base), members))
+
+
+def attach(
+    model: PreTrainedModel,
+    config: MethodConfig | str | Path | None = None,
+    name: str | None = None,
+    *,
+    task_id: int | None = None,
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
+    tokenizer: Any = None,
+    seed: int | None = None,
+    backbone_dropout: bool = False,
+) -> Any:
+    """Freezes a transformers model and puts a soft prompt on it, in place.
+
+    Args:
+        model: any `transformers.PreTrainedModel`.
+        config: the first prompt: the config of a new one, or the folder or hub id of a saved one, ours or an adapter
+            of PEFT's (see `PromptModel.load_prompt`). None attaches without one (`load_prompt` and `add_prompt` add
+            some later).
+        name: its name; None for that of a saved prompt, else "default".
+        task_id: which task of a multitask adapter of PEFT's.
+        num_labels: outputs of its task head; None for as many as the model's own head has.
+        labels: names of its labels.
+        tokenizer: for initialisation from text.
+        seed: makes the initialisation repeatable.
+        backbone_dropout: keep the frozen model's dropout on while training (SuperPos-Prompt, section 4.3, found it
+            better off, and off is faster).
+
+    Returns:
+        The same object.
+
+    Raises:
+        SoftPromptError: it is not a transformers model, is attached already, or the method does not fit it.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise SoftPromptError(f"attach takes a transformers PreTrainedModel, not a {type(model).__name__}")
+    if is_attached(model):
+        raise SoftPromptError("this model is attached already; use model.add_prompt for another prompt")
+    saved = config if isinstance(config, str | Path) else None
+    if saved is not None and any(value is not None for value in (num_labels, labels, tokenizer, seed)):
+        raise SoftPromptError(
+            "a saved prompt has its own labels and values: leave out num_labels, labels, tokenizer, seed"
+        )
+    if isinstance(config, str) and config in methods() and not Path(config).is_dir():
+        raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
+    if saved is None and task_id is not None:
+        raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
+    quantized.keep_layout(model)  # before anything runs
+    state = State(model)
+    state.backbone_dropout = backbone_dropout
+    backbone = state.backbone
+    model.__dict__[STATE] = state
+    model.requires_grad_(False)
+    model.__class__ = _attached_class(type(model))  # type: ignore[arg-type]  # a class can be hashed
+    model.add_module("prompts", PromptSet())
+    if backbone.sites:
+        kernel = state.attention[0][1]
+        if kernel in prefix.KERNELS:
+            set_attention(model, prefix.implementation(kernel))
+            for index, site in enumerate(backbone.sites):
+                prefix.mark_site(site.module, state.prefix_of, index, site.biased_by)
+        else:
+            backbone.sites, backbone.no_sites_reason = (
+                [],
+                f"load it with attn_implementation='sdpa' instead of '{kernel}'",
+            )
+    if backbone.entry is not model:
+        state.hooks.append(backbone.entry.register_forward_pre_hook(state.before_entry, with_kwargs=True))
+        state.hooks.append(backbone.entry.register_forward_hook(state.after_entry, with_kwargs=True, always_call=True))
+    if backbone.decoder is not None:
+        state.hooks.append(backbone.decoder.register_forward_pre_hook(state.before_decoder, with_kwargs=True))
+    checkpointing.install(model, state)
+    head_dispatch.install(model, state)
+    state.readout = last_layer.find(state)
+    frozen_linear.install(model, state)
+    prompt_free = [key for key in model.state_dict() if not key.startswith("prompts.")]
+    model._keys_to_ignore_on_save = set(prompt_free)
+    if getattr(model, "is_quantized", False):
+        # How HF Trainer is told that there is something to train on quantised weights, which it refuses otherwise.
+        model._hf_peft_config_loaded = True
+    model.train(model.training)
+    if config is not None:
+        try:
+            attached = cast(PromptModel, model)
+            if isinstance(config, str | Path):
+                attached.load_prompt(config, name, task_id=task_id)
+                return model
+            attached.add_prompt(
+                name or "default", config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed
+            )
+        except BaseException:
+            detach(model)
+            raise
+    return model

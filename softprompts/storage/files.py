@@ -1,0 +1,177 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from softprompts.errors import SoftPromptError
+
+
+def write_atomic(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Writes a file so that readers, and a crash at any time, see the old content or the new one, never a part.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        content: the bytes, or a function that writes them to the open binary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        # Opened as any new file, so that it gets the permissions of one.
+        with open(temporary, "xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """`write_atomic` for a text."""
+    write_atomic(path, text.encode())
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """`write_atomic` for a JSON value."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_folder(source: str | Path, target: str | Path) -> None:
+    """Makes a folder a copy of another; readers see it with all of its old files or all of the new ones.
+
+    A folder that is there already is moved away first, so that for a moment, and after a crash in just that moment,
+    there is none.
+
+    Args:
+        source: the folder to copy.
+        target: the copy.
+    """
+    source, target = Path(source), Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = temporary_beside(target), temporary_beside(target)
+    try:
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                write_atomic(temporary / path.relative_to(source), path.read_bytes())
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def require_folder(folder: str | Path, what: str) -> None:
+    """Makes sure that a folder is there or can be made.
+
+    Args:
+        folder: its path.
+        what: what it is for, as the error tells it: "the report".
+
+    Raises:
+        SoftPromptError: something else is there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise SoftPromptError(f"{folder} is a file; name a folder for {what}")
+
+
+def require_new_folder(folder: str | Path) -> Path:
+    """Makes sure that nothing is lost by writing a folder.
+
+    Args:
+        folder: its path.
+
+    Returns:
+        The path.
+
+    Raises:
+        SoftPromptError: there is a file, or a folder with something in it.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise SoftPromptError(f"{folder} is there already and not empty: name a new folder")
+    elif folder.exists() or folder.is_symlink():
+        raise SoftPromptError(f"{folder} is a file; name a folder")
+    return folder
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name, and is on disk, once all went well; else nothing is left of it.
+
+    Args:
+        folder: the name; there is nothing of it yet, or an empty folder.
+
+    Yields:
+        The folder as it is called until then.
+    """
+    folder = folder.resolve()  # "." has a name too
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(folder)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
+    if folder.exists():
+        for name, content in contents.items():
+            write_atomic(folder / name, content)
+        return
+    with new_folder(folder) as temporary:
+        for name, content in contents.items():
+            write_atomic(temporary / name, content)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A hidden name that nobody else uses, in the same folder: a rename is atomic only within one file system."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts renames within a folder on disk; a renamed file is there after a power cut only once its folder is."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def default_cache_dir() -> Path:
+    """``$SOFTPROMPTS_CACHE``, or ``softprompts`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+
+    "off" in the first of them turns off what can be done without; what is fetched is kept all the same.
+    """
+    given = os.environ.get("SOFTPROMPTS_CACHE", "").strip()
+    if given.lower() not in ("", "off"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softprompts"

@@ -1,0 +1,153 @@
+"""Run folders: ``runs/<id>/`` with config.yaml, metrics.jsonl, checkpoint/, prompt/ and, once done, result.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from softprompts.errors import SoftPromptError
+from softprompts.storage.files import require_folder
+from softprompts.storage.files import write_atomic as write_atomic
+from softprompts.storage.files import write_json_atomic as write_json_atomic
+from softprompts.storage.files import write_text_atomic as write_text_atomic
+from softprompts.storage.saved_prompt import PROMPT as PROMPT
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint"
+RESULT = "result.json"
+DIVERGED = "non-finite loss"  # the stop_reason of a run that broke off
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """A short hash of a resolved configuration: the same for equal settings in any order.
+
+    Raises:
+        SoftPromptError: the configuration holds something that JSON has no word for.
+    """
+    try:
+        text = json.dumps(_canonical(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SoftPromptError(f"a run's configuration must be plain JSON values: {error}") from None
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _canonical(value: Any) -> Any:
+    """Makes values equal that YAML and Python write differently: 1.0 and 1, tuples and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def is_done(folder: str | Path) -> bool:
+    """Whether a run has finished: its result is written last."""
+    return (Path(folder) / RESULT).is_file()
+
+
+def load_result(folder: str | Path) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        SoftPromptError: there is none.
+    """
+    path = Path(folder) / RESULT
+    if not path.is_file():
+        raise SoftPromptError(f"{folder} holds no finished run ({RESULT} is missing)")
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise SoftPromptError(f"{path} is not valid JSON: {error}") from None
+    return result
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """The configuration a run folder was made for.
+
+    Raises:
+        SoftPromptError: there is none.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise SoftPromptError(f"{folder} is not a run folder ({CONFIG} is missing)")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SoftPromptError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise SoftPromptError(f"{path} holds no configuration")
+    return config
+
+
+def open_run(
+    root: str | Path,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    reuse: bool = False,
+    folder: str | Path | None = None,
+) -> Path:
+    """Makes, or finds again, the folder of the run with this configuration.
+
+    Args:
+        root: where run folders live, usually "runs".
+        config: the resolved configuration, all that is needed to repeat the run.
+        resume: go on with an unfinished run that is already there.
+        reuse: an already finished run is fine (see `is_done`).
+        folder: a folder of the caller's choice in place of ``root/<id>``.
+
+    Returns:
+        The folder; it holds config.yaml.
+
+    Raises:
+        SoftPromptError: the folder holds a finished run, an unfinished one, or something else, and nothing was said
+            about that.
+    """
+    identity = run_id(config)
+    path = Path(folder) if folder is not None else Path(root) / identity
+    require_folder(path, "the run")
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        if run_id(load_config(path)) != identity:
+            raise SoftPromptError(f"{path} holds a run with another configuration; choose a new folder")
+        if is_done(path):
+            if not reuse:
+                raise SoftPromptError(f"{path} holds this run, finished; read its {RESULT} or choose a new folder")
+        elif not resume:
+            raise SoftPromptError(f"{path} holds this run, unfinished; go on with --resume or choose a new folder")
+        return path
+    plain = json.loads(json.dumps(config))
+    write_text_atomic(path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def append_metrics(folder: str | Path, record: Mapping[str, Any]) -> None:
+    """Adds a line to metrics.jsonl."""
+    with open(Path(folder) / METRICS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def load_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    path = Path(folder) / METRICS
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def cut_metrics(folder: str | Path, step: int) -> None:
+    """Drops the lines after ``step``, those a resumed run is going to write again."""
+    kept = [record for record in load_metrics(folder) if record["step"] <= step]
+    if (Path(folder) / METRICS).is_file():
+        write_text_atomic(Path(folder) / METRICS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))

@@ -1,0 +1,469 @@
+"""The rows of a user's own files as examples: which column holds what, and what the labels there stand for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.file_readers import check_columns
+from softprompts.tasks.form import KINDS, Form, check_template
+from softprompts.tasks.task import Example
+
+Row = Mapping[str, Any]
+WORDS = "words"  # the field of a tagged row
+WORD_COLUMNS = ("words", "tokens")
+OUTSIDE = "O"
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "passage"),
+    ("question", "sentence"),
+)
+_TEXTS = (("text",), ("sentence",), *_PAIRS)
+# What columns are called where nothing is said: the first names that are all there.
+_FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "classification": _TEXTS,
+    "regression": _TEXTS,
+    "choice": (
+        *(("premise", "question"), ("context", "question"), ("article", "question")),
+        *(("premise",), ("question",), ("text",), ("sentence",)),
+    ),
+    "ranking": (("passage", "query"), ("context", "question"), ("text",), ("question",)),
+    "span": (("question", "context"),),
+    "tagging": tuple((name,) for name in WORD_COLUMNS),
+}
+_LABELS: dict[str, tuple[str, ...]] = {
+    "classification": ("label", "labels"),
+    "regression": ("label", "score"),
+    "choice": ("label", "answer", "answerKey"),
+    "ranking": ("answers", "answer"),
+    "span": ("answers", "answer"),
+    "tagging": ("tags", "ner_tags", "labels"),
+}
+CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
+_NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
+_BIO = re.compile(r"O|[BI](-.+)?", re.DOTALL)
+_START = "answer_start"  # column of where an answer that is a text begins
+METRICS: dict[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("pearson", "spearman"),
+    "choice": ("accuracy",),
+    "ranking": ("em", "token_f1"),
+    "span": ("em", "token_f1"),
+    "tagging": ("seqeval_f1", "seqeval_precision", "seqeval_recall"),
+}
+_SHOWN = 80  # characters of a value that an error shows
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        fields: the column of each field.
+        label: column of the label, the tags or the answers.
+        choices: column of each row's choices, or the columns of the choices; empty: there are none.
+        templates: the choices as format strings over the fields, in place of columns.
+    """
+
+    kind: str
+    fields: Mapping[str, str]
+    label: str
+    choices: str | tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> list[str]:
+        """All of them."""
+        return [*self.fields.values(), *([self.choices] if isinstance(self.choices, str) else self.choices), self.label]
+
+
+def find_columns(
+    place: Path,
+    row: Row,
+    kind: str,
+    fields: Sequence[str] | Mapping[str, str] = (),
+    label: str | None = None,
+    choices: str | Sequence[str] = (),
+    line: int | None = None,
+) -> Columns:
+    """What is asked for, and where nothing is, the usual names that a row has.
+
+    Args:
+        place: names the file in errors.
+        row: the first one.
+        kind: of the task.
+        fields: columns of the fields, or the column of each field.
+        label: column of the label.
+        choices: column of each row's choices, the columns of the choices, or format strings over the fields.
+        line: which line the row is on; None: that of the columns' names.
+
+    Raises:
+        SoftPromptError: unknown kind, no such column, or none of the usual names.
+    """
+    if kind not in KINDS:
+        raise SoftPromptError(f"kind is '{kind}': {nearest(kind, KINDS)}")
+    templates = () if isinstance(choices, str) else tuple(text for text in choices if "{" in text)
+    there = list(row)
+    if not fields:
+        usual = _FIELDS[kind]
+        fields = next((names for names in usual if all(name in row for name in names)), ())
+        if not fields:
+            raise SoftPromptError(_missing(place, "text", there, [" and ".join(names) for names in usual]))
+    named = dict(fields) if isinstance(fields, Mapping) else {field_name(column): column for column in fields}
+    if kind == "tagging":
+        if len(named) != 1:
+            raise SoftPromptError(f"{place}: tagging reads one column of words, not {', '.join(named.values())}")
+        named = {WORDS: next(iter(named.values()))}
+    if kind == "span" and len(named) != 2:
+        raise SoftPromptError(
+            f"{place}: a span is found in the second of two columns, the question and the context: "
+            f"name both, not {', '.join(named.values())}"
+        )
+    if label is None:
+        label = next((name for name in _LABELS[kind] if name in row), None)
+        if label is None:
+            raise SoftPromptError(_missing(place, "label", there, _LABELS[kind]))
+    if kind in ("choice", "ranking") and not choices:
+        choices = next((name for name in CHOICE_COLUMNS if name in row and name != label), "")
+        choices = choices or numbered([name for name in there if name != label])
+        if not choices:
+            raise SoftPromptError(_missing(place, "choices", there, [*CHOICE_COLUMNS, "choice1 and choice2"]))
+    if kind not in ("choice", "ranking"):
+        choices = ()
+    if templates:
+        for template in choices:
+            check_template(template, named)
+    elif not isinstance(choices, str) and len(choices) == 1:
+        choices = choices[0]
+    columns = () if templates else choices if isinstance(choices, str) else tuple(choices)
+    found = Columns(kind, named, label, columns, tuple(choices) if templates else ())
+    check_columns(place, row, found.wanted, line)
+    return found
+
+
+def numbered(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that are called choice1, choice2 and so on, in order; empty where there are not two."""
+    found = [(match[1], int(match[2]), name) for name in names if (match := _NUMBERED.fullmatch(name))]
+    same = sorted(each for each in found if each[0] == found[0][0])
+    return tuple(name for *_, name in same) if len(same) > 1 else ()
+
+
+def field_name(column: str) -> str:
+    """A column's name as templates can name it."""
+    name = re.sub(r"[{}\[\].:!]", "_", column)
+    return f"column_{name}" if name.isdecimal() or not name else name
+
+
+def _missing(place: Path, what: str, there: list[str], usual: Iterable[str]) -> str:
+    columns = ", ".join(map(str, there))
+    return f"{place}: which column holds the {what}? There are: {columns}; looked for {', '.join(usual)}"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the labels in files stand for.
+
+    Attributes:
+        names: of the classes or tags.
+        values: the index of each value in the files.
+    """
+
+    names: tuple[str, ...]
+    values: Mapping[str, int]
+
+    @classmethod
+    def of(cls, names: Sequence[str] | Mapping[str, str]) -> Labels:
+        """Those that are declared: names, which files may have in full or by index, or the name of each value.
+
+        Raises:
+            SoftPromptError: fewer than two, or one of them twice.
+        """
+        if isinstance(names, Mapping):
+            distinct = tuple(dict.fromkeys(names.values()))
+            values = {value: distinct.index(name) for value, name in names.items()}
+        else:
+            distinct = tuple(names)
+            values = {name: index for index, name in enumerate(distinct)}
+            if not any(_is_whole(name) for name in distinct):  # else a number is the name that it is
+                values.update({str(index): index for index in range(len(distinct))})
+            if len(distinct) == 2 and not {"false", "true"} & set(distinct):
+                values.update({"false": 0, "true": 1})  # as JSON says it
+        if len(set(distinct)) < max(2, len(distinct)) or not all(distinct):
+            raise SoftPromptError(f"labels are {', '.join(distinct) or 'none'}: at least two that differ are needed")
+        return cls(distinct, values)
+
+    @classmethod
+    def learned(cls, found: Iterable[str], tags: bool = False) -> Labels:
+        """Those that rows have: sorted (numbers by value), "O" first among tags."""
+        try:
+            names = sorted(found, key=lambda name: (int(name), name))
+        except ValueError:
+            names = sorted(found, key=lambda name: (tags and name != OUTSIDE, name))
+        return cls(tuple(names), {name: index for index, name in enumerate(names)})
+
+    def index(self, value: str, place: str, where: str = "") -> int:
+        """The index of a value.
+
+        Raises:
+            SoftPromptError: it is none of them; ``where`` says in words where they are from.
+        """
+        if value not in self.values:
+            few = len(self.names) <= 20
+            known = ", ".join(self.names) if few else f"{len(self.names)} labels"
+            raise SoftPromptError(f"{place}: label '{value[:_SHOWN]}' is not {where or 'one of the labels'}: {known}")
+        return self.values[value]
+
+
+def read_example(columns: Columns, path: Path, line: int, row: Row, labelled: bool = True) -> Example:
+    """A row as an example; its label is as the row has it: a name, an index of a choice, names of tags, or a score.
+
+    Args:
+        columns: which column holds what.
+        path: names the file in errors.
+        line: and the line.
+        row: the row.
+        labelled: False: the label is not looked at.
+
+    Raises:
+        SoftPromptError: a column is missing, or what is in it cannot be used; names the file and the line.
+    """
+    place = f"{path}: line {line}"
+    wanted = columns.wanted if labelled else columns.wanted[:-1]
+    check_columns(path, row, wanted, line)
+    if columns.kind == "tagging":
+        words = words_of(place, columns.fields[WORDS], row)
+        example = Example({WORDS: " ".join(words)}, id=line, words=words)
+    else:
+        example = Example({name: text_of(place, column, row) for name, column in columns.fields.items()}, id=line)
+    keys: Sequence[str] = ()
+    if isinstance(columns.choices, str):
+        texts, keys = _choices(place, columns.choices, row[columns.choices])
+        example = replace(example, choices=texts)
+    elif columns.choices:
+        more = {field_name(column): text_of(place, column, row) for column in columns.choices}
+        example = replace(example, fields={**example.fields, **more}, choices=tuple(more.values()))
+    elif columns.templates:
+        texts = tuple(template.format_map(example.fields) for template in columns.templates)
+        example = replace(example, choices=texts)
+    if not labelled:
+        return example
+    return _READERS[columns.kind](place, columns.label, row, example, keys)
+
+
+def text_of(place: str, column: str, row: Row) -> str:
+    """A column that must hold a text.
+
+    Raises:
+        SoftPromptError: it does not.
+    """
+    value = row[column]
+    if not isinstance(value, str):
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a text")
+    if not value.strip():
+        raise SoftPromptError(f"{place}: '{column}' is empty")
+    return value
+
+
+def _show(value: Any) -> str:
+    return f"{value!r:.{_SHOWN}}"
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) and each.strip() for each in value)
+
+
+def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
+    """A column that must hold words: a list, or a text that is cut at white space.
+
+    Raises:
+        SoftPromptError: it does not.
+    """
+    value = row[column]
+    words = value.split() if isinstance(value, str) else value
+    if not _texts(words):
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of words")
+    if not words:
+        raise SoftPromptError(f"{place}: '{column}' is empty")
+    return tuple(words)
+
+
+def choices_of(place: str, column: str, row: Row) -> tuple[str, ...]:
+    """A column that must hold texts to choose from.
+
+    Raises:
+        SoftPromptError: it does not.
+    """
+    return _choices(place, column, row[column])[0]
+
+
+def _choices(place: str, column: str, value: Any) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The choices of a row, and what they are called if they have names."""
+    keys: Sequence[str] = ()
+    if isinstance(value, Mapping):
+        keys, value = [str(key) for key in value.get("label") or ()], value.get("text")
+    if not _texts(value) or len(value) < 2:
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of at least two texts")
+    return tuple(value), keys
+
+
+# Each turns an example without a label into one with it.
+
+
+def _scalar(place: str, column: str, row: Row) -> str:
+    value = row[column]
+    if value is None or (not isinstance(value, list | dict) and str(value).strip() == ""):
+        raise SoftPromptError(f"{place}: the label '{column}' is missing")
+    if isinstance(value, list | dict):
+        raise SoftPromptError(f"{place}: the label '{column}' is {_show(value)}, not a text or a number")
+    return _name(value)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def _classified(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+    return replace(example, label=_scalar(place, column, row))
+
+
+def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+    value = _scalar(place, column, row)
+    try:
+        score = float(value)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise SoftPromptError(f"{place}: the label '{column}' is '{value[:_SHOWN]}', not a number")
+    return replace(example, label=score)
+
+
+def _chosen(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+    value, count = _scalar(place, column, row), len(example.choices)
+    letters = [chr(ord("A") + index) for index in range(min(count, 26))]
+    for known in (keys, example.choices):  # its name, or its text
+        if known and list(known).count(value) == 1:
+            return replace(example, label=list(known).index(value))
+    if value in letters:
+        return replace(example, label=letters.index(value))
+    if not value.isdecimal() or int(value) >= count:
+        raise SoftPromptError(
+            f"{place}: label '{value[:_SHOWN]}' is not one of the {count} choices: give its text, its letter or its "
+            f"index, 0 to {count - 1}"
+        )
+    return replace(example, label=int(value))
+
+
+def _tagged(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+    value = row[column]
+    tags = value.split() if isinstance(value, str) else value
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str | int) for tag in tags):
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of tags")
+    if len(tags) != len(example.words):
+        raise SoftPromptError(f"{place}: {len(tags)} tags for {len(example.words)} words")
+    names = tuple(map(_name, tags))
+    if not all(names):
+        raise SoftPromptError(f"{place}: '{column}' has an empty tag")
+    return replace(example, label=names)
+
+
+def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+    """The answers of a span and where they begin."""
+    context_name, context = list(example.fields.items())[-1]
+    given = row[column]
+    if isinstance(given, Mapping):  # SQuAD's columns
+        pairs = _pairs(given.get("text"), given.get(_START))
+    elif isinstance(given, list) and given and all(isinstance(each, Mapping) for each in given):  # SQuAD's own file
+        pairs = [(each.get("text"), each.get(_START)) for each in given]
+    else:
+        pairs = _pairs(given, row.get(_START))
+    if not pairs or not all(isinstance(text, str) and text.strip() for text, _ in pairs):
+        raise SoftPromptError(
+            f'{place}: \'{column}\' is {_show(given)}, not answers: give {{"text": ["..."], "{_START}": [17]}}, '
+            f"or a text of '{context_name}' (rows without an answer are not for this kind of task)"
+        )
+    answers, starts = [], []
+    for text, start in pairs:
+        if isinstance(start, str) and start.strip().isdecimal():
+            start = int(start)
+        if start is None or start == "":
+            count = context.count(text)
+            if count != 1:
+                often = "is not there" if not count else f"is there {count} times: say where, in '{_START}'"
+                raise SoftPromptError(f"{place}: the answer '{text[:_SHOWN]}' in '{context_name}' {often}")
+            start = context.index(text)
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            raise SoftPromptError(f"{place}: '{_START}' is {_show(start)}, not a number of characters")
+        if context[start : start + len(text)] != text:
+            at = context[start : start + len(text)]
+            raise SoftPromptError(
+                f"{place}: the answer '{text[:_SHOWN]}' is not at character {start} of '{context_name}', "
+                f"where it says '{at[:_SHOWN]}'"
+            )
+        answers.append(text)
+        starts.append(start)
+    return replace(example, answers=tuple(answers), starts=tuple(starts))
+
+
+def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list):
+        return []
+    starts = starts if isinstance(starts, list) else [starts]
+    if starts == [None]:
+        starts = starts * len(texts)
+    return list(zip(texts, starts, strict=True)) if len(texts) == len(starts) else []
+
+
+def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+    value = row[column]
+    answers = [value] if isinstance(value, str) else value
+    if not _texts(answers) or not answers:
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of texts")
+    right = tuple(index for index, choice in enumerate(example.choices) if choice in answers)
+    return replace(example, label=right, answers=tuple(answers))
+
+
+_READERS: dict[str, Callable[[str, str, Row, Example, Sequence[str]], Example]] = {
+    "classification": _classified,
+    "regression": _scored,
+    "choice": _chosen,
+    "ranking": _ranked,
+    "span": _found,
+    "tagging": _tagged,
+}
+
+
+def same_choices(examples: Sequence[Example]) -> int:
+    """How many choices each row has; 0 where rows differ."""
+    counts = {len(example.choices) for example in examples}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def with_choice_fields(example: Example) -> Example:
+    """The choices as fields too, so that templates can name them: choice1, choice2 and so on."""
+    more = {f"choice{index}": text for index, text in enumerate(example.choices, start=1)}
+    return replace(example, fields={**example.fields, **more})
+
+
+def default_metrics(form: Form) -> tuple[str, ...]:
+    """Names for `compute` that suit a task."""
+    bio = all(_BIO.fullmatch(name) for name in form.labels)
+    return METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)
+
+
+def _is_whole(name: str) -> bool:
+    try:
+        int(name)
+    except ValueError:
+        return False
+    return True

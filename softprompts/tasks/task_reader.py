@@ -1,0 +1,389 @@
+"""What one prompt does with rows: how texts become token ids under its task, and scores its answers.
+
+Many prompts may share a model and a tokenizer; each has a reader of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.errors import SoftPromptError, nearest
+from softprompts.injection.prompt import Prompt
+from softprompts.tasks import (
+    Example,
+    Form,
+    Spec,
+    Task,
+    encode_examples,
+    label_ids,
+    new_tokens,
+)
+from softprompts.tasks.catalog import SPECS
+from softprompts.tasks.columns import (
+    CHOICE_COLUMNS,
+    OUTSIDE,
+    WORD_COLUMNS,
+    WORDS,
+    choices_of,
+    field_name,
+    text_of,
+    words_of,
+)
+from softprompts.tasks.encode import Encoded, reader
+from softprompts.tasks.file_readers import check_columns, read_rows
+from softprompts.tasks.form import fields_of
+
+Text = tuple[str, str | None]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was predicted for a text.
+
+    Attributes:
+        label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
+            with blanks between.
+        probability: of that label or choice; None for what has none.
+        tags: one for each word, where words are tagged.
+        probabilities: that of every label or choice by name; empty for what has none.
+        value: of a regression, as a number.
+    """
+
+    label: str
+    probability: float | None
+    tags: tuple[str, ...] = ()
+    probabilities: Mapping[str, float] = field(default_factory=dict, compare=False)
+    value: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """Rows as a model reads them.
+
+    Attributes:
+        task: how they were written out.
+        examples: the rows.
+        encoded: their token ids.
+    """
+
+    task: Task
+    examples: list[Example]
+    encoded: Encoded
+
+
+# Heads that one has to know the task of, to make anything of what they say.
+_OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering")
+
+
+class PromptReader:
+    """The task of a saved prompt.
+
+    Args:
+        config: of the saved prompt, as `softprompts.storage.saved_prompt.read` gives it.
+        prompt: the prompt itself.
+        tokenizer: of its backbone.
+        kind: of its backbone: "encoder", "encoder-decoder" or "decoder".
+        room: tokens that the backbone has for an input beside the prompt; None for any number.
+        where: names the prompt in errors, and its task where it does not say.
+
+    Attributes:
+        task: how texts are written out, and the labels' names.
+        told: whether the prompt says so; else an encoder's reads one text or a pair.
+        fields: those of the task's fields that the model reads.
+        max_length: most tokens of an input.
+        label_ids: token ids of each answer that a language model chooses from; None where it does not.
+        new_tokens: how many tokens a language model generates for an answer at most; None where it does not.
+
+    Raises:
+        SoftPromptError: what the prompt says of its task is damaged.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        prompt: Prompt,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: str,
+        room: int | None,
+        where: str,
+    ):
+        meta = config.get("metadata") or {}
+        form = meta.get("task_form")
+        name = str(meta.get("task", where))
+        self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
+        self.told = form is not None
+        if not self.told and str(config["backbone"].get("class")).endswith(_OF_TOKENS):
+            raise SoftPromptError(
+                f"{where} does not say what its labels of tokens are for; it was not trained by 'train'"
+            )
+        self.prompt, self.tokenizer, self.kind = prompt, tokenizer, kind
+        self._prepare = SPECS[name].prepare if name in SPECS else None
+        templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
+        used = fields_of([*templates, *self.task.form.choices])
+        # Some tasks have fields that only another kind of model reads.
+        self.fields = tuple(name for name in self.task.form.fields if name in used)
+        self.max_length = int(meta.get("max_length", 256))
+        if room is not None:
+            self.max_length = min(self.max_length, room)
+        self.label_ids = label_ids(self.task, tokenizer, kind) if self.reads else None
+        self.new_tokens = new_tokens(self.task, tokenizer, kind) if self.reads else None
+
+    @property
+    def reads(self) -> bool:
+        """Whether rows of the task can be read at all: a language model must be told how."""
+        return self.told or self.kind == "encoder"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of what is answered with, where that is the same for all rows."""
+        form = self.task.form
+        if form.kind == "classification" or form.kind == "tagging":
+            return form.labels or tuple(self.prompt.labels)
+        return form.words if self.label_ids is not None and form.kind == "regression" else ()
+
+    def fitting(self, texts: Sequence[str | Text | Row]) -> PromptReader:
+        """The reader for some rows: a task that is not known reads one text, or a pair."""
+        if self.told:
+            return self
+        paired = any(not isinstance(text, str) and len([v for v in text if v is not None]) > 1 for text in texts)
+        own = copy.copy(self)
+        own.fields = ("text", "text_pair")[: 1 + paired]
+        own.task = self.task.with_form(fields=own.fields, reading=(), source="")
+        return own
+
+    def encode(self, texts: Sequence[str | Text | Row]) -> ReadRows:
+        """Rows as a model reads them.
+
+        Args:
+            texts: see `softprompts.Predictor`.
+
+        Raises:
+            SoftPromptError: an empty text, or not a text for each field.
+        """
+        own = self.fitting(texts)
+        examples = [own._example(text) for text in texts]
+        encoded = encode_examples(examples, own.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
+        return ReadRows(own.task, examples, encoded)
+
+    def answers(self, rows: ReadRows, found: Any) -> list[Answer]:
+        """The answers for rows.
+
+        Args:
+            rows: of `encode`.
+            found: the `softprompts.training.prediction.Prediction` for all of their features.
+        """
+        answers, _ = reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)(found)
+        lines = found.probabilities if len(found.probabilities or []) == len(rows.examples) else None
+        made = []
+        for index, (example, answer) in enumerate(zip(rows.examples, answers, strict=True)):
+            chances = [] if lines is None else lines[index]
+            made.append(
+                Answer(
+                    self._named(example, answer),
+                    max(chances) if chances else None,
+                    tuple(answer) if rows.task.kind == "tagging" else (),
+                    _by_name(self._names(example), chances),
+                    float(answer) if rows.task.kind == "regression" else None,
+                )
+            )
+        return made
+
+    def _names(self, example: Example) -> Sequence[str]:
+        return example.choices if self.task.form.kind == "choice" else self.labels
+
+    def _named(self, example: Example, answer: Any) -> str:
+        """An answer in words."""
+        kind = self.task.form.kind
+        if kind == "regression":
+            return f"{answer:.4g}"
+        if kind == "tagging":
+            return " ".join(answer)
+        if isinstance(answer, str):
+            return answer
+        return self._names(example)[int(answer)] if answer >= 0 else ""
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def read_file(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> list[Row]:
+        """The rows of a file, see `softprompts.Predictor.read`."""
+        path = Path(file)
+        names = self.fields
+        if path.suffix.lower() == ".txt":
+            lines = [line for line in _lines(path) if line.strip()]
+            if not lines:
+                raise SoftPromptError(f"{path} holds no texts")
+            self._require_fields({names[0]: ""}, path)
+            return [{names[0]: line} for line in lines]
+        asked = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
+        asked.update(fields or {})
+        for name in asked:
+            if name not in names:
+                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
+        return [self._read(path, line, row, asked) for line, row in read_rows(path)]
+
+    def _read(self, path: Path, line: int, row: Row, asked: Mapping[str, str]) -> Row:
+        """The fields of a row, as texts, and beside them the words or the choices that it brings."""
+        row = self._prepared(row)
+        form, place = self.task.form, f"{path}: line {line}"
+        choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
+        brought = fixed_choices(form)
+        if choices is not None and form.chooses and (not form.choices or any(name not in row for name in brought)):
+            texts = choices_of(place, choices, row)
+            if form.choices and len(texts) != len(form.choices):
+                raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
+            row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}
+        columns = {}
+        for index, name in enumerate(self.fields):
+            usual = [name, *(column for column in row if field_name(column) == name)]
+            usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
+            columns[name] = asked.get(name) or next((column for column in usual if column in row), name)
+        check_columns(path, row, columns.values(), line)
+        if self.task.kind == "tagging":
+            return {WORDS: words_of(place, columns[WORDS], row), "id": line}
+        more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
+        return {**{name: text_of(place, column, row) for name, column in columns.items()}, **more, "id": line}
+
+    def row(
+        self,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        choices: Sequence[str] = (),
+    ) -> Row:
+        """What is to be labelled as fields of the task.
+
+        Args:
+            text: the first field; a text whose words are tagged.
+            text_pair: the second field.
+            fields: fields by name, in place of these or beside them.
+            choices: what there is to choose from, where the task has no fields for it.
+
+        Raises:
+            SoftPromptError: the task has more or fewer fields, or others.
+        """
+        names = self.fields
+        if not self.told:
+            names = ("text", "text_pair")[: 1 + (text_pair is not None)]
+        given = [one for one in (text, text_pair) if one is not None]
+        if len(given) > len(names):
+            self._require_fields({}, None, len(given))
+        row: dict[str, Any] = dict(zip(names, given, strict=False))
+        for name, value in (fields or {}).items():
+            if name not in names and self._prepare is None:
+                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
+            if name in row:
+                raise SoftPromptError(f"the field '{name}' is given twice, as a text and by name")
+            row[name] = value
+        if choices:
+            if len(choices) == len(self.task.form.choices):
+                row.update(zip(fixed_choices(self.task.form), choices, strict=False))
+            row["choices"] = list(choices)
+        prepared = self._prepared(row)
+        if self.told:
+            self._require_fields(prepared, None)
+        return prepared
+
+    def _example(self, text: str | Text | Row) -> Example:
+        fields = self.fields
+        if not isinstance(text, Mapping):
+            values = (text,) if isinstance(text, str) else tuple(value for value in text if value is not None)
+            text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
+            self._require_fields(text, None, len(values))
+        if self.task.kind == "tagging":
+            if not any(map(_is_text, _as_words(text.get(WORDS)))):
+                raise SoftPromptError("an empty text cannot be labelled")
+            return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
+        text = self._prepared(text)
+        self._require_fields(text, None)
+        if not any(_is_text(text[name]) for name in fields[:1]):
+            raise SoftPromptError("an empty text cannot be labelled")
+        if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
+            raise SoftPromptError(f"'{self.task.name}' chooses: give the choices too (--choice)")
+        unread = dict.fromkeys(self.task.form.fields, "")
+        return Spec("", self.task.form).example({**unread, **text}, labelled=False)
+
+    def _prepared(self, row: Row) -> Row:
+        """A row with the columns of the task's data set, with the fields that are made of these."""
+        if self._prepare is None or all(name in row for name in self.fields):
+            return row
+        try:
+            (made,) = self._prepare(row)
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # as in training, a row of another shape
+            return row
+        return {**row, **made}
+
+    def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
+        fields = self.fields
+        missing = [name for name in fields if name not in row]
+        there = len(fields) - len(missing) if given is None else given
+        if there == len(fields):
+            return
+        place = "" if path is None else f"{path}: "
+        count = "single texts" if len(fields) == 1 else "pairs" if len(fields) == 2 else f"{len(fields)} texts"
+        how = {1: "", 2: ": give both (--text-pair)"}.get(len(fields), ": give each (--field NAME=TEXT)")
+        raise SoftPromptError(f"{place}'{self.task.name}' reads {count} ({', '.join(fields)}), not {there}{how}")
+
+
+def fixed_choices(form: Form) -> tuple[str, ...]:
+    """The fields that are the choices, where each choice is a field as it is."""
+    names = tuple(template.removeprefix("{").removesuffix("}") for template in form.choices)
+    return names if set(names) <= set(form.fields) else ()
+
+
+def marked(words: Sequence[str], tags: Sequence[str]) -> str:
+    """Tagged words to be read by people: entities in brackets, or the tag behind each word."""
+    if not all(tag == OUTSIDE or tag.startswith(("B-", "I-")) for tag in tags):
+        return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
+    groups: list[tuple[str, list[str]]] = []
+    for word, tag in zip(words, tags, strict=True):
+        kind = tag[2:]
+        if kind and tag.startswith("I-") and groups and groups[-1][0] == kind:
+            groups[-1][1].append(word)
+        else:
+            groups.append((kind, [word]))
+    return " ".join(f"[{' '.join(found)} {kind}]" if kind else found[0] for kind, found in groups)
+
+
+def _by_name(names: Sequence[str], chances: Sequence[float]) -> dict[str, float]:
+    """Probabilities by name; choices of the same text have theirs together."""
+    found: dict[str, float] = {}
+    if len(names) == len(chances):
+        for name, chance in zip(names, chances, strict=True):
+            found[name] = found.get(name, 0.0) + chance
+    return found
+
+
+def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of a prompt that does not tell: a text, and the labels of its head."""
+    labels = config["labels"] or []
+    return {"labels": labels} if len(labels) > 1 else {"kind": "regression"}
+
+
+def _as_words(value: Any) -> Sequence[Any]:
+    return value.split() if isinstance(value, str) else value or ()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise SoftPromptError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise SoftPromptError(f"{path}: not UTF-8 text, save the file as UTF-8") from error

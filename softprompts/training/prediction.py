@@ -1,0 +1,302 @@
+"""Predictions of a prompt: those of its head, or the likelihood of each answer under the language model."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from softprompts.errors import SoftPromptError
+from softprompts.injection.prompt import Prompt, require
+from softprompts.injection.state import state_of
+from softprompts.tasks.collate import IGNORED, collate, inputs_of, length_of
+from softprompts.training.losses import model_inputs, pass_losses
+
+Feature = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for some rows, in their order.
+
+    Attributes:
+        labels: the class of each row (of rows of choices, the choice), or its value where the head has a single
+            output. Of rows with ``places``, the class at each. Empty where text was generated.
+        probabilities: the probability of each class or choice, row by row; None for values, places and text.
+        scores: what ``labels`` were chosen by, ``(P, C)`` of each row: one line, or one for each of its places or
+            choices. Float64, on the CPU. Empty where text was generated.
+        tokens: the ids that were generated for each row, without special tokens at their end; None for labels.
+    """
+
+    labels: list[Any]
+    probabilities: list[list[float]] | None
+    scores: list[Tensor] = field(default_factory=list)
+    tokens: list[list[int]] | None = None
+
+    def part(self, start: int, end: int) -> Prediction:
+        """That of some of the rows."""
+        own = slice(start, end)
+        return Prediction(
+            self.labels[own],
+            None if self.probabilities is None else self.probabilities[own],
+            self.scores[own],
+            None if self.tokens is None else self.tokens[own],
+        )
+
+    @property
+    def finite(self) -> bool:
+        """Whether all scores are numbers."""
+        return all(bool(scores.isfinite().all()) for scores in self.scores)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode and back; no gradients in between."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def predict(
+    model: Any,
+    features: Sequence[Feature],
+    prompt_name: str | Sequence[str],
+    *,
+    pad_id: int,
+    batch_size: int = 32,
+    label_ids: Sequence[Sequence[int]] | None = None,
+    new_tokens: int | None = None,
+    padding_side: str = "right",
+    accelerator: Accelerator | None = None,
+) -> Prediction:
+    """Predicts, in eval mode and without gradients. Rows of many prompts share forward passes.
+
+    Args:
+        model: a model with the prompts attached.
+        features: rows as `collate` takes them; their labels are not looked at. Rows with ``places`` are predicted at
+            these positions of their input, by a head that scores every token.
+        prompt_name: which prompt; or one for each row.
+        pad_id: fills shorter rows.
+        batch_size: rows of ``features`` per forward pass.
+        label_ids: for language models, the token ids of each allowed answer: the likeliest is predicted.
+        new_tokens: for language models, in place of ``label_ids``: at most so many tokens are generated, greedily.
+        padding_side: "right" or "left".
+        accelerator: where there are several processes, each predicts every so manieth batch, and all get the whole.
+
+    Raises:
+        SoftPromptError: a language model without ``label_ids`` or ``new_tokens``, an empty label, an unknown prompt,
+            not one name a row, or prompts of which some predict classes and some values.
+    """
+    names = [prompt_name] * len(features) if isinstance(prompt_name, str) else list(prompt_name)
+    if len(names) != len(features):
+        raise SoftPromptError(f"there are {len(names)} prompt names for {len(features)} rows: give one for each row")
+    if not features:
+        return Prediction([], None if new_tokens else [], tokens=[] if new_tokens else None)
+    if label_ids is not None and (not label_ids or not all(label_ids)):
+        raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
+    prompts = {name: require(model.prompts, name) for name in dict.fromkeys(names)}
+    widths = _widths(prompts, label_ids, new_tokens)
+    # A prompt of input tokens makes its rows longer.
+    added = {name: prompt.config.input_tokens for name, prompt in prompts.items()}
+    order = sorted(range(len(features)), key=lambda index: length_of(features[index]) + added[names[index]])
+    world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
+    lines = [_lines_of(row) for row in features]
+    starts = list(itertools.accumulate(lines, initial=0))
+    # In double precision, which holds every other exactly: a process without a batch need not know the model's.
+    scores = torch.zeros(starts[-1], max(widths.values()), dtype=torch.float64)
+    with evaluating(model):
+        for start in range(rank * batch_size, len(order), world * batch_size):
+            own = order[start : start + batch_size]
+            rows = [_context(model.backbone_kind, features[i]) for i in own]
+            owners = [names[i] for i in own]
+            if new_tokens is not None:
+                part = _generated(model, rows, owners, pad_id, new_tokens)
+            elif label_ids is not None:
+                part = _label_scores(model, rows, owners, pad_id, padding_side, [label_ids] * len(rows))
+                part = part.view(len(rows), len(label_ids))
+            else:
+                part = _head_scores(model, rows, owners, pad_id, padding_side)
+            places = [place for i in own for place in range(starts[i], starts[i + 1])]
+            scores[places, : part.shape[1]] = part.to("cpu", torch.float64)
+    if accelerator is not None and world > 1:
+        scores = accelerator.reduce(scores.to(accelerator.device), "sum").cpu()
+    if new_tokens is not None:
+        return Prediction([], None, tokens=[[int(token) - 1 for token in row if token] for row in scores])
+    # The columns that other prompts' heads have more are not a row's.
+    own_scores = [scores[starts[i] : starts[i + 1], : widths[name]] for i, name in enumerate(names)]
+    return prediction_of(features, own_scores, valued=scores.shape[1] == 1 and label_ids is None)
+
+
+def prediction_of(features: Sequence[Feature], scores: list[Tensor], valued: bool = False) -> Prediction:
+    """What scores say about rows of one form.
+
+    Args:
+        features: the rows.
+        scores: ``(P, C)`` of each row, see `Prediction`.
+        valued: whether a score is a value, not that of the only class.
+    """
+    if "places" in features[0]:
+        return Prediction([row.argmax(1).tolist() for row in scores], None, scores)
+    if "choices" in features[0]:
+        by_choice = [row[:, 0] for row in scores]
+    elif valued:
+        return Prediction([float(row[0, 0]) for row in scores], None, scores)
+    else:
+        by_choice = [row[0] for row in scores]
+    chances = [row.softmax(0).tolist() for row in by_choice]
+    return Prediction([int(row.argmax()) for row in by_choice], chances, scores)
+
+
+def score_rows(
+    model: Any,
+    features: Sequence[Feature],
+    names: Sequence[str],
+    *,
+    pad_id: int,
+    label_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+    padding_side: str = "right",
+) -> list[Tensor]:
+    """One pass over rows of many prompts, whose heads may be of different kinds: classes, values, choices, places.
+
+    The model is to be in eval mode, and gradients to be off.
+
+    Args:
+        model: a model with the prompts attached.
+        features: rows as for `predict`; under a head that scores every token each has ``places``.
+        names: the prompt of each row.
+        pad_id: fills shorter rows.
+        label_ids: for language models, the token ids of each answer that a row may have, row by row.
+        padding_side: "right" or "left".
+
+    Returns:
+        The scores of each row, as in `Prediction`, float64 on the CPU; with ``label_ids`` the log-likelihood of each
+        answer, ``(1, L)``.
+    """
+    rows = [_context(model.backbone_kind, feature) for feature in features]
+    if label_ids is None:
+        part = _head_scores(model, rows, list(names), pad_id, padding_side).to("cpu", torch.float64)
+        sizes = [_lines_of(row) for row in rows]
+        widths = [model.prompts[name].num_labels for name in names]
+        return [scores[:, :width] for scores, width in zip(part.split(sizes), widths, strict=True)]
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    # The decoder of an encoder-decoder sees each row of its encoder equally often.
+    counts = [len(answers) if model.backbone_kind == "encoder-decoder" else 0 for answers in label_ids]
+    for count in dict.fromkeys(counts):
+        own = [index for index, other in enumerate(counts) if other == count]
+        answers = [label_ids[index] for index in own]
+        lines = _label_scores(model, [rows[i] for i in own], [names[i] for i in own], pad_id, padding_side, answers)
+        parts = lines.to("cpu", torch.float64).split([len(each) for each in answers])
+        for index, part in zip(own, parts, strict=True):
+            found[index] = part[None]
+    return found
+
+
+def _widths(
+    prompts: Mapping[str, Prompt], label_ids: Sequence[Sequence[int]] | None, new_tokens: int | None
+) -> dict[str, int]:
+    """How many numbers are predicted for each line, by prompt."""
+    given = new_tokens or (None if label_ids is None else len(label_ids))
+    widths = {name: given or prompt.num_labels for name, prompt in prompts.items()}
+    if None in widths.values():
+        raise SoftPromptError("a language model predicts among answers: pass label_ids, or new_tokens to generate them")
+    if given is None and len({count == 1 for count in widths.values()}) > 1:
+        raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
+    return cast(dict[str, int], widths)
+
+
+def _lines_of(feature: Feature) -> int:
+    """How many lines of scores a row has."""
+    return len(feature["places"] if "places" in feature else inputs_of(feature))
+
+
+def _context(kind: str, feature: Feature) -> dict[str, Any]:
+    """A row's input alone: no label of any kind, and without the answer that a causal row may end in."""
+    if "choices" in feature:
+        return {"choices": [_context(kind, choice) for choice in feature["choices"]]}
+    row = {name: list(feature[name]) for name in ("input_ids", "token_type_ids", "places") if name in feature}
+    labels = feature.get("labels")
+    if kind == "decoder" and isinstance(labels, list | tuple):
+        # Only the answer's tokens at the end: a context may not be cut in the middle.
+        length = max((i + 1 for i, label in enumerate(labels) if label == IGNORED), default=0)
+        row = {name: values[:length] for name, values in row.items()}
+    return row
+
+
+def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str) -> Tensor:
+    """A line for each row, or for each of its places or choices; some rows may have choices and others not."""
+    batch = collate([each for row in rows for each in inputs_of(row)], pad_id, side)
+    owners = [name for name, row in zip(names, rows, strict=True) for _ in inputs_of(row)]
+    logits = cast(Tensor, model(**model_inputs(model, batch), prompt_names=owners).logits)
+    if "places" not in rows[0]:
+        return logits
+    first = batch["attention_mask"].argmax(1).tolist()  # padding on the left shifts places
+    index = [(i, first[i] + place) for i, row in enumerate(rows) for place in row["places"]]
+    return logits[[i for i, _ in index], [place for _, place in index]]
+
+
+def _generated(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, count: int) -> Tensor:
+    """Ids, plus 1, of what is generated for each row, ``(R, count)``; 0 behind its end."""
+    decoder = model.backbone_kind == "decoder"
+    batch = collate(rows, pad_id, "left" if decoder else "right")
+    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    found = model.generate(
+        **inputs, prompt_names=names, max_new_tokens=count, do_sample=False, num_beams=1, pad_token_id=pad_id
+    )
+    found = found[:, inputs["input_ids"].shape[1] :] if decoder else found[:, 1:]
+    end = model.generation_config.eos_token_id
+    ends = torch.tensor([] if end is None else end, device=found.device).view(-1)
+    ended = torch.isin(found, ends).cumsum(1) > 0
+    out = torch.zeros(len(rows), count, dtype=torch.long, device=found.device)
+    out[:, : found.shape[1]] = (found + 1).masked_fill(ended, 0)
+    return out
+
+
+def _label_scores(
+    model: Any,
+    rows: list[dict[str, Any]],
+    names: list[str],
+    pad_id: int,
+    side: str,
+    label_ids: Sequence[Sequence[Sequence[int]]],
+) -> Tensor:
+    """Log-probability of each answer of each row, one after the other, from one pass of the decoder over all of them.
+
+    Under an encoder-decoder all rows have as many answers.
+    """
+    kind = model.backbone_kind
+    answered: list[dict[str, Any]] = []
+    for row, answers in zip(rows, label_ids, strict=True):
+        for label in answers:
+            if kind == "decoder":
+                labels = [IGNORED] * len(row["input_ids"]) + list(label)
+                answered.append({"input_ids": row["input_ids"] + list(label), "labels": labels})
+            else:
+                answered.append({**row, "labels": list(label)})
+    batch: dict[str, Any] = collate(answered, pad_id, side)
+    if kind == "encoder-decoder":
+        del batch["input_ids"]
+        # It brings its prompts along.
+        batch["encoder_outputs"] = _encoded(model, collate(rows, pad_id, side), names, len(label_ids[0]))
+        owners = None
+    else:
+        owners = [name for name, answers in zip(names, label_ids, strict=True) for _ in answers]
+    return -pass_losses(model, batch, owners)
+
+
+def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:
+    """The encoder's output for a batch, each row repeated: the answers of a row share one run of the encoder."""
+    with state_of(model).under(names):
+        output = model.get_encoder()(**{key: tensor.to(model.device) for key, tensor in batch.items()})
+    # Changed in place, since the output carries the pass it was made under: the decoder goes on with it.
+    output["last_hidden_state"] = output["last_hidden_state"].repeat_interleave(times, 0)
+    return output
