@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from softprompts.version import __version__
 from softprompts.model.saving import counted
 from softprompts.serving import schemas
 from softprompts.serving.engine import Loaded
@@ -27,6 +26,7 @@ from softprompts.serving.schemas import problems
 from softprompts.serving.service import GoneError, Service, Ticket
 from softprompts.serving.settings import Settings
 from softprompts.serving.streaming import Stream
+from softprompts.version import __version__
 
 _ABOUT = """Many soft prompts on one frozen model. Rows of a request may each name a prompt of their own, and requests
 that come together run in one pass. Errors are JSON with one line: `{"error": ...}`."""

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading import Train
 from saved import model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
+from tests.analysis.reading import Train
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reading import Train
 from saved import Cli, files_below
 
 import softprompts as sp
 from softprompts.analysis import WHAT
+from tests.analysis.reading import Train
 
 BOTH = sp.compose(
     sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=2), sp.SelectivePrefixConfig(num_virtual_tokens=2, init_std=1.0)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reading import Train, numbers, raw, softmax
 from saved import model_folder, rows, write_csv
 
 import softprompts as sp
@@ -28,6 +27,7 @@ from softprompts.analysis import (
 from softprompts.analysis.attention_maps import EDGES
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import state_of
+from tests.analysis.reading import Train, numbers, raw, softmax
 
 SELECTIVE = sp.SelectivePrefixConfig(num_virtual_tokens=3, alpha=2.0, init_std=1.0)
 TOKENS = sp.PromptTuningConfig(num_virtual_tokens=3)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from reading import Train, numbers, raw, softmax
 from saved import model_folder, rows, write_csv
 from torch import nn
 
@@ -22,6 +21,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import about, contract, registry
 from softprompts.tasks.data import Data
+from tests.analysis.reading import Train, numbers, raw, softmax
 
 MASKS = sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2)
 EPT = sp.EPTConfig(num_virtual_tokens=4, source_tokens=6, rank=2, max_length=12, num_spaces=3, space_hidden_size=5)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from found import METHODS, QUICK, findings_of, recipe_of
 
 from softprompts.bench import figures
 from softprompts.bench.figures import Drawn, figures_of
@@ -18,6 +17,7 @@ from softprompts.bench.results import Findings
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, style_of
 from softprompts.storage.run_folder import load_metrics
+from tests.bench.found import METHODS, QUICK, findings_of, recipe_of
 
 pytest.importorskip("matplotlib")
 GRID: dict[str, Any] = {

@@ -3,12 +3,12 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from markup import check_latex, read
 
 from softprompts.bench import published as module
 from softprompts.bench.published import AVERAGE, KINDS, Printed, published, published_tables, recomputed_average, slips
 from softprompts.bench.published_page import page, rendered
 from softprompts.errors import SoftPromptError
+from tests.bench.markup import check_latex, read
 
 DOCS = Path(__file__).parents[2] / "docs"
 

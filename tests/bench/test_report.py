@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from browsing import CONTRASTS, Page
-from found import findings_of, recipe_of
 
 from softprompts.bench import figures, report
 from softprompts.bench.report import write_report
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB
+from tests.bench.found import findings_of, recipe_of
 
 NASTY = """<script>document.title = "got you"</script> <b class="got">& "it's" $x$ {{ 7 * 7 }}"""
 

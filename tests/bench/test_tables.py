@@ -5,12 +5,12 @@ import statistics
 
 import numpy as np
 import pytest
-from made_findings import BACKBONE, findings, recipe
-from markup import check_latex, read
 
 from softprompts.bench.result_tables import table_of, tables_of
 from softprompts.bench.tables import AVERAGE, Entry, Line, Table, average_of, with_average
 from softprompts.errors import SoftPromptError
+from tests.bench.made_findings import BACKBONE, findings, recipe
+from tests.bench.markup import check_latex, read
 
 
 def entry(*scores: float, **more: object) -> Entry:

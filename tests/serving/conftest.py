@@ -9,9 +9,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from servers import Running, running, save, service_of
-
 import softprompts as sp
+from tests.serving.servers import Running, running, save, service_of
 
 
 @pytest.fixture(scope="package")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from servers import Running, running, save, service_of
 
 import softprompts as sp
+from tests.serving.servers import Running, running, save, service_of
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis sends the requests: pip install schemathesis")
 

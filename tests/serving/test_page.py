@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from browsing import BUSY, CONTRASTS
-from servers import METHODS, Running, running, save, service_of
 
 import softprompts as sp
+from tests.serving.servers import METHODS, Running, running, save, service_of
 
 NASTY = """<script>document.title = "got you"</script><img src=x onerror="document.title='got you'">"""
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from servers import Later, Running, held, running, save, service_of, wait_until
 
 import softprompts as sp
 from softprompts.serving.errors import ConflictError, RequestError, UnknownError
 from softprompts.serving.prompt_store import Store
 from softprompts.storage.saved_prompt import CONFIG_FILE, TENSOR_FILE
+from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
 METHOD = sp.PrefixTuningConfig(num_virtual_tokens=2)
 TEXT = "the film was good"

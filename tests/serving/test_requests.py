@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Later, Running, held, running, save, service_of, wait_until
 
 import softprompts as sp
+from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
 ROW = {"prompt": "films", "inputs": ["the film was good"]}
 

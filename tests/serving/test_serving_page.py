@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from servers import running, save, service_of
 from typer.main import get_command
 
 import softprompts as sp
 from softprompts.__main__ import app
+from tests.serving.servers import running, save, service_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 ENCODER = {"reviews": "two", "mrpc": "pair"}

@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 import torch
 from saved import model_folder
-from servers import ENCODER_TASKS, FORMS, WORDS, WRITER_TASKS, ask_together, running, save, save_all, service_of
 
 import softprompts as sp
 from softprompts.serving.engine import Engine, Line, passes
 from softprompts.serving.settings import Settings
+from tests.serving.servers import (
+    ENCODER_TASKS,
+    FORMS,
+    WORDS,
+    WRITER_TASKS,
+    ask_together,
+    running,
+    save,
+    save_all,
+    service_of,
+)
 
 pytest.importorskip("fastapi")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from servers import Later, Running, held, running, save, service_of, wait_until
 
 import softprompts as sp
 from softprompts.serving.sampling import Sampler
 from softprompts.serving.streaming import Text
+from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
 TEXTS = ["the film was good", "a plot", "very very bad film", "first"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rendering import examples, read, require_as_listed, under, written
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import load_task, task_names
 from softprompts.tasks.catalog import SPECS
 from softprompts.tasks.glue import GLUE
+from tests.tasks.rendering import examples, read, require_as_listed, under, written
 
 ONE = {"sentence": "It is so.", "label": 1, "idx": 7}
 TWO = {"sentence1": "A b.", "sentence2": "C d.", "label": 1, "idx": 7}

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rendering import examples, require_as_listed, under
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import encode_examples, load_task
 from softprompts.tasks.ner import NER
+from tests.tasks.rendering import examples, require_as_listed, under
 
 ROW = {"id": "4", "tokens": ["Ann", "lives", "in", "New", "York", "."], "ner_tags": [1, 0, 0, 5, 6, 0]}
 

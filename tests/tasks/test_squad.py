@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rendering import examples, read, require_as_listed, under, written
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import load_task
+from tests.tasks.rendering import examples, read, require_as_listed, under, written
 
 NAME = "squad/squad"
 ROW = {

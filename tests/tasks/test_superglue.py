@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rendering import examples, read, require_as_listed, under, written
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import load_task
 from softprompts.tasks.superglue import SUPERGLUE
+from tests.tasks.rendering import examples, read, require_as_listed, under, written
 
 BOOLQ = {"question": "is it so", "passage": "It is.", "idx": 7, "label": 1}
 CLAIM = {"premise": "A b.", "hypothesis": "C d", "idx": 7, "label": 1}

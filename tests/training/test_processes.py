@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scenarios
 import torch
 from saved import Cli, model_folder, rows, write_csv
 
 from softprompts.storage.run_folder import load_metrics
 from softprompts.training import load_result
 from softprompts.training.row_draws import RowDraws
+from tests.training import scenarios
 
 ROOT = Path(__file__).parents[2]
 # OMP: tiny matrices gain nothing from threads. COLUMNS: no table is cut.

@@ -227,7 +227,7 @@ RUN = """
 import os, pathlib, runpy, signal, sys, torch
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/training"]
 folder, kill_at = pathlib.Path(sys.argv[2]), int(sys.argv[3])
-from test_randomness import killable
+from tests.training.test_randomness import killable
 from softprompts.training import Lane, train
 torch.set_num_threads(1)
 update = Lane.update

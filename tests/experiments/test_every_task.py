@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from test_every_method import model_name
 
 import softprompts as sp
 from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
@@ -33,6 +32,7 @@ from softprompts.tasks.encode import Encoded
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import TrainConfig
 from softprompts.training.prediction import Prediction
+from tests.experiments.test_every_method import model_name
 
 ROWS = 60  # of each split at most
 STEPS = 20

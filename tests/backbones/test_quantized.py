@@ -13,8 +13,6 @@ import tiny
 import torch
 import transformers as tf
 from saved import Cli, model_folder, rows, write_csv
-from test_trainer import arguments, prompt_state
-from test_trainer import rows as dataset
 from torch import Tensor
 
 import softprompts as sp
@@ -23,6 +21,8 @@ from softprompts.backbones.loading import quantizing
 from softprompts.experiments.workbench import Run, Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig, load_result
+from tests.model.test_trainer import arguments, prompt_state
+from tests.model.test_trainer import rows as dataset
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import adapters
 import peft
 import pytest
 import tiny
@@ -15,6 +14,7 @@ import transformers as tf
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
+from tests.model.interop import adapters
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 L = 3

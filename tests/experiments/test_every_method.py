@@ -142,7 +142,7 @@ def moved(bench: Workbench, name: str, start: Mapping[str, torch.Tensor]) -> set
 
 @pytest.mark.parametrize("kind", MADE)
 def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Path) -> None:
-    name = model_name(kind, tmp_path / "model", Path(__file__).parents[2] / "shared" / "data" / "t5-tokenizer")
+    name = model_name(kind, tmp_path / "model", Path(__file__).parents[3] / "shared" / "data" / "t5-tokenizer")
     torch.manual_seed(0)  # of the head, which the encoder's files lack
     bench = Workbench(name, reviews, max_length=TOKENS, evaluate=False)
     assert bench.kind == kind

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from saved import model_folder
-from servers import Running, running, save, service_of
 
 import softprompts as sp
 from softprompts.serving import schemas
@@ -21,6 +20,7 @@ from softprompts.serving.service import Service
 from softprompts.serving.settings import Settings
 from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.training.prediction import score_rows
+from tests.serving.servers import Running, running, save, service_of
 
 ROW = {"prompt": "films", "inputs": ["the film was good"]}
 

@@ -10,7 +10,7 @@ from saved import Cli
 import softprompts as sp
 from softprompts.commands.methods_page import BACKBONES, _prose, about, count, example, known, prompt_of, table, value
 
-PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import softprompts as sp
 from softprompts import processes
 from softprompts.backbones import sharded
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KINDS = ["fsdp", "zero3", "zero3-init"]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import adapters
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +19,7 @@ from saved import Cli
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
+from tests.model.interop import adapters
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 Damage = Callable[[Path], None]

@@ -108,7 +108,7 @@ def tried(model: Any, folder: Path) -> str | None:
         return said
     finally:
         OPENED.on = False
-        mine = (str(folder), sys.prefix, sys.base_prefix, str(Path(sp.__file__).parent))
+        mine = (str(folder), sys.prefix, sys.base_prefix, str(Path(sp.__file__).parents[1]))
         strange = [name for name in OPENED.names if not name.startswith(mine)]
         assert not strange
     try:

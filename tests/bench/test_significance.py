@@ -3,8 +3,6 @@ import statistics
 
 import numpy as np
 import pytest
-from made_findings import findings, recipe
-from markup import check_latex, read
 
 from softprompts.bench.published import published
 from softprompts.bench.published_page import rendered, standardized_table
@@ -12,6 +10,8 @@ from softprompts.bench.result_tables import tables_of
 from softprompts.bench.significance import LEAST_PAIRS, paired_difference, significance, standardized
 from softprompts.bench.tables import Entry, Line, Table
 from softprompts.errors import SoftPromptError
+from tests.bench.made_findings import findings, recipe
+from tests.bench.markup import check_latex, read
 
 
 def table(lines: dict[str, list[list[float]]], columns: tuple[str, ...] = ("A", "B"), **more: object) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import adapters
 import peft
 import pytest
 import tiny
@@ -16,6 +15,7 @@ import softprompts as sp
 from softprompts.backbones import quantized
 from softprompts.errors import SoftPromptError
 from softprompts.model.interop import peft_reading
+from tests.model.interop import adapters
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 KINDS = ["prompt", "p-tuning", "prefix", "multitask"]

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import adapters
 import peft
 import pytest
 import tiny
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
+from tests.model.interop import adapters
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 TARGETS = {

@@ -291,7 +291,7 @@ test_search.run(bench, pathlib.Path(sys.argv[5]))
 
 def test_kill_and_resume(bench: Workbench, undisturbed: tuple[Leaderboard, Path], tmp_path: Path) -> None:
     board, clean = undisturbed
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     arguments = [here, bench.name, str(bench.data.train), str(bench.data.validation), str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
