@@ -22,6 +22,7 @@ lint: $(VENV)/.dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 # The documentation as a site, in build/site; `.venv/bin/python -m mkdocs serve` shows it while it is written.
 docs: $(VENV)/.dev

@@ -656,7 +656,7 @@ def _checked(path: Path, result: Any) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     import transformers
 
-    from softprompts import __version__
+    from softprompts.version import __version__
 
     return {"softprompts": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
 

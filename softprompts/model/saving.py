@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from softprompts import __version__
 from softprompts.backbones import sharded
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
@@ -30,6 +29,7 @@ from softprompts.model.card import card
 from softprompts.model.card import counted as counted
 from softprompts.storage.files import write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, read
+from softprompts.version import __version__
 
 _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
 

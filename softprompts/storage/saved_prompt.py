@@ -15,7 +15,6 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
-from softprompts.model.card import counted as counted
 from softprompts.storage.hub import asking
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
 

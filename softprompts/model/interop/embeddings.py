@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from softprompts import __version__
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.storage.files import require_new_folder, write_folder
+from softprompts.version import __version__
 
 TENSOR_FILE = "prompt_embeds.safetensors"
 CONFIG_FILE = "prompt_embeds.json"
