@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from softprompts.model.attach import attach as attach
     from softprompts.model.load import load as load
     from softprompts.model.prompt_model import PromptModel as PromptModel
-    from softprompts.model.prompt_model import is_attached as is_attached
+    from softprompts.injection.state import is_attached as is_attached
     from softprompts.predictor import Predictor as Predictor
     from softprompts.soft_prompt import Frozen as Frozen
     from softprompts.soft_prompt import Part as Part
@@ -91,7 +91,8 @@ _HOMES = {
         "register",
     ),
     "softprompts.model.attach": ("attach",),
-    "softprompts.model.prompt_model": ("PromptModel", "is_attached"),
+    "softprompts.model.prompt_model": ("PromptModel",),
+    "softprompts.injection.state": ("is_attached",),
     "softprompts.injection.wiring": ("detach",),
     "softprompts.predictor": ("Predictor",),
     "softprompts.model.load": ("load",),

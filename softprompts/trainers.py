@@ -103,15 +103,11 @@ class PromptTraining:
         if not is_attached(attached):
             raise SoftPromptError("PromptTraining trains attached models: sp.attach(model, ...) first")
         state, labels = state_of(attached), inputs.get("labels")
-        before, state.generating = state.generating, self._pass(attached, inputs, labels)
-        pass_ = state.generating
-        try:
-            names = inputs.get("prompt_names")
+        pass_, names = self._pass(attached, inputs, labels), inputs.get("prompt_names")
+        with state.activate(pass_, inside=False):
             made = base.compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
-        finally:
-            state.generating = before
         loss, count = made[0] if return_outputs else made, kwargs.get("num_items_in_batch")
-        if pass_ is not None and state.last is not pass_ and pass_.penalties and labels is not None:
+        if pass_ is not None and state.last_pass is not pass_ and pass_.penalties and labels is not None:
             penalty = sum(pass_.penalties.values())
             loss = loss + (penalty if count is None else penalty * ((labels != -100).sum() / count))
         if attached.training and labels is not None:

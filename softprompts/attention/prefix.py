@@ -23,12 +23,12 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from softprompts.attention.read_column import narrowed
-from softprompts.attention.selective import by_merging, by_scores, kernel_for
+from softprompts.attention.selective import by_scores
 
 KERNELS = ("sdpa", "eager")
-# Scores of one head up to which plain products beat torch's flash kernel on a CPU. Measured on the packaged encoder, a
-# training step was 6 to 16 % faster at 16 to 48 tokens and a prefix of 10, and the same at 64.
-SHORT = 48 * 64
+# Faster ways to the same numbers, by kind of attention ("plain", "selective"): put here by
+# `softprompts.injection.speedups`. Each returns None where it does not apply.
+ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
 _BIASED_BY = "_softprompt_biased_by"
 _HELD = "_softprompt_prefix"
@@ -138,10 +138,10 @@ def _register(name: str) -> None:
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
         bias = kwargs.get("position_bias")
         if bias is not None:
-            kwargs["position_bias"] = _once(
+            kwargs["position_bias"] = once(
                 prefix, "bias", (bias,), lambda: _widen_bias(bias[..., : key.shape[2]], prefix, module)
             )
-        mask = _once(
+        mask = once(
             prefix,
             ("mask", query.shape[2], key.shape[2], causal),
             (attention_mask, prefix.mask),
@@ -153,15 +153,17 @@ def _register(name: str) -> None:
             mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
         key = torch.cat([prefix_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
         value = torch.cat([prefix_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
-        if name == "sdpa" and _short(query, key, value, **kwargs):
-            return _by_products(query, key, value, mask, kwargs.get("scaling")), None
+        if name == "sdpa" and "plain" in ACCELERATED:
+            output = ACCELERATED["plain"](query, key, value, mask, **kwargs)
+            if output is not None:
+                return output, None
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
     AttentionInterface.register(implementation(name), narrowed(attend))
     AttentionMaskInterface.register(implementation(name), ALL_MASK_ATTENTION_FUNCTIONS[name])
 
 
-def _once(
+def once(
     prefix: Prefix, what: Any, source: tuple[Tensor | None, ...], make: Callable[[], Tensor | None]
 ) -> Tensor | None:
     """Layers receive the same mask object: widen it once per pass (``source`` is kept so that its ids stay its own)."""
@@ -270,26 +272,6 @@ def _widen_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
     return torch.cat([widened, bias.expand(len(rows), -1, -1, -1)], -1)
 
 
-def _short(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0, **_: Any) -> bool:
-    """Whether torch's flash kernel for CPUs, which is made for long sequences, is the slower way."""
-    return (
-        query.device.type == "cpu"
-        and query.shape[2] * key.shape[2] <= SHORT
-        and query.shape[1] == key.shape[1] == value.shape[1]
-        and query.dtype in (torch.float32, torch.float64)
-        and not dropout
-        and not torch.compiler.is_compiling()
-    )
-
-
-def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """``softmax(q k^T / sqrt(d) + mask) v`` as it stands; returns ``(B, N, heads, d)`` as kernels do."""
-    scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scaling is None else scaling), key.transpose(-1, -2))
-    if mask is not None:
-        scores = scores.add_(mask)  # a product's gradient does not need its value
-    return torch.matmul(scores.softmax(-1), value).transpose(1, 2).contiguous()
-
-
 def _selective(
     prefix: Prefix,
     query: Tensor,
@@ -306,34 +288,39 @@ def _selective(
 ) -> tuple[Tensor, Tensor | None]:
     """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
     assert prefix.selectivity is not None
-    prefix_key, prefix_value = prefix_heads(prefix, prefix.keys, key), prefix_heads(prefix, prefix.values, value)
-    length = prefix_key.shape[2]
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        prefix_key, prefix_value = prefix_key.repeat_interleave(groups, 1), prefix_value.repeat_interleave(groups, 1)
+    heads = [key, value, prefix_heads(prefix, prefix.keys, key), prefix_heads(prefix, prefix.values, value)]
+    key, value, prefix_key, prefix_value = (
+        [head.repeat_interleave(groups, 1) for head in heads] if groups > 1 else heads
+    )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _combined(prefix, mask, position_bias, query)
-    kernel = None if weights_wanted else kernel_for(query, bias is not None, dropout, softcap)
-    if kernel is None:
-        output, weights = by_scores(
-            query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
+    if "selective" in ACCELERATED and not weights_wanted:
+        placed = position_bias is not None and (isinstance(prefix.ahead, Tensor) or prefix.ahead > 0)
+        merged = ACCELERATED["selective"](
+            prefix,
+            query,
+            key,
+            value,
+            prefix_key,
+            prefix_value,
+            bias,
+            scale,
+            placed=placed,
+            dropout=dropout,
+            softcap=softcap,
         )
-        return output.transpose(1, 2).contiguous(), weights
-    # A prefix without positions has no bias, and without a mask of its own every row owns all of its columns.
-    placed = position_bias is not None and (isinstance(prefix.ahead, Tensor) or prefix.ahead > 0)
-    own = None if bias is None or (prefix.mask is None and not placed) else bias[..., :length]
-    content = None
-    if bias is not None:
-        whole, chosen = bias, kernel
-        content = _once(prefix, ("content", query.shape), (bias,), lambda: chosen.bias(whole[..., length:], query))
-    output = by_merging(kernel, query, key, value, prefix_key, prefix_value, prefix.selectivity, content, own, scale)
-    return output.transpose(1, 2).contiguous(), None
+        if merged is not None:
+            return merged.transpose(1, 2).contiguous(), None
+    output, weights = by_scores(
+        query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
+    )
+    return output.transpose(1, 2).contiguous(), weights
 
 
 def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
     """Mask and position bias as one tensor to add to scores, made once per pass."""
-    return _once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    return once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
 
 
 def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:

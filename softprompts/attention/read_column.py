@@ -1,19 +1,33 @@
-"""TODO."""
+"""Attending from one column only, where a task head reads no other from the last layer."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-_ASKED = "_softprompt_reading"
+# Where an attention module finds the function that gives the column to read, called with its query.
+READ_COLUMN = "_softprompt_read_column"
+Attend = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class LastLayer(Protocol):
+    """What runs the last layer for the read column only."""
+
+    pooled: bool  # whether the head gets its column from a pooler inside the base model
+
+    def wanted(self, inputs: dict[str, Any]) -> bool:
+        """Whether a pass with these arguments of ``forward`` gives out nothing but logits."""
+
+    def uninstall(self) -> None:
+        """Leaves the attention module as it was."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadColumn:
     """The column of a pass that is read.
 
     Attributes:
@@ -40,7 +54,7 @@ class Reading:
         return self.pick(value, 1) if wide else value
 
 
-def narrowed(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def narrowed(attend: Attend) -> Attend:
     """An attention function that attends from the read column alone where the calling module is told so.
 
     Its output still has all columns, as the caller expects, but all are those of the one that is read.
@@ -50,13 +64,13 @@ def narrowed(attend: Callable[..., tuple[Tensor, Tensor | None]]) -> Callable[..
     def narrow(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        asked = module.__dict__.get(_ASKED)
-        reading: Reading | None = None if asked is None else asked(query)
-        if reading is None:
+        column_of = module.__dict__.get(READ_COLUMN)
+        read: ReadColumn | None = None if column_of is None else column_of(query)
+        if read is None:
             return attend(module, query, key, value, attention_mask, **kwargs)
         if attention_mask is not None and attention_mask.shape[2] > 1:
-            attention_mask = reading.pick(attention_mask, 2)
-        output, weights = attend(module, reading.pick(query, 2), key, value, attention_mask, **kwargs)
+            attention_mask = read.pick(attention_mask, 2)
+        output, weights = attend(module, read.pick(query, 2), key, value, attention_mask, **kwargs)
         return output.expand(-1, query.shape[2], -1, -1), weights
 
     return narrow

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from softprompts.backbones import quantized, sharded
 from softprompts.errors import SoftPromptError
 
+# Where an attached head keeps what sends its rows on.
+DISPATCH = "_softprompt_head"
+
 
 def find(model: PreTrainedModel) -> list[str]:
     """Names of the top-level modules that make up the task head; none for base and language models."""
@@ -65,9 +68,9 @@ def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTr
 
 def _plain_copy(module: nn.Module) -> nn.Module:
     """A copy without the per-row dispatch of an attached original (and without the model that it refers to)."""
-    dispatch = module.__dict__.get("_softprompt_head")
+    dispatch = module.__dict__.get(DISPATCH)
     copied = copy.deepcopy(module, {} if dispatch is None else {id(dispatch): None})
-    copied.__dict__.pop("_softprompt_head", None)
+    copied.__dict__.pop(DISPATCH, None)
     if dispatch is not None:
         copied.__dict__.pop("forward", None)
     # A head trains, so that it needs its numbers, though transformers quantises it with the rest.

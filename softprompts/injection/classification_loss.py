@@ -1,9 +1,8 @@
-"""TODO."""
+"""The loss of classifiers, where every row has the labels of its own prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +10,7 @@ from torch import Tensor
 
 from softprompts.injection.batch_pass import Pass
 
-if TYPE_CHECKING:
-    from softprompts.injection.prompt import Prompt
-
-
-_IGNORED = -100
+IGNORED = -100  # the class of rows that do not count, as in transformers
 
 
 def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | None = None) -> Tensor:
@@ -31,13 +26,11 @@ def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | N
     logits = wide(logits[:, :num_labels])
     problem = problem or _problem_of(labels, num_labels)
     if problem == "regression":
-        return F.mse_loss(
-            logits.reshape(len(logits), -1), labels.reshape(len(logits), -1).to(logits), reduction="none"
-        ).mean(1)
+        values = labels.reshape(len(logits), -1).to(logits)
+        return F.mse_loss(logits.reshape(len(logits), -1), values, reduction="none").mean(1)
     if problem == "single_label_classification":
         return F.cross_entropy(logits, labels.view(-1).long(), reduction="none")
-    labels = labels[:, :num_labels].to(logits)
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+    return F.binary_cross_entropy_with_logits(logits, labels[:, :num_labels].to(logits), reduction="none").mean(1)
 
 
 def _problem_of(labels: Tensor, num_labels: int) -> str:
@@ -47,18 +40,12 @@ def _problem_of(labels: Tensor, num_labels: int) -> str:
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Numbers to compute with: those in half precision in single."""
+    """Logits to compute a loss of: those in half precision in single precision."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def classification_loss(
-    logits: Tensor,
-    labels: Tensor,
-    pass_: Pass,
-    prompts: Mapping[str, Prompt],
-    num_labels: int,
-    problem: str | None,
-    num_items: Any = None,
+    logits: Tensor, labels: Tensor, pass_: Pass, num_labels: int, problem: str | None, num_items: Any = None
 ) -> Tensor:
     """Mean loss over rows, each by the labels of its own prompt (rows without a prompt: by those of the model).
 
@@ -67,8 +54,7 @@ def classification_loss(
     Args:
         logits: ``(B, C)``.
         labels: ``(B,)`` or ``(B, C)``.
-        pass_: who owns which row.
-        prompts: the prompts by name.
+        pass_: which row has which prompt.
         num_labels: ``C`` of rows without a prompt.
         problem: transformers' ``problem_type``; "token_classification" for labels ``(B, n)``, the mean then being one
             over tokens.
@@ -76,20 +62,16 @@ def classification_loss(
     """
     labels = labels.to(logits.device)
     if problem == "token_classification":
-        kind = "mean" if num_items is None else "sum"
-        total = F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), reduction=kind)
+        reduction = "mean" if num_items is None else "sum"
+        total = F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), reduction=reduction)
         return total if num_items is None else total / num_items
     losses, counted = [], torch.zeros((), device=logits.device)
-    for name, index in pass_.groups_of(logits.shape[0], logits.device).items():
-        width = num_labels if name is None else prompts[name].num_labels or logits.shape[-1]
-        rows = slice(None) if index is None else index
-        own = labels[rows]
-        losses.append(row_losses(logits[rows], own, width, problem))
-        classes = (problem or _problem_of(own, width)) == "single_label_classification"
-        counted = counted + ((own != _IGNORED).sum() if classes else len(own))
-    total = torch.cat(losses)
-    if num_items is None:
-        return total.sum() / counted
+    groups = pass_.groups(len(logits), logits.device)
+    for name, outputs, targets in zip(groups.names, groups.split(logits), groups.split(labels), strict=True):
+        width = num_labels if name is None else pass_.prompts[name].num_labels or logits.shape[-1]
+        losses.append(row_losses(outputs, targets, width, problem))
+        classes = (problem or _problem_of(targets, width)) == "single_label_classification"
+        counted = counted + ((targets != IGNORED).sum() if classes else len(targets))
+    total = torch.cat(losses).sum()
     # A row may have several labels.
-    share: Tensor = total.sum() * (labels.numel() / len(labels)) / num_items
-    return share
+    return total / counted if num_items is None else total * (labels.numel() / len(labels)) / num_items

@@ -3,55 +3,48 @@
 from __future__ import annotations
 
 import types
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from softprompts.injection.batch_pass import Pass
-from softprompts.injection.rows import in_batch_order
-
-if TYPE_CHECKING:
-    from softprompts.injection.state import State
+from softprompts.backbones.task_head import DISPATCH
+from softprompts.injection.state import State
 
 
-def install(model: PreTrainedModel, state: State) -> None:
+def install(state: State) -> None:
     """Makes the model's own head modules send every row through its prompt's copy."""
-    for name in state.heads:
-        module = state.original_heads[name]
-        module.__dict__["_softprompt_head"] = (state, name)
-        module.__dict__["forward"] = types.MethodType(_dispatch, module)
+    for name, module in state.original_heads.items():
+        module.__dict__[DISPATCH] = (state, name)
+        module.__dict__["forward"] = types.MethodType(_forward, module)
 
 
-def uninstall(model: PreTrainedModel, state: State) -> None:
+def uninstall(state: State) -> None:
     """Undoes `install`."""
     for module in state.original_heads.values():
-        del module.__dict__["forward"], module.__dict__["_softprompt_head"]
+        del module.__dict__["forward"], module.__dict__[DISPATCH]
 
 
-def _dispatch(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    state, name = self.__dict__["_softprompt_head"]
-    pass_: Pass | None = state.current
-    original = type(self).forward
+def _forward(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Stands in for the head's forward."""
+    state, module_name = cast("tuple[State, str]", self.__dict__[DISPATCH])
+    pass_, original = state.current, type(self).forward
     if pass_ is None:
         return original(self, hidden, *args, **kwargs)
-    parts: list[Tensor] = []
-    groups = pass_.groups_of(hidden.shape[0], hidden.device)
-    for prompt_name, index in groups.items():
-        rows = hidden if index is None else hidden[index]
-        if prompt_name is None:
-            parts.append(original(self, rows, *args, **kwargs))
+    groups = pass_.groups(hidden.shape[0], hidden.device)
+    outputs: list[Tensor] = []
+    for name, rows in zip(groups.names, groups.split(hidden), strict=True):
+        if name is None:
+            outputs.append(original(self, rows, *args, **kwargs))
             continue
-        copy_ = cast(nn.ModuleDict, pass_.prompts[prompt_name].head)[name]
-        weight = next(copy_.parameters())
-        with pass_.drawing(prompt_name, copy_):
-            parts.append(copy_(rows.to(weight.dtype), *args, **kwargs))
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.shape[-1] for part in parts)
+        head = cast(nn.ModuleDict, pass_.prompts[name].head)[module_name]
+        with pass_.drawing(name, head):
+            outputs.append(head(rows.to(next(head.parameters()).dtype), *args, **kwargs))
+    if len(outputs) == 1:
+        return outputs[0]
+    width = max(output.shape[-1] for output in outputs)
+    dtype = torch.promote_types(outputs[0].dtype, outputs[-1].dtype)
     # A row has no chance for labels that are not its own.
-    parts = [F.pad(part, (0, width - part.shape[-1]), value=float("-inf")) for part in parts]
-    wide = torch.promote_types(parts[0].dtype, parts[-1].dtype)
-    return in_batch_order([part.to(wide) for part in parts], groups)
+    padded = [F.pad(output, (0, width - output.shape[-1]), value=float("-inf")).to(dtype) for output in outputs]
+    return groups.join(padded)

@@ -1,19 +1,286 @@
-"""TODO."""
+"""The hooks around a model's input module and its decoder.
+
+They replace token ids by embeddings with prompt tokens among them, widen masks and positions to match, and cut the
+prompt's columns from what comes out.
+"""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from softprompts.injection.batch_pass import View
-from softprompts.injection.layout import Layout, positions_of
+from softprompts.attention.prefix import Prefix, site_of
+from softprompts.attention.read_column import ReadColumn
+from softprompts.backbones.backbone import states_given
+from softprompts.errors import SoftPromptError
+from softprompts.injection.batch_pass import Pass, View
+from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_of
 from softprompts.injection.rows import repeat_rows
+from softprompts.injection.state import State
 
 
-def _view(visible: Tensor | None, layout: Layout, rows: int, columns: int, seen: int) -> View:
+class InputHooks:
+    """The hooks of one attached model. They are bound methods, so that a deep copy of the model has its own.
+
+    Args:
+        state: what the model remembers.
+    """
+
+    def __init__(self, state: State):
+        self.state = state
+        self.backbone = state.backbone
+
+    # --- attention sites ----------------------------------------------------------------------------------------
+
+    def prefix_of(self, site: int, rows: int) -> Prefix | None:
+        """Returns the prefix of an attention site for so many rows."""
+        pass_ = self.state.current
+        return None if pass_ is None else pass_.prefix(site, rows)
+
+    def before_site(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Computes the gates that depend on the states which an attention site is called with."""
+        states, site, pass_ = states_given(args, kwargs), site_of(module), self.state.current
+        if pass_ is not None and states is not None:
+            in_decoder = self.backbone.decoder is not None and self.backbone.sites[site].kind != "encoder.self"
+            pass_.compute_gates(site, states, pass_.decoder_view if in_decoder else pass_.view)
+
+    # --- the encoder, or the base of a decoder-only model -------------------------------------------------------
+
+    def before_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Puts prompt tokens and updates into the input."""
+        pass_ = self.state.current
+        if pass_ is None:
+            # Either no row has a prompt, or this is a call past the model's forward, as `generate` calls encoders.
+            scope = self.state.scope
+            inside = scope is not None and scope.inside
+            pass_ = None if inside else self.state.surrounding or self.state.open(None)
+            if pass_ is None:
+                return None
+            self.state.enter(pass_)
+            if self.backbone.kind == "decoder" and self.backbone.model.training:
+                self._require_forward(pass_)
+        inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
+        pass_.seen = 0
+        if self.backbone.text_input:
+            self._insert(pass_, inputs)
+            self._shift_positions(pass_, inputs)
+            return (), inputs
+        name, main_input = self.state.model_class.__name__, self.backbone.model.main_input_name
+        if pass_.has_input_part or pass_.needs_input:
+            raise SoftPromptError(f"{name} takes {main_input}, not token ids: only plain prefixes work on it")
+        given = inputs[main_input]
+        pass_.prepare(given.shape[0], given.device)
+        if pass_.update is not None:
+            raise SoftPromptError(f"{name} takes no token ids, whose embeddings could change")
+        return (), inputs
+
+    def after_entry(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        """Cuts prompt columns from the output; an encoder keeps its tokens for the decoder."""
+        pass_, scope = self.state.current, self.state.scope
+        if pass_ is not None and scope is not None and scope.by_hook:
+            self.state.leave()
+            if output is not None and pass_.penalties and self.backbone.model.training:
+                self._require_forward(pass_)
+        if pass_ is None or output is None:
+            return output
+        if self.backbone.kind != "encoder-decoder":
+            return restored(output, pass_.layout)
+        if pass_.tokens is None:
+            output = restored(output, pass_.layout)
+        if not isinstance(output, tuple):
+            output._softprompt_pass = pass_
+        return output
+
+    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Widens the mask with which a decoder looks at its encoder's output."""
+        pass_ = self.state.current
+        if pass_ is None:
+            return None
+        inputs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        cache = inputs.get("past_key_values")
+        seen = 0 if cache is None else cache.get_seq_length()
+        pass_.seen = seen.clone() if isinstance(seen, Tensor) else seen  # static caches count on in place
+        states = inputs.get("encoder_hidden_states")
+        if states is None:
+            return None
+        pass_.prepare(states.shape[0], states.device)
+        if pass_.gated_sites:
+            pass_.decoder_view = _view_of_decoder(inputs)
+        mask, tokens = inputs.get("encoder_attention_mask"), pass_.tokens
+        if tokens is None or (mask is None and tokens.counts is None):
+            return None
+        if mask is not None and mask.shape[-1] == states.shape[1]:
+            return None
+        real = states.shape[1] - tokens.length if mask is None else mask.sum(-1)
+        count = tokens.count(states.shape[0], states.device) + real
+        columns = torch.arange(states.shape[1], device=states.device)[None]
+        inputs["encoder_attention_mask"] = (columns < count[:, None]).long()
+        return (), inputs
+
+    def _require_forward(self, pass_: Pass) -> None:
+        """Refuses what goes wrong in silence where a trainer runs the base model and computes the loss itself."""
+        head = self.backbone.model.get_output_embeddings()
+        outputs = {part.path for part, module in self.backbone.parts if module is head}
+        for name in pass_.names:
+            method = None if name is None else pass_.prompts[name].method
+            if method is not None and outputs & set(method.changes):
+                raise SoftPromptError(
+                    f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
+                    "transformers.Trainer or softprompts' own loop"
+                )
+            if method is None or pass_ is self.state.surrounding:
+                continue
+            if method.per_row or name in pass_.penalties:
+                raise SoftPromptError(
+                    f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
+                    "the model's forward: put softprompts.trainers.PromptTraining before the trainer's class"
+                )
+
+    # --- putting prompts into the input -------------------------------------------------------------------------
+
+    def _insert(self, pass_: Pass, inputs: dict[str, Any]) -> None:
+        ids, given, mask = inputs.get("input_ids"), inputs.get("inputs_embeds"), inputs.get("attention_mask")
+        source = ids if ids is not None else given
+        if source is None:
+            raise SoftPromptError("the model was called without input_ids or inputs_embeds")
+        (rows, columns), device = source.shape[:2], source.device
+        causal = self.backbone.kind == "decoder"
+        cache = inputs.get("past_key_values") if causal else None
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        first_time, inserts = not pass_.ready, pass_.has_input_part
+        if seen and inserts and first_time:
+            raise SoftPromptError(
+                "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
+            )
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            if not inserts and not (pass_.needs_input and first_time):
+                pass_.prepare(rows, device)
+                inserts = pass_.update is not None
+            if inserts or not pass_.ready:
+                raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
+            pass_.layout, pass_.view = None, View(later=seen > 0)
+            return
+        real = None if mask is None else mask.bool()
+        if real is not None and pass_.rows and seen == 0 and real.shape != (rows, columns):
+            real = real[:, -columns:]
+
+        embeddings = given
+        if embeddings is None and (inserts or (pass_.needs_input and first_time)):
+            embeddings = self.backbone.embeddings(ids)
+        if first_time:
+            visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
+            if pass_.context_mask is not None:
+                visible = visible & pass_.context_mask.to(device)
+            pass_.visible = visible
+            pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
+            if embeddings is not given and pass_.changes_modules:
+                embeddings = self.backbone.embeddings(ids)  # those of the prompts that have their own
+        if embeddings is None and pass_.update is not None:  # a change of the input without any token
+            embeddings = self.backbone.embeddings(ids)
+        tokens = pass_.tokens
+        if real is None and seen and tokens is not None and tokens.counts is not None:
+            # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
+            real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
+        shape = (rows, columns if real is None else real.shape[1])
+        layout: Layout
+        if causal:
+            layout = CausalLayout(real, shape, tokens, device)
+        else:
+            layout = EncoderLayout(real, shape, tokens, device, self.backbone.keep_first, self.backbone.reads_first)
+        if pass_.gated_sites:
+            pass_.view = _view_of_input(pass_.visible, layout, rows, columns, seen)
+        self._require_room(pass_, seen, columns, layout.length)
+        if pass_.update is not None:
+            assert embeddings is not None
+            update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
+            embeddings = embeddings + update.to(dtype=embeddings.dtype, device=embeddings.device)
+        if seen:
+            self._widen_later_step(pass_, inputs, layout, embeddings, columns)
+        else:
+            self._widen(pass_, inputs, layout, embeddings, real)
+
+    def _require_room(self, pass_: Pass, seen: int, columns: int, length: int) -> None:
+        limit = self.backbone.max_tokens
+        shift = pass_.shift if isinstance(pass_.shift, int) else int(pass_.shift.max())
+        if limit is not None and shift + seen + columns + (0 if seen else length) > limit:
+            raise SoftPromptError(
+                f"a prompt of {length + shift} tokens and an input of {columns} exceed the {limit} positions of "
+                f"{self.state.model_class.__name__}: shorten the input or the prompt"
+            )
+
+    def _widen(
+        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, real: Tensor | None
+    ) -> None:
+        """Puts the prompt into the inputs of a pass without a cache."""
+        pass_.layout = layout
+        positions = inputs.get("position_ids")
+        changed = pass_.tokens is not None or pass_.update is not None
+        mask_type = torch.long
+        if isinstance(layout, EncoderLayout):
+            if pass_.logits_only and self.state.last_layer is not None:
+                column = 0 if self.state.last_layer.pooled else layout.first()
+                pass_.read_column = ReadColumn(column, layout.length + layout.columns)
+            if layout.simple and not changed:
+                return
+            if not changed and inputs.get("input_ids") is not None:
+                # Only padding on the left: move it to the right, where no position depends on it.
+                inputs["input_ids"] = layout.ids(inputs["input_ids"])
+            mask_type = torch.long if inputs.get("attention_mask") is None else inputs["attention_mask"].dtype
+            widens_others, sets_positions = True, positions is not None
+            changed = changed or inputs.get("inputs_embeds") is not None
+        else:
+            widens_others = changed
+            sets_positions = self.backbone.takes_positions and (positions is not None or not layout.simple)
+        if changed:
+            assert embeddings is not None
+            inputs["input_ids"], inputs["inputs_embeds"] = None, layout.embeddings(embeddings, pass_.tokens)
+        if widens_others:
+            _widen_others(inputs, layout)
+        if layout.new_mask is not None:
+            inputs["attention_mask"] = layout.new_mask.to(mask_type)
+        if sets_positions:
+            inputs["position_ids"] = layout.positions(positions, real)
+
+    def _widen_later_step(
+        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, columns: int
+    ) -> None:
+        """A later step of a causal model: the prompt is in the cache, and mask and positions have to count it."""
+        pass_.layout = None
+        if pass_.update is not None:
+            inputs["input_ids"], inputs["inputs_embeds"] = None, embeddings
+        if layout.new_mask is not None:
+            inputs["attention_mask"] = layout.new_mask.to(torch.long)
+        positions = inputs.get("position_ids")
+        if not self.backbone.takes_positions:
+            return
+        if positions is not None and pass_.tokens is not None:
+            count = pass_.tokens.count(positions.shape[0], positions.device)
+            inputs["position_ids"] = positions + count[:, None]
+        elif positions is None and layout.new_mask is not None:
+            inputs["position_ids"] = positions_of(layout.new_mask)[:, -columns:]
+
+    def _shift_positions(self, pass_: Pass, inputs: dict[str, Any]) -> None:
+        """Moves the tokens' positions behind those of prefixes that have some; relative ones stay as they are."""
+        shift = pass_.shift
+        if (isinstance(shift, int) and not shift) or self.backbone.kind == "encoder-decoder":
+            return
+        source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+        (rows, columns), device = source.shape[:2], source.device
+        positions = inputs.get("position_ids")
+        if positions is None:
+            cache = inputs.get("past_key_values")
+            start = 0 if cache is None else cache.get_seq_length()
+            positions = torch.arange(columns, device=device)[None] + start + self.backbone.first_position
+        if isinstance(shift, Tensor):
+            shift = repeat_rows(shift.to(device), rows)[:, None]
+        inputs["position_ids"] = positions + shift
+
+
+def _view_of_input(visible: Tensor | None, layout: Layout, rows: int, columns: int, seen: int) -> View:
     """Where in a pass, prompt tokens included, the input is that prompts may depend on."""
     if visible is None:
         return View(later=seen > 0)
@@ -24,7 +291,7 @@ def _view(visible: Tensor | None, layout: Layout, rows: int, columns: int, seen:
     return View(layout.ids(F.pad(visible, (0, layout.columns - visible.shape[1])).long()).bool())
 
 
-def _decoder_view(inputs: dict[str, Any]) -> View:
+def _view_of_decoder(inputs: dict[str, Any]) -> View:
     """The first token of each row of an encoder-decoder's decoder: all others are, or once were, predicted."""
     source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     rows, columns = source.shape[:2]
@@ -48,7 +315,7 @@ def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
 def _aligned_update(update: Tensor, real: Tensor | None, rows: int, columns: int, seen: int, layout: Layout) -> Tensor:
     """The embedding update ``(R|1, m, d)`` for the given columns: entry ``i`` at a row's ``i``-th real token."""
     length = update.shape[1]
-    if real is None or (layout.simple and not seen and not layout.causal):
+    if real is None or (layout.simple and not seen and not isinstance(layout, CausalLayout)):
         start = seen - layout.length if seen else 0
         part = update[:, start : start + columns]
         return F.pad(part, (0, 0, 0, columns - part.shape[1]))
@@ -68,8 +335,8 @@ def restored(output: Any, layout: Layout | None) -> Any:
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] == width:
             return layout.restore(value)
-        if isinstance(value, tuple) and value and all(isinstance(v, Tensor) and v.ndim == 3 for v in value):
-            return tuple(cut(v) for v in value)
+        if isinstance(value, tuple) and value and all(isinstance(part, Tensor) and part.ndim == 3 for part in value):
+            return tuple(cut(part) for part in value)
         return value
 
     if isinstance(output, tuple):

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Where the columns of a batch go when prompt tokens join it, and how to get the input's columns back.
+
+The columns of a row are permuted, so that padding on either side and prompts of different lengths leave every row just
+as it would be alone. Encoders and causal models need different orders: `EncoderLayout` and `CausalLayout`.
+"""
 
 from __future__ import annotations
 
@@ -36,100 +40,77 @@ class Tokens:
 
 
 class Layout:
-    """Where the columns of a batch go when prompt tokens join it, and how to get them back.
-
-    Column order is a permutation of ``[prompt tokens, input]``, row by row, so that padding on either side and prompts
-    of different lengths leave every row just as it would be alone:
-
-    - encoders: a row's real columns come first, in order, with the prompt after the first ``keep_first`` of them (of
-      rows whose tokens go to the front: before all); padding goes to the end;
-    - causal models: the prompt goes right before the first real token, later columns stay where they are, so that the
-      layout of a step can be told from the attention mask of a later one.
+    """A permutation of ``[prompt tokens, input]``, row by row.
 
     Args:
         mask: ``(M, n)`` bool, the real tokens; None when all are.
         shape: ``(M, n)``.
         tokens: the prompt tokens; None when columns are only reordered.
-        causal: which of the two orders.
-        keep_first: real tokens in front of the prompt (encoders).
-        read_first: what is read of the first column is that of the first prompt token in rows with these in front.
+        device: where the indices live.
+
+    Attributes:
+        columns: ``n``.
+        length: ``l``, the longest prompt.
+        simple: whether no permutation is needed: all prompts are equally long and go to one place.
+        new_mask: ``(M, l + n)`` bool; None when all tokens are real.
     """
 
-    def __init__(
-        self,
-        mask: Tensor | None,
-        shape: tuple[int, int],
-        tokens: Tokens | None,
-        causal: bool,
-        keep_first: int,
-        device: torch.device,
-        read_first: bool = False,
-    ):
-        rows, columns = shape
+    keep_first: int | Tensor = 0  # real tokens that stay in front of the prompt; (M, 1) where rows differ
+
+    def __init__(self, mask: Tensor | None, shape: tuple[int, int], tokens: Tokens | None, device: torch.device):
+        rows, self.columns = shape
         self.length = 0 if tokens is None else tokens.length
-        self.columns, self.causal = columns, causal
-        front: bool | Tensor = False if tokens is None or causal else tokens.front
-        if isinstance(front, Tensor):
-            front = repeat_rows(front.to(device), rows)
-        self.keep_first: Any = keep_first  # (M, 1) where rows differ
-        if keep_first:
-            self.keep_first = (
-                keep_first * (~front).long()[:, None] if isinstance(front, Tensor) else (1 - front) * keep_first
-            )
-        self.front = front if read_first else False
-        self.new_mask: Tensor | None
-        # The usual case needs no permutation: no padding on the left, all prompts equally long and in one place.
-        alike = tokens is None or (tokens.counts is None and not isinstance(self.keep_first, Tensor))
-        self.simple = alike and _starts_real(mask, causal)
+        equally_long = tokens is None or tokens.counts is None
+        self.simple = equally_long and isinstance(self.keep_first, int) and (mask is None or self._pads_right(mask))
+        self.new_mask: Tensor | None = None
         if self.simple:
-            self.new_mask = None
             if mask is not None:
                 self.new_mask = torch.cat([mask.new_ones(rows, self.length), mask], 1)
             return
-        real = torch.ones(rows, columns, dtype=torch.bool, device=device) if mask is None else mask
-        counts = torch.zeros(rows, dtype=torch.long, device=device)
-        if tokens is not None:
-            counts = tokens.count(rows, device)
-        counts = counts[:, None]
-        own = torch.arange(self.length, device=device)[None].expand(rows, -1)
-        held = own < counts
-        column = torch.arange(columns, device=device)[None].expand(rows, -1)
-        if causal:
-            lead = real.long().argmax(1, keepdim=True)
-            # Right-align each prompt in its block, so that it touches the first real token.
-            place_own = lead + torch.where(held, own + self.length - counts, own - counts)
-            place_input = torch.where(column < lead, column, column + self.length)
-        else:
-            rank = real.long().cumsum(1) - 1
-            total = real.sum(1, keepdim=True) + counts
-            first = torch.minimum(total - counts, torch.as_tensor(self.keep_first, device=device))
-            place_own = torch.where(held, first + own, total + own - counts)
-            spare = (~real).long().cumsum(1) - 1 + total + (self.length - counts)
-            place_input = torch.where(real, torch.where(rank < first, rank, rank + counts), spare)
-        self.place = torch.cat([place_own, place_input], 1)
-        self.new_mask = self._move(held, real)
+        real = torch.ones(rows, self.columns, dtype=torch.bool, device=device) if mask is None else mask
+        counts = torch.zeros(rows, dtype=torch.long, device=device) if tokens is None else tokens.count(rows, device)
+        token = torch.arange(self.length, device=device)[None].expand(rows, -1)
+        held = token < counts[:, None]
+        self.place = torch.cat(self._places(real, counts[:, None], token, held), 1)
+        self.new_mask = self._permuted(held, real)
 
-    def _move(self, own: Tensor, given: Tensor) -> Tensor:
-        both = torch.cat([own, given], 1)
+    def _pads_right(self, mask: Tensor) -> bool:
+        """Whether the input's columns can stay in their order; under compilation, where nobody can look: no."""
+        return not (torch.compiler.is_compiling() or mask.is_meta) and bool(self._in_order(mask))
+
+    def _in_order(self, mask: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _places(self, real: Tensor, counts: Tensor, token: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The new column of each prompt token ``(M, l)`` and of each input column ``(M, n)``.
+
+        Args:
+            real: ``(M, n)``, which input columns are real.
+            counts: ``(M, 1)``, prompt tokens of each row.
+            token: ``(M, l)``, numbers of the prompt tokens.
+            held: ``(M, l)``, which prompt tokens the row has.
+        """
+        raise NotImplementedError
+
+    def _permuted(self, of_tokens: Tensor, of_input: Tensor) -> Tensor:
+        both = torch.cat([of_tokens, of_input], 1)
         return torch.empty_like(both).scatter_(1, self.place, both)
 
     def ids(self, given: Tensor, fill: int = 0) -> Tensor:
         """Widens a ``(M, n)`` tensor such as token types, with ``fill`` at prompt columns."""
-        own = given.new_full((given.shape[0], self.length), fill)
+        of_tokens = given.new_full((given.shape[0], self.length), fill)
         if self.simple:
-            k = self.keep_first
-            return torch.cat([given[:, :k], own, given[:, k:]], 1)
-        return self._move(own, given)
+            return torch.cat([given[:, : self.keep_first], of_tokens, given[:, self.keep_first :]], 1)
+        return self._permuted(of_tokens, given)
 
     def embeddings(self, given: Tensor, tokens: Tokens | None) -> Tensor:
         """The input embeddings ``(M, n, d)`` with the prompt tokens in place, ``(M, l + n, d)``."""
         if tokens is not None:
-            own = repeat_rows(tokens.embeddings, given.shape[0]).to(device=given.device, dtype=given.dtype)
-            own = own.expand(given.shape[0], -1, -1)
+            prompt = repeat_rows(tokens.embeddings, given.shape[0]).to(device=given.device, dtype=given.dtype)
+            prompt = prompt.expand(given.shape[0], -1, -1)
             if self.simple:
-                k = self.keep_first
-                return torch.cat([given[:, :k], own, given[:, k:]], 1) if k else torch.cat([own, given], 1)
-            given = torch.cat([own, given], 1)
+                return torch.cat([given[:, : self.keep_first], prompt, given[:, self.keep_first :]], 1)
+            given = torch.cat([prompt, given], 1)
         elif self.simple:
             return given
         index = self.place[..., None].expand(-1, -1, given.shape[2])
@@ -139,58 +120,108 @@ class Layout:
         """Position ids of the widened batch: the caller's, shifted by each row's prompt, or those of the mask."""
         if given is None:
             return None if self.new_mask is None else positions_of(self.new_mask)
-        rows = max(given.shape[0], 1 if self.new_mask is None else self.new_mask.shape[0])
-        given = given.expand(rows, -1)
-        own = torch.arange(self.length, device=given.device)[None].expand(rows, -1)
+        given = given.expand(max(given.shape[0], 1 if self.new_mask is None else self.new_mask.shape[0]), -1)
+        token = torch.arange(self.length, device=given.device)[None].expand(len(given), -1)
         if self.simple:
             k = self.keep_first
-            start = given[:, :1]
-            return torch.cat([given[:, :k], start + k + own, given[:, k:] + self.length], 1)
-        column = torch.arange(self.columns, device=given.device)[None]
+            return torch.cat([given[:, :k], given[:, :1] + k + token, given[:, k:] + self.length], 1)
         real = torch.ones_like(given, dtype=torch.bool) if mask is None else mask
         lead = real.long().argmax(1, keepdim=True)
-        start = given.gather(1, lead)
         counts = self.new_mask.sum(1, keepdim=True) - real.sum(1, keepdim=True)  # type: ignore[union-attr]
+        column = torch.arange(self.columns, device=given.device)[None]
         shifted = torch.where(column < lead + self.keep_first, given, given + counts)
-        return self._move(start + self.keep_first + own, shifted)
+        return self._permuted(given.gather(1, lead) + self.keep_first + token, shifted)
+
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""
+        if not self.simple:
+            place = repeat_rows(self.place[:, self.length :], hidden.shape[0])
+            return hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[2]))
+        if not self.length:
+            return hidden
+        if not self.keep_first:
+            return hidden[:, self.length :]
+        return torch.cat([hidden[:, : self.keep_first], hidden[:, self.keep_first + self.length :]], 1)
+
+
+class CausalLayout(Layout):
+    """The prompt goes right before the first real token, later columns keep their order.
+
+    So the layout of a step can be told from the attention mask of a later one.
+    """
+
+    def _in_order(self, mask: Tensor) -> Tensor:
+        return mask[:, 0].all()
+
+    def _places(self, real: Tensor, counts: Tensor, token: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        lead = real.long().argmax(1, keepdim=True)
+        column = torch.arange(self.columns, device=real.device)[None]
+        # Each prompt is aligned to the right in its block, so that it touches the first real token.
+        of_tokens = lead + torch.where(held, token + self.length - counts, token - counts)
+        return of_tokens, torch.where(column < lead, column, column + self.length)
+
+
+class EncoderLayout(Layout):
+    """A row's real columns come first, in order, with the prompt after the first of them or before all; then padding.
+
+    Args:
+        mask: as for `Layout`, like ``shape``, ``tokens`` and ``device``.
+        shape: see `Layout`.
+        tokens: see `Layout`.
+        device: see `Layout`.
+        keep_first: real tokens in front of the prompt, in rows whose tokens do not go to the front.
+        read_first: the output at the input's first column is that of the first prompt token, in rows whose tokens go
+            to the front.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor | None,
+        shape: tuple[int, int],
+        tokens: Tokens | None,
+        device: torch.device,
+        keep_first: int = 0,
+        read_first: bool = False,
+    ):
+        front: bool | Tensor = False if tokens is None else tokens.front
+        if isinstance(front, Tensor):
+            front = repeat_rows(front.to(device), shape[0])
+            if keep_first:
+                self.keep_first = keep_first * (~front).long()[:, None]
+        elif not front:
+            self.keep_first = keep_first
+        self.front: bool | Tensor = front if read_first else False
+        super().__init__(mask, shape, tokens, device)
+
+    def _in_order(self, mask: Tensor) -> Tensor:
+        return (mask[:, 1:] <= mask[:, :-1]).all()
+
+    def _places(self, real: Tensor, counts: Tensor, token: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        number = real.long().cumsum(1) - 1
+        total = real.sum(1, keepdim=True) + counts
+        first = torch.minimum(total - counts, torch.as_tensor(self.keep_first, device=real.device))
+        padding = (~real).long().cumsum(1) - 1 + total + (self.length - counts)
+        of_input = torch.where(real, torch.where(number < first, number, number + counts), padding)
+        return torch.where(held, first + token, total + token - counts), of_input
 
     def first(self) -> int | Tensor:
         """The column of the widened batch that stands for the input's first: one for all rows, or ``(M,)``."""
         if self.front is True:
             return 0
-        column = (0 if self.keep_first else self.length) if self.simple else self.place[:, self.length]
+        column: Any = (0 if self.keep_first else self.length) if self.simple else self.place[:, self.length]
         if isinstance(self.front, Tensor):
             return torch.where(self.front, 0, torch.as_tensor(column, device=self.front.device))
-        return column
+        return column  # type: ignore[no-any-return]
 
     def restore(self, hidden: Tensor) -> Tensor:
-        """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""
-        cut = self._cut(hidden)
+        """See `Layout`; the first column is that of the first prompt token where that is read."""
+        restored = super().restore(hidden)
         if self.front is False or not self.length:
-            return cut
+            return restored
         lead = hidden[:, :1]
         if isinstance(self.front, Tensor):
-            lead = torch.where(repeat_rows(self.front, len(hidden))[:, None, None], lead, cut[:, :1])
-        return torch.cat([lead, cut[:, 1:]], 1)
-
-    def _cut(self, hidden: Tensor) -> Tensor:
-        if self.simple:
-            if not self.length:
-                return hidden
-            if not self.keep_first:
-                return hidden[:, self.length :]
-            return torch.cat([hidden[:, : self.keep_first], hidden[:, self.keep_first + self.length :]], 1)
-        place = repeat_rows(self.place[:, self.length :], hidden.shape[0])
-        return hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[2]))
-
-
-def _starts_real(mask: Tensor | None, causal: bool) -> bool:
-    """Whether all padding is on the right. Causal models only need the first column to be real."""
-    if mask is None:
-        return True
-    if torch.compiler.is_compiling() or mask.is_meta:
-        return False
-    return bool(mask[:, 0].all() if causal else (mask[:, 1:] <= mask[:, :-1]).all())
+            lead = torch.where(repeat_rows(self.front, len(hidden))[:, None, None], lead, restored[:, :1])
+        return torch.cat([lead, restored[:, 1:]], 1)
 
 
 def positions_of(mask: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ A method hands over, by the path of a module, how its rows go through it (`SoftP
 prompt names a module in `Method.changes`, a function stands in for that module's forward:
 
 - a batch with one prompt goes its way as a whole;
-- the rows of several prompts are put side by side prompt by prompt, go their ways, and are joined in the order of the
-  batch. The frozen module itself runs once for all rows, when the first of the prompts asks for what it makes;
-- rows without such a way, and calls without a prompt, get what the frozen module makes.
+- a batch with several is sorted by prompt. Each prompt's rows go their way, and the outputs are joined in the order of
+  the batch. The frozen module runs once for all rows, when the first of the prompts asks for its output;
+- rows without such a way, and calls without a prompt, get the output of the frozen module.
 
 A module that all rows share (an embedding of positions ``(1, n)``) runs once per prompt, and makes an output for every
 row.
@@ -14,29 +14,26 @@ row.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.injection.rows import PLACES, Split
+from softprompts.injection.batch_pass import Pass
+from softprompts.injection.rows import ROW_OF_POSITION, RowGroups
+from softprompts.injection.state import State
 from softprompts.soft_prompt import Frozen, PartWay
 
-if TYPE_CHECKING:
-    from softprompts.injection.batch_pass import Pass
-    from softprompts.injection.state import State
-
-_SLOT = "_softprompt_part"
+_SLOT = "_softprompt_changed"
 
 
 @dataclass
 class _Slot:
-    """What a module whose forward is replaced remembers.
+    """What a module remembers whose forward is replaced.
 
     Attributes:
         state: the attached model's.
@@ -51,45 +48,28 @@ class _Slot:
     before: Callable[..., Tensor] | None
 
 
-def sync(state: State) -> None:
-    """Lets rows through the modules that some prompt of the model changes, and leaves all others alone."""
-    prompts = cast(Any, state.backbone.model).prompts
-    wanted = {path for prompt in prompts.values() for path in prompt.method.changes}
+def install(state: State) -> None:
+    """Replaces the forward of the modules that some prompt of the model changes, and of no others."""
+    changed = {path for prompt in state.prompts.values() for path in prompt.method.changes}
     for part, module in state.backbone.parts:
-        if part.path in wanted and _SLOT not in module.__dict__:
+        if part.path not in changed:
+            _remove(module)
+        elif _SLOT not in module.__dict__:
             module.__dict__[_SLOT] = _Slot(state, part.path, part.by_row, module.__dict__.get("forward"))
             module.__dict__["forward"] = types.MethodType(_forward, module)
-        elif part.path not in wanted:
-            _remove(module)
 
 
 def uninstall(state: State) -> None:
-    """Undoes `sync` everywhere."""
+    """Undoes `install`."""
     for _, module in state.backbone.parts:
         _remove(module)
 
 
-def require_unchanged(model: Any) -> None:
-    """Makes sure that no prompt changes modules, for what works on layers as they are.
-
-    Raises:
-        SoftPromptError: one does.
-    """
-    for name, prompt in model.prompts.items():
-        if prompt.method.changes:
-            raise SoftPromptError(
-                f"prompt '{name}' ({prompt.config.method}) changes the backbone's modules, which cannot be compiled "
-                "then: leave out compile"
-            )
-
-
 def _remove(module: nn.Module) -> None:
     slot: _Slot | None = module.__dict__.pop(_SLOT, None)
-    if slot is None:
-        return
-    if slot.before is None:
+    if slot is not None and slot.before is None:
         del module.__dict__["forward"]
-    else:
+    elif slot is not None:
         module.__dict__["forward"] = slot.before
 
 
@@ -97,81 +77,72 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     """Stands in for the module's forward."""
     slot: _Slot = self.__dict__[_SLOT]
     run = functools.partial(type(self).forward, self) if slot.before is None else slot.before
-    places = self.__dict__.pop(PLACES, None)
+    row_of_position = self.__dict__.pop(ROW_OF_POSITION, None)
     pass_ = slot.state.current
     # Embeddings are looked up once before a pass is prepared, for the methods that look at them: frozen ones.
     if pass_ is None or not pass_.ready:
         return run(*args, **kwargs)
-    ways = {
-        name: soft.modules[slot.path]
-        for name, soft in pass_.soft.items()
-        if soft.modules is not None and slot.path in soft.modules
-    }
+    ways = {name: way for name, soft in pass_.soft.items() if (way := (soft.modules or {}).get(slot.path))}
     if not ways:
         return run(*args, **kwargs)
     if len(pass_.soft) == 1:
         ((name, way),) = ways.items()
-        return way(Frozen(self, run, _draws(pass_, name)), *args, **kwargs)
+        return way(Frozen(self, run, functools.partial(pass_.drawing, name)), *args, **kwargs)
     if not slot.by_row:
         raise SoftPromptError(
             f"prompt '{next(iter(ways))}' changes '{slot.path}', which is the same for all rows: it cannot share a "
             "batch with other prompts"
         )
-    if places is not None:
-        rows, total = places
-        (states,) = args
-        owners = pass_.owners(total)
-        split = Split.of([owners[row] for row in rows.tolist()], states.device)
-        return _by_prompt(self, run, pass_, ways, split, (states[0],), kwargs)[None]
+    if row_of_position is not None:  # positions of all rows take the place of rows
+        row, rows = row_of_position
+        owners, (states,) = pass_.owners(rows), args
+        groups = RowGroups([owners[number] for number in row.tolist()], states.device)
+        return _by_group(self, run, pass_, ways, groups, (states[0],), kwargs)[None]
     given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    rows = pass_.rows if len(given) == 1 else len(given)
-    if rows not in pass_.splits:
-        pass_.splits[rows] = Split.of(pass_.owners(rows), given.device)
-    return _by_prompt(self, run, pass_, ways, pass_.splits[rows], args, kwargs)
+    groups = pass_.groups(pass_.rows if len(given) == 1 else len(given), given.device)
+    return _by_group(self, run, pass_, ways, groups, args, kwargs)
 
 
-def _by_prompt(
+def _by_group(
     module: nn.Module,
     run: Callable[..., Tensor],
     pass_: Pass,
     ways: Mapping[str | None, PartWay],
-    split: Split,
+    groups: RowGroups,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """Each prompt's rows their own way."""
-    flat = [split.sorted(value) for value in (*args, *kwargs.values())]
-    named = list(kwargs)
+    """Each group's rows their own way."""
+    rows, keywords = sum(groups.sizes), list(kwargs)
+
+    def has_rows(value: Any) -> bool:
+        # The axis of a tensor with one axis counts tokens, also where it is as long as the batch.
+        return isinstance(value, Tensor) and value.ndim > 1 and len(value) == rows
 
     def call(function: Callable[..., Tensor], values: Sequence[Any]) -> Tensor:
-        return function(*values[: len(args)], **dict(zip(named, values[len(args) :], strict=True)))
+        return function(*values[: len(args)], **dict(zip(keywords, values[len(args) :], strict=True)))
 
-    made: list[list[Tensor]] = []  # what the frozen module makes of all rows, once someone asks
+    # Sorted once, so that the frozen module sees the very tensors of which the groups get their pieces.
+    inputs = [groups.sort(value) if has_rows(value) else value for value in (*args, *kwargs.values())]
 
-    def frozen_piece(place: int) -> Tensor:
-        if not made:
-            made.append(split.apart(call(run, flat)))
-        return made[0][place]
+    def split(value: Any) -> Sequence[Any]:
+        return value.split(groups.sizes) if has_rows(value) else [value] * len(groups.sizes)
 
-    pieces = list(zip(*map(split.apart, flat), strict=True))
+    @functools.cache
+    def frozen_outputs() -> Sequence[Tensor]:
+        return split(call(run, inputs))
+
     outputs = []
-    for place, (name, piece) in enumerate(zip(split.sizes, pieces, strict=True)):
-        way = ways.get(name)
-        if way is None:
-            outputs.append(frozen_piece(place))
+    for number, (name, piece) in enumerate(zip(groups.names, zip(*map(split, inputs), strict=True), strict=True)):
+        if name not in ways:
+            outputs.append(frozen_outputs()[number])
             continue
 
-        def of_piece(*given: Any, _place: int = place, _piece: Any = piece, **more: Any) -> Tensor:
-            same = len(given) + len(more) == len(_piece) and all(
-                a is b for a, b in zip((*given, *more.values()), _piece, strict=True)
-            )
-            return frozen_piece(_place) if same else run(*given, **more)
+        def run_piece(*given: Any, _number: int = number, _piece: Any = piece, **named: Any) -> Tensor:
+            values = (*given, *named.values())
+            unchanged = len(values) == len(_piece) and all(a is b for a, b in zip(values, _piece, strict=True))
+            return frozen_outputs()[_number] if unchanged else run(*given, **named)
 
-        outputs.append(call(functools.partial(way, Frozen(module, of_piece, _draws(pass_, name))), piece))
-    return split.together(outputs)
-
-
-def _draws(pass_: Pass, name: str | None) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """The context in which a prompt draws numbers for each of its rows."""
-    draws = None if pass_.randomness is None else pass_.randomness.get(str(name))
-    return contextlib.nullcontext if draws is None else functools.partial(draws.drawing, True)
+        frozen = Frozen(module, run_piece, functools.partial(pass_.drawing, name))
+        outputs.append(call(functools.partial(ways[name], frozen), piece))
+    return groups.join(outputs)

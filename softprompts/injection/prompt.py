@@ -124,26 +124,10 @@ def new_prompt(
     Raises:
         SoftPromptError: the method or the labels do not fit the model.
     """
-    if labels is not None:
-        num_labels = len(labels) if num_labels is None else num_labels
-    name = type(backbone.model).__name__
-    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
-    if sites and config.positions == "shifted":
-        reason = backbone.fixed_positions(sites)
-        if reason is not None:
-            raise SoftPromptError(f"{config.method}: positions='shifted': {name} {reason}; use 'kept'")
-    limit = backbone.max_tokens
-    if limit is not None and config.input_tokens >= limit:
-        raise SoftPromptError(
-            f"{config.method}: {config.input_tokens} virtual tokens leave no room for the input in the "
-            f"{limit} positions of {name}"
-        )
-    if config.uses_tokens and not backbone.text_input:
-        raise SoftPromptError(
-            f"{config.method} puts tokens into the input, but {name} takes {backbone.model.main_input_name}: "
-            "use a prefix method"
-        )
-    device = backbone.device
+    if labels is not None and num_labels is None:
+        num_labels = len(labels)
+    name, device = type(backbone.model).__name__, backbone.device
+    sites = _fitting_sites(backbone, config)
     shape = _shape(backbone, config, sites, _vocabulary(backbone, tokenizer))
     with _seeded(seed), torch.device(device):
         method = config.build(shape)
@@ -156,16 +140,37 @@ def new_prompt(
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
     for parameter in [*method.parameters(), *(head.parameters() if head else [])]:
-        if parameter.is_floating_point() and parameter.dtype in (torch.float16, torch.bfloat16):
+        if parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
     prompt = Prompt(config, method.to(device), head, sites)
     if prompt.num_labels is not None:
-        numbers = range(prompt.num_labels)
-        named = known_labels if len(known_labels) == prompt.num_labels else {}
-        prompt.labels = [str(named.get(i, f"LABEL_{i}")) for i in numbers] if labels is None else list(labels)
+        known = known_labels if len(known_labels) == prompt.num_labels else {}
+        numbered = [str(known.get(number, f"LABEL_{number}")) for number in range(prompt.num_labels)]
+        prompt.labels = numbered if labels is None else list(labels)
         if len(prompt.labels) != prompt.num_labels:
             raise SoftPromptError(f"{len(prompt.labels)} label names for {prompt.num_labels} labels")
     return prompt
+
+
+def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
+    """The attention sites of a new prompt; raises a `SoftPromptError` where the method does not fit the model."""
+    name, limit = type(backbone.model).__name__, backbone.max_tokens
+    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    if sites and config.positions == "shifted":
+        reason = backbone.fixed_positions(sites)
+        if reason is not None:
+            raise SoftPromptError(f"{config.method}: positions='shifted': {name} {reason}; use 'kept'")
+    if limit is not None and config.input_tokens >= limit:
+        raise SoftPromptError(
+            f"{config.method}: {config.input_tokens} virtual tokens leave no room for the input in the "
+            f"{limit} positions of {name}"
+        )
+    if config.uses_tokens and not backbone.text_input:
+        raise SoftPromptError(
+            f"{config.method} puts tokens into the input, but {name} takes {backbone.model.main_input_name}: "
+            "use a prefix method"
+        )
+    return sites
 
 
 def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
@@ -182,16 +187,6 @@ def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabular
     )
 
 
-class _Blank(Vocabulary):
-    """A vocabulary of which only sizes count."""
-
-    def __init__(self, rows: int, width: int):
-        super().__init__(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
-
-    def sample(self, count: int, limit: int | None = None) -> list[int]:
-        return [0] * count
-
-
 def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
     """The shapes of a method's tensors by name, without making room for them.
 
@@ -202,10 +197,12 @@ def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] 
         SoftPromptError: the method does not fit the backbone.
     """
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
-    shape = _shape(backbone, config, sites, _Blank(backbone.vocabulary_size, backbone.hidden_size))
+    rows, width = backbone.vocabulary_size, backbone.hidden_size
+    sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
     try:
-        with torch.device("meta"):
-            return {key: value.shape for key, value in config.build(shape).state_dict().items()}
+        with _seeded(0), torch.device("meta"):  # what is drawn there leaves the global state alone
+            built = config.build(_shape(backbone, config, sites, sizes))
+            return {key: value.shape for key, value in built.state_dict().items()}
     except SoftPromptError:
         raise
     except Exception:  # whatever a method computes with values at its start

@@ -1,9 +1,8 @@
-"""TODO."""
+"""The rows of a batch, grouped by prompt, and rows repeated for beams."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,21 +10,57 @@ from torch import Tensor
 
 from softprompts.errors import SoftPromptError
 
+# An output embedding that is called with a few positions of all rows finds here which row each position is of.
+ROW_OF_POSITION = "_softprompt_row_of_position"
 
-def in_batch_order(parts: list[Tensor], groups: Mapping[str | None, Tensor | None], dim: int = 0) -> Tensor:
-    """Joins the groups' tensors, each with its rows along ``dim``, in the order of the batch.
+
+class RowGroups:
+    """The rows of a batch, grouped by prompt.
 
     Args:
-        parts: one tensor per group.
-        groups: see `Pass.groups_of`.
-        dim: the axis of the rows.
+        owners: the prompt of each row, None for a row without one.
+        device: where the row indices live.
+
+    Attributes:
+        names: the prompt of each group, in the order of their first rows.
+        sizes: the number of rows of each group.
     """
-    if len(parts) == 1:
-        return parts[0]
-    order = torch.cat([index for index in groups.values() if index is not None])
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    return torch.cat(parts, dim).index_select(dim, place)
+
+    def __init__(self, owners: Sequence[str | None], device: torch.device):
+        members: dict[str | None, list[int]] = {}
+        for row, name in enumerate(owners):
+            members.setdefault(name, []).append(row)
+        self.names, self.sizes = list(members), [len(rows) for rows in members.values()]
+        order = [row for rows in members.values() for row in rows]
+        self._order: Tensor | None = None  # the rows group by group; None where they come so
+        self._back: Tensor | None = None  # the place of each row in that order
+        if order != list(range(len(order))):
+            self._order = torch.tensor(order, device=device)
+            self._back = self._order.argsort()
+
+    def sort(self, tensor: Tensor) -> Tensor:
+        """The tensor's rows (axis 0) group by group."""
+        return tensor if self._order is None else tensor.index_select(0, self._order.to(tensor.device))
+
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """The rows (axis 0) of each group."""
+        return [tensor] if len(self.names) == 1 else list(self.sort(tensor).split(self.sizes))
+
+    def join(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        """The reverse of `split` along any axis; a part with a single row stands for all rows of its group."""
+        if len(parts) == 1:
+            return parts[0]
+        shapes = [[*part.shape] for part in parts]
+        for shape, size in zip(shapes, self.sizes, strict=True):
+            shape[dim] = size
+        joined = torch.cat([part.expand(shape) for part, shape in zip(parts, shapes, strict=True)], dim)
+        return joined if self._back is None else joined.index_select(dim, self._back.to(joined.device))
+
+    def per_row(self, values: Sequence[Any], device: torch.device) -> Any:
+        """One value a group, as one value where all are equal, else ``(R,)``."""
+        if len(set(values)) == 1:
+            return values[0]
+        return self.join([torch.tensor([value], device=device) for value in values])
 
 
 def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
@@ -35,56 +70,3 @@ def repeat_rows(tensor: Tensor, rows: int) -> Tensor:
     if rows % tensor.shape[0]:
         raise SoftPromptError(f"a pass of {tensor.shape[0]} rows cannot serve {rows}; were rows added on the way?")
     return tensor.repeat_interleave(rows // tensor.shape[0], 0)
-
-
-@dataclass(frozen=True)
-class Split:
-    """How the rows of a batch are sorted by prompt.
-
-    Attributes:
-        sizes: rows of each prompt, in the order in which they are put.
-        order: ``(R,)``, the rows prompt by prompt; None where that is how they come.
-        back: ``(R,)``, the place of each row in that order; None likewise.
-    """
-
-    sizes: dict[str | None, int]
-    order: Tensor | None
-    back: Tensor | None
-
-    @staticmethod
-    def of(names: Sequence[str | None], device: torch.device) -> Split:
-        """The split of rows that have these prompts."""
-        members: dict[str | None, list[int]] = {}
-        for row, name in enumerate(names):
-            members.setdefault(name, []).append(row)
-        order = [row for rows in members.values() for row in rows]
-        sizes = {name: len(rows) for name, rows in members.items()}
-        if order == list(range(len(order))):
-            return Split(sizes, None, None)
-        at = torch.tensor(order, device=device)
-        return Split(sizes, at, at.argsort())
-
-    def sorted(self, value: Any) -> Any:
-        """A tensor with a row for each of the batch's, prompt by prompt; anything else as it is."""
-        return value.index_select(0, self.order) if self._has_rows(value) and self.order is not None else value
-
-    def apart(self, value: Any) -> list[Any]:
-        """What `sorted` gave, one piece per prompt."""
-        return list(value.split(list(self.sizes.values()))) if self._has_rows(value) else [value] * len(self.sizes)
-
-    def together(self, parts: Sequence[Tensor]) -> Tensor:
-        """The pieces' outputs in the order of the batch; an output for all rows, ``(1, ...)``, is given to each."""
-        full = [
-            part.expand(count, *part.shape[1:]) if len(part) == 1 else part
-            for part, count in zip(parts, self.sizes.values(), strict=True)
-        ]
-        joined = torch.cat(full)
-        return joined if self.back is None else joined.index_select(0, self.back)
-
-    def _has_rows(self, value: Any) -> bool:
-        # An axis of that length in a tensor of one axis counts tokens.
-        return isinstance(value, Tensor) and value.ndim > 1 and len(value) == sum(self.sizes.values())
-
-
-# Where a module that is called with some positions of all rows finds which rows they are of.
-PLACES = "_softprompt_places"

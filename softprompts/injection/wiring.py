@@ -1,4 +1,8 @@
-"""TODO."""
+"""Where everything that makes a model see its prompts is installed, and removed again.
+
+This is the only module that knows the accelerations in `softprompts.injection.speedups`; without them the numbers are
+the same up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,75 @@ from typing import Any
 
 from softprompts.attention import prefix
 from softprompts.backbones import quantized
-from softprompts.backbones.backbone import restore_attention
+from softprompts.backbones.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
-from softprompts.injection import (
-    checkpointing,
-    head_dispatch,
-    module_dispatch,
-)
-from softprompts.injection.speedups import frozen_linear
-from softprompts.injection.state import STATE, is_attached, state_of
+from softprompts.injection import checkpointing, head_dispatch, module_dispatch
+from softprompts.injection.input_hooks import InputHooks
+from softprompts.injection.prompt import PromptSet
+from softprompts.injection.speedups import frozen_linear, last_layer, merged_attention, short_attention
+from softprompts.injection.state import STATE, State, is_attached, state_of
+
+prefix.ACCELERATED.update(plain=short_attention.attend, selective=merged_attention.attend)
+
+
+def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:
+    """Makes a model see prompts; it has none yet.
+
+    Args:
+        model: a `PreTrainedModel`.
+        attached_class: the class that it becomes an instance of.
+        backbone_dropout: whether the backbone keeps its dropout in training.
+    """
+    quantized.keep_layout(model)  # before anything runs
+    state = State(model)
+    state.backbone_dropout = backbone_dropout
+    model.__dict__[STATE] = state
+    model.requires_grad_(False)
+    model.__class__ = attached_class
+    model.add_module("prompts", PromptSet())
+    hooks = state.hooks = InputHooks(state)
+    _serve_sites(state, hooks)
+    entry, decoder = state.backbone.entry, state.backbone.decoder
+    if entry is not model:  # the model's own hooks would run before there is a pass; its forward calls ours
+        state.handles.append(entry.register_forward_pre_hook(hooks.before_entry, with_kwargs=True))
+        state.handles.append(entry.register_forward_hook(hooks.after_entry, with_kwargs=True, always_call=True))
+    if decoder is not None:
+        state.handles.append(decoder.register_forward_pre_hook(hooks.before_decoder, with_kwargs=True))
+    checkpointing.install(state)
+    head_dispatch.install(state)
+    state.last_layer = last_layer.install(state)
+    frozen_linear.install(model, state)
+    model._keys_to_ignore_on_save = {key for key in model.state_dict() if not key.startswith("prompts.")}
+    if getattr(model, "is_quantized", False):
+        # How HF Trainer is told that there is something to train on quantised weights, which it refuses otherwise.
+        model._hf_peft_config_loaded = True
+    model.train(model.training)
+    return state
+
+
+def _serve_sites(state: State, hooks: InputHooks) -> None:
+    """Puts our attention functions in place of the model's own; they ask ``hooks`` for prefixes."""
+    backbone, kernel = state.backbone, state.attention[0][1]
+    if not backbone.sites:
+        return
+    if kernel not in prefix.KERNELS:
+        backbone.sites = []
+        backbone.no_sites_reason = f"load it with attn_implementation='sdpa' instead of '{kernel}'"
+        return
+    set_attention(backbone.model, prefix.implementation(kernel))
+    for index, site in enumerate(backbone.sites):
+        prefix.mark_site(site.module, hooks.prefix_of, index, site.biased_by)
+
+
+def follow_prompts(state: State) -> None:
+    """Installs what the prompts of a model need by now: watched attention sites and changed modules."""
+    for handle in state.site_handles:
+        handle.remove()
+    watched = {site for prompt in state.prompts.values() if prompt.method.reads_states for site in prompt.sites}
+    modules = [state.backbone.sites[site].module for site in sorted(watched)]
+    before_site = state.hooks.before_site
+    state.site_handles = [module.register_forward_pre_hook(before_site, with_kwargs=True) for module in modules]
+    module_dispatch.install(state)
 
 
 def detach(model: Any) -> Any:
@@ -30,25 +94,24 @@ def detach(model: Any) -> Any:
         raise SoftPromptError("this model is not attached")
     state = state_of(model)
     model.set_prompt(None)
-    for hook in [*state.hooks, *state.watching]:
-        hook.remove()
+    for handle in [*state.handles, *state.site_handles]:
+        handle.remove()
     module_dispatch.uninstall(state)
     frozen_linear.uninstall(model)
-    head_dispatch.uninstall(model, state)
-    if state.readout is not None:
-        state.readout.uninstall()
+    head_dispatch.uninstall(state)
+    if state.last_layer is not None:
+        state.last_layer.uninstall()
     for site in state.backbone.sites:
         prefix.unmark_site(site.module)
-    checkpointing.uninstall(model)
-    model.__dict__.pop("_hf_peft_config_loaded", None)
+    checkpointing.uninstall(state)
+    restore_attention(state.attention)
     quantized.free_layout(model)
-    del model.prompts
-    del model.__dict__[STATE]
+    model.__dict__.pop("_hf_peft_config_loaded", None)
+    del model.prompts, model.__dict__[STATE]
     model.__class__ = state.model_class
     model._keys_to_ignore_on_save = state.ignored_on_save
-    restore_attention(state.attention)
     for parameter in state.trained:
         parameter.requires_grad_(True)
-    for module, mode in state.training.items():
-        module.training = mode
+    for module, training in state.modes.items():
+        module.training = training
     return model

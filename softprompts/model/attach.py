@@ -1,4 +1,4 @@
-"""TODO."""
+"""`attach`: soft prompts in place on a frozen transformers model, every row of a batch with its own."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from softprompts.attention import prefix
-from softprompts.backbones import quantized
-from softprompts.backbones.backbone import set_attention
 from softprompts.errors import SoftPromptError
-from softprompts.injection import (
-    checkpointing,
-    head_dispatch,
-)
-from softprompts.injection.prompt import PromptSet
-from softprompts.injection.speedups import frozen_linear, last_layer
-from softprompts.injection.state import STATE, State, is_attached
-from softprompts.injection.wiring import detach
+from softprompts.injection.state import is_attached
+from softprompts.injection.wiring import detach, wire
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.registry import methods
 from softprompts.model.prompt_model import PromptModel
@@ -96,49 +87,15 @@ def attach(
         raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
     if saved is None and task_id is not None:
         raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
-    quantized.keep_layout(model)  # before anything runs
-    state = State(model)
-    state.backbone_dropout = backbone_dropout
-    backbone = state.backbone
-    model.__dict__[STATE] = state
-    model.requires_grad_(False)
-    model.__class__ = _attached_class(type(model))  # type: ignore[arg-type]  # a class can be hashed
-    model.add_module("prompts", PromptSet())
-    if backbone.sites:
-        kernel = state.attention[0][1]
-        if kernel in prefix.KERNELS:
-            set_attention(model, prefix.implementation(kernel))
-            for index, site in enumerate(backbone.sites):
-                prefix.mark_site(site.module, state.prefix_of, index, site.biased_by)
-        else:
-            backbone.sites, backbone.no_sites_reason = (
-                [],
-                f"load it with attn_implementation='sdpa' instead of '{kernel}'",
-            )
-    if backbone.entry is not model:
-        state.hooks.append(backbone.entry.register_forward_pre_hook(state.before_entry, with_kwargs=True))
-        state.hooks.append(backbone.entry.register_forward_hook(state.after_entry, with_kwargs=True, always_call=True))
-    if backbone.decoder is not None:
-        state.hooks.append(backbone.decoder.register_forward_pre_hook(state.before_decoder, with_kwargs=True))
-    checkpointing.install(model, state)
-    head_dispatch.install(model, state)
-    state.readout = last_layer.find(state)
-    frozen_linear.install(model, state)
-    prompt_free = [key for key in model.state_dict() if not key.startswith("prompts.")]
-    model._keys_to_ignore_on_save = set(prompt_free)
-    if getattr(model, "is_quantized", False):
-        # How HF Trainer is told that there is something to train on quantised weights, which it refuses otherwise.
-        model._hf_peft_config_loaded = True
-    model.train(model.training)
+    wire(model, _attached_class(type(model)), backbone_dropout)  # type: ignore[arg-type]  # a class can be hashed
     if config is not None:
         try:
             attached = cast(PromptModel, model)
             if isinstance(config, str | Path):
                 attached.load_prompt(config, name, task_id=task_id)
-                return model
-            attached.add_prompt(
-                name or "default", config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed
-            )
+            else:
+                settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
+                attached.add_prompt(name or "default", config, **settings)
         except BaseException:
             detach(model)
             raise

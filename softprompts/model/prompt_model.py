@@ -1,8 +1,7 @@
-"""`attach`: soft prompts in place on a frozen transformers model, every row of a batch with its own.
+"""What an attached model can do: forward and generate with a prompt a row, and prompts by name.
 
 The model object stays what it was, a `PreTrainedModel` of its own class; it becomes an instance of a class made from
-that class and `PromptModel`, as torch's ``fully_shard`` does it. What is in a prompt is told in `softprompts.injection.prompt`,
-how it gets into the model in `softprompts.injection.state` (input tokens) and `softprompts.attention.prefix` (prefixes).
+that class and `PromptModel`, as torch's ``fully_shard`` does it.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,27 +17,23 @@ from transformers.masking_utils import create_masks_for_generate
 
 from softprompts.backbones import quantized, sharded
 from softprompts.errors import SoftPromptError
-from softprompts.injection import (
-    checkpointing,
-    classification_loss,
-    module_dispatch,
-)
+from softprompts.injection import checkpointing
 from softprompts.injection.batch_pass import Pass, context_of
+from softprompts.injection.classification_loss import classification_loss
 from softprompts.injection.input_hooks import restored
-from softprompts.injection.prompt import Prompt as Prompt
-from softprompts.injection.prompt import PromptSet, new_prompt, require
-from softprompts.injection.state import State, state_of
-from softprompts.injection.state import is_attached as is_attached
+from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
+from softprompts.injection.state import state_of
+from softprompts.injection.wiring import follow_prompts
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.folded import fold
-from softprompts.model import formats, push, saving
+from softprompts.model.files import PromptFiles
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _ROW_INPUTS = ("input_ids", "inputs_embeds", "encoder_outputs", "input_features", "inputs", "decoder_input_ids")
 
 
-class PromptModel:
-    """What `attach` adds to a transformers model. Not made by itself."""
+class PromptModel(PromptFiles):
+    """What `attach` adds to a transformers model: prompts by name. Not made by itself."""
 
     prompts: PromptSet
     config: Any
@@ -47,40 +41,50 @@ class PromptModel:
     # --- forward and generate -------------------------------------------------------------------------------------
 
     def _prompted_forward(self, forward: Callable[..., Any], names: list[str], *args: Any, **kwargs: Any) -> Any:
-        state = state_of(self)
+        """The forward pass, each row under its prompt.
+
+        Args:
+            forward: that of the model's own class.
+            names: of its parameters.
+            *args: those of ``forward``.
+            **kwargs: those of ``forward``, ``prompt_names`` and ``context_mask``.
+        """
+        state, model = state_of(self), cast(PreTrainedModel, self)
         inputs = dict(zip(names, args, strict=False)) | kwargs
-        prompt_names = inputs.pop("prompt_names", None)
-        context_mask = inputs.pop("context_mask", None)
-        pass_ = state.generating
-        if pass_ is None:
-            pass_ = self._resume(inputs, prompt_names)
+        prompt_names, context_mask = inputs.pop("prompt_names", None), inputs.pop("context_mask", None)
+        pass_ = state.surrounding or self._pass_of(inputs, prompt_names)
         if pass_ is None:
             labels = inputs.get("labels")
-            predicts = state.backbone.kind == "decoder" and not state.heads
-            if context_mask is None and labels is not None and predicts and labels.ndim == 2:
+            language_model = state.backbone.kind == "decoder" and not state.original_heads
+            if context_mask is None and language_model and labels is not None and labels.ndim == 2:
                 context_mask = context_of(labels)
             pass_ = state.open(prompt_names, context_mask)
-            if pass_ is not None:
-                self._check_names(pass_, inputs)
-        state.last = pass_
-        sharded.hold(cast(nn.Module, self), self.prompts)
+            self._require_name_per_row(pass_, inputs)
+        state.last_pass = pass_
+        sharded.hold(model, self.prompts)
         if pass_ is None:
-            with state.activate(None), self._own_labels() if state.heads else contextlib.nullcontext():
+            with state.activate(None), self._own_labels() if state.original_heads else contextlib.nullcontext():
                 return forward(**inputs)
-        fresh = "use_cache" in names and inputs.get("past_key_values") is None
-        if fresh and checkpointing.is_on(cast(PreTrainedModel, self)):
+        if "use_cache" in names and inputs.get("past_key_values") is None and checkpointing.is_on(model):
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
-        own_loss = "labels" in inputs and state.heads and self._classifies
+        own_loss = "labels" in inputs and bool(state.original_heads) and self._classifies is not None
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
-        pass_.logits_only = state.readout is not None and state.readout.wanted(inputs)
+        pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
+        entry = state.backbone.entry
         with state.activate(pass_):
-            entry = state.backbone.entry
-            if entry is state.backbone.model:  # its own hooks would run before there is a pass
-                _, inputs = state.before_entry(entry, (), inputs)
+            if entry is model:  # its own hooks would run before there is a pass
+                _, inputs = state.hooks.before_entry(entry, (), inputs)
             output = forward(**inputs)
-            if entry is state.backbone.model:
-                output = state.after_entry(entry, (), inputs, output)
-        return self._finish(output, pass_, labels, bool(own_loss), inputs.get("num_items_in_batch"))
+            if entry is model:
+                output = state.hooks.after_entry(entry, (), inputs, output)
+        if not isinstance(output, tuple):
+            if output.get("past_key_values") is not None and state.surrounding is None:
+                output.past_key_values._softprompt_pass = pass_
+            if state.backbone.kind == "encoder-decoder" and pass_.tokens is not None:
+                for name in ("encoder_last_hidden_state", "encoder_hidden_states"):
+                    if output.get(name) is not None:
+                        output[name] = restored((output[name],), pass_.layout)[0]
+        return self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
 
     @contextlib.contextmanager
     def _own_labels(self) -> Iterator[None]:
@@ -92,58 +96,46 @@ class PromptModel:
         finally:  # transformers notes its guess there, which need not be right for the prompts
             self.config.problem_type = problem
 
-    def _resume(self, inputs: dict[str, Any], names: Any) -> Pass | None:
+    def _pass_of(self, inputs: Mapping[str, Any], names: Any) -> Pass | None:
         """The pass under which the given cache or encoder output was made, so that a loop by hand goes on with it."""
-        cache, encoded = inputs.get("past_key_values"), inputs.get("encoder_outputs")
-        for source in (cache, encoded):
-            pass_ = getattr(source, "_softprompt_pass", None)
+        cache = inputs.get("past_key_values")
+        for source in (cache, inputs.get("encoder_outputs")):
+            pass_: Pass | None = getattr(source, "_softprompt_pass", None)
             if pass_ is None or (source is cache and cache is not None and not int(cache.get_seq_length())):
                 continue
             if names is None or pass_.given == (names if isinstance(names, str) else list(names)):
-                return cast(Pass, pass_)
+                return pass_
         return None
 
-    def _check_names(self, pass_: Pass, inputs: dict[str, Any]) -> None:
-        if not isinstance(pass_.given, list):
+    def _require_name_per_row(self, pass_: Pass | None, inputs: Mapping[str, Any]) -> None:
+        """Refuses a list of names that is not as long as the batch."""
+        if pass_ is None or not isinstance(pass_.given, list):
             return
         given = next((v for k, v in inputs.items() if k in _ROW_INPUTS and isinstance(v, Tensor)), None)
-        if given is not None and given.shape[0] != len(pass_.given):
-            raise SoftPromptError(f"prompt_names has {len(pass_.given)} names for a batch of {given.shape[0]} rows")
+        if given is not None and len(given) != len(pass_.given):
+            raise SoftPromptError(f"prompt_names has {len(pass_.given)} names for a batch of {len(given)} rows")
 
-    def _finish(self, output: Any, pass_: Pass, labels: Tensor | None, own_loss: bool, num_items: Any) -> Any:
-        state = state_of(self)
-        if not isinstance(output, tuple):
-            if output.get("past_key_values") is not None and state.generating is None:
-                output.past_key_values._softprompt_pass = pass_
-            if state.backbone.kind == "encoder-decoder" and pass_.tokens is not None:
-                for name in ("encoder_last_hidden_state", "encoder_hidden_states"):
-                    if output.get(name) is not None:
-                        output[name] = restored((output[name],), pass_.layout)[0]
-        penalty = sum(pass_.penalties.values())
+    def _with_loss(self, output: Any, pass_: Pass, labels: Tensor | None, own_loss: bool, num_items: Any) -> Any:
+        """The model's output with our loss, where the number of labels is each prompt's own, and with penalties."""
+        penalty: Any = sum(pass_.penalties.values())
         if pass_.penalties and labels is not None and num_items is not None:
-            # Trainer adds up the parts of an accumulated batch.
-            penalty = penalty * ((labels != -100).sum() / num_items)
+            penalty = penalty * ((labels != -100).sum() / num_items)  # Trainer adds up the parts of a batch
+        as_tuple = isinstance(output, tuple)
         if own_loss and labels is not None:
-            logits = output[0] if isinstance(output, tuple) else output.logits
-            problem = "token_classification" if self._classifies == "ForTokenClassification" else None
-            problem = problem or self.config.problem_type
-            loss = classification_loss.classification_loss(
-                logits, labels, pass_, self.prompts, state.labels[0] or 0, problem, num_items
-            )
-            loss = loss + penalty
-            if isinstance(output, tuple):
+            token = self._classifies == "ForTokenClassification"
+            problem = "token_classification" if token else self.config.problem_type
+            logits = output[0] if as_tuple else output.logits
+            number = state_of(self).labels[0] or 0
+            loss = classification_loss(logits, labels, pass_, number, problem, num_items) + penalty
+            if as_tuple:
                 return (loss, *output)
-            output.loss = loss
             # Losses come first in transformers' outputs, and pipelines and Trainer rely on it.
-            items = dict(output.items())
-            return type(output)(**({"loss": items.pop("loss")} | items))
-        if pass_.penalties:
-            if isinstance(output, tuple):
-                if output and isinstance(output[0], Tensor) and output[0].ndim == 0:
-                    return (output[0] + penalty, *output[1:])
-                return output
-            if output.get("loss") is not None:
-                output.loss = output.loss + penalty
+            items = {key: value for key, value in output.items() if key != "loss"}
+            return type(output)(loss=loss, **items)
+        if pass_.penalties and as_tuple and output and isinstance(output[0], Tensor) and output[0].ndim == 0:
+            return (output[0] + penalty, *output[1:])
+        if pass_.penalties and not as_tuple and output.get("loss") is not None:
+            output.loss = output.loss + penalty
         return output
 
     def generate(self, *args: Any, prompt_names: str | Sequence[str | None] | None = None, **kwargs: Any) -> Any:
@@ -155,32 +147,32 @@ class PromptModel:
             **kwargs: as for the model's own ``generate``.
         """
         state = state_of(self)
-        pass_ = self._resume(kwargs, prompt_names) or state.open(prompt_names)
+        pass_ = self._pass_of(kwargs, prompt_names) or state.open(prompt_names)
         base: Any = super()
         if pass_ is None:
-            with _bare(state):
+            active, state.active = state.active, None
+            try:
                 return base.generate(*args, **kwargs)
+            finally:
+                state.active = active
         cache = kwargs.get("past_key_values")
         if cache is not None and state.backbone.kind == "decoder" and pass_.has_input_part and cache.get_seq_length():
             raise SoftPromptError(
                 "generate cannot go on from past_key_values that hold prompt tokens, which it would count as input: "
                 "leave past_key_values out, or use a prefix method"
             )
-        self._check_names(pass_, {"input_ids": args[0] if args else None} | kwargs)
-        before, state.generating = state.generating, pass_
-        try:
+        self._require_name_per_row(pass_, {"input_ids": args[0] if args else None} | kwargs)
+        with state.activate(pass_, inside=False):
             return base.generate(*args, **kwargs)
-        finally:
-            state.generating = before
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> Any:
         # Preallocated caches must also hold the prompt tokens of a decoder-only model.
-        state = state_of(self)
-        if state.generating is not None and state.backbone.kind == "decoder":
-            max_cache_length += max((self._token_count(name) for name in state.generating.names), default=0)
-        base: Any = super()
+        state, base = state_of(self), cast(Any, super())
+        if state.surrounding is not None and state.backbone.kind == "decoder":
+            named = [name for name in state.surrounding.names if name is not None]
+            max_cache_length += max((self.prompts[name].config.input_tokens for name in named), default=0)
         return base._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -188,14 +180,11 @@ class PromptModel:
     def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
         """Leaves a 2-D mask as it is while prompt tokens are in play: its columns are still to be widened."""
         state = state_of(self)
-        pass_ = state.generating or state.current
+        pass_ = state.surrounding or state.current
         if pass_ is not None and (pass_.has_input_part or pass_.needs_input) and "attention_mask" in kwargs:
             return kwargs["attention_mask"]
         own = getattr(state.model_class, "create_masks_for_generate", create_masks_for_generate)
         return own(*args, **kwargs)
-
-    def _token_count(self, name: str | None) -> int:
-        return 0 if name is None else self.prompts[name].config.input_tokens
 
     # --- prompts by name --------------------------------------------------------------------------------------------
 
@@ -226,7 +215,7 @@ class PromptModel:
     @property
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary loss of each prompt of the last forward pass that has one."""
-        last = state_of(self).last
+        last = state_of(self).last_pass
         return {} if last is None else last.penalties
 
     def add_prompt(
@@ -238,7 +227,7 @@ class PromptModel:
         labels: Sequence[str] | None = None,
         tokenizer: Any = None,
         seed: int | None = None,
-    ) -> PromptModel:
+    ) -> Self:
         """Adds a freshly initialised prompt under a new name.
 
         Args:
@@ -269,7 +258,7 @@ class PromptModel:
         )
         return self.place_prompt(name, prompt)
 
-    def place_prompt(self, name: str, prompt: Prompt) -> PromptModel:
+    def place_prompt(self, name: str, prompt: Prompt) -> Self:
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
 
         Args:
@@ -286,8 +275,7 @@ class PromptModel:
         state = state_of(self)
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
-        state.watch_sites()
-        module_dispatch.sync(state)
+        follow_prompts(state)
         sharded.hold(cast(nn.Module, self), prompt)
         if state.active is None and not state.bare:
             self._activate(name)
@@ -301,7 +289,7 @@ class PromptModel:
         if name in self.prompts:
             raise SoftPromptError(f"there is a prompt named '{name}' already; delete_prompt it or choose another name")
 
-    def set_prompt(self, name: str | None) -> PromptModel:
+    def set_prompt(self, name: str | None) -> Self:
         """Chooses the prompt of calls that name none; None for the bare backbone, also when prompts are added later.
 
         Raises:
@@ -322,7 +310,7 @@ class PromptModel:
             id2label = dict(enumerate(labels))
             label2id = {label: i for i, label in id2label.items()}
             number = len(labels)
-        if state.heads:  # pipelines and Trainer read the label names here
+        if state.original_heads:  # pipelines and Trainer read the label names here
             self.config.id2label, self.config.label2id = id2label, label2id
             if hasattr(self, "num_labels"):
                 self.num_labels = number
@@ -349,10 +337,9 @@ class PromptModel:
         if state_of(self).active == name:
             self._activate(None)
         del self.prompts._modules[name]
-        state_of(self).watch_sites()
-        module_dispatch.sync(state_of(self))
+        follow_prompts(state_of(self))
 
-    def fold(self, name: str) -> PromptModel:
+    def fold(self, name: str) -> Self:
         """Replaces a prompt by its plain, inference-size form with equal outputs.
 
         Raises:
@@ -360,154 +347,8 @@ class PromptModel:
         """
         prompt = require(self.prompts, name)
         prompt.config, prompt.method = fold(prompt.method)
-        state_of(self).watch_sites()
+        follow_prompts(state_of(self))
         return self
-
-    def save_prompt(self, name: str, path: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Writes one prompt to a folder: ``softprompt_config.json``, ``softprompt.safetensors`` and a model card.
-
-        Of a sharded model, all processes have to call it together; the first one writes.
-
-        Args:
-            name: the prompt.
-            path: the folder; made if it is not there.
-            metadata: JSON values to keep with it, such as task, score and license; None: those that it was loaded with.
-
-        Raises:
-            SoftPromptError: unknown name.
-        """
-        saving.save_prompt(self, name, path, metadata)
-
-    def load_prompt(
-        self,
-        path: str | Path,
-        name: str | None = None,
-        *,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        task_id: int | None = None,
-    ) -> PromptModel:
-        """Adds a saved prompt, under its own name or another.
-
-        Args:
-            path: a folder or hub id, of a prompt of ours or of an adapter of PEFT's (see docs/peft.md); only JSON and
-                safetensors files are fetched and read.
-            name: what it is to be called here; None: as it was ("default" for an adapter, which has no name).
-            revision: branch, tag or commit of a hub repository.
-            subfolder: its folder, where there are several.
-            task_id: which task of a multitask adapter of PEFT's; not needed where it has one.
-
-        Raises:
-            SoftPromptError: the files are missing, damaged or for another backbone; nothing is loaded then.
-        """
-        formats.load_prompt(self, path, name, revision=revision, subfolder=subfolder, task_id=task_id)
-        return self
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        name: str | None = None,
-        *,
-        private: bool | None = None,
-        commit_message: str | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        license: str | None = None,
-        **ignored: Any,
-    ) -> str:
-        """Uploads prompts, and nothing of the backbone, to a repository of the hub, which is made when it is missing.
-
-        Args:
-            repo_id: "user/name".
-            name: the prompt that goes into the repository itself; None: all, a folder each where there are several.
-            private: whether a new repository is private; None: as the account has it.
-            commit_message: of the commit; None: a line that names the prompts.
-            token: of the hub; None: that of ``hf auth login``.
-            revision: branch to commit to.
-            create_pr: open a pull request instead.
-            license: the hub's name of a licence, such as "mit", for the cards.
-            **ignored: what else transformers' own method takes; there are no shards of a prompt.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            SoftPromptError: unknown name, no prompt, or the hub refused; says why.
-        """
-        return push.push(self, repo_id, name, private, commit_message, token, revision, create_pr, license)
-
-    def save_embeddings(self, name: str, path: str | Path) -> None:
-        """Writes a prompt's tokens as embeddings, for servers that take these (vLLM's prompt embeddings).
-
-        Args:
-            name: a prompt that comes down to input tokens.
-            path: a new folder: ``prompt_embeds.safetensors`` with the tokens ``(l, d)``, in the type and the scaling of
-                the model's embeddings, and ``prompt_embeds.json``, which says what they are and where they go.
-
-        Raises:
-            SoftPromptError: unknown name; the prompt is something else; or there is a folder with something in it.
-        """
-        from softprompts.model.interop.embeddings import save_embeddings
-
-        save_embeddings(self, name, path)
-
-    def materialize(self, name: str, path: str | Path, tokenizer: Any = None) -> Path:
-        """Writes the model with a prompt in it, as a directory that transformers loads without this library.
-
-        Input tokens become tokens of the vocabulary, which the tokenizer puts into every text; changed weights are
-        merged; the head becomes the model's own. This model stays as it is; there is a copy of it in memory meanwhile.
-
-        Args:
-            name: a prompt of input tokens, of changed weights (LoRA, BitFit, full fine-tuning), of nothing but a head,
-                or a composition of these.
-            path: a new folder; it appears once all is written.
-            tokenizer: a fast one; None: that of the backbone, by its name.
-
-        Returns:
-            The folder.
-
-        Raises:
-            SoftPromptError: unknown name; the prompt, the architecture or the tokenizer does not allow it (the reason
-                is named); or there is a folder with something in it.
-        """
-        from softprompts.model.interop.materialize import materialize
-
-        return materialize(self, name, path, tokenizer)
-
-    def save_peft(self, name: str, path: str | Path) -> None:
-        """Writes one prompt as an adapter that the PEFT library loads, with the same outputs (see docs/peft.md).
-
-        Args:
-            name: the prompt.
-            path: the folder; made if it is not there.
-
-        Raises:
-            SoftPromptError: unknown name, or PEFT cannot compute what this prompt does (the reason is named).
-        """
-        from softprompts.model.interop.peft_writing import write_peft
-
-        write_peft(self, name, path)
-
-    def save_pretrained(self, save_directory: str | Path, *, state_dict: Any = ..., **kwargs: Any) -> None:
-        """Writes the prompts and nothing of the backbone.
-
-        A single prompt goes into the folder itself, several into one folder each. HF Trainer passes ``state_dict`` and
-        reads ``model.safetensors`` back: for it, that file is written as well, with only the prompts' tensors.
-        """
-        parted = any(map(sharded.is_sharded, self.prompts.parameters()))
-        # Trainer has gathered what several processes have parts of, for the main one; without that, all take part here.
-        gathered = state_dict if parted and isinstance(state_dict, Mapping) else None
-        if gathered is not None and any(map(sharded.is_sharded, gathered.values())):  # it has only been collected
-            gathered = None
-        main = kwargs.get("is_main_process", True)
-        if main and gathered is not None and not any(key.startswith("prompts.") for key in gathered):
-            raise SoftPromptError(
-                "the prompts of a sharded model were not gathered for saving: set fsdp_state_dict_type to "
-                "FULL_STATE_DICT, or zero3_save_16bit_model to true"
-            )
-        if main or (parted and gathered is None):
-            saving.save_all(self, save_directory, for_trainer=state_dict is not ..., state=gathered)
 
     def print_trainable_parameters(self) -> None:
         """Prints trained and total numbers of parameters."""
@@ -522,7 +363,7 @@ class PromptModel:
 
     # --- modes, checkpointing ---------------------------------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> PromptModel:
+    def train(self, mode: bool = True) -> Self:
         """Puts the prompts in training mode; the frozen backbone stays in evaluation mode (no dropout there) unless
         ``attach`` was told ``backbone_dropout=True``.
         """
@@ -541,16 +382,7 @@ class PromptModel:
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         base: Any = super()
         base._set_gradient_checkpointing(*args, **kwargs)
-        checkpointing.wrap_functions(cast(PreTrainedModel, self), state_of(self))
+        checkpointing.wrap_functions(state_of(self))
 
     def enable_input_require_grads(self) -> None:
         """Does nothing: gradients reach prompts without it, and the embeddings' own would be wasted work."""
-
-
-@contextlib.contextmanager
-def _bare(state: State) -> Iterator[None]:
-    before, state.active = state.active, None
-    try:
-        yield
-    finally:
-        state.active = before

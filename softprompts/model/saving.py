@@ -149,7 +149,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     """
     _check_backbone(model, config["backbone"], path)
     state, labels = state_of(model), config.get("labels")
-    if labels is not None and not state.heads:
+    if labels is not None and not state.original_heads:
         wanted = config["backbone"].get("class")
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"

@@ -447,12 +447,8 @@ def passes(lines: Sequence[Line], max_rows: int, max_tokens: int, limit: int | N
 @contextlib.contextmanager
 def _apart(model: Any) -> Iterator[None]:
     """Scores between the steps of a generation: its prompts are not theirs."""
-    state = state_of(model)
-    before, state.generating = state.generating, None
-    try:
+    with state_of(model).activate(None, inside=False):
         yield
-    finally:
-        state.generating = before
 
 
 def _share(first: Any, other: Any) -> None:

@@ -47,11 +47,11 @@ class Randomness:
         if not self._apart and self.accelerator.process_index:
             # Else all processes would drop the same of each row.
             torch.manual_seed(int(torch.randint(2**62, ())) + self.accelerator.process_index)
-        self._state.randomness = self.own or None
+        self._state.draws = self.own or None
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._state.randomness = None
+        self._state.draws = None
         self._fork.__exit__(*error)
 
     def of_rows(self, lanes: list[Lane], counts: list[int]) -> None:

@@ -18,14 +18,13 @@ import os
 import platform
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-if TYPE_CHECKING:
-    from softprompts.injection.state import State
+from softprompts.injection.state import State
 
 _STATE = "_softprompt_linear"
 _ROWS = 8  # with fewer, as when generating token by token, there is nothing to gain

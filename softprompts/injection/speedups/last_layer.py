@@ -1,33 +1,29 @@
-"""Computing only what is read: a classifier that looks at the first position needs no other from the last layer.
+"""A classifier that reads the first position needs no other position from the last layer.
 
 In the last layer of an encoder all positions are needed as keys and values, but where the task head reads the first
-one only ([CLS]), its query, its attention, and its way through the rest of the layer are all that matters. `find`
+one only ([CLS]), its query, its attention, and its way through the rest of the layer are all that matters. `install`
 tries this on a model when it is attached: it looks which modules of the last layer run after its attention, lets them
 have the first position only, and keeps to it where the layer and the logits come out the same and the logits do not
 depend on any other position (they stay finite when all others are made NaN). Models that fail the trial, or that have
 no such layer, are left as they are. What is found is used in passes with a prompt whose logits alone are asked for.
-
-For language models, `at_places` does the like to the output embedding where our own losses read few positions.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from softprompts.attention.read_column import _ASKED, Reading
+from softprompts.attention.read_column import READ_COLUMN, ReadColumn
 from softprompts.backbones.backbone import trial
-
-if TYPE_CHECKING:
-    from softprompts.injection.state import State
+from softprompts.injection.state import State
 
 _WIDE_OUTPUTS = ("output_hidden_states", "output_attentions")
 _TRIAL = ((1, 1, 1, 1, 1), (1, 1, 1, 0, 0))  # the attention mask of the trial
 
 
-class Readout:
+class NarrowLastLayer:
     """What of an attached model's last layer runs for the read column only.
 
     Attributes:
@@ -44,13 +40,13 @@ class Readout:
         self.layer, self.site, self.source = layer, site, source
         self.parts: list[nn.Module] = []
         self.pooled = False
-        self.trial: Reading | None = None
+        self.trial: ReadColumn | None = None
         around = [m for m in state.backbone.entry.modules() if any(child is layer for child in m.modules())]
         self._visible = [*around, *layer.modules()]
 
     def install(self) -> list[Any]:
         """Puts the hooks in; returns their handles."""
-        self.site.__dict__[_ASKED] = self.asked
+        self.site.__dict__[READ_COLUMN] = self.column_of
         handles: list[Any] = [self.layer.register_forward_hook(self.after_layer)]
         for module in self.parts if self.source is None else [self.source, *self.parts]:
             handles.append(module.register_forward_pre_hook(self.before_part, with_kwargs=True))
@@ -60,7 +56,7 @@ class Readout:
 
     def uninstall(self) -> None:
         """Forgets the attention module; the hooks are removed by their handles."""
-        self.site.__dict__.pop(_ASKED, None)
+        self.site.__dict__.pop(READ_COLUMN, None)
 
     def wanted(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass with these arguments of ``forward`` gives out nothing but logits."""
@@ -76,7 +72,7 @@ class Readout:
         for module in self._visible:
             for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
                 owner = getattr(hook, "__self__", None)
-                if owner is self or owner is self.state:
+                if owner is self or owner is self.state.hooks:
                     continue
                 if not str(getattr(hook, "__module__", "")).startswith("transformers."):
                     return True
@@ -84,43 +80,43 @@ class Readout:
 
     # --- bound methods, so that a deep copy of the model has its own ------------------------------------------------
 
-    def asked(self, query: Tensor | None = None) -> Reading | None:
-        """The reading of the pass under way."""
+    def column_of(self, query: Tensor | None = None) -> ReadColumn | None:
+        """The column to read in the pass under way; None: all."""
         if self.state.current is None:
             return self.trial
-        return self.state.current.reading
+        return self.state.current.read_column
 
     def before_part(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Gives a module the read column of its hidden states."""
-        reading = self.asked()
-        if reading is None:
+        read = self.column_of()
+        if read is None:
             return None
-        return tuple(map(reading.narrow, args)), {name: reading.narrow(value) for name, value in kwargs.items()}
+        return tuple(map(read.narrow, args)), {name: read.narrow(value) for name, value in kwargs.items()}
 
     def after_source(self, module: nn.Module, args: Any, output: Tensor) -> Any:
-        """Lets the queries look as many as before."""
-        reading = self.asked()
-        return None if reading is None else output.expand(-1, reading.width, -1)
+        """Repeats the query of the read column, so that attention gets as many queries as before."""
+        read = self.column_of()
+        return None if read is None else output.expand(-1, read.width, -1)
 
     def after_layer(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Leaves no column in the layer's output that would be wrong."""
-        reading = self.asked()
-        if reading is None:
+        read = self.column_of()
+        if read is None:
             return None
-        return tuple(map(reading.narrow, output)) if isinstance(output, tuple) else reading.narrow(output)
+        return tuple(map(read.narrow, output)) if isinstance(output, tuple) else read.narrow(output)
 
 
 # --- the trial ----------------------------------------------------------------------------------------------------
 
 
-def find(state: State) -> Readout | None:
+def install(state: State) -> NarrowLastLayer | None:
     """What of a model's last layer can be left out, installed; None where all of it is needed or nothing is known.
 
     Args:
         state: of a model whose attention sites are already served by our attention functions.
     """
     backbone = state.backbone
-    if backbone.kind != "encoder" or not (state.heads and backbone.sites and backbone.text_input):
+    if backbone.kind != "encoder" or not (state.original_heads and backbone.sites and backbone.text_input):
         return None
     site = backbone.sites[-1].module
     layer = _layer_of(backbone.entry, site)
@@ -142,42 +138,42 @@ def _layer_of(entry: nn.Module, site: nn.Module) -> nn.Module | None:
     return None
 
 
-def _tried(state: State, layer: nn.Module, site: nn.Module) -> Readout | None:
+def _tried(state: State, layer: nn.Module, site: nn.Module) -> NarrowLastLayer | None:
     order, source, wide, logits = _watch(state, layer, site)
     if order.count(site) != 1 or not logits.isfinite().all():
         return None  # a layer that runs several times, or a head that reads more
     after = order[order.index(site) + 1 :]
-    readout = Readout(state, layer, site, source)
-    readout.parts = [module for module in after if order.count(module) == 1 and module is not layer]
-    readout.trial = reading = Reading(0, wide.shape[1])
+    narrow = NarrowLastLayer(state, layer, site, source)
+    narrow.parts = [module for module in after if order.count(module) == 1 and module is not layer]
+    narrow.trial = read = ReadColumn(0, wide.shape[1])
     seen: dict[int, Tensor] = {}
     met: list[nn.Module] = []
 
     def meet(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [*args, *kwargs.values()]
-        if module not in met and any(reading.narrow(value) is not value for value in given):
+        if module not in met and any(read.narrow(value) is not value for value in given):
             met.append(module)
 
     # Registered before ours, so that it sees what came in.
-    watching = [module.register_forward_pre_hook(meet, with_kwargs=True) for module in readout.parts]
-    handles = readout.install()
+    watching = [module.register_forward_pre_hook(meet, with_kwargs=True) for module in narrow.parts]
+    handles = narrow.install()
     kept = False
     try:
         watching.append(layer.register_forward_hook(lambda module, args, output: seen.update({0: _states(output)})))
         narrow_logits = _logits(state)
         kept = _agree(seen[0], wide[:, :1]) and _agree(narrow_logits, logits)
         if kept:
-            readout.pooled = _is_pooled(state)
+            narrow.pooled = _is_pooled(state)
     finally:
         for handle in [*watching, *handles]:
             handle.remove()
-        readout.uninstall()
-        readout.trial = None
+        narrow.uninstall()
+        narrow.trial = None
     if not kept:
         return None
-    readout.parts = met
-    state.hooks += readout.install()
-    return readout
+    narrow.parts = met
+    state.handles += narrow.install()
+    return narrow
 
 
 def _watch(state: State, layer: nn.Module, site: nn.Module) -> tuple[list[nn.Module], nn.Module | None, Tensor, Tensor]:
@@ -210,11 +206,11 @@ def _watch(state: State, layer: nn.Module, site: nn.Module) -> tuple[list[nn.Mod
     leaves = [module for module in inside if isinstance(module, nn.Linear)]
     handles += [m.register_forward_hook(lambda module, _, output: made.append((module, output))) for m in leaves]
     handles.append(layer.register_forward_hook(spoil))
-    site.__dict__[_ASKED] = attends
+    site.__dict__[READ_COLUMN] = attends
     try:
         logits = _logits(state)
     finally:
-        del site.__dict__[_ASKED]
+        del site.__dict__[READ_COLUMN]
         for handle in handles:
             handle.remove()
     return order, source[0] if source else None, wide[-1], logits

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Logits at the few positions that a loss reads, where the vocabulary is wide."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from softprompts.injection.rows import PLACES
+from softprompts.injection.rows import ROW_OF_POSITION
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def at_places(head: nn.Module, shape: Sequence[int], places: Tensor) -> Iterator
         if not args or args[0].ndim != 3 or args[0].shape[:2] != shape:
             return None
         done.append(True)
-        module.__dict__[PLACES] = (places // shape[1], shape[0])
+        module.__dict__[ROW_OF_POSITION] = (places // shape[1], shape[0])
         return (args[0].flatten(0, 1).index_select(0, places.to(args[0].device))[None], *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
@@ -37,4 +37,4 @@ def at_places(head: nn.Module, shape: Sequence[int], places: Tensor) -> Iterator
         yield done
     finally:
         handle.remove()
-        head.__dict__.pop(PLACES, None)
+        head.__dict__.pop(ROW_OF_POSITION, None)

@@ -84,7 +84,7 @@ def entered(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
     pass_ = state.open(name)
     assert pass_ is not None
     with state.activate(pass_):
-        _, inputs = state.before_entry(
+        _, inputs = state.hooks.before_entry(
             state.backbone.entry, (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         )
     return pass_, inputs

@@ -114,7 +114,7 @@ def _kept_in_front(model: Any, name: str) -> int:
     """How many of an input's tokens stay in front of the prompt's."""
     ids = torch.arange(1, 4, device=state_of(model).backbone.device)[None]
     pass_, _ = entered(model, name, ids)
-    return 0 if pass_.layout is None or pass_.layout.causal else pass_.layout.keep_first
+    return 0 if pass_.layout is None else int(pass_.layout.keep_first)
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
     config, tensors = writing.adapter()
     if prompt.head is not None:
         start = PREFIX if config["peft_type"] == LORA else HEAD
-        config["modules_to_save"] = list(state.heads)
+        config["modules_to_save"] = list(state.original_heads)
         tensors |= {f"{start}{key}": value for key, value in prompt.head.state_dict().items()}
     identity = state.backbone.identity
     config |= {"base_model_name_or_path": identity["name"] or None, "revision": identity["revision"]}
@@ -149,7 +149,7 @@ class _Writing:
             return _TASKS[str(loss)]
         elif predicts and self.backbone.kind == "decoder":
             return "CAUSAL_LM"
-        elif not predicts and not self.state.heads:
+        elif not predicts and not self.state.original_heads:
             return "FEATURE_EXTRACTION"
         raise self.refusal(f"PEFT has no task_type for {self.model_name}")
 
