@@ -16,13 +16,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    AttentionMaskInterface,
-)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from softprompts.attention.read_column import narrowed
 from softprompts.attention.selective import by_scores
 
 KERNELS = ("sdpa", "eager")
@@ -118,7 +114,9 @@ def _kernel(module: nn.Module, name: str) -> Kernel:
     return cast("Kernel", ALL_ATTENTION_FUNCTIONS[name])
 
 
-def _register(name: str) -> None:
+def _with_prefix(name: str) -> Kernel:
+    """The kernel of that name, with the prefix of the calling module in front of keys and values."""
+
     def attend(
         module: nn.Module,
         query: Tensor,
@@ -159,8 +157,7 @@ def _register(name: str) -> None:
                 return output, None
         return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
-    AttentionInterface.register(implementation(name), narrowed(attend))
-    AttentionMaskInterface.register(implementation(name), ALL_MASK_ATTENTION_FUNCTIONS[name])
+    return attend
 
 
 def once(
@@ -184,49 +181,17 @@ def prefix_heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
     rows = None if prefix.rows is None else prefix.rows.to(like.device)
     if prefix.gates is not None:
         gates = prefix.gates.to(device=like.device, dtype=like.dtype)
-        if torch.compiler.is_compiling():
-            part = _gated(part, rows, gates)
-        else:
-            part = cast(Tensor, _Gated.apply(part, rows, gates))  # type: ignore[no-untyped-call]
+        gate = gated if torch.compiler.is_compiling() else ACCELERATED.get("gated", gated)
+        part = cast(Tensor, gate(part, rows, gates))
     elif rows is not None:
         part = part.index_select(0, rows)
     heads: Tensor = part.unflatten(-1, (like.shape[1], like.shape[3])).transpose(1, 2)
     return heads
 
 
-def _gated(part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:
+def gated(part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:
     """``(M|1, l, w)``: keys or values ``(P, l, w)`` of each row, times its gates ``(M|1, l)``."""
     return (part if rows is None else part.index_select(0, rows)) * gates.unsqueeze(-1)
-
-
-class _Gated(torch.autograd.Function):
-    """`_gated`, of which nothing with a row per row of the batch is kept for the backward pass but the gates."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(part, rows, gates)
-        return _gated(part, rows, gates)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        part, rows, gates = ctx.saved_tensors
-        grad_part = grad_gates = None
-        if rows is None and part.shape[0] == 1 and gates.shape[0] > 1:  # without anything as large as ``grad``
-            if ctx.needs_input_grad[0]:
-                grad_part = torch.einsum("mlw,ml->lw", grad, gates).unsqueeze(0)
-            if ctx.needs_input_grad[2]:
-                grad_gates = torch.einsum("mlw,lw->ml", grad, part[0])
-            return grad_part, None, grad_gates
-        if ctx.needs_input_grad[0]:
-            scaled = grad * gates.unsqueeze(-1)
-            if rows is None:
-                grad_part = scaled.sum_to_size(part.shape)
-            else:
-                grad_part = torch.zeros_like(part).index_add_(0, rows, scaled)
-        if ctx.needs_input_grad[2]:
-            own = part if rows is None else part.index_select(0, rows)
-            grad_gates = (grad * own).sum(-1).sum_to_size(gates.shape)
-        return grad_part, None, grad_gates
 
 
 def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
@@ -290,26 +255,15 @@ def _selective(
     assert prefix.selectivity is not None
     groups = query.shape[1] // key.shape[1]
     heads = [key, value, prefix_heads(prefix, prefix.keys, key), prefix_heads(prefix, prefix.values, value)]
-    key, value, prefix_key, prefix_value = (
-        [head.repeat_interleave(groups, 1) for head in heads] if groups > 1 else heads
-    )
+    if groups > 1:
+        heads = [head.repeat_interleave(groups, 1) for head in heads]
+    key, value, prefix_key, prefix_value = heads
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _combined(prefix, mask, position_bias, query)
     if "selective" in ACCELERATED and not weights_wanted:
         placed = position_bias is not None and (isinstance(prefix.ahead, Tensor) or prefix.ahead > 0)
-        merged = ACCELERATED["selective"](
-            prefix,
-            query,
-            key,
-            value,
-            prefix_key,
-            prefix_value,
-            bias,
-            scale,
-            placed=placed,
-            dropout=dropout,
-            softcap=softcap,
-        )
+        given = (prefix, query, key, value, prefix_key, prefix_value, bias, scale)
+        merged = ACCELERATED["selective"](*given, placed=placed, dropout=dropout, softcap=softcap)
         if merged is not None:
             return merged.transpose(1, 2).contiguous(), None
     output, weights = by_scores(
@@ -327,11 +281,12 @@ def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) 
     if mask is None:
         return position_bias
     if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(query.dtype).min
-        )
+        zeros = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
+        mask = zeros.masked_fill(~mask, torch.finfo(query.dtype).min)
     return mask if position_bias is None else mask + position_bias
 
 
-for _name in KERNELS:
-    _register(_name)
+ATTENTION: dict[str, Kernel] = {name: _with_prefix(name) for name in KERNELS}
+for _name, _attend in ATTENTION.items():
+    AttentionInterface.register(implementation(_name), _attend)
+    AttentionMaskInterface.register(implementation(_name), ALL_MASK_ATTENTION_FUNCTIONS[_name])

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix
-from softprompts.attention.read_column import ReadColumn
 from softprompts.errors import SoftPromptError
 from softprompts.injection.layout import Layout, Tokens
 from softprompts.injection.prompt import Prompt
@@ -50,22 +49,6 @@ class Pass:
         names: one name per row, or one for all rows; None is a row without a prompt.
         context_mask: ``(B, n)``, tokens that prompts may depend on; None for all real ones.
         draws: see `drawing`.
-
-    Attributes:
-        rows: number of rows that the prompts were computed for.
-        soft: what the prompt of each group hands over; filled by `prepare`, as are ``tokens`` and ``update``.
-        tokens: the prompt tokens of all rows; None: there are none.
-        update: ``(R|1, m, d)``, what is added to the input embeddings; None: nothing.
-        shift: by how many positions prefixes move a row's tokens, one for all or ``(R,)``.
-        gated_sites: attention sites where gates depend on the states that the site is called with.
-        ready: whether `prepare` has run.
-        layout: where prompt tokens and input lie in the columns of the step under way; None: nothing was moved.
-        visible: ``(R, n)``, what prompts may see of the first step's input.
-        view: what they may see of the states in the encoder or the decoder-only model.
-        decoder_view: the same in the decoder of an encoder-decoder.
-        seen: columns in the cache of an encoder-decoder's decoder.
-        logits_only: whether the caller gets to see logits and no hidden states.
-        read_column: the column that is read of the last layer; None: all.
     """
 
     def __init__(
@@ -75,23 +58,23 @@ class Pass:
         context_mask: Tensor | None = None,
         draws: Draws | None = None,
     ):
-        self.prompts = prompts
+        self.prompts, self.context_mask, self.draws = prompts, context_mask, draws
         self.given = names if names is None or isinstance(names, str) else list(names)
-        self.context_mask = context_mask
-        self.draws = draws
-        self.rows = 0
-        self.soft: dict[str | None, SoftPrompt] = {}
-        self.tokens: Tokens | None = None
-        self.update: Tensor | None = None
+        # Filled by `prepare`.
         self.ready = False
-        self.layout: Layout | None = None
-        self.visible: Tensor | None = None
+        self.rows = 0  # that the prompts were computed for
+        self.soft: dict[str | None, SoftPrompt] = {}  # what the prompt of each group hands over
+        self.tokens: Tokens | None = None
+        self.update: Tensor | None = None  # (R|1, m, d), added to the input embeddings
+        self.shift: int | Tensor = 0  # by how many positions prefixes move a row's tokens, one for all or (R,)
+        self.gated_sites: set[int] = set()  # where gates depend on the states that the site is called with
+        # Of the step under way, set by the hooks.
+        self.layout: Layout | None = None  # None: no column was moved
+        self.visible: Tensor | None = None  # (R, n), what prompts may see of the first step's input
         self.view, self.decoder_view = View(), View()
-        self.seen: Any = 0
-        self.logits_only = False
-        self.read_column: ReadColumn | None = None
-        self.shift: int | Tensor = 0
-        self.gated_sites: set[int] = set()
+        self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+        self.logits_only = False  # whether the caller gets to see logits and no hidden states
+        self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}
         self._prefixes: dict[tuple[int, int], Prefix] = {}  # by site and number of rows
         self._repeated: dict[tuple[int, int], Tensor] = {}  # masks, by id and number of rows
@@ -110,7 +93,7 @@ class Pass:
 
     @property
     def needs_input(self) -> bool:
-        """Whether any prompt looks at the input."""
+        """Whether any prompt is computed from the input."""
         return self._any(lambda prompt: prompt.method.per_row)
 
     @property
@@ -160,11 +143,7 @@ class Pass:
     # --- computing and joining the prompts ----------------------------------------------------------------------
 
     def prepare(
-        self,
-        rows: int,
-        device: torch.device,
-        embeddings: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, rows: int, device: torch.device, embeddings: Tensor | None = None, mask: Tensor | None = None
     ) -> None:
         """Runs every method in use once and joins what they hand over; does nothing the second time.
 

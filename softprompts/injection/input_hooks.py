@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, site_of
-from softprompts.attention.read_column import ReadColumn
 from softprompts.backbones.backbone import states_given
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, View
@@ -222,8 +221,7 @@ class InputHooks:
         mask_type = torch.long
         if isinstance(layout, EncoderLayout):
             if pass_.logits_only and self.state.last_layer is not None:
-                column = 0 if self.state.last_layer.pooled else layout.first()
-                pass_.read_column = ReadColumn(column, layout.length + layout.columns)
+                pass_.read_column = self.state.last_layer.read_column(layout)
             if layout.simple and not changed:
                 return
             if not changed and inputs.get("input_ids") is not None:

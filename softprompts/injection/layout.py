@@ -165,10 +165,10 @@ class EncoderLayout(Layout):
     """A row's real columns come first, in order, with the prompt after the first of them or before all; then padding.
 
     Args:
-        mask: as for `Layout`, like ``shape``, ``tokens`` and ``device``.
-        shape: see `Layout`.
-        tokens: see `Layout`.
-        device: see `Layout`.
+        mask: see `Layout`, like ``shape``, ``tokens`` and ``device``.
+        shape: see there.
+        tokens: see there.
+        device: see there.
         keep_first: real tokens in front of the prompt, in rows whose tokens do not go to the front.
         read_first: the output at the input's first column is that of the first prompt token, in rows whose tokens go
             to the front.

@@ -109,17 +109,17 @@ def new_prompt(
     tokenizer: Any = None,
     seed: int | None = None,
 ) -> Prompt:
-    """A freshly initialised prompt for a backbone, not part of its model yet.
+    """A freshly initialised prompt, not part of its model yet; see `PromptModel.add_prompt`.
 
     Args:
         backbone: what it is for.
         originals: the modules of the model's own task head, by name.
         known_labels: the model's own label names.
         config: which method, and its settings.
-        num_labels: see `PromptModel.add_prompt`, like the rest.
-        labels: names of the labels.
-        tokenizer: for initialisation from text.
-        seed: makes the initialisation repeatable.
+        num_labels: as for `add_prompt`, like the rest.
+        labels: see there.
+        tokenizer: see there.
+        seed: see there.
 
     Raises:
         SoftPromptError: the method or the labels do not fit the model.
@@ -188,14 +188,7 @@ def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabular
 
 
 def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
-    """The shapes of a method's tensors by name, without making room for them.
-
-    Returns:
-        None for a method that can only be built for real.
-
-    Raises:
-        SoftPromptError: the method does not fit the backbone.
-    """
+    """The shapes of a method's tensors by name, without memory for them; None where it can only be built for real."""
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
     rows, width = backbone.vocabulary_size, backbone.hidden_size
     sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])

@@ -11,15 +11,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from softprompts.attention.read_column import LastLayer
 from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone, attention_of
 from softprompts.injection.batch_pass import Draws, Pass
+from softprompts.injection.layout import Layout
 from softprompts.injection.prompt import PromptSet, require
 
 STATE = "_softprompt_state"
@@ -44,51 +44,47 @@ class Scope:
     by_hook: bool = False
 
 
+class LastLayer(Protocol):
+    """What computes a model's last layer for one column only."""
+
+    def wanted(self, inputs: dict[str, Any]) -> bool:
+        """Whether a pass with these arguments of ``forward`` gives out nothing but logits."""
+
+    def read_column(self, layout: Layout) -> Any:
+        """The column that the task head reads of a pass with this layout."""
+
+    def uninstall(self) -> None:
+        """Leaves the layer as it was."""
+
+
 _SCOPE: ContextVar[Scope | None] = ContextVar("softprompts_scope", default=None)
 
 
 class State:
-    """What an attached model remembers: what it was before, and which prompts its calls use.
-
-    Attributes:
-        backbone: the model as we look at it.
-        model_class: its class before.
-        attention: its attention implementations before.
-        trained: the parameters that were trainable before.
-        modes: the training mode of each module before.
-        labels: number, names and ids of its own labels.
-        ignored_on_save: the names of weights that it did not save before.
-        original_heads: the modules of its own task head, by name.
-        hooks: its `InputHooks`.
-        handles: of all hooks in the model, but for those of ``site_handles``.
-        site_handles: of the hooks at attention sites whose states some prompt reads.
-        last_layer: what computes its last layer for one column only; None: nothing does.
-        active: the prompt of calls that name none.
-        bare: whether `set_prompt(None)` said that no prompt is to be active.
-        backbone_dropout: whether the backbone keeps its dropout in training.
-        draws: the random sequences of prompts that have their own; set by training.
-        last_pass: the pass of the last forward, for `PromptModel.penalties`.
-    """
+    """What an attached model remembers: what it was before, and which prompts its calls use."""
 
     def __init__(self, model: PreTrainedModel):
         self.backbone = Backbone(model)
+        # What the model was before.
         self.model_class = type(model)
         self.attention = attention_of(model)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.modes = {module: module.training for module in model.modules()}
         names = cast("dict[int, str]", dict(model.config.id2label or {}))
-        self.labels = (model.config.num_labels, names, dict(model.config.label2id or {}))
+        self.labels = (model.config.num_labels, names, dict(model.config.label2id or {}))  # number, names, ids
         self.ignored_on_save = model._keys_to_ignore_on_save
         self.original_heads = {name: getattr(model, name) for name in task_head.find(model)}
-        self.hooks: Any = None
-        self.handles: list[Any] = []
-        self.site_handles: list[Any] = []
+        # What is installed in it, see `softprompts.injection.wiring`.
+        self.hooks: Any = None  # the `InputHooks`
+        self.handles: list[Any] = []  # of all hooks but those at attention sites
+        self.site_handles: list[Any] = []  # of hooks at attention sites whose states some prompt reads
         self.last_layer: LastLayer | None = None
-        self.active: str | None = None
-        self.bare = False
-        self.backbone_dropout = False
-        self.draws: Draws | None = None
-        self.last_pass: Pass | None = None
+        # Which prompts its calls use.
+        self.active: str | None = None  # of calls that name none
+        self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active
+        self.backbone_dropout = False  # whether the backbone keeps its dropout in training
+        self.draws: Draws | None = None  # the random sequences of prompts that have their own, set by training
+        self.last_pass: Pass | None = None  # of the last forward, for `PromptModel.penalties`
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model starts without a pass, whose tensors belong to the original's graph.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.modeling_utils import AttentionInterface
+
 from softprompts.attention import prefix
 from softprompts.backbones import quantized
 from softprompts.backbones.backbone import restore_attention, set_attention
@@ -15,10 +17,13 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection import checkpointing, head_dispatch, module_dispatch
 from softprompts.injection.input_hooks import InputHooks
 from softprompts.injection.prompt import PromptSet
-from softprompts.injection.speedups import frozen_linear, last_layer, merged_attention, short_attention
+from softprompts.injection.speedups import frozen_linear, gated_prefix, last_layer, merged_attention, short_attention
+from softprompts.injection.speedups.read_column import narrowed
 from softprompts.injection.state import STATE, State, is_attached, state_of
 
-prefix.ACCELERATED.update(plain=short_attention.attend, selective=merged_attention.attend)
+prefix.ACCELERATED.update(plain=short_attention.attend, selective=merged_attention.attend, gated=gated_prefix.gate)
+for _name, _attend in prefix.ATTENTION.items():
+    AttentionInterface.register(prefix.implementation(_name), narrowed(_attend))
 
 
 def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:

@@ -246,27 +246,13 @@ class PromptModel(PromptFiles):
         """
         state = state_of(self)
         self._check_free(name)
-        prompt = new_prompt(
-            state.backbone,
-            state.original_heads,
-            state.labels[1],
-            config,
-            num_labels=num_labels,
-            labels=labels,
-            tokenizer=tokenizer,
-            seed=seed,
+        settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
+        return self.place_prompt(
+            name, new_prompt(state.backbone, state.original_heads, state.labels[1], config, **settings)
         )
-        return self.place_prompt(name, prompt)
 
     def place_prompt(self, name: str, prompt: Prompt) -> Self:
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
-
-        Args:
-            name: letters, digits, "_" and "-".
-            prompt: no other model's.
-
-        Returns:
-            The model.
 
         Raises:
             SoftPromptError: the name is taken or not allowed.

@@ -117,9 +117,11 @@ def test_a_gated_prefix_keeps_no_more_than_a_plain_one(mixed: bool) -> None:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(**tiny.batch("bert", rows=rows), prompt_names=["one", "two"] * 2 if mixed else "one")
-        pass_ = state_of(model).last
+        prefixes = state_of(model).last_pass._prefixes.values()
         sites, tables = len(state_of(model).backbone.sites), 2 if mixed else 1
-        assert sum(part.nbytes for part in (*pass_.keys, *pass_.values)) == 2 * tables * sites * length * width * 8
+        assert len(prefixes) == sites
+        held = sum(prefix.keys.nbytes + prefix.values.nbytes for prefix in prefixes)
+        assert held == 2 * tables * sites * length * width * 8
         return sum(sizes.values())
 
     plain = kept(sp.PrefixTuningConfig(num_virtual_tokens=length))

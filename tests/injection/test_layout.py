@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompts.injection.layout import Layout, Tokens, positions_of
+from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, Tokens, positions_of
 
 CPU = torch.device("cpu")
+
+
+def layout_of(
+    mask: Tensor | None, shape: tuple[int, int], tokens: Tokens | None, causal: bool, keep_first: int = 0
+) -> Layout:
+    if causal:
+        return CausalLayout(mask, shape, tokens, CPU)
+    return EncoderLayout(mask, shape, tokens, CPU, keep_first)
 
 
 def random_mask(rows: int, columns: int, kind: str) -> Tensor | None:
@@ -43,7 +51,7 @@ def naive(mask: Tensor, count: int, length: int, causal: bool, keep_first: int) 
 
 def expected(layout: Layout, mask: Tensor, counts: list[int]) -> tuple[list[list[tuple[str, int]]], Tensor]:
     order = [
-        naive(row, count, layout.length, layout.causal, layout.keep_first)
+        naive(row, count, layout.length, isinstance(layout, CausalLayout), int(layout.keep_first))
         for row, count in zip(mask, counts, strict=True)
     ]
     seen = [
@@ -75,7 +83,7 @@ def test_layout_equals_a_construction_row_by_row(
     for row, count in enumerate(counts):
         own[row, count:] = 0
     tokens = Tokens(own, None if counted == "equal" else torch.tensor(counts), length)
-    layout = Layout(mask, (rows, columns), tokens, causal, keep_first, CPU)
+    layout = layout_of(mask, (rows, columns), tokens, causal, keep_first)
     real = torch.ones(rows, columns, dtype=torch.bool) if mask is None else mask
     order, seen = expected(layout, real, counts)
 
@@ -104,7 +112,7 @@ def test_without_tokens_only_encoders_with_left_padding_are_reordered(kind: str,
     mask = random_mask(3, 6, kind)
     assert mask is not None
     given = torch.randn(3, 6, 2)
-    layout = Layout(mask, (3, 6), None, causal, 0, CPU)
+    layout = layout_of(mask, (3, 6), None, causal)
     moved = layout.embeddings(given, None)
     if causal or kind == "right":
         assert torch.equal(moved, given)
@@ -124,7 +132,7 @@ def test_causal_positions_count_real_tokens_and_continue_the_callers(kind: str, 
     mask = random_mask(4, 6, kind)
     counts = [2, 2, 2, 2] if counted == "equal" else [2, 0, 1, 2]
     tokens = Tokens(torch.randn(4, 2, 3), None if counted == "equal" else torch.tensor(counts), 2)
-    layout = Layout(mask, (4, 6), tokens, True, 0, CPU)
+    layout = CausalLayout(mask, (4, 6), tokens, CPU)
     real = torch.ones(4, 6, dtype=torch.bool) if mask is None else mask
     natural = positions_of(real)
     derived = layout.positions(None, mask)
@@ -147,14 +155,14 @@ def test_causal_positions_count_real_tokens_and_continue_the_callers(kind: str, 
 
 def test_encoder_positions_leave_the_first_token_alone() -> None:
     tokens = Tokens(torch.randn(2, 3, 4), None, 3)
-    layout = Layout(None, (2, 4), tokens, False, 1, CPU)
+    layout = EncoderLayout(None, (2, 4), tokens, CPU, 1)
     given = torch.tensor([[0, 1, 2, 3]]).expand(2, -1)
     assert layout.positions(given, None).tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 2  # type: ignore[union-attr]
 
 
 def test_one_layout_serves_repeated_rows() -> None:
     mask = torch.tensor([[False, True, True], [True, True, False]])
-    layout = Layout(mask, (2, 3), Tokens(torch.randn(1, 2, 4), None, 2), True, 0, CPU)
+    layout = CausalLayout(mask, (2, 3), Tokens(torch.randn(1, 2, 4), None, 2), CPU)
     hidden = torch.randn(2, 5, 4)
     twice = hidden.repeat_interleave(2, 0)
     assert torch.equal(layout.restore(twice), layout.restore(hidden).repeat_interleave(2, 0))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import softprompts as sp
 from softprompts.backbones.backbone import Backbone
+from softprompts.injection import module_dispatch
 from softprompts.injection.speedups import frozen_linear
 from softprompts.injection.state import state_of
 from softprompts.soft_prompt import Frozen
@@ -44,7 +45,7 @@ def attached(family: str, *names: str, **fields: Any) -> Any:
 
 
 def changed(model: Any) -> list[str]:
-    return [name for name, module in model.named_modules() if "_softprompt_part" in module.__dict__]
+    return [name for name, module in model.named_modules() if module_dispatch._SLOT in module.__dict__]
 
 
 def inputs_of(family: str, rows: int = 3) -> dict[str, Tensor]:
@@ -241,7 +242,7 @@ def test_modules_that_see_rows_only_some_of_the_time_are_left_alone() -> None:
         torch.testing.assert_close(mixed[index], alone, **EXACT)
 
 
-# --- recomputation, random numbers, readout ---------------------------------------------------------------------------
+# --- recomputation, random numbers, the last layer ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["lora", "adapterdrop", "adamix", "full"])
@@ -274,7 +275,7 @@ def test_a_process_draws_its_rows_of_the_whole_batch(rank: int) -> None:
 def test_one_column_of_the_last_layer_is_enough(family: str) -> None:
     model, inputs = attached(family, *CHANGING), inputs_of(family, rows=6)
     names = list(CHANGING)
-    assert state_of(model).readout is not None
+    assert state_of(model).last_layer is not None
     narrow = model(**inputs, prompt_names=names).logits
     wide = model(**inputs, prompt_names=names, output_hidden_states=True).logits
     torch.testing.assert_close(narrow, wide, **EXACT)
@@ -305,16 +306,6 @@ def test_frozen_products_go_where_they_went(monkeypatch: pytest.MonkeyPatch) -> 
     assert "forward" not in query.__dict__
 
 
-def test_compiling_is_refused() -> None:
-    from softprompts.injection.speedups.compiling import layers_of
-
-    model = attached("bert", "prefix-tuning", "lora")
-    with pytest.raises(sp.SoftPromptError, match=r"prompt 'lora' \(lora\) changes the backbone's modules"):
-        layers_of(model)
-    model.delete_prompt("lora")
-    assert len(layers_of(model)) == 2
-
-
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
@@ -337,7 +328,7 @@ def test_detach_gives_the_model_back(family: str) -> None:
     assert torch.equal(model(**inputs).logits, before)
     assert {name: id(p) for name, p in model.named_parameters()} == tensors
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert not any("forward" in m.__dict__ or "_softprompt_part" in m.__dict__ for m in model.modules())
+    assert not any("forward" in m.__dict__ or module_dispatch._SLOT in m.__dict__ for m in model.modules())
 
 
 def test_modules_are_wrapped_only_while_a_prompt_changes_them() -> None:

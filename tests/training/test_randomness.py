@@ -204,13 +204,13 @@ def test_nothing_is_left_behind(toy: Any) -> None:
 
     def look(loss: float, norm: float) -> None:
         update(loss, norm)
-        seen.append((set(state_of(model).randomness), state_of(copy.deepcopy(model)).randomness))
+        seen.append((set(state_of(model).draws), state_of(copy.deepcopy(model)).draws))
 
     lanes[0].update = look
     before = torch.get_rng_state()
     train(model, lanes, pad_id=toy.pad)
     assert seen == [(set(names), None)] * 2
-    assert state_of(model).randomness is None
+    assert state_of(model).draws is None
     assert torch.equal(before, torch.get_rng_state())
 
 

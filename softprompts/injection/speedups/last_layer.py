@@ -15,8 +15,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from softprompts.attention.read_column import READ_COLUMN, ReadColumn
 from softprompts.backbones.backbone import trial
+from softprompts.injection.layout import EncoderLayout, Layout
+from softprompts.injection.speedups.read_column import READ_COLUMN, ReadColumn
 from softprompts.injection.state import State
 
 _WIDE_OUTPUTS = ("output_hidden_states", "output_attentions")
@@ -77,6 +78,11 @@ class NarrowLastLayer:
                 if not str(getattr(hook, "__module__", "")).startswith("transformers."):
                     return True
         return False
+
+    def read_column(self, layout: Layout) -> ReadColumn:
+        """See `softprompts.injection.state.LastLayer`."""
+        assert isinstance(layout, EncoderLayout)
+        return ReadColumn(0 if self.pooled else layout.first(), layout.length + layout.columns)
 
     # --- bound methods, so that a deep copy of the model has its own ------------------------------------------------
 

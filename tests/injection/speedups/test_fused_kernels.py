@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.attention import fused
-from softprompts.attention.fused import CpuFlash, CudaEfficient
-from softprompts.attention.selective import by_merging, by_scores, kernel_for
+from softprompts.attention.selective import by_scores
+from softprompts.injection.speedups import fused_kernels as fused
+from softprompts.injection.speedups.fused_kernels import CpuFlash, CudaEfficient
+from softprompts.injection.speedups.merged_attention import by_merging, kernel_for
 
 QUERY = torch.zeros(1, 2, 3, 8)
 
@@ -80,7 +81,7 @@ class Padded(CpuFlash):
 
 
 def use(monkeypatch: pytest.MonkeyPatch, kernel: CpuFlash) -> None:
-    monkeypatch.setattr("softprompts.attention.selective.KERNELS", [kernel])
+    monkeypatch.setattr("softprompts.injection.speedups.merged_attention.KERNELS", [kernel])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

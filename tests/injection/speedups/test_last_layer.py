@@ -52,7 +52,7 @@ def run(model: Any, inputs: dict[str, Tensor], whole: bool = False, **kwargs: An
         whole: asks for hidden states, with which all of the last layer is needed.
         **kwargs: for the model.
     """
-    linear = [module for module in state_of(model).readout.layer.modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in state_of(model).last_layer.layer.modules() if isinstance(module, nn.Linear)]
     with watched(linear) as widths:
         logits = model(**inputs, **({"output_hidden_states": True} if whole else {}), **kwargs).logits
     return logits, widths
@@ -137,7 +137,7 @@ def test_checkpointed_layers_are_computed_again_just_so(family: str, method: str
     inputs = unlabelled(family)
     expected = gradients(model, run(model, inputs, whole=True)[0].square().sum())
     model.gradient_checkpointing_enable()
-    layer = state_of(model).readout.layer
+    layer = state_of(model).last_layer.layer
     first_of_feed_forward = [m for m in layer.modules() if isinstance(m, nn.Linear) and m.in_features == 16][-1]
     with watched([first_of_feed_forward]) as widths:
         found = gradients(model, model(**inputs).logits.square().sum())
@@ -167,11 +167,11 @@ def test_hidden_states_and_attentions_are_whole_when_asked_for(family: str) -> N
 @pytest.mark.parametrize("family", tiny.ENCODERS)
 def test_a_hook_of_ones_own_sees_all_positions(family: str) -> None:
     model = tiny.attached(family, "prefix-tuning")
-    inputs, readout = unlabelled(family), state_of(model).readout
+    inputs, last_layer = unlabelled(family), state_of(model).last_layer
     model(**inputs, output_hidden_states=True)  # transformers leaves hooks behind, which are no reason
     assert min(run(model, inputs)[1]) == 1
     shapes: list[torch.Size] = []
-    for module in (readout.layer, readout.parts[0], model.base_model):
+    for module in (last_layer.layer, last_layer.parts[0], model.base_model):
         shapes.clear()
         handle = module.register_forward_hook(
             lambda _, args, output: shapes.append((output if isinstance(output, Tensor) else output[0]).shape)
@@ -200,12 +200,12 @@ def test_models_that_read_more_run_as_ever() -> None:
         tf.AutoModelForSequenceClassification.from_config(tiny.FAMILIES["llama"][1]()),
     ):
         model = sp.attach(made, sp.PrefixTuningConfig())
-        assert state_of(model).readout is None, type(model)
+        assert state_of(model).last_layer is None, type(model)
         # The trial leaves nothing behind either.
-        hooks = {id(hook) for handle in state_of(model).hooks for hook in handle.hooks_dict_ref().values()}
+        hooks = {id(hook) for handle in state_of(model).handles for hook in handle.hooks_dict_ref().values()}
         there = [h for m in model.modules() for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()]]
         assert all(id(hook) in hooks for hook in there)
-        assert not any("_softprompt_reading" in vars(module) for module in model.modules())
+        assert not any("_softprompt_read_column" in vars(module) for module in model.modules())
 
 
 class MeanBert(tf.BertPreTrainedModel):
@@ -225,7 +225,7 @@ class MeanBert(tf.BertPreTrainedModel):
 def test_a_head_of_zeros_is_not_taken_for_one_that_reads_nothing() -> None:
     made = MeanBert(tiny.FAMILIES["bert"][1]())
     nn.init.zeros_(made.classifier.weight)
-    assert state_of(sp.attach(made, sp.PrefixTuningConfig())).readout is None
+    assert state_of(sp.attach(made, sp.PrefixTuningConfig())).last_layer is None
 
 
 @pytest.mark.parametrize("family", tiny.ENCODERS)
@@ -234,9 +234,9 @@ def test_a_copy_has_its_own(family: str) -> None:
     inputs = unlabelled(family)
     expected, _ = run(model, inputs, whole=True)
     twin = copy.deepcopy(model)
-    assert state_of(twin).readout.layer is not state_of(model).readout.layer
+    assert state_of(twin).last_layer.layer is not state_of(model).last_layer.layer
     sp.detach(model)
-    assert not any("_softprompt_reading" in vars(module) for module in model.modules())
+    assert not any("_softprompt_read_column" in vars(module) for module in model.modules())
     logits, widths = run(twin, inputs)
     assert min(widths) == 1
     torch.testing.assert_close(logits, expected, **CLOSE)

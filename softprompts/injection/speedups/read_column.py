@@ -5,25 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 # Where an attention module finds the function that gives the column to read, called with its query.
 READ_COLUMN = "_softprompt_read_column"
 Attend = Callable[..., tuple[Tensor, Tensor | None]]
-
-
-class LastLayer(Protocol):
-    """What runs the last layer for the read column only."""
-
-    pooled: bool  # whether the head gets its column from a pooler inside the base model
-
-    def wanted(self, inputs: dict[str, Any]) -> bool:
-        """Whether a pass with these arguments of ``forward`` gives out nothing but logits."""
-
-    def uninstall(self) -> None:
-        """Leaves the attention module as it was."""
 
 
 @dataclass(frozen=True)

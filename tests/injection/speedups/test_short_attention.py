@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
 from softprompts.attention import prefix
+from softprompts.injection.speedups import short_attention
 
 # llama and its like share keys and values among heads, so that torch's kernel stays in charge.
 OWN_HEADS = ["bert", "roberta", "electra", "distilbert", "t5", "bart"]
@@ -25,11 +28,17 @@ def outcome(family: str, method: str) -> list[Tensor]:
 @pytest.mark.parametrize("method", ["prefix-tuning", "multi-mask"])
 def test_both_ways_agree(family: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    products = prefix._by_products
-    monkeypatch.setattr(prefix, "_by_products", lambda *args: calls.append(1) or products(*args))
+    attend = short_attention.attend
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor | None:
+        output = attend(*args, **kwargs)
+        calls.extend([1] if output is not None else [])
+        return output
+
+    monkeypatch.setitem(prefix.ACCELERATED, "plain", counted)
     mine = outcome(family, method)
     assert bool(calls) >= (family in OWN_HEADS)
-    monkeypatch.setattr(prefix, "SHORT", 0)
+    monkeypatch.setattr(short_attention, "SHORT", 0)
     calls.clear()
     for ours, theirs in zip(mine, outcome(family, method), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -40,9 +49,9 @@ def test_what_they_are_not_for() -> None:
     def tensor(heads: int = 2, tokens: int = 8, **kind: object) -> Tensor:
         return torch.zeros(1, heads, tokens, 4, **kind)  # type: ignore[arg-type]
 
-    assert prefix._short(tensor(), tensor(), tensor())
-    assert not prefix._short(tensor(), tensor(), tensor(), dropout=0.1)
-    assert not prefix._short(tensor(4), tensor(2), tensor(2))
-    assert not prefix._short(tensor(tokens=64), tensor(tokens=64), tensor(tokens=64))
+    assert short_attention._short(tensor(), tensor(), tensor())
+    assert not short_attention._short(tensor(), tensor(), tensor(), dropout=0.1)
+    assert not short_attention._short(tensor(4), tensor(2), tensor(2))
+    assert not short_attention._short(tensor(tokens=64), tensor(tokens=64), tensor(tokens=64))
     half = tensor(dtype=torch.bfloat16)
-    assert not prefix._short(half, half, half)
+    assert not short_attention._short(half, half, half)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompts.attention.fused import KERNELS
-from softprompts.attention.selective import by_merging, by_scores, kernel_for
+from softprompts.attention.selective import by_scores
+from softprompts.injection.speedups.fused_kernels import KERNELS
+from softprompts.injection.speedups.merged_attention import by_merging, kernel_for
 
 CPU = KERNELS[0]
 ROWS, HEADS, QUERIES, KEYS, LENGTH, WIDTH = 2, 2, 3, 4, 3, 5

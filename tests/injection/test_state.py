@@ -1,0 +1,83 @@
+"""The pass under way belongs to the call: threads on one model do not meet, and scopes end with their calls."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+import softprompts as sp
+from softprompts.injection.state import state_of
+
+
+def logits_in_threads(model: Any, names: list[str | None], inputs: dict[str, Tensor]) -> dict[int, Tensor]:
+    """The logits of one pass a name, all of them inside the model at the same time."""
+    meeting, outputs = threading.Barrier(len(names), timeout=60), {}
+    entry = state_of(model).backbone.entry
+    # Every thread waits inside the model until all are there.
+    handle = entry.register_forward_pre_hook(lambda *_: [meeting.wait(), None][1])
+
+    def run(number: int, name: str | None) -> None:
+        with torch.no_grad():
+            outputs[number] = model(**inputs, prompt_names=None if name is None else name).logits
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(names)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handle.remove()
+    return outputs
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_threads_on_one_model_keep_their_prompts(family: str) -> None:
+    methods = ["prefix-tuning", "prompt-tuning", "multi-mask"]
+    model, inputs = tiny.attached(family, *methods), tiny.batch(family)
+    inputs.pop("labels", None)
+    if family == "t5":
+        inputs["decoder_input_ids"] = torch.ones(3, 4, dtype=torch.long)
+    with torch.no_grad():
+        alone = [model(**inputs, prompt_names=name).logits for name in methods]
+    together = logits_in_threads(model, methods * 2, inputs)
+    assert len(together) == 6
+    for number, logits in together.items():
+        torch.testing.assert_close(logits, alone[number % 3], rtol=1e-12, atol=1e-12)
+
+
+def test_scopes_end_with_their_calls() -> None:
+    model, inputs = tiny.attached("bert", "prefix-tuning"), tiny.batch("bert")
+    state = state_of(model)
+    model(**inputs)
+    assert state.scope is None
+    with pytest.raises(sp.SoftPromptError):
+        model(**inputs, prompt_names=["prefix-tuning"])
+    with pytest.raises(sp.SoftPromptError, match="without input_ids"):
+        model(attention_mask=inputs["attention_mask"])
+    assert state.scope is None and state.current is None
+
+
+def test_a_scope_is_that_of_its_model() -> None:
+    one, other = tiny.attached("bert", "prefix-tuning"), tiny.attached("bert", "prompt-tuning")
+    with state_of(one).under("prefix-tuning"), state_of(other).under("prompt-tuning"):
+        assert state_of(one).surrounding.names == ["prefix-tuning"]
+        assert state_of(other).surrounding.names == ["prompt-tuning"]
+        assert state_of(copy.deepcopy(one)).surrounding is None
+        with state_of(one).activate(None):
+            assert state_of(one).current is None and state_of(other).scope.pass_.names == ["prompt-tuning"]
+
+
+def test_calls_past_the_forward_use_the_active_prompt_and_end_with_it() -> None:
+    model, inputs = tiny.attached("t5", "prompt-tuning"), tiny.batch("t5")
+    del inputs["labels"]
+    with torch.no_grad():
+        encoded = model.get_encoder()(**inputs)
+    assert encoded._softprompt_pass.names == ["prompt-tuning"] and state_of(model).scope is None
+    with pytest.raises(sp.SoftPromptError, match="without input_ids"):
+        model.get_encoder()(attention_mask=inputs["attention_mask"])
+    assert state_of(model).scope is None
