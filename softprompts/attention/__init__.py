@@ -1,1 +1,1 @@
-"""TODO."""
+"""Attention with a prefix in front of keys and values, as kernels of transformers."""

@@ -14,10 +14,17 @@ from softprompts.attention import prefix
 from softprompts.backbones import quantized
 from softprompts.backbones.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
-from softprompts.injection import checkpointing, head_dispatch, module_dispatch
+from softprompts.injection import head_dispatch, module_dispatch
 from softprompts.injection.input_hooks import InputHooks
 from softprompts.injection.prompt import PromptSet
-from softprompts.injection.speedups import frozen_linear, gated_prefix, last_layer, merged_attention, short_attention
+from softprompts.injection.speedups import (
+    checkpointing,
+    frozen_linear,
+    gated_prefix,
+    last_layer,
+    merged_attention,
+    short_attention,
+)
 from softprompts.injection.speedups.read_column import narrowed
 from softprompts.injection.state import STATE, State, is_attached, state_of
 
@@ -73,6 +80,16 @@ def _serve_sites(state: State, hooks: InputHooks) -> None:
     set_attention(backbone.model, prefix.implementation(kernel))
     for index, site in enumerate(backbone.sites):
         prefix.mark_site(site.module, hooks.prefix_of, index, site.biased_by)
+
+
+def follow_checkpointing(state: State) -> None:
+    """Makes the layers that transformers checkpoints by now see their prompts when they are computed again."""
+    checkpointing.wrap_functions(state)
+
+
+def checkpoints(model: Any) -> bool:
+    """Whether a forward pass now would checkpoint anything."""
+    return checkpointing.is_on(model)
 
 
 def follow_prompts(state: State) -> None:

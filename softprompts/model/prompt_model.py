@@ -17,13 +17,12 @@ from transformers.masking_utils import create_masks_for_generate
 
 from softprompts.backbones import quantized, sharded
 from softprompts.errors import SoftPromptError
-from softprompts.injection import checkpointing
 from softprompts.injection.batch_pass import Pass, context_of
 from softprompts.injection.classification_loss import classification_loss
 from softprompts.injection.input_hooks import restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.state import state_of
-from softprompts.injection.wiring import follow_prompts
+from softprompts.injection.wiring import checkpoints, follow_checkpointing, follow_prompts
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
@@ -65,7 +64,7 @@ class PromptModel(PromptFiles):
         if pass_ is None:
             with state.activate(None), self._own_labels() if state.original_heads else contextlib.nullcontext():
                 return forward(**inputs)
-        if "use_cache" in names and inputs.get("past_key_values") is None and checkpointing.is_on(model):
+        if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
         own_loss = "labels" in inputs and bool(state.original_heads) and self._classifies is not None
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
@@ -368,7 +367,7 @@ class PromptModel(PromptFiles):
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         base: Any = super()
         base._set_gradient_checkpointing(*args, **kwargs)
-        checkpointing.wrap_functions(state_of(self))
+        follow_checkpointing(state_of(self))
 
     def enable_input_require_grads(self) -> None:
         """Does nothing: gradients reach prompts without it, and the embeddings' own would be wasted work."""

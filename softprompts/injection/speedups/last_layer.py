@@ -90,7 +90,7 @@ class NarrowLastLayer:
         """The column to read in the pass under way; None: all."""
         if self.state.current is None:
             return self.trial
-        return self.state.current.read_column
+        return cast("ReadColumn | None", self.state.current.read_column)
 
     def before_part(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Gives a module the read column of its hidden states."""
