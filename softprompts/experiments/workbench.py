@@ -188,12 +188,6 @@ class Workbench:
             self._add_teacher("check", method)
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
-                if training.compile:
-                    from softprompts.injection.speedups.compiling import (
-                        require_compilable,  # here: a second of torch's compiler
-                    )
-
-                    require_compilable(self.model, shared_state().device)
         finally:
             self._drop("check")
         if training is not None:
@@ -567,7 +561,6 @@ class Workbench:
             "test_rows": len(self.task.test),
             "versions": _versions(),
             "device": _device(),
-            "compiled": training.compile,
         }
 
     def _open(
@@ -636,7 +629,7 @@ def shared_by(run: Run) -> tuple[Any, ...]:
     makes the other's rows longer.
     """
     training = run.training
-    kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
+    kind = training.bf16, training.backbone_dropout, training.batch_size
     return *kind, run.method.input_tokens
 
 

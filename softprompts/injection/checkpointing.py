@@ -54,11 +54,6 @@ def wrap_functions(model: PreTrainedModel, state: State) -> None:
             module.__dict__[_FUNCTION] = wrapped[id(function)]
 
 
-def inner_slot(layer: nn.Module) -> str:
-    """Where a layer's own forward may be replaced, so that it is checkpointed all the same."""
-    return _FORWARD if _OWNER in layer.__dict__ else "forward"
-
-
 def is_on(model: PreTrainedModel) -> bool:
     """Whether a forward pass now would checkpoint anything."""
     if not (model.training and torch.is_grad_enabled()):

@@ -69,20 +69,6 @@ def uninstall(state: State) -> None:
         _remove(module)
 
 
-def require_unchanged(model: Any) -> None:
-    """Makes sure that no prompt changes modules, for what works on layers as they are.
-
-    Raises:
-        SoftPromptError: one does.
-    """
-    for name, prompt in model.prompts.items():
-        if prompt.method.changes:
-            raise SoftPromptError(
-                f"prompt '{name}' ({prompt.config.method}) changes the backbone's modules, which cannot be compiled "
-                "then: leave out compile"
-            )
-
-
 def _remove(module: nn.Module) -> None:
     slot: _Slot | None = module.__dict__.pop(_SLOT, None)
     if slot is None:

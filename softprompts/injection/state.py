@@ -114,10 +114,6 @@ class State:
             in_decoder = self.backbone.decoder is not None and self.backbone.sites[site].kind != "encoder.self"
             self.current.look(site, states, self.current.decoder_view if in_decoder else self.current.view)
 
-    def reads_states(self, site: int) -> bool:
-        """Whether the pass under way has gates that depend on what an attention site is called with."""
-        return self.current is not None and site in self.current.watched
-
     def before_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Puts prompt tokens and updates into the input of the encoder or decoder-only base model."""
         if self.current is None:

@@ -305,16 +305,6 @@ def test_frozen_products_go_where_they_went(monkeypatch: pytest.MonkeyPatch) -> 
     assert "forward" not in query.__dict__
 
 
-def test_compiling_is_refused() -> None:
-    from softprompts.injection.speedups.compiling import layers_of
-
-    model = attached("bert", "prefix-tuning", "lora")
-    with pytest.raises(sp.SoftPromptError, match=r"prompt 'lora' \(lora\) changes the backbone's modules"):
-        layers_of(model)
-    model.delete_prompt("lora")
-    assert len(layers_of(model)) == 2
-
-
 # --- there and back ---------------------------------------------------------------------------------------------------
 
 
