@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompts.experiments.workbench import Run, Workbench, with_seed
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
 from softprompts.plotting import (
     Point,
@@ -188,7 +189,7 @@ def compare(
         KeyboardInterrupt: interrupted; the same call goes on where it was.
     """
     # Seed by seed, so that an interrupted comparison has as much of every method as there is.
-    wanted = [Run(method, with_seed(training, seed)) for seed in seeds for method, training in methods]
+    wanted = [Run(method, training).with_seed(seed) for seed in seeds for method, training in methods]
 
     def tell(run: Run, result: dict[str, Any]) -> None:
         if on_result is not None:

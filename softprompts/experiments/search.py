@@ -29,14 +29,15 @@ from softprompts.experiments.leaderboard import (
     check_report,
     write_report,
 )
+from softprompts.experiments.run_record import Run
 from softprompts.experiments.search_space import _RATE_OF, Space, _Contender
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods.about import Span
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import shared_state
 from softprompts.storage import run_folder
 from softprompts.training import TrainConfig, run_id
-from softprompts.training.lane import steps_behind
+from softprompts.training.lane import checkpoint_step
 
 SAMPLERS = ("tpe", "random")
 
@@ -435,7 +436,7 @@ class _Search:
         for trial in self.all:
             folder = trial.path / run_folder.CHECKPOINT
             # Where somebody else took the run further, it is not ours.
-            if trial.state == "cut" and folder.is_dir() and steps_behind(trial.path) <= trial.steps:
+            if trial.state == "cut" and folder.is_dir() and checkpoint_step(trial.path) <= trial.steps:
                 if run_folder.is_done(trial.path):
                     continue
                 freed, count = freed + _bytes(folder), count + 1

@@ -15,7 +15,8 @@ from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiments.leaderboard import (
     plain,
 )
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods.about import Span
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.making import make_config

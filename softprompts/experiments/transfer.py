@@ -14,7 +14,8 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.experiments.compare import score_of
-from softprompts.experiments.workbench import Run, Workbench, with_seed
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, PromptTuningConfig, SPoTConfig
 from softprompts.methods import sources as saved
 from softprompts.model.saving import identity
@@ -221,7 +222,7 @@ def transfer(
             scores[name, one.task.name, 0] = _as_it_is(one, path)
     for (target, count, seed), one in few.items():
         done = one.run_all(
-            [Run(method, with_seed(training, seed)) for method in methods],
+            [Run(method, training).with_seed(seed) for method in methods],
             root=root,
             lanes=lanes,
             progress=progress,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,8 @@ if TYPE_CHECKING:
     from softprompts.injection.rows import Split
 
 
-class Draws(Protocol):
-    """Random numbers of a prompt's own."""
-
-    def drawing(self, by_row: bool) -> contextlib.AbstractContextManager[Any]:
-        """The context in which a module draws them; ``by_row``: what it draws may have a row of its own per row of the
-        batch.
-        """
+# By prompt, the context in which its modules draw random numbers.
+RandomContexts = Mapping[str, contextlib.AbstractContextManager[Any]]
 
 
 class Pass:
@@ -49,7 +44,7 @@ class Pass:
         prompts: Mapping[str, Prompt],
         names: str | Sequence[str | None] | None,
         context_mask: Tensor | None = None,
-        randomness: Mapping[str, Draws] | None = None,
+        randomness: RandomContexts | None = None,
     ):
         self.prompts = prompts
         self.randomness = randomness
@@ -170,9 +165,7 @@ class Pass:
         """
         if self.randomness is None or not module.training:
             return contextlib.nullcontext()
-        draws = self.randomness.get(name)
-        # Heads run row by row, and so do the methods that say so; what others draw is the same for all rows.
-        return contextlib.nullcontext() if draws is None else draws.drawing(getattr(module, "per_row", True))
+        return self.randomness.get(name) or contextlib.nullcontext()
 
     @property
     def penalties(self) -> dict[str, Tensor]:

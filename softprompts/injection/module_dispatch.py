@@ -14,7 +14,6 @@ row.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,6 @@ from softprompts.injection.rows import PLACES, Split
 from softprompts.soft_prompt import Frozen, PartWay
 
 if TYPE_CHECKING:
-    from softprompts.injection.batch_pass import Pass
     from softprompts.injection.state import State
 
 _SLOT = "_softprompt_part"
@@ -96,8 +94,8 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     if not ways:
         return run(*args, **kwargs)
     if len(pass_.soft) == 1:
-        ((name, way),) = ways.items()
-        return way(Frozen(self, run, _draws(pass_, name)), *args, **kwargs)
+        (way,) = ways.values()
+        return way(Frozen(self, run), *args, **kwargs)
     if not slot.by_row:
         raise SoftPromptError(
             f"prompt '{next(iter(ways))}' changes '{slot.path}', which is the same for all rows: it cannot share a "
@@ -108,18 +106,17 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         (states,) = args
         owners = pass_.owners(total)
         split = Split.of([owners[row] for row in rows.tolist()], states.device)
-        return _by_prompt(self, run, pass_, ways, split, (states[0],), kwargs)[None]
+        return _by_prompt(self, run, ways, split, (states[0],), kwargs)[None]
     given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     rows = pass_.rows if len(given) == 1 else len(given)
     if rows not in pass_.splits:
         pass_.splits[rows] = Split.of(pass_.owners(rows), given.device)
-    return _by_prompt(self, run, pass_, ways, pass_.splits[rows], args, kwargs)
+    return _by_prompt(self, run, ways, pass_.splits[rows], args, kwargs)
 
 
 def _by_prompt(
     module: nn.Module,
     run: Callable[..., Tensor],
-    pass_: Pass,
     ways: Mapping[str | None, PartWay],
     split: Split,
     args: tuple[Any, ...],
@@ -153,11 +150,5 @@ def _by_prompt(
             )
             return frozen_piece(_place) if same else run(*given, **more)
 
-        outputs.append(call(functools.partial(way, Frozen(module, of_piece, _draws(pass_, name))), piece))
+        outputs.append(call(functools.partial(way, Frozen(module, of_piece)), piece))
     return split.together(outputs)
-
-
-def _draws(pass_: Pass, name: str | None) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """The context in which a prompt draws numbers for each of its rows."""
-    draws = None if pass_.randomness is None else pass_.randomness.get(str(name))
-    return contextlib.nullcontext if draws is None else functools.partial(draws.drawing, True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from softprompts.attention.read_column import Reading
 from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone, attention_of, states_given
 from softprompts.errors import SoftPromptError
-from softprompts.injection.batch_pass import Draws, Pass, View
+from softprompts.injection.batch_pass import Pass, RandomContexts, View
 from softprompts.injection.input_hooks import _aligned_update, _decoder_view, _view, _widen_others, restored
 from softprompts.injection.layout import Layout, positions_of
 from softprompts.injection.prompt import PromptSet, require
@@ -66,7 +66,7 @@ class State:
         self.opened = False
         self.inside = False
         # Where a prompt has random numbers of its own, the context in which its modules draw them; set by training.
-        self.randomness: Mapping[str, Draws] | None = None
+        self.randomness: RandomContexts | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy starts between two passes; the tensors of the last one belong to the original's graph.

@@ -1,4 +1,4 @@
-"""How many runs can share a pass: what a step takes, what is free, and what to do when it was not enough."""
+"""Memory: what a step takes, what is free, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-SHARE = 0.6  # of the free memory; the rest is for evaluation, fragmentation and what else runs on the machine
-CPU_TOKENS = 2048  # of a pass, beyond which sharing it saves nothing on a CPU (benchmarks/lanes.py)
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -163,8 +163,7 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
             training(kind, method),
             rows,
             folder=tmp_path / "runs" / method,
-            label_ids=bench.label_ids,
-            record={"task": bench.task.name, "task_form": bench.task_form(), "max_length": TOKENS},
+            record={"task": bench.task.name, "task_form": bench.task.form.to_dict(), "max_length": TOKENS},
         )
         for method in asked
     ]

@@ -85,18 +85,15 @@ def test_gradient_checkpointing_and_detaching() -> None:
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler")
 def test_training_through_the_real_compiler() -> None:
     """Training in batches of several sizes, of a model that the user compiled in place."""
-    features = [{"input_ids": [5 + (i + j) % 40 for j in range(3 + i % 5)], "label": i % 3} for i in range(14)]
+    features = [{"input_ids": [5 + (i + j) % 40 for j in range(3 + i % 5)], "label": i % 3} for i in range(10)]
     results = []
     for compiled in (False, True):
-        model = sp.attach(tiny.model("bert", torch.float32))
-        lanes = []
-        for seed, name in enumerate(("prefix-tuning", "multi-mask")):
-            model.add_prompt(name, tiny.METHODS[name], seed=seed)
-            lanes.append(Lane(name, TrainConfig(batch_size=4, epochs=1), features))
+        model = sp.attach(tiny.model("bert", torch.float32, num_hidden_layers=1))
+        model.add_prompt("a", tiny.METHODS["multi-mask"], seed=0)
         if compiled:
             model.compile(dynamic=True)
-        trained = train(model, lanes, pad_id=0)
-        results.append(([line["loss"] for result in trained for line in result.history], model.prompts.state_dict()))
+        (trained,) = train(model, [Lane("a", TrainConfig(batch_size=4, epochs=1), features)], pad_id=0)
+        results.append(([line["loss"] for line in trained.history], model.prompts.state_dict()))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
     for key, value in results[0][1].items():
         torch.testing.assert_close(results[1][1][key], value, rtol=1e-3, atol=1e-4, msg=key)
