@@ -195,7 +195,17 @@ def compare(
     )
     results = [result for _, result in ended if result is not None]
     by_method = [results[place :: len(methods)] for place in range(len(methods))]
-    return summarise(workbench, [method for method, _ in methods], by_method)
+    task, metric = workbench.task, workbench.task.metrics[0]
+    return Comparison(
+        task=task.name,
+        model=workbench.name,
+        metric=metric,
+        rows_scored=len(task.test or task.validation),
+        held_out=bool(task.test),
+        rows=tuple(_row(method.method, runs, metric) for (method, _), runs in zip(methods, by_method, strict=True)),
+        lanes=max((result["lanes"] for result in results), default=1),
+        few_shot=workbench.data.few_shot,
+    )
 
 
 def score_of(result: dict[str, Any], metric: str) -> float | None:
@@ -205,30 +215,18 @@ def score_of(result: dict[str, Any], metric: str) -> float | None:
     return None if value is None else float(value)
 
 
-def summarise(
-    workbench: Workbench, methods: Sequence[MethodConfig], results: Sequence[list[dict[str, Any]]]
-) -> Comparison:
-    """The comparison that some results make."""
-    metric = workbench.task.metrics[0]
-    rows = []
-    for method, runs in zip(methods, results, strict=True):
-        scores = [score for score in (score_of(run, metric) for run in runs) if score is not None]
-        speed = [100 * run["step_seconds"] / run["steps"] for run in runs if run["steps"]]
-        rows.append(
-            Row(
-                method.method,
-                tuple(scores),
-                runs[0]["trained_parameters"],
-                runs[0]["trained_parameters"] + runs[0]["backbone_parameters"],
-                statistics.median(speed) if speed else math.nan,
-                max(run["peak_memory"] for run in runs),
-            )
-        )
-    held_out = bool(workbench.task.test)
-    scored = len(workbench.task.test) if held_out else len(workbench.task.validation)
-    lanes = max((run["lanes"] for group in results for run in group), default=1)
-    return Comparison(
-        workbench.task.name, workbench.name, metric, scored, held_out, tuple(rows), lanes, workbench.data.few_shot
+def _row(method: str, results: Sequence[dict[str, Any]], metric: str) -> Row:
+    """The results of a method's runs, summed up."""
+    scores = [score_of(result, metric) for result in results]
+    speed = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
+    trained = results[0]["trained_parameters"]
+    return Row(
+        method,
+        tuple(score for score in scores if score is not None),
+        trained,
+        trained + results[0]["backbone_parameters"],
+        statistics.median(speed) if speed else math.nan,
+        max(result["peak_memory"] for result in results),
     )
 
 

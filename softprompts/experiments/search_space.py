@@ -10,7 +10,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiments.leaderboard import plain
@@ -206,7 +206,8 @@ class Contender:
 
     def _built(self, values: Mapping[str, Any]) -> tuple[MethodConfig, TrainConfig]:
         """A configuration with these values of the searched settings."""
-        rates, common, own = dict(self.training.learning_rates), {}, dict(self.fixed)
+        rates, own = dict(self.training.learning_rates), dict(self.fixed)
+        common: dict[str, Any] = {}
         for key, value in values.items():
             if key.startswith(RATE_OF):
                 rates[key.removeprefix(RATE_OF)] = value
@@ -278,7 +279,7 @@ def _said_of(name: str, space: Space) -> Iterator[tuple[str, Span | Sequence[Any
     yield from ((key.removeprefix(f"{name}."), values) for key, values in space.items() if key.startswith(f"{name}."))
 
 
-def _is_list(values: Any) -> bool:
+def _is_list(values: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
 
 

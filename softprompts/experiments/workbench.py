@@ -106,11 +106,6 @@ class Workbench:
         other.evaluate = (self.evaluate if evaluate is None else evaluate) or not other.task.test
         return other
 
-    @property
-    def label_ids(self) -> list[list[int]] | None:
-        """For language models, the token ids of each answer that they choose from; None where they do not choose."""
-        return self.rows.label_ids
-
     def features(self, split: str, length: int) -> list[dict[str, Any]]:
         """A split's rows as token ids, encoded once per length."""
         return self.rows.split(split, length).features
@@ -259,11 +254,11 @@ class Workbench:
 
         Args:
             runs: the experiments.
-            root: where run folders live.
+            root: see `run`.
             lanes: experiments that share a pass; None: as many as there is memory for, see `fitting`.
             pause_at: pause every experiment after this step (see `Lane`).
-            progress: show progress bars on a terminal.
-            trackers: Accelerate's trackers to log to.
+            progress: see `run`.
+            trackers: see `run`.
             on_start: called once it is sure that every experiment can start, before rows are encoded and the first one
                 trains.
             on_result: called after each experiment, in the order in which they end.
@@ -300,8 +295,10 @@ class Workbench:
             similar = {path: run for path, run in pending.items() if shared_by(run) == shared_by(first)}
             count = self.fitting(first) if lanes is None and len(similar) > 1 else lanes or 1
             wave = dict(list(similar.items())[:count])
-            names = {path: f"{_prompt_name(run)}-{path.name}" for path, run in wave.items()}
-            started = [self.lane(names[path], run, path, pause_at=pause_at) for path, run in wave.items()]
+            started = [
+                self.lane(f"{_prompt_name(run)}-{path.name}", run, path, pause_at=pause_at)
+                for path, run in wave.items()
+            ]
             try:
                 self.train_lanes(started, progress, trackers)
             finally:

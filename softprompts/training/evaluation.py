@@ -75,16 +75,8 @@ def evaluate(
 ) -> list[dict[str, float] | None]:
     """Scores prompts; those that are scored in the same way share forward passes, whatever their rows are.
 
-    Args:
-        model: a model with the prompts attached.
-        evaluations: prompts and what each is scored on.
-        pad_id: fills shorter rows.
-        padding_side: "right" or "left".
-        accelerator: see `predict`.
-        within: the context in which a prompt's own way to predict runs.
-
-    Returns:
-        The metrics of each prompt, in their order; None for one whose predictions are not finite.
+    A prompt's own way to predict runs in the context ``within(name)``; for other arguments see `predict`. Returns the
+    metrics of each prompt, in their order; None for one whose predictions are not finite.
 
     Raises:
         SoftPromptError: not even a single row fits into the memory.

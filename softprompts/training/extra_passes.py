@@ -41,14 +41,7 @@ class TrainingLosses:
 def training_losses(
     model: Any, batch: Mapping[str, Any], names: Sequence[str], teachers: Mapping[str, str | None]
 ) -> TrainingLosses:
-    """Runs a batch's pass and the further passes that its prompts' methods need.
-
-    Args:
-        model: an attached model.
-        batch: of `collate`, with labels.
-        names: the prompt of each row.
-        teachers: by prompt, the prompt that teaches it.
-    """
+    """Runs a batch's pass and the further passes that its prompts' methods need; arguments as for `comparisons`."""
     first = run_pass(model, batch, names, wants_states(model, names))
     penalties = model.penalties  # of the last pass
     return TrainingLosses(first.losses, penalties, comparisons(model, batch, names, first, teachers))

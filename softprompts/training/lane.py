@@ -235,12 +235,7 @@ class Lane:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def update(self, loss: float, norm: float) -> None:
-        """Takes one step with the gradients in place, or stops the run where they are of no use.
-
-        Args:
-            loss: mean loss of the step.
-            norm: norm of the gradients.
-        """
+        """Takes one step with the gradients in place, or stops the run where loss or norm are not finite."""
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             self._fail(f"{what} in step {self.step + 1}")
@@ -287,8 +282,7 @@ class Lane:
     def record_evaluation(self, metrics: dict[str, float] | None) -> None:
         """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should.
 
-        Args:
-            metrics: empty without an evaluation; None where predictions were not finite.
+        Metrics are empty without an evaluation, and None where predictions were not finite.
         """
         if metrics is None:
             self._fail(f"its predictions after step {self.step} are not finite")
@@ -369,12 +363,7 @@ class Lane:
             run_folder.cut_metrics(self.folder, self.step)
 
     def finish(self, model: Any, write: bool = True) -> LaneResult:
-        """Writes the result of a run that is done, and puts its best prompt back into the model.
-
-        Args:
-            model: the model with the prompt.
-            write: False in all but one of the processes that train together.
-        """
+        """Writes the result of a run that is done (with ``write``), and puts its best prompt back into the model."""
         assert self.stop_reason is not None
         result = LaneResult(
             name=self.name,

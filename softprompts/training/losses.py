@@ -135,11 +135,8 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 def output_of(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> PassOutput:
     """The output of a pass at the positions that have a label, from the logits of all positions.
 
-    Args:
-        kind: the backbone's kind; a "decoder" predicts the next token.
-        logits: ``(R, C)``, ``(R, T, V)``, or of choices ``(sum of their numbers, 1)``; columns that a row's head does
-            not have are -inf.
-        batch: of `collate`: its labels, for spans the attention mask, and the numbers of choices.
+    Logits are ``(R, C)``, ``(R, T, V)``, or ``(choices, 1)``; columns that a row's head does not
+    have are -inf. A backbone of kind "decoder" predicts the next token.
     """
     logits = wide(logits)
     if "spans" in batch:

@@ -220,5 +220,5 @@ def probabilities(model: Any, bench: Workbench, names: list[str]) -> torch.Tenso
     """Of each label, for the rows under these prompts."""
     rows = bench.features("train", TOKENS)
     repeated = [rows[index % len(rows)] for index in range(len(names))]
-    made = predict(model, repeated, names, pad_id=bench.pad_id, batch_size=64, label_ids=bench.label_ids)
+    made = predict(model, repeated, names, pad_id=bench.pad_id, batch_size=64, label_ids=bench.rows.label_ids)
     return torch.tensor(made.probabilities)
