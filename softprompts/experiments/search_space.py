@@ -108,8 +108,8 @@ class Contender:
         hints = {key: values[0] for key, values in _said_of(name, space) if key in settable and _is_list(values)}
         self.rates, _ = workbench.outline(make_config(name, **{**hints, **fixed}), training)
         self._main_rate = next((rate for component, rate in self.rates.items() if component != HEAD), None)
-        own, common = get_type_hints(type(self.config)), get_type_hints(TrainConfig)
-        self._types = {key: own[key] for key in settable} | {key: common[key] for key in TRAINING_SETTINGS}
+        of_method, of_training = get_type_hints(type(self.config)), get_type_hints(TrainConfig)
+        self._types = {key: of_method[key] for key in settable} | {key: of_training[key] for key in TRAINING_SETTINGS}
         if self._main_rate is None:  # nothing but a head, which this does not change
             del self._types["learning_rate"]
         self._types |= {f"{RATE_OF}{component}": float for component in self.rates}
@@ -140,7 +140,7 @@ class Contender:
 
     # --- what is searched -----------------------------------------------------------------------------------------
 
-    def choose(self, asked: Space) -> None:
+    def choose(self, space: Space) -> None:
         """Decides what is searched: what was asked for, and the method's own space for other settings.
 
         Raises:
@@ -149,7 +149,7 @@ class Contender:
         fixed = {*self.fixed, *(f"{RATE_OF}{component}" for component in self.training.learning_rates)}
         if self.training.learning_rate is not None:
             fixed.add("learning_rate")
-        for key, values in asked.items():
+        for key, values in space.items():
             if not self.knows(key):
                 raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._types)}")
             if key in fixed:
@@ -158,11 +158,11 @@ class Contender:
         # Every value by itself, beside the first of what else is asked for: wrong ones are found before training.
         firsts = {key: axis.edges[0] for key, axis in self.space.items()}
         self._check(*self._built(firsts))
-        for key in asked:
+        for key in space:
             for value in self.space[key].edges:
                 self._check(*self._built({**firsts, key: value}))
         for key, values in self.config.search_space().items():
-            if key in fixed or key in asked or not self.knows(key):
+            if key in fixed or key in space or not self.knows(key):
                 continue
             if isinstance(values, Span):
                 if self.defaults[key]:  # no factor takes a default of zero anywhere
@@ -206,14 +206,14 @@ class Contender:
 
     def _built(self, values: Mapping[str, Any]) -> tuple[MethodConfig, TrainConfig]:
         """A configuration with these values of the searched settings."""
-        rates, own = dict(self.training.learning_rates), dict(self.fixed)
-        common: dict[str, Any] = {}
+        rates, settings = dict(self.training.learning_rates), dict(self.fixed)
+        training: dict[str, Any] = {}
         for key, value in values.items():
             if key.startswith(RATE_OF):
                 rates[key.removeprefix(RATE_OF)] = value
             else:
-                (common if key in TRAINING_SETTINGS else own)[key] = value
-        return make_config(self.name, **own), dataclasses.replace(self.training, **common, learning_rates=rates)
+                (training if key in TRAINING_SETTINGS else settings)[key] = value
+        return make_config(self.name, **settings), dataclasses.replace(self.training, **training, learning_rates=rates)
 
     # --- the study ------------------------------------------------------------------------------------------------
 

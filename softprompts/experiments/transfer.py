@@ -189,17 +189,17 @@ def transfer(
     methods: list[MethodConfig] = [PromptTuningConfig(num_virtual_tokens=length or longest)]
     methods += [SPoTConfig(num_virtual_tokens=length or longest, sources=(path,)) for path in paths]
     labels = {method.files(): name for method, name in zip(methods, (NONE, *names), strict=True)}
-    whole = [workbench.on(replace(data, few_shot=None)) for data in targets]
-    if len({target.task.name for target in whole}) < len(whole):
+    benches = [workbench.on(replace(data, few_shot=None)) for data in targets]
+    if len({target.task.name for target in benches}) < len(benches):
         raise SoftPromptError("transfer: a target is named twice")
-    few = {
+    few_shot = {
         (target.task.name, count, seed): target.on(replace(target.data, few_shot=count, few_shot_seed=seed))
-        for target in whole
+        for target in benches
         for count in shots
         for seed in seeds
         if count
     }
-    for target in few.values():  # all of them, before the first one trains
+    for target in few_shot.values():  # all of them, before the first one trains
         for method in methods:
             target.check(method, training, root=root, resume=True, reuse=True)
 
@@ -209,10 +209,10 @@ def transfer(
         if on_result is not None:
             on_result(labels[run.method.files()], target, count, result)
 
-    for target in whole if 0 in shots else []:
+    for target in benches if 0 in shots else []:
         for name, path in zip(names, paths, strict=True):
             scores[name, target.task.name, 0] = _unchanged_score(target, path)
-    for (task, count, seed), target in few.items():
+    for (task, count, seed), target in few_shot.items():
         ended = target.run_all(
             [Run(method, training).with_seed(seed) for method in methods],
             root=root,
@@ -227,7 +227,7 @@ def transfer(
     return Transfer(
         workbench.name,
         (NONE, *names),
-        tuple(map(_target, whole)),
+        tuple(map(_target, benches)),
         tuple(shots),
         tuple(seeds),
         training.max_steps or 0,

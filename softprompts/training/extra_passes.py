@@ -104,10 +104,10 @@ def check_teachers(model: Any, name: str, teacher: str | None) -> None:
             f"run '{name}': {prompt.config.method} learns from a teacher: put its prompt on the model and name it in "
             "the lane's teacher"
         )
-    theirs = model.prompts[teacher]
-    if theirs.num_labels != prompt.num_labels or theirs.labels != prompt.labels:
+    source = model.prompts[teacher]
+    if source.num_labels != prompt.num_labels or source.labels != prompt.labels:
         raise SoftPromptError(
-            f"run '{name}': its teacher answers with other labels ({', '.join(theirs.labels) or theirs.num_labels}) "
+            f"run '{name}': its teacher answers with other labels ({', '.join(source.labels) or source.num_labels}) "
             f"than it does ({', '.join(prompt.labels) or prompt.num_labels})"
         )
 

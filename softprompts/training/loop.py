@@ -151,7 +151,7 @@ class _Loop:
                 self._finish([lane for lane in active if not lane.active], randomness.of)
                 bar.show(active)
                 track(accelerator, active, due, prefix=len(self.lanes) > 1)
-            if stop.asked and all(result.done for result in self.results.values()):
+            if stop.requested and all(result.done for result in self.results.values()):
                 # Too late to interrupt a run, but the caller may have more to do.
                 raise KeyboardInterrupt("all runs were done already")
 
@@ -180,13 +180,13 @@ class _Loop:
             randomness.restore(mark)
             self.pass_size.lanes = (min(self.pass_size.lanes, len(lanes)) + 1) // 2
             release()
-        asked = torch.tensor(float(stop.asked), device=self.model.device)
+        requested = torch.tensor(float(stop.requested), device=self.model.device)
         if accelerator.num_processes > 1:
             _sum_gradients(lanes, accelerator)
-            *losses, asked = accelerator.reduce(torch.stack([*losses, asked.to(losses[0].dtype)]), "sum").unbind()
+            *losses, requested = accelerator.reduce(torch.stack([*losses, requested.to(losses[0])]), "sum").unbind()
         norms = [torch.nn.utils.get_total_norm(lane.gradients()) for lane in lanes]
         # The only place in a step where the device is waited for.
-        values = torch.stack([value.to(losses[0]) for value in [*losses, *norms, asked]]).tolist()
+        values = torch.stack([value.to(losses[0]) for value in [*losses, *norms, requested]]).tolist()
         for i, lane in enumerate(lanes):
             lane.update(values[i], values[len(lanes) + i])
         return bool(values[-1] > 0)

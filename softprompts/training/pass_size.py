@@ -36,14 +36,14 @@ class PassSize:
         """Cuts lanes, with their batches of a step, into parts that each share passes."""
         parts: list[list[tuple[Lane, StepBatches]]] = []
         rows = width = 0
-        for lane, own in zip(lanes, batches, strict=True):
-            count = max(sum(len(inputs_of(row)) for row in batch) for batch in own)
-            length = max(length_of(row) for batch in own for row in batch)
+        for lane, step in zip(lanes, batches, strict=True):
+            count = max(sum(len(inputs_of(row)) for row in batch) for batch in step)
+            length = max(length_of(row) for batch in step for row in batch)
             full = not parts or len(parts[-1]) == self.lanes
             if full or (self.tokens is not None and (rows + count) * max(width, length) > self.tokens):
                 parts.append([])
                 rows = width = 0
-            parts[-1].append((lane, own))
+            parts[-1].append((lane, step))
             rows, width = rows + count, max(width, length)
         return parts
 

@@ -274,10 +274,11 @@ def test_a_search_that_dies_at_any_write_goes_on_to_the_same_leaderboard(
 
 KILLED = """
 import os, pathlib, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/experiments"]
 import conftest, test_search
-from softprompts.training.lane import Lane
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.workbench import Workbench
+from softprompts.tasks.data import Data
+from softprompts.training import Lane
 update = Lane.update
 def killed(self, *values):
     update(self, *values)
