@@ -22,17 +22,7 @@ LEAST_ROOM = 8  # tokens of input that a prompt must leave room for
 
 
 class AttachedBackbone:
-    """A model with its tokenizer, attached.
-
-    Args:
-        name: alias, local path or hub id.
-        tokens: whether an encoder's classifier is one of tokens.
-        backbone_dropout: keep the frozen model's dropout on while training.
-        quantize: a key of `softprompts.backbones.quantized.BACKENDS`; None: weights stay as they are.
-
-    Raises:
-        SoftPromptError: there is no such model, or it cannot be quantised here.
-    """
+    """A model with its tokenizer, attached; an encoder has a classifier of ``tokens`` or of rows."""
 
     def __init__(self, name: str, tokens: bool, backbone_dropout: bool, quantize: str | None):
         if quantize is not None:
@@ -45,11 +35,7 @@ class AttachedBackbone:
         self.pad_id = padding_id(self.tokenizer)
 
     def room(self, config: MethodConfig) -> int | None:
-        """Tokens that a prompt leaves for the input; None where nothing limits them.
-
-        Raises:
-            SoftPromptError: too few.
-        """
+        """Tokens that a prompt leaves for the input, at least `LEAST_ROOM`; None where nothing limits them."""
         taken = config.input_tokens
         room = context_room(self.model, self.tokenizer, taken)
         if room is not None and room < LEAST_ROOM:
@@ -60,11 +46,7 @@ class AttachedBackbone:
         return room
 
     def add(self, name: str, method: MethodConfig, task: Task, seed: int) -> None:
-        """Puts a prompt for a task on the model.
-
-        Raises:
-            SoftPromptError: the method does not fit the model.
-        """
+        """Puts a prompt for a task on the model, its head drawn by the seed."""
         encoder = self.kind == "encoder"
         self.model.add_prompt(
             name,

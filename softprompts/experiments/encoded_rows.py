@@ -12,19 +12,11 @@ from softprompts.training import Evaluation
 
 
 class EncodedRows:
-    """The rows of a task for one tokenizer.
-
-    Args:
-        task: the task.
-        tokenizer: the model's tokenizer.
-        kind: the model's kind.
+    """The rows of a task for one tokenizer and kind of model.
 
     Attributes:
         label_ids: for language models, the token ids of each answer to choose from; None where they do not choose.
         new_tokens: for language models, how many tokens are generated at most; None where they do not generate.
-
-    Raises:
-        SoftPromptError: a model of this kind cannot do the task.
     """
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, kind: str):

@@ -47,16 +47,10 @@ def resolved(
     evaluate: bool,
     quantize: str | None = None,
 ) -> dict[str, Any]:
-    """All that decides the numbers of a run, as plain values.
+    """All that decides the numbers of a run, as plain values; its hash is the run's id.
 
-    Args:
-        model: backbone by alias, local path or hub id. It is not loaded.
-        rows: see `rows_identity`.
-        method: the method's config.
-        training: how it trains.
-        max_length: see `softprompts.experiments.workbench.Workbench`, also for what follows.
-        evaluate: whether validation rows are scored.
-        quantize: how the backbone is quantised.
+    The arguments are those of `softprompts.experiments.workbench.Workbench`, which need not be loaded, and the
+    `rows_identity` of its task.
     """
     return {
         "model": packaged.model_name(model),
@@ -77,15 +71,7 @@ def shared_by(run: Run) -> tuple[Any, ...]:
 
 
 def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequence[str], resume: bool) -> None:
-    """Makes a run's folder; a new one says in comments of its config.yaml where data and sources lay.
-
-    Args:
-        path: the folder.
-        config: see `resolved`.
-        data: where the rows came from.
-        files: what the method was built from.
-        resume: go on with an unfinished run.
-    """
+    """Makes a run's folder; comments in the config.yaml of a new one say where data and the method's files lay."""
     file = path / run_folder.CONFIG
     new = not file.is_file()
     open_run(path.parent, config, resume=resume, folder=path)

@@ -171,20 +171,13 @@ class Workbench:
                     load_checked(path)
 
     def outline(self, method: MethodConfig, training: TrainConfig) -> tuple[dict[str, float], int]:
-        """The learning rate of each component, the main one first, and the number of trained parameters.
-
-        Raises:
-            SoftPromptError: the method does not fit the model or the training.
-        """
+        """The learning rate of each component, the main one first, and the number of trained parameters."""
         with self.backbone.trial("outline", method, self.task):
             prompt = self.model.prompts["outline"]
             return learning_rates(prompt.components(), training), _count(prompt)
 
     def fitting(self, run: Run) -> int:
-        """How many experiments like this one can share a pass, by a measured step and the memory that is free.
-
-        See `softprompts.training.lanes_that_fit`.
-        """
+        """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""
         name, length = "measured", self.room(run.method)
         with self.backbone.trial(name, run.method, self.task, run.training.seed):
             teacher = self._add_teacher(name, run.method)
@@ -309,18 +302,7 @@ class Workbench:
         return [(path, results.get(path)) for path in paths]
 
     def lane(self, name: str, run: Run, folder: Path, *, resume: bool = True, pause_at: int | None = None) -> Lane:
-        """The lane of an experiment, its prompt put on the model and its folder made.
-
-        Args:
-            name: of the prompt; one of this name on the model is replaced.
-            run: the experiment.
-            folder: its run folder.
-            resume: go on with an unfinished run.
-            pause_at: pause after this step (see `Lane`).
-
-        Raises:
-            SoftPromptError: the method does not fit the model, or the folder is taken.
-        """
+        """The lane of an experiment; puts its prompt on the model (in place of one so named) and makes its folder."""
         method, training, length = run.method, run.training, self.room(run.method)
         self.backbone.drop(name)
         self.backbone.add(name, method, self.task, training.seed)
@@ -360,18 +342,10 @@ class Workbench:
             raise KeyboardInterrupt(f"{lane.folder}: {outcome.message}{more}")
 
     def cost(self, run: Run, steps: int = 100, warmup_steps: int = 20) -> dict[str, Any]:
-        """What a training step of an experiment costs, see `softprompts.training.step_cost.step_cost`.
-
-        Args:
-            run: the experiment; nothing is written of it.
-            steps: that are timed.
-            warmup_steps: before them.
+        """Measures the cost of a training step (see `softprompts.training.step_cost.step_cost`); nothing is written.
 
         Returns:
             What a run's result.json would have of model, task and method, and ``cost``.
-
-        Raises:
-            SoftPromptError: the method does not fit the model.
         """
         name, length = "measured", self.room(run.method)
         with self.backbone.trial(name, run.method, self.task, run.training.seed):
@@ -387,11 +361,7 @@ class Workbench:
         return {**lane.record, "batch_size": run.training.batch_size, "threads": threads, "cost": cost}
 
     def score(self, names: Sequence[str], batch_size: int = 32) -> list[dict[str, float] | None]:
-        """The metrics of prompts that are on `model`, as they are: on test rows where there are some, else validation.
-
-        Args:
-            names: the prompts; they share forward passes.
-            batch_size: rows per forward pass.
+        """Scores prompts that are on `model`, as they are, in shared passes: on test rows, else on validation rows.
 
         Returns:
             Their metrics in their order; None for one whose predictions are not finite.
@@ -426,11 +396,7 @@ class Workbench:
         }
 
     def _add_teacher(self, name: str, method: MethodConfig) -> str | None:
-        """Puts the saved prompt that a prompt learns from on the model, beside it; returns its name.
-
-        Raises:
-            SoftPromptError: it cannot be read, is for another backbone, has other labels or leaves less room.
-        """
+        """Puts the saved prompt that a prompt learns from on the model, beside it; returns its name."""
         source = method.taught_by()
         if source is None:
             return None
