@@ -27,7 +27,8 @@ from common import commonest, parse, parser, show, write_texts
 from report import table
 
 import softprompts as sp
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, make_config
 from softprompts.tasks import load_task
 from softprompts.tasks.data import Data

@@ -138,7 +138,7 @@ def draws(lane: Lane, steps: int) -> list[list[list[Any]]]:
     """What a lane will see in each step."""
     drawn = []
     for lane.step in range(steps):
-        drawn.append(lane.draw())
+        drawn.append(lane.next_batches())
     return drawn
 
 

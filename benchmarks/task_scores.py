@@ -22,7 +22,8 @@ from common import parse, parser, show
 from report import table
 
 import softprompts as sp
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.storage.run_folder import write_json_atomic
 from softprompts.tasks import Task
 from softprompts.tasks.data import Data

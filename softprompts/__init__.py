@@ -7,6 +7,7 @@ from softprompts.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from softprompts.errors import SoftPromptError as SoftPromptError
+    from softprompts.injection.state import is_attached as is_attached
     from softprompts.injection.wiring import detach as detach
     from softprompts.methods import AdaMixConfig as AdaMixConfig
     from softprompts.methods import AdapterConfig as AdapterConfig
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from softprompts.model.attach import attach as attach
     from softprompts.model.load import load as load
     from softprompts.model.prompt_model import PromptModel as PromptModel
-    from softprompts.injection.state import is_attached as is_attached
     from softprompts.predictor import Predictor as Predictor
     from softprompts.soft_prompt import Frozen as Frozen
     from softprompts.soft_prompt import Part as Part

@@ -53,9 +53,9 @@ def main() -> None:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
     finally:
         if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            from softprompts.processes import end
+            from softprompts.processes import leave_group
 
-            end()
+            leave_group()
 
 
 def _fail(message: str) -> NoReturn:

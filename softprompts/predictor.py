@@ -53,7 +53,7 @@ class Predictor:
         self.name: str = self.model.active_prompt
         prompt = self.model.prompts[self.name]
         self.kind: str = self.model.backbone_kind
-        room = context_room(self.model, self.tokenizer, prompt.config)
+        room = context_room(self.model, self.tokenizer, prompt.config.input_tokens)
         self.reader = PromptReader(config, prompt, self.tokenizer, self.kind, room, str(source))
         if not self.reader.reads:
             raise SoftPromptError(f"{source} does not say how its texts are written out; it was not trained by 'train'")

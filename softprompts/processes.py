@@ -1,4 +1,4 @@
-"""Several processes that train one run together (``accelerate launch``): agreement, evaluation in parts, random draws.
+"""Several processes that train one run together (``accelerate launch``): common failures, values of the main process.
 
 All processes run the same program and see the same rows, and each takes every ``world``-th row of a batch. Run folders
 must lie where all of them can read; only the main process writes.
@@ -12,23 +12,23 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import (
-    broadcast,
-    broadcast_object_list,
-    gather_object,
-    parse_flag_from_env,
-)
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import nn
 
 from softprompts.errors import SoftPromptError
 
 T = TypeVar("T")
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
 
 
 def shared_state() -> PartialState:
-    """Accelerate's state, which the first to ask makes for good, and which must be on the CPU if that was asked for.
+    """Accelerate's state of this process, on the CPU if the environment says so.
 
-    An `Accelerator` sees to that itself, but is not the first here.
+    The first caller decides the device for good. An `Accelerator` reads the environment itself, but is not the first.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
@@ -39,13 +39,13 @@ def is_main() -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A block that fails in all processes when it fails in one, and that none leaves before all have come to its end.
+def synchronized() -> Iterator[None]:
+    """A block that fails in all processes when it fails in one, and that none leaves before all have reached its end.
 
     Without it, a process whose disk is full would leave the others waiting for its gradients.
 
     Raises:
-        SoftPromptError: in the processes where the block went well, naming one where it did not.
+        SoftPromptError: in the processes where the block succeeded, naming one where it did not.
     """
     state = shared_state()
     if state.num_processes == 1:
@@ -56,17 +56,17 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         failure = error
-    told = None if failure is None else (" ".join(str(failure).split()) or type(failure).__name__)
-    everywhere: list[str | None] = gather_object([told])
+    message = None if failure is None else (" ".join(str(failure).split()) or type(failure).__name__)
+    messages: list[str | None] = gather_object([message])
     if failure is not None:
         raise failure
-    for index, message in enumerate(everywhere):
+    for index, message in enumerate(messages):
         if message is not None:
             raise SoftPromptError(f"process {index} failed: {message}")
 
 
-def of_main(make: Callable[[], T]) -> T:
-    """What ``make`` gives in the main process, in all of them; it runs in the main process alone.
+def on_main(make: Callable[[], T]) -> T:
+    """Calls ``make`` in the main process alone; returns its result in all processes.
 
     Raises:
         SoftPromptError: it failed there.
@@ -75,34 +75,27 @@ def of_main(make: Callable[[], T]) -> T:
     if state.num_processes == 1:
         return make()
     value: list[Any] = [None]
-    with together():
+    with synchronized():
         if state.process_index == 0:
             value = [make()]
     broadcast_object_list(value, from_process=0)
     return value[0]  # type: ignore[no-any-return]
 
 
-def alike(module: nn.Module, accelerator: Accelerator) -> None:
-    """Gives a module the main process's values everywhere: unseeded prompts and heads start from other ones in each."""
+def copy_from_main(module: nn.Module, accelerator: Accelerator) -> None:
+    """Gives a module the main process's values: unseeded prompts and heads differ from process to process."""
     if accelerator.num_processes > 1:
         for tensor in module.state_dict().values():
             tensor.copy_(broadcast(tensor.detach().contiguous().to(accelerator.device), from_process=0))
 
 
-def end() -> None:
-    """Leaves the group of processes, which torch wants before a program ends."""
+def leave_group() -> None:
+    """Leaves the group of processes, as torch requires before a program ends."""
     if torch.distributed.is_initialized():
         shared_state().destroy_process_group()
 
 
-_SHARDING = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-
-
-def require_whole(environment: Mapping[str, str]) -> None:
+def require_unsharded(environment: Mapping[str, str]) -> None:
     """Makes sure that accelerate was not told to shard a run of our own loop.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,12 +18,10 @@ class Frozen:
     Attributes:
         module: the module; its parameters are read and never written to.
         run: its forward pass.
-        by_row: the context in which numbers for each row are drawn.
     """
 
     module: nn.Module
     run: Callable[..., Tensor]
-    by_row: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the module makes of its input."""
@@ -57,8 +54,7 @@ class Frozen:
             device: where they are wanted.
         """
         generator = torch.Generator(device).manual_seed(seed)
-        with self.by_row():
-            return torch.rand(size, generator=generator, device=device)
+        return torch.rand(size, generator=generator, device=device)
 
     def behind(self, way: PartWay) -> Frozen:
         """The same module with a first change in front, for a second one to be put on top of it."""

@@ -21,7 +21,7 @@ from softprompts.injection.batch_pass import context_of
 from softprompts.injection.prompt import require
 from softprompts.injection.state import is_attached, state_of
 from softprompts.training.extra_passes import check_teachers, comparisons, wants_states
-from softprompts.training.losses import read_pass
+from softprompts.training.losses import run_pass
 
 
 def parameter_groups(
@@ -135,7 +135,7 @@ class PromptTraining:
         batch = {
             key: inputs[key] for key in ("input_ids", "attention_mask", "token_type_ids", "labels") if key in inputs
         }
-        first = read_pass(model, batch, owners, wants_states(model, wanted))
+        first = run_pass(model, batch, owners, wants_states(model, wanted))
         sums = comparisons(model, batch, owners, first, {name: self.teachers.get(name) for name in wanted})
         total: Tensor | float = sum(sums.values())
         return total / (len(first.logits) if count is None else count)

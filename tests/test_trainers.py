@@ -13,7 +13,7 @@ import transformers as tf
 import softprompts as sp
 from softprompts.trainers import PromptTraining, parameter_groups
 from softprompts.training.extra_passes import comparisons
-from softprompts.training.losses import read_pass
+from softprompts.training.losses import run_pass
 from tests.model.test_trainer import arguments, prompt_state, tokenizer
 from tests.model.test_trainer import rows as dataset
 
@@ -63,7 +63,7 @@ def test_losses_of_second_passes_join(family: str, tmp_path: Path) -> None:
     loss = trainer.compute_loss(model, dict(inputs))
     torch.manual_seed(3)
     plain = model(**inputs).loss
-    first = read_pass(model, inputs, ["mix"] * 3)
+    first = run_pass(model, inputs, ["mix"] * 3)
     more = comparisons(model, inputs, ["mix"] * 3, first, {"mix": None})["mix"] / len(first.logits)
     assert more > 1e-4
     torch.testing.assert_close(loss, plain + more)

@@ -20,7 +20,7 @@ from typing import Any
 import softprompts as sp
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
-from softprompts.training import Lane, TrainConfig, train
+from softprompts.training import Evaluation, Lane, Prediction, TrainConfig, train
 from softprompts.training.optim import learning_rates
 
 
@@ -52,10 +52,9 @@ def main() -> None:
                 learning_rate=run["rate"],
                 seed=run["seed"],
             )
-            score = scorer(run["curve"], job, now)
-            lanes.append(
-                Lane(name, training, features, eval_features=held_out, score=score, folder=Path(folder) / name)
-            )
+            score = scorer(run["curve"], [row["label"] for row in held_out], job, now)
+            validation = Evaluation(held_out, score=score)
+            lanes.append(Lane(name, training, features, validation=validation, folder=Path(folder) / name))
             run["rate"] = learning_rates(bench.model.prompts[name].components(), training)["prefix"]
         began = now()
         train(bench.model, lanes, pad_id=bench.pad_id, progress=False)
@@ -65,11 +64,11 @@ def main() -> None:
     Path(job["out"]).write_text(json.dumps({"imported": imported, "runs": runs}))
 
 
-def scorer(curve: list[Any], job: dict[str, Any], now: Callable[[], float]) -> Any:
+def scorer(curve: list[Any], references: Sequence[int], job: dict[str, Any], now: Callable[[], float]) -> Any:
     """Accuracy, noted with step and time."""
 
-    def score(predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
-        right = sum(a == b for a, b in zip(predictions, references, strict=True))
+    def score(prediction: Prediction) -> dict[str, float]:
+        right = sum(a == b for a, b in zip(prediction.labels, references, strict=True))
         step = min((len(curve) + 1) * job["every"], job["steps"])
         curve.append({"step": step, "seconds": now(), "accuracy": right / len(references)})
         return {"accuracy": right / len(references)}

@@ -193,7 +193,8 @@ class Saved:
     def room(self) -> int:
         """Most tokens of an input."""
         loaded, asked = self.loaded, int(self.meta.get("max_length", 256))
-        room = context_room(loaded.model, loaded.tokenizer, loaded.model.prompts[self.attached_name].config)
+        taken = loaded.model.prompts[self.attached_name].config.input_tokens
+        room = context_room(loaded.model, loaded.tokenizer, taken)
         return asked if room is None else min(asked, room)
 
     def seen_rows(self, batch: dict[str, Tensor]) -> Rows:

@@ -22,7 +22,6 @@ from softprompts.backbones.quantized import (
     require_backend,
 )
 from softprompts.errors import SoftPromptError
-from softprompts.methods.contract import MethodConfig
 from softprompts.processes import shared_state
 from softprompts.storage.hub import asking
 
@@ -116,18 +115,18 @@ def naming_model(model: str) -> Iterator[tuple[str, bool]]:
         ) from error
 
 
-def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, config: MethodConfig) -> int | None:
-    """Tokens of the model's context that a prompt leaves for the input; None where nothing limits them."""
-    limit = _context(model, tokenizer)
-    return None if limit is None else limit - config.input_tokens
+def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, taken: int) -> int | None:
+    """Tokens of an attached model's context that are left for the input; None where nothing limits them.
 
+    The context is the model's position table, or else what its config or tokenizer says.
 
-def _context(model: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Tokens the model takes at once: its position table, else what its config or tokenizer says."""
-    hard = model._softprompt_state.backbone.max_tokens
-    if hard is not None:
-        return int(hard)
-    return _said_context(model.config, tokenizer)
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        taken: tokens that a prompt takes.
+    """
+    limit = _said_context(model.config, tokenizer) if model.max_tokens is None else int(model.max_tokens)
+    return None if limit is None else limit - taken
 
 
 def _said_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any
 from softprompts.bench.recipe import Cell, Recipe, source_names
 from softprompts.bench.recipe_file import read_recipe
 from softprompts.errors import SoftPromptError
-from softprompts.experiments.workbench import Run, resolved, shared_by
+from softprompts.experiments.run_record import Run, resolved, shared_by
 from softprompts.methods import make_config
 from softprompts.storage import run_folder
 from softprompts.storage.files import write_json_atomic

@@ -22,9 +22,10 @@ from typing import Any
 
 from softprompts.bench.plan import FAILURES
 from softprompts.errors import SoftPromptError
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods import make_config
-from softprompts.processes import is_main, of_main, together
+from softprompts.processes import is_main, on_main, synchronized
 from softprompts.storage import run_folder
 from softprompts.storage.files import write_json_atomic, write_text_atomic
 from softprompts.storage.locks import lock, lock_file
@@ -57,7 +58,7 @@ class Worker:
         """
         with locked(self.root, [str(run["run"]) for run in job["runs"]]):
             # The main process alone has waited for the locks, so that only it knows.
-            done = of_main(lambda: [run_folder.is_done(self.root / run["run"]) for run in job["runs"]])
+            done = on_main(lambda: [run_folder.is_done(self.root / run["run"]) for run in job["runs"]])
             left = [run for run, there in zip(job["runs"], done, strict=True) if not there]
             for run in left:
                 if is_main():
@@ -110,7 +111,7 @@ class Worker:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in wanted["data"].items()}
         data = Data(**fields)
         same = all(wanted.get(key) == self._made.get(key) for key in ("model", "quantize"))
-        with together():
+        with synchronized():
             if self._bench is not None and same:
                 with contextlib.suppress(SoftPromptError):  # a head of another kind: a model of its own
                     self._bench = self._bench.on(data, wanted["max_length"], wanted["evaluate"])

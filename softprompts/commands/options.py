@@ -208,10 +208,10 @@ class WorkbenchOptions:
             SoftPromptError: options that do not go together, or a task, file or model that cannot be used.
         """
         from softprompts.experiments.workbench import Workbench
-        from softprompts.processes import together
+        from softprompts.processes import synchronized
 
         source = self.to_data()
-        with err.status("loading data and model"), together():
+        with err.status("loading data and model"), synchronized():
             return Workbench(self.model, source, self.max_length, backbone_dropout, quantize=self.quantize)
 
 

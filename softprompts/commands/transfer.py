@@ -63,7 +63,7 @@ def transfer(
     from softprompts.experiments.transfer import write_report
     from softprompts.experiments.workbench import Workbench
     from softprompts.methods.sources import described
-    from softprompts.processes import together
+    from softprompts.processes import synchronized
     from softprompts.storage.files import require_folder
     from softprompts.tasks.data import Data
 
@@ -74,7 +74,7 @@ def transfer(
     folder = report_folder(report, out_, "transfer")
     require_folder(folder, "the report")  # before anything trains for minutes
     name = model or str(described(sources[0])["backbone"].get("name") or "")
-    with err.status("loading data and model"), together():
+    with err.status("loading data and model"), synchronized():
         bench = Workbench(name, targets[0], max_length, training.backbone_dropout)
     done = 0
     total = (len(sources) + 1) * len(targets) * len(numbers) * sum(count > 0 for count in counts)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Experiments: a workbench, and comparison, search, transfer and multitask training on it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompts.experiments.workbench import Run, Workbench, with_seed
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
 from softprompts.plotting import (
     Point,
@@ -21,7 +20,8 @@ from softprompts.plotting import (
     plain,
     png,
 )
-from softprompts.storage.run_folder import write_atomic, write_text_atomic
+from softprompts.storage.files import write_atomic, write_text_atomic
+from softprompts.storage.tables import csv_text, markdown_table
 from softprompts.training import TrainConfig
 
 COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")
@@ -136,30 +136,26 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table as Markdown, the best score in bold."""
-        lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-        for row in self.rows:
-            cells = self.cells(row)
+        table = [self.cells(row) for row in self.rows]
+        for row, cells in zip(self.rows, table, strict=True):
             if row is self.best:
                 cells[1] = f"**{cells[1]}**"
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+        return markdown_table(COLUMNS, table) + f"\n{self.model} on {self.task}; {self.note()}\n"
 
     def csv(self) -> str:
         """One line per method and seed-wise scores, for programs."""
-        out = io.StringIO()
-        writer = csv.writer(out)
-        writer.writerow(["method", "mean", "std", "scores", "trained", "total", "step_seconds", "peak_memory"])
+        lines = []
         for row in self.rows:
             scores = " ".join(f"{score:.6f}" for score in row.scores)
             std = "" if row.std is None else f"{row.std:.6f}"
-            writer.writerow(
-                [row.method, f"{row.mean:.6f}", std, scores, row.trained, row.total, row.step_seconds, row.peak_memory]
-            )
-        return out.getvalue()
+            measured = row.trained, row.total, row.step_seconds, row.peak_memory
+            lines.append((row.method, f"{row.mean:.6f}", std, scores, *measured))
+        head = ("method", "mean", "std", "scores", "trained", "total", "step_seconds", "peak_memory")
+        return csv_text(head, lines)
 
 
 def compare(
-    bench: Workbench,
+    workbench: Workbench,
     methods: Sequence[tuple[MethodConfig, TrainConfig]],
     seeds: Sequence[int],
     *,
@@ -173,7 +169,7 @@ def compare(
     """Trains each method with each seed, several runs in shared passes; what is done already is not done again.
 
     Args:
-        bench: backbone and task.
+        workbench: backbone and task.
         methods: each with how it trains.
         seeds: of initialisation, data order and what methods draw.
         root: where run folders live.
@@ -188,20 +184,28 @@ def compare(
         KeyboardInterrupt: interrupted; the same call goes on where it was.
     """
     # Seed by seed, so that an interrupted comparison has as much of every method as there is.
-    wanted = [Run(method, with_seed(training, seed)) for seed in seeds for method, training in methods]
+    runs = [Run(method, training).with_seed(seed) for seed in seeds for method, training in methods]
 
-    def tell(run: Run, result: dict[str, Any]) -> None:
+    def report(run: Run, result: dict[str, Any]) -> None:
         if on_result is not None:
             on_result(run.method, run.training.seed, result)
 
-    found = bench.run_all(
-        wanted, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=tell
+    ended = workbench.run_all(
+        runs, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=report
     )
-    results: list[list[dict[str, Any]]] = [[] for _ in methods]
-    for place, (_, result) in enumerate(found):
-        if result is not None:
-            results[place % len(methods)].append(result)
-    return summarise(bench, [method for method, _ in methods], results)
+    results = [result for _, result in ended if result is not None]
+    by_method = [results[place :: len(methods)] for place in range(len(methods))]
+    task, metric = workbench.task, workbench.task.metrics[0]
+    return Comparison(
+        task=task.name,
+        model=workbench.name,
+        metric=metric,
+        rows_scored=len(task.test or task.validation),
+        held_out=bool(task.test),
+        rows=tuple(_row(method.method, runs, metric) for (method, _), runs in zip(methods, by_method, strict=True)),
+        lanes=max((result["lanes"] for result in results), default=1),
+        few_shot=workbench.data.few_shot,
+    )
 
 
 def score_of(result: dict[str, Any], metric: str) -> float | None:
@@ -211,27 +215,19 @@ def score_of(result: dict[str, Any], metric: str) -> float | None:
     return None if value is None else float(value)
 
 
-def summarise(bench: Workbench, methods: Sequence[MethodConfig], results: Sequence[list[dict[str, Any]]]) -> Comparison:
-    """The comparison that some results make."""
-    metric = bench.task.metrics[0]
-    rows = []
-    for method, runs in zip(methods, results, strict=True):
-        scores = [score for score in (score_of(run, metric) for run in runs) if score is not None]
-        speed = [100 * run["step_seconds"] / run["steps"] for run in runs if run["steps"]]
-        rows.append(
-            Row(
-                method.method,
-                tuple(scores),
-                runs[0]["trained_parameters"],
-                runs[0]["trained_parameters"] + runs[0]["backbone_parameters"],
-                statistics.median(speed) if speed else math.nan,
-                max(run["peak_memory"] for run in runs),
-            )
-        )
-    held_out = bool(bench.task.test)
-    scored = len(bench.task.test) if held_out else len(bench.task.validation)
-    lanes = max((run["lanes"] for group in results for run in group), default=1)
-    return Comparison(bench.task.name, bench.name, metric, scored, held_out, tuple(rows), lanes, bench.data.few_shot)
+def _row(method: str, results: Sequence[dict[str, Any]], metric: str) -> Row:
+    """The results of a method's runs, summed up."""
+    scores = [score_of(result, metric) for result in results]
+    speed = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
+    trained = results[0]["trained_parameters"]
+    return Row(
+        method,
+        tuple(score for score in scores if score is not None),
+        trained,
+        trained + results[0]["backbone_parameters"],
+        statistics.median(speed) if speed else math.nan,
+        max(result["peak_memory"] for result in results),
+    )
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:

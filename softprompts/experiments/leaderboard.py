@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from softprompts.storage.files import (
     write_text_atomic,
 )
 from softprompts.storage.saved_prompt import CONFIG_FILE
+from softprompts.storage.tables import csv_text, markdown_table
 
 BEST = "best"
 RECORDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
@@ -99,17 +98,9 @@ class Leaderboard:
 
     def columns(self, full: bool = True) -> list[str]:
         """The table's columns; ``full``: with those that a narrow terminal has no room for."""
-        steps = [f"step {step}" for step in self.rungs]
-        return [
-            "trial",
-            "method",
-            "settings",
-            *(["learning rates"] if full else []),
-            *steps,
-            *(["test"] if self.test_rows else []),
-            *(["steps", "rung", "state"] if full else []),
-            "trained",
-        ]
+        head = ["trial", "method", "settings", *(["learning rates"] if full else [])]
+        head += [*(f"step {step}" for step in self.rungs), *(["test"] if self.test_rows else [])]
+        return [*head, *(["steps", "rung", "state"] if full else []), "trained"]
 
     def cells(self, entry: Entry, full: bool = True) -> list[str]:
         """A configuration as the table shows it, scores times 100."""
@@ -141,45 +132,22 @@ class Leaderboard:
 
     def markdown(self) -> str:
         """The table as Markdown, the best in bold."""
-        columns = self.columns()
-        lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
-        for entry in self.entries:
-            cells = [cell.replace("|", "\\|") for cell in self.cells(entry)]
-            if entry is self.best:
-                cells = [f"**{cell}**" for cell in cells]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+        table = [self.cells(entry) for entry in self.entries]
+        if self.best is not None:
+            table[0] = [f"**{cell}**" for cell in table[0]]
+        return markdown_table(self.columns(), table, "---") + f"\n{self.model} on {self.task}; {self.note()}\n"
 
     def csv(self) -> str:
         """One line per configuration, for programs."""
-        out = io.StringIO()
-        writer = csv.writer(out)
         proposed = sorted({name for entry in self.entries for name in entry.proposed})
-        head = [
-            "rank",
-            "trial",
-            "method",
-            "state",
-            "rung",
-            "steps",
-            "score",
-            "test",
-            "trained",
-            "run",
-            "learning_rates",
-        ]
-        writer.writerow([*head, *(f"score_{step}" for step in self.rungs), *proposed])
+        facts = ("trial", "method", "state", "rung", "steps", "score", "test", "trained", "run")
+        lines = []
         for rank, entry in enumerate(self.entries, 1):
             scores = [*entry.scores, *[None] * (len(self.rungs) - len(entry.scores))]
             rates = " ".join(f"{name}={rate:g}" for name, rate in entry.rates.items())
-            writer.writerow(
-                [
-                    *[rank, entry.trial, entry.method, entry.state, entry.rung, entry.steps, entry.score, entry.test],
-                    *[entry.trained, entry.run, rates, *scores],
-                    *(entry.proposed.get(name) for name in proposed),
-                ]
-            )
-        return out.getvalue()
+            values = (entry.proposed.get(name) for name in proposed)
+            lines.append([rank, *(getattr(entry, fact) for fact in facts), rates, *scores, *values])
+        return csv_text(["rank", *facts, "learning_rates", *(f"score_{step}" for step in self.rungs), *proposed], lines)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError
+from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
 from softprompts.storage import run_folder
@@ -20,7 +21,7 @@ from softprompts.training import TrainConfig
 
 
 def train_together(
-    bench: Workbench,
+    workbench: Workbench,
     tasks: Sequence[Data],
     method: MethodConfig | Sequence[MethodConfig],
     training: TrainConfig,
@@ -34,7 +35,7 @@ def train_together(
     best of each would have another common part.
 
     Args:
-        bench: the backbone; its task may be any.
+        workbench: the backbone; its task may be any.
         tasks: the tasks, at least two.
         method: of all prompts; one with a part to share. Or one for each task, where they differ in something else,
             such as the teacher of each (``replace(method, teacher=folder)``).
@@ -55,40 +56,41 @@ def train_together(
     if training.max_steps is None:
         raise SoftPromptError("train_together: say for how many steps (max_steps): the tasks have to end together")
     training = replace(training, eval_every=training.max_steps, patience=None)
-    benches = [bench.on(data) for data in tasks]
+    targets = [workbench.on(data) for data in tasks]
     methods = [method] * len(tasks) if isinstance(method, MethodConfig) else list(method)
     if len(methods) != len(tasks):
         raise SoftPromptError(f"train_together: there are {len(methods)} methods for {len(tasks)} tasks")
-    names = [one.task.name.replace("/", "-").replace(".", "-") for one in benches]
+    runs = [Run(config, training) for config in methods]
+    names = [target.task.name.replace("/", "-").replace(".", "-") for target in targets]
     if len(set(names)) < len(names):
         raise SoftPromptError("train_together: a task is named twice")
-    resolved = [one.resolved(config, training) for one, config in zip(benches, methods, strict=True)]
-    group = run_folder.run_id({"together": resolved})
-    paths = [Path(root) / group / name for name in names]
-    for one, config, path in zip(benches, methods, paths, strict=True):
-        one.check(config, training, folder=path, resume=True, reuse=True)
-    _check_sharing(bench, methods)
+    resolved = [target.resolved(run.method, training) for target, run in zip(targets, runs, strict=True)]
+    folder = Path(root) / run_folder.run_id({"together": resolved})
+    paths = [folder / name for name in names]
+    for target, run, path in zip(targets, runs, paths, strict=True):
+        target.check(run.method, training, folder=path, resume=True, reuse=True)
+    _check_sharing(workbench, methods)
     lanes = [
-        one._lane(name, config, training, root, True, path)
-        for one, config, name, path in zip(benches, methods, names, paths, strict=True)
+        target.lane(name, run, path)
+        for target, run, name, path in zip(targets, runs, names, paths, strict=True)
         if not run_folder.is_done(path)
     ]
     if lanes:
-        first, *others = [bench.model.prompts[lane.name].method for lane in lanes]
+        first, *others = [workbench.model.prompts[lane.name].method for lane in lanes]
         for other in others:
             other.share_with(first)
-        bench._train(lanes, progress, None)
+        workbench.train_lanes(lanes, progress)
     return [(path, run_folder.load_result(path)) for path in paths]
 
 
-def _check_sharing(bench: Workbench, methods: Sequence[MethodConfig]) -> None:
+def _check_sharing(workbench: Workbench, methods: Sequence[MethodConfig]) -> None:
     """Finds out whether prompts can share a part, before any folder is made."""
-    names = [f"check-{index}" for index in range(len(methods))]
+    model, names = workbench.model, [f"check-{index}" for index in range(len(methods))]
     for name, method in zip(names, methods, strict=True):
-        bench.model.add_prompt(name, method, tokenizer=bench.tokenizer, seed=0)
+        model.add_prompt(name, method, tokenizer=workbench.tokenizer, seed=0)
     try:
         for name in names[1:]:
-            bench.model.prompts[name].method.share_with(bench.model.prompts[names[0]].method)
+            model.prompts[name].method.share_with(model.prompts[names[0]].method)
     finally:
         for name in names:
-            bench.model.delete_prompt(name)
+            model.delete_prompt(name)

@@ -18,25 +18,22 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from softprompts.errors import SoftPromptError, nearest, require_whole
-from softprompts.experiments.leaderboard import (
-    Entry,
-    Leaderboard,
-    check_report,
-    write_report,
-)
-from softprompts.experiments.search_space import _RATE_OF, Space, _Contender
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.leaderboard import Leaderboard, check_report, write_report
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.search_space import RATE_OF, Contender, Space
+from softprompts.experiments.trial import Trial
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods.about import Span
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import shared_state
-from softprompts.storage import run_folder
-from softprompts.training import TrainConfig, run_id
-from softprompts.training.lane import steps_behind
+from softprompts.training import TrainConfig
 
 SAMPLERS = ("tpe", "random")
 
@@ -85,8 +82,8 @@ def rungs(
 
 
 def search(
-    bench: Workbench,
-    asked: Mapping[str, Mapping[str, Any]] | Sequence[str],
+    workbench: Workbench,
+    methods: Mapping[str, Mapping[str, Any]] | Sequence[str],
     training: TrainConfig,
     *,
     space: Space | None = None,
@@ -113,7 +110,7 @@ def search(
     ::
 
         rates = Span(1e-3, 1e-1, log=True)  # of softprompts.methods
-        board = search(bench, ["prefix-tuning"], TrainConfig(max_steps=300), space={"learning_rate": rates})
+        board = search(workbench, ["prefix-tuning"], TrainConfig(max_steps=300), space={"learning_rate": rates})
         print(board.best, board.markdown())
 
     The same call after an interruption goes on where it was, and ends in the same leaderboard. (Two reservations:
@@ -121,8 +118,8 @@ def search(
     Optuna may propose something else.)
 
     Args:
-        bench: backbone and task; it must evaluate on validation rows.
-        asked: names of methods, each once, or by name their settings that are not searched.
+        workbench: backbone and task; it must evaluate on validation rows.
+        methods: names of methods, each once, or by name their settings that are not searched.
         training: how each configuration trains; ``max_steps`` is the full budget. What it sets of learning rates is
             not searched.
         space: what to search by the name of a setting, ``num_masks``, for all methods that have it, or
@@ -150,25 +147,24 @@ def search(
     """
     report = Path(root) / "search" if report is None else Path(report)
     check_report(report)
-    settings = _Settings(trials, eta, min_steps, generation, sampler, training.seed if seed is None else seed)
-    found = _Search(bench, asked, training, space or {}, settings, Path(root))
     say = tell or (lambda line: None)
-    arguments: dict[str, Any] = {"lanes": lanes, "progress": progress, "trackers": trackers}
+    settings = _Settings(trials, eta, min_steps, generation, sampler, training.seed if seed is None else seed)
+    options: dict[str, Any] = {"root": Path(root), "lanes": lanes, "progress": progress, "trackers": trackers}
+    running = _Search(workbench, methods, training, space or {}, settings, options, say)
     try:
-        leaderboard = found.run(say, arguments)
+        leaderboard = running.run()
     except KeyboardInterrupt as stop:  # with words also where no run was on
         raise KeyboardInterrupt(str(stop) or "interrupted") from None
     write_report(leaderboard, report, root)
     if not keep_cut:
-        freed, count = found.drop_checkpoints()
+        freed, count = running.drop_checkpoints()
         if count:
-            say(f"checkpoints of {count} runs that were cut are deleted ({_size(freed)}); --keep-cut keeps them")
-    held = sum(_bytes(trial.path) for trial in found.all)
-    say(f"{len(found.all)} run folders in {root} hold {_size(held)}")
+            say(f"checkpoints of {count} runs that were cut are deleted ({decimal(freed)}); --keep-cut keeps them")
+    say(f"{len(running.all)} run folders in {root} hold {decimal(sum(_bytes(trial.path) for trial in running.all))}")
     return leaderboard
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Settings:
     """The numbers that decide a search."""
 
@@ -180,53 +176,13 @@ class _Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        require_whole("search", "trials", self.trials, 1)
         if self.generation is None:
-            object.__setattr__(self, "generation", min(max(4, math.ceil(self.trials / 4)), 16))
+            require_whole("search", "trials", self.trials, 1)
+            self.generation = min(max(4, math.ceil(self.trials / 4)), 16)
         require_whole("search", "generation", self.generation, 1)
         require_whole("search", "seed", self.seed, 0)
         if self.sampler not in SAMPLERS:
             raise SoftPromptError(f"search: unknown sampler '{self.sampler}'; {nearest(self.sampler, SAMPLERS)}")
-
-
-@dataclass
-class _Trial:
-    """A configuration while the search is on."""
-
-    number: int
-    contender: _Contender
-    asked: Any  # Optuna's trial
-    values: dict[str, Any]
-    run: Run
-    path: Path
-    rates: dict[str, float]
-    trained: int
-    scores: list[float | None] = field(default_factory=list)
-    state: str = "cut"
-    steps: int = 0
-    test: float | None = None
-
-    def order(self) -> tuple[bool, int, float, int]:
-        """Sorts the best first."""
-        score = self.scores[-1] if self.scores else None
-        return self.state == "diverged", -len(self.scores), math.inf if score is None else -score, self.number
-
-    def entry(self) -> Entry:
-        return Entry(
-            trial=self.number,
-            method=self.run.method.method,
-            proposed=self.values,
-            settings=self.run.method.to_dict(),
-            training=self.run.training.to_dict(),
-            rates=self.rates,
-            trained=self.trained,
-            rung=len(self.scores) + (self.state == "diverged"),
-            steps=self.steps,
-            scores=tuple(self.scores),
-            state=self.state,
-            test=self.test,
-            run=self.path.name,
-        )
 
 
 class _Search:
@@ -234,43 +190,45 @@ class _Search:
 
     def __init__(
         self,
-        bench: Workbench,
-        asked: Mapping[str, Mapping[str, Any]] | Sequence[str],
+        workbench: Workbench,
+        methods: Mapping[str, Mapping[str, Any]] | Sequence[str],
         training: TrainConfig,
         space: Space,
         settings: _Settings,
-        root: Path,
+        options: dict[str, Any],
+        say: Callable[[str], None],
     ):
         optuna = load_optuna()
         if shared_state().num_processes > 1:
             raise SoftPromptError("search runs in one process; its configurations share passes there")
-        if not bench.evaluate:
+        if not workbench.evaluate:
             raise SoftPromptError("search ranks by validation scores: the workbench must have evaluate=True")
         if training.max_steps is None:
             raise SoftPromptError("search: set max_steps, the full budget of a configuration")
         if training.patience is not None:
             raise SoftPromptError("search: leave patience out; what does not get better is cut at the rungs")
-        self.bench, self.settings, self.root, self._optuna = bench, settings, root, optuna
+        self.workbench, self.settings, self.options, self.say, self._optuna = workbench, settings, options, say, optuna
+        self.metric = workbench.task.metrics[0]
         self.rungs, every = rungs(
             training.max_steps, settings.trials, settings.eta, settings.min_steps, training.eval_every
         )
-        training = dataclasses.replace(training, eval_every=every)
-        fixed = dict(asked) if isinstance(asked, Mapping) else {name: {} for name in asked}
+        self.training = dataclasses.replace(training, eval_every=every)
+        fixed = dict(methods) if isinstance(methods, Mapping) else {name: {} for name in methods}
         if not fixed:
             raise SoftPromptError("search: name at least one method")
-        if len(fixed) < len(asked):
+        if len(fixed) < len(methods):
             raise SoftPromptError("search: a method is named twice")
         if settings.trials < len(fixed):
             raise SoftPromptError(f"search: {settings.trials} trials are too few for {len(fixed)} methods")
-        self.training = training
-        self.contenders = [_Contender(self._check, bench, name, fixed[name], training, space, optuna) for name in fixed]
-        for contender, chosen in zip(self.contenders, self._dealt(space), strict=True):
+        self.contenders = [
+            Contender(self._check, workbench, name, fixed[name], self.training, space, optuna) for name in fixed
+        ]
+        for contender, chosen in zip(self.contenders, self._spaces(space), strict=True):
             contender.choose(chosen)
-        self.all: list[_Trial] = []
-        self._paths: set[Path] = set()
+        self.all: list[Trial] = []
 
-    def _dealt(self, space: Space) -> list[dict[str, Span | Sequence[Any]]]:
-        """What is asked for of each method: what is said of all that have it, then what is said of it alone."""
+    def _spaces(self, space: Space) -> list[dict[str, Span | Sequence[Any]]]:
+        """The space of each method: what is said of all that have a setting, then what is said of the method alone."""
         names = [contender.name for contender in self.contenders]
         general: dict[str, Span | Sequence[Any]] = {}
         special: dict[str, dict[str, Span | Sequence[Any]]] = {name: {} for name in names}
@@ -278,7 +236,7 @@ class _Search:
             first, dot, rest = key.partition(".")
             if dot and first in names:
                 special[first][rest] = values
-            elif dot and not key.startswith(_RATE_OF):
+            elif dot and not key.startswith(RATE_OF):
                 raise SoftPromptError(f"search: {key}: '{first}' is not among the methods; {nearest(first, names)}")
             else:
                 if not any(contender.knows(key) for contender in self.contenders):
@@ -293,9 +251,9 @@ class _Search:
         ]
 
     def _check(self, config: MethodConfig, training: TrainConfig) -> None:
-        self.bench.check(config, training, root=self.root, resume=True, reuse=True)
+        self.workbench.check(config, training, root=self.options["root"], resume=True, reuse=True)
 
-    def run(self, say: Callable[[str], None], arguments: dict[str, Any]) -> Leaderboard:
+    def run(self) -> Leaderboard:
         """Trains what is missing and ranks all of it."""
         logging = self._optuna.logging
         before = logging.get_verbosity()
@@ -303,26 +261,24 @@ class _Search:
         try:
             for contender in self.contenders:
                 contender.start(self.settings.sampler, self.settings.seed)
-                say(str(contender))
-            self._first_rung(say, arguments)
+                self.say(str(contender))
+            self._first_rung()
         finally:
             logging.set_verbosity(before)
         alive = self.all
-        for place, step in enumerate(self.rungs):
+        for place in range(len(self.rungs)):
             if place:
-                which = "1 goes on" if len(alive) == 1 else f"{len(alive)} go on"
-                say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {which}{self._there(alive, place)}")
-                self._train(alive, place, arguments)
-                self._tell_best(alive, say)
-            fit = sorted((trial for trial in alive if trial.state != "diverged"), key=_Trial.order)
+                self._train(alive, place, "1 goes on" if len(alive) == 1 else f"{len(alive)} go on")
+                self._say_best(alive)
+            fit = sorted((trial for trial in alive if trial.state != "diverged"), key=Trial.order)
             alive = fit[: max(1, len(alive) // self.settings.eta)]
             if not alive:
                 break
-        task = self.bench.task
+        task = self.workbench.task
         return Leaderboard(
             task=task.name,
-            model=self.bench.name,
-            metric=task.metrics[0],
+            model=self.workbench.name,
+            metric=self.metric,
             rows_scored=len(task.validation),
             test_rows=len(task.test),
             rungs=self.rungs,
@@ -331,131 +287,78 @@ class _Search:
                 "methods": {contender.name: contender.to_dict() for contender in self.contenders},
                 "training": self.training.to_dict(),
             },
-            entries=tuple(trial.entry() for trial in sorted(self.all, key=_Trial.order)),
+            entries=tuple(trial.entry() for trial in sorted(self.all, key=Trial.order)),
         )
 
-    def _first_rung(self, say: Callable[[str], None], arguments: dict[str, Any]) -> None:
+    def _first_rung(self) -> None:
         """Proposes all configurations and trains them to the first rung, a generation at a time."""
         total, size = self.settings.trials, self.settings.generation or 1
         while len(self.all) < total:
             fresh = self._generation(min(size, total - len(self.all)))
             if not fresh:
-                say(f"there are no more than {len(self.all)} configurations in this space")
+                self.say(f"there are no more than {len(self.all)} configurations in this space")
                 break
             first, last = fresh[0].number, fresh[-1].number
-            which = (
-                f"configurations {first} to {last} of {total}" if last > first else f"configuration {first} of {total}"
-            )
-            say(f"rung 1 of {len(self.rungs)}, to step {self.rungs[0]}: {which}{self._there(fresh, 0)}")
-            self._train(fresh, 0, arguments)
-            self._tell_best(self.all, say)
+            which = f"configurations {first} to {last}" if last > first else f"configuration {first}"
+            self._train(fresh, 0, f"{which} of {total}")
+            self._say_best(self.all)
             for trial in fresh:
-                trial.contender.learn(trial.asked, None if trial.state == "diverged" else trial.scores[0])
+                trial.proposal.learn(None if trial.state == "diverged" else trial.scores[0])
 
-    def _generation(self, size: int) -> list[_Trial]:
+    def _generation(self, size: int) -> list[Trial]:
         """The next configurations, dealt over the methods in turn; fewer where there are no more."""
-        fresh: list[_Trial] = []
+        fresh: list[Trial] = []
         while len(fresh) < size:
             able = [contender for contender in self.contenders if not contender.exhausted]
             if not able:
                 break
-            contender = min(able, key=lambda one: one.proposed)
-            found = contender.propose(self._folder)
-            if found is None:
-                continue
-            asked, values, run, path = found
-            rates, trained = self.bench.outline(run.method, run.training)
-            self._paths.add(path)
-            number = len(self.all) + 1
-            fresh.append(_Trial(number, contender, asked, values, run, path, rates, trained))
-            self.all.append(fresh[-1])
+            contender = min(able, key=lambda each: each.proposed)
+            proposal = contender.propose(self._folder)
+            if proposal is not None:
+                rates, trained = self.workbench.outline(proposal.run.method, proposal.run.training)
+                fresh.append(Trial(len(self.all) + 1, proposal, rates, trained))
+                self.all.append(fresh[-1])
         return fresh
 
     def _folder(self, config: MethodConfig, training: TrainConfig) -> Path | None:
         """The run folder of a configuration; None if it is in the search already."""
-        path = self.root / run_id(self.bench.resolved(config, training))
-        if path in self._paths:
+        path = self.workbench.folder_of(Run(config, training), self.options["root"])
+        if any(trial.path == path for trial in self.all):
             return None
         self._check(config, training)
         return path
 
-    def _missing(self, trials: Sequence[_Trial], place: int) -> list[Run]:
-        """The runs that are not at a rung yet."""
-        step, last = self.rungs[place], place == len(self.rungs) - 1
-        return [
-            trial.run
-            for trial in trials
-            # Not by the checkpoint, of which a run that was cut is left without.
-            if not run_folder.is_done(trial.path) and (last or not _evaluated(trial.path, step))
-        ]
-
-    def _there(self, trials: Sequence[_Trial], place: int) -> str:
-        count = len(trials) - len(self._missing(trials, place))
-        return f" ({count} trained already)" if count else ""
-
-    def _train(self, trials: Sequence[_Trial], place: int, arguments: dict[str, Any]) -> None:
+    def _train(self, trials: Sequence[Trial], place: int, which: str) -> None:
         """Brings configurations to a rung, those that are not there yet, and reads their scores."""
         step, last = self.rungs[place], place == len(self.rungs) - 1
-        missing = self._missing(trials, place)
+        missing = [trial.proposal.run for trial in trials if trial.needs(step, last)]
+        trained = f" ({len(trials) - len(missing)} trained already)" if len(missing) < len(trials) else ""
+        self.say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {which}{trained}")
         if missing:
-            self.bench.run_all(missing, root=self.root, pause_at=None if last else step, **arguments)
+            self.workbench.run_all(missing, pause_at=None if last else step, **self.options)
         for trial in trials:
-            self._read(trial, step, last)
+            trial.read(step, last, self.metric)
 
-    def _read(self, trial: _Trial, step: int, last: bool) -> None:
-        """Takes down how a configuration stood at a step, whatever has become of its run since."""
-        result = run_folder.load_result(trial.path) if run_folder.is_done(trial.path) else None
-        if not _evaluated(trial.path, step):
-            if result is None or result["stop_reason"] != run_folder.DIVERGED:
-                raise SoftPromptError(
-                    f"{trial.path / run_folder.METRICS} lacks step {step}; delete the folder to train again"
-                )
-            trial.state, trial.steps = "diverged", result["steps"]
-            return
-        metric = self.bench.task.metrics[0]
-        lines = [line for line in run_folder.load_metrics(trial.path) if line["step"] <= step]
-        trial.scores.append(max((line[metric] for line in lines if line[metric] is not None), default=None))
-        trial.steps = step
-        if last and result is not None:
-            trial.state = "finished"
-            trial.test = result["test_metrics"].get(metric)
-
-    def _tell_best(self, trials: Sequence[_Trial], say: Callable[[str], None]) -> None:
-        best = min(trials, key=_Trial.order)
+    def _say_best(self, trials: Sequence[Trial]) -> None:
+        best = min(trials, key=Trial.order)
         diverged = sum(trial.state == "diverged" for trial in trials)
         if best.state == "diverged":
-            say(f"all {diverged} diverged")
+            self.say(f"all {diverged} diverged")
         elif best.scores[-1] is not None:
             more = f"; {diverged} diverged" if diverged else ""
-            say(f"best so far: {self.bench.task.metrics[0]} {best.scores[-1]:.4f}, {best.entry()}{more}")
+            self.say(f"best so far: {self.metric} {best.scores[-1]:.4f}, {best.entry()}{more}")
 
     def drop_checkpoints(self) -> tuple[int, int]:
         """Deletes the checkpoints of runs that were cut; returns their bytes and number."""
-        freed = count = 0
-        for trial in self.all:
-            folder = trial.path / run_folder.CHECKPOINT
-            # Where somebody else took the run further, it is not ours.
-            if trial.state == "cut" and folder.is_dir() and steps_behind(trial.path) <= trial.steps:
-                if run_folder.is_done(trial.path):
-                    continue
-                freed, count = freed + _bytes(folder), count + 1
-                shutil.rmtree(folder)
-        return freed, count
-
-
-def _evaluated(path: Path, step: int) -> bool:
-    return any(line["step"] == step for line in run_folder.load_metrics(path))
+        folders = [folder for trial in self.all if (folder := trial.cut_checkpoint()) is not None]
+        freed = sum(map(_bytes, folders))
+        for folder in folders:
+            shutil.rmtree(folder)
+        return freed, len(folders)
 
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 def load_optuna() -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
+import itertools
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,12 +13,14 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.experiments.compare import score_of
-from softprompts.experiments.workbench import Run, Workbench, with_seed
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, PromptTuningConfig, SPoTConfig
 from softprompts.methods import sources as saved
 from softprompts.model.saving import identity
 from softprompts.storage.files import write_text_atomic
 from softprompts.storage.saved_prompt import prompt_folder
+from softprompts.storage.tables import csv_text, markdown_table
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
@@ -68,16 +69,16 @@ class Transfer:
 
     def mean(self, source: str, target: Target, shots: int) -> float | None:
         """Mean score over seeds; None where there is none."""
-        found = self.scores.get((source, target.name, shots))
-        return statistics.fmean(found) if found else None
+        scores = self.scores.get((source, target.name, shots))
+        return statistics.fmean(scores) if scores else None
 
     def cell(self, source: str, target: Target, shots: int) -> str:
         """Mean x 100, with the standard deviation where there are several seeds."""
-        found = self.scores.get((source, target.name, shots), ())
-        if not found:
+        scores = self.scores.get((source, target.name, shots), ())
+        if not scores:
             return "-"
-        text = f"{100 * statistics.fmean(found):.1f}"
-        return f"{text} ± {100 * statistics.stdev(found):.1f}" if len(found) > 1 else text
+        text = f"{100 * statistics.fmean(scores):.1f}"
+        return f"{text} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else text
 
     def best(self, target: Target, shots: int) -> str | None:
         """The source with the highest mean on a target; None where nothing was measured."""
@@ -116,36 +117,28 @@ class Transfer:
         """The matrices as Markdown, the best source of each target in bold."""
         parts = []
         for shots in self.shots:
-            lines = ["| source | " + " | ".join(target.name for target in self.targets) + " |"]
-            lines.append("|---|" + "---:|" * len(self.targets))
-            for source, cells in zip(self.sources, self.lines(shots), strict=True):
-                marked = [
-                    f"**{cell}**" if self.best(target, shots) == source else cell
-                    for target, cell in zip(self.targets, cells[1:], strict=True)
-                ]
-                lines.append(f"| {source} | " + " | ".join(marked) + " |")
+            best = [self.best(target, shots) for target in self.targets]
+            table = []
+            for source, *cells in self.lines(shots):
+                marked = (f"**{cell}**" if name == source else cell for name, cell in zip(best, cells, strict=True))
+                table.append([source, *marked])
             title = self.title(shots)
-            parts.append(f"{title[0].upper()}{title[1:]}:\n\n" + "\n".join(lines) + "\n")
+            head = ["source", *(target.name for target in self.targets)]
+            parts.append(f"{title[0].upper()}{title[1:]}:\n\n" + markdown_table(head, table))
         return "\n".join(parts) + f"\n{self.note()}\n"
 
     def csv(self) -> str:
         """A line for each source, target and number of training rows, for programs."""
-        out = io.StringIO()
-        writer = csv.writer(out)
-        writer.writerow(["source", "target", "shots", "metric", "mean", "scores"])
-        for shots in self.shots:
-            for target in self.targets:
-                for source in self.sources:
-                    mean = self.mean(source, target, shots)
-                    found = self.scores.get((source, target.name, shots), ())
-                    scores = " ".join(f"{score:.6f}" for score in found)
-                    shown = "" if mean is None else f"{mean:.6f}"
-                    writer.writerow([source, target.name, shots, target.metric, shown, scores])
-        return out.getvalue()
+        lines = []
+        for shots, target, source in itertools.product(self.shots, self.targets, self.sources):
+            mean, scores = self.mean(source, target, shots), self.scores.get((source, target.name, shots), ())
+            shown = "" if mean is None else f"{mean:.6f}", " ".join(f"{score:.6f}" for score in scores)
+            lines.append([source, target.name, shots, target.metric, *shown])
+        return csv_text(["source", "target", "shots", "metric", "mean", "scores"], lines)
 
 
 def transfer(
-    bench: Workbench,
+    workbench: Workbench,
     sources: Sequence[str],
     targets: Sequence[Data],
     training: TrainConfig,
@@ -161,7 +154,7 @@ def transfer(
     """Measures every source on every target; what is done already is not done again.
 
     Args:
-        bench: the backbone; its task may be any.
+        workbench: the backbone; its task may be any.
         sources: folders of saved prompts that come down to input tokens, or run folders, or hub ids.
         targets: the tasks, without ``few_shot``.
         training: how a prompt is tuned on the few rows; it is scored after the last step.
@@ -188,7 +181,7 @@ def transfer(
     paths = [str(path) for path in sources]
     if len(set(paths)) < len(paths):
         raise SoftPromptError("transfer: a source is named twice")
-    longest = max(map(len, saved.load_tokens("transfer", paths, identity(bench.model)["hidden_size"])))
+    longest = max(map(len, saved.load_tokens("transfer", paths, identity(workbench.model)["hidden_size"])))
     names = _names(paths)
     # Scored once, after the last step: choosing the step by many rows would not be learning from few.
     training = replace(training, eval_every=training.max_steps, patience=None)
@@ -196,43 +189,43 @@ def transfer(
     methods: list[MethodConfig] = [PromptTuningConfig(num_virtual_tokens=length or longest)]
     methods += [SPoTConfig(num_virtual_tokens=length or longest, sources=(path,)) for path in paths]
     labels = {method.files(): name for method, name in zip(methods, (NONE, *names), strict=True)}
-    benches = [bench.on(replace(data, few_shot=None)) for data in targets]
-    if len({one.task.name for one in benches}) < len(benches):
+    benches = [workbench.on(replace(data, few_shot=None)) for data in targets]
+    if len({target.task.name for target in benches}) < len(benches):
         raise SoftPromptError("transfer: a target is named twice")
-    few = {
-        (one.task.name, count, seed): one.on(replace(one.data, few_shot=count, few_shot_seed=seed))
-        for one in benches
+    few_shot = {
+        (target.task.name, count, seed): target.on(replace(target.data, few_shot=count, few_shot_seed=seed))
+        for target in benches
         for count in shots
         for seed in seeds
         if count
     }
-    for one in few.values():  # all of them, before the first one trains
+    for target in few_shot.values():  # all of them, before the first one trains
         for method in methods:
-            one.check(method, training, root=root, resume=True, reuse=True)
+            target.check(method, training, root=root, resume=True, reuse=True)
 
     scores: dict[tuple[str, str, int], tuple[float, ...]] = {}
 
-    def tell(target: str, count: int, run: Run, result: dict[str, Any]) -> None:
+    def report(target: str, count: int, run: Run, result: dict[str, Any]) -> None:
         if on_result is not None:
             on_result(labels[run.method.files()], target, count, result)
 
-    for one in benches if 0 in shots else []:
+    for target in benches if 0 in shots else []:
         for name, path in zip(names, paths, strict=True):
-            scores[name, one.task.name, 0] = _as_it_is(one, path)
-    for (target, count, seed), one in few.items():
-        done = one.run_all(
-            [Run(method, with_seed(training, seed)) for method in methods],
+            scores[name, target.task.name, 0] = _unchanged_score(target, path)
+    for (task, count, seed), target in few_shot.items():
+        ended = target.run_all(
+            [Run(method, training).with_seed(seed) for method in methods],
             root=root,
             lanes=lanes,
             progress=progress,
-            on_result=functools.partial(tell, target, count),
+            on_result=functools.partial(report, task, count),
         )
-        for name, (_, result) in zip((NONE, *names), done, strict=True):
-            score = None if result is None else score_of(result, one.task.metrics[0])
+        for name, (_, result) in zip((NONE, *names), ended, strict=True):
+            score = None if result is None else score_of(result, target.task.metrics[0])
             if score is not None:
-                scores[name, target, count] = (*scores.get((name, target, count), ()), score)
+                scores[name, task, count] = (*scores.get((name, task, count), ()), score)
     return Transfer(
-        bench.name,
+        workbench.name,
         (NONE, *names),
         tuple(map(_target, benches)),
         tuple(shots),
@@ -242,26 +235,26 @@ def transfer(
     )
 
 
-def _target(bench: Workbench) -> Target:
-    task = bench.task
+def _target(workbench: Workbench) -> Target:
+    task = workbench.task
     return Target(task.name, task.metrics[0], len(task.test or task.validation), bool(task.test))
 
 
-def _as_it_is(bench: Workbench, path: str) -> tuple[float, ...]:
+def _unchanged_score(workbench: Workbench, path: str) -> tuple[float, ...]:
     """The score of a source's prompt and head; nothing where the head answers with other labels."""
     config = saved.described(path)
-    if bench.kind == "encoder":
+    if workbench.kind == "encoder":
         form = (config.get("metadata") or {}).get("task_form") or {}
         kind, answers = form.get("kind", "classification"), form.get("labels", config["labels"])
-        if kind != bench.task.kind or answers != list(bench.task.label_names):
+        if kind != workbench.task.kind or answers != list(workbench.task.label_names):
             return ()
     name = "as-it-is"
-    bench.model.load_prompt(prompt_folder(path), name)
+    workbench.model.load_prompt(prompt_folder(path), name)
     try:
-        (metrics,) = bench.score([name])
+        (metrics,) = workbench.score([name])
     finally:
-        bench.model.delete_prompt(name)
-    return () if metrics is None else (metrics[bench.task.metrics[0]],)
+        workbench.model.delete_prompt(name)
+    return () if metrics is None else (metrics[workbench.task.metrics[0]],)
 
 
 def _names(paths: Sequence[str]) -> tuple[str, ...]:
@@ -277,9 +270,9 @@ def _names(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def write_report(found: Transfer, folder: str | Path) -> list[Path]:
+def write_report(matrices: Transfer, folder: str | Path) -> list[Path]:
     """Writes the matrices as Markdown and CSV; returns what was written."""
     written = [Path(folder) / "transfer.md", Path(folder) / "transfer.csv"]
-    write_text_atomic(written[0], found.markdown())
-    write_text_atomic(written[1], found.csv())
+    write_text_atomic(written[0], matrices.markdown())
+    write_text_atomic(written[1], matrices.csv())
     return written

@@ -25,7 +25,7 @@ from softprompts.methods.contract import Rows
 from softprompts.soft_prompt import SoftPrompt
 
 # By prompt, the context in which its modules draw random numbers, where a prompt has a sequence of its own.
-Draws = Mapping[str, contextlib.AbstractContextManager[Any]]
+RandomContexts = Mapping[str, contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Pass:
         prompts: all prompts of the model.
         names: one name per row, or one for all rows; None is a row without a prompt.
         context_mask: ``(B, n)``, tokens that prompts may depend on; None for all real ones.
-        draws: see `drawing`.
+        random_contexts: see `drawing`.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Pass:
         prompts: Mapping[str, Prompt],
         names: str | Sequence[str | None] | None,
         context_mask: Tensor | None = None,
-        draws: Draws | None = None,
+        random_contexts: RandomContexts | None = None,
     ):
-        self.prompts, self.context_mask, self.draws = prompts, context_mask, draws
+        self.prompts, self.context_mask, self.random_contexts = prompts, context_mask, random_contexts
         self.given = names if names is None or isinstance(names, str) else list(names)
         # Filled by `prepare`.
         self.ready = False
@@ -131,14 +131,14 @@ class Pass:
             self._groups[rows] = RowGroups(self.owners(rows), device)
         return self._groups[rows]
 
-    def drawing(self, name: str | None, module: nn.Module | None = None) -> contextlib.AbstractContextManager[Any]:
+    def drawing(self, name: str, module: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """The context in which a part of a prompt runs and draws random numbers: the prompt's own sequence, if any.
 
         A ``module`` in evaluation mode draws none.
         """
-        if self.draws is None or (module is not None and not module.training):
+        if self.random_contexts is None or not module.training:
             return contextlib.nullcontext()
-        return self.draws.get(str(name)) or contextlib.nullcontext()
+        return self.random_contexts.get(name) or contextlib.nullcontext()
 
     # --- computing and joining the prompts ----------------------------------------------------------------------
 

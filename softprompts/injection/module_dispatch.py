@@ -23,7 +23,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.injection.batch_pass import Pass
 from softprompts.injection.rows import ROW_OF_POSITION, RowGroups
 from softprompts.injection.state import State
 from softprompts.soft_prompt import Frozen, PartWay
@@ -86,8 +85,8 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
     if not ways:
         return run(*args, **kwargs)
     if len(pass_.soft) == 1:
-        ((name, way),) = ways.items()
-        return way(Frozen(self, run, functools.partial(pass_.drawing, name)), *args, **kwargs)
+        (way,) = ways.values()
+        return way(Frozen(self, run), *args, **kwargs)
     if not slot.by_row:
         raise SoftPromptError(
             f"prompt '{next(iter(ways))}' changes '{slot.path}', which is the same for all rows: it cannot share a "
@@ -97,16 +96,15 @@ def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         row, rows = row_of_position
         owners, (states,) = pass_.owners(rows), args
         groups = RowGroups([owners[number] for number in row.tolist()], states.device)
-        return _by_group(self, run, pass_, ways, groups, (states[0],), kwargs)[None]
+        return _by_group(self, run, ways, groups, (states[0],), kwargs)[None]
     given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     groups = pass_.groups(pass_.rows if len(given) == 1 else len(given), given.device)
-    return _by_group(self, run, pass_, ways, groups, args, kwargs)
+    return _by_group(self, run, ways, groups, args, kwargs)
 
 
 def _by_group(
     module: nn.Module,
     run: Callable[..., Tensor],
-    pass_: Pass,
     ways: Mapping[str | None, PartWay],
     groups: RowGroups,
     args: tuple[Any, ...],
@@ -143,6 +141,5 @@ def _by_group(
             unchanged = len(values) == len(_piece) and all(a is b for a, b in zip(values, _piece, strict=True))
             return frozen_outputs()[_number] if unchanged else run(*given, **named)
 
-        frozen = Frozen(module, run_piece, functools.partial(pass_.drawing, name))
-        outputs.append(call(functools.partial(ways[name], frozen), piece))
+        outputs.append(call(functools.partial(ways[name], Frozen(module, run_piece)), piece))
     return groups.join(outputs)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone, attention_of
-from softprompts.injection.batch_pass import Draws, Pass
+from softprompts.injection.batch_pass import Pass, RandomContexts
 from softprompts.injection.layout import Layout
 from softprompts.injection.prompt import PromptSet, require
 
@@ -83,12 +83,14 @@ class State:
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active
         self.backbone_dropout = False  # whether the backbone keeps its dropout in training
-        self.draws: Draws | None = None  # the random sequences of prompts that have their own, set by training
+        self.random_contexts: RandomContexts | None = (
+            None  # set by training
+        )
         self.last_pass: Pass | None = None  # of the last forward, for `PromptModel.penalties`
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model starts without a pass, whose tensors belong to the original's graph.
-        return self.__dict__ | {"last_pass": None, "draws": None}
+        return self.__dict__ | {"last_pass": None, "random_contexts": None}
 
     @property
     def prompts(self) -> PromptSet:
@@ -153,7 +155,7 @@ class State:
         for name in distinct:
             if name is not None:
                 require(self.prompts, name)
-        return None if distinct == [None] else Pass(self.prompts, names, context_mask, self.draws)
+        return None if distinct == [None] else Pass(self.prompts, names, context_mask, self.random_contexts)
 
 
 def state_of(model: Any) -> State:

@@ -246,7 +246,7 @@ class Engine:
         Raises:
             SoftPromptError: what it says of its task is damaged.
         """
-        room = context_room(self.models[cls], self.tokenizer, prompt.config)
+        room = context_room(self.models[cls], self.tokenizer, prompt.config.input_tokens)
         try:
             made = PromptReader(config, prompt, self.tokenizer, self.kind, room, name)
         except SoftPromptError:

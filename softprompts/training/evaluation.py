@@ -11,144 +11,122 @@ from typing import Any
 from accelerate import Accelerator
 
 from softprompts.errors import SoftPromptError
-from softprompts.processes import of_main
+from softprompts.processes import on_main
 from softprompts.training.memory import out_of_memory, release
 from softprompts.training.prediction import Feature, Prediction, predict
 
-Predict = Callable[[Any, Sequence[Feature], str], Prediction]
-Mark = Callable[[Prediction], dict[str, float]]
-Score = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
+EVAL_ROWS = 32  # least rows per forward pass of an evaluation: it takes far less memory than training
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows, and what becomes of predictions for them.
+    """Rows to score a prompt on, and how.
 
     Attributes:
         features: rows as `collate` takes them.
-        mark: the metrics of a prediction for all of them; the first is the main one.
-        batch_size: rows per forward pass.
+        metrics: names of metrics, which compare the predicted labels with each row's "label"; the first is the main
+            one; higher is better.
+        score: another way to score, in place of ``metrics``: the metrics of a `Prediction` for all rows.
+        batch_size: rows per forward pass; None: as the run's `TrainConfig` says.
         label_ids: for language models, the token ids of each allowed answer.
-        new_tokens: for language models, in place of these: how many tokens are generated at most.
-        predict: another way to predict.
+        new_tokens: for language models, in place of ``label_ids``: how many tokens are generated at most.
+        predict: another way to predict, ``predict(model, features, name)``; None: `softprompts.training.predict`.
+
+    Raises:
+        SoftPromptError: there are no rows or no metrics, or rows have no label to compare with.
     """
 
     features: Sequence[Feature]
-    mark: Mark
-    batch_size: int
+    metrics: Sequence[str] = ("accuracy",)
+    score: Callable[[Prediction], dict[str, float]] | None = None
+    batch_size: int | None = None
     label_ids: Sequence[Sequence[int]] | None = None
     new_tokens: int | None = None
-    predict: Predict | None = None
+    predict: Callable[[Any, Sequence[Feature], str], Prediction] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.features:
+            raise SoftPromptError("there is nothing to evaluate on; pass None for no evaluation")
+        if self.score is None and not self.metrics:
+            raise SoftPromptError("an evaluation needs at least one metric")
+        if self.score is None and any("label" not in row for row in self.features):
+            raise SoftPromptError("evaluation rows have no 'label'; pass score, which knows the truth")
 
     def scores(self, prediction: Prediction) -> dict[str, float] | None:
         """The metrics of a prediction; None where it holds numbers that are not finite."""
-        # The most likely of answers that are not a number would be the first, and might score well.
-        return self.mark(prediction) if prediction.finite else None
-
-
-@dataclass(frozen=True)
-class Marker:
-    """Compares predicted labels, one a row, with the truth.
-
-    Attributes:
-        references: the truth, one for each row.
-        metrics: names of metrics, the first is the main one.
-        label_values: what the metrics compare in place of the label's number.
-        score: another way to score.
-    """
-
-    references: Sequence[Any]
-    metrics: tuple[str, ...] = ("accuracy",)
-    label_values: Sequence[int | float] | None = None
-    score: Score | None = None
-
-    def __call__(self, prediction: Prediction) -> dict[str, float]:
-        """The metrics."""
-        predictions: list[Any] = list(prediction.labels)
-        if self.label_values is not None:
-            predictions = [self.label_values[label] for label in predictions]
+        # Among scores that are not numbers, the first answer would count as the likeliest and might score well.
+        if not prediction.finite:
+            return None
         if self.score is not None:
-            return self.score(predictions, self.references)
+            return self.score(prediction)
         # Here and not on top: scikit-learn takes a while to import.
         from softprompts.tasks.metrics import compute
 
-        return compute(self.metrics, predictions, self.references)
+        return compute(tuple(self.metrics), list(prediction.labels), [row["label"] for row in self.features])
 
 
-def measure(
+def evaluate(
     model: Any,
-    asked: Sequence[tuple[str, Evaluation]],
+    evaluations: Sequence[tuple[str, Evaluation]],
     pad_id: int,
     padding_side: str = "right",
     accelerator: Accelerator | None = None,
     within: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> list[dict[str, float] | None]:
-    """The metrics of some prompts, in their order; None for one whose predictions are not finite.
+    """Scores prompts; those that are scored in the same way share forward passes, whatever their rows are.
 
-    Prompts that are scored in the same way share forward passes, whatever their rows are.
-
-    Args:
-        model: a model with the prompts attached.
-        asked: prompts and what each is scored on.
-        pad_id: fills shorter rows.
-        padding_side: "right" or "left".
-        accelerator: see `predict`.
-        within: the context in which a prompt's own way to predict runs.
+    A prompt's own way to predict runs in the context ``within(name)``; for other arguments see `predict`. Returns the
+    metrics of each prompt, in their order; None for one whose predictions are not finite.
 
     Raises:
         SoftPromptError: not even a single row fits into the memory.
     """
     groups: dict[Any, list[int]] = {}
-    for place, (name, evaluation) in enumerate(asked):
-        answers = evaluation.label_ids
-        if evaluation.predict is not None:
-            key: Any = place
-        elif evaluation.new_tokens is not None:
-            key = evaluation.new_tokens
-        elif answers is not None:
-            key = tuple(tuple(answer) for answer in answers)
-        else:
-            form = next((form for form in ("places", "choices") if form in evaluation.features[0]), None)
-            key = form or ("values" if model.prompts[name].num_labels == 1 else "classes")
-        groups.setdefault(key, []).append(place)
-    found: list[dict[str, float] | None] = [None] * len(asked)
+    for index, (name, evaluation) in enumerate(evaluations):
+        groups.setdefault(_way(model, name, evaluation) or index, []).append(index)
+    metrics: list[dict[str, float] | None] = [None] * len(evaluations)
     for group in groups.values():
-        name, first = asked[group[0]]
+        name, first = evaluations[group[0]]
         if first.predict is not None:
             with within(name):
-                predictions = [of_main(functools.partial(first.predict, model, first.features, name))]
+                predictions = [on_main(functools.partial(first.predict, model, first.features, name))]
         else:
-            mine = [asked[place] for place in group]
-            predictions = _predictions(model, mine, pad_id, padding_side, accelerator)
-        for place, prediction in zip(group, predictions, strict=True):
-            found[place] = asked[place][1].scores(prediction)
-    return found
+            members = [evaluations[index] for index in group]
+            predictions = _predictions(model, members, pad_id, padding_side, accelerator)
+        for index, prediction in zip(group, predictions, strict=True):
+            metrics[index] = evaluations[index][1].scores(prediction)
+    return metrics
+
+
+def _way(model: Any, name: str, evaluation: Evaluation) -> tuple[str, Any] | None:
+    """How a prompt's predictions come about; None: in a way of its own."""
+    if evaluation.predict is not None:
+        return None
+    if evaluation.new_tokens is not None:
+        return "generated", evaluation.new_tokens
+    if evaluation.label_ids is not None:
+        return "ranked", tuple(map(tuple, evaluation.label_ids))
+    form = next((form for form in ("places", "choices") if form in evaluation.features[0]), None)
+    return "head", form or ("values" if model.prompts[name].num_labels == 1 else "classes")
 
 
 def _predictions(
     model: Any,
-    asked: Sequence[tuple[str, Evaluation]],
+    evaluations: Sequence[tuple[str, Evaluation]],
     pad_id: int,
     padding_side: str,
     accelerator: Accelerator | None,
 ) -> list[Prediction]:
-    first = asked[0][1]
-    rows = [feature for _, evaluation in asked for feature in evaluation.features]
-    names = [name for name, evaluation in asked for _ in evaluation.features]
-    size = max(evaluation.batch_size for _, evaluation in asked)
+    """The predictions of prompts that predict in the same way, in smaller batches where memory runs out."""
+    first = evaluations[0][1]
+    rows = [row for _, evaluation in evaluations for row in evaluation.features]
+    names = [name for name, evaluation in evaluations for _ in evaluation.features]
+    size = max(evaluation.batch_size or EVAL_ROWS for _, evaluation in evaluations)
+    options: dict[str, Any] = {"pad_id": pad_id, "padding_side": padding_side, "accelerator": accelerator}
+    options |= {"label_ids": first.label_ids, "new_tokens": first.new_tokens}
     while True:
         try:
-            joint = predict(
-                model,
-                rows,
-                names,
-                pad_id=pad_id,
-                batch_size=size,
-                label_ids=first.label_ids,
-                new_tokens=first.new_tokens,
-                padding_side=padding_side,
-                accelerator=accelerator,
-            )
+            joint = predict(model, rows, names, batch_size=size, **options)
             break
         except Exception as error:
             several = accelerator is not None and accelerator.num_processes > 1
@@ -159,7 +137,7 @@ def _predictions(
         release()
         size //= 2
     predictions, start = [], 0
-    for _, evaluation in asked:
+    for _, evaluation in evaluations:
         end = start + len(evaluation.features)
         predictions.append(joint.part(start, end))
         start = end

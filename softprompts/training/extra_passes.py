@@ -1,13 +1,14 @@
 """Losses that need another pass over the same rows: under the same prompt once more, or under a teacher's.
 
-What a method wants it says in `Method.compares`, and what it makes of it in `Method.compare`. Lanes that want the same
-share the pass; a lane that wants none takes no part in it.
+A method says in `Method.compares` which passes it needs, and computes its loss from them in `Method.compare`. Lanes
+that need the same pass share it; a lane that needs none takes no part in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,28 +17,51 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Answers
 from softprompts.tasks.collate import LABELS
-from softprompts.training.losses import Read, read_pass
+from softprompts.training.losses import PassOutput, run_pass
 from softprompts.training.prediction import evaluating
 
 ITSELF, TEACHER = "itself", "teacher"
-KINDS = (ITSELF, TEACHER)
+
+
+@dataclass(frozen=True)
+class TrainingLosses:
+    """All losses of a batch.
+
+    Attributes:
+        rows: ``(R,)``, the summed loss of each row.
+        penalties: by prompt, the auxiliary loss of its method; nothing of methods without one.
+        extra: by prompt, the loss that further passes add, a sum; nothing of methods that need none.
+    """
+
+    rows: Tensor
+    penalties: Mapping[str, Tensor]
+    extra: Mapping[str, Tensor]
+
+
+def training_losses(
+    model: Any, batch: Mapping[str, Any], names: Sequence[str], teachers: Mapping[str, str | None]
+) -> TrainingLosses:
+    """Runs a batch's pass and the further passes that its prompts' methods need; arguments as for `comparisons`."""
+    first = run_pass(model, batch, names, wants_states(model, names))
+    penalties = model.penalties  # of the last pass
+    return TrainingLosses(first.losses, penalties, comparisons(model, batch, names, first, teachers))
 
 
 def wants_states(model: Any, names: Sequence[str]) -> bool:
     """Whether a prompt among these compares hidden states."""
-    return any(model.prompts[name].method.compares_states for name in names)
+    return any(model.prompts[name].method.compares_states for name in dict.fromkeys(names))
 
 
 def comparisons(
-    model: Any, batch: Mapping[str, Any], names: Sequence[str], first: Read, teachers: Mapping[str, str | None]
+    model: Any, batch: Mapping[str, Any], names: Sequence[str], first: PassOutput, teachers: Mapping[str, str | None]
 ) -> dict[str, Tensor]:
-    """What joins the losses of prompts that compare passes.
+    """The losses of prompts that compare passes.
 
     Args:
         model: an attached model.
         batch: of `collate`, with labels.
         names: the prompt of each row.
-        first: what the batch's pass said, with states where one of the prompts compares them.
+        first: the output of the batch's pass, with states where one of the prompts compares them.
         teachers: by prompt, the prompt that teaches it.
 
     Returns:
@@ -45,23 +69,24 @@ def comparisons(
     """
     wanted = {name: model.prompts[name].method.compares for name in dict.fromkeys(names)}
     others: dict[str, dict[str, Answers]] = {name: {} for name, kinds in wanted.items() if kinds}
-    for kind in KINDS if others else ():
-        those = [row for row, name in enumerate(names) if kind in wanted[name]]
-        if not those:
+    for kind in (ITSELF, TEACHER) if others else ():
+        rows = [row for row, name in enumerate(names) if kind in wanted[name]]
+        if not rows:
             continue
-        owners = [names[row] for row in those]
+        owners = [names[row] for row in rows]
         under = owners if kind == ITSELF else [str(teachers[name]) for name in owners]
         # Teachers are frozen, and nothing of them is drawn at random.
         with evaluating(model) if kind == TEACHER else contextlib.nullcontext():
-            again = read_pass(model, _part(batch, those), under, wants_states(model, owners))
+            again = run_pass(model, _part(batch, rows), under, wants_states(model, owners))
         for name in dict.fromkeys(owners):
-            others[name][kind] = _of(again, owners, name)
+            others[name][kind] = _answers_of(again, owners, name)
     sums: dict[str, Tensor] = {}
-    for name, there in others.items():
-        method, own = model.prompts[name].method, _of(first, names, name)
+    for name, answers in others.items():
+        method, student = model.prompts[name].method, _answers_of(first, names, name)
         # Beside prompts with more labels, a row has columns that are not its own.
-        width = min(len(answers.logits.T) for answers in (own, *there.values()))
-        sums[name] = method.compare(_cut(own, width), {k: _cut(v, width) for k, v in there.items()}).sum()
+        width = min(each.logits.shape[-1] for each in (student, *answers.values()))
+        narrow = {kind: _narrowed(each, width) for kind, each in answers.items()}
+        sums[name] = method.compare(_narrowed(student, width), narrow).sum()
     return sums
 
 
@@ -79,10 +104,10 @@ def check_teachers(model: Any, name: str, teacher: str | None) -> None:
             f"run '{name}': {prompt.config.method} learns from a teacher: put its prompt on the model and name it in "
             "the lane's teacher"
         )
-    theirs = model.prompts[teacher]
-    if theirs.num_labels != prompt.num_labels or theirs.labels != prompt.labels:
+    source = model.prompts[teacher]
+    if source.num_labels != prompt.num_labels or source.labels != prompt.labels:
         raise SoftPromptError(
-            f"run '{name}': its teacher answers with other labels ({', '.join(theirs.labels) or theirs.num_labels}) "
+            f"run '{name}': its teacher answers with other labels ({', '.join(source.labels) or source.num_labels}) "
             f"than it does ({', '.join(prompt.labels) or prompt.num_labels})"
         )
 
@@ -102,15 +127,15 @@ def _part(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _of(read: Read, names: Sequence[str], name: str) -> Answers:
+def _answers_of(output: PassOutput, names: Sequence[str], name: str) -> Answers:
     """The lines of one prompt's rows."""
     if len(set(names)) == 1:
-        return Answers(read.logits, read.states, read.real)
-    own = torch.tensor([owner == name for owner in names])[read.rows.cpu()].nonzero()[:, 0].to(read.logits.device)
-    states = None if read.states is None else read.states.index_select(0, own)
-    real = None if read.real is None else read.real.index_select(0, own)
-    return Answers(read.logits.index_select(0, own), states, real)
+        return Answers(output.logits, output.states, output.real)
+    lines = torch.tensor([owner == name for owner in names])[output.rows.cpu()].nonzero()[:, 0].to(output.logits.device)
+    states = None if output.states is None else output.states.index_select(0, lines)
+    real = None if output.real is None else output.real.index_select(0, lines)
+    return Answers(output.logits.index_select(0, lines), states, real)
 
 
-def _cut(answers: Answers, width: int) -> Answers:
+def _narrowed(answers: Answers, width: int) -> Answers:
     return Answers(answers.logits[:, :width], answers.states, answers.real)

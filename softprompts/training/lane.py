@@ -1,4 +1,4 @@
-"""A lane: one run inside a pass of the backbone that several runs may share.
+"""A lane: one run inside passes of the backbone that several runs may share.
 
 A lane owns all that decides its numbers: its prompt, the order of its data, optimizer, schedule, clipping, evaluation,
 best checkpoint and early stopping. The loop (`softprompts.training.loop`) only joins lanes into batches.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,26 +21,22 @@ from softprompts.processes import is_main
 from softprompts.storage import run_folder
 from softprompts.tasks.collate import inputs_of, length_bucketed_batches, length_of
 from softprompts.training.config import TrainConfig
-from softprompts.training.evaluation import Evaluation, Marker, Predict, Score
-from softprompts.training.optim import (
-    build_optimizer,
-    set_learning_rates,
-)
+from softprompts.training.evaluation import EVAL_ROWS, Evaluation
+from softprompts.training.optim import build_optimizer, set_learning_rates
 from softprompts.training.prediction import Feature
 
 if TYPE_CHECKING:
     from softprompts.injection.prompt import Prompt
 
 CHECKPOINT_FILE = "lane.pt"
-Draw = list[list[Feature]]  # the rows of a step, cut into batches
+StepBatches = list[list[Feature]]  # the rows of a step, cut into batches
 _FORMAT = 2
 _UNFINISHED = ("interrupted", "paused")
-_EVAL_ROWS = 32  # at least so many rows per forward pass of an evaluation: it takes far less memory than training
-
-
-def eval_rows(config: TrainConfig) -> int:
-    """Rows per forward pass of an evaluation."""
-    return config.eval_batch_size or max(_EVAL_ROWS, config.batch_size)
+# Attributes of a lane that its checkpoint holds under their names.
+_KEPT = (
+    "step", "stale", "stop_reason", "message", "loss", "loss_sum", "loss_steps", "seconds", "step_seconds",
+    "peak_memory", "lanes", "history", "random_state",
+)  # fmt: skip
 
 
 @dataclass
@@ -69,8 +65,8 @@ class LaneResult:
     steps: int
     best_step: int
     score: float | None
-    metrics: dict[str, float]
-    test_metrics: dict[str, float]
+    metrics: dict[str, float | None]
+    test_metrics: dict[str, float | None]
     seconds: float
     step_seconds: float
     peak_memory: int
@@ -104,30 +100,21 @@ class Lane:
         name: the prompt it trains, attached to the model.
         config: how it trains.
         train_features: rows as `collate` takes them.
-        eval_features: rows to evaluate on; None: no evaluation, and the last prompt is the one kept.
-        metrics: names of metrics, the first is the main one; higher is better.
-        label_ids: for language models, the token ids of each allowed answer.
-        label_values: what the metrics compare in place of the label's number (the scores that answers stand for).
-        test_features: rows to score the kept prompt on in the end; nothing is chosen by them.
-        references: the truth for ``eval_features``; None: their "label".
-        predict: another way to predict, ``predict(model, features, name)``; None: `softprompts.training.predict`.
-        score: another way to score, ``score(predictions, references)``, the first value is the main one; None: by
-            ``metrics``.
-        validation: in place of ``eval_features`` and all that goes with them: what to evaluate on.
-        held_out: in place of ``test_features``.
+        validation: what to evaluate on while it trains; None: nothing, and the last prompt is the one kept.
+        test: what to score the kept prompt on in the end, by which nothing is chosen; None: nothing.
         folder: the run's folder (see `open_run`). A checkpoint in it is resumed. None: nothing is written.
         record: plain JSON values to put into result.json and the saved prompt's metadata.
-        pause_at: lay the run aside after this step, with a checkpoint; a new `Lane` on the same folder goes on.
-        teacher: for methods that learn from one, the prompt on the model that teaches; it stays as it is.
+        pause_at: pause the run after this step, with a checkpoint; a new `Lane` on the same folder goes on.
+        teacher: for methods that learn from one, the prompt on the model that teaches it; it stays as it is.
 
     Attributes:
         step: steps taken.
         total_steps: steps of the whole run.
         stop_reason: None while the run is on.
         loss: mean training loss of the last step.
-        last_metrics: what the last evaluation gave.
-        validation: what it is evaluated on while it trains; None for nothing.
-        held_out: what the kept prompt is scored on in the end; None for nothing.
+        last_metrics: the metrics of the last evaluation.
+        stale: evaluations since the best one.
+        random_state: the state of its random sequence at the last checkpoint.
     """
 
     def __init__(
@@ -136,16 +123,8 @@ class Lane:
         config: TrainConfig,
         train_features: Sequence[Feature],
         *,
-        eval_features: Sequence[Feature] | None = None,
-        test_features: Sequence[Feature] | None = None,
-        metrics: Sequence[str] = ("accuracy",),
-        label_ids: Sequence[Sequence[int]] | None = None,
-        label_values: Sequence[int | float] | None = None,
-        references: Sequence[Any] | None = None,
-        predict: Predict | None = None,
-        score: Score | None = None,
         validation: Evaluation | None = None,
-        held_out: Evaluation | None = None,
+        test: Evaluation | None = None,
         folder: str | Path | None = None,
         record: dict[str, Any] | None = None,
         pause_at: int | None = None,
@@ -153,53 +132,34 @@ class Lane:
     ):
         if not train_features:
             raise SoftPromptError(f"run '{name}': there is nothing to train on")
-        if eval_features is not None and not eval_features:
-            raise SoftPromptError(f"run '{name}': there is nothing to evaluate on; pass None for no evaluation")
-        if not metrics and score is None:
-            raise SoftPromptError(f"run '{name}': name at least one metric")
         self.name = name
         self.config = config
         self.train_features = train_features
+        self.validation, self.test = (_sized(evaluation, config) for evaluation in (validation, test))
         self.folder = None if folder is None else Path(folder)
         self.record = dict(record or {})
         self.pause_at = pause_at
         self.teacher = teacher
 
-        def evaluation(features: Sequence[Feature], references: Sequence[Any]) -> Evaluation:
-            mark = Marker(references, tuple(metrics), label_values, score)
-            return Evaluation(features, mark, eval_rows(config), label_ids, predict=predict)
-
-        self.validation, self.held_out = validation, held_out
-        if eval_features is not None:
-            if references is None:
-                if any("label" not in feature for feature in eval_features):
-                    raise SoftPromptError(f"run '{name}': evaluation rows have no 'label'; pass references")
-                references = [feature["label"] for feature in eval_features]
-            self.validation = evaluation(eval_features, references)
-        if test_features:
-            self.held_out = evaluation(test_features, [feature["label"] for feature in test_features])
         self._lengths = [length_of(feature) for feature in train_features]
         self._inputs = [len(inputs_of(feature)) for feature in train_features]
         self._epoch_batches: tuple[int, list[list[int]]] | None = None
-
         self.steps_per_epoch = len(self._batches(0))
         self.total_steps = config.max_steps or config.epochs * self.steps_per_epoch
-        self.step = 0
+
+        self.step = self.stale = 0
         self.stop_reason: str | None = None
         self.message = ""
         self.loss = math.nan
+        self.loss_sum, self.loss_steps = 0.0, 0  # since the last evaluation
         self.last_metrics: dict[str, float] = {}
+        self.test_metrics: dict[str, float] = {}
         self.best = _Best()
-        self.stale = 0
         self.history: list[dict[str, Any]] = []
         self.seconds = self.step_seconds = 0.0
         self.peak_memory = 0
         self.lanes = 1
-        self.test_metrics: dict[str, float] = {}
-        # Where its random sequence was at the last checkpoint; the loop goes on from there on resume.
         self.random_state: dict[str, Tensor] = {}
-        self._loss_sum = 0.0
-        self._loss_steps = 0
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -210,7 +170,7 @@ class Lane:
             self._epoch_batches = (epoch, length_bucketed_batches(self._lengths, size, self.config.seed, epoch))
         return self._epoch_batches[1]
 
-    def draw(self) -> Draw:
+    def next_batches(self) -> StepBatches:
         """The rows of the next step, cut into batches of ``batch_size``."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
         rows, size = self._batches(epoch)[place], self.config.batch_size
@@ -223,7 +183,7 @@ class Lane:
         passes = [rows[at : at + size] for rows in self._batches(0) for at in range(0, len(rows), size)]
         return statistics.fmean(sum(self._inputs[i] for i in p) * max(self._lengths[i] for i in p) for p in passes)
 
-    def longest(self) -> list[Feature]:
+    def longest_batch(self) -> list[Feature]:
         """The batch of the first epoch with the longest row, for measuring what a step takes."""
         batch = max(self._batches(0), key=lambda rows: max(self._lengths[i] for i in rows))
         batch = sorted(batch, key=lambda i: -self._lengths[i])[: self.config.batch_size]
@@ -249,7 +209,7 @@ class Lane:
         self.parameters = [p for component in components.values() for p in component.parameters]
         # A run that fails before its first evaluation leaves the prompt it started from.
         self.best = _Best(prompt=self._prompt_state())
-        if self.folder is not None and (self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE).is_file():
+        if self.folder is not None and _checkpoint(self.folder).is_file():
             self.load_checkpoint()
         elif self.folder is not None:
             # A crash between the first evaluation and its checkpoint leaves lines that are going to be written again.
@@ -265,22 +225,17 @@ class Lane:
         """Whether it has ended for good, not only been interrupted or paused."""
         return self.stop_reason not in (None, *_UNFINISHED)
 
-    def lay_aside(self, interrupted: bool) -> None:
+    def suspend(self, interrupted: bool) -> None:
         """Ends the run in the middle; its checkpoint is written already."""
         self.stop_reason = "interrupted" if interrupted else "paused"
         self.message = f"{self.stop_reason} after step {self.step}"
 
     def gradients(self) -> list[Tensor]:
-        """The gradients there are."""
+        """The gradients of those parameters that have one."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def update(self, loss: float, norm: float) -> None:
-        """Takes one step with the gradients in place, or stops the run where they are of no use.
-
-        Args:
-            loss: mean loss of the step.
-            norm: norm of the gradients.
-        """
+        """Takes one step with the gradients in place, or stops the run where loss or norm are not finite."""
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             self._fail(f"{what} in step {self.step + 1}")
@@ -295,8 +250,8 @@ class Lane:
         self.zero_gradients()
         self.step += 1
         self.loss = loss
-        self._loss_sum += loss
-        self._loss_steps += 1
+        self.loss_sum += loss
+        self.loss_steps += 1
 
     def _fail(self, what: str) -> None:
         kept = f"that of step {self.best.step} is kept" if self.best.step else "its starting values are kept"
@@ -307,16 +262,16 @@ class Lane:
         """Drops all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
     @property
     def due(self) -> bool:
         """Whether it is time to evaluate (and write a checkpoint)."""
         every = self.config.eval_every or self.steps_per_epoch
         return self.step % every == 0 or self.step >= self.total_steps
 
-    # --- evaluation -----------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Stops the run where its parameters are of no use any more (see `active`)."""
+    def check_parameters(self) -> None:
+        """Stops the run where not all of its parameters are finite (see `active`)."""
         if not all(parameter.isfinite().all() for parameter in self.parameters):
             self._fail(f"not all of its parameters are finite after step {self.step}")
 
@@ -324,11 +279,10 @@ class Lane:
         """Puts the prompt that is kept back into the model."""
         self.prompt.load_state_dict(self.best.prompt)
 
-    def take_stock(self, metrics: dict[str, float] | None) -> None:
+    def record_evaluation(self, metrics: dict[str, float] | None) -> None:
         """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should.
 
-        Args:
-            metrics: empty without an evaluation; None where predictions were not finite.
+        Metrics are empty without an evaluation, and None where predictions were not finite.
         """
         if metrics is None:
             self._fail(f"its predictions after step {self.step} are not finite")
@@ -348,15 +302,9 @@ class Lane:
         elif self.config.patience is not None and metrics and self.stale >= self.config.patience:
             self.stop_reason = "patience"
             self.message = f"no better score for {self.stale} evaluations"
-        self.history.append(
-            {
-                "step": self.step,
-                "epoch": round(self.step / self.steps_per_epoch, 4),
-                "loss": self._loss_sum / max(1, self._loss_steps),
-                **{name: _plain(value) for name, value in metrics.items()},
-            }
-        )
-        self._loss_sum, self._loss_steps = 0.0, 0
+        epoch, loss = round(self.step / self.steps_per_epoch, 4), self.loss_sum / max(1, self.loss_steps)
+        self.history.append({"step": self.step, "epoch": epoch, "loss": loss, **_plain_values(metrics)})
+        self.loss_sum, self.loss_steps = 0.0, 0
 
     # --- on disk --------------------------------------------------------------------------------------------------
 
@@ -370,42 +318,38 @@ class Lane:
             "training": self.config.to_dict(),
             "step": self.best.step,
             "score": _plain(self.best.score),
-            "metrics": {name: _plain(value) for name, value in self.best.metrics.items()},
+            "metrics": _plain_values(self.best.metrics),
         }
 
-    def state(self) -> dict[str, Any]:
-        """All that is needed to go on to the same numbers: tensors and plain values."""
-        return {
+    def save_checkpoint(self) -> None:
+        """Writes all that the run needs to go on to the same numbers into its folder, as one file."""
+        if self.folder is None:
+            return
+        state = {
             "format": _FORMAT,
             "config": self.config.to_dict(),
-            "step": self.step,
             "prompt": self._prompt_state(),
             "optimizer": self.optimizer.state_dict(),
-            "best": vars(self.best).copy(),
-            "stale": self.stale,
-            "stop_reason": self.stop_reason,
-            "message": self.message,
-            "loss": self.loss,
-            "loss_sum": self._loss_sum,
-            "loss_steps": self._loss_steps,
-            "seconds": self.seconds,
-            "step_seconds": self.step_seconds,
-            "peak_memory": self.peak_memory,
-            "lanes": self.lanes,
-            "history": list(self.history),
-            "random_state": dict(self.random_state),
+            "best": vars(self.best),
+            **{name: getattr(self, name) for name in _KEPT},
         }
+        run_folder.write_atomic(_checkpoint(self.folder), lambda file: torch.save(state, file))
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Goes back to a `state`.
+    def load_checkpoint(self) -> None:
+        """Goes back to the folder's checkpoint and drops the lines of metrics.jsonl written after it.
 
         Raises:
-            SoftPromptError: it is not a state of a run with these settings.
+            SoftPromptError: it is damaged, or not of a run with these settings.
         """
+        assert self.folder is not None
+        path = _checkpoint(self.folder)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file fails anywhere in zip or pickle
+            raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
         if state.get("format") != _FORMAT:
             raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
-        mine, there = self.config.identity(), state["config"]
-        changed = [name for name in mine if mine[name] != there.get(name)]
+        changed = [name for name, value in self.config.to_dict().items() if value != state["config"].get(name)]
         if changed:
             raise SoftPromptError(
                 f"run '{self.name}': its checkpoint was made with another {', '.join(changed)}; start a new run"
@@ -413,41 +357,13 @@ class Lane:
         self.prompt.load_state_dict(state["prompt"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = _Best(**state["best"])
-        self.step, self.stale = state["step"], state["stale"]
-        self.stop_reason, self.message = state["stop_reason"], state["message"]
-        self.loss, self._loss_sum, self._loss_steps = state["loss"], state["loss_sum"], state["loss_steps"]
-        self.seconds, self.step_seconds = state["seconds"], state["step_seconds"]
-        self.peak_memory, self.lanes = state["peak_memory"], state["lanes"]
-        self.history = list(state["history"])
-        self.random_state = dict(state["random_state"])
-
-    def save_checkpoint(self) -> None:
-        """Writes the state into the run's folder, as one file that is replaced at once."""
-        if self.folder is not None:
-            state = self.state()
-            run_folder.write_atomic(
-                self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE, lambda file: torch.save(state, file)
-            )
-
-    def load_checkpoint(self) -> None:
-        """Goes back to the folder's checkpoint and drops the lines of metrics.jsonl written after it."""
-        assert self.folder is not None
-        path = self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file fails anywhere in zip or pickle
-            raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
-        self.load_state(state)
+        for name in _KEPT:
+            setattr(self, name, state[name])
         if is_main():
             run_folder.cut_metrics(self.folder, self.step)
 
     def finish(self, model: Any, write: bool = True) -> LaneResult:
-        """Writes the result of a run that is done, and puts its best prompt back into the model.
-
-        Args:
-            model: the model with the prompt.
-            write: False in all but one of the processes that train together.
-        """
+        """Writes the result of a run that is done (with ``write``), and puts its best prompt back into the model."""
         assert self.stop_reason is not None
         result = LaneResult(
             name=self.name,
@@ -456,8 +372,8 @@ class Lane:
             steps=self.step,
             best_step=self.best.step,
             score=_plain(self.best.score),
-            metrics={name: _plain(value) for name, value in self.best.metrics.items()},  # type: ignore[misc]
-            test_metrics={name: _plain(value) for name, value in self.test_metrics.items()},  # type: ignore[misc]
+            metrics=_plain_values(self.best.metrics),
+            test_metrics=_plain_values(self.test_metrics),
             seconds=round(self.seconds, 3),
             step_seconds=round(self.step_seconds, 3),
             peak_memory=self.peak_memory,
@@ -473,17 +389,29 @@ class Lane:
         return result
 
 
+def checkpoint_step(folder: Path) -> int:
+    """The step of a run folder's checkpoint; 0 without one."""
+    try:
+        return int(torch.load(_checkpoint(folder), map_location="cpu", weights_only=True, mmap=True)["step"])
+    except Exception:  # there is none, or a damaged one, which is reported when the run is resumed
+        return 0
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / run_folder.CHECKPOINT / CHECKPOINT_FILE
+
+
+def _sized(evaluation: Evaluation | None, config: TrainConfig) -> Evaluation | None:
+    """An evaluation with the batch size that a run's settings say, unless it has one."""
+    if evaluation is None or evaluation.batch_size is not None:
+        return evaluation
+    return replace(evaluation, batch_size=config.eval_batch_size or max(EVAL_ROWS, config.batch_size))
+
+
 def _plain(value: float | None) -> float | None:
-    """JSON knows no NaN or infinity."""
+    """A number as JSON has it, which knows no NaN or infinity."""
     return value if value is None or math.isfinite(value) else None
 
 
-def steps_behind(path: Path) -> int:
-    """How many steps of a run are in its folder, to be gone on from."""
-    file = path / run_folder.CHECKPOINT / CHECKPOINT_FILE
-    if not file.is_file():
-        return 0
-    try:
-        return int(torch.load(file, map_location="cpu", weights_only=True, mmap=True)["step"])
-    except Exception:  # a damaged one is reported when the run is taken up
-        return 0
+def _plain_values(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: _plain(value) for name, value in values.items()}

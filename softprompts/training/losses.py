@@ -28,15 +28,15 @@ NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a pass said where it counts.
+class PassOutput:
+    """The logits and losses of a pass at the positions that have a label.
 
     Attributes:
         logits: ``(P, C)``, one line for each decision: a row's class, a token of its answer, an end of its span, a
             choice. Scores: ``(R, 1)``.
         rows: ``(P,)``, the row that each line is about.
         losses: ``(R,)``, the summed loss of each row.
-        states: ``(P, k, d)``, the last hidden states behind each line; None where nobody asked for them.
+        states: ``(P, k, d)``, the last hidden states behind each line; None unless they were asked for.
         real: ``(P, k)`` bool, False for padding; None likewise.
     """
 
@@ -48,47 +48,47 @@ class Read:
 
 
 def pass_losses(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Tensor:
-    """One forward pass, and the summed loss of each row, ``(R,)``; see `read_pass`."""
-    return read_pass(model, batch, prompt_names).losses
+    """One forward pass, and the summed loss of each row, ``(R,)``; see `run_pass`."""
+    return run_pass(model, batch, prompt_names).losses
 
 
-def read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bool = False) -> Read:
-    """One forward pass, and what it said where labels count.
+def run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bool = False) -> PassOutput:
+    """Runs one forward pass; returns its output at the positions that have a label.
 
     Most positions of a language model's input are context or padding, and a vocabulary is wide: its logits are
-    computed only where a label counts.
+    computed only where there is a label.
 
     Args:
         model: an attached model.
         batch: of `collate`, with labels. They may be on the CPU, where collating leaves them.
         prompt_names: as for ``forward``, one for each row of ``batch["labels"]`` (a row of choices has one name).
-        states: also give the last hidden states behind each line: that of the token that it is predicted from, for
+        states: also return the last hidden states behind each line: that of the token that it is predicted from, for
             classes, scores and spans those of all tokens of the row.
 
     Raises:
         SoftPromptError: rows without labels, or the states of rows of choices.
     """
     if not states:
-        return _read_pass(model, batch, prompt_names)
+        return _run_pass(model, batch, prompt_names)
     if "choices" in batch:
         raise SoftPromptError("hidden states are not compared of rows of choices; turn their part of the loss off")
     backbone = state_of(model).backbone
-    found: list[Tensor] = []
-    handle = (backbone.decoder or backbone.entry).register_forward_hook(lambda *args: found.append(args[-1][0]))
+    seen: list[Tensor] = []
+    handle = (backbone.decoder or backbone.entry).register_forward_hook(lambda *args: seen.append(args[-1][0]))
     try:
-        made = _read_pass(model, batch, prompt_names)
+        output = _run_pass(model, batch, prompt_names)
     finally:
         handle.remove()
-    last, rows = wide(found[-1]), made.rows.to(found[-1].device)
+    last, rows = wide(seen[-1]), output.rows.to(seen[-1].device)
     if batch.get("labels") is not None and batch["labels"].dim() == 2:
         places = _Places(model.backbone_kind, batch["labels"]).flat.to(last.device)
         last = last.flatten(0, 1).index_select(0, places)[:, None]
-        return replace(made, states=last, real=last.new_ones(last.shape[:2], dtype=torch.bool))
+        return replace(output, states=last, real=last.new_ones(last.shape[:2], dtype=torch.bool))
     real = batch["attention_mask"].bool().to(last.device)
-    return replace(made, states=last.index_select(0, rows), real=real.index_select(0, rows))
+    return replace(output, states=last.index_select(0, rows), real=real.index_select(0, rows))
 
 
-def _read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Read:
+def _run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> PassOutput:
     name = next((name for name in LABELS if name in batch), None)
     if name is None:
         raise SoftPromptError("there is no loss for rows without labels")
@@ -99,20 +99,20 @@ def _read_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Read:
     head = model.get_output_embeddings() if name == "labels" and labels.dim() == 2 else None
     if head is None:
         logits = model(**inputs, prompt_names=prompt_names).logits
-        return read(model.backbone_kind, logits, batch)
+        return output_of(model.backbone_kind, logits, batch)
     places = _Places(model.backbone_kind, labels)
-    with at_places(head, labels.shape, places.flat) as done:
+    with at_places(head, labels.shape, places.flat) as narrowed:
         logits = model(**inputs, prompt_names=prompt_names).logits
-    if not done:  # a head that is called with something else than hidden states (R, T, d), or not at all
-        return read(model.backbone_kind, logits, batch)
-    return places.read(logits.flatten(0, 1))
+    if not narrowed:  # a head that is called with something else than hidden states (R, T, d), or not at all
+        return output_of(model.backbone_kind, logits, batch)
+    return places.output(logits.flatten(0, 1))
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The forward arguments of a collated batch, without its labels and on the model's device.
+    """The forward arguments of a collated batch, on the model's device.
 
-    Labels are not passed on, since the losses are ours; what the model would have made of them goes in instead: the
-    decoder's input of an encoder-decoder, and for a causal model the tokens a prompt may depend on.
+    Labels are left out, since losses are computed here; what the model would have computed from them goes in instead:
+    the decoder's input of an encoder-decoder, and for a causal model the tokens that a prompt may depend on.
     """
     inputs: dict[str, Any] = {
         name: value.to(model.device) if isinstance(value, Tensor) else value
@@ -132,28 +132,25 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def read(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> Read:
-    """What logits say where labels count.
+def output_of(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> PassOutput:
+    """The output of a pass at the positions that have a label, from the logits of all positions.
 
-    Args:
-        kind: the backbone's kind; a "decoder" predicts the next token.
-        logits: ``(R, C)``, ``(R, T, V)``, or of choices ``(sum of their numbers, 1)``; columns that a row's head does
-            not have are -inf.
-        batch: of `collate`: its labels, for spans the attention mask, and the numbers of choices.
+    Logits are ``(R, C)``, ``(R, T, V)``, or ``(choices, 1)``; columns that a row's head does not
+    have are -inf. A backbone of kind "decoder" predicts the next token.
     """
     logits = wide(logits)
     if "spans" in batch:
-        return _read_spans(logits, batch["spans"], batch["attention_mask"])
+        return _span_output(logits, batch["spans"], batch["attention_mask"])
     labels = batch["labels"]
     if labels.dim() == 2:
         places = _Places(kind, labels)
-        return places.read(logits.flatten(0, 1).index_select(0, places.flat.to(logits.device)))
+        return places.output(logits.flatten(0, 1).index_select(0, places.flat.to(logits.device)))
     rows = torch.arange(len(labels))
     if "choices" in batch:
         logits = _by_choice(logits[:, 0], batch["choices"])
     elif labels.is_floating_point() or logits.shape[-1] == 1:
-        return Read(logits, rows, mse_loss(logits[:, 0], labels.to(logits), reduction="none"))
-    return Read(logits, rows, cross_entropy(logits, labels.to(logits.device), reduction="none"))
+        return PassOutput(logits, rows, mse_loss(logits[:, 0], labels.to(logits), reduction="none"))
+    return PassOutput(logits, rows, cross_entropy(logits, labels.to(logits.device), reduction="none"))
 
 
 def _by_choice(scores: Tensor, sizes: Tensor) -> Tensor:
@@ -161,19 +158,19 @@ def _by_choice(scores: Tensor, sizes: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(scores.split(sizes.tolist())), True, NEG_INF)
 
 
-def _read_spans(logits: Tensor, spans: Tensor, mask: Tensor) -> Read:
+def _span_output(logits: Tensor, spans: Tensor, mask: Tensor) -> PassOutput:
     """Two lines a row, over its tokens: where the span begins, and where it ends."""
     by_end = logits[..., :2].transpose(1, 2)  # (R, 2, T)
     by_end = by_end.masked_fill(~mask.bool().to(logits.device)[:, None], NEG_INF)
     lines = by_end.flatten(0, 1)
     losses = cross_entropy(lines, spans.to(logits.device).flatten(), reduction="none")
-    return Read(lines, torch.arange(len(spans)).repeat_interleave(2), losses.view(-1, 2).sum(1))
+    return PassOutput(lines, torch.arange(len(spans)).repeat_interleave(2), losses.view(-1, 2).sum(1))
 
 
 class _Places:
-    """The positions whose logits enter a loss, looked up where the labels are.
+    """The positions whose logits enter a loss, computed on the labels' device.
 
-    With labels on the CPU, a GPU is not waited for.
+    With labels on the CPU, this does not wait for a GPU.
 
     Attributes:
         flat: ``(P,)``, indices into the ``R*T`` positions.
@@ -186,19 +183,17 @@ class _Places:
         self.flat = self.rows * labels.shape[1] + columns
         self.shape = labels.shape
 
-    def read(self, logits: Tensor) -> Read:
-        """From the logits ``(P, V)`` at the places."""
+    def output(self, logits: Tensor) -> PassOutput:
+        """The output of a pass, from the logits ``(P, V)`` at the places."""
         logits = wide(logits)
         losses = cross_entropy(logits, self.targets.to(logits.device), reduction="none")
         places = self.flat.to(logits.device)
         per_row = losses.new_zeros(self.shape.numel()).index_put((places,), losses).view(self.shape).sum(1)
-        return Read(logits, self.rows, per_row)
+        return PassOutput(logits, self.rows, per_row)
 
 
 def label_count(kind: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many labels of some rows count towards the mean: one per class, value or choice, two per span, else the
-    target tokens.
-    """
+    """The number of labels in a mean loss: one per class, value or choice, two per span, otherwise the tokens."""
     first = 1 if kind == "decoder" else 0
 
     def count(row: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""How many runs can share a pass: what a step takes, what is free, and what to do when it was not enough."""
+"""Memory: what a step takes, what is free, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
-SHARE = 0.6  # of the free memory; the rest is for evaluation, fragmentation and what else runs on the machine
-CPU_TOKENS = 2048  # of a pass, beyond which sharing it saves nothing on a CPU (benchmarks/lanes.py)
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -28,7 +26,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release() -> None:
-    """Gives memory that nobody uses back to the device, after an error."""
+    """Gives unused memory back to the device, after an error."""
     gc.collect()
     clear_device_cache()
 
@@ -37,7 +35,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that a process can still take: on the device, or of the machine (within the limit of its control group)."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch holds without using it can be used again.
+        # Torch reuses what it holds without using it.
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
@@ -47,15 +45,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def step_memory(step: Callable[[], Tensor], model: nn.Module, device: torch.device) -> int:
-    """Bytes that one step takes at its peak, beyond what was there before.
+    """Bytes that one step takes at its peak, beyond those in use before. ``step`` computes a loss.
 
-    On a GPU the allocator is asked. On the CPU, where pages that were freed make resident memory a bad witness, it is
-    the tensors that the forward pass keeps for the backward pass, each counted once, weights not at all.
-
-    Args:
-        step: computes a loss; it is called, and where it has a gradient, so is its backward pass.
-        model: whose parameters are there anyway.
-        device: where it runs.
+    On a GPU the allocator counts. On the CPU, where freed pages make resident memory unreliable, these are the tensors
+    that the forward pass keeps for the backward pass, each counted once, the model's weights not at all.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -75,7 +68,7 @@ def step_memory(step: Callable[[], Tensor], model: nn.Module, device: torch.devi
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = step()
     _backward(loss)
-    # The gradients that are on their way are of the size of the largest few; workspaces come on top.
+    # Gradients in flight are of the size of the largest few tensors; workspaces come on top.
     return int(1.25 * sum(kept.values()))
 
 

@@ -31,15 +31,15 @@ def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> 
                 f"learning_rates: this prompt has no component '{name}' (it has {', '.join(components)}); "
                 f"{nearest(name, components)}"
             )
-    own = [name for name in components if name != HEAD]
-    main = components[own[0]].learning_rate if own else 0.0
+    main = next((name for name in components if name != HEAD), None)
+    default = 0.0 if main is None else components[main].learning_rate
     # A method's components are tuned against each other, so a new main rate moves them together. A default of zero
     # has no ratio to keep: the main component then takes the rate and the others stay where they are.
-    scale = config.learning_rate / main if config.learning_rate is not None and main else 1.0
+    scale = config.learning_rate / default if config.learning_rate is not None and default else 1.0
     rates = {}
     for name, component in components.items():
         rates[name] = component.learning_rate * (1.0 if name == HEAD else scale)
-        if config.learning_rate is not None and own and name == own[0]:
+        if config.learning_rate is not None and name == main:
             rates[name] = config.learning_rate
         if name in config.learning_rates:
             rates[name] = config.learning_rates[name]
@@ -59,15 +59,8 @@ def build_optimizer(components: Mapping[str, Component], config: TrainConfig) ->
     for name, component in components.items():
         decay = component.weight_decay if config.weight_decay is None else config.weight_decay
         if component.parameters:
-            groups.append(
-                {
-                    "params": component.parameters,
-                    "lr": rates[name],
-                    "peak_lr": rates[name],
-                    "weight_decay": decay,
-                    "name": name,
-                }
-            )
+            rate = {"lr": rates[name], "peak_lr": rates[name]}
+            groups.append({"params": component.parameters, **rate, "weight_decay": decay, "name": name})
     if not groups:
         raise SoftPromptError("this prompt has no parameters to train")
     if config.optimizer == "adamw":
@@ -77,13 +70,12 @@ def build_optimizer(components: Mapping[str, Component], config: TrainConfig) ->
     # Not torch's Adafactor: it always scales a step by the parameter's own size, which prompts are trained without.
     from transformers.optimization import Adafactor
 
-    return Adafactor(  # type: ignore[no-untyped-call]
-        groups, scale_parameter=False, relative_step=False, warmup_init=False
-    )
+    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    return Adafactor(groups, **fixed)  # type: ignore[no-untyped-call]
 
 
 def schedule_factor(step: int, total_steps: int, warmup: int, kind: str) -> float:
-    """What the learning rates are multiplied by in step ``step`` (from 0).
+    """The factor of the learning rates in step ``step`` (from 0).
 
     The warm-up ends with the full rate in step ``warmup - 1``; a linear schedule falls from there to zero in step
     ``total_steps``, which is never taken, so that no step is wasted at rate zero.

@@ -1,9 +1,9 @@
-"""How much memory a run takes at its peak."""
+"""The memory that a process or a GPU uses, now and at its peak."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import psutil
 import torch
@@ -11,10 +11,17 @@ import torch
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-class PeakMemory:
-    """Peak memory within a context, in bytes: what the GPU's allocator held, or the process's resident memory.
+def memory_in_use(device: torch.device) -> int:
+    """Bytes in use: by tensors on a GPU, or the process's resident memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
 
-    On Linux the kernel keeps the mark; elsewhere on the CPU only what is held when asked is seen.
+
+class PeakMemory:
+    """Peak memory within a context, in bytes: of the GPU's tensors, or the process's resident memory.
+
+    On Linux the kernel keeps the peak; elsewhere on the CPU only what is in use at each reading counts.
     """
 
     def __init__(self, device: torch.device):
@@ -28,12 +35,10 @@ class PeakMemory:
             try:
                 _CLEAR.write_text("5")  # resets the high-water mark
             except OSError:
-                self._seen = psutil.Process().memory_info().rss
+                self._seen = memory_in_use(self.device)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         return None
 
     def read(self) -> int:
@@ -44,5 +49,5 @@ class PeakMemory:
             for line in _STATUS.read_text().splitlines():
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
-        self._seen = max(self._seen, psutil.Process().memory_info().rss)
+        self._seen = max(self._seen, memory_in_use(self.device))
         return self._seen

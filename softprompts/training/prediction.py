@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
@@ -40,13 +41,13 @@ class Prediction:
     tokens: list[list[int]] | None = None
 
     def part(self, start: int, end: int) -> Prediction:
-        """That of some of the rows."""
-        own = slice(start, end)
+        """The prediction for some of the rows."""
+        rows = slice(start, end)
         return Prediction(
-            self.labels[own],
-            None if self.probabilities is None else self.probabilities[own],
-            self.scores[own],
-            None if self.tokens is None else self.tokens[own],
+            self.labels[rows],
+            None if self.probabilities is None else self.probabilities[rows],
+            self.scores[rows],
+            None if self.tokens is None else self.tokens[rows],
         )
 
     @property
@@ -91,7 +92,7 @@ def predict(
         label_ids: for language models, the token ids of each allowed answer: the likeliest is predicted.
         new_tokens: for language models, in place of ``label_ids``: at most so many tokens are generated, greedily.
         padding_side: "right" or "left".
-        accelerator: where there are several processes, each predicts every so manieth batch, and all get the whole.
+        accelerator: where there are several processes, each predicts a share of the batches, and all get the whole.
 
     Raises:
         SoftPromptError: a language model without ``label_ids`` or ``new_tokens``, an empty label, an unknown prompt,
@@ -105,40 +106,33 @@ def predict(
     if label_ids is not None and (not label_ids or not all(label_ids)):
         raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
     prompts = {name: require(model.prompts, name) for name in dict.fromkeys(names)}
-    widths = _widths(prompts, label_ids, new_tokens)
+    answered = label_ids is not None or new_tokens is not None
+    valued = not answered and _predict_values(prompts)
     # A prompt of input tokens makes its rows longer.
     added = {name: prompt.config.input_tokens for name, prompt in prompts.items()}
     order = sorted(range(len(features)), key=lambda index: length_of(features[index]) + added[names[index]])
     world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
-    lines = [_lines_of(row) for row in features]
-    starts = list(itertools.accumulate(lines, initial=0))
-    # In double precision, which holds every other exactly: a process without a batch need not know the model's.
-    scores = torch.zeros(starts[-1], max(widths.values()), dtype=torch.float64)
+    results: dict[int, Any] = {}
     with evaluating(model):
         for start in range(rank * batch_size, len(order), world * batch_size):
-            own = order[start : start + batch_size]
-            rows = [_context(model.backbone_kind, features[i]) for i in own]
-            owners = [names[i] for i in own]
+            batch = order[start : start + batch_size]
+            rows, owners = [features[i] for i in batch], [names[i] for i in batch]
             if new_tokens is not None:
-                part = _generated(model, rows, owners, pad_id, new_tokens)
-            elif label_ids is not None:
-                part = _label_scores(model, rows, owners, pad_id, padding_side, [label_ids] * len(rows))
-                part = part.view(len(rows), len(label_ids))
+                results |= zip(batch, _generated(model, rows, owners, pad_id, new_tokens), strict=True)
             else:
-                part = _head_scores(model, rows, owners, pad_id, padding_side)
-            places = [place for i in own for place in range(starts[i], starts[i + 1])]
-            scores[places, : part.shape[1]] = part.to("cpu", torch.float64)
-    if accelerator is not None and world > 1:
-        scores = accelerator.reduce(scores.to(accelerator.device), "sum").cpu()
+                answers = None if label_ids is None else [label_ids] * len(rows)
+                scores = score_rows(model, rows, owners, pad_id=pad_id, label_ids=answers, padding_side=padding_side)
+                results |= zip(batch, scores, strict=True)
+    if world > 1:
+        results = {index: result for share in gather_object([results]) for index, result in share.items()}
+    in_order = [results[index] for index in range(len(features))]
     if new_tokens is not None:
-        return Prediction([], None, tokens=[[int(token) - 1 for token in row if token] for row in scores])
-    # The columns that other prompts' heads have more are not a row's.
-    own_scores = [scores[starts[i] : starts[i + 1], : widths[name]] for i, name in enumerate(names)]
-    return prediction_of(features, own_scores, valued=scores.shape[1] == 1 and label_ids is None)
+        return Prediction([], None, tokens=in_order)
+    return prediction_of(features, in_order, valued)
 
 
 def prediction_of(features: Sequence[Feature], scores: list[Tensor], valued: bool = False) -> Prediction:
-    """What scores say about rows of one form.
+    """The prediction that scores make, of rows of one form.
 
     Args:
         features: the rows.
@@ -184,39 +178,33 @@ def score_rows(
     """
     rows = [_context(model.backbone_kind, feature) for feature in features]
     if label_ids is None:
-        part = _head_scores(model, rows, list(names), pad_id, padding_side).to("cpu", torch.float64)
-        sizes = [_lines_of(row) for row in rows]
+        lines = _head_scores(model, rows, list(names), pad_id, padding_side).to("cpu", torch.float64)
+        counts = [len(row["places"] if "places" in row else inputs_of(row)) for row in rows]
         widths = [model.prompts[name].num_labels for name in names]
-        return [scores[:, :width] for scores, width in zip(part.split(sizes), widths, strict=True)]
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+        # The columns that other prompts' heads have more are not a row's.
+        return [scores[:, :width] for scores, width in zip(lines.split(counts), widths, strict=True)]
+    results: list[Tensor] = [torch.empty(0)] * len(rows)
     # The decoder of an encoder-decoder sees each row of its encoder equally often.
     counts = [len(answers) if model.backbone_kind == "encoder-decoder" else 0 for answers in label_ids]
     for count in dict.fromkeys(counts):
-        own = [index for index, other in enumerate(counts) if other == count]
-        answers = [label_ids[index] for index in own]
-        lines = _label_scores(model, [rows[i] for i in own], [names[i] for i in own], pad_id, padding_side, answers)
+        members = [index for index, other in enumerate(counts) if other == count]
+        answers = [label_ids[index] for index in members]
+        owners = [names[index] for index in members]
+        lines = _label_scores(model, [rows[index] for index in members], owners, pad_id, padding_side, answers)
         parts = lines.to("cpu", torch.float64).split([len(each) for each in answers])
-        for index, part in zip(own, parts, strict=True):
-            found[index] = part[None]
-    return found
+        for index, part in zip(members, parts, strict=True):
+            results[index] = part[None]
+    return results
 
 
-def _widths(
-    prompts: Mapping[str, Prompt], label_ids: Sequence[Sequence[int]] | None, new_tokens: int | None
-) -> dict[str, int]:
-    """How many numbers are predicted for each line, by prompt."""
-    given = new_tokens or (None if label_ids is None else len(label_ids))
-    widths = {name: given or prompt.num_labels for name, prompt in prompts.items()}
-    if None in widths.values():
+def _predict_values(prompts: Mapping[str, Prompt]) -> bool:
+    """Whether heads predict values, not classes."""
+    if any(prompt.num_labels is None for prompt in prompts.values()):
         raise SoftPromptError("a language model predicts among answers: pass label_ids, or new_tokens to generate them")
-    if given is None and len({count == 1 for count in widths.values()}) > 1:
+    valued = {prompt.num_labels == 1 for prompt in prompts.values()}
+    if len(valued) > 1:
         raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
-    return cast(dict[str, int], widths)
-
-
-def _lines_of(feature: Feature) -> int:
-    """How many lines of scores a row has."""
-    return len(feature["places"] if "places" in feature else inputs_of(feature))
+    return valued.pop()
 
 
 def _context(kind: str, feature: Feature) -> dict[str, Any]:
@@ -244,21 +232,19 @@ def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_i
     return logits[[i for i, _ in index], [place for _, place in index]]
 
 
-def _generated(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, count: int) -> Tensor:
-    """Ids, plus 1, of what is generated for each row, ``(R, count)``; 0 behind its end."""
+def _generated(model: Any, features: list[Feature], names: list[str], pad_id: int, count: int) -> list[list[int]]:
+    """The ids that are generated for each row, up to its end of text."""
     decoder = model.backbone_kind == "decoder"
+    rows = [_context(model.backbone_kind, feature) for feature in features]
     batch = collate(rows, pad_id, "left" if decoder else "right")
     inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    found = model.generate(
+    sequences = model.generate(
         **inputs, prompt_names=names, max_new_tokens=count, do_sample=False, num_beams=1, pad_token_id=pad_id
     )
-    found = found[:, inputs["input_ids"].shape[1] :] if decoder else found[:, 1:]
     end = model.generation_config.eos_token_id
-    ends = torch.tensor([] if end is None else end, device=found.device).view(-1)
-    ended = torch.isin(found, ends).cumsum(1) > 0
-    out = torch.zeros(len(rows), count, dtype=torch.long, device=found.device)
-    out[:, : found.shape[1]] = (found + 1).masked_fill(ended, 0)
-    return out
+    ends = {end} if isinstance(end, int) else set(end or ())
+    generated = sequences[:, inputs["input_ids"].shape[1] if decoder else 1 :].tolist()
+    return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in generated]
 
 
 def _label_scores(
@@ -271,7 +257,7 @@ def _label_scores(
 ) -> Tensor:
     """Log-probability of each answer of each row, one after the other, from one pass of the decoder over all of them.
 
-    Under an encoder-decoder all rows have as many answers.
+    Under an encoder-decoder all rows have equally many answers.
     """
     kind = model.backbone_kind
     answered: list[dict[str, Any]] = []

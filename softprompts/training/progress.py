@@ -1,4 +1,4 @@
-"""What one sees of training and how one stops it: signals, progress bars, Accelerate's trackers."""
+"""Progress bars, Accelerate's trackers, and the signals that interrupt training."""
 
 from __future__ import annotations
 
@@ -13,41 +13,34 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.training.lane import Lane
 
 
 class Stop:
-    """Turns Ctrl-C and SIGTERM into a wish to stop after the step: half a step could not be resumed.
+    """Notes Ctrl-C and SIGTERM, so that training stops after the step: half a step could not be resumed.
 
-    A second Ctrl-C is an ordinary KeyboardInterrupt. Only the main thread may set signal handlers; elsewhere this
-    does nothing.
+    A second Ctrl-C is an ordinary KeyboardInterrupt. Outside of the main thread, which alone may set signal handlers,
+    this does nothing.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._restore()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
         self._restore()
 
     def _restore(self) -> None:
@@ -58,7 +51,7 @@ class Stop:
 
 
 class Bar:
-    """A line per run with its steps, loss and main metric; nothing where the output is not a terminal."""
+    """A line for each run with its steps, loss and main metric; nothing where the output is not a terminal."""
 
     def __init__(self, lanes: list[Lane], wanted: bool):
         console = Console(stderr=True)
@@ -71,10 +64,8 @@ class Bar:
             console=console,
             disable=not (wanted and console.is_terminal),
         )
-        self.tasks: dict[str, TaskID] = {
-            lane.name: self.progress.add_task(lane.name, total=lane.total_steps, completed=lane.step, note="")
-            for lane in lanes
-        }
+        add = self.progress.add_task
+        self.tasks = {lane.name: add(lane.name, total=lane.total_steps, completed=lane.step, note="") for lane in lanes}
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -122,7 +113,7 @@ def tracker_folder(lanes: list[Lane]) -> Path:
 
 
 def flat(values: dict[str, Any], front: str = "") -> dict[str, Any]:
-    """Nested settings as one level of plain values, which is all that trackers take."""
+    """Nested settings as one level of plain values, as trackers require."""
     plain: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -133,19 +124,15 @@ def flat(values: dict[str, Any], front: str = "") -> dict[str, Any]:
 
 
 def check_trackers(names: Sequence[str] | None) -> None:
-    """Makes sure that Accelerate knows all of these trackers and that their packages are installed.
-
-    Raises:
-        SoftPromptError: one of them is unknown, or its package is missing.
-    """
+    """Raises a `SoftPromptError` where Accelerate does not know one of these trackers, or its package is missing."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
-    there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    installed = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
     for name in names or ():
         if name == "all":
             continue
         if name not in known:
             raise SoftPromptError(f"unknown tracker '{name}'; {nearest(name, known)}")
-        if name not in there:
+        if name not in installed:
             raise SoftPromptError(f"the tracker '{name}' is not installed: pip install {name}")

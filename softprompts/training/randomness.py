@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import random
 from typing import Any
 
 import torch
@@ -12,29 +12,31 @@ from torch import Tensor
 
 from softprompts.injection.state import state_of
 from softprompts.training.lane import Lane
-from softprompts.training.row_draws import RowDraws, from_main
 
 
 class Randomness:
     """What prompts draw while they train (dropout, noise of a router, dropout of a head), from torch's generators.
 
     Several lanes each have a sequence of their own, swapped in while their modules run and while they are evaluated: a
-    lane draws what it would alone. A single lane has the generators to itself. A sequence begins at its lane's seed,
-    or where the checkpoint left it; the caller's generators are given back as they were in the end.
+    lane draws what it would draw alone. A single lane has the generators to itself. A sequence begins at its lane's
+    seed, or where the checkpoint left it. The caller's generators are restored in the end.
 
     With dropout in the backbone, the lanes share one sequence, which begins at the first one's seed: that dropout is
-    drawn for all rows at once, so several lanes differ from the runs alone whatever their prompts draw. The same goes
+    drawn for all rows at once, so several lanes differ from the runs alone whatever their prompts draw. The same holds
     for a plug-in that draws per column of the padded batch, whose width lanes share; no method here does.
+
+    With several processes the main one draws as a single process would. The others start a new sequence in every step,
+    from seed, step and process: they drop other units than the main process does, and a checkpoint need not hold their
+    state.
     """
 
     def __init__(self, model: Any, lanes: list[Lane], accelerator: Accelerator):
         self.lanes = lanes
-        self.accelerator = accelerator
-        device = accelerator.device
-        self.device = device if device.type == "cuda" else None
-        self.own: dict[str, _Sequence] = {}
+        self.process = accelerator.process_index
+        self.device = accelerator.device if accelerator.device.type == "cuda" else None
+        self.sequences: dict[str, _Sequence] = {}
         self._state = state_of(model)
-        self._apart = (len(lanes) > 1 or accelerator.num_processes > 1) and not model.backbone_dropout
+        self._apart = len(lanes) > 1 and not model.backbone_dropout
         self._fork = torch.random.fork_rng([] if self.device is None else [self.device])
 
     def __enter__(self) -> Randomness:
@@ -43,56 +45,46 @@ class Randomness:
             torch.manual_seed(lane.config.seed)
             _set_random_state(lane.random_state, self.device)
             if self._apart:
-                self.own[lane.name] = _Sequence(_random_state(self.device), self.device)
-        if not self._apart and self.accelerator.process_index:
-            # Else all processes would drop the same of each row.
-            torch.manual_seed(int(torch.randint(2**62, ())) + self.accelerator.process_index)
-        self._state.draws = self.own or None
+                self.sequences[lane.name] = _Sequence(_random_state(self.device), self.device)
+        self._state.random_contexts = self.sequences or None
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._state.draws = None
+        self._state.random_contexts = None
         self._fork.__exit__(*error)
 
-    def of_rows(self, lanes: list[Lane], counts: list[int]) -> None:
-        """Says how many rows of each lane the next pass has in all processes together."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        if self._apart and world > 1:
-            for lane, count in zip(lanes, counts, strict=True):
-                self.own[lane.name].rows = RowDraws(rank, world, count)
-
-    def catch_up(self, lanes: list[Lane], counts: list[int]) -> None:
-        """After a pass: lanes with too few rows for all processes go on from where they are in the main one."""
-        for lane, count in zip(lanes, counts, strict=True):
-            if self._apart and 0 < count < self.accelerator.num_processes:
-                sequence = self.own[lane.name]
-                sequence.state = from_main(sequence.state, self.accelerator.device)
+    def start_step(self, lanes: list[Lane]) -> None:
+        """Gives the lanes new sequences for a step, in all processes but the main one."""
+        if self.process:
+            for lane in lanes if self._apart else lanes[:1]:
+                with self.of(lane.name):
+                    seed = random.Random(f"{lane.config.seed} {lane.step} {self.process}").getrandbits(62)
+                    torch.manual_seed(seed)
 
     def of(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """The context in which a lane does things for itself alone."""
-        return self.own.get(name) or contextlib.nullcontext()
+        return self.sequences.get(name) or contextlib.nullcontext()
 
     def mark(self) -> dict[str, dict[str, Tensor]]:
-        """Where all sequences are now, for `back`."""
-        return {name: sequence.state for name, sequence in self.own.items()}
+        """The states of all sequences, for `restore`."""
+        return {name: sequence.state for name, sequence in self.sequences.items()}
 
-    def back(self, mark: dict[str, dict[str, Tensor]]) -> None:
+    def restore(self, mark: dict[str, dict[str, Tensor]]) -> None:
         """Takes the sequences back, so that a step that failed can be taken again."""
         for name, state in mark.items():
-            self.own[name].state = state
+            self.sequences[name].state = state
 
     def state(self, lane: Lane) -> dict[str, Tensor]:
-        """Where a lane's sequence is now."""
-        return dict(self.own[lane.name].state) if self._apart else _random_state(self.device)
+        """The state of a lane's sequence."""
+        return dict(self.sequences[lane.name].state) if self._apart else _random_state(self.device)
 
 
 class _Sequence:
-    """A random sequence: within this context, torch's generators go on with it. May be entered again inside."""
+    """A random sequence: within this context, torch's generators continue it. May be entered again inside."""
 
     def __init__(self, state: dict[str, Tensor], device: torch.device | None):
         self.state = state
         self.device = device
-        self.rows: RowDraws | None = None
         self._depth = 0
         self._outside: dict[str, Tensor] = {}
 
@@ -107,12 +99,6 @@ class _Sequence:
         if not self._depth:
             self.state = _random_state(self.device)
             _set_random_state(self._outside, self.device)
-
-    @contextlib.contextmanager
-    def drawing(self, by_row: bool) -> Iterator[None]:
-        """See `softprompts.injection.batch_pass.Draws`."""
-        with self, self.rows if by_row and self.rows is not None else contextlib.nullcontext():
-            yield
 
 
 def _random_state(device: torch.device | None) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from torch import Tensor
 import softprompts as sp
 from softprompts.backbones import quantized
 from softprompts.backbones.loading import quantizing
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig, load_result
 from tests.model.test_trainer import arguments, prompt_state

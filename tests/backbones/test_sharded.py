@@ -94,7 +94,7 @@ def test_our_own_loop_says_that_it_does_not_shard(
             patch.setenv(variable, "true")
             done = Cli(monkeypatch, capsys)(*command)
             assert done.code == 2 and f"does not shard a model: launch it without {name}" in " ".join(done.err.split())
-    processes.require_whole({"ACCELERATE_USE_FSDP": "false"})
+    processes.require_unsharded({"ACCELERATE_USE_FSDP": "false"})
 
 
 @pytest.mark.parametrize("name", ["fsdp", "zero3"])

@@ -163,8 +163,7 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
             training(kind, method),
             rows,
             folder=tmp_path / "runs" / method,
-            label_ids=bench.label_ids,
-            record={"task": bench.task.name, "task_form": bench.task_form(), "max_length": TOKENS},
+            record={"task": bench.task.name, "task_form": bench.task.form.to_dict(), "max_length": TOKENS},
         )
         for method in asked
     ]
@@ -221,5 +220,5 @@ def probabilities(model: Any, bench: Workbench, names: list[str]) -> torch.Tenso
     """Of each label, for the rows under these prompts."""
     rows = bench.features("train", TOKENS)
     repeated = [rows[index % len(rows)] for index in range(len(names))]
-    made = predict(model, repeated, names, pad_id=bench.pad_id, batch_size=64, label_ids=bench.label_ids)
+    made = predict(model, repeated, names, pad_id=bench.pad_id, batch_size=64, label_ids=bench.rows.label_ids)
     return torch.tensor(made.probabilities)

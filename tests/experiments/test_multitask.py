@@ -19,7 +19,8 @@ from source_prompts import PLAIN, saved
 
 import softprompts as sp
 from softprompts.experiments.multitask import train_together
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.predictor import Predictor
 from softprompts.tasks.data import Data
 from softprompts.training import Lane, TrainConfig

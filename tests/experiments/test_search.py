@@ -18,9 +18,9 @@ from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
-from softprompts.experiments import search as module
 from softprompts.experiments.leaderboard import Leaderboard
 from softprompts.experiments.search import rungs, search
+from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, Span
 from softprompts.storage import run_folder
@@ -274,10 +274,11 @@ def test_a_search_that_dies_at_any_write_goes_on_to_the_same_leaderboard(
 
 KILLED = """
 import os, pathlib, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/experiments"]
 import conftest, test_search
-from softprompts.training.lane import Lane
-from softprompts.experiment import Data, Workbench
+from softprompts.experiments.workbench import Workbench
+from softprompts.tasks.data import Data
+from softprompts.training import Lane
 update = Lane.update
 def killed(self, *values):
     update(self, *values)
@@ -468,7 +469,7 @@ def test_a_report_replaces_no_strange_folder(bench: Workbench, tmp_path: Path) -
 
 def test_ties_go_to_the_earlier() -> None:
     trials = [
-        module._Trial(number, None, None, {}, None, Path(), {}, 0, scores, state)  # type: ignore[arg-type]
+        Trial(number, None, {}, 0, scores, state)  # type: ignore[arg-type]
         for number, scores, state in [
             (5, [None], "cut"),
             (4, [0.6, 0.6], "cut"),
@@ -477,7 +478,7 @@ def test_ties_go_to_the_earlier() -> None:
             (1, [0.5], "cut"),
         ]
     ]
-    assert [trial.number for trial in sorted(trials, key=module._Trial.order)] == [3, 4, 1, 5, 2]
+    assert [trial.number for trial in sorted(trials, key=Trial.order)] == [3, 4, 1, 5, 2]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

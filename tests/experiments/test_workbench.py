@@ -16,12 +16,14 @@ from saved import model_folder, rows, write_csv
 import softprompts as sp
 from softprompts.backbones.loading import load_backbone
 from softprompts.experiments import workbench
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.storage import hub
 from softprompts.storage.run_folder import load_metrics
 from softprompts.tasks.data import Data, recorded_data
-from softprompts.training import Lane, TrainConfig, loop, run_id
-from softprompts.training.memory import SHARE, step_memory
+from softprompts.training import Lane, TrainConfig, pass_size, run_id
+from softprompts.training.memory import step_memory
+from softprompts.training.pass_size import SHARE
 from softprompts.training.progress import check_trackers
 
 PREFIX = sp.PrefixTuningConfig(num_virtual_tokens=3)
@@ -238,12 +240,12 @@ def test_how_many_share_a_pass_follows_from_free_memory(data: Data, monkeypatch:
     run = WANTED[0]
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     free: list[float] = [0.0]
-    monkeypatch.setattr(loop, "free_memory", lambda device: free[0])
+    monkeypatch.setattr(pass_size, "free_memory", lambda device: free[0])
     assert made.fitting(run) == 1  # at least one
     free[0] = 1e12
     assert made.fitting(run) > 50  # tiny rows: what fills a CPU
     taken = []
-    monkeypatch.setattr(loop, "step_memory", lambda *args: taken.append(step_memory(*args)) or taken[-1])
+    monkeypatch.setattr(pass_size, "step_memory", lambda *args: taken.append(step_memory(*args)) or taken[-1])
     free[0] = 1e12
     made.fitting(run)
     held = (
@@ -261,7 +263,7 @@ def test_a_measured_step_that_does_not_fit_leaves_one_lane(data: Data, monkeypat
     def fail(*_: Any) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(loop, "step_memory", fail)
+    monkeypatch.setattr(pass_size, "step_memory", fail)
     assert bench(data).fitting(WANTED[0]) == 1
 
 

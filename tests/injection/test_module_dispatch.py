@@ -20,7 +20,6 @@ from softprompts.injection.state import state_of
 from softprompts.soft_prompt import Frozen
 from softprompts.training import predict
 from softprompts.training.losses import pass_losses
-from softprompts.training.row_draws import RowDraws
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 CHANGING: dict[str, sp.MethodConfig] = {
@@ -262,13 +261,6 @@ def test_gradient_checkpointing_draws_the_same(family: str, method: str) -> None
         assert (mine is None) == (theirs is None)
         if mine is not None and theirs is not None:
             torch.testing.assert_close(mine, theirs, **EXACT)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_draws_its_rows_of_the_whole_batch(rank: int) -> None:
-    whole = Frozen(nn.Linear(2, 2), lambda x: x).uniform(7, (5, 1, 4), torch.device("cpu"))
-    frozen = Frozen(nn.Linear(2, 2), lambda x: x, lambda: RowDraws(rank, 2, 5))
-    assert torch.equal(frozen.uniform(7, (3 - rank, 1, 4), torch.device("cpu")), whole[rank::2])
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])

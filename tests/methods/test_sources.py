@@ -15,7 +15,8 @@ from saved import Cli, model_folder, rows, write_csv
 from source_prompts import PLAIN, saved, sourced
 
 import softprompts as sp
-from softprompts.experiments.workbench import Run, Workbench
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
 from softprompts.methods import sources
 from softprompts.predictor import Predictor
 from softprompts.tasks.data import Data

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import softprompts as sp
-from softprompts.training import Lane, TrainConfig
+from softprompts.training import Evaluation, Lane, TrainConfig
 
 PAD = 0
 
@@ -71,7 +71,7 @@ def lane(name: str = "a", folder: Any = None, train: Any = TRAIN, validation: An
         name,
         TrainConfig(**{"batch_size": 8, "epochs": 3, **config}),
         train,
-        eval_features=validation,
+        validation=None if validation is None else Evaluation(validation),
         folder=folder,
     )
 

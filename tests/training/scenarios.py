@@ -1,13 +1,15 @@
-"""Runs that two processes train as one does. Imported by test_processes.py, and run by it in each of two processes."""
+"""Runs that two processes train together. Imported by test_processes.py, and run by it in each of two processes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import runpy
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +21,60 @@ if __name__ == "__main__":
 import tiny
 
 import softprompts as sp
-from softprompts.training import Lane, Prediction, TrainConfig, train
+from softprompts.training import Evaluation, Lane, Prediction, TrainConfig, train
 
 toy = runpy.run_path(str(Path(__file__).parent / "conftest.py"))["Toy"]
 
-BERT: dict[str, tuple[sp.MethodConfig, dict[str, Any]]] = {
-    "noise": (
-        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_noise=True, l1_lambda=1e-2),
+Settings = dict[str, tuple[sp.MethodConfig, dict[str, Any]]]
+
+BERT: Settings = {
+    "masks": (
+        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_dropout=0.0, l1_lambda=1e-2),
         {"batch_size": 7, "seed": 5, "eval_every": 3},
     ),
-    "dropout": (
-        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=3, router_dropout=0.5),
-        {"batch_size": 5, "gradient_accumulation_steps": 3, "seed": 4},
-    ),
-    # One batch in eight is a single row, of which one process gets none, and in which it cannot draw what the other
-    # draws once per step.
-    "single": (
-        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=1, router_dropout=0.5, router_noise=True),
-        {"batch_size": 6, "train": toy.train[:43]},
-    ),
+    # One batch in eight is a single row, of which one process gets none.
+    "single": (tiny.METHODS["prefix-tuning"], {"batch_size": 6, "train": toy.train[:43]}),
     "lonely": (
-        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_dropout=0.5),
+        sp.MultiMaskConfig(num_virtual_tokens=2, num_masks=3, router_dropout=0.0),
         {"batch_size": 3, "gradient_accumulation_steps": 2, "train": toy.train[:43], "weight_decay": 0.1},
     ),
-    "consistent": (sp.AdaMixConfig(num_experts=3, bottleneck=3, consistency=1.0), {"batch_size": 5, "seed": 2}),
     "superpos": (tiny.METHODS["superpos"], {"batch_size": 6, "optimizer": "adafactor"}),
     "selective": (tiny.METHODS["selective-prefix"], {"batch_size": 5, "gradient_accumulation_steps": 2}),
     "head": (sp.HeadOnlyConfig(), {"batch_size": 8, "patience": 1, "eval_every": 2}),
 }
+DRAWING: Settings = {
+    "noise": (
+        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_noise=True),
+        {"batch_size": 7, "seed": 5, "eval_every": 3},
+    ),
+    "dropout": (
+        sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=3, router_dropout=0.5),
+        {"batch_size": 3, "gradient_accumulation_steps": 2, "train": toy.train[:43], "seed": 4},
+    ),
+    "consistent": (sp.AdaMixConfig(num_experts=3, bottleneck=3, consistency=1.0), {"batch_size": 5, "seed": 2}),
+}
 Built = tuple[Any, list[Lane]]
 
 
-def bert() -> Built:
+def bert(settings: Settings = BERT) -> Built:
     """Lanes of different methods, odd batches, accumulation, a share without rows."""
     model = toy.model(double=True)
-    for i, (name, (config, _)) in enumerate(BERT.items()):
+    for i, (name, (config, _)) in enumerate(settings.items()):
         model.add_prompt(name, config, num_labels=2, seed=i)
     model.prompts.double()
-    return model, [toy.lane(name, **{"epochs": 2, **fields}) for name, (_, fields) in BERT.items()]
+    return model, [toy.lane(name, **{"epochs": 2, **fields}) for name, (_, fields) in settings.items()]
 
 
 def alone() -> Built:
-    """A single lane with random draws, which does not share torch's generators with anyone."""
+    """A single lane."""
     model = toy.model(double=True)
-    model.add_prompt("noise", BERT["noise"][0], num_labels=2, seed=0)
+    model.add_prompt("masks", BERT["masks"][0], num_labels=2, seed=0)
     model.prompts.double()
-    return model, [toy.lane("noise", batch_size=7, eval_batch_size=8, max_steps=8, seed=3)]
+    return model, [toy.lane("masks", batch_size=7, eval_batch_size=8, max_steps=8, seed=3)]
 
 
 def head_dropout() -> Built:
-    """RoBERTa's classification head drops half of what comes in and of what its first layer makes of it."""
+    """RoBERTa's classification head has dropout in front of both of its layers."""
     draw = random.Random(3)
     rows = [
         {"input_ids": [draw.randrange(5, 60) for _ in range(draw.randrange(3, 9))], "label": draw.randrange(2)}
@@ -78,7 +84,7 @@ def head_dropout() -> Built:
     lanes = []
     for i, name in enumerate(("prompt-tuning", "multi-mask")):
         model.add_prompt(name, tiny.METHODS[name], num_labels=2, seed=i)
-        lanes.append(Lane(name, TrainConfig(batch_size=5, epochs=2, seed=i), rows, eval_features=rows))
+        lanes.append(Lane(name, TrainConfig(batch_size=5, epochs=2, seed=i), rows, validation=Evaluation(rows)))
     model.prompts.double()
     return model, lanes
 
@@ -94,15 +100,15 @@ def t5() -> Built:
         rows.append({"input_ids": [*ids, 5 + label], "label": label, "labels": answers[label]})
     model = sp.attach(tiny.model("t5"))
     lanes = []
-    for i, name in enumerate(("prompt-tuning", "selective-prefix", "noise")):
-        model.add_prompt(name, BERT["noise"][0] if name == "noise" else tiny.METHODS[name], seed=i)
-        fields = {"batch_size": 3, "gradient_accumulation_steps": 2} if name == "noise" else {"batch_size": 4}
-        lanes.append(Lane(name, TrainConfig(epochs=2, **fields), rows, eval_features=rows, label_ids=answers))
+    for i, name in enumerate(("prompt-tuning", "selective-prefix", "masks")):
+        model.add_prompt(name, BERT["masks"][0] if name == "masks" else tiny.METHODS[name], seed=i)
+        fields = {"batch_size": 3, "gradient_accumulation_steps": 2} if name == "masks" else {"batch_size": 4}
+        lanes.append(Lane(name, TrainConfig(epochs=2, **fields), rows, validation=Evaluation(rows, label_ids=answers)))
     model.prompts.double()
     return model, lanes
 
 
-SCENARIOS: dict[str, Callable[[], Built]] = {"bert": bert, "alone": alone, "head-dropout": head_dropout, "t5": t5}
+SCENARIOS: dict[str, Callable[[], Built]] = {"bert": bert, "alone": alone, "t5": t5}
 
 
 def numbers(built: Built) -> dict[str, Any]:
@@ -122,25 +128,33 @@ def numbers(built: Built) -> dict[str, Any]:
     for lane in lanes:
         watch(lane)
     seen = {"train": 0, "eval": 0}
+    states: list[str] = []  # of torch's generator, as the prompts of the first lane find it in each training pass
 
     def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         seen["train" if torch.is_grad_enabled() else "eval"] += 1
 
-    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    def note(module: Any, _: Any) -> None:
+        if module.training:
+            states.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+
+    handles = [model.register_forward_pre_hook(count, with_kwargs=True)]
+    handles.append(model.prompts[lanes[0].name].method.register_forward_pre_hook(note))
     results = train(model, lanes, pad_id=0)
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     return {
         "losses": losses,
         "results": {r.name: [r.stop_reason, r.steps, r.best_step, r.score, r.metrics] for r in results},
         "history": {result.name: result.history for result in results},
         "prompts": dict(model.prompts.state_dict()),
         "passes": seen,
+        "random states": states,
     }
 
 
 def resumable(folder: Path) -> Built:
     model = toy.model(double=True)
-    model.add_prompt("dropout", BERT["dropout"][0], num_labels=2, seed=0)
+    model.add_prompt("dropout", DRAWING["dropout"][0], num_labels=2, seed=0)
     model.prompts.double()
     return model, [toy.lane("dropout", folder=folder, batch_size=7, epochs=2, eval_every=2)]
 
@@ -190,7 +204,7 @@ def _plain(seed: int | None = 0, folder: Path | None = None, **fields: Any) -> B
 def in_two_processes(out: Path) -> None:
     from accelerate import Accelerator
 
-    from softprompts.processes import end, of_main, together
+    from softprompts.processes import leave_group, on_main, synchronized
 
     torch.set_num_threads(1)
     rank = Accelerator().process_index
@@ -199,7 +213,10 @@ def in_two_processes(out: Path) -> None:
     for name, build in SCENARIOS.items():
         torch.manual_seed(rank)  # where the caller's generators are must not matter
         found[name] = numbers(build())
+    found["drawing"], found["again"] = numbers(bert(DRAWING)), numbers(bert(DRAWING))
+    found["head dropout"] = numbers(head_dropout())
     found["resumed"] = interrupted_and_resumed(out / "resumed", rank)
+    found["undisturbed"] = numbers(resumable(out / "undisturbed"))
     found["writes"] = writes(out / "written")
 
     torch.manual_seed(rank)
@@ -207,18 +224,18 @@ def in_two_processes(out: Path) -> None:
     found["backbone dropout"] = numbers(_plain(backbone_dropout=True))
 
     model, (lane,) = _plain()
-    lane._predict = lambda model, rows, name: Prediction([rank] * len(rows), None)
+    lane.validation = replace(lane.validation, predict=lambda model, rows, name: Prediction([rank] * len(rows), None))
     found["own predict"] = numbers((model, [lane]))
 
-    found["of_main"] = of_main(lambda: rank + 10)
+    found["on_main"] = on_main(lambda: rank + 10)
     try:
-        with together():
+        with synchronized():
             if rank == 1:
                 raise OSError("no space left")
     except Exception as error:
         found["failure"] = (type(error).__name__, str(error))
     torch.save(found, out / f"rank{rank}.pt")
-    end()
+    leave_group()
 
 
 if __name__ == "__main__":

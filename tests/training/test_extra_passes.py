@@ -16,7 +16,7 @@ from softprompts.methods.common import divergence
 from softprompts.tasks import collate
 from softprompts.training import Lane, TrainConfig, train
 from softprompts.training.extra_passes import comparisons
-from softprompts.training.losses import model_inputs, read_pass
+from softprompts.training.losses import model_inputs, run_pass
 
 ADAMIX = sp.AdaMixConfig(num_experts=4, bottleneck=3, consistency=0.7, share_up=False)
 MPT = sp.MPTConfig(num_virtual_tokens=3, rank=2, teacher="on the model", distillation=0.6, temperature=2.0)
@@ -359,7 +359,7 @@ def test_a_teacher_drops_nothing(dropout: bool) -> None:
 
     method.compare = note
     for _ in range(2):
-        first = read_pass(model, batch, names, True)
+        first = run_pass(model, batch, names, True)
         (found,) = comparisons(model, batch, names, first, {"a": "teacher"}).values()
         assert found.requires_grad
     assert torch.equal(*seen) and model.training and model.prompts["teacher"].method.training
@@ -413,5 +413,5 @@ def test_a_pass_that_fails_leaves_no_hook_behind() -> None:
     decoder = model.get_decoder()
     before = len(decoder._forward_hooks)
     with pytest.raises(sp.SoftPromptError):
-        read_pass(model, collate(rows_of("t5"), 0), "nobody", True)
+        run_pass(model, collate(rows_of("t5"), 0), "nobody", True)
     assert len(decoder._forward_hooks) == before

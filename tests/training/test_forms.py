@@ -11,8 +11,7 @@ import torch
 
 import softprompts as sp
 from softprompts.tasks.collate import collate
-from softprompts.training import Lane, TrainConfig, predict, train
-from softprompts.training.evaluation import Evaluation
+from softprompts.training import Evaluation, Lane, TrainConfig, predict, train
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}
 FORMS = ("spans", "tags", "choices")
@@ -66,7 +65,7 @@ def run(form: str, names: tuple[str, ...], steps: int = 12) -> tuple[Any, list[A
     model = model_for(form, names)
     rows = rows_of(form, 60, seed=1)
 
-    def mark(prediction: Any) -> dict[str, float]:
+    def score(prediction: Any) -> dict[str, float]:
         pairs = zip(found(form, prediction), rows, strict=True)
         return {"right": sum(answer == right(form, row) for answer, row in pairs) / len(rows)}
 
@@ -75,7 +74,7 @@ def run(form: str, names: tuple[str, ...], steps: int = 12) -> tuple[Any, list[A
             name,
             TrainConfig(batch_size=6, max_steps=steps, eval_every=steps // 2, seed=ord(name)),
             rows,
-            validation=Evaluation(rows, mark, 16),
+            validation=Evaluation(rows, score=score, batch_size=16),
         )
         for name in names
     ]

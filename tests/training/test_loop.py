@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from softprompts import SoftPromptError
 from softprompts.storage.run_folder import load_metrics
-from softprompts.training import Lane, TrainConfig, load_result, train
+from softprompts.training import Evaluation, Lane, TrainConfig, load_result, train
 
 RUN = """
 import os, runpy, signal, sys, torch
@@ -168,8 +168,7 @@ def test_run_folder(toy: Any, tmp_path: Path) -> None:
         "a",
         TrainConfig(batch_size=8, max_steps=12),
         toy.train,
-        eval_features=toy.validation,
-        metrics=("macro_f1", "accuracy"),
+        validation=Evaluation(toy.validation, metrics=("macro_f1", "accuracy")),
         folder=tmp_path,
         record={"task": "toy"},
     )
@@ -243,14 +242,14 @@ def test_non_finite_stops_only_that_lane(toy: Any, how: str, tmp_path: Path) -> 
     if how == "huge rate":
         lanes[1] = toy.lane("b", folder=tmp_path, learning_rates={"prompt": 1e300, "head": 1e300})
     else:
-        take_stock = lanes[1].take_stock
+        record_evaluation = lanes[1].record_evaluation
 
         def poison(metrics: dict[str, float]) -> None:
             kept.update(prompt(model, "b"))
-            take_stock(metrics)
+            record_evaluation(metrics)
             model.prompts["b"].method.prompt.data[0, 0] = math.nan
 
-        lanes[1].take_stock = poison
+        lanes[1].record_evaluation = poison
     healthy, failed = train(model, lanes, pad_id=toy.pad)
     assert failed.stop_reason == "non-finite loss"
     assert failed.done
@@ -284,8 +283,7 @@ def test_patience_and_best(toy: Any) -> None:
         states.append(prompt(model))
         return {"accuracy": next(scores)}
 
-    mark = dataclasses.replace(lane.validation.mark, score=score)
-    lane.validation = dataclasses.replace(lane.validation, mark=mark)
+    lane.validation = dataclasses.replace(lane.validation, score=score)
     (result,) = train(model, [lane], pad_id=toy.pad)
     assert result.stop_reason == "patience"
     assert result.message == "no better score for 3 evaluations"
@@ -328,9 +326,7 @@ def test_regression(toy: Any) -> None:
         "a",
         TrainConfig(batch_size=8, epochs=12),
         rows,
-        eval_features=rows,
-        metrics=("pearson", "spearman"),
-        folder=None,
+        validation=Evaluation(rows, metrics=("pearson", "spearman")),
     )
     (result,) = train(model, [lane], pad_id=toy.pad)
     assert result.history[-1]["loss"] < 0.8 * result.history[0]["loss"]

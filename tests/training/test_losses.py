@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import softprompts as sp
 from softprompts.tasks import collate
-from softprompts.training.losses import label_count, model_inputs, pass_losses, read, read_pass
+from softprompts.training.losses import label_count, model_inputs, output_of, pass_losses, run_pass
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 LANGUAGE = tiny.DECODERS + tiny.SEQ2SEQ
@@ -64,7 +64,7 @@ def test_logits_are_computed_where_a_label_counts(family: str, method: str, side
     assert not model.get_output_embeddings()._forward_pre_hooks
     expected = naive(model.backbone_kind, logits, labels)
     torch.testing.assert_close(losses, expected, **CLOSE)
-    torch.testing.assert_close(read(model.backbone_kind, logits, batch).losses, expected, **CLOSE)
+    torch.testing.assert_close(output_of(model.backbone_kind, logits, batch).losses, expected, **CLOSE)
     wanted, found = gradients(model, expected.sum()), gradients(model, losses.sum())
     assert wanted.keys() == found.keys()
     for name in wanted:
@@ -123,13 +123,13 @@ def test_classes_and_values() -> None:
     torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
     values = torch.tensor([0.5, -1.0, 2.0])
     expected = (logits[:, 0] - values) ** 2
-    torch.testing.assert_close(read("encoder", logits[:, :1], {"labels": values}).losses, expected, **CLOSE)
+    torch.testing.assert_close(output_of("encoder", logits[:, :1], {"labels": values}).losses, expected, **CLOSE)
 
 
 def test_half_precision_is_summed_in_single() -> None:
     logits = torch.randn(2, 4, 9, dtype=torch.bfloat16)
     labels = torch.tensor([[-100, 1, 2, -100], [3, 4, 5, 6]])
-    losses = read("encoder-decoder", logits, {"labels": labels}).losses
+    losses = output_of("encoder-decoder", logits, {"labels": labels}).losses
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, naive("encoder-decoder", logits.float(), labels))
 
@@ -165,7 +165,7 @@ def test_choices() -> None:
         {"choices": [{"input_ids": [3, 3]}, {"input_ids": [8, 9, 9, 1]}], "label": 0},
     ]
     batch = collate(rows, 0)
-    found = read_pass(model, batch, ["prefix-tuning", "prefix-tuning"])
+    found = run_pass(model, batch, ["prefix-tuning", "prefix-tuning"])
     expected = []
     for row in rows:
         one = [model(input_ids=torch.tensor([choice["input_ids"]])).logits[0, 0] for choice in row["choices"]]

@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 import softprompts as sp
 from softprompts.tasks.collate import collate
-from softprompts.training import Lane, TrainConfig, predict, train
+from softprompts.training import Evaluation, Lane, TrainConfig, predict, train
 
 LABELS = [[11, 1], [12, 13, 1], [14]]
 
@@ -148,9 +148,7 @@ def test_language_models_train_in_lanes(toy: Any, make: Any, method: str) -> Non
                 name,
                 TrainConfig(batch_size=8, epochs=2, seed=ord(name)),
                 labelled(kind, toy.train),
-                eval_features=labelled(kind, toy.validation),
-                label_ids=LABELS[:2],
-                label_values=[0, 1],
+                validation=Evaluation(labelled(kind, toy.validation), label_ids=LABELS[:2]),
             )
             for name in names
         ]

@@ -1,4 +1,4 @@
-"""Two processes take a share of every batch each and reach the numbers of one."""
+"""Two processes take a share of every batch each and reach the numbers of one, but for random draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from saved import Cli, model_folder, rows, write_csv
 
 from softprompts.storage.run_folder import load_metrics
 from softprompts.training import load_result
-from softprompts.training.row_draws import RowDraws
 from tests.training import scenarios
 
 ROOT = Path(__file__).parents[2]
@@ -81,23 +80,34 @@ def test_two_processes_equal_one(both: Any, name: str) -> None:
     assert passes[0]["train"] == one["passes"]["train"]
 
 
-def test_interrupted_and_resumed(both: Any, tmp_path: Path) -> None:
-    one = scenarios.numbers(scenarios.resumable(tmp_path))
-    one["losses"]["dropout"] = one["losses"]["dropout"][5:]
+def test_interrupted_and_resumed(both: Any) -> None:
     for found in both[1]:
-        assert_same(found["resumed"], one)
-    folder = both[0] / "resumed"
-    assert load_result(folder)["metrics"] == pytest.approx(load_result(tmp_path)["metrics"], abs=1e-9)
-    steps = [line["step"] for line in load_metrics(folder)]
-    assert steps == [line["step"] for line in load_metrics(tmp_path)] == sorted(set(steps))
+        undisturbed = found["undisturbed"]
+        undisturbed["losses"]["dropout"] = undisturbed["losses"]["dropout"][5:]
+        assert_same(found["resumed"], undisturbed)
+    resumed, whole = (both[0] / name for name in ("resumed", "undisturbed"))
+    assert load_result(resumed)["metrics"] == pytest.approx(load_result(whole)["metrics"], abs=1e-9)
+    steps = [line["step"] for line in load_metrics(resumed)]
+    assert steps == [line["step"] for line in load_metrics(whole)] == sorted(set(steps))
+
+
+def test_each_process_draws_for_its_own_rows(both: Any) -> None:
+    """The main one as a single process would; and the same call gives the same numbers."""
+    one = scenarios.numbers(scenarios.bert(scenarios.DRAWING))
+    first, second = (found["drawing"]["random states"] for found in both[1])
+    assert len(first) == len(second) and not set(first) & set(second)
+    assert one["losses"] != both[1][0]["drawing"]["losses"]
+    for found in both[1]:
+        assert_same(found["again"], found["drawing"])
+        assert found["again"]["random states"] == found["drawing"]["random states"]
 
 
 def test_only_the_main_process_writes(both: Any) -> None:
     assert both[1][0]["writes"] >= 3 and both[1][1]["writes"] == 0
 
 
-@pytest.mark.parametrize("name", ["unseeded", "backbone dropout", "own predict"])
-def test_processes_agree_on_what_each_would_draw_for_itself(both: Any, name: str) -> None:
+@pytest.mark.parametrize("name", ["unseeded", "drawing", "head dropout", "backbone dropout", "own predict"])
+def test_processes_agree_whatever_each_draws(both: Any, name: str) -> None:
     first, second = (found[name] for found in both[1])
     assert first["results"] == second["results"] and first["losses"] == second["losses"]
     for key, value in first["prompts"].items():
@@ -109,37 +119,7 @@ def test_what_fails_in_one_process_fails_in_both(both: Any) -> None:
         ("SoftPromptError", "process 1 failed: no space left"),
         ("OSError", "no space left"),
     ]
-    assert [found["of_main"] for found in both[1]] == [10, 10]
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda x: torch.nn.functional.dropout(x, 0.4),
-        lambda x: torch.nn.functional.gumbel_softmax(x),
-        lambda x: x + torch.randn_like(x) * x.detach(),
-        lambda x: torch.rand(x.shape, dtype=x.dtype),
-        lambda x: torch.bernoulli(x.sigmoid()),
-        lambda x: torch.multinomial(x.exp(), 1),
-        lambda x: torch.native_dropout(x, 0.4, True)[0],
-        lambda x: x + torch.empty_like(x).normal_(0.0, 2.0),
-    ],
-)
-def test_a_process_draws_what_one_process_would_draw_for_its_rows(rank: int, draw: Any) -> None:
-    torch.manual_seed(0)
-    given = torch.randn(7, 5, dtype=torch.float64)
-    own = given[rank::2].clone().requires_grad_()
-    torch.manual_seed(1)
-    wanted, after = draw(given), torch.rand(3)
-    torch.manual_seed(1)
-    with RowDraws(rank, 2, 7):
-        got = draw(own)
-    torch.testing.assert_close(got.detach(), wanted[rank::2], rtol=0, atol=0)
-    assert torch.equal(torch.rand(3), after)
-    if got.requires_grad:
-        got.sum().backward()
-        assert own.grad is not None
+    assert [found["on_main"] for found in both[1]] == [10, 10]
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -149,7 +129,7 @@ def test_a_process_draws_what_one_process_would_draw_for_its_rows(rank: int, dra
 def train(tmp_path: Path) -> list[str]:
     data = write_csv(tmp_path / "data.csv", rows(50))
     command = ["train", "-m", model_folder("bert"), "--data", str(data), "--method", "multi-mask", "--steps", "6"]
-    return [*command, "--eval-every", "2", "--batch-size", "7", "--set", "router_noise=true"]
+    return [*command, "--eval-every", "2", "--batch-size", "7", "--set", "router_dropout=0"]
 
 
 def test_launched_training_gives_the_scores_of_one_process_and_says_so_once(

@@ -18,7 +18,7 @@ import torch
 import softprompts as sp
 from softprompts.injection.state import state_of
 from softprompts.storage.run_folder import load_metrics
-from softprompts.training import Lane, LaneResult, TrainConfig, train
+from softprompts.training import Evaluation, Lane, LaneResult, TrainConfig, train
 
 DROPOUT = sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=3, router_dropout=0.5)
 NOISE = sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_noise=True, l1_lambda=1e-2)
@@ -129,7 +129,8 @@ def test_a_heads_dropout() -> None:
         model = prompted(sp.attach(tiny.model("roberta", classifier_dropout=0.5)), names, 2)
         config = {"batch_size": 6, "epochs": 3}
         return model, [
-            Lane(name, TrainConfig(**{**config, "seed": len(name)}), rows, eval_features=rows) for name in names
+            Lane(name, TrainConfig(**{**config, "seed": len(name)}), rows, validation=Evaluation(rows))
+            for name in names
         ]
 
     model, lanes = build(["head-only"])
@@ -162,8 +163,7 @@ def test_language_models(family: str) -> None:
                 name,
                 TrainConfig(**{"batch_size": 5, "epochs": 2, **SETTINGS.get(name, {})}),
                 rows,
-                eval_features=rows,
-                label_ids=[[5], [6, 7]],
+                validation=Evaluation(rows, label_ids=[[5], [6, 7]]),
             )
             for name in names
         ]
@@ -185,8 +185,7 @@ def test_predictions_that_draw(toy: Any) -> None:
                 name,
                 TrainConfig(batch_size=8, epochs=2, eval_every=2, seed=9),
                 toy.train,
-                eval_features=toy.validation,
-                predict=sampled,
+                validation=Evaluation(toy.validation, predict=sampled),
             )
             for name in names
         ]
@@ -204,13 +203,13 @@ def test_nothing_is_left_behind(toy: Any) -> None:
 
     def look(loss: float, norm: float) -> None:
         update(loss, norm)
-        seen.append((set(state_of(model).draws), state_of(copy.deepcopy(model)).draws))
+        seen.append((set(state_of(model).random_contexts), state_of(copy.deepcopy(model)).random_contexts))
 
     lanes[0].update = look
     before = torch.get_rng_state()
     train(model, lanes, pad_id=toy.pad)
     assert seen == [(set(names), None)] * 2
-    assert state_of(model).draws is None
+    assert state_of(model).random_contexts is None
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -11,8 +11,8 @@ import torch
 
 import softprompts as sp
 from softprompts.tasks import length_bucketed_batches
-from softprompts.training import Lane, TrainConfig, predict, train
-from softprompts.training.evaluation import measure
+from softprompts.training import Evaluation, Lane, TrainConfig, predict, train
+from softprompts.training.evaluation import evaluate
 from softprompts.training.memory import free_memory, out_of_memory, step_memory
 
 METHODS = ("prompt-tuning", "prefix-tuning", "multi-mask", "head-only")
@@ -113,7 +113,7 @@ def test_lanes_are_scored_together(toy: Any) -> None:
     model, lanes = build(toy, eval_batch_size=16)
     calls = Calls(model, trained=False)
     asked = [(lane.name, lane.validation) for lane in lanes]
-    found = measure(model, asked, toy.pad)
+    found = evaluate(model, asked, toy.pad)
     assert calls.rows == [16] * 8  # 4 lanes of 32 rows
     for (name, evaluation), metrics in zip(asked, found, strict=True):
         assert metrics == evaluation.scores(predict(model, toy.validation, name, pad_id=toy.pad))
@@ -121,13 +121,13 @@ def test_lanes_are_scored_together(toy: Any) -> None:
 
 def test_scoring_goes_on_with_smaller_batches(toy: Any) -> None:
     model, lanes = build(toy, eval_batch_size=32)
-    wanted = measure(model, [(lane.name, lane.validation) for lane in lanes], toy.pad)
+    wanted = evaluate(model, [(lane.name, lane.validation) for lane in lanes], toy.pad)
     calls = Calls(model, fits=10)
-    assert measure(model, [(lane.name, lane.validation) for lane in lanes], toy.pad) == wanted
+    assert evaluate(model, [(lane.name, lane.validation) for lane in lanes], toy.pad) == wanted
     assert max(calls.rows) == 8
     calls.fits = 0
     with pytest.raises(sp.SoftPromptError, match="out of memory with a single row"):
-        measure(model, [(lanes[0].name, lanes[0].validation)], toy.pad)
+        evaluate(model, [(lanes[0].name, lanes[0].validation)], toy.pad)
 
 
 def test_different_tasks(toy: Any) -> None:
@@ -141,7 +141,7 @@ def test_different_tasks(toy: Any) -> None:
             model.add_prompt(name, config("prefix-tuning"), num_labels=classes, seed=2)
             model.prompts[name].double()
             training = TrainConfig(batch_size=6, epochs=3)
-            lanes.append(Lane(name, training, data, eval_features=data, metrics=("accuracy", "macro_f1")))
+            lanes.append(Lane(name, training, data, validation=Evaluation(data, ("accuracy", "macro_f1"))))
         return model, lanes
 
     together, lanes = made(["three", "two"])

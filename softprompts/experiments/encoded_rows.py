@@ -1,0 +1,59 @@
+"""A task's rows as a model takes them, encoded once per split and length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompts.tasks import Task, label_ids, marker, new_tokens
+from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
+from softprompts.training import Evaluation
+
+
+class EncodedRows:
+    """The rows of a task for one tokenizer and kind of model.
+
+    Attributes:
+        label_ids: for language models, the token ids of each answer to choose from; None where they do not choose.
+        new_tokens: for language models, how many tokens are generated at most; None where they do not generate.
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, kind: str):
+        check_kind(kind, task)
+        self.task, self.tokenizer, self.kind = task, tokenizer, kind
+        self.label_ids = label_ids(task, tokenizer, kind)
+        self.new_tokens = new_tokens(task, tokenizer, kind)
+        self._encoded: dict[tuple[str, int], Encoded] = {}
+
+    def of(self, task: Task) -> EncodedRows:
+        """The rows of another task; splits that are the same, and put in the same form, are not encoded again."""
+        other = EncodedRows(task, self.tokenizer, self.kind)
+        if task.form.to_dict() == self.task.form.to_dict():
+            for (split, length), encoded in self._encoded.items():
+                if getattr(task, split) == getattr(self.task, split):
+                    other._encoded[split, length] = encoded
+        return other
+
+    def split(self, split: str, length: int) -> Encoded:
+        """The rows of a split, cut to a length."""
+        if (split, length) not in self._encoded:
+            self._encoded[split, length] = encode_cached(split, self.task, self.tokenizer, self.kind, length)
+        return self._encoded[split, length]
+
+    def evaluation(self, split: str, length: int, batch_size: int | None = None) -> Evaluation:
+        """A split to score on, by the task's metrics."""
+        encoded = self.split(split, length)
+        score = marker(self.task, getattr(self.task, split), encoded, self.tokenizer, self.kind)
+        return Evaluation(
+            encoded.features,
+            score=score,
+            batch_size=batch_size,
+            label_ids=self.label_ids,
+            new_tokens=self.new_tokens,
+        )
+
+    def cut_note(self, splits: Sequence[str], length: int) -> str:
+        """Encodes splits; returns a line on which rows had to be cut, empty if none had."""
+        examples = sum(len(getattr(self.task, split)) for split in splits)
+        return say_cut([self.split(split, length) for split in splits], examples, length)

@@ -1,0 +1,112 @@
+"""What is written of a run: all that decides its numbers, its folder, and what its result says beside the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from softprompts.backbones import packaged
+from softprompts.errors import SoftPromptError
+from softprompts.methods.contract import MethodConfig
+from softprompts.processes import shared_state
+from softprompts.storage import run_folder
+from softprompts.tasks.data import _PLACE, Data
+from softprompts.training import TrainConfig, open_run
+from softprompts.version import __version__
+
+# What tables are made of; a result without them was not written by a run, or was edited.
+_NEEDED = (
+    "metrics", "test_metrics", "eval_rows", "test_rows", "trained_parameters", "backbone_parameters", "steps",
+    "best_step", "step_seconds", "seconds", "peak_memory", "lanes", "stop_reason", "message",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """An experiment to run: a method's config, and how it trains."""
+
+    method: MethodConfig
+    training: TrainConfig
+
+    def with_seed(self, seed: int) -> Run:
+        """The same experiment from another seed."""
+        return Run(self.method, replace(self.training, seed=seed))
+
+
+def resolved(
+    model: str,
+    rows: Mapping[str, Any],
+    method: MethodConfig,
+    training: TrainConfig,
+    max_length: int,
+    evaluate: bool,
+    quantize: str | None = None,
+) -> dict[str, Any]:
+    """All that decides the numbers of a run, as plain values; its hash is the run's id.
+
+    The arguments are those of `softprompts.experiments.workbench.Workbench`, which need not be loaded, and the
+    `rows_identity` of its task.
+    """
+    return {
+        "model": packaged.model_name(model),
+        **({"quantize": quantize} if quantize is not None else {}),
+        **rows,
+        "method": method.method,
+        "settings": method.identity(),
+        "max_length": max_length,
+        "evaluate": evaluate,
+        "training": training.to_dict(),
+    }
+
+
+def shared_by(run: Run) -> tuple[Any, ...]:
+    """What experiments must have in common to share a pass well: the loop's conditions, and rows of similar length."""
+    training = run.training
+    return training.bf16, training.backbone_dropout, training.batch_size, run.method.input_tokens
+
+
+def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequence[str], resume: bool) -> None:
+    """Makes a run's folder; comments in the config.yaml of a new one say where data and the method's files lay."""
+    file = path / run_folder.CONFIG
+    new = not file.is_file()
+    open_run(path.parent, config, resume=resume, folder=path)
+    note = ""
+    if places := data.places():
+        note += "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
+        note += "".join(f"{_PLACE}{key}: {place}\n" for key, place in places.items())
+    if files:
+        note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
+        note += "".join(f"#   {file}\n" for file in files)
+    if new and note:
+        run_folder.write_text_atomic(file, file.read_text(encoding="utf-8") + note)
+
+
+def load_checked(path: Path) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Raises:
+        SoftPromptError: it lacks what tables need.
+    """
+    result: Any = run_folder.load_result(path)
+    lacks = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
+    if lacks:
+        raise SoftPromptError(f"{path / run_folder.RESULT} lacks '{lacks[0]}'; delete the folder to train again")
+    checked: dict[str, Any] = result
+    return checked
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions of the libraries, and where Accelerate trains: "cpu", or the kind of device and its name."""
+    device = shared_state().device
+    versions = {
+        "softprompts": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+    name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
+    return {"versions": versions, "device": name}

@@ -1,0 +1,99 @@
+"""A user's own ``torch.compile`` of an attached model: the same logits and gradients as without it."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+import softprompts as sp
+from softprompts.training import Lane, TrainConfig, train
+
+NAMES = ("prompt-tuning", "prefix-tuning", "multi-mask", "selective-prefix", "adaptive-prefix", "lora")
+MIXED: list[str | None] = [*NAMES, None, "prefix-tuning", "multi-mask"]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def measured(call: Any, model: Any, inputs: dict[str, Tensor], names: Any) -> tuple[Tensor, Tensor, list[Any]]:
+    """Logits, loss and gradients of all prompts, from a forward pass of ``call``."""
+    model.zero_grad()
+    output = call(**inputs, prompt_names=names)
+    loss = output.loss if output.loss is not None else output.logits.square().mean()
+    loss.backward()
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.prompts.parameters()]
+    return output.logits.detach(), loss.detach(), gradients
+
+
+def assert_same(one: tuple[Tensor, Tensor, list[Any]], two: tuple[Tensor, Tensor, list[Any]]) -> None:
+    torch.testing.assert_close(one[0], two[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one[1], two[1], rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(one[2], two[2], strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "chosen"), [("bert", ["prefix-tuning", "mixed"]), ("t5", ["multi-mask"])])
+def test_every_prompt_and_size(family: str, chosen: list[str]) -> None:
+    """Traces and guards as ever, and runs the graphs as they are: compiling costs seconds, not minutes."""
+    model = tiny.attached(family, *NAMES, dtype=torch.float32).train()
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    for names in chosen:
+        for count, columns in ((7, 11), (9, 15)) if family == "bert" else ((3, 7),):
+            inputs = tiny.batch(family, rows=count, columns=columns)
+            given = MIXED[:count] if names == "mixed" else names
+            assert_same(measured(compiled, model, inputs, given), measured(model, model, inputs, given))
+
+
+def test_a_prefix_is_one_graph() -> None:
+    model = tiny.attached("bert", "multi-mask", dtype=torch.float32)
+    whole = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    for columns in (7, 9):
+        inputs = tiny.batch("bert", columns=columns)
+        with torch.no_grad():
+            wanted = model(**inputs).logits
+            torch.testing.assert_close(whole(**inputs).logits, wanted, rtol=1e-5, atol=1e-5)
+    inputs = tiny.batch("bert")
+    assert_same(measured(whole, model, inputs, "multi-mask"), measured(model, model, inputs, "multi-mask"))
+
+
+def test_gradient_checkpointing_and_detaching() -> None:
+    model = tiny.attached("bert", "prefix-tuning", "multi-mask", dtype=torch.float32).train()
+    model.gradient_checkpointing_enable()
+    inputs = tiny.batch("bert")
+    plain = measured(model, model, inputs, "multi-mask")
+    assert_same(measured(torch.compile(model, backend="eager"), model, inputs, "multi-mask"), plain)
+    twin = copy.deepcopy(model)
+    assert_same(measured(twin, twin, inputs, "multi-mask"), plain)
+    sp.detach(model)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler")
+def test_training_through_the_real_compiler() -> None:
+    """Training in batches of several sizes, of a model that the user compiled in place."""
+    features = [{"input_ids": [5 + (i + j) % 40 for j in range(3 + i % 5)], "label": i % 3} for i in range(10)]
+    results = []
+    for compiled in (False, True):
+        model = sp.attach(tiny.model("bert", torch.float32, num_hidden_layers=1))
+        model.add_prompt("a", tiny.METHODS["multi-mask"], seed=0)
+        if compiled:
+            model.compile(dynamic=True)
+        (trained,) = train(model, [Lane("a", TrainConfig(batch_size=4, epochs=1), features)], pad_id=0)
+        results.append(([line["loss"] for line in trained.history], model.prompts.state_dict()))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
+    for key, value in results[0][1].items():
+        torch.testing.assert_close(results[1][1][key], value, rtol=1e-3, atol=1e-4, msg=key)
