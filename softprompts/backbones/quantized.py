@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
 
+AS_TRAINED = "as trained"  # in place of a key of `BACKENDS`: as the saved prompt says
 _BITSANDBYTES, _TORCHAO = "bitsandbytes", "torchao"
 # What each needs, and the devices that torchao's has kernels on; bitsandbytes tells its own.
 BACKENDS = {"nf4": _BITSANDBYTES, "fp4": _BITSANDBYTES, "int8": _BITSANDBYTES, "torchao-int8": _TORCHAO}

@@ -66,7 +66,7 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
     sizes = f"{trained:,} parameters" + (f" (and {frozen:,} numbers that stay as they are)" if frozen else "")
     name = place if _HUB_ID.fullmatch(place) else str(config.get("name") or method)
     results = _results(meta)
-    index = {"model_name": name, "eval_results": results} if results else {}
+    index: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
     plain = {key: value for key, value in meta.items() if isinstance(value, str | int | float)}
     plain = {key: base if key == "model" else value for key, value in plain.items() if key not in _NOT_IN_TABLE}
     versions = {"softprompts": config.get("softprompts_version", ""), **_mapping(meta.get("versions"))}
@@ -140,6 +140,25 @@ def materialized_card(config: Mapping[str, Any]) -> str:
             "",
         ]
     return "\n".join([*lines, *_licence(meta, base)])
+
+
+def adapter_card(kind: str, backbone: Mapping[str, Any], method: str) -> str:
+    """Returns the card of an adapter of the PEFT library that a prompt was written as.
+
+    Args:
+        kind: PEFT's ``peft_type``.
+        backbone: see `Backbone.identity`.
+        method: the prompt's.
+    """
+    lines = [
+        _front("peft", backbone, [method]),
+        f"# {kind} for {_text(_shown(backbone) or 'a frozen model')}",
+        *("", f"Trained with softprompts ({_text(method)}), written for PEFT:", "", "```python"),
+        "from peft import PeftModel",
+        'model = PeftModel.from_pretrained(base_model, "this folder")',
+        *("```", ""),
+    ]
+    return "\n".join(lines)
 
 
 def counted(config: Mapping[str, Any]) -> tuple[int, int]:

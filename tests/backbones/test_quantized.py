@@ -17,7 +17,7 @@ from torch import Tensor
 
 import softprompts as sp
 from softprompts.backbones import quantized
-from softprompts.backbones.loading import quantizing
+from softprompts.backbones.loading import quantization_arguments
 from softprompts.experiments.workbench import Run, Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig, load_result
@@ -70,7 +70,7 @@ def load(folders: dict[str, Path]) -> Callable[..., Any]:
     def loaded(family: str, kind: str | None) -> Any:
         if (family, kind) not in kept:
             config = tf.AutoConfig.from_pretrained(folders[family])
-            more = {} if kind is None else quantizing(CLASSES[family], config, kind, torch.device("cpu"))
+            more = {} if kind is None else quantization_arguments(CLASSES[family], config, kind, torch.device("cpu"))
             kept[family, kind] = CLASSES[family].from_pretrained(folders[family], **more).eval()
         return copy.deepcopy(kept[family, kind])
 

@@ -32,10 +32,10 @@ from softprompts.model.interop.prompt_tokens import (
     save_tokenizer,
     with_prompt_tokens,
 )
-from softprompts.model.saving import described
+from softprompts.model.saving import serialized
 from softprompts.soft_prompt import Part
 from softprompts.storage.files import new_folder, require_new_folder, write_text_atomic
-from softprompts.storage.hub import asking
+from softprompts.storage.hub import quiet_hub
 
 _TEXT = "This is a short text, to try it out."
 _NEVER = -1e4  # a bias that float16 has room for
@@ -64,7 +64,7 @@ def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) 
             save_tokenizer(added.tokenizer, temporary, [_TEXT, (_TEXT, _TEXT)])
         elif tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        write_text_atomic(temporary / "README.md", materialized_card(described(model, name)[0]))
+        write_text_atomic(temporary / "README.md", materialized_card(serialized(model, name)[0]))
     return folder
 
 
@@ -100,7 +100,7 @@ def _tokenizer_of(model: Any, tokenizer: Any, needed: bool) -> Any:
     try:
         if not name:
             raise OSError("the backbone has no name")
-        with quiet(), asking(packaged.resolve_model(name)) as offline:
+        with quiet(), quiet_hub(packaged.resolve_model(name)) as offline:
             return transformers.AutoTokenizer.from_pretrained(packaged.resolve_model(name), local_files_only=offline)
     except Exception as error:  # a damaged or foreign folder fails anywhere
         if needed:
