@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from softprompts.backbones.task_head import DISPATCH
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.rows import in_batch_order
 
@@ -21,18 +22,18 @@ def install(model: PreTrainedModel, state: State) -> None:
     """Makes the model's own head modules send every row through its prompt's copy."""
     for name in state.heads:
         module = state.original_heads[name]
-        module.__dict__["_softprompt_head"] = (state, name)
+        module.__dict__[DISPATCH] = (state, name)
         module.__dict__["forward"] = types.MethodType(_dispatch, module)
 
 
 def uninstall(model: PreTrainedModel, state: State) -> None:
     """Undoes `install`."""
     for module in state.original_heads.values():
-        del module.__dict__["forward"], module.__dict__["_softprompt_head"]
+        del module.__dict__["forward"], module.__dict__[DISPATCH]
 
 
 def _dispatch(self: nn.Module, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    state, name = self.__dict__["_softprompt_head"]
+    state, name = self.__dict__[DISPATCH]
     pass_: Pass | None = state.current
     original = type(self).forward
     if pass_ is None:
