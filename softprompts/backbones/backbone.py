@@ -25,7 +25,8 @@ from transformers.utils import logging as hf_logging
 
 from softprompts.backbones import packaged, quantized, sharded
 from softprompts.backbones.module_roles import Trace
-from softprompts.errors import SoftPromptError
+from softprompts.backbones.module_roles import states_given as states_given
+from softprompts.errors import SoftPromptError, first_line
 from softprompts.soft_prompt import Part
 
 _RECORDING = "softprompts|recording"
@@ -310,42 +311,27 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
     Returns:
         The sites in the order in which they run; why there are none; and the trace of the pass.
     """
-    model, trace = backbone.model, Trace(backbone.model)
-    calls: dict[nn.Module, tuple[torch.Size, torch.Size, int]] = {}
-    widths: dict[nn.Module, int] = {}
-
-    def note_width(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = states_given(args, kwargs)
-        widths[module] = 0 if states is None else states.shape[-1]
-
-    def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
-        calls.setdefault(module, (key.shape, value.shape, query.shape[2]))
-        trace.attended(module, query, key, value)
-
-    handles = [module.register_forward_pre_hook(note_width, with_kwargs=True) for module in model.base_model.modules()]
+    trace = Trace(backbone.model)
     try:
-        with attention_through(model, record) as recorded:
-            if not recorded:
-                reason = "its attention does not go through transformers' attention interface; input prompts work"
-                return [], reason, trace
-            _run_trial(backbone, trace)
+        with attention_through(backbone.model, trace.attended) as recorded:
+            if recorded:
+                _run_trial(backbone, trace)
     except Exception as error:
-        return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})", trace
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not calls:
+        return [], f"a trial pass through it failed ({type(error).__name__}: {first_line(error)})", trace
+    if not recorded:
+        return [], "its attention does not go through transformers' attention interface; input prompts work", trace
+    if not trace.attentions:
         return [], "none of its layers uses transformers' attention interface; input prompts work", trace
-    if any(key[-1] != value[-1] for key, value, _ in calls.values()):
+    if any(key.shape[-1] != value.shape[-1] for _, key, value in trace.attentions.values()):
         return [], "its keys and values differ in width; input prompts work", trace
     in_encoder = {*backbone.entry.modules()} if backbone.decoder is not None else set[nn.Module]()
     sites: list[Site] = []
-    for module, (key, _, queries) in calls.items():
+    for module, (query, key, _) in trace.attentions.items():
         stack = "encoder" if backbone.kind == "encoder" or module in in_encoder else "decoder"
-        crosses = stack == "decoder" and backbone.decoder is not None and key[2] != queries
+        crosses = stack == "decoder" and backbone.decoder is not None and key.shape[2] != query.shape[2]
         kind = f"{stack}.{'cross' if crosses else 'self'}"
         biased_by = _biased_by(module, [site.module for site in sites if site.kind == kind])
-        sites.append(Site(module, kind, int(key[1]), int(key[3]), widths.get(module, 0), biased_by))
+        sites.append(Site(module, kind, key.shape[1], key.shape[3], trace.widths.get(module, 0), biased_by))
     return sites, "", trace
 
 
@@ -372,12 +358,6 @@ def _find_parts(backbone: Backbone, trace: Trace) -> list[tuple[Part, nn.Module]
     stacks = {"decoder": backbone.decoder, entry: backbone.entry}
     kinds = {site.module: site.kind for site in backbone.sites}
     return trace.parts(kinds, stacks, _ROWS if backbone.text_input else 1)
-
-
-def states_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Returns the hidden states ``(M, n, d)`` among the arguments of a module, by name or first; None without any."""
-    states = kwargs.get("hidden_states", args[0] if args else None)
-    return states if isinstance(states, Tensor) and states.ndim == 3 else None
 
 
 def _run_trial(backbone: Backbone, trace: Trace) -> None:

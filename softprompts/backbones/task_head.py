@@ -73,4 +73,4 @@ def _plain_copy(module: nn.Module) -> nn.Module:
     if dispatch is not None:
         copied.__dict__.pop("forward", None)
     # A head trains, for which it needs plain weights, though transformers quantises it with the rest.
-    return quantized.plain(copied)
+    return quantized.dequantized(copied)

@@ -64,7 +64,7 @@ def save_prompt(
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
     config, content = serialized(model, name, metadata, state)
-    if state is not None or sharded.writes(prompt):
+    if state is not None or sharded.writes_files(prompt):
         write_folder(folder, files_of(config, content, card(config)))
 
 
@@ -101,8 +101,10 @@ def serialized(
 def _tensors(module: nn.Module, prefix: str, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Returns whole copies of a module's tensors on the CPU."""
     if state is None:
-        return sharded.whole(module)
-    return {key.removeprefix(prefix): sharded.plain(value) for key, value in state.items() if key.startswith(prefix)}
+        return sharded.whole_state(module)
+    return {
+        key.removeprefix(prefix): sharded.whole_tensor(value) for key, value in state.items() if key.startswith(prefix)
+    }
 
 
 def save_all(
@@ -118,7 +120,7 @@ def save_all(
     if for_trainer:
         # Copies: prompts may share a part, and safetensors refuses tensors that share memory.
         tensors = {f"prompts.{key}": value for key, value in _tensors(model.prompts, "prompts.", state).items()}
-        if state is not None or sharded.writes(model.prompts):
+        if state is not None or sharded.writes_files(model.prompts):
             write_atomic(folder / "model.safetensors", dump_tensors(tensors, metadata={"format": "pt"}))
 
 

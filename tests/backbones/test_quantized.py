@@ -84,7 +84,7 @@ def packed(model: Any) -> dict[str, torch.nn.Module]:
 def as_floats(model: Any, plain: Any) -> Any:
     """The plain model with the numbers that the quantised one's weights stand for."""
     for name, module in packed(model).items():
-        plain.get_submodule(name).weight.data.copy_(quantized.plain_weight(module))
+        plain.get_submodule(name).weight.data.copy_(quantized.dequantized_weight(module))
     return plain
 
 
@@ -125,7 +125,7 @@ def test_layers_are_quantised_and_what_trains_is_not(load: Any, family: str, kin
     assert quantized.name_of(model) == kind and quantized.name_of(load(family, None)) is None
     numbers = sum(map(quantized.size, model.parameters()))
     assert numbers == sum(p.numel() for p in load(family, None).parameters())
-    assert all(quantized.plain_weight(m).shape == (m.out_features, m.in_features) for m in layers.values())
+    assert all(quantized.dequantized_weight(m).shape == (m.out_features, m.in_features) for m in layers.values())
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -182,7 +182,7 @@ def test_int8_numbers_are_those_of_rounded_inputs_and_weights(load: Any) -> None
     half = x.half().double()
     scale = half.abs().amax(1, keepdim=True)
     codes = (half * 127 / scale).round()
-    wanted = (codes * scale / 127) @ quantized.plain_weight(layer).double().T + layer.bias.double()
+    wanted = (codes * scale / 127) @ quantized.dequantized_weight(layer).double().T + layer.bias.double()
     torch.testing.assert_close(made, wanted, rtol=0, atol=5e-3)
 
 
@@ -308,7 +308,7 @@ def test_a_head_that_was_quantised_with_the_rest_trains(folders: Any, config: st
     """As transformers loads a classifier when it is not told to leave the head alone."""
     model = CLASSES["bert"].from_pretrained(folders["bert"], quantization_config=quantized.quantization_config(config))
     assert quantized.is_packed(model.classifier.weight)
-    wanted = quantized.plain_weight(model.classifier)
+    wanted = quantized.dequantized_weight(model.classifier)
     sp.attach(model, METHODS["prompt-tuning"])
     head = model.prompts["default"].head["classifier"]
     assert type(head) is torch.nn.Linear and torch.equal(head.weight, wanted)
