@@ -49,15 +49,15 @@ def _load_backbone(
     """Does the work of `load_backbone`; returns the names of tensors that the model's files lack too."""
     if quantize is not None:
         require_backend(quantize, shared_state().device)
-    with naming_model(model) as (path, offline):
-        config = AutoConfig.from_pretrained(path, local_files_only=offline)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+    with model_files(model) as (path, local_files_only):
+        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
         kind = kind_of(config)
         cls: Any = getattr(transformers, CLASSES[kind])
         if kind == "encoder" and tokens:
             cls = transformers.AutoModelForTokenClassification
         more = {} if quantize is None else quantization_arguments(cls, config, quantize)
-        loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True, **more)
+        loaded, info = cls.from_pretrained(path, local_files_only=local_files_only, output_loading_info=True, **more)
     return tokenizer, loaded, frozenset(info["missing_keys"])
 
 
@@ -110,9 +110,9 @@ def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None
     Raises:
         SoftPromptError: there is no such model, or it cannot be read.
     """
-    with naming_model(model) as (path, offline):
-        config = AutoConfig.from_pretrained(path, local_files_only=offline)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+    with model_files(model) as (path, local_files_only):
+        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
         with torch.device("meta"):
             empty = AutoModel.from_config(config)
     kind = kind_of(config)
@@ -121,7 +121,7 @@ def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None
 
 
 @contextlib.contextmanager
-def naming_model(model: str) -> Iterator[tuple[str, bool]]:
+def model_files(model: str) -> Iterator[tuple[str, bool]]:
     """Finds a model's files; errors of loading them within this context are told in one line that names the model.
 
     Yields:
@@ -136,15 +136,15 @@ def naming_model(model: str) -> Iterator[tuple[str, bool]]:
     if local:  # absolute, so that a prompt finds its backbone from any folder
         path = str(Path(path).expanduser().resolve())
     try:
-        with quiet(), quiet_hub(path) as offline:
-            yield path, offline
+        with quiet(), quiet_hub(path) as local_files_only:
+            yield path, local_files_only
     except SoftPromptError:
         raise
     except Exception as error:  # a damaged or foreign folder fails anywhere
         reason = first_line(error).rstrip(".")
         if local:
             raise SoftPromptError(f"the model '{model}' cannot be loaded from its folder ({reason})") from error
-        reason = "the hub cannot be reached" if offline else reason[:160]
+        reason = "the hub cannot be reached" if local_files_only else reason[:160]
         raise SoftPromptError(
             f"no such model '{model}': neither a local folder nor to be had from the hub ({reason})"
         ) from error

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The object that users hold, and all formats that its prompts are read from and written to."""

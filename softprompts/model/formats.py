@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import transformers
 from torch import Tensor
@@ -20,22 +20,9 @@ from softprompts.model.saving import prompt_of
 from softprompts.storage.saved_prompt import CONFIG_FILE, prompt_folder, read
 
 
-class Saved(Protocol):
-    """A saved prompt that was read, in any format."""
-
-    def describe(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-        """Returns its config and its tensors."""
-
-    def load_backbone(self, quantize: str | None = None, **kwargs: Any) -> Any:
-        """Loads the plain model that it names; see `softprompts.load`."""
-
-    def add_to(self, model: Any, name: str | None = None) -> str:
-        """Adds it to an attached model; returns the prompt's name there."""
-
-
 def open_saved(
     path: str | Path, revision: str | None = None, subfolder: str | None = None, task_id: int | None = None
-) -> Saved:
+) -> SavedPrompt | SavedAdapter:
     """Reads a saved prompt in the format that it has; one of ours goes before an adapter in the same folder.
 
     Args:

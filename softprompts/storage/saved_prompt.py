@@ -161,14 +161,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
     Raises:
-        SoftPromptError: it cannot be read, is no JSON, or holds something else.
+        SoftPromptError: it is no JSON, or holds something else.
+        OSError: it cannot be read.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise SoftPromptError(f"{path} is not valid JSON ({first_line(error)}): the file is damaged") from error
-    except OSError as error:
-        raise SoftPromptError(f"{path} cannot be read ({error.strerror})") from error
     if not isinstance(value, dict):
         raise SoftPromptError(f"{path} holds no settings but a JSON {type(value).__name__}: it was edited")
     return value
@@ -194,7 +193,7 @@ def types_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
 def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
     """Downloads the files of a prompt, and nothing else of its repository, into the hub's cache."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:  # no hub id
-        raise SoftPromptError(f"{name!r}: no such folder")
+        raise SoftPromptError(f"{name}: no such folder")
     within = "" if subfolder is None else f"{subfolder}/"
     files = [f"{within}{file}" for file in _FILES]
     # The configs of folders beside it tell which other prompts there are.
@@ -206,7 +205,7 @@ def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
             )
         except Exception as error:  # the hub's client has a dozen kinds
             reason = "which cannot be reached" if local_files_only else type(error).__name__
-            raise SoftPromptError(f"{name!r}: no such folder, and no such prompt on the hub ({reason})") from error
+            raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
     folder = Path(snapshot) / within
     if not folder.is_dir():
         raise SoftPromptError(f"{name} holds no saved prompt in '{subfolder}'")

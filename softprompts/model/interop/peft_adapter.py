@@ -156,7 +156,10 @@ def read_adapter(folder: str | Path) -> Adapter:
         SoftPromptError: something is missing, damaged, a pickle, or of a type that is not read.
     """
     path = Path(folder)
-    config = read_json(path / ADAPTER_CONFIG)
+    try:
+        config, tensors = read_json(path / ADAPTER_CONFIG), _read_tensors(path)
+    except OSError as error:
+        raise SoftPromptError(f"{path}: the adapter's files cannot be read ({error.strerror})") from error
     kind, task = config.get("peft_type"), config.get("task_type")
     if not isinstance(kind, str):
         raise SoftPromptError(f"{path / ADAPTER_CONFIG} has no peft_type: it is no PEFT adapter, or an edited one")
@@ -169,7 +172,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         raise SoftPromptError(
             f"{path}: task_type is {shown(task)}, with which PEFT applies no prompt; it must be set: {hint}"
         )
-    adapter = Adapter(path, kind, task or "", config, _read_tensors(path))
+    adapter = Adapter(path, kind, task or "", config, tensors)
     if kind != LORA:
         adapter.number("num_virtual_tokens")
     for key in adapter.tensors:
@@ -187,11 +190,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 "load it with PEFT where you trust it and save it with safe_serialization=True"
             )
         raise SoftPromptError(f"{file} is missing: the adapter is incomplete")
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise SoftPromptError(f"{file} cannot be read ({error.strerror})") from error
-    tensors = tensors_in(content, file)
+    tensors = tensors_in(file.read_bytes(), file)
     for key, value in tensors.items():
         if value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")

@@ -51,7 +51,7 @@ _KINDS = {"SEQ_2_SEQ_LM": ("encoder-decoder",), "CAUSAL_LM": ("decoder",)}  # of
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """An adapter that was read, in the role of a saved prompt (see `softprompts.model.formats.Saved`).
+    """An adapter that was read; offers what `softprompts.model.formats.SavedPrompt` does.
 
     Attributes:
         adapter: its files.
