@@ -20,6 +20,17 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f"known: {', '.join(options)}" if options else "none are known"
 
 
+def shown(value: Any) -> str:
+    """Shows a value of unknown size as a short piece of a line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what another library's error says, on one line; its kind where it says nothing."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def require_whole(owner: str, name: str, value: Any, least: int) -> None:
     """Refuses what is no whole number of at least ``least``; ``owner`` begins the error."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

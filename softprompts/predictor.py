@@ -12,7 +12,7 @@ from softprompts.backbones.backbone import quiet
 from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
 from softprompts.model.load import load
-from softprompts.storage.hub import asking
+from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks import Task, padding_id
 from softprompts.tasks.encode import say_cut
@@ -42,7 +42,7 @@ class Predictor:
         place = prompt_folder(source)
         config, _ = read(place)
         backbone = packaged.resolve_model(str(config["backbone"].get("name") or ""))
-        with quiet(), asking(backbone) as offline:
+        with quiet(), quiet_hub(backbone) as offline:
             self.model = load(place, local_files_only=offline)
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=offline)

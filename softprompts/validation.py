@@ -14,7 +14,7 @@ from typing import Any, TypeVar, dataclass_transform
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-from softprompts.errors import SoftPromptError, nearest
+from softprompts.errors import SoftPromptError, nearest, shown
 
 T = TypeVar("T")
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
@@ -94,4 +94,4 @@ def translated(error: ValidationError, owner: str, known: Iterable[str] = ()) ->
         wanted = _WANTED.get(kind.partition("_")[0], first["msg"])
     given = first["input"]
     hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if wanted == "a number" and isinstance(given, str) else ""
-    return SoftPromptError(f"{owner}: {name} must be {wanted}, not {given!r}{hint}")
+    return SoftPromptError(f"{owner}: {name} must be {wanted}, not {shown(given)}{hint}")

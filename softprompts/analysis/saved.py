@@ -22,7 +22,7 @@ from softprompts.methods.about import View
 from softprompts.methods.contract import Method, Rows, Shape, Vocabulary
 from softprompts.methods.making import make_config
 from softprompts.model.load import load
-from softprompts.storage.hub import asking
+from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.training.prediction import evaluating
 
@@ -176,7 +176,7 @@ class Saved:
         key = (backbone.get("name"), backbone.get("revision"), backbone.get("class"))
         if key not in self._backbones:
             path = packaged.resolve_model(str(backbone.get("name") or ""))
-            with quiet(), asking(path) as offline:
+            with quiet(), quiet_hub(path) as offline:
                 model = load(self.place, local_files_only=offline)
                 try:
                     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)

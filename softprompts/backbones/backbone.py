@@ -1,7 +1,6 @@
-"""The frozen model as we need it: its kind, its embeddings, its attention sites, and where prompt tokens go in.
+"""A frozen model looked at: its kind, its embeddings, its attention modules, and where prompt tokens go in.
 
-All of it is asked of the model itself (by a tiny forward pass) or of transformers' own tables; there is no list of
-architectures here.
+All of it is found out by tiny forward passes or in transformers' own tables; there is no list of architectures here.
 """
 
 from __future__ import annotations
@@ -26,11 +25,13 @@ from transformers.utils import logging as hf_logging
 
 from softprompts.backbones import packaged, quantized, sharded
 from softprompts.backbones.module_roles import Trace
-from softprompts.errors import SoftPromptError
+from softprompts.backbones.module_roles import states_given as states_given
+from softprompts.errors import SoftPromptError, first_line
 from softprompts.soft_prompt import Part
 
-_PROBE = "softprompts|probe"
-_ROWS = 5  # of the trial: as many as it has of nothing else
+_RECORDING = "softprompts|recording"
+_POSITION_TABLES = ("position_embeddings", "embed_positions", "wpe")
+_ROWS = 5  # in a trial pass: a number that no other axis has, so that axes of rows are told from others
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ class Site:
 
 
 class Backbone:
-    """What the injection needs to know of a model. Looks, and changes nothing.
+    """What is known of a frozen model; making one leaves the model as it is.
 
     Attributes:
         model: the model.
-        kind: "encoder", "decoder" or "encoder-decoder".
+        kind: "encoder" (BERT), "decoder" (Llama) or "encoder-decoder" (T5).
         entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
         decoder: the decoder of an encoder-decoder, else None.
         embeddings: the input embedding module.
@@ -69,12 +70,16 @@ class Backbone:
         takes_positions: whether ``entry`` accepts ``position_ids``.
         first_position: the position id of a first token (RoBERTa counts from behind that of padding).
         reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
-        parts: the modules that a prompt can change, described, each with the module.
+        no_sites_reason: why there are none; "" where there are.
+        text_input: whether the model takes token ids.
+        parts: the modules that a prompt can change, each described, and the module itself.
     """
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.kind = _kind(model)
+        self.kind = kind_of(model.config)
+        if self.kind == "encoder-decoder" and not hasattr(model, "get_decoder"):
+            self.kind = "encoder"
         if self.kind == "encoder-decoder":
             self.entry: nn.Module = model.get_encoder()
             self.decoder: nn.Module | None = model.get_decoder()
@@ -88,10 +93,8 @@ class Backbone:
         self.max_tokens, self.first_position = position_limit(self.entry), first_position(self.entry)
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
-        self.parts: list[tuple[Part, nn.Module]] = []
-        self.sites, self.no_sites_reason = _find_sites(self)
-        if not self.parts:
-            self.parts = _modules_that_run(self)
+        self.sites, self.no_sites_reason, trace = _find_sites(self)
+        self.parts = _find_parts(self, trace)
 
     @property
     def hidden_size(self) -> int:
@@ -100,7 +103,7 @@ class Backbone:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a saved prompt must know of the model itself to be put back on the right one."""
+        """The facts that tell whether a saved prompt belongs to this model."""
         config, quantization = self.model.config, quantized.name_of(self.model)
         return {
             "name": packaged.model_name(str(getattr(config, "_name_or_path", "") or "")),
@@ -108,7 +111,7 @@ class Backbone:
             "model_type": config.model_type,
             "hidden_size": self.hidden_size,
             "vocabulary": self.vocabulary_size,
-            # Told and not asked for: a prompt fits the quantised and the plain model.
+            # For information only: a prompt fits the quantised and the plain model.
             **({"quantization": quantization} if quantization is not None else {}),
         }
 
@@ -127,12 +130,12 @@ class Backbone:
         return cast(Tensor, self.embeddings.weight)
 
     def width_of(self, sites: list[int]) -> int:
-        """Width of the states that these sites are called with; 0 where they differ, or it is not known."""
+        """Returns the width of the states that these sites are called with; 0 if it differs or is not known."""
         widths = {self.sites[index].width for index in sites}
         return widths.pop() if len(widths) == 1 else 0
 
     def described_parts(self, method: str) -> tuple[Part, ...]:
-        """The modules that a prompt can change, with their tensors as they are now.
+        """Returns the descriptions of the modules that a prompt can change, with their tensors as they are now.
 
         Raises:
             SoftPromptError: none are known.
@@ -142,23 +145,22 @@ class Backbone:
                 f"{method} changes modules, and which {type(self.model).__name__} has cannot be told: a trial pass "
                 "through it failed"
             )
-        found = []
+        parts = []
         for part, module in self.parts:
             tensors = {name: tensor for name, tensor in module._parameters.items() if tensor is not None}
-            found.append(dataclasses.replace(part, tensors=tensors, packed=quantized.holds_packed(module)))
-        return tuple(found)
+            parts.append(dataclasses.replace(part, tensors=tensors, packed=quantized.holds_packed(module)))
+        return tuple(parts)
 
     def fixed_positions(self, sites: list[int]) -> str | None:
-        """Why a prefix at these sites cannot have positions of its own; None where it can."""
+        """Returns why a prefix at these sites cannot have positions of its own; None if it can."""
         if self.kind != "encoder-decoder":
             return None if self.takes_positions else "takes no position_ids"
-        own = [self.sites[index] for index in sites if self.sites[index].kind.endswith(".self")]
-        if all(site.biased_by is not None for site in own):
-            return None
-        return "adds positions where a prefix cannot shift them"
+        chosen = [self.sites[index] for index in sites]
+        biased = all(site.biased_by is not None for site in chosen if site.kind.endswith(".self"))
+        return None if biased else "adds positions where a prefix cannot shift them"
 
     def chosen_sites(self, kinds: tuple[str, ...] | None, method: str) -> list[int]:
-        """Indices of the sites of the given kinds; all for None.
+        """Returns the indices of the sites of the given kinds; of all sites for None.
 
         Raises:
             SoftPromptError: the model cannot take prefixes, or has no site of a named kind.
@@ -166,10 +168,10 @@ class Backbone:
         name = type(self.model).__name__
         if not self.sites:
             raise SoftPromptError(f"{method} needs a prefix, which {name} cannot take: {self.no_sites_reason}")
-        there = sorted({site.kind for site in self.sites})
+        known = sorted({site.kind for site in self.sites})
         for kind in kinds or ():
-            if kind not in there:
-                raise SoftPromptError(f"{method}: {name} has no '{kind}' attention; it has: {', '.join(there)}")
+            if kind not in known:
+                raise SoftPromptError(f"{method}: {name} has no '{kind}' attention; it has: {', '.join(known)}")
         chosen = [i for i, site in enumerate(self.sites) if kinds is None or site.kind in kinds]
         if len({self.sites[i].kv_heads * self.sites[i].head_dim for i in chosen}) > 1:
             raise SoftPromptError(
@@ -179,7 +181,7 @@ class Backbone:
 
 
 def kind_of(config: Any) -> str:
-    """Which of "encoder", "decoder" and "encoder-decoder", by the config and transformers' tables of model types."""
+    """Returns "encoder", "decoder" or "encoder-decoder", by the config and transformers' tables of model types."""
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
     causal_only = (
@@ -189,21 +191,14 @@ def kind_of(config: Any) -> str:
     return "decoder" if causal_only or getattr(config, "is_decoder", False) else "encoder"
 
 
-def _kind(model: PreTrainedModel) -> str:
-    kind = kind_of(model.config)
-    if kind == "encoder-decoder" and not hasattr(model, "get_decoder"):
-        return "encoder"
-    return kind
-
-
 def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
-    """The base model, or the stack within it where the model calls that one itself, past the base model (OPT)."""
+    """Returns the base model, or the stack within it if the model calls that one past the base model (OPT)."""
     base = model.base_model
-    inner = model.get_decoder() if kind == "decoder" and base is not model else base
-    if inner is base or inner is model or inner not in set(base.modules()):
+    stack = model.get_decoder() if kind == "decoder" and base is not model else base
+    if stack is base or stack is model or stack not in set(base.modules()):
         return base
     called: list[nn.Module] = []
-    handles = [one.register_forward_pre_hook(lambda module, _: called.append(module)) for one in (base, inner)]
+    handles = [each.register_forward_pre_hook(lambda module, _: called.append(module)) for each in (base, stack)]
     try:
         with trial(model):
             model(input_ids=torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device))
@@ -212,32 +207,32 @@ def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
     finally:
         for handle in handles:
             handle.remove()
-    return inner if called == [inner] else base
+    return stack if called == [stack] else base
 
 
 def position_limit(entry: nn.Module) -> int | None:
-    """The tokens that a learned position table has room for; None where there is no such table."""
+    """Returns the number of tokens that a learned position table has room for; None if there is no such table."""
     for name, module in entry.named_modules():
-        leaf = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and leaf in ("position_embeddings", "embed_positions", "wpe"):
-            reserved = getattr(module, "offset", None)
-            if reserved is None:
-                reserved = 0 if module.padding_idx is None else module.padding_idx + 1
-            return int(module.num_embeddings - reserved)
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
+            return int(module.num_embeddings - getattr(module, "offset", _behind_padding(module)))
     return None
 
 
 def first_position(entry: nn.Module) -> int:
-    """The position id that a model gives a row's first token."""
+    """Returns the position id that a model gives a row's first token."""
     for name, module in entry.named_modules():
-        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
-            return 0 if module.padding_idx is None else module.padding_idx + 1
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings":
+            return _behind_padding(module)
     return 0
+
+
+def _behind_padding(table: nn.Embedding) -> int:
+    return 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers from logging advice about things we ask on purpose."""
+    """Keeps transformers from logging advice about things that are done on purpose."""
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -248,7 +243,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def trial(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and every module's own mode afterwards."""
+    """Puts a model in evaluation mode without gradients, and every module back in its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -260,22 +255,22 @@ def trial(model: nn.Module) -> Iterator[None]:
 
 
 def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
-    """Every config in the model with its attention implementation: the model's own, then those of its parts.
+    """Returns every config in the model with its attention implementation.
 
-    The encoder and decoder of T5 have copies of the config.
+    The encoder and decoder of T5 have copies of the model's config.
     """
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     return [(config, config._attn_implementation) for config in configs.values()]
 
 
 def restore_attention(before: list[tuple[Any, str]]) -> None:
-    """Puts back what `attention_of` found."""
+    """Restores the attention implementations that `attention_of` returned."""
     for config, name in before:
         config._attn_implementation = name
 
 
 def set_attention(model: PreTrainedModel, name: str) -> bool:
-    """Sets the attention implementation of a model and its parts; False where the model does not let it be set."""
+    """Sets the attention implementation of a model and its parts; returns whether the model lets it be set."""
     with quiet():
         try:
             for module in model.modules():
@@ -287,66 +282,62 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
     return bool(model.config._attn_implementation == name)
 
 
-def _find_sites(backbone: Backbone) -> tuple[list[Site], str]:
-    """Runs rows of three tokens through the model with an attention function that only writes down who calls it."""
-    model = backbone.model
-    original = attention_of(model)
-    seen: dict[int, tuple[nn.Module, torch.Size, torch.Size, int]] = {}
-    widths: dict[int, int] = {}
+@contextlib.contextmanager
+def attention_through(
+    model: PreTrainedModel, record: Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+) -> Iterator[bool]:
+    """Replaces a model's attention by a function that records its queries, keys and values, and returns zeros.
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = states_given(args, kwargs)
-        widths[id(module)] = 0 if states is None else states.shape[-1]
+    Yields:
+        Whether the model lets its attention be replaced.
+    """
 
-    trace = Trace(model)
-
-    def record(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
-    ) -> tuple[Tensor, None]:
-        seen.setdefault(id(module), (module, key.shape, value.shape, query.shape[2]))
-        trace.attended(module, query, key, value)
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        record(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
-    AttentionInterface.register(_PROBE, record)
-    AttentionMaskInterface.register(_PROBE, lambda *_, **__: None)
-    if not set_attention(model, _PROBE):
-        restore_attention(original)
-        return [], "its attention does not go through transformers' attention interface; input prompts work"
-    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.base_model.modules()]
+    before = attention_of(model)
+    AttentionInterface.register(_RECORDING, attend)
+    AttentionMaskInterface.register(_RECORDING, lambda *_, **__: None)
     try:
-        with trial(model), trace:
-            model.base_model(**_probe_inputs(backbone))
-    except Exception as error:
-        return [], f"a trial pass through it failed ({type(error).__name__}: {str(error).splitlines()[0]})"
+        yield set_attention(model, _RECORDING)
     finally:
-        restore_attention(original)
-        for handle in handles:
-            handle.remove()
-    if not seen:
-        return [], "none of its layers uses transformers' attention interface; input prompts work"
+        restore_attention(before)
 
-    inside = {id(module) for module in backbone.entry.modules()}
+
+def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
+    """Finds the attention sites by a trial pass.
+
+    Returns:
+        The sites in the order in which they run; why there are none; and the trace of the pass.
+    """
+    trace = Trace(backbone.model)
+    try:
+        with attention_through(backbone.model, trace.attended) as recorded:
+            if recorded:
+                _run_trial(backbone, trace)
+    except Exception as error:
+        return [], f"a trial pass through it failed ({type(error).__name__}: {first_line(error)})", trace
+    if not recorded:
+        return [], "its attention does not go through transformers' attention interface; input prompts work", trace
+    if not trace.attentions:
+        return [], "none of its layers uses transformers' attention interface; input prompts work", trace
+    if any(key.shape[-1] != value.shape[-1] for _, key, value in trace.attentions.values()):
+        return [], "its keys and values differ in width; input prompts work", trace
+    in_encoder = {*backbone.entry.modules()} if backbone.decoder is not None else set[nn.Module]()
     sites: list[Site] = []
-    for module, key, value, queries in seen.values():
-        if key[-1] != value[-1]:
-            return [], "its keys and values differ in width; input prompts work"
-        if backbone.kind == "encoder":
-            kind = "encoder.self"
-        elif backbone.kind == "decoder":
-            kind = "decoder.self"
-        elif id(module) in inside:
-            kind = "encoder.self"
-        else:
-            kind = "decoder.self" if key[2] == queries else "decoder.cross"
+    for module, (query, key, _) in trace.attentions.items():
+        stack = "encoder" if backbone.kind == "encoder" or module in in_encoder else "decoder"
+        crosses = stack == "decoder" and backbone.decoder is not None and key.shape[2] != query.shape[2]
+        kind = f"{stack}.{'cross' if crosses else 'self'}"
         biased_by = _biased_by(module, [site.module for site in sites if site.kind == kind])
-        sites.append(Site(module, kind, int(key[1]), int(key[3]), widths.get(id(module), 0), biased_by))
-    backbone.parts = _described(backbone, trace, {site.module: site.kind for site in sites})
-    return sites, ""
+        sites.append(Site(module, kind, key.shape[1], key.shape[3], trace.widths.get(module, 0), biased_by))
+    return sites, "", trace
 
 
-def _biased_by(module: nn.Module, before: list[nn.Module]) -> nn.Module | None:
-    """Who makes the bias of relative positions that an attention module adds: itself, or one before it (T5)."""
-    for candidate in (module, *before):
+def _biased_by(module: nn.Module, earlier: list[nn.Module]) -> nn.Module | None:
+    """Returns the module that makes the bias of relative positions of an attention: itself, or an earlier one (T5)."""
+    for candidate in (module, *earlier):
         compute = getattr(candidate, "compute_bias", None)
         if compute is None or not isinstance(getattr(candidate, "relative_attention_bias", None), nn.Module):
             continue
@@ -355,32 +346,27 @@ def _biased_by(module: nn.Module, before: list[nn.Module]) -> nn.Module | None:
     return None
 
 
-def _modules_that_run(backbone: Backbone) -> list[tuple[Part, nn.Module]]:
-    """The modules of a model whose attention we cannot look into: nothing is known of what they are for."""
-    trace = Trace(backbone.model)
-    try:
-        with trial(backbone.model), trace:
-            backbone.model.base_model(**_probe_inputs(backbone))
-    except Exception:
-        return []
-    return _described(backbone, trace, {})
-
-
-def _described(backbone: Backbone, trace: Trace, kinds: dict[nn.Module, str]) -> list[tuple[Part, nn.Module]]:
+def _find_parts(backbone: Backbone, trace: Trace) -> list[tuple[Part, nn.Module]]:
+    """Describes the modules that ran in a trial pass; in a new pass if their attention could not be looked into."""
+    if not backbone.sites:
+        trace = Trace(backbone.model)
+        try:
+            _run_trial(backbone, trace)
+        except Exception:
+            return []
     entry = "decoder" if backbone.kind == "decoder" else "encoder"
     stacks = {"decoder": backbone.decoder, entry: backbone.entry}
+    kinds = {site.module: site.kind for site in backbone.sites}
     return trace.parts(kinds, stacks, _ROWS if backbone.text_input else 1)
 
 
-def states_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The hidden states ``(M, n, d)`` that a module is called with, by name or first; None where there are none."""
-    states = kwargs.get("hidden_states", args[0] if args else None)
-    return states if isinstance(states, Tensor) and states.ndim == 3 else None
-
-
-def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
+def _run_trial(backbone: Backbone, trace: Trace) -> None:
+    """Runs a few rows of three tokens through the base model."""
     model, device = backbone.model, backbone.device
-    ids: Callable[[int], Tensor] = lambda n: torch.arange(1, n + 1, device=device).repeat(_ROWS, 1)  # noqa: E731
+
+    def ids(count: int) -> Tensor:
+        return torch.arange(1, count + 1, device=device).repeat(_ROWS if backbone.text_input else 1, 1)
+
     if backbone.text_input:
         inputs: dict[str, Any] = {"input_ids": ids(3)}
     else:
@@ -388,7 +374,8 @@ def _probe_inputs(backbone: Backbone) -> dict[str, Any]:
         mel = torch.zeros(1, getattr(model.config, "num_mel_bins", 0), size, device=device, dtype=model.dtype)
         inputs = {model.main_input_name: mel}
     if backbone.kind == "encoder-decoder":
-        inputs["decoder_input_ids"] = ids(2) if backbone.text_input else ids(2)[:1]
+        inputs["decoder_input_ids"] = ids(2)
     if "use_cache" in inspect.signature(model.base_model.forward).parameters:
         inputs["use_cache"] = False
-    return inputs
+    with trial(model), trace:
+        model.base_model(**inputs)

@@ -1,35 +1,35 @@
-"""TODO."""
+"""Loads backbones and their tokenizers by name, as they are or quantised, and says how many tokens they take."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts.backbones import packaged, task_head
 from softprompts.backbones.backbone import kind_of, position_limit, quiet
-from softprompts.backbones.quantized import (
-    quantization_config,
-    require_backend,
-)
-from softprompts.errors import SoftPromptError
+from softprompts.backbones.quantized import quantization_config, require_backend
+from softprompts.errors import SoftPromptError, first_line, shown
 from softprompts.processes import shared_state
-from softprompts.storage.hub import asking
+from softprompts.storage.hub import quiet_hub
+
+CLASSES = {
+    "encoder": "AutoModelForSequenceClassification",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+    "decoder": "AutoModelForCausalLM",
+}
+_OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")  # arguments that a config takes too
 
 
 def load_backbone(
     model: str, tokens: bool = False, quantize: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """Tokenizer and model of the class that suits the model's kind: a classifier for encoders, else a language model.
+    """Loads the tokenizer and the model, a classifier for encoders and a language model otherwise.
 
     Args:
         model: alias, local path or hub id.
@@ -45,71 +45,105 @@ def load_backbone(
 def _load_backbone(
     model: str, tokens: bool = False, quantize: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
-    """`load_backbone`, and the names of tensors that the model's files lack."""
-    import transformers
-
+    """Does the work of `load_backbone`; returns the names of tensors that the model's files lack too."""
     if quantize is not None:
         require_backend(quantize, shared_state().device)
-
-    with naming_model(model) as (path, offline):
-        config = AutoConfig.from_pretrained(path, local_files_only=offline)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+    with model_files(model) as (path, local_files_only):
+        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
         kind = kind_of(config)
-        cls: Any
+        cls: Any = getattr(transformers, CLASSES[kind])
         if kind == "encoder" and tokens:
             cls = transformers.AutoModelForTokenClassification
-        elif kind == "encoder":
-            cls = transformers.AutoModelForSequenceClassification
-        elif kind == "encoder-decoder":
-            cls = transformers.AutoModelForSeq2SeqLM
-        else:
-            cls = transformers.AutoModelForCausalLM
-        more = {} if quantize is None else quantizing(cls, config, quantize)
-        loaded, info = cls.from_pretrained(path, local_files_only=offline, output_loading_info=True, **more)
+        more = {} if quantize is None else quantization_arguments(cls, config, quantize)
+        loaded, info = cls.from_pretrained(path, local_files_only=local_files_only, output_loading_info=True, **more)
     return tokenizer, loaded, frozenset(info["missing_keys"])
 
 
-def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:
-    """A model's tokenizer, which kind of model it is, and how many tokens it takes at once (None: any number).
+def load_for_prompt(
+    cls: Any,
+    name: str,
+    revision: str | None,
+    owner: str,
+    quantize: str | None = None,
+    from_config: Callable[[Any], dict[str, Any]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Loads the backbone that a saved prompt names.
 
-    Its weights are not read.
+    Args:
+        cls: the model's class, or one of transformers' auto classes.
+        name: its alias, folder or hub id.
+        revision: branch, tag or commit of its hub repository; None: "main".
+        owner: the prompt; begins errors.
+        quantize: a key of `BACKENDS`; None, or weights that are quantised in their files: as they come.
+        from_config: returns more arguments of ``from_pretrained``, given the model's config.
+        **kwargs: go to ``from_pretrained``; a ``quantization_config`` goes before ``quantize``.
+
+    Raises:
+        SoftPromptError: it cannot be loaded, or not be quantised here.
+    """
+    path, revision = packaged.resolve_model(name), revision or "main"
+    if quantize is not None:
+        require_backend(quantize)
+    try:
+        if quantize is not None or from_config is not None:
+            known = {key: kwargs[key] for key in _OF_CONFIG if key in kwargs}
+            config = AutoConfig.from_pretrained(path, revision=revision, **known)
+            kwargs |= {} if from_config is None else from_config(config)
+            packed = "quantization_config" in kwargs or getattr(config, "quantization_config", None) is not None
+            if quantize is not None and not packed:
+                kwargs = {**quantization_arguments(cls, config, quantize), **kwargs}
+        return cls.from_pretrained(path, revision=revision, **kwargs)
+    except SoftPromptError:
+        raise
+    except Exception as error:  # a dozen kinds, for what a name can be of and for damaged weights
+        raise SoftPromptError(f"{owner}: its backbone {shown(name)} cannot be loaded ({first_line(error)})") from error
+
+
+def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:
+    """Loads a model's tokenizer; tells the model's kind and how many tokens it takes at once (None: any number).
+
+    The model's weights are not read.
 
     Raises:
         SoftPromptError: there is no such model, or it cannot be read.
     """
-    from transformers import AutoModel
-
-    with naming_model(model) as (path, offline):
-        config = AutoConfig.from_pretrained(path, local_files_only=offline)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+    with model_files(model) as (path, local_files_only):
+        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
         with torch.device("meta"):
             empty = AutoModel.from_config(config)
     kind = kind_of(config)
-    hard = position_limit(empty.get_encoder() if kind == "encoder-decoder" else empty)
-    return tokenizer, kind, _said_context(config, tokenizer) if hard is None else hard
+    limit = position_limit(empty.get_encoder() if kind == "encoder-decoder" else empty)
+    return tokenizer, kind, _said_context(config, tokenizer) if limit is None else limit
 
 
 @contextlib.contextmanager
-def naming_model(model: str) -> Iterator[tuple[str, bool]]:
-    """Where a model lies, and whether the hub cannot be asked; what goes wrong within is told in one line."""
+def model_files(model: str) -> Iterator[tuple[str, bool]]:
+    """Finds a model's files; errors of loading them within this context are told in one line that names the model.
+
+    Yields:
+        The folder or hub id, and the value of ``local_files_only`` to load it with.
+    """
     if not model.strip():
         raise SoftPromptError("the model's name is empty; name a hub id or a local folder")
     path = packaged.resolve_model(model)
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise SoftPromptError(f"no such model '{model}': there is no such folder")
     local = Path(path).expanduser().is_dir()
+    if path.startswith((".", "/", "~")) and not local:
+        raise SoftPromptError(f"no such model '{model}': there is no such folder")
     if local:  # absolute, so that a prompt finds its backbone from any folder
         path = str(Path(path).expanduser().resolve())
     try:
-        with quiet(), asking(path) as offline:
-            yield path, offline
+        with quiet(), quiet_hub(path) as local_files_only:
+            yield path, local_files_only
     except SoftPromptError:
         raise
     except Exception as error:  # a damaged or foreign folder fails anywhere
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        reason = first_line(error).rstrip(".")
         if local:
-            raise SoftPromptError(f"the model '{model}' cannot be loaded from its folder ({reason[:200]})") from error
-        reason = "the hub cannot be reached" if offline else reason[:160]
+            raise SoftPromptError(f"the model '{model}' cannot be loaded from its folder ({reason})") from error
+        reason = "the hub cannot be reached" if local_files_only else reason[:160]
         raise SoftPromptError(
             f"no such model '{model}': neither a local folder nor to be had from the hub ({reason})"
         ) from error
@@ -136,8 +170,8 @@ def _said_context(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None
     return None if said is None else int(said)
 
 
-def quantizing(cls: Any, config: Any, name: str, device: torch.device | None = None) -> dict[str, Any]:
-    """What ``from_pretrained`` needs beside the model's name to load it quantised, its task head left as it is.
+def quantization_arguments(cls: Any, config: Any, name: str, device: torch.device | None = None) -> dict[str, Any]:
+    """Returns the arguments of ``from_pretrained`` that load a model quantised, with its task head left as it is.
 
     Args:
         cls: the model's class, or one of transformers' auto classes.
@@ -148,8 +182,6 @@ def quantizing(cls: Any, config: Any, name: str, device: torch.device | None = N
     Raises:
         SoftPromptError: it cannot be had here.
     """
-    from softprompts.processes import shared_state
-
     device = shared_state().device if device is None else device
     require_backend(name, device)
     with torch.device("meta"):

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
 
+AS_TRAINED = "as trained"  # in place of a key of `BACKENDS`: as the saved prompt says
 _BITSANDBYTES, _TORCHAO = "bitsandbytes", "torchao"
-# What each needs, and the devices that torchao's has kernels on; bitsandbytes tells its own.
+# The package that each needs, and the devices that torchao has kernels for; bitsandbytes lists its own.
 BACKENDS = {"nf4": _BITSANDBYTES, "fp4": _BITSANDBYTES, "int8": _BITSANDBYTES, "torchao-int8": _TORCHAO}
 _TORCHAO_DEVICES = ("cpu", "cuda", "xpu")
 _REPACKS = "support_avx512bf16_for_cpu"
@@ -57,7 +58,7 @@ def require_backend(name: str, device: torch.device | str = "cpu") -> None:
 
 
 def quantization_config(name: str, skip: Sequence[str] = ()) -> Any:
-    """What ``from_pretrained(quantization_config=...)`` takes for a quantisation.
+    """Returns the ``quantization_config`` of ``from_pretrained`` for a quantisation.
 
     Args:
         name: a key of `BACKENDS`.
@@ -74,7 +75,7 @@ def quantization_config(name: str, skip: Sequence[str] = ()) -> Any:
         weight_only = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()
         return transformers.TorchAoConfig(weight_only, modules_to_not_convert=left)
     if name == "int8":
-        # It says so in every product: that float32 inputs are rounded to float16 on their way to 8 bits.
+        # It warns in every product that float32 inputs are rounded to float16 before they are to 8 bits.
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_casting)
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left)
     return transformers.BitsAndBytesConfig(
@@ -92,7 +93,7 @@ def _no_casting(record: logging.LogRecord) -> bool:
 
 
 def name_of(model: Any) -> str | None:
-    """How a model is quantised: a key of `BACKENDS`, or what transformers calls it; None where it is not."""
+    """Returns how a model is quantised, by a key of `BACKENDS` or transformers' own name; None if it is not."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None or not getattr(model, "is_quantized", False):
         return None
@@ -108,7 +109,7 @@ def name_of(model: Any) -> str | None:
 
 
 def is_packed(tensor: Tensor) -> bool:
-    """Whether a parameter is a quantised weight, whose numbers are not there to be read or trained."""
+    """Whether a parameter is a quantised weight, whose numbers cannot be read or trained as they are."""
     kind = type(tensor)
     return not tensor.is_floating_point() or kind.__name__ in _PACKED or kind.__module__.startswith(f"{_TORCHAO}.")
 
@@ -119,13 +120,13 @@ def holds_packed(module: nn.Module) -> bool:
 
 
 def size(parameter: Tensor) -> int:
-    """How many numbers a parameter stands for; two in 4 bits share a byte."""
+    """Returns how many numbers a parameter stands for; two numbers of 4 bits share a byte."""
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
 
-def plain_weight(module: nn.Module) -> Tensor:
-    """The weight ``(out, in)`` of a linear layer as numbers, worked out by the backend where it is quantised.
+def dequantized_weight(module: nn.Module) -> Tensor:
+    """Returns the weight ``(out, in)`` of a linear layer as numbers; the backend computes them if it is quantised.
 
     Raises:
         SoftPromptError: a backend that is not known here.
@@ -142,32 +143,33 @@ def plain_weight(module: nn.Module) -> Tensor:
     raise SoftPromptError(f"the weight of a {type(module).__name__} is quantised in a way that cannot be undone here")
 
 
-def plain(module: nn.Module) -> nn.Module:
-    """A module with its quantised linear layers replaced by float32 ones with the numbers that they stand for."""
+def dequantized(module: nn.Module) -> nn.Module:
+    """Replaces the quantised linear layers of a module by float32 ones with the numbers that they stand for."""
     if isinstance(module, nn.Linear) and holds_packed(module):
-        weight = plain_weight(module).float()
+        weight = dequantized_weight(module).float()
         layer = nn.Linear(module.in_features, module.out_features, module.bias is not None, device=weight.device)
         layer.weight.data.copy_(weight)
         if module.bias is not None:
             layer.bias.data.copy_(module.bias.detach())
         return layer.train(module.training)
     for name, child in module.named_children():
-        module._modules[name] = plain(child)
+        module._modules[name] = dequantized(child)
     return module
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights for inference, and undoes it where it has.
+    """Keeps bitsandbytes from repacking 4-bit weights for inference, and undoes that if it has happened.
 
-    On processors with AVX512-BF16 it does so in the first pass in evaluation mode without gradients, as `attach` takes
-    one. Products with what is repacked are in bfloat16, have no gradient (that of a prompt would silently be wrong, as
-    a frozen backbone stays in evaluation mode while its prompt trains), and want widths that are multiples of 32.
+    On processors with AVX512-BF16 it repacks them in the first pass in evaluation mode without gradients, such as the
+    trial passes of `attach`. Products with repacked weights are in bfloat16, need widths that are multiples of 32, and
+    have no gradient: that of a prompt would silently be wrong, as a frozen backbone stays in evaluation mode while its
+    prompt trains.
     """
     for module in model.modules():
         if getattr(module, _REPACKS, False):
             module.__dict__[_REPACKS] = False
             if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
-                module.state_dict()  # which has them as they were
+                module.state_dict()  # restores the packing
 
 
 def free_layout(model: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Parameters of which each process holds a part: FSDP2 (torch's ``fully_shard``) and DeepSpeed's ZeRO-3.
 
 Both change parameters in place. FSDP2 makes each a `DTensor` that knows its whole shape; ZeRO-3 leaves an empty tensor
-with its shape beside it, and fills it while its module runs. Prompts are sharded with the rest, and gathered to be
-saved.
+that knows its whole shape too, and fills it while its module runs. Prompts are sharded with the rest, and gathered to
+be saved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 def shape_of(tensor: Tensor) -> torch.Size:
-    """The whole shape of a parameter, of which this process may hold a part."""
+    """Returns the whole shape of a parameter, of which this process may hold a part."""
     return cast(torch.Size, cast(Any, tensor).ds_shape) if _by_zero(tensor) else tensor.shape
 
 
@@ -31,26 +31,24 @@ def _by_zero(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id") and hasattr(tensor, "ds_shape")
 
 
-def whole(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state with whole tensors, on the CPU. All processes have to ask, where it is sharded."""
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a module's state with whole tensors, on the CPU. All processes must call it if the module is sharded."""
     partitioned = [parameter for parameter in module.parameters() if _by_zero(parameter)]
     with _gathered(partitioned):
-        return {key: plain(value) for key, value in module.state_dict().items()}
+        return {key: whole_tensor(value) for key, value in module.state_dict().items()}
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """A whole copy of a tensor on the CPU."""
-    return _full(tensor.detach()).cpu().contiguous().clone()
-
-
-def _full(tensor: Tensor) -> Tensor:
-    full: Any = cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return cast(Tensor, full.wait() if hasattr(full, "wait") else full)  # it may still be on its way
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Returns a whole copy of a tensor on the CPU."""
+    full: Any = tensor.detach()
+    full = full.full_tensor() if hasattr(full, "full_tensor") else full
+    full = full.wait() if hasattr(full, "wait") else full  # it may not have been received yet
+    return cast(Tensor, full.cpu().contiguous().clone())
 
 
 @contextlib.contextmanager
 def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """A block in which partitioned parameters are whole."""
+    """Makes partitioned parameters whole within this context."""
     if not parameters:
         yield
         return
@@ -60,16 +58,16 @@ def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def running(model: nn.Module) -> Iterator[None]:
-    """A block in which a partitioned model can run, module by module, before an engine has been made of it.
+    """Lets a partitioned model run within this context, module by module, before an engine has been made of it.
 
     That is how transformers loads it where a ZeRO-3 configuration is set before ``from_pretrained``.
     """
     handles: list[Any] = []
     for module in model.modules():
-        own = [parameter for parameter in module._parameters.values() if parameter is not None and _by_zero(parameter)]
-        if own:
-            handles.append(module.register_forward_pre_hook(lambda *_, own=own: own[0].all_gather(own)))  # type: ignore[misc]
-            handles.append(module.register_forward_hook(lambda *_, own=own: own[0].partition(own)))  # type: ignore[misc]
+        parts = [value for value in module._parameters.values() if value is not None and _by_zero(value)]
+        if parts:
+            handles.append(module.register_forward_pre_hook(lambda *_, parts=parts: parts[0].all_gather(parts)))  # type: ignore[misc]
+            handles.append(module.register_forward_hook(lambda *_, parts=parts: parts[0].partition(parts)))  # type: ignore[misc]
     try:
         yield
     finally:
@@ -78,10 +76,10 @@ def running(model: nn.Module) -> Iterator[None]:
 
 
 def hold(model: nn.Module, module: nn.Module) -> None:
-    """Has ZeRO-3 keep a module's parameters together from a model's forward to the end of its backward.
+    """Makes ZeRO-3 keep a module's parameters whole from a model's forward to the end of its backward.
 
-    By itself it lets go of them when the module's own forward has ended and looks at what came out to know when they
-    are needed again; what prompts hand over is no tensor that it would find.
+    Otherwise ZeRO-3 releases them after the module's own forward, and finds out by the tensors that come out when they
+    are needed again; the output of a prompt's module holds no tensor that it would find.
     """
     if "deepspeed" not in sys.modules:
         return
@@ -96,8 +94,8 @@ def hold(model: nn.Module, module: nn.Module) -> None:
         late[0].all_gather(late)
 
 
-def writes(module: nn.Module) -> bool:
-    """Whether this process writes what `whole` gave: the first, where all of them had to ask for it."""
+def writes_files(module: nn.Module) -> bool:
+    """Whether this process is the one that writes a module's state: the first, if the module is sharded."""
     if not any(map(is_sharded, module.parameters())):
         return True
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

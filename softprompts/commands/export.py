@@ -29,7 +29,7 @@ def export(
     from softprompts.backbones.packaged import resolve_model
     from softprompts.model.load import load
     from softprompts.storage.files import require_new_folder
-    from softprompts.storage.hub import asking
+    from softprompts.storage.hub import quiet_hub
     from softprompts.storage.saved_prompt import prompt_folder, read_config
 
     if to not in FORMS:
@@ -38,7 +38,7 @@ def export(
     with err.status("loading the model"):
         place = prompt_folder(source)
         backbone = resolve_model(str(read_config(place)[0]["backbone"].get("name") or ""))
-        with quiet(), asking(backbone) as offline:
+        with quiet(), quiet_hub(backbone) as offline:
             # Weights with a prompt in them are written in full precision, whatever it was trained on.
             plain = {"quantize": None} if to == "model" else {}
             model = load(place, local_files_only=offline, **plain)

@@ -28,14 +28,11 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
     """Show what is in a saved prompt, ours or an adapter of PEFT's; draw what it learned; compare several."""
-    from softprompts.model.formats import adapter_folder
-    from softprompts.model.interop.peft_reading import described
-    from softprompts.storage.saved_prompt import prompt_folder, read
+    from softprompts.model.formats import open_saved
 
     found = []
     for source in sources:
-        adapter = adapter_folder(folder := prompt_folder(source))
-        config, tensors = read(folder) if adapter is None else described(adapter)
+        config, tensors = open_saved(source).describe()
         found.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
     if not as_json:
         for one in found:
@@ -61,7 +58,7 @@ def _numbers(value: Any) -> dict[str, Any]:
 
 
 def _show_prompt(config: dict[str, Any]) -> None:
-    from softprompts.model.saving import counted
+    from softprompts.model.card import counted
 
     meta, backbone, stats = config.get("metadata") or {}, config["backbone"], config["tensors"]
     facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))

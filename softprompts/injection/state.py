@@ -83,9 +83,7 @@ class State:
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active
         self.backbone_dropout = False  # whether the backbone keeps its dropout in training
-        self.random_contexts: RandomContexts | None = (
-            None  # set by training
-        )
+        self.random_contexts: RandomContexts | None = None  # set by training
         self.last_pass: Pass | None = None  # of the last forward, for `PromptModel.penalties`
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The object that users hold, and all formats that it is read from and written to."""
+"""The object that users hold, and all formats that its prompts are read from and written to."""

@@ -1,29 +1,32 @@
-"""Model cards: what a saved prompt is, how well it does, how it was trained and how it is used, for people and the hub.
+"""Model cards: what a saved prompt is, its scores, the command that trained it and how to use it.
 
-Everything in a card comes from the prompt's config, in which texts are other people's: labels, names of tasks, paths.
-They are escaped in Markdown, quoted in YAML, and never part of a code block unless quoted for the shell.
+Everything in a card comes from the prompt's config, whose texts (labels, names of tasks, paths) may be anybody's. They
+are put on one line each, escaped in Markdown, and quoted by the YAML writer in the front matter.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
 import torch
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from softprompts.backbones import packaged
+from softprompts.methods.registry import methods
 from softprompts.storage.names import JOINT
+from softprompts.tasks.catalog import task_names
+from softprompts.tasks.hub_rows import on_hub
 
-HERE = "this folder"  # what a card calls the place of a prompt that is not on the hub
+HERE = "this folder"  # where a prompt is, if it is not on the hub
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _MARKS = re.compile(r"[\\`*\[\]<>#|!~&{}$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-# The hub's names of metrics and of tasks, where they are not ours.
+_FRONT = ["library_name", "base_model", "base_model_relation", "tags", "license", "language", "datasets", "metrics"]
+# The hub's names of metrics and of kinds of tasks, where they differ from ours.
 _METRICS = {
     "matthews": "matthews_correlation",
     "pearson": "pearsonr",
@@ -43,459 +46,312 @@ _KINDS = {
     "span": "question-answering",
     "tagging": "token-classification",
 }
-# What `softprompts train` calls what is in a run's record, by the record's names.
-_TASK_FLAGS = {
-    "template": "--template",
-    "split": "--split",
-    "answering": "--answer",
-    "invalid": "--invalid",
-    "max_train": "--max-train",
-    "max_validation": "--max-validation",
-    "few_shot": "--few-shot",
-    "few_shot_seed": "--few-shot-seed",
-    "few_shot_protocol": "--few-shot-protocol",
-}
-_FILE_FLAGS = {
-    "kind": "--kind",
-    "text": "--text",
-    "text_pair": "--text-pair",
-    "label": "--label",
-    "choices": "--choices",
-    "labels": "--labels",
-    "label_words": "--label-words",
-}
-_TRAINING_FLAGS = {
-    "max_steps": "--steps",
-    "epochs": "--epochs",
-    "batch_size": "--batch-size",
-    "gradient_accumulation_steps": "--accumulate",
-    "learning_rate": "--lr",
-    "optimizer": "--optimizer",
-    "schedule": "--schedule",
-    "warmup_steps": "--warmup",
-    "weight_decay": "--weight-decay",
-    "eval_every": "--eval-every",
-    "patience": "--patience",
-    "seed": "--seed",
-    "bf16": "--bf16",
-    "backbone_dropout": "--backbone-dropout",
-}
-_USUAL: dict[str, Any] = {
-    "split": "official",
-    "kind": "classification",
-    "text": "text",
-    "label": "label",
-    "few_shot_protocol": "even",
-    "epochs": 3,
-    "batch_size": 32,
-    "gradient_accumulation_steps": 1,
-    "optimizer": "adamw",
-    "schedule": "linear",
-    "max_grad_norm": 1.0,
-    "warmup_steps": 0,
-    "seed": 0,
-}
+_SPLITS = {"validation": ("metrics", "eval_rows"), "test": ("test_metrics", "test_rows")}
+_NOT_IN_TABLE = ("license", "max_length_asked", "method", "command")
 
 
 def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = None) -> str:
-    """A model card from what was saved.
+    """Returns the model card of a saved prompt.
 
     Args:
-        config: what ``softprompt_config.json`` holds.
-        place: what to load it by: a hub id, or `HERE`.
+        config: the content of ``softprompt_config.json``.
+        place: the hub id that it is loaded by, or `HERE`.
         subfolder: its folder within a hub repository.
     """
+    command = _meta(config).get("command")
+    config = _one_line(config)
     meta, backbone = _meta(config), config["backbone"]
-    base = _shown(backbone)
+    base, method = _shown(backbone), config["method"]
     trained, frozen = counted(config)
     sizes = f"{trained:,} parameters" + (f" (and {frozen:,} numbers that stay as they are)" if frozen else "")
+    name = place if _HUB_ID.fullmatch(place) else str(config.get("name") or method)
+    results = _results(meta)
+    index: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
+    plain = {key: value for key, value in meta.items() if isinstance(value, str | int | float)}
+    plain = {key: base if key == "model" else value for key, value in plain.items() if key not in _NOT_IN_TABLE}
+    versions = {"softprompts": config.get("softprompts_version", ""), **_mapping(meta.get("versions"))}
+    facts = [("method", method), *_settings(config["config"])]
+    facts += [("labels", ", ".join(config["labels"]))] if config.get("labels") else []
+    facts += [*plain.items(), *versions.items()]
     lines = [
-        _front(config, place),
-        f"# {_text(config['method'])} for {_text(base)}",
+        _front("softprompts", backbone, [method], **_about_task(meta), **index),
+        f"# {_text(method)} for {_text(base)}",
         "",
         f"A soft prompt of {sizes} for the frozen {_code(base)} ({_code(backbone.get('class'))}).",
-        *_facts_of_methods(config),
-        *_scores(config),
-        *_use(config, place, subfolder),
-        *_training(meta),
-        "## Settings",
         "",
-        "| | |",
-        "|---|---|",
-        f"| method | {_text(config['method'])} |",
-        *(f"| {_text(key)} | {_text(value)} |" for key, value in _told(config["config"])),
+        *_about_methods(config),
+        *_scores(config),
+        *_use(meta, place, subfolder),
+        *_training(command),
+        *("## Settings", "", "| | |", "|---|---|", *(_row(*fact) for fact in facts), ""),
+        *_licence(meta, base),
     ]
-    if config.get("labels"):
-        lines.append(f"| labels | {_text(', '.join(config['labels']))} |")
-    plain = {key: value for key, value in meta.items() if isinstance(value, str | int | float)}
-    for told in ("license", "max_length_asked", "method"):
-        plain.pop(told, None)
-    if "model" in plain:
-        plain["model"] = base
-    lines += [f"| {_text(key)} | {_text(value)} |" for key, value in plain.items()]
-    versions = {"softprompts": config.get("softprompts_version", ""), **_dict(meta.get("versions"))}
-    lines += [f"| {_text(name)} | {_text(version)} |" for name, version in versions.items()]
-    lines += ["", "## Licence", "", _licence(meta, base), ""]
     return "\n".join(lines)
-
-
-def _told(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a method was told, of a composition each part behind its name."""
-    for key, value in settings.items():
-        if key == "parts" and isinstance(value, list):
-            for part in map(_dict, value):
-                yield from ((f"{part.get('method')}.{name}", one) for name, one in _told(part) if name != "method")
-        elif value is not None:
-            yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def index_card(configs: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    """A card for a repository of several prompts, each in a folder of its own.
+    """Returns the card of a repository of several prompts, each in a folder of its own.
 
     Args:
-        configs: what their configs hold, by the name of the folder.
+        configs: the content of their configs, by the name of the folder.
         place: the hub id.
     """
-    first = next(iter(configs.values()))
-    front = _dumped({"library_name": "softprompts", **_base(first["backbone"]), "tags": _tags(configs.values())})
-    lines = [front, "# Soft prompts", "", "| folder | method | task | score | parameters |", "|---|---|---|---|---|"]
-    for name, config in configs.items():
+    configs = _one_line(configs)
+    name, first = next(iter(configs.items()))
+    front = _front("softprompts", first["backbone"], [config["method"] for config in configs.values()])
+    lines = [
+        front,
+        "# Soft prompts",
+        "",
+        _row("folder", "method", "task", "score", "parameters"),
+        "|---|---|---|---|---|",
+    ]
+    for folder, config in configs.items():
         meta = _meta(config)
-        score = meta.get("score")
-        shown = f"{score:.4f}" if isinstance(score, int | float) else ""
-        cells = (_text(name), _text(config["method"]), _text(meta.get("task", "")), shown, f"{counted(config)[0]:,}")
-        lines.append(f"| {' | '.join(cells)} |")
-    name = next(iter(configs))
+        score = f"{meta['score']:.4f}" if isinstance(meta.get("score"), int | float) else ""
+        lines.append(_row(folder, config["method"], meta.get("task", ""), score, f"{counted(config)[0]:,}"))
     load = f"model = sp.load({json.dumps(place)}, subfolder={json.dumps(name)})"
-    lines += ["", "```python", "import softprompts as sp", "", load, "```", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "```python", "import softprompts as sp", "", load, "```", ""])
 
 
 def materialized_card(config: Mapping[str, Any]) -> str:
-    """A card for a model directory that a prompt was built into.
+    """Returns the card of a model directory that a prompt was built into.
 
     Args:
         config: what the prompt's ``softprompt_config.json`` would hold.
     """
+    config = _one_line(config)
     meta, base = _meta(config), _shown(config["backbone"])
-    front = {"library_name": "transformers", **_base(config["backbone"], "finetune"), **_about_task(meta)}
-    front |= {"tags": _tags([config]), **_licence_of(meta)}
-    added = sum(part["num_virtual_tokens"] for part in _parts(config) if part.get("_tokens"))
     lines = [
-        _dumped({key: value for key, value in front.items() if value}),
+        _front("transformers", config["backbone"], [config["method"]], "finetune", **_about_task(meta)),
         f"# {_text(base)} with a prompt ({_text(config['method'])})",
         "",
         f"A prompt that was trained with softprompts {_text(config.get('softprompts_version', ''))} is part of this "
         "model and its tokenizer: load both with plain transformers.",
         "",
-        *_facts_of_methods(config)[1:],
+        *_about_methods(config),
         *_scores(config),
     ]
-    if added:
+    if any(_has_tokens(part) for part in _parts(config)):
         lines += [
             "The tokenizer puts the prompt into every text, as special tokens of the vocabulary; it must be this "
             "directory's own. Text that is to be predicted, as a sequence-to-sequence model's targets, is encoded with "
             "`add_special_tokens=False`. `generate` never writes these tokens.",
             "",
         ]
-    lines += ["## Licence", "", _licence(meta, base), ""]
+    return "\n".join([*lines, *_licence(meta, base)])
+
+
+def adapter_card(kind: str, backbone: Mapping[str, Any], method: str) -> str:
+    """Returns the card of an adapter of the PEFT library that a prompt was written as.
+
+    Args:
+        kind: PEFT's ``peft_type``.
+        backbone: see `Backbone.identity`.
+        method: the prompt's.
+    """
+    lines = [
+        _front("peft", backbone, [method]),
+        f"# {kind} for {_text(_shown(backbone) or 'a frozen model')}",
+        *("", f"Trained with softprompts ({_text(method)}), written for PEFT:", "", "```python"),
+        "from peft import PeftModel",
+        'model = PeftModel.from_pretrained(base_model, "this folder")',
+        *("```", ""),
+    ]
     return "\n".join(lines)
 
 
 def counted(config: Mapping[str, Any]) -> tuple[int, int]:
-    """How many numbers a saved prompt trains, its head included, and how many stay as they are (frozen sources)."""
+    """Counts the numbers of a saved prompt that train, its head included, and those that do not (frozen sources)."""
     frozen = set(config.get("frozen") or ())
     sizes = {key: torch.Size(shape).numel() for key, (_, shape) in config["tensors"].items()}
-    still = sum(size for key, size in sizes.items() if key in frozen)
-    return sum(sizes.values()) - still, still
+    fixed = sum(size for key, size in sizes.items() if key in frozen)
+    return sum(sizes.values()) - fixed, fixed
 
 
-# --- what is said ---------------------------------------------------------------------------------------------------
+# --- front matter ---------------------------------------------------------------------------------------------------
 
 
-def _meta(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _dict(config.get("metadata"))
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _shown(backbone: Mapping[str, Any]) -> str:
-    """The backbone's name; of a local folder its own name, as a card is for others."""
-    name = str(backbone.get("name") or backbone.get("model_type") or "")
-    return name if _HUB_ID.fullmatch(name) or not name else PurePath(name).name or name
-
-
-def _base(backbone: Mapping[str, Any], relation: str = "adapter") -> dict[str, str]:
-    name = str(backbone.get("name") or "")
-    name = packaged.HUB_NAME if packaged.is_alias(name) else name
-    return {"base_model": name, "base_model_relation": relation} if _HUB_ID.fullmatch(name) else {}
-
-
-def _tags(configs: Any) -> list[str]:
-    names = [name for config in configs for name in str(config["method"]).split(JOINT)]
-    return list(dict.fromkeys(["soft-prompt", *names]))
-
-
-def _front(config: Mapping[str, Any], place: str) -> str:
-    meta = _meta(config)
-    front: dict[str, Any] = {"library_name": "softprompts", **_base(config["backbone"]), "tags": _tags([config])}
-    front |= {**_licence_of(meta), **_about_task(meta)}
-    scores = _results(meta)
-    if scores:
-        name = place if _HUB_ID.fullmatch(place) else str(config.get("name") or config["method"])
-        front["model-index"] = [{"name": name, "results": scores}]
-    return _dumped(front)
-
-
-def _dumped(front: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(_on_a_line(dict(front)), sort_keys=False, allow_unicode=True, width=10**6)
-    return f"---\n{text}---\n"
-
-
-def _on_a_line(value: Any) -> Any:
-    """The value with its texts on one line each: a line of dashes would end the front matter, quoted or not."""
-    if isinstance(value, dict):
-        return {_on_a_line(key): _on_a_line(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_on_a_line(one) for one in value]
-    return " ".join(value.split()) if isinstance(value, str) else value
-
-
-def _licence_of(meta: Mapping[str, Any]) -> dict[str, str]:
-    given = meta.get("license")
-    return {"license": given} if isinstance(given, str) and given else {}
-
-
-def _licence(meta: Mapping[str, Any], base: str) -> str:
-    given = _licence_of(meta).get("license")
-    also = f"Whoever uses it also needs {_code(base)}, which has a licence of its own."
-    return (f"{_text(given)}. " if given else "None was stated for this prompt. ") + also
+def _front(
+    library: str, backbone: Mapping[str, Any], names: Iterable[str], relation: str = "adapter", **more: Any
+) -> str:
+    base = str(backbone.get("name") or "")
+    base = packaged.HUB_NAME if packaged.is_alias(base) else base
+    if _HUB_ID.fullmatch(base):
+        more |= {"base_model": base, "base_model_relation": relation}
+    tags = ["soft-prompt", *(part for name in names for part in str(name).split(JOINT))]
+    text = ModelCardData(library_name=library, tags=tags, **more).to_yaml(original_order=_FRONT)
+    return f"---\n{text}\n---\n"
 
 
 def _about_task(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What the hub is told of the task: language, data set, metrics."""
-    from softprompts.tasks.catalog import task_names
+    """Returns the licence and the task's language, data set and metrics for the front matter, None if unknown."""
+    dataset = _dataset(meta)
+    metrics = [_METRICS.get(name, name) for name in _metrics(meta, "metrics") or _metrics(meta, "test_metrics")]
+    return {
+        "license": _stated_licence(meta),
+        "language": "en" if meta.get("task") in dict(task_names()) else None,  # of all built-in tasks
+        "datasets": None if dataset is None else [dataset],
+        "metrics": list(dict.fromkeys(metrics)) or None,
+    }
 
-    found: dict[str, Any] = {}
-    if meta.get("task") in dict(task_names()):
-        found["language"] = "en"  # all built-in tasks
-    if dataset := _dataset(meta):
-        found["datasets"] = [dataset]
-    names = [_METRICS.get(name, name) for name in _metrics(meta, "metrics") or _metrics(meta, "test_metrics")]
-    if names:
-        found["metrics"] = list(dict.fromkeys(names))
-    return found
+
+def _results(meta: Mapping[str, Any]) -> list[EvalResult]:
+    kind = str(_mapping(meta.get("task_form")).get("kind"))
+    return [
+        EvalResult(
+            task_type=_KINDS.get(kind, "text-classification"),
+            dataset_type=_dataset(meta) or "own-data",
+            dataset_name=str(meta.get("task") or "own data"),
+            dataset_split=split,
+            metric_type=_METRICS.get(name, name),
+            metric_name=name,
+            metric_value=value,
+        )
+        for split, (metrics, _) in _SPLITS.items()
+        for name, value in _metrics(meta, metrics).items()
+    ]
 
 
 def _dataset(meta: Mapping[str, Any]) -> str | None:
-    from softprompts.tasks.hub_rows import on_hub
-
     task = meta.get("task")
-    found = on_hub(task) if isinstance(task, str) else None
-    return None if found is None else found[0]
+    place = on_hub(task) if isinstance(task, str) else None
+    return None if place is None else place[0]
 
 
 def _metrics(meta: Mapping[str, Any], key: str) -> dict[str, float]:
-    given = meta.get(key)
-    if not isinstance(given, Mapping):
-        return {}
-    return {str(name): float(value) for name, value in given.items() if _is_number(value)}
+    """Returns the finite numbers among the metrics under a key."""
+    values = _mapping(meta.get(key)).items()
+    numbers = {name: value for name, value in values if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {str(name): float(value) for name, value in numbers.items() if abs(value) < float("inf")}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _splits(meta: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    found = {"validation": _metrics(meta, "metrics"), "test": _metrics(meta, "test_metrics")}
-    return {split: scores for split, scores in found.items() if scores}
-
-
-def _results(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The scores as the hub's index of models has them."""
-    form = meta.get("task_form")
-    kind = _KINDS.get(str(form.get("kind")) if isinstance(form, Mapping) else "", "text-classification")
-    task = str(meta.get("task") or "own data")
-    found = []
-    for split, scores in _splits(meta).items():
-        dataset = {"name": task, "type": _dataset(meta) or "own-data", "split": split}
-        metrics = [{"type": _METRICS.get(name, name), "value": value, "name": name} for name, value in scores.items()]
-        found.append({"task": {"type": kind}, "dataset": dataset, "metrics": metrics})
-    return found
+# --- sections -------------------------------------------------------------------------------------------------------
 
 
 def _parts(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings of each method in a prompt, with its name."""
-    from softprompts.methods.registry import methods
-
+    """Returns the settings of each method of a prompt, with the method's name."""
     parts = config["config"].get("parts")
-    given = parts if isinstance(parts, list) else [{**config["config"], "method": config["method"]}]
-    known = methods()
-    found = []
-    for part in given:
-        cls = known.get(part["method"])
-        tokens = part.get("has_tokens", cls is not None and cls.uses_tokens)
-        found.append({**part, "_tokens": tokens})
-    return found
+    return parts if isinstance(parts, list) else [{**config["config"], "method": config["method"]}]
 
 
-def _facts_of_methods(config: Mapping[str, Any]) -> list[str]:
-    """A paragraph for each method: the equation and the paper."""
-    from softprompts.methods.registry import methods
+def _has_tokens(part: Mapping[str, Any]) -> bool:
+    cls = methods().get(part["method"])
+    tokens = part.get("has_tokens", cls is not None and cls.uses_tokens)
+    return bool(tokens and part["num_virtual_tokens"])
 
-    known, lines = methods(), [""]
+
+def _about_methods(config: Mapping[str, Any]) -> list[str]:
+    """Returns a paragraph for each method: the equation and the paper."""
+    known, lines = methods(), []
     for part in _parts(config):
-        name = part["method"]
-        source = part.get("source") if name == "folded" else None
+        source = part.get("source") if part["method"] == "folded" else None
         if source:
             lines += [f"It was trained with {_text(source)}, and folded to what is needed to use it.", ""]
-        for one in str(source or name).split(JOINT):
-            said = known[one].about if one in known else None
-            if said is not None:
-                lines += [f"**{_text(one)}**: {_code(said.equation)}. {_paper(said.paper)}.", ""]
+        for name in str(source or part["method"]).split(JOINT):
+            about = known[name].about if name in known else None
+            if about is not None:
+                paper, _, address = about.paper.rpartition(", http")
+                link = f"{_text(paper)}, <http{address}>" if paper else _text(about.paper)
+                lines += [f"**{_text(name)}**: {_code(about.equation)}. {link}.", ""]
     return lines
 
 
-def _paper(said: str) -> str:
-    """A paper, with its address as a link."""
-    text, _, address = said.rpartition(", http")
-    return _text(said) if not text else f"{_text(text)}, <http{address}>"
+def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the settings of a method that are not None; those of a composition's parts behind the part's name."""
+    for key, value in settings.items():
+        if key == "parts" and isinstance(value, list):
+            for part in map(_mapping, value):
+                yield from ((f"{part.get('method')}.{name}", one) for name, one in _settings(part) if name != "method")
+        elif value is not None:
+            yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _scores(config: Mapping[str, Any]) -> list[str]:
+    """Returns the task, its template, and a table of scores by split."""
     meta = _meta(config)
-    splits = _splits(meta)
-    task = meta.get("task")
-    lines = [] if not task else [f"Task: {_text(task)}."]
-    form = meta.get("task_form")
-    if task and isinstance(form, Mapping):
-        # Labels are those of a head: an encoder's.
-        read = form.get("source") if config.get("labels") is None else form.get("reading")
-        templates = [str(one) for one in (read if isinstance(read, list | tuple) else [read]) if one]
-        lines += [f"Template: {', '.join(map(_code, templates))}."] if templates else []
-    if not splits:
+    task, form = meta.get("task"), _mapping(meta.get("task_form"))
+    lines = [f"Task: {_text(task)}."] if task else []
+    if task and form:
+        # Labels are those of a head, which only encoders have.
+        template = form.get("source") if config.get("labels") is None else form.get("reading")
+        pieces = [str(piece) for piece in (template if isinstance(template, list) else [template]) if piece]
+        lines += [f"Template: {', '.join(map(_code, pieces))}."] if pieces else []
+    scores = {split: _metrics(meta, key) for split, (key, _) in _SPLITS.items() if _metrics(meta, key)}
+    if not scores:
         return [*lines, ""] if lines else []
-    names = list(dict.fromkeys(name for scores in splits.values() for name in scores))
-    lines += ["", "## Scores", "", f"| split | rows | seed | {' | '.join(map(_text, names))} |"]
-    lines.append("|---|---|---|" + "---|" * len(names))
-    for split, scores in splits.items():
-        rows = meta.get("eval_rows" if split == "validation" else "test_rows")
-        cells = [f"{scores[name]:.4f}" if name in scores else "" for name in names]
-        lines.append(f"| {split} | {_text(rows or '')} | {_text(meta.get('seed', ''))} | {' | '.join(cells)} |")
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    lines += ["", "## Scores", "", _row("split", "rows", "seed", *names), "|---|---|---|" + "---|" * len(names)]
+    for split, values in scores.items():
+        cells = [f"{values[name]:.4f}" if name in values else "" for name in names]
+        lines.append(_row(split, meta.get(_SPLITS[split][1]) or "", meta.get("seed", ""), *cells))
     return [*lines, "", "One run with one seed; other seeds differ.", ""]
 
 
-def _use(config: Mapping[str, Any], place: str, subfolder: str | None) -> list[str]:
-    meta = _meta(config)
+def _use(meta: Mapping[str, Any], place: str, subfolder: str | None) -> list[str]:
     more = "" if subfolder is None else f", subfolder={json.dumps(subfolder)}"
     lines = ["## How to use it", "", "```python", "import softprompts as sp", ""]
     lines += [f"model = sp.load({json.dumps(place)}{more})  # the backbone with this prompt on it", "```", ""]
     if isinstance(meta.get("task_form"), Mapping) and subfolder is None:
-        where = shlex.quote(place) if place != HERE else "FOLDER"
-        lines += ["```bash", f'softprompts predict {where} "..."', "```", ""]
+        folder = shlex.quote(place) if place != HERE else "FOLDER"
+        lines += ["```bash", f'softprompts predict {folder} "..."', "```", ""]
     return lines
 
 
-def _training(meta: Mapping[str, Any]) -> list[str]:
-    command = training_command(meta)
-    if command is None:
+def _training(command: Any) -> list[str]:
+    """Returns the recorded command, unless it is something else: a line that could end the code block, for instance."""
+    if not isinstance(command, str) or len(command.splitlines()) != 1 or not command.startswith("softprompts "):
         return []
     return ["## How it was trained", "", "```bash", command, "```", ""]
 
 
-def training_command(meta: Mapping[str, Any]) -> str | None:
-    """The command that trains a prompt with this record again; None where there is none, or the record lacks something.
-
-    Files of one's own stand there as FILE, as their places are nobody else's business.
-
-    Args:
-        meta: what training saves with a prompt.
-    """
-    data, training, method = meta.get("data"), meta.get("training"), meta.get("method")
-    if not isinstance(data, Mapping) or not isinstance(training, Mapping) or not isinstance(method, str):
-        return None
-    model = str(meta.get("model") or "")
-    model = model if _HUB_ID.fullmatch(model) or packaged.is_alias(model) else "MODEL"
-    words = ["softprompts", "train", "--model", model, "--method", method]
-    rest = {key: value for key, value in data.items() if value != _USUAL.get(key)}
-    task, flags = rest.pop("task", None), _TASK_FLAGS
-    found = meta.get("files")
-    places = found if isinstance(found, list) else []
-    if task is not None or "task" in places:
-        words += ["--task", "FILE.yaml" if task is None else str(task)]
-    else:
-        words += ["--data", "FILE"]
-        flags = {**_TASK_FLAGS, **_FILE_FLAGS}
-    words += ["--data-dir", "FOLDER"] if "data_dir" in places else []
-    for split in ("validation", "test"):
-        words += [f"--{split}", "FILE"] if split in places else []
-    for key, flag in flags.items():
-        words += _flag(flag, rest.pop(key, None))
-    if meta.get("max_length_asked", 256) != 256:
-        words += _flag("--max-length", meta["max_length_asked"])
-    words += _flag("--quantize", meta.get("quantize"))
-    words += _settings(method, meta.get("settings"))
-    how = {key: value for key, value in training.items() if value != _USUAL.get(key)}
-    for component, rate in dict(how.pop("learning_rates", None) or {}).items():
-        words += ["--lr-of", f"{component}={rate}"]
-    how.pop("compile", None)
-    for key, flag in _TRAINING_FLAGS.items():
-        value = how.pop(key, None)
-        # A number that is not the usual one is told, and 0 too: no weight decay is another run than the method's own.
-        words += [flag, str(value)] if _is_number(value) else _flag(flag, value)
-    if any(value not in (None, 0, 0.0) for value in (*rest.values(), *how.values())):
-        return None  # something that only the library can be told
-    if any(len(word.splitlines()) > 1 for word in words):
-        return None  # nothing to be shown on a line
-    return " ".join(map(shlex.quote, words))
+def _stated_licence(meta: Mapping[str, Any]) -> str | None:
+    licence = meta.get("license")
+    return licence if isinstance(licence, str) and licence else None
 
 
-def _flag(flag: str, value: Any) -> list[str]:
-    if value in (None, False, [], 0) and value is not True:
-        return []
-    if value is True:
-        return [flag]
-    return [flag, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+def _licence(meta: Mapping[str, Any], base: str) -> list[str]:
+    licence = _stated_licence(meta)
+    stated = "None was stated for this prompt." if licence is None else f"{_text(licence)}."
+    return ["## Licence", "", f"{stated} Whoever uses it also needs {_code(base)}, which has a licence of its own.", ""]
 
 
-def _settings(method: str, settings: Any) -> list[str]:
-    """What the method was told beyond its defaults; files of sources as FILE."""
-    from softprompts.methods.registry import methods
-
-    known, words = methods(), []
-    parts = settings.get("parts") if isinstance(settings, Mapping) else None
-    given: Sequence[Any] = parts if isinstance(parts, list) else [{**(settings or {}), "method": method}]
-    for part in given:
-        name = part.get("method")
-        if name not in known:
-            continue
-        defaults = {field.name: field.default for field in dataclasses.fields(known[name])}
-        for key, value in part.items():
-            default = defaults.get(key)
-            usual = list(default) if isinstance(default, tuple) else default
-            if key not in defaults or value == usual:
-                continue
-            said = json.dumps(value) if not isinstance(value, str) else value
-            said = "FILE" if _is_hash(value) else said
-            words += ["--set", f"{f'{name}.' if len(given) > 1 else ''}{key}={said}"]
-    return words
+def _shown(backbone: Mapping[str, Any]) -> str:
+    """Returns the backbone's name; of a local folder only the last part, as a card is for others."""
+    name = str(backbone.get("name") or backbone.get("model_type") or "")
+    return name if _HUB_ID.fullmatch(name) or not name else PurePath(name).name or name
 
 
-def _is_hash(value: Any) -> bool:
-    each = value if isinstance(value, list) else [value]
-    return bool(each) and all(isinstance(one, str) and re.fullmatch(r"[0-9a-f]{64}", one) for one in each)
+# --- texts ----------------------------------------------------------------------------------------------------------
 
 
-# --- other people's texts -------------------------------------------------------------------------------------------
+def _meta(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _mapping(config.get("metadata"))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _one_line(value: Any) -> Any:
+    """Returns a JSON value with each of its texts on one line."""
+    if isinstance(value, Mapping):
+        return {_one_line(key): _one_line(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_one_line(inner) for inner in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _text(value: Any) -> str:
-    """A value as one line of plain Markdown text."""
-    return _MARKS.sub(r"\\\g<0>", " ".join(str(value).split()))
+    """Escapes a value for a line of Markdown text."""
+    return _MARKS.sub(r"\\\g<0>", str(value))
 
 
 def _code(value: Any) -> str:
-    """A value as code within a line of Markdown; a bar would end the cell of a table."""
-    return "`" + " ".join(str(value).replace("`", "'").split()) + "`"
+    """Returns a value as code within a line of Markdown."""
+    return f"`{str(value).replace('`', chr(39))}`"
+
+
+def _row(*cells: Any) -> str:
+    """Returns a row of a Markdown table."""
+    return f"| {' | '.join(map(_text, cells))} |"

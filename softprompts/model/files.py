@@ -55,7 +55,7 @@ class PromptFiles:
         Raises:
             SoftPromptError: the files are missing, damaged or for another backbone; nothing is loaded then.
         """
-        formats.load_prompt(self, path, name, revision=revision, subfolder=subfolder, task_id=task_id)
+        formats.open_saved(path, revision, subfolder, task_id).add_to(self, name)
         return self
 
     def push_to_hub(

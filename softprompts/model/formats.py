@@ -1,45 +1,100 @@
-"""A saved prompt onto an attached model: one of ours or an adapter of PEFT's, from a folder or the hub."""
+"""The formats of saved prompts that are read: ours, and adapters of the PEFT library; from a folder or the hub."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompts.backbones.loading import load_for_prompt
+from softprompts.backbones.quantized import AS_TRAINED, BACKENDS, require_backend
 from softprompts.errors import SoftPromptError
-from softprompts.model import saving
-from softprompts.model.interop import peft_adapter, peft_reading
-from softprompts.storage import saved_prompt
+from softprompts.model.interop.peft_adapter import is_adapter, read_adapter
+from softprompts.model.interop.peft_reading import SavedAdapter
+from softprompts.model.saving import prompt_of
+from softprompts.storage.saved_prompt import CONFIG_FILE, prompt_folder, read
 
 
-def adapter_folder(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path | None:
-    """The folder of what is saved there if that is a PEFT adapter and not a prompt of ours; a hub id is fetched."""
-    folder = saved_prompt.located(path, revision, subfolder)
-    ours = (folder / saved_prompt.CONFIG_FILE).is_file()
-    return folder if not ours and peft_adapter.is_adapter(folder) else None
+def open_saved(
+    path: str | Path, revision: str | None = None, subfolder: str | None = None, task_id: int | None = None
+) -> SavedPrompt | SavedAdapter:
+    """Reads a saved prompt in the format that it has; one of ours goes before an adapter in the same folder.
 
-
-def load_prompt(
-    model: Any,
-    path: str | Path,
-    name: str | None = None,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    task_id: int | None = None,
-) -> str:
-    """Adds a saved prompt to an attached model; see `PromptModel.load_prompt`. Returns its name."""
-    folder = adapter_folder(path, revision, subfolder)
-    if folder is not None:
-        return peft_reading.load_adapter(model, folder, name, task_id)
-    require_no_task(path, task_id)
-    return saving.load_prompt(model, path, name, revision, subfolder)
-
-
-def require_no_task(path: str | Path, task_id: int | None) -> None:
-    """Makes sure that no task was chosen of a prompt of ours, which is of one.
+    Args:
+        path: a run folder, a prompt folder, one with an adapter of PEFT, or a hub id.
+        revision: branch, tag or commit of a hub repository.
+        subfolder: its folder, where there are several.
+        task_id: which task of a multitask adapter of PEFT; not needed if it has one.
 
     Raises:
-        SoftPromptError: one was.
+        SoftPromptError: the files are missing or damaged, or a task was chosen of a prompt of ours, which has one.
     """
+    folder = prompt_folder(path, revision, subfolder)
+    if not (folder / CONFIG_FILE).is_file() and is_adapter(folder):
+        return SavedAdapter(read_adapter(folder), task_id)
     if task_id is not None:
         raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
+    return SavedPrompt(str(path), *read(folder))
+
+
+@dataclass(frozen=True)
+class SavedPrompt:
+    """A saved prompt of ours that was read.
+
+    Attributes:
+        where: its folder or hub id; begins errors.
+        config: its config, see `softprompts.storage.saved_prompt.read`.
+        tensors: its tensors.
+    """
+
+    where: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def describe(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+        """Returns its config and its tensors."""
+        return self.config, self.tensors
+
+    def add_to(self, model: Any, name: str | None = None) -> str:
+        """Adds it to an attached model, under its own name or another; see `prompt_of`."""
+        name = name or str(self.config.get("name") or "default")
+        model.place_prompt(name, prompt_of(model, self.config, self.tensors, self.where))
+        return name
+
+    def load_backbone(self, quantize: str | None = AS_TRAINED, **kwargs: Any) -> Any:
+        """Loads the plain model that the prompt was trained on; see `softprompts.load`."""
+        backbone = self.config["backbone"]
+        cls = getattr(transformers, str(backbone.get("class")), None)
+        if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+            raise SoftPromptError(f"{self.where}: transformers has no model class '{backbone.get('class')}'")
+        name = backbone.get("name")
+        if not (isinstance(name, str) and name):
+            raise SoftPromptError(
+                f"{self.where} does not name its backbone: load the model, attach it, then model.load_prompt"
+            )
+        if quantize == AS_TRAINED:
+            quantize = None if "quantization_config" in kwargs else self._quantization()
+        return load_for_prompt(cls, name, backbone.get("revision"), self.where, quantize, **kwargs)
+
+    def _quantization(self) -> str | None:
+        """Returns how the backbone was quantised; None if it was not, or if the weights in its files are.
+
+        Raises:
+            SoftPromptError: its quantisation cannot be had here.
+        """
+        quantization = self.config["backbone"].get("quantization")
+        if not isinstance(quantization, str) or quantization not in BACKENDS:
+            return None
+        try:
+            require_backend(quantization)
+        except SoftPromptError as error:
+            raise SoftPromptError(
+                f"{self.where} was trained on a quantised backbone: {error}; softprompts.load(..., quantize=None) "
+                "takes the weights as they come"
+            ) from error
+        return quantization

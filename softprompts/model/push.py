@@ -1,4 +1,4 @@
-"""Uploading prompts to the model hub, each with its card."""
+"""Uploads prompts to the model hub, each with its card."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softprompts.errors import SoftPromptError
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import require
 from softprompts.model.card import card, index_card
-from softprompts.model.saving import described
+from softprompts.model.saving import serialized
+from softprompts.storage.run_folder import is_done, load_result
 from softprompts.storage.saved_prompt import TENSOR_FILE, files_of, prompt_folder, read
 
 
@@ -28,11 +31,11 @@ def push(
     names = list(model.prompts) if name is None else [name]
     if not names:
         raise SoftPromptError("there is no prompt to upload")
-    found = {}
-    for one in names:
-        metadata = {**require(model.prompts, one).metadata, **({} if license is None else {"license": license})}
-        found[one] = described(model, one, metadata)
-    return _upload(found, repo_id, private, commit_message, token, revision, create_pr)
+    prompts = {}
+    for each in names:
+        metadata = {**require(model.prompts, each).metadata, **({} if license is None else {"license": license})}
+        prompts[each] = serialized(model, each, metadata)
+    return _upload(prompts, repo_id, private, commit_message, token, revision, create_pr)
 
 
 def push_saved(
@@ -44,7 +47,7 @@ def push_saved(
     revision: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Uploads a saved prompt, which needs no backbone; that of a finished run with its test scores.
+    """Uploads a saved prompt without loading its backbone; that of a finished run with its test scores.
 
     Args:
         source: run folder or prompt folder.
@@ -58,20 +61,18 @@ def push_saved(
     Raises:
         SoftPromptError: nothing usable there, or the hub refused.
     """
-    from softprompts.storage.run_folder import is_done, load_result
-
-    place = prompt_folder(source)
-    config, _ = read(place)
+    folder = prompt_folder(source)
+    config, _ = read(folder)
     more: dict[str, Any] = {} if license is None else {"license": license}
     if is_done(source):
         more["test_metrics"] = load_result(source).get("test_metrics") or {}
     config["metadata"] = {**(config.get("metadata") or {}), **more}
-    found = {str(config.get("name") or "prompt"): (config, (place / TENSOR_FILE).read_bytes())}
-    return _upload(found, repo_id, private, commit_message, token, revision, False)
+    prompts = {str(config.get("name") or "prompt"): (config, (folder / TENSOR_FILE).read_bytes())}
+    return _upload(prompts, repo_id, private, commit_message, token, revision, False)
 
 
 def _upload(
-    found: Mapping[str, tuple[dict[str, Any], bytes]],
+    prompts: Mapping[str, tuple[dict[str, Any], bytes]],
     repo_id: str,
     private: bool | None,
     commit_message: str | None,
@@ -79,29 +80,24 @@ def _upload(
     revision: str | None,
     create_pr: bool,
 ) -> str:
-    """Commits prompts to a repository: one into its root, several into a folder each."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
+    """Commits prompts to a repository: one into its root, several into a folder each. Returns the commit's address."""
     if not isinstance(repo_id, str) or repo_id.count("/") > 1:
         raise SoftPromptError(f"{repo_id} is no name of a hub repository: write user/name")
-    alone, files = len(found) == 1, {}
-    for name, (config, content) in found.items():
+    alone, files = len(prompts) == 1, dict[str, bytes]()
+    for name, (config, content) in prompts.items():
         text = card(config, repo_id, None if alone else name)
-        for file, value in files_of(config, content, text).items():
-            files[file if alone else f"{name}/{file}"] = value
+        files |= {file if alone else f"{name}/{file}": data for file, data in files_of(config, content, text).items()}
     if not alone:
-        files["README.md"] = index_card({name: config for name, (config, _) in found.items()}, repo_id).encode()
+        files["README.md"] = index_card({name: config for name, (config, _) in prompts.items()}, repo_id).encode()
     try:
         api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        done = api.create_commit(
-            repo,
+        commit = api.create_commit(
+            api.create_repo(repo_id, private=private, exist_ok=True).repo_id,
             [CommitOperationAdd(path, content) for path, content in files.items()],
-            commit_message=commit_message or f"Upload {', '.join(found)} with softprompts",
+            commit_message=commit_message or f"Upload {', '.join(prompts)} with softprompts",
             revision=revision,
             create_pr=create_pr,
         )
     except Exception as error:  # the hub's client has a dozen kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise SoftPromptError(f"{repo_id}: the hub did not take it ({reason})") from error
-    return str(done.commit_url)
+        raise SoftPromptError(f"{repo_id}: the hub did not take it ({first_line(error)})") from error
+    return str(commit.commit_url)

@@ -1,11 +1,11 @@
-"""A prompt on disk: its config as JSON, its full trainable state as safetensors, and a card for people.
+"""Saves prompts (the config as JSON, all trained values as safetensors, a card for people) and builds them anew.
 
 The tensors are named within the prompt (``method.*``, ``head.*``), so that a prompt can be loaded under any name. The
 config carries the identity of the backbone and the hash of the tensors; loading checks both before it touches a model.
 
 A new folder appears whole. In a folder that is there already the files are replaced one after the other, each whole:
 two files cannot be replaced at once, so a process killed between tensors and config leaves a pair that does not match.
-`read` refuses it, as the hash tells; a training run that is resumed saves its prompt again.
+`read` refuses it, as the hash differs; a training run that is resumed saves its prompt again.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from softprompts.backbones import sharded
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
 from softprompts.injection.state import state_of
 from softprompts.methods.making import make_config
 from softprompts.model.card import card
-from softprompts.model.card import counted as counted
 from softprompts.storage.files import write_atomic, write_folder
-from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, read
+from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of
 from softprompts.version import __version__
 
 _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vocabularies and the like
 
 
 def identity(model: Any) -> dict[str, Any]:
-    """What a prompt must know of its backbone to be put back on the right one."""
+    """Returns the facts that tell whether a saved prompt belongs to an attached model."""
     state = state_of(model)
     return {
         **state.backbone.identity,
@@ -58,22 +57,21 @@ def save_prompt(
         name: the prompt.
         path: the folder.
         metadata: JSON values to keep with it.
-        state: the model's state, where somebody has gathered it from several processes already.
+        state: the model's state, if it has been gathered from several processes already.
     """
     prompt = require(model.prompts, name)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
-    config, content = described(model, name, metadata, state)
-    if state is None and not sharded.writes(prompt):
-        return
-    write_folder(folder, files_of(config, content, card(config)))
+    config, content = serialized(model, name, metadata, state)
+    if state is not None or sharded.writes_files(prompt):
+        write_folder(folder, files_of(config, content, card(config)))
 
 
-def described(
+def serialized(
     model: Any, name: str, metadata: dict[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Any], bytes]:
-    """What is saved of a prompt: its config, and the file of its tensors.
+    """Returns the config of a prompt and its tensors as the bytes of a safetensors file.
 
     Args:
         model: an attached model.
@@ -92,9 +90,7 @@ def described(
         "config": prompt.method.stored().to_dict(),
         "backbone": identity(model),
         "labels": prompt.labels if prompt.head is not None else None,
-        "tensors": {
-            key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()
-        },
+        "tensors": types_of(tensors),
         "frozen": [key for key, _ in prompt.named_buffers() if key in tensors],
         "sha256": hashlib.sha256(content).hexdigest(),
         "metadata": prompt.metadata if metadata is None else metadata,
@@ -103,10 +99,12 @@ def described(
 
 
 def _tensors(module: nn.Module, prefix: str, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """A module's tensors, whole, on the CPU."""
+    """Returns whole copies of a module's tensors on the CPU."""
     if state is None:
-        return sharded.whole(module)
-    return {key.removeprefix(prefix): sharded.plain(value) for key, value in state.items() if key.startswith(prefix)}
+        return sharded.whole_state(module)
+    return {
+        key.removeprefix(prefix): sharded.whole_tensor(value) for key, value in state.items() if key.startswith(prefix)
+    }
 
 
 def save_all(
@@ -122,42 +120,32 @@ def save_all(
     if for_trainer:
         # Copies: prompts may share a part, and safetensors refuses tensors that share memory.
         tensors = {f"prompts.{key}": value for key, value in _tensors(model.prompts, "prompts.", state).items()}
-        if state is not None or sharded.writes(model.prompts):
+        if state is not None or sharded.writes_files(model.prompts):
             write_atomic(folder / "model.safetensors", dump_tensors(tensors, metadata={"format": "pt"}))
 
 
-def load_prompt(
-    model: Any, path: str | Path, name: str | None = None, revision: str | None = None, subfolder: str | None = None
-) -> str:
-    """Adds a saved prompt of ours to an attached model; see `PromptModel.load_prompt`. Returns its name."""
-    config, tensors = read(path, revision, subfolder)
-    return put(model, config, tensors, str(path), name)
-
-
-def put(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], where: str, name: str | None = None) -> str:
-    """Adds a prompt that was read (see `read`) to an attached model. Returns its name."""
-    name = name or config.get("name") or "default"
-    model.place_prompt(name, prompt_of(model, config, tensors, where))
-    return cast(str, name)
-
-
 def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], path: str) -> Prompt:
-    """A prompt for an attached model of what `read` gave. The model itself is left as it is.
+    """Builds a saved prompt for an attached model, which is left as it is.
+
+    Args:
+        model: the model.
+        config: see `softprompts.storage.saved_prompt.read`.
+        tensors: likewise.
+        path: where they are from; begins errors.
 
     Raises:
         SoftPromptError: it is damaged or for another backbone.
     """
     _check_backbone(model, config["backbone"], path)
-    state, labels = state_of(model), config.get("labels")
+    state, labels, settings = state_of(model), config.get("labels"), config["config"]
     if labels is not None and not state.original_heads:
-        wanted = config["backbone"].get("class")
         raise SoftPromptError(
-            f"{path} has a task head, but {type(model).__name__} has none: load the backbone as {wanted}"
+            f"{path} has a task head, but {type(model).__name__} has none: load the backbone as "
+            f"{config['backbone'].get('class')}"
         )
-    settings = config["config"]
     stored = sum(value.numel() for value in tensors.values())
     for key, number in _numbers(settings):
-        if number > max(stored, _LARGEST):  # before room is made for it
+        if number > max(stored, _LARGEST):  # before memory is taken for it
             raise SoftPromptError(
                 f"{path}: its config asks for {key}={number}, its tensors hold {stored} numbers; was it edited?"
             )
@@ -176,31 +164,32 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     except SoftPromptError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SoftPromptError(f"{path}: no prompt can be made from its config ({reason}); was it edited?") from error
+        raise SoftPromptError(
+            f"{path}: no prompt can be made from its config ({first_line(error)}); was it edited?"
+        ) from error
     fill(prompt, tensors, path)
-    found = config.get("metadata")
-    prompt.metadata = found if isinstance(found, dict) else {}
+    metadata = config.get("metadata")
+    prompt.metadata = metadata if isinstance(metadata, dict) else {}
     return prompt
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """All whole numbers within a JSON value, each with the key that it stands behind."""
+    """Yields all whole numbers within a JSON value, each with the nearest key around it."""
     if isinstance(value, int):
         yield key, value
     elif isinstance(value, list | dict):
-        for name, part in value.items() if isinstance(value, dict) else ((key, part) for part in value):
-            yield from _numbers(part, str(name))
+        for name, inner in value.items() if isinstance(value, dict) else ((key, inner) for inner in value):
+            yield from _numbers(inner, str(name))
 
 
 def _check_tensors(
-    wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = ""
+    expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = ""
 ) -> None:
-    """Makes sure that the tensors whose names start so are those that are wanted."""
-    for key in wanted.keys() ^ {key for key in tensors if key.startswith(start)}:
-        kind = "lacks" if key in wanted else "has the unknown tensor"
+    """Makes sure that the tensors whose names start so are the expected ones."""
+    for key in expected.keys() ^ {key for key in tensors if key.startswith(start)}:
+        kind = "lacks" if key in expected else "has the unknown tensor"
         raise SoftPromptError(f"{where} {kind} '{key}': its config and tensors do not belong together")
-    for key, shape in wanted.items():
+    for key, shape in expected.items():
         if tensors[key].shape != shape:
             raise SoftPromptError(
                 f"{where}: '{key}' has shape {tuple(tensors[key].shape)}, its config asks for {tuple(shape)}"
@@ -213,17 +202,15 @@ def fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
     Raises:
         SoftPromptError: they are not those that the prompt has, or not finite; it may be changed by then.
     """
-    own = prompt.state_dict()
-    _check_tensors({key: value.shape for key, value in own.items()}, tensors, where)
+    state = prompt.state_dict()
+    _check_tensors({key: value.shape for key, value in state.items()}, tensors, where)
     for key, value in tensors.items():
-        floating = own[key].is_floating_point()
-        fits = value.dtype in FLOATS if floating else value.dtype == own[key].dtype
-        if not fits:
-            wanted = "floating point numbers" if floating else str(own[key].dtype).removeprefix("torch.")
-            raise SoftPromptError(
-                f"{where}: '{key}' holds {str(value.dtype).removeprefix('torch.')}, which should be {wanted}"
-            )
-        if floating and not torch.isfinite(value).all():
+        dtype = state[key].dtype
+        if value.dtype not in (FLOATS if dtype.is_floating_point else (dtype,)):
+            given, wanted = (str(each).removeprefix("torch.") for each in (value.dtype, dtype))
+            wanted = "floating point numbers" if dtype.is_floating_point else wanted
+            raise SoftPromptError(f"{where}: '{key}' holds {given}, which should be {wanted}")
+        if dtype.is_floating_point and not torch.isfinite(value).all():
             raise SoftPromptError(f"{where}: '{key}' holds values that are not finite")
     # A prompt keeps its type; one that mixes several could not be run.
     kinds = {value.dtype for value in tensors.values() if value.is_floating_point()}
@@ -238,10 +225,11 @@ def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
     own = identity(model)
     for key in ("model_type", "hidden_size", "sites", "vocabulary"):
         theirs, ours = saved.get(key), own[key]
-        if theirs != ours and not (key == "sites" and not theirs):
-            count = len(theirs) if isinstance(theirs, list) else theirs
-            shown = (f"{count} attention sites", f"{len(ours)}") if key == "sites" else (theirs, ours)
-            raise SoftPromptError(
-                f"{where} was trained on another backbone ({saved.get('name') or saved.get('model_type')}): "
-                f"{key.replace('_', ' ')} {shown[0]}, this model has {shown[1]}"
-            )
+        if theirs == ours or (key == "sites" and not theirs):
+            continue
+        if key == "sites":
+            theirs, ours = f"{len(theirs) if isinstance(theirs, list) else theirs} attention sites", len(ours)
+        raise SoftPromptError(
+            f"{where} was trained on another backbone ({saved.get('name') or saved.get('model_type')}): "
+            f"{key.replace('_', ' ')} {theirs}, this model has {ours}"
+        )

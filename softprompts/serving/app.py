@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from softprompts.model.saving import counted
+from softprompts.model.card import counted
 from softprompts.serving import schemas
 from softprompts.serving.engine import Loaded
 from softprompts.serving.errors import ClosingError, RequestError

@@ -27,7 +27,7 @@ from transformers import (
 
 from softprompts.backbones import packaged
 from softprompts.backbones.backbone import kind_of
-from softprompts.backbones.loading import context_room, naming_model
+from softprompts.backbones.loading import context_room, model_files
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt
 from softprompts.injection.state import state_of
@@ -163,7 +163,7 @@ class Engine:
         self._options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
         self._trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with naming_model(model) as (path, offline):
+        with model_files(model) as (path, offline):
             self._place: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": offline}
             self.config = AutoConfig.from_pretrained(**self._place, **self._trust)
             self.kind = kind_of(self.config)
@@ -204,7 +204,7 @@ class Engine:
                 if self.models:
                     return next(iter(self.models.items()))
                 cls = getattr(transformers, _DEFAULT_CLASS[self.kind])
-            with naming_model(self.name):
+            with model_files(self.name):
                 made = cls.from_pretrained(**self._place, **self._trust, **self._options, use_safetensors=True)
             if self.models:
                 _share(next(iter(self.models.values())), made)

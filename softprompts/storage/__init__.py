@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files: saved prompts, run folders, locks, and the model hub. Nothing here knows a model."""

@@ -1,4 +1,4 @@
-"""Asking the model hub without its libraries' noise, and without long waits where there is no way to it."""
+"""Requests to the model hub without its client's messages, and without long waits where the hub is out of reach."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.request import getproxies
 
 
 def reachable() -> bool:
-    """Whether it makes sense to ask the hub: its libraries would retry for half a minute before they give up."""
+    """Whether the hub's address can be found; its client would retry for half a minute before it gives up."""
     from huggingface_hub import constants, is_offline_mode
 
     if is_offline_mode():
@@ -27,14 +27,14 @@ def reachable() -> bool:
 
 
 @contextlib.contextmanager
-def asking(name: str | os.PathLike[str]) -> Iterator[bool]:
-    """Silences the hub's messages about its retries.
+def quiet_hub(name: str | os.PathLike[str]) -> Iterator[bool]:
+    """Silences the messages of the hub's client about its retries.
 
     Args:
         name: a local folder or a hub id.
 
     Yields:
-        What to pass as ``local_files_only``: True for a hub id when the hub is out of reach.
+        The value of ``local_files_only`` to load it with: True for a hub id if the hub is out of reach.
     """
     logger = logging.getLogger("huggingface_hub")
     level = logger.level

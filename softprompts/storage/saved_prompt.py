@@ -1,22 +1,25 @@
-"""TODO."""
+"""Saved prompts as files: where they are, what is in them, and the checks that need no model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from softprompts.errors import SoftPromptError
-from softprompts.storage.hub import asking
+from softprompts.errors import SoftPromptError, first_line, shown
+from softprompts.storage.hub import quiet_hub
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
+from softprompts.validation import translated
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
@@ -27,8 +30,23 @@ _FILES = (CONFIG_FILE, TENSOR_FILE, ADAPTER_CONFIG, ADAPTER_TENSORS, "README.md"
 _SUBFOLDER = re.compile(r"[A-Za-z0-9][\w-]*(/[A-Za-z0-9][\w-]*)*", re.ASCII)
 
 
+class _Config(BaseModel):
+    """What all readers of a config rely on; the settings of the method and the backbone are checked by their owners."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    method: str
+    config: dict[str, Any]
+    backbone: dict[str, Any]
+    tensors: dict[str, Any]
+    sha256: str
+    name: str = ""
+    labels: list[str] | None = None
+
+
 def prompt_folder(source: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The saved prompt behind a run folder, a prompt folder or a hub id, which is fetched.
+    """Returns the folder of the prompt in a run folder, a prompt folder or a hub repository, which is downloaded.
 
     Args:
         source: the folder or the id.
@@ -57,22 +75,22 @@ def prompt_folder(source: str | Path, revision: str | None = None, subfolder: st
     return _from_hub(name, revision, subfolder)
 
 
-def files_of(config: dict[str, Any], content: bytes, text: str) -> dict[str, bytes]:
-    """The files of a saved prompt, in the order in which they are written.
+def files_of(config: dict[str, Any], content: bytes, card: str) -> dict[str, bytes]:
+    """Returns the content of each file of a saved prompt, in the order in which they are written.
 
     Args:
-        config: see `described`.
-        content: likewise.
-        text: its card.
+        config: the config.
+        content: the tensors, as the bytes of a safetensors file.
+        card: the model card.
     """
     config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    return {"README.md": text.encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
+    return {"README.md": card.encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
 
 
 def read(
     path: str | Path, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The checked config and tensors of a saved prompt; a hub id is fetched first.
+    """Reads and checks the config and tensors of a saved prompt. Downloads it first if ``path`` is a hub id.
 
     Args:
         path: the folder or the id.
@@ -92,12 +110,8 @@ def read(
             f"{tensor_path} is not the file that {CONFIG_FILE} was saved with (truncated or edited, or saving was "
             "cut short): copy or save the prompt again"
         )
-    try:
-        tensors = load_tensors(content)
-    except SafetensorError as error:
-        raise SoftPromptError(f"{tensor_path} cannot be read ({error})") from error
-    there = {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()}
-    if there != config["tensors"]:
+    tensors = tensors_in(content, tensor_path)
+    if types_of(tensors) != config["tensors"]:
         raise SoftPromptError(f"{config_path} lists other tensors than {TENSOR_FILE} holds: one of them was edited")
     return config, tensors
 
@@ -105,17 +119,20 @@ def read(
 def read_config(
     path: str | Path, revision: str | None = None, subfolder: str | None = None
 ) -> tuple[dict[str, Any], Path]:
-    """The checked config of a saved prompt, and its file; a hub id is fetched first. The tensors are not looked at.
+    """Reads and checks the config of a saved prompt, but not its tensors. Downloads it first if ``path`` is a hub id.
 
     Args:
         path: the folder or the id.
         revision: see `prompt_folder`.
         subfolder: likewise.
 
+    Returns:
+        The config, and its file.
+
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    folder = located(path, revision, subfolder)
+    folder = prompt_folder(path, revision, subfolder)
     config_path = folder / CONFIG_FILE
     if not config_path.is_file() and (folder / ADAPTER_CONFIG).is_file():
         raise SoftPromptError(
@@ -123,60 +140,73 @@ def read_config(
             "model.load_prompt read it, and save_prompt writes it as a prompt of ours"
         )
     if not config_path.is_file():
-        inside = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
-        hint = f"; it holds several: {', '.join(inside)}" if inside else ""
+        prompts = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG_FILE}"))
+        hint = f"; it holds several: {', '.join(prompts)}" if prompts else ""
         raise SoftPromptError(f"{folder} holds no saved prompt: {CONFIG_FILE} is missing{hint}")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SoftPromptError(f"{config_path} is not valid JSON ({error}): the file is damaged") from error
-    needed = ("format", "method", "config", "backbone", "tensors", "sha256")
-    missing = [key for key in needed if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise SoftPromptError(f"{config_path} lacks '{missing[0]}': it is no saved prompt, or an edited one")
-    if config["format"] != FORMAT or config["format"] is True:
+    config = read_json(config_path)
+    if config.get("format", FORMAT) != FORMAT:
         raise SoftPromptError(
-            f"{config_path} has format {config['format']!r}; this version reads {FORMAT}: update softprompts"
+            f"{config_path} has format {shown(config['format'])}; this version reads {FORMAT}: update softprompts"
         )
-    kinds = {"method": str, "config": dict, "backbone": dict, "tensors": dict, "sha256": str}
-    labels = config.get("labels")
-    wrong = [key for key, kind in kinds.items() if not isinstance(config[key], kind)]
-    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-        wrong.append("labels")
-    if not isinstance(config.get("name", ""), str):
-        wrong.append("name")
-    if wrong:
-        raise SoftPromptError(f"{config_path}: '{wrong[0]}' is not what a saved prompt has there; it was edited")
+    try:
+        _Config.model_validate(config)
+    except ValidationError as error:
+        raise SoftPromptError(
+            f"{translated(error, str(config_path))}: it is no saved prompt, or an edited one"
+        ) from error
     return config, config_path
 
 
-def located(path: str | Path, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The folder of what is saved there; a hub id is fetched. See `prompt_folder`."""
-    folder = Path(path)
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        SoftPromptError: it is no JSON, or holds something else.
+        OSError: it cannot be read.
+    """
     try:
-        if subfolder is not None or folder.is_dir():
-            return prompt_folder(path, revision, subfolder)
-        return _from_hub(str(path), revision)
-    except ValueError as error:  # a name that no file can have
-        if isinstance(error, SoftPromptError):
-            raise
-        raise SoftPromptError(f"{str(path)!r}: no such folder") from error
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SoftPromptError(f"{path} is not valid JSON ({first_line(error)}): the file is damaged") from error
+    if not isinstance(value, dict):
+        raise SoftPromptError(f"{path} holds no settings but a JSON {type(value).__name__}: it was edited")
+    return value
 
 
-def _from_hub(name: str, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """A prompt of a hub repository, in the hub's cache. Nothing but the files of a prompt is fetched."""
+def tensors_in(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Returns the tensors in the bytes of a safetensors file; no code in it is run.
+
+    Raises:
+        SoftPromptError: it is no such file; names ``path``.
+    """
+    try:
+        return load_tensors(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        raise SoftPromptError(f"{path} is no safetensors file, or a damaged one ({first_line(error)})") from error
+
+
+def types_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """Returns the type and shape of each tensor, as a config lists them."""
+    return {key: [str(value.dtype).removeprefix("torch."), list(value.shape)] for key, value in tensors.items()}
+
+
+def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
+    """Downloads the files of a prompt, and nothing else of its repository, into the hub's cache."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:  # no hub id
         raise SoftPromptError(f"{name}: no such folder")
     within = "" if subfolder is None else f"{subfolder}/"
     files = [f"{within}{file}" for file in _FILES]
-    with asking(name) as offline:
+    # The configs of folders beside it tell which other prompts there are.
+    files += [] if within else [f"*/{CONFIG_FILE}"]
+    with quiet_hub(name) as local_files_only:
         try:
-            # What other prompts there are, in folders of their own, is told by their configs.
-            more = [] if within else [f"*/{CONFIG_FILE}"]
-            fetched = snapshot_download(
-                name, revision=revision, allow_patterns=[*files, *more], local_files_only=offline
+            snapshot = snapshot_download(
+                name, revision=revision, allow_patterns=files, local_files_only=local_files_only
             )
         except Exception as error:  # the hub's client has a dozen kinds
-            reason = "which cannot be reached" if offline else type(error).__name__
+            reason = "which cannot be reached" if local_files_only else type(error).__name__
             raise SoftPromptError(f"{name}: no such folder, and no such prompt on the hub ({reason})") from error
-    return Path(fetched) / within
+    folder = Path(snapshot) / within
+    if not folder.is_dir():
+        raise SoftPromptError(f"{name} holds no saved prompt in '{subfolder}'")
+    return folder

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import softprompts as sp
 from softprompts.backbones import quantized
-from softprompts.backbones.loading import quantizing
+from softprompts.backbones.loading import quantization_arguments
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
@@ -71,7 +71,7 @@ def load(folders: dict[str, Path]) -> Callable[..., Any]:
     def loaded(family: str, kind: str | None) -> Any:
         if (family, kind) not in kept:
             config = tf.AutoConfig.from_pretrained(folders[family])
-            more = {} if kind is None else quantizing(CLASSES[family], config, kind, torch.device("cpu"))
+            more = {} if kind is None else quantization_arguments(CLASSES[family], config, kind, torch.device("cpu"))
             kept[family, kind] = CLASSES[family].from_pretrained(folders[family], **more).eval()
         return copy.deepcopy(kept[family, kind])
 
@@ -85,7 +85,7 @@ def packed(model: Any) -> dict[str, torch.nn.Module]:
 def as_floats(model: Any, plain: Any) -> Any:
     """The plain model with the numbers that the quantised one's weights stand for."""
     for name, module in packed(model).items():
-        plain.get_submodule(name).weight.data.copy_(quantized.plain_weight(module))
+        plain.get_submodule(name).weight.data.copy_(quantized.dequantized_weight(module))
     return plain
 
 
@@ -126,7 +126,7 @@ def test_layers_are_quantised_and_what_trains_is_not(load: Any, family: str, kin
     assert quantized.name_of(model) == kind and quantized.name_of(load(family, None)) is None
     numbers = sum(map(quantized.size, model.parameters()))
     assert numbers == sum(p.numel() for p in load(family, None).parameters())
-    assert all(quantized.plain_weight(m).shape == (m.out_features, m.in_features) for m in layers.values())
+    assert all(quantized.dequantized_weight(m).shape == (m.out_features, m.in_features) for m in layers.values())
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
@@ -183,7 +183,7 @@ def test_int8_numbers_are_those_of_rounded_inputs_and_weights(load: Any) -> None
     half = x.half().double()
     scale = half.abs().amax(1, keepdim=True)
     codes = (half * 127 / scale).round()
-    wanted = (codes * scale / 127) @ quantized.plain_weight(layer).double().T + layer.bias.double()
+    wanted = (codes * scale / 127) @ quantized.dequantized_weight(layer).double().T + layer.bias.double()
     torch.testing.assert_close(made, wanted, rtol=0, atol=5e-3)
 
 
@@ -309,7 +309,7 @@ def test_a_head_that_was_quantised_with_the_rest_trains(folders: Any, config: st
     """As transformers loads a classifier when it is not told to leave the head alone."""
     model = CLASSES["bert"].from_pretrained(folders["bert"], quantization_config=quantized.quantization_config(config))
     assert quantized.is_packed(model.classifier.weight)
-    wanted = quantized.plain_weight(model.classifier)
+    wanted = quantized.dequantized_weight(model.classifier)
     sp.attach(model, METHODS["prompt-tuning"])
     head = model.prompts["default"].head["classifier"]
     assert type(head) is torch.nn.Linear and torch.equal(head.weight, wanted)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 import softprompts as sp
+from softprompts.injection.speedups import frozen_linear
 from softprompts.injection.state import state_of
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -810,3 +813,39 @@ def test_a_model_that_goes_past_its_base_model() -> None:
         wanted = plain(inputs_embeds=embedded).logits[:, 3:]
         torch.testing.assert_close(model.eval()(ids).logits, wanted, rtol=0, atol=1e-12)
         assert (plain(ids).logits - wanted).abs().max() > 1e-3
+
+
+# --- devices by default ---
+
+
+@contextlib.contextmanager
+def default_device(name: str) -> Iterator[None]:
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("context", [torch.device, default_device])
+@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-mlp", "superpos", "multi-mask", "lora"])
+@pytest.mark.parametrize("family", ["bert", "t5", "llama"])
+def test_a_prompt_is_where_its_model_is_whatever_the_default_device(
+    family: str, method: str, context: Any, tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"labels": ["a", "b", "c", "d"]} if family == "bert" else {}  # others than the model's three
+    inputs = tiny.batch(family)
+    model, other = (tiny.model(family, torch.float32) for _ in range(2))
+    usual = sp.attach(tiny.model(family, torch.float32), tiny.METHODS[method], "p", seed=1, **more).eval()
+    frozen_linear.pays.cache_clear()
+    frozen_linear.works.cache_clear()
+    with context("meta"):
+        sp.attach(model, tiny.METHODS[method], "p", seed=1, **more).eval()
+        model.save_prompt("p", tmp_path / "p")
+        sp.attach(other, tmp_path / "p").eval()
+    for attached in (model, other):
+        state = attached.prompts.state_dict()
+        assert {value.device.type for value in state.values()} == {"cpu"}
+        assert all(torch.equal(value, state[key]) for key, value in usual.prompts.state_dict().items())
+        assert torch.equal(attached(**inputs).logits, usual(**inputs).logits)
+    assert frozen_linear.works()

@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import softprompts as sp
-from softprompts.model import saving
-from softprompts.storage import saved_prompt
+from softprompts.storage import files, saved_prompt
 
 CONFIG, TENSORS = "softprompt_config.json", "softprompt.safetensors"
 
@@ -107,7 +106,7 @@ def test_a_saved_prompt_is_overwritten_as_a_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", [CONFIG, TENSORS])
 def test_a_failing_write_leaves_the_previous_file(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / broken
-    saving.write_atomic(path, b"first")
+    files.write_atomic(path, b"first")
 
     def fail(*_: Any) -> None:
         raise OSError("disk full")
@@ -116,10 +115,10 @@ def test_a_failing_write_leaves_the_previous_file(broken: str, tmp_path: Path, m
         with monkeypatch.context() as patch:
             patch.setattr(f"os.{function}", fail)
             with pytest.raises(OSError, match="disk full"):
-                saving.write_atomic(path, b"second")
+                files.write_atomic(path, b"second")
         assert path.read_bytes() == b"first"
         assert [f.name for f in tmp_path.iterdir()] == [broken]
-    saving.write_atomic(path, b"second")
+    files.write_atomic(path, b"second")
     assert path.read_bytes() == b"second"
     assert path.stat().st_mode & 0o777 == 0o644
 
@@ -174,7 +173,7 @@ def test_overwriting_that_is_cut_short_is_told(tmp_path: Path, monkeypatch: pyte
 def test_files_have_the_permissions_of_any_new_file(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)
     try:
-        saving.write_atomic(tmp_path / "made", b"")
+        files.write_atomic(tmp_path / "made", b"")
         (tmp_path / "plain").write_bytes(b"")
     finally:
         os.umask(before)
@@ -258,8 +257,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "no such folder"),
     "not JSON": (lambda f: (f / CONFIG).write_text("{ no"), "not valid JSON"),
     "not text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
-    "not an object": (lambda f: (f / CONFIG).write_text("[1, 2]"), "lacks 'format'"),
-    "a pickle": (pickled, "cannot be read"),
+    "not an object": (lambda f: (f / CONFIG).write_text("[1, 2]"), "holds no settings but a JSON list"),
+    "lacking": (lambda f: edit(f, lambda c: c.__delitem__("method")), "method is missing"),
+    "nothing of ours": (lambda f: (f / CONFIG).write_text("{}"), "format is missing"),
+    "a pickle": (pickled, "no safetensors file"),
     "not a number": (lambda f: replace_tensors(f, set_nan), "not finite"),
     "infinite head": (lambda f: replace_tensors(f, set_infinite), "not finite"),
     "shorter tensor": (lambda f: replace_tensors(f, cut), "has shape"),
@@ -390,7 +391,7 @@ def test_a_pickle_next_to_it_is_never_opened(saved: Path, tmp_path: Path) -> Non
     model = sp.attach(tiny.model("bert"))
     with pytest.raises(sp.SoftPromptError, match="no saved prompt"):
         model.load_prompt(tmp_path)
-    with pytest.raises(sp.SoftPromptError, match="no such folder"):
+    with pytest.raises(sp.SoftPromptError, match="is a file; name a run folder or a prompt folder"):
         model.load_prompt(tmp_path / "pytorch_model.bin")
 
 

@@ -158,7 +158,7 @@ def test_nothing_of_a_repository_is_run(hub: FakeHub, tmp_path: Path) -> None:
             sp.attach(tiny.model("bert")).load_prompt("me/bad")
         told = {**config, "sha256": hashlib.sha256(content).hexdigest()}
         bad.commit("and told", {"softprompt_config.json": json.dumps(told).encode()})
-        with pytest.raises(sp.SoftPromptError, match="cannot be read"):
+        with pytest.raises(sp.SoftPromptError, match="no safetensors file"):
             sp.attach(tiny.model("bert")).load_prompt("me/bad")
         bad.commit("back", {"softprompt_config.json": files["softprompt_config.json"]})
 

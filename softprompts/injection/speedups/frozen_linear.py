@@ -44,7 +44,8 @@ def pays() -> bool:
 @functools.cache
 def works() -> bool:
     """Whether oneDNN's operator, which is not part of torch's public interface, is there and right."""
-    inputs, weight, bias = torch.linspace(-1, 1, 60).view(3, 4, 5), torch.linspace(-2, 1, 35).view(7, 5), torch.ones(7)
+    inputs = torch.linspace(-1, 1, 60, device="cpu").view(3, 4, 5)
+    weight, bias = torch.linspace(-2, 1, 35, device="cpu").view(7, 5), torch.ones(7, device="cpu")
     try:
         forward = _product(inputs, weight, bias)
         backward = _product(forward, weight.t(), None)

@@ -1,16 +1,17 @@
-"""Prompts as embeddings, for servers that take these in place of token ids (vLLM's ``prompt_embeds``).
+"""Exports prompts as embeddings, for servers that take these in place of token ids (vLLM's ``prompt_embeds``).
 
-A prompt of input tokens is a few rows in front of the embeddings of a text; whoever can feed embeddings to the model
-needs nothing else. Prefixes are keys and values inside of every attention, and have no such form.
+A prompt of input tokens is a few rows in front of the embeddings of a text, which any code that can feed embeddings to
+the model can use. Prefixes are keys and values inside of every attention, and have no such form.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,22 +23,36 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of
+from softprompts.methods.contract import Method
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.storage.files import require_new_folder, write_folder
 from softprompts.version import __version__
 
 TENSOR_FILE = "prompt_embeds.safetensors"
 CONFIG_FILE = "prompt_embeds.json"
-_SENT = (torch.float32, torch.float16, torch.bfloat16)  # what vLLM's server takes
+_SENT = (torch.float32, torch.float16, torch.bfloat16)  # the types that vLLM's server takes
+# Why a prompt is not exported, by what it has beside tokens.
+_OF_INPUT = {
+    "keys": "its prefix goes to keys and values inside the model, which input embeddings cannot carry",
+    "modules": "it changes the model's weights, which input embeddings cannot carry; materialize may do it",
+}
+_OF_NO_INPUT = {
+    "per_row": "it depends on the input, so its tokens differ from text to text; prompt_embeds(model, name, input_ids) "
+    "gives those of one",
+    **_OF_INPUT,
+    "update": "it also changes the embeddings of the text, place by place; prompt_embeds(model, name, input_ids) gives "
+    "those of one text",
+}
+_NOTHING = "it has no input tokens, so there are no embeddings to export"
 
 
 @torch.no_grad()
 def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> Tensor:
-    """The embeddings of one input with its prompt, as the model itself would see them.
+    """Returns the embeddings of one input with its prompt, as the model itself would see them.
 
-    Methods that look at the input or change its embeddings work too: this is the prompt of this very input. A method
-    that changes the embeddings of the first ``m`` tokens (DePT, EPT) goes on with those that a decoder-only model
-    generates, which this cannot: generation is the same where the input has ``m`` tokens or more.
+    Methods that depend on the input or change its embeddings work too: this is the prompt of this very input. A method
+    that changes the embeddings of the first ``m`` tokens (DePT, EPT) also changes those that a decoder-only model
+    generates among them, which this cannot: generation is the same if the input has ``m`` tokens or more.
 
     Args:
         model: an attached model.
@@ -58,22 +73,18 @@ def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> T
         raise SoftPromptError(f"prompt_embeds takes the ids of one text, not a tensor of shape {tuple(ids.shape)}")
     if not state_of(model).backbone.text_input:
         raise SoftPromptError(f"{type(model).__name__} takes no token ids, so there are no embeddings to export")
-    training = prompt.method.training
-    prompt.method.eval()
-    try:
+    with _evaluating(prompt.method):
         pass_, inputs = entered(model, name, ids)
-    finally:
-        prompt.method.train(training)
     soft = pass_.soft[name]
-    _only_input(prompt.config.method, soft)
+    _refuse(prompt.config.method, soft, _OF_INPUT)
     if soft.tokens is None and soft.update is None:
-        raise _nothing(prompt.config.method)
-    made = inputs.get("inputs_embeds")
-    return cast(Tensor, (state_of(model).backbone.embeddings(ids) if made is None else made)[0])
+        raise SoftPromptError(f"{prompt.config.method}: {_NOTHING}")
+    embeddings = inputs.get("inputs_embeds")
+    return cast(Tensor, (state_of(model).backbone.embeddings(ids) if embeddings is None else embeddings)[0])
 
 
 def entered(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
-    """The pass of some rows and what the base model or encoder would be called with.
+    """Returns the pass of some rows, and the arguments that the base model or encoder would be called with.
 
     Args:
         model: an attached model.
@@ -90,58 +101,58 @@ def entered(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
     return pass_, inputs
 
 
-def _only_input(method: str, soft: SoftPrompt) -> None:
-    if soft.keys is not None:
-        raise SoftPromptError(
-            f"{method}: its prefix goes to keys and values inside the model, which input embeddings cannot carry"
-        )
-    if soft.modules:
-        raise SoftPromptError(
-            f"{method}: it changes the model's weights, which input embeddings cannot carry; materialize may do it"
-        )
+def kept_in_front(model: Any, name: str) -> int:
+    """Returns how many tokens of an input stay in front of a prompt's: 1 on an encoder that keeps [CLS] first."""
+    backbone = state_of(model).backbone
+    pass_, _ = entered(model, name, torch.arange(1, 4, device=backbone.device)[None])
+    return int(pass_.layout.keep_first) if pass_.layout is not None and backbone.kind == "encoder" else 0
 
 
-def _nothing(method: str) -> SoftPromptError:
-    return SoftPromptError(f"{method}: it has no input tokens, so there are no embeddings to export")
+def input_tokens(method: Method, refusals: Mapping[str, str]) -> Tensor | None:
+    """Returns a copy of the tokens ``(l, d)`` of a prompt that is the same for all inputs; None without tokens.
 
-
-def plain_tokens(model: Any, name: str) -> Tensor:
-    """The tokens ``(l, d)`` that a prompt is made of, whatever the input is; as the prompt holds them.
+    Args:
+        method: the prompt's module.
+        refusals: why it is refused, by "per_row" or a field of `SoftPrompt` that it must not have.
 
     Raises:
-        SoftPromptError: unknown name, or it is not made of such tokens alone.
+        SoftPromptError: it has one of these.
     """
-    method = require(model.prompts, name).method
     if method.per_row:
-        raise SoftPromptError(
-            f"{method.config.method}: it depends on the input, so its tokens differ from text to text; "
-            "prompt_embeds(model, name, input_ids) gives those of one"
-        )
+        raise SoftPromptError(f"{method.config.method}: {refusals['per_row']}")
+    with torch.no_grad(), _evaluating(method):
+        soft = method(None)
+    _refuse(method.config.method, soft, refusals)
+    return None if soft.tokens is None else cast(Tensor, soft.tokens[0].detach().clone())
+
+
+def _refuse(method: str, soft: SoftPrompt, refusals: Mapping[str, str]) -> None:
+    present = {"keys": soft.keys is not None, "modules": bool(soft.modules), "update": soft.update is not None}
+    for field, reason in refusals.items():
+        if present.get(field):
+            raise SoftPromptError(f"{method}: {reason}")
+
+
+@contextlib.contextmanager
+def _evaluating(method: Method) -> Iterator[None]:
     training = method.training
-    with torch.no_grad():
-        soft = method.eval()(None)
-    method.train(training)
-    _only_input(method.config.method, soft)
-    if soft.update is not None:
-        raise SoftPromptError(
-            f"{method.config.method}: it also changes the embeddings of the text, place by place; "
-            "prompt_embeds(model, name, input_ids) gives those of one text"
-        )
-    if soft.tokens is None:
-        raise _nothing(method.config.method)
-    return cast(Tensor, soft.tokens[0].detach().clone())
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(training)
 
 
 def save_embeddings(model: Any, name: str, path: str | Path) -> None:
     """Writes a prompt's tokens as embeddings; see `PromptModel.save_embeddings`."""
     folder = require_new_folder(path)
-    tokens, backbone, prompt = plain_tokens(model, name), state_of(model).backbone, require(model.prompts, name)
-    like = backbone.embeddings.weight
+    backbone, prompt = state_of(model).backbone, require(model.prompts, name)
+    tokens = input_tokens(prompt.method, _OF_NO_INPUT)
+    if tokens is None:
+        raise SoftPromptError(f"{prompt.config.method}: {_NOTHING}")
     # As the model is going to see them: a prompt that is kept in single precision is rounded in every pass.
-    tokens = tokens.to(cast(Tensor, like).dtype).cpu().contiguous()
-    ids = torch.arange(min(2, backbone.vocabulary_size), device=backbone.device)[-1:][None]
-    pass_, _ = entered(model, name, ids)
-    keep = pass_.layout.keep_first if pass_.layout is not None and backbone.kind == "encoder" else 0
+    tokens = tokens.to(cast(Tensor, backbone.embeddings.weight).dtype).cpu().contiguous()
+    keep = kept_in_front(model, name)
     facts = {
         "softprompts_version": __version__,
         "backbone": {key: backbone.identity[key] for key in ("name", "revision", "model_type")},
@@ -161,19 +172,19 @@ def save_embeddings(model: Any, name: str, path: str | Path) -> None:
 
 @torch.no_grad()
 def embedding_scale(backbone: Any) -> float | None:
-    """What the model multiplies the rows of its table with (Gemma: the root of ``d``); None where it is no number."""
+    """Returns the factor of the rows of the model's table (Gemma: the root of ``d``); None if it is no one number."""
     weight = cast(Tensor, backbone.embeddings.weight)
     ids = torch.arange(min(64, len(weight)), device=weight.device)
-    seen, rows = backbone.embeddings(ids).double(), weight[ids].double()
-    if seen.shape != rows.shape:
+    embedded, rows = backbone.embeddings(ids).double(), weight[ids].double()
+    if embedded.shape != rows.shape:
         return None
-    scale = float((seen * rows).sum() / (rows * rows).sum().clamp(min=1e-300))
-    close = torch.allclose(seen, scale * rows, rtol=4 * torch.finfo(weight.dtype).eps, atol=1e-12)
+    scale = float((embedded * rows).sum() / (rows * rows).sum().clamp(min=1e-300))
+    close = torch.allclose(embedded, scale * rows, rtol=4 * torch.finfo(weight.dtype).eps, atol=1e-12)
     return scale if close and scale != 0 else None
 
 
 def encode_embeds(embeddings: Tensor) -> str:
-    """Embeddings as text, as vLLM's HTTP interface takes them: base64 of what ``torch.save`` writes.
+    """Encodes embeddings as text for vLLM's HTTP interface: base64 of what ``torch.save`` writes.
 
     Args:
         embeddings: ``(k, d)`` in float32, float16 or bfloat16; vLLM wants the type that it runs the model in.
@@ -193,7 +204,7 @@ def encode_embeds(embeddings: Tensor) -> str:
 
 
 def decode_embeds(text: str) -> Tensor:
-    """The reverse of `encode_embeds`. Reads tensors and nothing else: no code in it is run.
+    """Decodes what `encode_embeds` returned. Reads tensors and nothing else: no code in it is run.
 
     Raises:
         SoftPromptError: it is no such text.
@@ -201,9 +212,9 @@ def decode_embeds(text: str) -> Tensor:
     try:
         with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice about other ways to write it
-            found = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), "cpu", weights_only=True)
-    except Exception as error:  # whatever its bytes make of the reader
+            value = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), "cpu", weights_only=True)
+    except Exception as error:  # arbitrary bytes fail anywhere in the reader
         raise SoftPromptError(f"no embeddings can be read from this text ({type(error).__name__})") from error
-    if not isinstance(found, Tensor) or found.ndim != 2:
+    if not isinstance(value, Tensor) or value.ndim != 2:
         raise SoftPromptError("no embeddings can be read from this text: it holds something else")
-    return found
+    return value

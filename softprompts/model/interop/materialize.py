@@ -1,12 +1,11 @@
-"""A prompt built into its model: a directory that plain transformers loads, without this library, with equal outputs.
+"""Builds a prompt into its model: a directory that plain transformers loads, without this library, with equal outputs.
 
-- Input tokens become new tokens of the vocabulary, whose embeddings are the prompt; the tokenizer puts them where we
-  put them (`softprompts.model.interop.prompt_tokens`).
-- What changes weights (`Method.merged`) is computed into them.
-- The head becomes the model's own.
+- Input tokens become new tokens of the vocabulary, whose embeddings are the prompt; the tokenizer puts them where an
+  attached model does (`softprompts.model.interop.prompt_tokens`).
+- Changes of weights (`Method.merged`) are computed into the weights.
+- The prompt's head becomes the model's own.
 
-Before anything is written both models see the same text: the same embeddings must go in, and the same outputs come out
-but for rounding.
+Before anything is written, both models run on the same text: embeddings and outputs must be equal but for rounding.
 """
 
 from __future__ import annotations
@@ -23,29 +22,31 @@ from torch import Tensor, nn
 from softprompts.backbones import packaged
 from softprompts.backbones.backbone import quiet, trial
 from softprompts.errors import SoftPromptError
-from softprompts.injection.prompt import Prompt, require
+from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of
+from softprompts.injection.wiring import detach
 from softprompts.model.card import materialized_card
-from softprompts.model.interop.embeddings import embedding_scale, entered
-from softprompts.model.interop.prompt_tokens import (
-    PromptTokens,
-    save_tokenizer,
-    with_prompt_tokens,
-)
-from softprompts.model.saving import described
+from softprompts.model.interop.embeddings import embedding_scale, entered, input_tokens, kept_in_front
+from softprompts.model.interop.prompt_tokens import PromptTokens, save_tokenizer, with_prompt_tokens
+from softprompts.model.saving import serialized
 from softprompts.soft_prompt import Part
 from softprompts.storage.files import new_folder, require_new_folder, write_text_atomic
-from softprompts.storage.hub import asking
+from softprompts.storage.hub import quiet_hub
 
 _TEXT = "This is a short text, to try it out."
-_NEVER = -1e4  # a bias that float16 has room for
+_NEVER = -1e4  # the bias of a token that is never generated; float16 can hold it
+_REFUSED = {
+    "per_row": "it depends on the input, which no weights of a plain model do",
+    "keys": "its prefix goes to keys and values of every attention, and plain models have no place for it",
+    "update": "it changes the text's embeddings by their place in the text, which no weights of a plain model do",
+}
 
 
 def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) -> Path:
     """Writes a model with a prompt in it; see `PromptModel.materialize`."""
     folder = require_new_folder(path)
     prompt = require(model.prompts, name)
-    tokens = _soft_tokens(prompt)
+    tokens = input_tokens(prompt.method, _REFUSED)
     if getattr(model, "is_quantized", False):
         raise SoftPromptError(
             f"{type(model).__name__} is quantised: load it in full precision, load the prompt on that, and materialize"
@@ -54,7 +55,7 @@ def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) 
     added = None
     if tokens is not None:
         backbone = state_of(model).backbone
-        added = with_prompt_tokens(tokenizer, len(tokens), _kept_in_front(model, name), backbone.max_tokens)
+        added = with_prompt_tokens(tokenizer, len(tokens), kept_in_front(model, name), backbone.max_tokens)
     with trial(model):
         plain = _plain(model, name, tokens, added)
         _compare(model, name, plain, tokenizer, added)
@@ -64,44 +65,21 @@ def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) 
             save_tokenizer(added.tokenizer, temporary, [_TEXT, (_TEXT, _TEXT)])
         elif tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        write_text_atomic(temporary / "README.md", materialized_card(described(model, name)[0]))
+        write_text_atomic(temporary / "README.md", materialized_card(serialized(model, name)[0]))
     return folder
 
 
-def _soft_tokens(prompt: Prompt) -> Tensor | None:
-    """The input tokens ``(l, d)`` of a prompt that is nothing but tokens, weights and a head; None without tokens.
-
-    Raises:
-        SoftPromptError: it is something else too.
-    """
-    method, name = prompt.method, prompt.config.method
-    if method.per_row:
-        raise SoftPromptError(f"{name}: it depends on the input, which no weights of a plain model do")
-    training = method.training
-    with torch.no_grad():
-        soft = method.eval()(None)
-    method.train(training)
-    if soft.keys is not None:
-        raise SoftPromptError(
-            f"{name}: its prefix goes to keys and values of every attention, and plain models have no place for it"
-        )
-    if soft.update is not None:
-        raise SoftPromptError(
-            f"{name}: it changes the text's embeddings by their place in the text, which no weights of a plain model do"
-        )
-    return None if soft.tokens is None else cast(Tensor, soft.tokens[0].detach().clone())
-
-
 def _tokenizer_of(model: Any, tokenizer: Any, needed: bool) -> Any:
-    """The tokenizer that goes with the model: the given one, else that of its backbone; None where there is none."""
+    """Returns the given tokenizer, else that of the backbone, by its name; None if there is none."""
     if tokenizer is not None:
         return tokenizer
     name = state_of(model).backbone.identity["name"]
     try:
         if not name:
             raise OSError("the backbone has no name")
-        with quiet(), asking(packaged.resolve_model(name)) as offline:
-            return transformers.AutoTokenizer.from_pretrained(packaged.resolve_model(name), local_files_only=offline)
+        path = packaged.resolve_model(name)
+        with quiet(), quiet_hub(path) as offline:
+            return transformers.AutoTokenizer.from_pretrained(path, local_files_only=offline)
     except Exception as error:  # a damaged or foreign folder fails anywhere
         if needed:
             raise SoftPromptError(
@@ -110,18 +88,9 @@ def _tokenizer_of(model: Any, tokenizer: Any, needed: bool) -> Any:
         return None
 
 
-def _kept_in_front(model: Any, name: str) -> int:
-    """How many of an input's tokens stay in front of the prompt's."""
-    ids = torch.arange(1, 4, device=state_of(model).backbone.device)[None]
-    pass_, _ = entered(model, name, ids)
-    return 0 if pass_.layout is None else int(pass_.layout.keep_first)
-
-
 @torch.no_grad()
 def _plain(model: Any, name: str, tokens: Tensor | None, added: PromptTokens | None) -> Any:
-    """A copy of the model as it was before it was attached, with the prompt in its weights."""
-    from softprompts.injection.wiring import detach
-
+    """Returns a copy of the model as it was before it was attached, with the prompt in its weights."""
     method, labels = model.prompts[name].method, model.prompts[name].labels
     backbone = state_of(model).backbone
     # The scale of the model's own table, before any prompt stands in for it.
@@ -151,21 +120,21 @@ def _plain(model: Any, name: str, tokens: Tensor | None, added: PromptTokens | N
 
 
 def _merge(method: str, parts: Sequence[tuple[Part, nn.Module]], values: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Puts new values into modules' parameters; those that are tied must be told the same."""
-    new: dict[int, tuple[str, nn.Parameter, Tensor]] = {}
+    """Puts new values into the parameters of modules; tied parameters must get the same values."""
+    merged: dict[nn.Parameter, tuple[str, Tensor]] = {}
     for part, module in parts:
-        for key, own in module._parameters.items():
-            if own is None:
+        for key, parameter in module._parameters.items():
+            if parameter is None:
                 continue
-            value = values.get(part.path, {}).get(key, own)
-            path, _, before = new.setdefault(id(own), (part.path, own, value))
-            if before is not value and not torch.equal(before, value):
+            value = values.get(part.path, {}).get(key, parameter)
+            path, first = merged.setdefault(parameter, (part.path, value))
+            if first is not value and not torch.equal(first, value):
                 raise SoftPromptError(
                     f"{method}: '{path}' and '{part.path}' share their {key}, and the prompt changes one of them only"
                 )
-    for _, own, value in new.values():
-        if value is not own:
-            own.copy_(value)
+    for parameter, (_, value) in merged.items():
+        if value is not parameter:
+            parameter.copy_(value)
 
 
 def _give_tokens(plain: Any, rows: Tensor, ids: Sequence[int], causal: bool) -> None:
@@ -190,7 +159,7 @@ def _give_tokens(plain: Any, rows: Tensor, ids: Sequence[int], causal: bool) -> 
 
 @torch.no_grad()
 def _compare(model: Any, name: str, plain: Any, tokenizer: Any, added: PromptTokens | None) -> None:
-    """Makes sure that both models take a text for the same."""
+    """Makes sure that both models compute the same of a text."""
     backbone = state_of(model).backbone
     if not backbone.text_input:
         return
@@ -220,17 +189,17 @@ def _compare(model: Any, name: str, plain: Any, tokenizer: Any, added: PromptTok
 
 
 def _outputs(model: Any, ids: Tensor, **more: Any) -> dict[str, Tensor]:
-    """What a model makes of one text: logits or states."""
+    """Returns a model's logits or states for one text."""
     try:
-        made = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True, **more)
-    except (RuntimeError, ValueError):  # several texts to choose from
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True, **more)
+    except (RuntimeError, ValueError):  # a model that chooses among several texts
         ids = ids[:, None]
-        made = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True, **more)
-    return {key: value for key, value in made.items() if key == "last_hidden_state" or key.endswith("logits")}
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True, **more)
+    return {key: value for key, value in output.items() if key == "last_hidden_state" or key.endswith("logits")}
 
 
 def _without(theirs: Tensor, ours: Tensor, added: PromptTokens | None) -> Tensor:
-    """What a plain model makes of a text, without what it makes of the prompt's tokens; their logits are as ours."""
+    """Removes the positions of the prompt's tokens from a plain model's output; logits of these tokens become ours."""
     if added is None or theirs.ndim < 2:
         return theirs
     start, length = added.keep, len(added.ids)
@@ -244,5 +213,5 @@ def _without(theirs: Tensor, ours: Tensor, added: PromptTokens | None) -> Tensor
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference as a share of the largest value."""
+    """Returns the largest difference as a share of the largest value."""
     return float((one.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1e-30))

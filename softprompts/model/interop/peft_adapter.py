@@ -1,4 +1,7 @@
-"""TODO."""
+"""An adapter of the PEFT library as files: their keys and names, and the checks that need no model.
+
+Only JSON and safetensors are read; pickles are refused.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from softprompts.errors import SoftPromptError
-from softprompts.model.interop import peft_adapter
+from softprompts.errors import SoftPromptError, nearest, shown
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
+from softprompts.storage.saved_prompt import FLOATS, read_json, tensors_in, types_of
 
+PICKLE_FILE = "adapter_model.bin"
 PROMPT = "prompt_embeddings"
 COLUMNS, ROWS = "prefix_task_cols", "prefix_task_rows"
-HEAD = "base_model."  # begins the names of a trained head's tensors
-LORA = "LORA"
-TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", LORA)
+LORA, MULTITASK, PREFIX, P_TUNING, TOKENS = (
+    "LORA",
+    "MULTITASK_PROMPT_TUNING",
+    "PREFIX_TUNING",
+    "P_TUNING",
+    "PROMPT_TUNING",
+)
+# The tensors of an adapter of each type, beside those of a trained head and of LoRA's products.
+TENSORS = {TOKENS: {PROMPT}, P_TUNING: {PROMPT}, PREFIX: {PROMPT}, MULTITASK: {PROMPT, COLUMNS, ROWS}, LORA: set[str]()}
 CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -26,24 +37,43 @@ CLASSES = {
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-
-
+LORA_START = "base_model.model."  # begins the names of all tensors of a LoRA adapter
+PRODUCT = {".lora_A.weight": "a", ".lora_B.weight": "b"}  # ends the names of a product's two factors
 _LARGEST = 2**31
+_DESCRIBED = (
+    "task_type",
+    "num_virtual_tokens",
+    "num_transformer_submodules",
+    "num_layers",
+    "num_ranks",
+    "num_tasks",
+    "r",
+)
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter of PEFT's."""
+    """Whether a folder holds an adapter of PEFT."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def is_product(name: str) -> bool:
+    """Whether a tensor of a LoRA adapter is a factor of a product."""
+    return name.startswith(LORA_START) and name.endswith(tuple(PRODUCT))
+
+
+def head_start(kind: str) -> str:
+    """Returns what the names of a trained head's tensors begin with in an adapter of a type."""
+    return LORA_START if kind == LORA else "base_model."
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the files of an adapter say, checked as far as that goes without a model.
+    """The content of an adapter's files, checked as far as that goes without a model.
 
     Attributes:
         path: its folder.
         kind: PEFT's ``peft_type``.
-        task: PEFT's ``task_type``; "" where LoRA does without.
+        task: PEFT's ``task_type``; "" for LoRA without one.
         config: ``adapter_config.json``.
         tensors: ``adapter_model.safetensors``, finite floats.
     """
@@ -55,12 +85,20 @@ class Adapter:
     tensors: Mapping[str, Tensor]
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1 from the config."""
+        """Returns a whole number of at least 1 from the config."""
         value = self.config.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _LARGEST:
-            raise SoftPromptError(f"{self.path}: {key} must be a whole number of at least 1, not {_shown(value)}")
+            raise SoftPromptError(f"{self.path}: {key} must be a whole number of at least 1, not {shown(value)}")
         return value
+
+    def real(self, key: str, default: float) -> float:
+        """Returns a number of at least 0 from the config."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LARGEST:
+            raise SoftPromptError(f"{self.path}: {key} must be a number from 0, not {shown(value)}")
+        return float(value)
 
     @property
     def submodules(self) -> int:
@@ -70,14 +108,15 @@ class Adapter:
     @property
     def head(self) -> dict[str, Tensor]:
         """The tensors of the trained head, by their names in the model."""
-        start = peft_adapter.PREFIX if self.kind == LORA else HEAD
-        own = {key: value for key, value in self.tensors.items() if key.startswith(start)}
+        start = head_start(self.kind)
         return {
-            key.removeprefix(start): own[key] for key in own if not (self.kind == LORA and peft_adapter.is_product(key))
+            key.removeprefix(start): value
+            for key, value in self.tensors.items()
+            if key.startswith(start) and not (self.kind == LORA and is_product(key))
         }
 
     def tensor(self, key: str, *shape: int | None) -> Tensor:
-        """A tensor of an expected shape, None for any size.
+        """Returns a tensor of an expected shape, None for any size.
 
         Raises:
             SoftPromptError: it is not there, or has another shape.
@@ -85,29 +124,79 @@ class Adapter:
         value = self.tensors.get(key)
         if value is None:
             raise SoftPromptError(f"{self.path}: {ADAPTER_TENSORS} lacks '{key}'; it is no {self.kind} adapter")
-        fits = len(shape) == value.ndim and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
-        if not fits:
-            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        if len(shape) != value.ndim or any(size not in (None, n) for n, size in zip(value.shape, shape, strict=True)):
+            expected = ", ".join("any" if size is None else str(size) for size in shape)
             raise SoftPromptError(
-                f"{self.path}: '{key}' has shape {tuple(value.shape)}; its config and the model ask for ({wanted})"
+                f"{self.path}: '{key}' has shape {tuple(value.shape)}; its config and the model ask for ({expected})"
             )
         return value
 
+    def describe(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+        """Returns its config in the form of a saved prompt's, as far as it says so much, and its tensors."""
+        name = self.config.get("base_model_name_or_path")
+        backbone = {
+            "name": name if isinstance(name, str) and name.isprintable() else "",
+            "class": CLASSES.get(self.task, "any class"),
+        }
+        config = {
+            "method": f"{self.kind} of PEFT",
+            "config": {key: self.config[key] for key in _DESCRIBED if isinstance(self.config.get(key), str | int)},
+            "backbone": backbone,
+            "labels": None,
+            "tensors": types_of(self.tensors),
+            "metadata": {},
+        }
+        return config, self.tensors
 
-def _shown(value: Any) -> str:
-    """A value of unknown size as a short piece of one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """Reads and checks the config and tensors of an adapter.
+
+    Raises:
+        SoftPromptError: something is missing, damaged, a pickle, or of a type that is not read.
+    """
+    path = Path(folder)
+    try:
+        config, tensors = read_json(path / ADAPTER_CONFIG), _read_tensors(path)
+    except OSError as error:
+        raise SoftPromptError(f"{path}: the adapter's files cannot be read ({error.strerror})") from error
+    kind, task = config.get("peft_type"), config.get("task_type")
+    if not isinstance(kind, str):
+        raise SoftPromptError(f"{path / ADAPTER_CONFIG} has no peft_type: it is no PEFT adapter, or an edited one")
+    if kind not in TENSORS:
+        raise SoftPromptError(
+            f"{path}: a PEFT adapter of type {shown(kind)} is not read; those that are: {', '.join(TENSORS)}"
+        )
+    if (kind != LORA or task is not None) and (not isinstance(task, str) or task not in CLASSES):
+        hint = nearest(task[:40], CLASSES) if isinstance(task, str) else f"one of {', '.join(CLASSES)}"
+        raise SoftPromptError(
+            f"{path}: task_type is {shown(task)}, with which PEFT applies no prompt; it must be set: {hint}"
+        )
+    adapter = Adapter(path, kind, task or "", config, tensors)
+    if kind != LORA:
+        adapter.number("num_virtual_tokens")
+    for key in adapter.tensors:
+        if key not in TENSORS[kind] and not key.startswith(head_start(kind)):
+            raise SoftPromptError(f"{path}: {ADAPTER_TENSORS} has the unknown tensor {shown(key)}")
+    return adapter
 
 
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]
-
-
-PREFIX = "base_model.model."
-_ENDS = {".lora_A.weight": "a", ".lora_B.weight": "b"}
-
-
-def is_product(name: str) -> bool:
-    """Whether a tensor of an adapter is one of a product's two."""
-    return name.startswith(PREFIX) and name.endswith(tuple(_ENDS))
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    file = path / ADAPTER_TENSORS
+    if not file.is_file():
+        if (path / PICKLE_FILE).is_file():
+            raise SoftPromptError(
+                f"{path} has its tensors in {PICKLE_FILE}, a pickle, which can run code and is not read: "
+                "load it with PEFT where you trust it and save it with safe_serialization=True"
+            )
+        raise SoftPromptError(f"{file} is missing: the adapter is incomplete")
+    tensors = tensors_in(file.read_bytes(), file)
+    for key, value in tensors.items():
+        if value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise SoftPromptError(
+                f"{file}: {shown(key)} holds {kind}; an adapter holds float32, or another plain float"
+            )
+        if not torch.isfinite(value).all():
+            raise SoftPromptError(f"{file}: {shown(key)} holds values that are not finite")
+    return tensors

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import softprompts as sp
 from softprompts.backbones import quantized
 from softprompts.errors import SoftPromptError
-from softprompts.model.interop import peft_reading
+from softprompts.model.formats import open_saved
 from tests.model.interop import adapters
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -237,7 +237,7 @@ def test_lora_without_a_task_type_is_described(tmp_path: Path) -> None:
     adapters.backbone("bert").float().save_pretrained(tmp_path / "base")
     plain = type(adapters.backbone("bert")).from_pretrained(tmp_path / "base")
     peft.get_peft_model(plain, peft.LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
-    config, tensors = peft_reading.described(tmp_path / "adapter")
+    config, tensors = open_saved(tmp_path / "adapter").describe()
     assert config["backbone"] == {"name": str(tmp_path / "base"), "class": "any class"} and tensors
 
 
