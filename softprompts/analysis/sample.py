@@ -13,7 +13,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.tasks import Example, Form, Task, collate, encode_examples, padding_id
-from softprompts.tasks.collate import inputs_of
+from softprompts.tasks.batches import inputs_of
 from softprompts.tasks.data import Data, recorded_data
 from softprompts.tasks.task import subsample
 

@@ -6,15 +6,17 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.hub_rows import MISMATCHED, on_hub, rows_of, there
 from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
 from softprompts.tasks.reviews import METRICS as REVIEWS_METRICS
 from softprompts.tasks.spec import DEFAULT, Spec
+from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.squad import SQUAD
 from softprompts.tasks.superglue import SUPERGLUE
-from softprompts.tasks.task import OFFICIAL, Example, Task
+from softprompts.tasks.task import Task
 from softprompts.tasks.yaml_tasks import declared, is_declaration, load_declared
 
 SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE, **SQUAD, **NER}
@@ -41,8 +43,8 @@ def task_outline(name: str) -> tuple[str, list[str]]:
         SoftPromptError: unknown task, or a YAML file that cannot be used.
     """
     if is_declaration(name):
-        own = declared(Path(name))
-        return own.about, [DEFAULT, *own.templates]
+        task = declared(Path(name))
+        return task.about, [DEFAULT, *task.templates]
     about = dict(task_names())
     if name not in about:
         raise SoftPromptError(f"unknown task '{name}': {nearest(name, about)}")
@@ -60,9 +62,9 @@ def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
         SoftPromptError: unknown task or template, or a YAML file that cannot be used.
     """
     if is_declaration(name):
-        own = declared(Path(name))
-        changed = own.templates.get(template or DEFAULT, {}).get("metrics")
-        return tuple(changed or own.metrics or load_task(name, template=template).metrics)
+        task = declared(Path(name))
+        changed = task.templates[template].metrics if template in task.templates else ()
+        return changed or task.metrics or load_task(name, template=template).metrics
     task_outline(name)  # which says what is wrong with the name
     return SPECS[name].under(name, template).metrics if name in SPECS else REVIEWS_METRICS
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import KINDS, Form, check_template
-from softprompts.tasks.task import Example
 
-Row = Mapping[str, Any]
 WORDS = "words"  # the field of a tagged row
 WORD_COLUMNS = ("words", "tokens")
 OUTSIDE = "O"

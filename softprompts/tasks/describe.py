@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompts.tasks.collate import length_of
+from softprompts.tasks.batches import length_of
 from softprompts.tasks.encode import encode_examples
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import CHOICE, KINDS
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")
 _ALL = 1_000_000_000  # tokens: no row is cut

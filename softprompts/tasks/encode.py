@@ -6,7 +6,6 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks import cache
-from softprompts.tasks.kinds import (
-    KINDS,
-    candidates,
-    encoded,
-    labels,
-    spans,
-    tags,
-    texts,
-)
+from softprompts.tasks.example import Example
+from softprompts.tasks.kinds import KINDS, texts
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import Task
 
 _FEW = 500  # rows that are tokenised faster than they are looked up
 MODEL_KINDS = ("encoder", "encoder-decoder", "decoder")
@@ -103,16 +95,15 @@ def encode_cached(
 
     if len(rows) < _FEW or (folder is None and cache.cache_folder() is None):
         return make()
-    modules = [sys.modules[__name__], encoded, labels, candidates, spans, tags, texts]
     key = {
         "rows": task.record()[split]["sha256"],
         "form": task.form.to_dict(),
         "tokenizer": cache.tokenizer_fingerprint(tokenizer),
         "kind": kind,
         "max_length": max_length,
-        "code": cache.code_fingerprint(*modules),
+        "code": cache.code_fingerprint([Path(__file__), *sorted(Path(__file__).parent.glob("kinds/*.py"))]),
     }
-    return cache.cached(key, make, Encoded, folder=folder)
+    return cache.cached(key, make, folder=folder)
 
 
 def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.form import Form
 from softprompts.tasks.paper_templates import FIFTHS, TENTHS, Template, dept, keyed
-from softprompts.tasks.spec import Row, Spec
+from softprompts.tasks.spec import Spec
 
 
 def _form(word: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: Any) -> Form:

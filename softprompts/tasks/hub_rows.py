@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.example import Row
 from softprompts.tasks.file_readers import read_rows
 
 # Where the hub has what a local folder calls <benchmark>/<task>, and the name of the configuration there; by benchmark
@@ -19,7 +19,7 @@ HUB: dict[str, tuple[str, str | None]] = {
     "ner/conll2003": ("eriktks/conll2003", None),
 }
 MISMATCHED = "validation_mismatched"  # of MNLI
-Rows = tuple[Path, Iterable[tuple[int, dict[str, Any]]]]
+Rows = tuple[Path, Iterable[tuple[int, Row]]]
 _ENDINGS = (".jsonl", ".jsonl.gz")
 # The hub's own copy of data sets that come as a script, which `datasets` no longer runs.
 _COPY = "refs/convert/parquet"

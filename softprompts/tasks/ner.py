@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.form import Form
-from softprompts.tasks.spec import Row, Spec
+from softprompts.tasks.spec import Spec
 
 
 def _tagged(row: Row) -> Iterable[Row]:

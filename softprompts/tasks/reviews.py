@@ -14,9 +14,10 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.reviews_archive import reviews_archive
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import Task
 
 DOMAINS: dict[str, tuple[str, str]] = {
     "reviews": ("movieReviewSnippets", "sentiment of film-review sentences (needs no hub)"),

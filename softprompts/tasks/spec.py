@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import Form
-from softprompts.tasks.task import Example
 
-Row = Mapping[str, Any]
 _HIDDEN = -1  # the label of rows whose label is kept secret
 DEFAULT = "default"
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.paper_templates import nested
-from softprompts.tasks.spec import Row
 
 # COPA
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError
 from softprompts.processes import is_main
 from softprompts.storage import run_folder
-from softprompts.tasks.collate import inputs_of, length_bucketed_batches, length_of
+from softprompts.tasks.batches import inputs_of, length_bucketed_batches, length_of
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluation import Evaluation, Marker, Predict, Score
 from softprompts.training.optim import (

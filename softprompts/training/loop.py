@@ -34,7 +34,7 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.processes import alike, require_whole, together
 from softprompts.storage import run_folder
-from softprompts.tasks.collate import collate, inputs_of, length_of
+from softprompts.tasks.batches import collate, inputs_of, length_of
 from softprompts.training.evaluation import measure
 from softprompts.training.extra_passes import check_teachers, comparisons, wants_states
 from softprompts.training.lane import Draw, Lane, LaneResult

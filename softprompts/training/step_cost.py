@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import length_of
+from softprompts.tasks.batches import length_of
 from softprompts.training.config import TrainConfig
 from softprompts.training.lane import Draw, Lane
 from softprompts.training.prediction import Feature

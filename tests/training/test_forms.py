@@ -10,7 +10,7 @@ import tiny
 import torch
 
 import softprompts as sp
-from softprompts.tasks.collate import collate
+from softprompts.tasks.batches import collate
 from softprompts.training import Lane, TrainConfig, predict, train
 from softprompts.training.evaluation import Evaluation
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds import candidates, labels, spans, tags
 from softprompts.tasks.kinds.encoded import Encoded
-from softprompts.tasks.task import Example
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import CHOICE, Form
 from softprompts.tasks.kinds.encoded import Encoded, Ids, encode_texts, tally
-from softprompts.tasks.task import Example
 
 
 def encode_choices(

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, encode_texts, tally
-from softprompts.tasks.task import Example
 
 
 def encode(

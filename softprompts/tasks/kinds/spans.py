@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
 from softprompts.tasks.kinds.tags import require_offsets
-from softprompts.tasks.task import Example
 
 _OVERLAP = 128  # most tokens that two windows have in common
 _LONGEST = 30  # most tokens of an answer

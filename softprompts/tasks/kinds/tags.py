@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.batches import IGNORED
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
-from softprompts.tasks.task import Example
 
 _OUTSIDE = "O"
 _WORDS = "words"

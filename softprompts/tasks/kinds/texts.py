@@ -8,10 +8,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.batches import IGNORED
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, changed, clip, shorten, tally
-from softprompts.tasks.task import Example
 
 _ANSWER = "\nanswer:"
 _FREE_TOKENS = 32  # generated for an answer that may be any text
