@@ -24,7 +24,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from softprompts.analysis.sample import Sample
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
 from softprompts.attention.prefix import hold, implementation, let_go, prefix_at, prefix_heads, site_of
 from softprompts.backbones.backbone import (
     attention_of,
@@ -98,10 +98,10 @@ def _observed(
         _, before = attend(module, query, key, value, mask, **kwargs)
     finally:
         let_go(module)
-    own = prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
+    keys = prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
     scaling = kwargs.get("scaling")
-    scores = query @ own.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    length = own.shape[2]
+    scores = query @ keys.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    length = keys.shape[2]
     sums.add(site_of(module), scores.cpu(), cast(Tensor, before)[..., :length].cpu(), after[..., :length].cpu())
     return output, after
 
@@ -134,7 +134,7 @@ def attention_maps(saved: Saved, rows: Sample) -> Attention:
     model = saved.loaded.model
     prompt = model.prompts[saved.attached_name]
     if not prompt.sites:
-        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no prefix to attend to")
+        raise saved.lacks("has no prefix to attend to")
     with evaluating(model), _watching(model) as sums:
         for feature in rows.features:  # alone, so that there is no padding among the queries
             batch = {name: tensor.to(model.device) for name, tensor in collate([feature], rows.pad_id).items()}

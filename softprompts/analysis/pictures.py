@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from softprompts.analysis.drawing import Picture, new_figure
+from softprompts.analysis.drawing import Picture
 from softprompts.analysis.gates import draw_gates
 from softprompts.analysis.masks import draw_masks
 from softprompts.analysis.routes import draw_router
@@ -18,7 +17,7 @@ from softprompts.analysis.similarity import draw_similarity
 from softprompts.analysis.superposition import draw_superposition, superposition_of
 from softprompts.analysis.tokens import draw_tokens
 from softprompts.errors import SoftPromptError, nearest, require_whole
-from softprompts.plotting import write_files
+from softprompts.plotting import empty_figure, write_files
 from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
 
@@ -39,49 +38,15 @@ class Drawn(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class _Asked:
-    prompts: list[Saved]
-    rows: int
-    data_dir: str | None
-
-
-def _masks(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, draw_masks)
-
-
-def _gates(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, draw_gates)
-
-
-def _superposition(asked: _Asked) -> list[Picture]:
-    return [draw_superposition(_fitting(asked.prompts, superposition_of))]
-
-
-def _selective(asked: _Asked) -> list[Picture]:
-    return draw_selective(_fitting(asked.prompts, alpha_of), asked.rows, asked.data_dir)
-
-
-def _router(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, lambda saved: draw_router(saved, asked.rows, asked.data_dir))
-
-
-def _tokens(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, draw_tokens)
-
-
-def _similarity(asked: _Asked) -> list[Picture]:
-    return draw_similarity(asked.prompts)
-
-
-_DRAWN: dict[str, Callable[[_Asked], list[Picture]]] = {
-    "masks": _masks,
-    "gates": _gates,
-    "superposition": _superposition,
-    "selective": _selective,
-    "router": _router,
-    "tokens": _tokens,
-    "similarity": _similarity,
+# Each takes the prompts, most rows of a task, and the folder with a local copy of the tasks' data.
+_DRAWN: dict[str, Callable[[list[Saved], int, str | None], list[Picture]]] = {
+    "masks": lambda prompts, *_: _where_it_applies(prompts, draw_masks),
+    "gates": lambda prompts, *_: _where_it_applies(prompts, draw_gates),
+    "superposition": lambda prompts, *_: [draw_superposition(_fitting(prompts, superposition_of))],
+    "selective": lambda prompts, *rows: draw_selective(_fitting(prompts, alpha_of), *rows),
+    "router": lambda prompts, *rows: _where_it_applies(prompts, lambda saved: draw_router(saved, *rows)),
+    "tokens": lambda prompts, *_: _where_it_applies(prompts, draw_tokens),
+    "similarity": lambda prompts, *_: draw_similarity(prompts),
 }
 WHAT = tuple(_DRAWN)
 
@@ -114,8 +79,8 @@ def figures(
     if what not in _DRAWN:
         raise SoftPromptError(f"unknown analysis '{what}'; {nearest(what, WHAT)}")
     require_whole("analysis", "rows", rows, 1)
-    new_figure(1, 1)  # before any backbone is loaded
-    return _DRAWN[what](_Asked(open_prompts(prompts, names), rows, data_dir))
+    empty_figure(1, 1)  # before any backbone is loaded
+    return _DRAWN[what](open_prompts(prompts, names), rows, data_dir)
 
 
 def write_figures(
@@ -138,7 +103,7 @@ def write_figures(
         SoftPromptError: no saved prompt, matplotlib is missing, or the folder is a file.
     """
     require_folder(folder, "the pictures")
-    new_figure(1, 1)
+    empty_figure(1, 1)
     opened = open_prompts(prompts)
     for what in WHAT:
         if what == "similarity" and len(opened) == 1:
@@ -189,17 +154,17 @@ def _tried(prompts: Sequence[Saved], make: Callable[[Saved], Made]) -> tuple[lis
     Raises:
         SoftPromptError: of none; reasons that several share are told once.
     """
-    found: list[tuple[Saved, Made]] = []
+    made: list[tuple[Saved, Made]] = []
     missing: list[str] = []
     reasons: Counter[str] = Counter()
     for saved in prompts:
         try:
-            found.append((saved, make(saved)))
+            made.append((saved, make(saved)))
         except SoftPromptError as error:
             reasons[str(error).removeprefix(f"{saved.name}: ")] += 1
             if not isinstance(error, DoesNotApplyError):
                 missing.append(str(error))
-    if not found:
-        told = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
-        raise SoftPromptError("; ".join(told) or "there are no prompts to look at")
-    return found, missing
+    if not made:
+        lines = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
+        raise SoftPromptError("; ".join(lines) or "there are no prompts to look at")
+    return made, missing

@@ -57,7 +57,7 @@ def sample_of(saved: Saved, count: int = 64, data_dir: str | None = None) -> Sam
     task = _task(saved, data_dir)
     rows = subsample(task.validation or task.train, count, 0, "rows")
     tokenizer, kind = saved.loaded.tokenizer, saved.loaded.model.backbone_kind
-    encoded = encode_examples(rows, task, tokenizer, kind, saved.room, with_answer=False)
+    encoded = encode_examples(rows, task, tokenizer, kind, saved.max_length, with_answer=False)
     owners = encoded.owners if encoded.owners is not None else range(len(encoded.features))
     features: list[dict[str, Any]] = []
     labels: list[str] = []

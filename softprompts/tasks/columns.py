@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.answers import finite_number
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import KINDS, Form, check_template
@@ -47,6 +47,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
 }
 CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
 _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
 _BIO = re.compile(r"O|[BI](-.+)?", re.DOTALL)
 _START = "answer_start"  # column of where an answer that is a text begins
 METRICS: dict[str, tuple[str, ...]] = {
@@ -191,7 +192,7 @@ class Labels:
         else:
             distinct = tuple(names)
             values = {name: index for index, name in enumerate(distinct)}
-            if not any(_is_whole(name) for name in distinct):  # else a number is the name that it is
+            if not any(map(_WHOLE.fullmatch, distinct)):  # else a number is the name that it is
                 values.update({str(index): index for index in range(len(distinct))})
             if len(distinct) == 2 and not {"false", "true"} & set(distinct):
                 values.update({"false": 0, "true": 1})  # as JSON says it
@@ -244,7 +245,7 @@ def read_example(columns: Columns, path: Path, line: int, row: Row, labelled: bo
         example = Example({name: text_of(place, column, row) for name, column in columns.fields.items()}, id=line)
     keys: Sequence[str] = ()
     if isinstance(columns.choices, str):
-        texts, keys = _choices(place, columns.choices, row[columns.choices])
+        texts, keys = choices_of(place, columns.choices, row)
         example = replace(example, choices=texts)
     elif columns.choices:
         more = {field_name(column): text_of(place, column, row) for column in columns.choices}
@@ -294,18 +295,14 @@ def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
     return tuple(words)
 
 
-def choices_of(place: str, column: str, row: Row) -> tuple[str, ...]:
-    """A column that must hold texts to choose from.
+def choices_of(place: str, column: str, row: Row) -> tuple[tuple[str, ...], Sequence[str]]:
+    """A column that must hold texts to choose from: the texts, and what they are called if they have names.
 
     Raises:
         SoftPromptError: it does not.
     """
-    return _choices(place, column, row[column])[0]
-
-
-def _choices(place: str, column: str, value: Any) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The choices of a row, and what they are called if they have names."""
     keys: Sequence[str] = ()
+    value = row[column]
     if isinstance(value, Mapping):
         keys, value = [str(key) for key in value.get("label") or ()], value.get("text")
     if not _texts(value) or len(value) < 2:
@@ -337,11 +334,8 @@ def _classified(place: str, column: str, row: Row, example: Example, keys: Seque
 
 def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
     value = _scalar(place, column, row)
-    try:
-        score = float(value)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
+    score = finite_number(value)
+    if score is None:
         raise SoftPromptError(f"{place}: the label '{column}' is '{value[:_SHOWN]}', not a number")
     return replace(example, label=score)
 
@@ -458,11 +452,3 @@ def default_metrics(form: Form) -> tuple[str, ...]:
     """Names for `compute` that suit a task."""
     bio = all(_BIO.fullmatch(name) for name in form.labels)
     return METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)
-
-
-def _is_whole(name: str) -> bool:
-    try:
-        int(name)
-    except ValueError:
-        return False
-    return True

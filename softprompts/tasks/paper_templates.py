@@ -44,6 +44,12 @@ def dept(name: str, *fields: str, classes: int, **more: Any) -> dict[str, Templa
     }
 
 
+def residual(*fields: str, **changes: Any) -> dict[str, Template]:
+    """The template of Residual Prompt Tuning, where a single text stands bare, and what else it changes."""
+    source = keyed(*fields) if len(fields) > 1 else f"{{{fields[0]}}}"
+    return {"residual": {"source": source, "metrics": ("accuracy",), **changes}}
+
+
 def nested(row: Mapping[str, Any], column: str, key: str) -> Any:
     """What a column of a row has under a key.
 

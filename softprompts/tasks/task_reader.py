@@ -226,7 +226,7 @@ class TaskReader:
         choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
         brought = fixed_choices(form)
         if choices is not None and form.chooses and (not form.choices or any(name not in row for name in brought)):
-            texts = choices_of(place, choices, row)
+            texts, _ = choices_of(place, choices, row)
             if form.choices and len(texts) != len(form.choices):
                 raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
             row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.answers import finite_number
 from softprompts.tasks.columns import (
     Columns,
     Labels,
@@ -278,7 +278,7 @@ class FileTask(Writing):
             more["cut"] = tuple(columns.fields)[1:]  # an encoder reads it in windows instead
         if self.kind == "regression":
             for word in settings.get("words", ()):
-                if not _is_number(word):
+                if finite_number(word) is None:
                     raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
         return Form(kind=self.kind, labels=labels, fields=tuple(first.fields), **{**more, **settings})
 
@@ -294,13 +294,6 @@ def file_task(owner: str, said: Mapping[str, Any]) -> FileTask:
     except ValidationError as error:
         within = error.errors()[0]["loc"][:1] == ("templates",)
         raise translated(error, owner, Writing.model_fields if within else FileTask.model_fields) from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _check_metrics(task: Task) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.answers import read_labels, read_scores
 from softprompts.tasks.batches import IGNORED
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
@@ -107,16 +108,14 @@ def read(
     examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
 ) -> tuple[list[Any], bool]:
     """What generated tokens stand for, one answer an example, and whether all of them are valid."""
-    from softprompts.tasks.answers import read_labels, read_scores
-
     written = decode(tokenizer, tokens)
     if not form.closed:
         return written, True
     if form.kind == "regression":
-        scores = read_scores(written)
-        return list(scores.scores), not scores.invalid
-    found = read_labels(written, form.words, [example.label for example in examples], form.invalid)
-    return list(found.labels), not found.invalid
+        answers = read_scores(written)
+    else:
+        answers = read_labels(written, form.words, [example.label for example in examples], form.invalid)
+    return answers.values, not answers.invalid
 
 
 def continuation_ids(text: str, tokenizer: PreTrainedTokenizerBase, kind: str, end: bool) -> list[int]:
