@@ -68,8 +68,10 @@ def draw_gates(saved: Saved) -> Picture:
     else:
         change = gates.trained - gates.start
         largest = float(np.abs(change).max())
-        limits = {"low": -largest, "high": largest, "colours": SIGNED}
-        image = heat_map(grid[-1], change.T, title="change", across="token", down=gates.over, **limits)
+        image = heat_map(
+            grid[-1], change.T, title="change", across="token", down=gates.over, low=-largest, high=largest,
+            colours=SIGNED,
+        )  # fmt: skip
         colour_bar(figure, image, grid[-1], "change")
         caption += (
             " At the start (made anew from seed and backbone) shares go from "

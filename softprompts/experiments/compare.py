@@ -21,7 +21,7 @@ from softprompts.plotting import (
     plain,
     png,
 )
-from softprompts.storage.run_folder import write_atomic, write_text_atomic
+from softprompts.storage.files import write_atomic, write_text_atomic
 from softprompts.training import TrainConfig
 
 COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")

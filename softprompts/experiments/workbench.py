@@ -25,7 +25,7 @@ from softprompts.methods.contract import MethodConfig
 from softprompts.model.attach import attach
 from softprompts.processes import is_main, require_whole, shared_state, together
 from softprompts.storage import run_folder
-from softprompts.storage.files import require_folder
+from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.storage.names import JOINT
 from softprompts.storage.saved_prompt import prompt_folder
 from softprompts.tasks import (
@@ -590,7 +590,7 @@ class Workbench:
             note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
             note += "".join(f"#   {file}\n" for file in files)
         if new and note:
-            run_folder.write_text_atomic(
+            write_text_atomic(
                 path / run_folder.CONFIG, (path / run_folder.CONFIG).read_text(encoding="utf-8") + note
             )
 

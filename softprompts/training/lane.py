@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softprompts.errors import SoftPromptError
 from softprompts.processes import is_main
-from softprompts.storage import run_folder
+from softprompts.storage import files, run_folder
 from softprompts.tasks.batches import inputs_of, length_bucketed_batches, length_of
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluation import Evaluation, Marker, Predict, Score
@@ -425,7 +425,7 @@ class Lane:
         """Writes the state into the run's folder, as one file that is replaced at once."""
         if self.folder is not None:
             state = self.state()
-            run_folder.write_atomic(
+            files.write_atomic(
                 self.folder / run_folder.CHECKPOINT / CHECKPOINT_FILE, lambda file: torch.save(state, file)
             )
 
@@ -469,7 +469,7 @@ class Lane:
         self.restore_best()
         if self.folder is not None and write:
             model.save_prompt(self.name, self.folder / run_folder.PROMPT, metadata=self.metadata())
-            run_folder.write_json_atomic(self.folder / run_folder.RESULT, {**self.record, **result.to_dict()})
+            files.write_json_atomic(self.folder / run_folder.RESULT, {**self.record, **result.to_dict()})
         return result
 
 
