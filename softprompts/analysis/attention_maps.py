@@ -1,4 +1,4 @@
-"""Attention to prefix tokens on some rows, with the prompt's mask on scores and without, layer by layer.
+"""Measures attention to prefix tokens on rows of a task, layer by layer, with the prompt's mask on scores and without.
 
 A further attention kernel, ``softprompts|observed``: it attends as ``eager`` does, and once more with the mask left
 out, on the same queries, keys and values. What the layers get is the masked output.
@@ -69,7 +69,7 @@ class _Sums:
     queries: dict[int, int] = field(default_factory=dict)
 
     def add(self, site: int, scores: Tensor, before: Tensor, after: Tensor) -> None:
-        """Takes in one call of a site; each ``(1, heads, N, l)``."""
+        """Adds one call of a site; each tensor is ``(1, heads, N, l)``."""
         # Every head of every query counts alike.
         for sums, part in ((self.before, before), (self.after, after)):
             sums[site] = sums.get(site, 0) + part.double().sum((0, 1, 2))
@@ -124,9 +124,9 @@ def _watching(model: PreTrainedModel) -> Iterator[_Sums]:
 
 
 def attention_maps(saved: Saved, rows: Sample) -> Attention:
-    """Attention to the prefix of a saved prompt on some rows, one row after the other.
+    """Measures attention to the prefix of a saved prompt, one row after the other.
 
-    A decoder beside an encoder is looked at in its first step.
+    Of a decoder beside an encoder, the first step is measured.
 
     Raises:
         SoftPromptError: it has no prefix, or the model's attention cannot be looked at.

@@ -1,4 +1,4 @@
-"""What the pictures share: heat maps, panels, and the numbers behind them as CSV."""
+"""Parts that all pictures share: heat maps, panels, and the numbers behind them as CSV."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 
 
 def panels(figure: Figure, count: int, columns: int) -> list[Any]:
-    """So many axes in rows of so many columns; places that are left over stay empty."""
+    """Makes ``count`` axes in rows of ``columns``; places that are left over stay empty."""
     grid = figure.subplots(-(-count // columns), columns, squeeze=False)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
@@ -94,14 +94,14 @@ def heat_map(
 
 
 def colour_bar(figure: Figure, image: Any, axes: Any, label: str = "") -> None:
-    """The colours of an image in numbers, beside some axes."""
+    """Draws the colour bar of an image beside axes."""
     bar = figure.colorbar(image, ax=axes)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
 def layers(sites: Sequence[str]) -> tuple[list[int], str]:
-    """An order of attention sites ("encoder.self 0" ...) in which each kind is together, and what it then counts."""
+    """Orders attention sites ("encoder.self 0" ...) by kind, and gives the axis label that says which are which."""
     kinds = [site.rpartition(" ")[0] for site in sites]
     known = list(dict.fromkeys(kinds))
     order = sorted(range(len(kinds)), key=lambda place: known.index(kinds[place]))
@@ -116,7 +116,7 @@ def layers(sites: Sequence[str]) -> tuple[list[int], str]:
 
 
 def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Lines of values under a header; floats with seven digits."""
+    """Writes lines of values under a header as CSV; floats have seven digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)

@@ -1,4 +1,4 @@
-"""What each prompt token takes from each space, trained against its start: Figure 8 of the EPT paper."""
+"""EPT's gates, trained and at the start: the share of each space in each prompt token (Figure 8 of the paper)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from softprompts.plotting import empty_figure
 
 @dataclass(frozen=True)
 class Gates:
-    """Shares of a prompt's gate.
+    """The shares of a prompt's gate.
 
     Attributes:
         trained: ``(s, N)``, of each token and space, rows summing to 1 (Eq. 6 of the paper).

@@ -1,4 +1,4 @@
-"""Which virtual tokens a mask lets through at which layer: Figure 2 of the Multi-mask paper."""
+"""Multi-mask's masks: the gate of each virtual token at each layer (Figure 2 of the paper)."""
 
 from __future__ import annotations
 

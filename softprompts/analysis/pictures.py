@@ -1,4 +1,4 @@
-"""Which picture goes by which name, and pictures as files."""
+"""The pictures by name, and writing them as files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Made = TypeVar("Made")
 
 
 class Drawn(NamedTuple):
-    """What became of an analysis.
+    """One picture that was written, or the reason why there is none.
 
     Attributes:
         what: one of `WHAT`.
@@ -119,7 +119,7 @@ def write_figures(
 
 
 def plots_folder(sources: Sequence[str | Path]) -> Path:
-    """Where pictures go when nobody says: ``plots`` in the run folder, or beside the files of a prompt folder.
+    """The default folder of pictures: ``plots`` in the run folder, or beside the files of a prompt folder.
 
     Those of several prompts, or of one from the hub, go to ``plots`` in the working folder.
     """
@@ -136,7 +136,7 @@ def save(picture: Picture, folder: str | Path) -> list[Path]:
 
 
 def _fitting(prompts: Sequence[Saved], applies: Callable[[Saved], object]) -> list[Saved]:
-    """Those for which ``applies`` raises no error; where there are none, the errors of all."""
+    """The prompts for which ``applies`` raises no error; raises the errors of all where there is none."""
     return [saved for saved, _ in _tried(prompts, applies)[0]]
 
 
@@ -149,7 +149,7 @@ def _where_it_applies(prompts: Sequence[Saved], draw: Callable[[Saved], Picture]
 
 
 def _tried(prompts: Sequence[Saved], make: Callable[[Saved], Made]) -> tuple[list[tuple[Saved, Made]], list[str]]:
-    """What can be made of some prompts, and for the others what is missing.
+    """Calls ``make`` with each prompt; returns what it made, and the errors that are not `DoesNotApplyError`.
 
     Raises:
         SoftPromptError: of none; reasons that several share are told once.

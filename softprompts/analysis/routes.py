@@ -1,4 +1,4 @@
-"""What rows of each class get from a router, or from attention over source prompts."""
+"""A router's load: the share of each route (mask, prompt, source) in rows of each class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NO_ROUTER = "has no router"
 
 @dataclass(frozen=True)
 class Load:
-    """What a router does with rows of each class.
+    """How a router treats rows of each class.
 
     Attributes:
         shares: ``(C, k)``, the mean share that rows of a class give to each route (a mask, a prompt, a source).
@@ -48,7 +48,7 @@ class Load:
 
 
 def load_by_class(saved: Saved, rows: Sample) -> Load:
-    """What the router of a saved prompt does with some rows.
+    """Measures the load of a saved prompt's router on rows.
 
     Raises:
         SoftPromptError: it has none.

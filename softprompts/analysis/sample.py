@@ -1,4 +1,4 @@
-"""Rows of the task that a prompt was trained on, for what depends on the input."""
+"""Rows of the task that a prompt was trained on, for analyses that need inputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sample:
 
 
 def sample_of(saved: Saved, count: int = 64, data_dir: str | None = None) -> Sample:
-    """Rows of the task that a saved prompt names, written out as they were in training.
+    """Draws rows of the task that a saved prompt names, in the form that they had in training.
 
     Args:
         saved: the prompt.

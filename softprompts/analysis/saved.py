@@ -1,4 +1,4 @@
-"""Saved prompts to look at: read without their backbone, which is loaded where an analysis needs it, once for all."""
+"""Saved prompts for analysis. They are read without a backbone; it is loaded once, when an analysis first needs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from softprompts.training.prediction import evaluating
 
 
 class DoesNotApplyError(SoftPromptError):
-    """An analysis that a prompt's method has nothing to show for; other errors say what is missing or wrong."""
+    """The prompt's method has nothing that this analysis shows; other errors say what is missing or wrong."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Saved:
         return method.eval()
 
     def views(self, what: str, rows: Rows | None = None, of: Method | None = None) -> list[View]:
-        """What its method shows under this name, in float32 and without gradients; see `Method.views`.
+        """The method's views of this name, in float32 and without gradients; see `Method.views`.
 
         Args:
             what: "masks", "gates", ...
@@ -209,7 +209,7 @@ class Saved:
         return trained_with if room is None else min(trained_with, room)
 
     def rows_of(self, batch: dict[str, Tensor]) -> Rows:
-        """What its method sees of a padded batch."""
+        """A padded batch as the method gets it."""
         backbone = state_of(self.loaded.model).backbone
         with torch.no_grad():
             embeddings = cast(Tensor, backbone.embeddings(batch["input_ids"].to(backbone.device)))
@@ -223,7 +223,7 @@ class Saved:
         return cast(Tensor, table).float().cpu()
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of some ids, as the tokenizer writes them; those that only the table has by their number."""
+        """The tokens of ids as the tokenizer writes them; an id beyond its vocabulary is written as a number."""
         words = self.loaded.tokenizer.convert_ids_to_tokens(list(ids))
         return [f"<{number}>" if word is None else str(word) for number, word in zip(ids, words, strict=True)]
 

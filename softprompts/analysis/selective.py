@@ -1,4 +1,4 @@
-"""What the mask on attention scores does: the curves of Figure 5 of the Selective Prefix paper, and on real rows."""
+"""Selective Prefix's mask on attention scores: its curves (Figure 5 of the paper), and its effect on real rows."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Curve:
 
 
 def curve(alpha: float, scores: np.ndarray = _SCORES) -> Curve:
-    """The mask of an alpha over some scores."""
+    """Computes the mask of an alpha over scores."""
     mask = expit(alpha * scores)
     return Curve(alpha, scores, mask, np.exp(scores), mask * np.exp(scores))
 
 
 def alpha_of(saved: Saved) -> float:
-    """Alpha of a saved prompt.
+    """The steepness of a saved prompt's mask.
 
     Raises:
         SoftPromptError: its method puts no mask on scores.

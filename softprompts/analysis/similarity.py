@@ -1,4 +1,4 @@
-"""How alike the prompts of several tasks are, as SPoT compares them to find sources."""
+"""Cosine similarity of the prompts of several tasks, by which SPoT finds sources."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Member:
 
 
 def similarities(prompts: Sequence[Saved], with_start: bool = True) -> tuple[list[Similarity], list[str]]:
-    """The similarities of some prompts, by what they have in common; and why some are left out.
+    """Compares prompts that share a backbone and a part (tokens or prefix); also returns why some are left out.
 
     Args:
         prompts: the prompts.
@@ -84,7 +84,7 @@ def similarities(prompts: Sequence[Saved], with_start: bool = True) -> tuple[lis
             if rows is not None and len(rows):
                 member = _Member(saved.name, rows.numpy(), None if first is None else first.numpy())
                 parts.setdefault((part, *where, saved.sites if part == PREFIX else ()), []).append(member)
-    found = []
+    similar = []
     for (kind, *_), members in parts.items():
         names = tuple(member.name for member in members)
         if len(members) < 2:
@@ -97,10 +97,10 @@ def similarities(prompts: Sequence[Saved], with_start: bool = True) -> tuple[lis
         added = None
         if len(starts) == len(members):
             added = cosines(np.stack([mean - first for mean, first in zip(means, starts, strict=True)]))
-        found.append(Similarity(str(kind), names, cosines(np.stack(means)), flat, added))
-    if not found:
+        similar.append(Similarity(str(kind), names, cosines(np.stack(means)), flat, added))
+    if not similar:
         raise SoftPromptError("; ".join(reasons) or "similarity needs two prompts or more")
-    return found, reasons
+    return similar, reasons
 
 
 def _start(saved: Saved) -> PromptTensors:
@@ -111,7 +111,7 @@ def _start(saved: Saved) -> PromptTensors:
 
 
 def _by_token(keys: Tensor | None, values: Tensor | None) -> Tensor | None:
-    """``(l, 2*S*w)`` of keys and values ``(S, l, w)``."""
+    """Flattens keys and values ``(S, l, w)`` to ``(l, 2*S*w)``."""
     if keys is None or values is None:
         return None
     return torch.stack([keys, values]).permute(2, 0, 1, 3).flatten(1)

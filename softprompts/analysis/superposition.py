@@ -1,4 +1,4 @@
-"""How alike the superpositions of a prompt's tokens are: Figure 2d of the SuperPos paper."""
+"""SuperPos's weights: cosines between the superpositions of a prompt's tokens (Figure 2d of the paper)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def cosines(rows: np.ndarray) -> np.ndarray:
 
 
 def between(matrix: np.ndarray) -> np.ndarray:
-    """What is beside the diagonal of a symmetric matrix, each pair once."""
+    """The entries above the diagonal of a matrix."""
     return np.asarray(matrix[np.triu_indices(len(matrix), 1)])
 
 

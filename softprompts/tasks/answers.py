@@ -1,4 +1,4 @@
-"""What a language model wrote, read as a label or a score by the papers' rules."""
+"""Reads generated text as a label or a score, by the rules of the papers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 class ReadAnswers(NamedTuple):
-    """What was read from texts.
+    """Labels or scores that were read from texts.
 
     Attributes:
         values: one for each text: a label (-1 stands for none of the classes), or a finite score.

@@ -56,7 +56,7 @@ def cache_folder() -> Path | None:
 def cached(
     key: Mapping[str, Any], make: Callable[[], Encoded], *, folder: Path | None = None, limit: int = LIMIT
 ) -> Encoded:
-    """What ``make()`` gives, from the cache if it was made before.
+    """Returns what ``make()`` gives, from the cache if it was made before.
 
     Args:
         key: all that decides the result, as JSON values: `digest` of the rows, `tokenizer_fingerprint`, the template,
@@ -142,13 +142,13 @@ def _read(path: Path, name: str) -> Encoded | None:
 
 
 def _checksum(name: str, text: bytes) -> bytes:
-    """Of the name too, so that a renamed file is not taken for another."""
+    """CRC-32 of the name and the text; with the name, a renamed file is not taken for another."""
     return f"{zlib.crc32(text, zlib.crc32(name.encode())):08x}".encode()
 
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without it, more than half of the time goes into looking for garbage among millions of numbers."""
+    """Pauses garbage collection, which takes more than half of the time while millions of numbers are made."""
     enabled = gc.isenabled()
     gc.disable()
     try:

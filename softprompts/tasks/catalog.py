@@ -8,7 +8,7 @@ from pathlib import Path
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.example import Example
 from softprompts.tasks.glue import GLUE
-from softprompts.tasks.hub_rows import MISMATCHED, on_hub, rows_of, there
+from softprompts.tasks.hub_rows import MISMATCHED, has_split, on_hub, rows_of
 from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import DOMAINS, load_reviews
 from softprompts.tasks.reviews import METRICS as REVIEWS_METRICS
@@ -80,7 +80,7 @@ def load_task(
     seed: int = 0,
     cache_dir: str | PathLike[str] | None = None,
 ) -> Task:
-    """Loads a built-in task, or one of the user's own.
+    """Loads a built-in task, or a task that a YAML file declares.
 
     Args:
         name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq"; or a YAML file, see
@@ -116,6 +116,6 @@ def load_task(
         validation=rows["validation"],
     )
     mismatched: list[Example] = []
-    if MISMATCHED in spec.more and split != OFFICIAL and there(name, MISMATCHED, data_dir):
+    if MISMATCHED in spec.more and split != OFFICIAL and has_split(name, MISMATCHED, data_dir):
         mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir))
     return task.under(split, mismatched).limited(max_train, max_validation, seed)

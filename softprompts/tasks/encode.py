@@ -1,4 +1,4 @@
-"""Turns rows into token ids, and what a model says about them back into answers.
+"""Turns rows into token ids, and a model's predictions back into answers.
 
 An encoder has a head, and each kind of task its own way (`softprompts.tasks.kinds`). A language model writes: an
 encoder-decoder reads the form's source and answers; a decoder goes on from the source and a line "answer:".
@@ -61,7 +61,7 @@ def encode_examples(
 
 
 def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
-    """One line about rows that were too long: how many of the examples, and which of their fields; empty: none was."""
+    """One line for the user about rows that were cut: how many, and in which fields; empty: none was."""
     rows = sum(each.truncated for each in parts)
     if not rows:
         return ""
@@ -78,7 +78,7 @@ def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
 def encode_cached(
     split: str, task: Task, tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int, folder: Path | None = None
 ) -> Encoded:
-    """`encode_examples` of a split of a task, kept on disk by all that decides the result.
+    """`encode_examples` of a split of a task, with a cache on disk.
 
     Args:
         split: "train", "validation" or "test".
@@ -149,7 +149,7 @@ def marker(
     tokenizer: PreTrainedTokenizerBase,
     kind: str,
 ) -> Callable[[Any], dict[str, float]]:
-    """A function that turns a `softprompts.training.Prediction` for all encoded rows into the task's metrics."""
+    """Returns a function that scores a `softprompts.training.Prediction` for all rows with the task's metrics."""
     read = reader(task, examples, encoded, tokenizer, kind)
     groups = [example.group for example in examples] if any(example.group is not None for example in examples) else None
     references = KINDS[task.kind].references(examples, task.form)
@@ -183,7 +183,7 @@ def reader(
     tokenizer: PreTrainedTokenizerBase,
     kind: str,
 ) -> Callable[[Any], tuple[list[Any], bool]]:
-    """A function that turns a prediction into one answer an example, and whether all of them were valid.
+    """Returns a function from a prediction to one answer per example, and to whether all of them are valid.
 
     Answers are what the metrics compare: indices of labels or choices, scores, texts, or lists of tags.
     """

@@ -157,8 +157,8 @@ def _squad(text: str) -> Numbered | None:
     rows: Numbered = []
     line, place = 1, 0
     for row in questions if articles else ():
-        found = max(text.find(json.dumps(row.get("id")), place), place)
-        line, place = line + text.count("\n", place, found), found
+        start = max(text.find(json.dumps(row.get("id")), place), place)
+        line, place = line + text.count("\n", place, start), start
         rows.append((line, row))
     return rows or None
 

@@ -1,4 +1,4 @@
-"""GLUE."""
+"""The tasks of GLUE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from softprompts.tasks.spec import Spec
 
 
 def _form(word: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: Any) -> Form:
-    """The task word and all fields by name, answered with the labels' names."""
+    """A form with the task's word and all fields by name, answered with the labels' names."""
     return Form(labels=labels, fields=fields, **{"source": keyed(*fields, word=word), **more})
 
 

@@ -1,4 +1,4 @@
-"""Named entities, as tags of words."""
+"""Named-entity recognition, as tags of words."""
 
 from __future__ import annotations
 

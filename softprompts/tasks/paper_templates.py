@@ -1,4 +1,4 @@
-"""What the declarations of tasks have in common: the papers' templates by family, and columns within columns.
+"""Templates of the papers by family, which the declarations of tasks share.
 
 Families of templates for language models, by the code that was released:
 

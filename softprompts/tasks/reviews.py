@@ -1,4 +1,4 @@
-"""Sentiment of review sentences that twenty people each have rated, from a package that needs no hub.
+"""Sentiment tasks on review sentences rated by twenty people each, from a package on PyPI.
 
 The texts are those of C.J. Hutto and Eric Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
 Social Media Text (ICWSM 2014). A sentence is positive if its mean rating, on a scale from -4 to 4, is above 0, and

@@ -1,4 +1,4 @@
-"""Which rows are trained on, chosen by and reported: the papers' ways of cutting up the official splits.
+"""Split protocols: the papers' ways to make train, validation and test rows of the official splits.
 
 Test labels of GLUE and SuperGLUE are hidden, so each group of papers makes a test split of its own from what is left.
 Scores of different protocols are not comparable. All cuts follow the authors' code and their random generators.
@@ -270,7 +270,7 @@ def _torch_order(count: int, seed: int) -> list[int]:
 
 
 def _numpy_order(count: int, seed: int) -> list[int]:
-    """As ``shuffle(seed)`` of the library "datasets"."""
+    """The order that ``shuffle(seed)`` of the library "datasets" gives."""
     import numpy as np
 
     order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
@@ -285,7 +285,7 @@ def _label_names(classes: int | Sequence[str], regression: bool) -> list[str]:
 
 
 def _halves_of_scores(scores: Sequence[float], evenly: bool) -> list[int]:
-    """0 for low scores and 1 for high ones."""
+    """Labels of scores: 0 for low ones and 1 for high ones."""
     import numpy as np
 
     if evenly:

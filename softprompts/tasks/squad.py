@@ -1,4 +1,4 @@
-"""SQuAD."""
+"""The task of SQuAD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SuperGLUE."""
+"""The tasks of SuperGLUE."""
 
 from __future__ import annotations
 

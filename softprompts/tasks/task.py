@@ -1,4 +1,4 @@
-"""What a task is: rows, and the form in which they are put to a model."""
+"""A task: rows by split, and the form in which they are written out for a model."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Task:
         return self.form.write(example.fields)
 
     def under(self, protocol: str, mismatched: Sequence[Example] = ()) -> Task:
-        """The task with its rows parted as a group of papers does, see `softprompts.tasks.splits.split`.
+        """The task with its rows split by a protocol, see `softprompts.tasks.splits.split`.
 
         Raises:
             SoftPromptError: unknown protocol, or too few rows for it.
@@ -93,7 +93,7 @@ class Task:
         return {"protocol": self.protocol, **sizes}
 
     def record(self) -> dict[str, Any]:
-        """For the run folder: how the rows were parted, and the number and `digest` of each split's rows."""
+        """For the run folder: the protocol, and the number and `digest` of each split's rows."""
         return self._record
 
     def with_form(self, **changes: Any) -> Task:

@@ -1,4 +1,4 @@
-"""What one saved prompt does with rows: it turns texts into token ids as its task does, and scores into answers.
+"""Reads inputs by the task of a saved prompt: texts to token ids, and predictions to answers.
 
 Many prompts may share a model and a tokenizer; each has a reader of its own.
 """
@@ -38,7 +38,7 @@ Text = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Answer:
-    """What was predicted for a text.
+    """The prediction for one text.
 
     Attributes:
         label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
@@ -58,10 +58,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Rows as a model reads them.
+    """Encoded rows and what they were encoded from.
 
     Attributes:
-        task: how they were written out.
+        task: says how they were written out.
         examples: the rows.
         encoded: their token ids.
     """
@@ -76,7 +76,7 @@ _TOKEN_HEADS = ("ForTokenClassification", "ForQuestionAnswering")
 
 
 class TaskReader:
-    """The task of a saved prompt.
+    """Encodes inputs for a saved prompt, and reads predictions for them, by the prompt's task.
 
     Args:
         config: of the saved prompt, as `softprompts.storage.saved_prompt.read` gives it.
@@ -137,7 +137,7 @@ class TaskReader:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of what is answered with, where that is the same for all rows."""
+        """Names of the possible answers, where these are the same for all rows."""
         form = self.task.form
         if form.kind in ("classification", "tagging"):
             return form.labels or self._head_labels
@@ -154,7 +154,7 @@ class TaskReader:
         return fitted
 
     def encode(self, texts: Sequence[str | Text | Row]) -> ReadRows:
-        """Rows as a model reads them.
+        """Encodes rows.
 
         Args:
             texts: see `softprompts.Predictor`.
@@ -220,7 +220,7 @@ class TaskReader:
         return [self._read(path, line, row, columns) for line, row in read_rows(path)]
 
     def _read(self, path: Path, line: int, row: Row, named: Mapping[str, str]) -> Row:
-        """The fields of a row, as texts, and beside them the words or the choices that it brings."""
+        """The fields of a file's row as texts, with its words or choices where it has some."""
         row = self._prepared(row)
         form, place = self.task.form, f"{path}: line {line}"
         choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
@@ -248,7 +248,7 @@ class TaskReader:
         fields: Mapping[str, str] | None = None,
         choices: Sequence[str] = (),
     ) -> Row:
-        """What is to be labelled as fields of the task.
+        """Makes a row with the task's fields of what a user gives.
 
         Args:
             text: the first field; a text whose words are tagged.
@@ -302,7 +302,7 @@ class TaskReader:
         return Spec("", self.task.form).example({**unread, **text}, labelled=False)
 
     def _prepared(self, row: Row) -> Row:
-        """A row with the columns of the task's data set, with the fields that are made of these."""
+        """Adds the fields that the task makes of columns of its data set."""
         if self._prepare is None or all(name in row for name in self.fields):
             return row
         try:
@@ -327,7 +327,7 @@ class TaskReader:
 
 
 def fixed_choices(form: Form) -> tuple[str, ...]:
-    """The fields that are the choices, where each choice is a field as it is."""
+    """The names of the fields that are the choices, where each choice is just a field."""
     names = tuple(template.removeprefix("{").removesuffix("}") for template in form.choices)
     return names if set(names) <= set(form.fields) else ()
 

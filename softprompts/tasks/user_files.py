@@ -1,4 +1,4 @@
-"""The user's own labelled texts in CSV, TSV, JSON or CoNLL files, as a task of any kind."""
+"""Tasks of users' own CSV, TSV, JSON or CoNLL files."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Writing(BaseModel):
 
 
 class FileTask(Writing):
-    """What a user says of a task of his own; also the keys of a YAML file, see `softprompts.tasks.yaml_tasks`.
+    """The declaration of a user's own task; its fields are the keys of a YAML file, see `softprompts.tasks.yaml_tasks`.
 
     Attributes:
         train: file to train on; ``validation`` and ``test`` likewise.
@@ -221,7 +221,7 @@ class FileTask(Writing):
         return task
 
     def _read(self, files: Mapping[str, Path]) -> tuple[Columns, dict[str, list[Example]]]:
-        """Which columns hold what, and the rows with labels as the files have them."""
+        """The columns, and the rows with labels as the files have them."""
         rows = {
             split: read_rows(path, self.sep, self.quoting, tagged=self.kind == "tagging")
             for split, path in files.items()
@@ -236,7 +236,7 @@ class FileTask(Writing):
         return columns, examples
 
     def _labels(self, path: Path, train: list[Example]) -> Labels | None:
-        """What the labels are, where they have names."""
+        """The labels of the task, where its kind has labels."""
         if self.kind not in ("classification", "tagging"):
             if self.labels:
                 raise SoftPromptError(f"labels are for classification and tagging: {self.kind} has no names of labels")
@@ -253,7 +253,7 @@ class FileTask(Writing):
         return Labels.learned(labels, tagged)
 
     def _indexed(self, files: Mapping[str, Path], split: str, rows: list[Example], labels: Labels) -> list[Example]:
-        """The rows with indices in place of labels."""
+        """Replaces the labels of rows by indices."""
         where = "" if self.labels or split == "train" else f"in {files['train'].name}, which has"
         indexed = []
         for row in rows:
@@ -297,7 +297,7 @@ def file_task(owner: str, said: Mapping[str, Any]) -> FileTask:
 
 
 def _check_metrics(task: Task) -> None:
-    """Scores the truth, which a metric for another kind of task cannot."""
+    """Scores the truth against itself, which fails with a metric for another kind of task."""
     from softprompts.tasks.kinds import KINDS as HOW  # here: torch and scikit-learn take a while to import
     from softprompts.tasks.metrics import compares_strings, compute
 

@@ -1,4 +1,4 @@
-"""A user's own task as a YAML file.
+"""Tasks that users declare in YAML files.
 
 All but ``train`` may be left out::
 
@@ -73,7 +73,7 @@ def load_declared(
 
 
 def declared(path: Path) -> FileTask:
-    """What a YAML file says of a task; its files are not read yet.
+    """Reads the declaration in a YAML file, not yet the files that it names.
 
     Raises:
         SoftPromptError: no such file, no YAML, an unknown key, or a value that is none for its key.

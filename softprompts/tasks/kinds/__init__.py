@@ -1,4 +1,4 @@
-"""How an encoder does each kind of task: what its head is, what rows become, and how its answers are read."""
+"""The kinds of tasks for an encoder: its head's outputs, the encoding of rows, and the reading of predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One label or score for a text or a pair."""
+"""Classification and regression: one label or score for a text or a pair."""
 
 from __future__ import annotations
 

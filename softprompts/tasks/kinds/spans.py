@@ -1,4 +1,4 @@
-"""A part of a context that answers a question.
+"""Extractive question answering: finds the part of a context that answers a question.
 
 A context that is too long is read in windows that overlap. In a window without the answer the span to learn is the
 first token ([CLS]). Of all windows, the span with the greatest sum of the two scores is the answer.
@@ -42,10 +42,10 @@ def encode(
         question, context = form.read(example.fields)
         most = (max_length - special) // 2  # half of the window is the context's
         question = clip({"": question}, lambda row: len(tokenizer(row[""], verbose=False)["input_ids"]), max_length)[""]
-        asked = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        if len(asked["input_ids"]) > most:
-            question, truncated = question[: asked["offset_mapping"][most - 1][1]], truncated + 1
-        room = max_length - special - min(len(asked["input_ids"]), most)
+        tokens = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if len(tokens["input_ids"]) > most:
+            question, truncated = question[: tokens["offset_mapping"][most - 1][1]], truncated + 1
+        room = max_length - special - min(len(tokens["input_ids"]), most)
         batch = tokenizer(
             question,
             context,

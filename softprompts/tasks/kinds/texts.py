@@ -1,4 +1,4 @@
-"""How a language model does any task: it reads the row's source and writes the answer."""
+"""Encoding for language models: the model reads the row's source and writes the answer."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]) 
 def read(
     examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
 ) -> tuple[list[Any], bool]:
-    """What generated tokens stand for, one answer an example, and whether all of them are valid."""
+    """Reads generated tokens as one answer per example; also returns whether all of them are valid."""
     written = decode(tokenizer, tokens)
     if not form.closed:
         return written, True
