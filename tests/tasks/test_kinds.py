@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,6 +196,16 @@ def test_generated_answers(decoder_tokenizer: Any, toy_task: Task) -> None:
         assert found == wanted and not valid
         score = marker(task, task.train, encoded, decoder_tokenizer, "decoder")(written)
         assert score == {"accuracy": 0.0 if rule == "zero" else 0.5}
+
+
+@pytest.mark.parametrize("rule", ["mismatch", "opposite", "zero"])
+def test_generated_answers_for_rows_without_labels(decoder_tokenizer: Any, toy_task: Task, rule: str) -> None:
+    ids = decoder_tokenizer.convert_tokens_to_ids
+    task = toy_task.with_form(answering="generate", invalid=rule)
+    rows = [replace(row, label=None) for row in task.train]
+    encoded = encode_examples(rows, task, decoder_tokenizer, "decoder", 16, with_answer=False)
+    read = reader(task, rows, encoded, decoder_tokenizer, "decoder")
+    assert read(Prediction([], None, tokens=[ids(["good"]), ids(["film"])])) == ([1, -1], False)
 
 
 def test_free_answers(decoder_tokenizer: Any) -> None:

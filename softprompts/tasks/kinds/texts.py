@@ -114,7 +114,11 @@ def read(
     if form.kind == "regression":
         answers = read_scores(written)
     else:
-        answers = read_labels(written, form.words, [example.label for example in examples], form.invalid)
+        truth = [example.label for example in examples]
+        if None in truth:  # rows to predict; without the truth, "opposite" leaves an answer that is no label invalid
+            answers = read_labels(written, form.words, None, "zero" if form.invalid == "opposite" else form.invalid)
+        else:
+            answers = read_labels(written, form.words, truth, form.invalid)
     return answers.values, not answers.invalid
 
 
