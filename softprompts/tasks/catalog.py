@@ -10,8 +10,7 @@ from softprompts.tasks.example import Example
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.hub_rows import MISMATCHED, has_split, on_hub, rows_of
 from softprompts.tasks.ner import NER
-from softprompts.tasks.reviews import DOMAINS, load_reviews
-from softprompts.tasks.reviews import METRICS as REVIEWS_METRICS
+from softprompts.tasks.reviews import DOMAINS, REVIEW_METRICS, load_reviews
 from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.squad import SQUAD
@@ -66,7 +65,7 @@ def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
         changed = task.templates[template].metrics if template in task.templates else ()
         return changed or task.metrics or load_task(name, template=template).metrics
     task_outline(name)  # which says what is wrong with the name
-    return SPECS[name].under(name, template).metrics if name in SPECS else REVIEWS_METRICS
+    return SPECS[name].under(name, template).metrics if name in SPECS else REVIEW_METRICS
 
 
 def load_task(

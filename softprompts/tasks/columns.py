@@ -50,7 +50,7 @@ _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
 _WHOLE = re.compile(r"\s*[+-]?\d+\s*")
 _BIO = re.compile(r"O|[BI](-.+)?", re.DOTALL)
 _START = "answer_start"  # column of where an answer that is a text begins
-METRICS: dict[str, tuple[str, ...]] = {
+_DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
     "regression": ("pearson", "spearman"),
     "choice": ("accuracy",),
@@ -447,4 +447,4 @@ def with_choice_fields(example: Example) -> Example:
 def default_metrics(form: Form) -> tuple[str, ...]:
     """Names for `compute` that suit a task."""
     bio = all(_BIO.fullmatch(name) for name in form.labels)
-    return METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)
+    return _DEFAULT_METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)

@@ -150,7 +150,7 @@ def marker(
     kind: str,
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function that scores a `softprompts.training.Prediction` for all rows with the task's metrics."""
-    read = reader(task, examples, encoded, tokenizer, kind)
+    read = answer_reader(task, examples, encoded, tokenizer, kind)
     groups = [example.group for example in examples] if any(example.group is not None for example in examples) else None
     references = KINDS[task.kind].references(examples, task.form)
 
@@ -176,7 +176,7 @@ def marker(
     return mark
 
 
-def reader(
+def answer_reader(
     task: Task,
     examples: Sequence[Example],
     encoded: Encoded,

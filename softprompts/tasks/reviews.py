@@ -25,7 +25,7 @@ DOMAINS: dict[str, tuple[str, str]] = {
     "reviews/editorials": ("nytEditorialSnippets", "sentiment of newspaper-editorial sentences (needs no hub)"),
     "reviews/tweets": ("tweets", "sentiment of tweet-like texts (needs no hub)"),
 }
-METRICS = ("accuracy", "macro_f1")
+REVIEW_METRICS = ("accuracy", "macro_f1")
 _LABELS = ("negative", "positive")
 _INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 
@@ -53,7 +53,7 @@ def load_reviews(name: str = "reviews", cache_dir: str | PathLike[str] | None = 
     return Task(
         name=name,
         form=Form(labels=_LABELS, fields=("sentence",), source="sentiment sentence: {sentence}"),
-        metrics=METRICS,
+        metrics=REVIEW_METRICS,
         source=f"vaderSentiment 3.3.2, {stem}_GroundTruth.txt (Hutto and Gilbert 2014)",
         train=splits["train"],
         validation=splits["validation"],

@@ -25,7 +25,7 @@ from softprompts.tasks.columns import (
     text_of,
     words_of,
 )
-from softprompts.tasks.encode import encode_examples, label_ids, new_tokens, reader
+from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
@@ -174,7 +174,8 @@ class TaskReader:
             rows: of `encode`.
             prediction: the `softprompts.training.prediction.Prediction` for all of their features.
         """
-        values, _ = reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)(prediction)
+        read = answer_reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)
+        values, _ = read(prediction)
         chances = prediction.probabilities or []
         if len(chances) != len(rows.examples):
             chances = [[]] * len(rows.examples)

@@ -298,13 +298,13 @@ def file_task(owner: str, said: Mapping[str, Any]) -> FileTask:
 
 def _check_metrics(task: Task) -> None:
     """Scores the truth against itself, which fails with a metric for another kind of task."""
-    from softprompts.tasks.kinds import KINDS as HOW  # here: torch and scikit-learn take a while to import
+    from softprompts.tasks.kinds import KINDS as ENCODER_KINDS  # here: torch and scikit-learn take a while to import
     from softprompts.tasks.metrics import compares_strings, compute
 
     for metric in task.metrics:
         if compares_strings(metric) and task.form.words:
             continue
-        truth = HOW[task.kind].references(task.validation, task.form)
+        truth = ENCODER_KINDS[task.kind].references(task.validation, task.form)
         answered = task.kind in ("span", "ranking")
         try:
             compute([metric], [answers[0] for answers in truth] if answered else truth, truth)

@@ -40,7 +40,7 @@ def encode_texts(
     if not values:
         return [], {}
     paired = len(form.reading) == 2
-    require_room(max_length, tokenizer.num_special_tokens_to_add(paired) + (2 if paired else 1))
+    require_length(max_length, tokenizer.num_special_tokens_to_add(paired) + (2 if paired else 1))
 
     def tokenize(rows: Sequence[Mapping[str, str]]) -> list[Ids]:
         texts = list(zip(*map(form.read, rows), strict=True))
@@ -86,7 +86,7 @@ def clip(values: Mapping[str, str], length: Callable[[Mapping[str, str]], int], 
     return values
 
 
-def require_room(max_length: int, least: int) -> None:
+def require_length(max_length: int, least: int) -> None:
     """Raises a `SoftPromptError` where a row of ``max_length`` tokens holds no text."""
     if max_length < least:
         raise SoftPromptError(f"max_length is {max_length}: too short for any text")
@@ -116,7 +116,7 @@ def shorten(
     used = fields_of(templates)
     texts = {name: text for name, text in values.items() if name in used}
     if length(dict.fromkeys(values, "")) >= room:
-        require_room(max_length, max_length + 1)
+        require_length(max_length, max_length + 1)
     while (tokens := length(texts)) > room:
         first = next((name for name in cut if texts.get(name)), None)
         name = first or max(texts, key=lambda name: len(texts[name]))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
+from softprompts.tasks.kinds.encoded import Encoded, clip, require_length
 from softprompts.tasks.kinds.tags import require_offsets
 
 _OVERLAP = 128  # most tokens that two windows have in common
@@ -34,7 +34,7 @@ def encode(
     if len(form.reading) != 2:
         raise SoftPromptError("an encoder finds spans in the second of two texts: the form reads only one")
     special = tokenizer.num_special_tokens_to_add(True)
-    require_room(max_length, special + 2)
+    require_length(max_length, special + 2)
     features: list[dict[str, Any]] = []
     owners: list[int] = []
     truncated = 0

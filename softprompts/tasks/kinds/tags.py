@@ -12,7 +12,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.tasks.batches import IGNORED
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
+from softprompts.tasks.kinds.encoded import Encoded, clip, require_length
 
 _OUTSIDE = "O"
 _WORDS = "words"
@@ -26,7 +26,7 @@ def encode(
     ``words`` says which word each place is of: a word without a token, or behind ``max_length``, has none.
     """
     require_offsets(tokenizer)
-    require_room(max_length, tokenizer.num_special_tokens_to_add() + 1)
+    require_length(max_length, tokenizer.num_special_tokens_to_add() + 1)
     if not examples:
         return Encoded([], 0)
 
