@@ -24,7 +24,7 @@ from report import table
 import softprompts as sp
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
-from softprompts.storage.run_folder import write_json_atomic
+from softprompts.storage.files import write_json_atomic
 from softprompts.tasks import Task
 from softprompts.tasks.data import Data
 from softprompts.tasks.metrics import compute

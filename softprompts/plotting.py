@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from xml.sax.saxutils import quoteattr
 
+from softprompts.errors import SoftPromptError
 from softprompts.storage.files import write_atomic, write_text_atomic
 
 if TYPE_CHECKING:
@@ -77,6 +78,19 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches without panels.
+
+    Raises:
+        SoftPromptError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SoftPromptError("pictures need matplotlib: pip install 'softprompts[plots]'") from None
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
@@ -92,9 +106,7 @@ def new_figure(
     Returns:
         The figure and its panels, row by row.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = empty_figure(width, height)
     panels = [axes for line in figure.subplots(rows, columns, squeeze=False, **subplots) for axes in line]
     for axes in panels:
         axes.grid(color=_GRID, alpha=0.25, linewidth=0.8)

@@ -16,8 +16,9 @@ from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks import Task, padding_id
 from softprompts.tasks.encode import say_cut
+from softprompts.tasks.example import Row
 from softprompts.tasks.task_reader import Answer as Answer
-from softprompts.tasks.task_reader import PromptReader, Row, Text
+from softprompts.tasks.task_reader import TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
 from softprompts.training.prediction import predict
 
@@ -54,7 +55,7 @@ class Predictor:
         prompt = self.model.prompts[self.name]
         self.kind: str = self.model.backbone_kind
         room = context_room(self.model, self.tokenizer, prompt.config.input_tokens)
-        self.reader = PromptReader(config, prompt, self.tokenizer, self.kind, room, str(source))
+        self.reader = TaskReader(config, prompt.labels, self.tokenizer, self.kind, room, str(source))
         if not self.reader.reads:
             raise SoftPromptError(f"{source} does not say how its texts are written out; it was not trained by 'train'")
         self.max_length, self.truncated, self.cut = self.reader.max_length, 0, ""
@@ -97,7 +98,7 @@ class Predictor:
         fields: Mapping[str, str] | None = None,
         choices: Sequence[str] = (),
     ) -> Row:
-        """What is to be labelled as fields of the task, see `PromptReader.row`."""
+        """What is to be labelled as fields of the task, see `TaskReader.row`."""
         return self.reader.row(text, text_pair, fields, choices)
 
     def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:

@@ -18,7 +18,7 @@ from softprompts.analysis.pictures import (
 )
 from softprompts.analysis.routes import Load, load_by_class, load_of
 from softprompts.analysis.sample import Sample, sample_of
-from softprompts.analysis.saved import Plain, Saved, open_prompts
+from softprompts.analysis.saved import PromptTensors, Saved, open_prompts
 from softprompts.analysis.selective import Curve, curve
 from softprompts.analysis.similarity import Similarity, similarities
 from softprompts.analysis.superposition import Superposition, superposition_of
@@ -34,7 +34,7 @@ __all__ = [
     "Masks",
     "Neighbours",
     "Picture",
-    "Plain",
+    "PromptTensors",
     "Sample",
     "Saved",
     "Similarity",

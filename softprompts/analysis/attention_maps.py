@@ -1,4 +1,4 @@
-"""Attention to prefix tokens on some rows, with the prompt's mask on scores and without, layer by layer.
+"""Measures attention to prefix tokens on rows of a task, layer by layer, with the prompt's mask on scores and without.
 
 A further attention kernel, ``softprompts|observed``: it attends as ``eager`` does, and once more with the mask left
 out, on the same queries, keys and values. What the layers get is the masked output.
@@ -24,7 +24,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from softprompts.analysis.sample import Sample
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
 from softprompts.attention.prefix import hold, implementation, let_go, prefix_at, prefix_heads, site_of
 from softprompts.backbones.backbone import (
     attention_of,
@@ -69,7 +69,7 @@ class _Sums:
     queries: dict[int, int] = field(default_factory=dict)
 
     def add(self, site: int, scores: Tensor, before: Tensor, after: Tensor) -> None:
-        """Takes in one call of a site; each ``(1, heads, N, l)``."""
+        """Adds one call of a site; each tensor is ``(1, heads, N, l)``."""
         # Every head of every query counts alike.
         for sums, part in ((self.before, before), (self.after, after)):
             sums[site] = sums.get(site, 0) + part.double().sum((0, 1, 2))
@@ -98,10 +98,10 @@ def _observed(
         _, before = attend(module, query, key, value, mask, **kwargs)
     finally:
         let_go(module)
-    own = prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
+    keys = prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
     scaling = kwargs.get("scaling")
-    scores = query @ own.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    length = own.shape[2]
+    scores = query @ keys.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    length = keys.shape[2]
     sums.add(site_of(module), scores.cpu(), cast(Tensor, before)[..., :length].cpu(), after[..., :length].cpu())
     return output, after
 
@@ -124,9 +124,9 @@ def _watching(model: PreTrainedModel) -> Iterator[_Sums]:
 
 
 def attention_maps(saved: Saved, rows: Sample) -> Attention:
-    """Attention to the prefix of a saved prompt on some rows, one row after the other.
+    """Measures attention to the prefix of a saved prompt, one row after the other.
 
-    A decoder beside an encoder is looked at in its first step.
+    Of a decoder beside an encoder, the first step is measured.
 
     Raises:
         SoftPromptError: it has no prefix, or the model's attention cannot be looked at.
@@ -134,7 +134,7 @@ def attention_maps(saved: Saved, rows: Sample) -> Attention:
     model = saved.loaded.model
     prompt = model.prompts[saved.attached_name]
     if not prompt.sites:
-        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no prefix to attend to")
+        raise saved.lacks("has no prefix to attend to")
     with evaluating(model), _watching(model) as sums:
         for feature in rows.features:  # alone, so that there is no padding among the queries
             batch = {name: tensor.to(model.device) for name, tensor in collate([feature], rows.pad_id).items()}

@@ -1,4 +1,4 @@
-"""What the pictures share: figures without a display, heat maps, and the numbers behind them as CSV."""
+"""Parts that all pictures share: heat maps, panels, and the numbers behind them as CSV."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
-from softprompts.errors import SoftPromptError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,17 +34,12 @@ class Picture(NamedTuple):
     csv: str
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches.
-
-    Raises:
-        SoftPromptError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SoftPromptError("pictures need matplotlib: pip install 'softprompts[plots]'") from None
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+def panels(figure: Figure, count: int, columns: int) -> list[Any]:
+    """Makes ``count`` axes in rows of ``columns``; places that are left over stay empty."""
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_axis_off()
+    return list(grid.flat[:count])
 
 
 def heat_map(
@@ -101,14 +94,14 @@ def heat_map(
 
 
 def colour_bar(figure: Figure, image: Any, axes: Any, label: str = "") -> None:
-    """The colours of an image in numbers, beside some axes."""
+    """Draws the colour bar of an image beside axes."""
     bar = figure.colorbar(image, ax=axes)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
 def layers(sites: Sequence[str]) -> tuple[list[int], str]:
-    """An order of attention sites ("encoder.self 0" ...) in which each kind is together, and what it then counts."""
+    """Orders attention sites ("encoder.self 0" ...) by kind, and gives the axis label that says which are which."""
     kinds = [site.rpartition(" ")[0] for site in sites]
     known = list(dict.fromkeys(kinds))
     order = sorted(range(len(kinds)), key=lambda place: known.index(kinds[place]))
@@ -123,7 +116,7 @@ def layers(sites: Sequence[str]) -> tuple[list[int], str]:
 
 
 def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Lines of values under a header; floats with seven digits."""
+    """Writes lines of values under a header as CSV; floats have seven digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -132,11 +125,17 @@ def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
-def long_form(values: np.ndarray, entries: Sequence[Sequence[str] | None]) -> Iterable[list[Any]]:
-    """A line for each number: what its place on each axis is called (None: its number), and the number."""
-    for place, value in np.ndenumerate(values):
-        names = (i if names is None else names[i] for i, names in zip(place, entries, strict=True))
-        yield [*names, float(value)]
+def cells(names: Sequence[Sequence[str] | None], *arrays: np.ndarray | None) -> Iterable[list[Any]]:
+    """A line for each place in arrays of the same shape, for `as_csv`.
+
+    Args:
+        names: for each axis what its entries are called; None: they are numbered.
+        arrays: the numbers; None: an empty column.
+    """
+    shape = next(array.shape for array in arrays if array is not None)
+    for place in np.ndindex(*shape):
+        called = (index if axis is None else axis[index] for index, axis in zip(place, names, strict=True))
+        yield [*called, *("" if array is None else array[place] for array in arrays)]
 
 
 def file_name(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""What each prompt token takes from each space, trained against its start: Figure 8 of the EPT paper."""
+"""EPT's gates, trained and at the start: the share of each space in each prompt token (Figure 8 of the paper)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from softprompts.analysis.drawing import (
     SIGNED,
     Picture,
     as_csv,
+    cells,
     colour_bar,
     file_name,
     heat_map,
-    new_figure,
+    panels,
 )
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
+from softprompts.plotting import empty_figure
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Shares of a prompt's gate.
+    """The shares of a prompt's gate.
 
     Attributes:
         trained: ``(s, N)``, of each token and space, rows summing to 1 (Eq. 6 of the paper).
@@ -41,47 +43,41 @@ def gates_of(saved: Saved) -> Gates:
     Raises:
         SoftPromptError: its method has none.
     """
-    views = saved.views("gates")
-    if not views:
-        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no gate over spaces")
+    view = saved.view("gates", "has no gate over spaces")
     start, why = saved.at_start("gates")
-    return Gates(views[0].values.numpy(), None if start is None else start.numpy(), why, views[0].axes[1])
+    return Gates(view.values.numpy(), None if start is None else start.numpy(), why, view.axes[1])
 
 
 def draw_gates(saved: Saved) -> Picture:
     """Heat maps of tokens (across) and spaces (down): the start, the trained prompt, and what changed."""
-    found = gates_of(saved)
-    tokens, spaces = found.trained.shape
-    panels = [("trained", found.trained)]
-    if found.start is not None:
-        panels.insert(0, ("at the start", found.start))
-    figure = new_figure(2.2 + 0.16 * min(tokens, 60), (len(panels) + (found.start is not None)) * (0.7 + 0.2 * spaces))
-    grid = figure.subplots(len(panels) + (found.start is not None), 1, squeeze=False)[:, 0]
-    high = max(panel.max() for _, panel in panels)
-    for axes, (title, panel) in zip(grid, panels, strict=False):
-        image = heat_map(axes, panel.T, title=title, across="token", down=found.over, low=0, high=high)
-    colour_bar(figure, image, list(grid[: len(panels)]), "share")
-    caption = f"{saved.name}: what each prompt token takes from each of {spaces} {found.over}s."
-    if found.start is None:
-        caption += f" The start is not shown: {found.why}."
+    gates = gates_of(saved)
+    tokens, spaces = gates.trained.shape
+    shares = [("trained", gates.trained)]
+    if gates.start is not None:
+        shares.insert(0, ("at the start", gates.start))
+    count = len(shares) + (gates.start is not None)
+    figure = empty_figure(2.2 + 0.16 * min(tokens, 60), count * (0.7 + 0.2 * spaces))
+    grid = panels(figure, count, 1)
+    high = max(values.max() for _, values in shares)
+    for axes, (title, values) in zip(grid, shares, strict=False):
+        image = heat_map(axes, values.T, title=title, across="token", down=gates.over, low=0, high=high)
+    colour_bar(figure, image, grid[: len(shares)], "share")
+    caption = f"{saved.name}: what each prompt token takes from each of {spaces} {gates.over}s."
+    if gates.start is None:
+        caption += f" The start is not shown: {gates.why}."
     else:
-        change = found.trained - found.start
+        change = gates.trained - gates.start
         largest = float(np.abs(change).max())
         image = heat_map(
-            grid[-1], change.T, title="change", across="token", down=found.over, low=-largest, high=largest,
+            grid[-1], change.T, title="change", across="token", down=gates.over, low=-largest, high=largest,
             colours=SIGNED,
         )  # fmt: skip
         colour_bar(figure, image, grid[-1], "change")
         caption += (
             " At the start (made anew from seed and backbone) shares go from "
-            f"{found.start.min():.2f} to {found.start.max():.2f}, trained from {found.trained.min():.2f} to "
-            f"{found.trained.max():.2f}; they moved by {np.abs(change).mean():.3f} on average, {largest:.3f} at most."
+            f"{gates.start.min():.2f} to {gates.start.max():.2f}, trained from {gates.trained.min():.2f} to "
+            f"{gates.trained.max():.2f}; they moved by {np.abs(change).mean():.3f} on average, {largest:.3f} at most."
         )
     figure.suptitle(saved.name, fontsize=10)
-    lines = (
-        [token, space, found.trained[token, space], "" if found.start is None else found.start[token, space]]
-        for token in range(tokens)
-        for space in range(spaces)
-    )
-    table = as_csv(("token", found.over, "trained", "start"), lines)
+    table = as_csv(("token", gates.over, "trained", "start"), cells((None, None), gates.trained, gates.start))
     return Picture(file_name("gates", saved.name), caption, figure, table)

@@ -1,4 +1,4 @@
-"""Which virtual tokens a mask lets through at which layer: Figure 2 of the Multi-mask paper."""
+"""Multi-mask's masks: the gate of each virtual token at each layer (Figure 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 from softprompts.analysis.drawing import (
     Picture,
     as_csv,
+    cells,
     colour_bar,
     file_name,
     heat_map,
     layers,
-    long_form,
-    new_figure,
+    panels,
 )
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
+from softprompts.plotting import empty_figure
 
 
 @dataclass(frozen=True)
@@ -68,44 +69,37 @@ def masks_of(saved: Saved) -> Masks:
     Raises:
         SoftPromptError: its method has none that can be seen without an input.
     """
-    views = saved.views("masks")
-    if not views:
-        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} has no masks of its own")
+    view = saved.view("masks", "has no masks of its own")
     start, _ = saved.at_start("masks")
-    values, first = (
-        None if each is None else each.view(-1, *each.shape[-2:]).numpy() for each in (views[0].values, start)
-    )
-    assert values is not None
-    return Masks(values, first, saved.sites)
+    shape = (-1, *view.values.shape[-2:])
+    first = None if start is None else start.view(shape).numpy()
+    return Masks(view.values.view(shape).numpy(), first, saved.sites)
 
 
 def draw_masks(saved: Saved) -> Picture:
     """A heat map for each mask, tokens down and sites across, all on one scale from 0 to 1."""
-    found = masks_of(saved)
-    count, length, sites = found.values.shape
+    masks = masks_of(saved)
+    count, length, sites = masks.values.shape
     columns = min(count, 4 if sites <= 16 else 2)
     lines = -(-count // columns)
-    figure = new_figure(1.2 + columns * (1.0 + 0.16 * min(sites, 24)), lines * (1.1 + 0.14 * min(length, 30)))
-    grid = figure.subplots(lines, columns, squeeze=False)
-    order, across = layers(found.sites)
-    for index, axes in enumerate(grid.flat):
-        if index >= count:
-            axes.set_axis_off()
-            continue
+    figure = empty_figure(1.2 + columns * (1.0 + 0.16 * min(sites, 24)), lines * (1.1 + 0.14 * min(length, 30)))
+    grid = panels(figure, count, columns)
+    order, across = layers(masks.sites)
+    for index, axes in enumerate(grid):
         title = "" if count == 1 else f"mask {index}"
-        values = found.values[index][:, order]
+        values = masks.values[index][:, order]
         image = heat_map(axes, values, title=title, across=across, down="token", low=0, high=1)
-    colour_bar(figure, image, list(grid.flat), "gate")
+    colour_bar(figure, image, figure.axes, "gate")
     figure.suptitle(saved.name, fontsize=10)
     caption = (
         f"{saved.name}: the gate of each virtual token (down) at each attention site (across), one panel a mask. "
-        f"{100 * found.closed:.1f} % of {found.values.size} gates are below 1/2; they go from {found.values.min():.2f} "
-        f"to {found.values.max():.2f}, mean {found.values.mean():.2f}."
+        f"{100 * masks.closed:.1f} % of {masks.values.size} gates are below 1/2; they go from {masks.values.min():.2f} "
+        f"to {masks.values.max():.2f}, mean {masks.values.mean():.2f}."
     )
     if count > 1:
-        caption += f" Pairs of masks correlate by {found.likeness:.2f} on average."
-    if found.moved is not None:
-        caption += f" Training moved gates by {found.moved:.3f} on average from their random start"
-        caption += f", where masks correlate by {found.likeness_at_start:.2f}." if count > 1 else "."
-    lines_of = long_form(found.values, (None, None, found.sites))
-    return Picture(file_name("masks", saved.name), caption, figure, as_csv(("mask", "token", "site", "gate"), lines_of))
+        caption += f" Pairs of masks correlate by {masks.likeness:.2f} on average."
+    if masks.moved is not None:
+        caption += f" Training moved gates by {masks.moved:.3f} on average from their random start"
+        caption += f", where masks correlate by {masks.likeness_at_start:.2f}." if count > 1 else "."
+    table = as_csv(("mask", "token", "site", "gate"), cells((None, None, masks.sites), masks.values))
+    return Picture(file_name("masks", saved.name), caption, figure, table)

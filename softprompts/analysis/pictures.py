@@ -1,14 +1,13 @@
-"""Which picture goes by which name, and pictures as files."""
+"""The pictures by name, and writing them as files."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from softprompts.analysis.drawing import Picture, new_figure
+from softprompts.analysis.drawing import Picture
 from softprompts.analysis.gates import draw_gates
 from softprompts.analysis.masks import draw_masks
 from softprompts.analysis.routes import draw_router
@@ -18,7 +17,7 @@ from softprompts.analysis.similarity import draw_similarity
 from softprompts.analysis.superposition import draw_superposition, superposition_of
 from softprompts.analysis.tokens import draw_tokens
 from softprompts.errors import SoftPromptError, nearest, require_whole
-from softprompts.plotting import write_files
+from softprompts.plotting import empty_figure, write_files
 from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
 
@@ -26,7 +25,7 @@ Made = TypeVar("Made")
 
 
 class Drawn(NamedTuple):
-    """What became of an analysis.
+    """One picture that was written, or the reason why there is none.
 
     Attributes:
         what: one of `WHAT`.
@@ -39,49 +38,15 @@ class Drawn(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class _Asked:
-    prompts: list[Saved]
-    rows: int
-    data_dir: str | None
-
-
-def _masks(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, draw_masks)
-
-
-def _gates(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, draw_gates)
-
-
-def _superposition(asked: _Asked) -> list[Picture]:
-    return [draw_superposition(_fitting(asked.prompts, superposition_of))]
-
-
-def _selective(asked: _Asked) -> list[Picture]:
-    return draw_selective(_fitting(asked.prompts, alpha_of), asked.rows, asked.data_dir)
-
-
-def _router(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, lambda saved: draw_router(saved, asked.rows, asked.data_dir))
-
-
-def _tokens(asked: _Asked) -> list[Picture]:
-    return _where_it_applies(asked.prompts, draw_tokens)
-
-
-def _similarity(asked: _Asked) -> list[Picture]:
-    return draw_similarity(asked.prompts)
-
-
-_DRAWN: dict[str, Callable[[_Asked], list[Picture]]] = {
-    "masks": _masks,
-    "gates": _gates,
-    "superposition": _superposition,
-    "selective": _selective,
-    "router": _router,
-    "tokens": _tokens,
-    "similarity": _similarity,
+# Each takes the prompts, most rows of a task, and the folder with a local copy of the tasks' data.
+_DRAWN: dict[str, Callable[[list[Saved], int, str | None], list[Picture]]] = {
+    "masks": lambda prompts, *_: _where_it_applies(prompts, draw_masks),
+    "gates": lambda prompts, *_: _where_it_applies(prompts, draw_gates),
+    "superposition": lambda prompts, *_: [draw_superposition(_fitting(prompts, superposition_of))],
+    "selective": lambda prompts, *rows: draw_selective(_fitting(prompts, alpha_of), *rows),
+    "router": lambda prompts, *rows: _where_it_applies(prompts, lambda saved: draw_router(saved, *rows)),
+    "tokens": lambda prompts, *_: _where_it_applies(prompts, draw_tokens),
+    "similarity": lambda prompts, *_: draw_similarity(prompts),
 }
 WHAT = tuple(_DRAWN)
 
@@ -114,8 +79,8 @@ def figures(
     if what not in _DRAWN:
         raise SoftPromptError(f"unknown analysis '{what}'; {nearest(what, WHAT)}")
     require_whole("analysis", "rows", rows, 1)
-    new_figure(1, 1)  # before any backbone is loaded
-    return _DRAWN[what](_Asked(open_prompts(prompts, names), rows, data_dir))
+    empty_figure(1, 1)  # before any backbone is loaded
+    return _DRAWN[what](open_prompts(prompts, names), rows, data_dir)
 
 
 def write_figures(
@@ -138,7 +103,7 @@ def write_figures(
         SoftPromptError: no saved prompt, matplotlib is missing, or the folder is a file.
     """
     require_folder(folder, "the pictures")
-    new_figure(1, 1)
+    empty_figure(1, 1)
     opened = open_prompts(prompts)
     for what in WHAT:
         if what == "similarity" and len(opened) == 1:
@@ -154,7 +119,7 @@ def write_figures(
 
 
 def plots_folder(sources: Sequence[str | Path]) -> Path:
-    """Where pictures go when nobody says: ``plots`` in the run folder, or beside the files of a prompt folder.
+    """The default folder of pictures: ``plots`` in the run folder, or beside the files of a prompt folder.
 
     Those of several prompts, or of one from the hub, go to ``plots`` in the working folder.
     """
@@ -171,7 +136,7 @@ def save(picture: Picture, folder: str | Path) -> list[Path]:
 
 
 def _fitting(prompts: Sequence[Saved], applies: Callable[[Saved], object]) -> list[Saved]:
-    """Those for which ``applies`` raises no error; where there are none, the errors of all."""
+    """The prompts for which ``applies`` raises no error; raises the errors of all where there is none."""
     return [saved for saved, _ in _tried(prompts, applies)[0]]
 
 
@@ -184,22 +149,22 @@ def _where_it_applies(prompts: Sequence[Saved], draw: Callable[[Saved], Picture]
 
 
 def _tried(prompts: Sequence[Saved], make: Callable[[Saved], Made]) -> tuple[list[tuple[Saved, Made]], list[str]]:
-    """What can be made of some prompts, and for the others what is missing.
+    """Calls ``make`` with each prompt; returns what it made, and the errors that are not `DoesNotApplyError`.
 
     Raises:
         SoftPromptError: of none; reasons that several share are told once.
     """
-    found: list[tuple[Saved, Made]] = []
+    made: list[tuple[Saved, Made]] = []
     missing: list[str] = []
     reasons: Counter[str] = Counter()
     for saved in prompts:
         try:
-            found.append((saved, make(saved)))
+            made.append((saved, make(saved)))
         except SoftPromptError as error:
             reasons[str(error).removeprefix(f"{saved.name}: ")] += 1
             if not isinstance(error, DoesNotApplyError):
                 missing.append(str(error))
-    if not found:
-        told = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
-        raise SoftPromptError("; ".join(told) or "there are no prompts to look at")
-    return found, missing
+    if not made:
+        lines = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
+        raise SoftPromptError("; ".join(lines) or "there are no prompts to look at")
+    return made, missing

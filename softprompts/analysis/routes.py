@@ -1,4 +1,4 @@
-"""What rows of each class get from a router, or from attention over source prompts."""
+"""A router's load: the share of each route (mask, prompt, source) in rows of each class."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import numpy as np
 from softprompts.analysis.drawing import (
     Picture,
     as_csv,
+    cells,
     colour_bar,
     file_name,
     heat_map,
-    new_figure,
 )
 from softprompts.analysis.sample import Sample, sample_of
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
+from softprompts.plotting import empty_figure
+
+_NO_ROUTER = "has no router"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a router does with rows of each class.
+    """How a router treats rows of each class.
 
     Attributes:
         shares: ``(C, k)``, the mean share that rows of a class give to each route (a mask, a prompt, a source).
@@ -45,18 +48,15 @@ class Load:
 
 
 def load_by_class(saved: Saved, rows: Sample) -> Load:
-    """What the router of a saved prompt does with some rows.
+    """Measures the load of a saved prompt's router on rows.
 
     Raises:
         SoftPromptError: it has none.
     """
-    seen = saved.seen_rows(rows.batch())
-    views = saved.views("routes", seen)
-    if not views:
-        raise DoesNotApplyError(_none(saved))
-    view = views[0]
+    inputs = saved.rows_of(rows.batch())
+    view = saved.view("routes", _NO_ROUTER, inputs)
     shares = view.values.double().numpy()
-    picked = [other for other in saved.views("chosen", seen) if other.part == view.part]
+    picked = [other for other in saved.views("chosen", inputs) if other.part == view.part]
     if picked:
         chosen = picked[0].values.numpy() > 0
     else:
@@ -65,10 +65,10 @@ def load_by_class(saved: Saved, rows: Sample) -> Load:
     entries = view.entries.get(view.axes[1])
     routes = tuple(entries) if entries else tuple(f"{view.axes[1]} {number}" for number in range(shares.shape[1]))
     return Load(
-        shares=np.stack([shares[own].mean(0) for own in of_class]),
+        shares=np.stack([shares[members].mean(0) for members in of_class]),
         spread=shares.std(0),
-        chosen=np.stack([chosen[own].sum(0) for own in of_class]),
-        rows=np.array([own.sum() for own in of_class]),
+        chosen=np.stack([chosen[members].sum(0) for members in of_class]),
+        rows=np.array([members.sum() for members in of_class]),
         classes=rows.names,
         routes=routes,
         mixed=not picked,
@@ -83,40 +83,33 @@ def load_of(saved: Saved, count: int = 64, data_dir: str | None = None) -> Load:
         SoftPromptError: it has no router, or the rows cannot be had.
     """
     if not saved.method.per_row:  # before any data are looked for
-        raise DoesNotApplyError(_none(saved))
+        raise saved.lacks(_NO_ROUTER)
     return load_by_class(saved, sample_of(saved, count, data_dir))
 
 
 def draw_router(saved: Saved, count: int = 64, data_dir: str | None = None) -> Picture:
     """Two heat maps of classes (down) and routes (across): mean share, and share of rows that choose the route."""
-    found = load_of(saved, count, data_dir)
-    classes, routes = found.shares.shape
-    figure = new_figure(2.4 + 1.3 * routes, 1.3 + 0.36 * classes)
+    load = load_of(saved, count, data_dir)
+    classes, routes = load.shares.shape
+    figure = empty_figure(2.4 + 1.3 * routes, 1.3 + 0.36 * classes)
     left, right = figure.subplots(1, 2)
-    names = [f"{name} ({number})" for name, number in zip(found.classes, found.rows, strict=True)]
-    kind = "greatest share" if found.mixed else "chosen"
+    names = [f"{name} ({number})" for name, number in zip(load.classes, load.rows, strict=True)]
+    kind = "greatest share" if load.mixed else "chosen"
     image = heat_map(
-        left, found.shares, title="mean share", columns=found.routes, rows=names, low=0, high=1, numbers=".2f"
+        left, load.shares, title="mean share", columns=load.routes, rows=names, low=0, high=1, numbers=".2f"
     )
-    part = found.chosen / np.maximum(found.rows[:, None], 1)
-    heat_map(right, part, title=f"{kind}, share of rows", columns=found.routes, low=0, high=1, numbers=".2f")
+    part = load.chosen / np.maximum(load.rows[:, None], 1)
+    heat_map(right, part, title=f"{kind}, share of rows", columns=load.routes, low=0, high=1, numbers=".2f")
     right.set_yticks([])
     colour_bar(figure, image, [left, right])
     figure.suptitle(saved.name, fontsize=10)
-    apart = float((found.shares.max(0) - found.shares.min(0)).max())
+    apart = float((load.shares.max(0) - load.shares.min(0)).max())
     caption = (
-        f"{saved.name}: what {int(found.rows.sum())} rows of its task get from the router, by class. "
+        f"{saved.name}: what {int(load.rows.sum())} rows of its task get from the router, by class. "
         f"Mean shares of two classes differ by {apart:.3f} at most; over rows a share varies by "
-        f"{found.spread.max():.3f} (standard deviation) at most. {found.note}"
+        f"{load.spread.max():.3f} (standard deviation) at most. {load.note}"
     ).strip()
-    lines = (
-        [found.classes[i], found.routes[j], found.shares[i, j], int(found.chosen[i, j]), int(found.rows[i])]
-        for i in range(classes)
-        for j in range(routes)
-    )
+    rows = np.broadcast_to(load.rows[:, None], load.shares.shape)
+    lines = cells((load.classes, load.routes), load.shares, load.chosen, rows)
     table = as_csv(("class", "route", "mean share", kind, "rows"), lines)
     return Picture(file_name("router", saved.name), caption, figure, table)
-
-
-def _none(saved: Saved) -> str:
-    return f"{saved.name}: {saved.config['method']} has no router"

@@ -1,4 +1,4 @@
-"""Rows of the task that a prompt was trained on, for what depends on the input."""
+"""Rows of the task that a prompt was trained on, for analyses that need inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.tasks import Example, Form, Task, collate, encode_examples, padding_id
-from softprompts.tasks.collate import inputs_of
+from softprompts.tasks.batches import inputs_of
 from softprompts.tasks.data import Data, recorded_data
 from softprompts.tasks.task import subsample
 
@@ -44,7 +44,7 @@ class Sample:
 
 
 def sample_of(saved: Saved, count: int = 64, data_dir: str | None = None) -> Sample:
-    """Rows of the task that a saved prompt names, written out as they were in training.
+    """Draws rows of the task that a saved prompt names, in the form that they had in training.
 
     Args:
         saved: the prompt.
@@ -57,7 +57,7 @@ def sample_of(saved: Saved, count: int = 64, data_dir: str | None = None) -> Sam
     task = _task(saved, data_dir)
     rows = subsample(task.validation or task.train, count, 0, "rows")
     tokenizer, kind = saved.loaded.tokenizer, saved.loaded.model.backbone_kind
-    encoded = encode_examples(rows, task, tokenizer, kind, saved.room, with_answer=False)
+    encoded = encode_examples(rows, task, tokenizer, kind, saved.max_length, with_answer=False)
     owners = encoded.owners if encoded.owners is not None else range(len(encoded.features))
     features: list[dict[str, Any]] = []
     labels: list[str] = []

@@ -1,4 +1,4 @@
-"""Saved prompts to look at: read without their backbone, which is loaded where an analysis needs it, once for all."""
+"""Saved prompts for analysis. They are read without a backbone; it is loaded once, when an analysis first needs it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from softprompts.training.prediction import evaluating
 
 
 class DoesNotApplyError(SoftPromptError):
-    """An analysis that a prompt's method has nothing to show for; other errors say what is missing or wrong."""
+    """The prompt's method has nothing that this analysis shows; other errors say what is missing or wrong."""
 
 
 @dataclass(frozen=True)
-class Plain:
+class PromptTensors:
     """What a prompt hands over, without an axis for the rows: the same for all, or the mean over some.
 
     Attributes:
@@ -47,7 +47,7 @@ class Plain:
 
 
 @dataclass
-class Loaded:
+class LoadedBackbone:
     """A backbone that some prompts are on, and its tokenizer."""
 
     model: Any
@@ -71,7 +71,7 @@ class Saved:
         SoftPromptError: there is no saved prompt, or it is damaged.
     """
 
-    def __init__(self, source: str | Path, name: str | None = None, backbones: dict[Any, Loaded] | None = None):
+    def __init__(self, source: str | Path, name: str | None = None, backbones: dict[Any, LoadedBackbone] | None = None):
         self.source = Path(source)
         self.place = prompt_folder(source)
         self.config, self._tensors = read(self.place)
@@ -104,27 +104,26 @@ class Saved:
         backbone = self.config["backbone"]
         config = make_config(self.config["method"], **self.config["config"])
         if config.uses_parts:
-            raise DoesNotApplyError(
-                f"{self.name}: {config.method} changes the model's own modules; no prompt to look at"
-            )
+            raise self.lacks("changes the model's own modules; no prompt to look at")
         width, widths = int(backbone["hidden_size"]), {size for _, size in backbone.get("sites") or []}
         size = backbone.get("vocabulary")
-        words = Vocabulary(lambda ids: torch.zeros(len(ids), width), size if isinstance(size, int) else 1, (), _one)
+        size = size if isinstance(size, int) else 1
+        words = Vocabulary(lambda ids: torch.zeros(len(ids), width), size, (), lambda text: [0])
         sites = len(self.sites) if config.uses_prefix else 0
         shape = Shape(hidden_size=width, num_sites=sites, kv_width=max(widths, default=0), vocabulary=words)
         # What is drawn here is overwritten.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             method = config.build(shape)
         prefix = "method."
-        own = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
+        tensors = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
         try:
-            method.load_state_dict(own)
+            method.load_state_dict(tensors)
         except RuntimeError as error:
             raise SoftPromptError(f"{self.place}: config and tensors do not belong together; was it edited?") from error
         return method.eval()
 
     def views(self, what: str, rows: Rows | None = None, of: Method | None = None) -> list[View]:
-        """What its method shows under this name, in float32 and without gradients; see `Method.views`.
+        """The method's views of this name, in float32 and without gradients; see `Method.views`.
 
         Args:
             what: "masks", "gates", ...
@@ -139,7 +138,22 @@ class Saved:
                 if view.what == what
             ]
 
-    def plain(self, rows: Rows | None = None, of: Method | None = None) -> Plain:
+    def view(self, what: str, otherwise: str, rows: Rows | None = None) -> View:
+        """The first of `views` of this name.
+
+        Raises:
+            SoftPromptError: its method has none, in the words of ``otherwise``: "has no masks of its own".
+        """
+        views = self.views(what, rows)
+        if not views:
+            raise self.lacks(otherwise)
+        return views[0]
+
+    def lacks(self, what: str) -> DoesNotApplyError:
+        """The error of an analysis that does not apply: "prompt-tuning has no masks of its own"."""
+        return DoesNotApplyError(f"{self.name}: {self.config['method']} {what}")
+
+    def tensors(self, rows: Rows | None = None, of: Method | None = None) -> PromptTensors:
         """The prompt as tensors.
 
         Args:
@@ -151,9 +165,7 @@ class Saved:
         """
         method = self.method if of is None else of
         if method.per_row and rows is None:
-            raise DoesNotApplyError(
-                f"{self.name}: {self.config['method']} has no tokens of its own, they depend on the input"
-            )
+            raise self.lacks("has no tokens of its own, they depend on the input")
         if method.reads_states:
             raise DoesNotApplyError(f"{self.name}: the prefix of {self.config['method']} depends on what layers get")
         with evaluating(method):
@@ -161,12 +173,12 @@ class Saved:
             tokens = None if prompt.tokens is None else prompt.tokens.float().mean(0)
             gates = 1.0 if prompt.gates is None else prompt.gates.float().unsqueeze(-1)
             keys, values = (None if x is None else (x.float() * gates).mean(1) for x in (prompt.keys, prompt.values))
-        return Plain(tokens, keys, values)
+        return PromptTensors(tokens, keys, values)
 
     # --- with it ----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedBackbone:
         """Its backbone with the prompt on it under `attached_name`, and the tokenizer.
 
         Raises:
@@ -183,22 +195,22 @@ class Saved:
                 except Exception as error:  # a damaged or foreign folder fails anywhere
                     raise SoftPromptError(f"{self.name}: the tokenizer of '{path}' cannot be loaded") from error
             model.delete_prompt(model.active_prompt)
-            self._backbones[key] = Loaded(model, tokenizer)
-        found = self._backbones[key]
-        self.attached_name = f"shown-{len(found.model.prompts)}"
-        found.model.load_prompt(self.place, self.attached_name)
-        return found
+            self._backbones[key] = LoadedBackbone(model, tokenizer)
+        backbone_loaded = self._backbones[key]
+        self.attached_name = f"shown-{len(backbone_loaded.model.prompts)}"
+        backbone_loaded.model.load_prompt(self.place, self.attached_name)
+        return backbone_loaded
 
     @property
-    def room(self) -> int:
+    def max_length(self) -> int:
         """Most tokens of an input."""
-        loaded, asked = self.loaded, int(self.meta.get("max_length", 256))
+        loaded, trained_with = self.loaded, int(self.meta.get("max_length", 256))
         taken = loaded.model.prompts[self.attached_name].config.input_tokens
         room = context_room(loaded.model, loaded.tokenizer, taken)
-        return asked if room is None else min(asked, room)
+        return trained_with if room is None else min(trained_with, room)
 
-    def seen_rows(self, batch: dict[str, Tensor]) -> Rows:
-        """What its method sees of a padded batch."""
+    def rows_of(self, batch: dict[str, Tensor]) -> Rows:
+        """A padded batch as the method gets it."""
         backbone = state_of(self.loaded.model).backbone
         with torch.no_grad():
             embeddings = cast(Tensor, backbone.embeddings(batch["input_ids"].to(backbone.device)))
@@ -212,9 +224,9 @@ class Saved:
         return cast(Tensor, table).float().cpu()
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of some ids, as the tokenizer writes them; those that only the table has by their number."""
-        found = self.loaded.tokenizer.convert_ids_to_tokens(list(ids))
-        return [f"<{number}>" if word is None else str(word) for number, word in zip(ids, found, strict=True)]
+        """The tokens of ids as the tokenizer writes them; an id beyond its vocabulary is written as a number."""
+        words = self.loaded.tokenizer.convert_ids_to_tokens(list(ids))
+        return [f"<{number}>" if word is None else str(word) for number, word in zip(ids, words, strict=True)]
 
     def at_start(self, what: str) -> tuple[Tensor | None, str]:
         """The first of `views` of this name as it was before training; None where it cannot be had, and then why."""
@@ -230,11 +242,11 @@ class Saved:
         Raises:
             SoftPromptError: that cannot be done, and why.
         """
-        seed, asked = self.meta.get("seed"), self.meta.get("settings")
+        seed, settings = self.meta.get("seed"), self.meta.get("settings")
         config = make_config(self.config["method"], **self.config["config"])
-        if seed is None or asked is None:
+        if seed is None or settings is None:
             raise SoftPromptError(f"{self.name}: no seed was kept, so that its start cannot be made again")
-        if json.loads(json.dumps(config.identity())) != asked:
+        if json.loads(json.dumps(config.identity())) != settings:
             raise SoftPromptError(f"{self.name}: it started from other saved prompts, which it does not keep")
         loaded, name = self.loaded, f"{self.attached_name}-start"
         loaded.model.add_prompt(name, config, tokenizer=loaded.tokenizer, seed=int(seed))
@@ -256,18 +268,13 @@ def open_prompts(sources: Iterable[str | Path | Saved], names: Sequence[str] | N
     places = list(sources)
     if names is not None and len(names) != len(places):
         raise SoftPromptError(f"there are {len(names)} names for {len(places)} prompts: give one for each")
-    backbones: dict[Any, Loaded] = {}
-    found = []
-    for index, place in enumerate(places):
-        name = None if names is None else names[index]
-        found.append(place if isinstance(place, Saved) else Saved(place, name, backbones))
-    if names is None:
-        own = [saved.name for saved in found]
-        for place, saved in zip(places, found, strict=True):
-            if own.count(saved.name) > 1 and not isinstance(place, Saved):
-                saved.name = f"{saved.name}, {saved.source.name}"
-    return found
-
-
-def _one(text: str) -> list[int]:
-    return [0]
+    backbones: dict[Any, LoadedBackbone] = {}
+    prompts = [
+        place if isinstance(place, Saved) else Saved(place, None if names is None else names[index], backbones)
+        for index, place in enumerate(places)
+    ]
+    called = [prompt.name for prompt in prompts]
+    for place, prompt in zip(places, prompts, strict=True):
+        if names is None and called.count(prompt.name) > 1 and not isinstance(place, Saved):
+            prompt.name = f"{prompt.name}, {prompt.source.name}"
+    return prompts

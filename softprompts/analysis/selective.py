@@ -1,4 +1,4 @@
-"""What the mask on attention scores does: the curves of Figure 5 of the Selective Prefix paper, and on real rows."""
+"""Selective Prefix's mask on attention scores: its curves (Figure 5 of the paper), and its effect on real rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
 from softprompts.analysis.drawing import (
     Picture,
     as_csv,
+    cells,
     colour_bar,
     file_name,
     heat_map,
-    new_figure,
+    panels,
 )
 from softprompts.analysis.sample import sample_of
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
+from softprompts.plotting import empty_figure
 
 _SCORES = np.linspace(-4, 4, 161)
 
@@ -44,27 +46,24 @@ class Curve:
 
 
 def curve(alpha: float, scores: np.ndarray = _SCORES) -> Curve:
-    """The mask of an alpha over some scores."""
+    """Computes the mask of an alpha over scores."""
     mask = expit(alpha * scores)
     return Curve(alpha, scores, mask, np.exp(scores), mask * np.exp(scores))
 
 
 def alpha_of(saved: Saved) -> float:
-    """Alpha of a saved prompt.
+    """The steepness of a saved prompt's mask.
 
     Raises:
         SoftPromptError: its method puts no mask on scores.
     """
-    views = saved.views("selective")
-    if not views:
-        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} puts no mask on attention scores")
-    return float(views[0].values)
+    return float(saved.view("selective", "puts no mask on attention scores").values)
 
 
 def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Picture:
     """``m(s)`` and ``m(s) exp(s)`` over the score for the alphas of some prompts, over the scores that were seen."""
     curves = [curve(alpha) for alpha in sorted({alpha_of(saved) for saved in prompts})]
-    figure = new_figure(8.2, 3.4)
+    figure = empty_figure(8.2, 3.4)
     left, right = figure.subplots(1, 2)
     left.plot(_SCORES, np.ones_like(_SCORES), color="C0", label="no mask")
     right.plot(_SCORES, np.exp(_SCORES), color="C0", label="exp(s)")
@@ -111,29 +110,28 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
     return Picture(name, caption, figure, table)
 
 
-def draw_attention(saved: Saved, found: Attention) -> Picture:
+def draw_attention(saved: Saved, attention: Attention) -> Picture:
     """Heat maps of sites (down) and prefix tokens (across): attention before the mask, and after it."""
-    sites, length = found.before.shape
-    figure = new_figure(2.6 + 2 * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
-    panels = figure.subplots(1, 2)
-    high = max(float(found.before.max()), float(found.after.max()))
-    for axes, title, values in zip(panels, ("before the mask", "after it"), (found.before, found.after), strict=True):
-        rows = found.sites if axes is panels[0] else [""] * sites
+    sites, length = attention.before.shape
+    figure = empty_figure(2.6 + 2 * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
+    sides = panels(figure, 2, 2)
+    high = max(float(attention.before.max()), float(attention.after.max()))
+    for axes, title, values in zip(
+        sides, ("before the mask", "after it"), (attention.before, attention.after), strict=True
+    ):
+        rows = attention.sites if axes is sides[0] else [""] * sites
         image = heat_map(axes, values, title=title, across="prefix token", rows=rows, low=0, high=high)
-    colour_bar(figure, image, list(panels), "mean attention")
+    colour_bar(figure, image, sides, "mean attention")
     figure.suptitle(saved.name, fontsize=10)
-    before, after = found.before.sum(1), found.after.sum(1)
+    before, after = attention.before.sum(1), attention.after.sum(1)
     caption = (
-        f"{saved.name}: attention to each prefix token (across) at each site (down), mean over {found.rows} rows, "
+        f"{saved.name}: attention to each prefix token (across) at each site (down), mean over {attention.rows} rows, "
         f"heads and queries. The prefix takes {100 * before.mean():.1f} % of all attention before the mask and "
         f"{100 * after.mean():.1f} % after it (by site from {100 * after.min():.1f} to {100 * after.max():.1f} %); "
-        f"{100 * found.negative.mean():.0f} % of its scores are negative."
+        f"{100 * attention.negative.mean():.0f} % of its scores are negative."
     )
-    lines = (
-        [found.sites[i], j, found.before[i, j], found.after[i, j], float(found.negative[i])]
-        for i in range(sites)
-        for j in range(length)
-    )
+    negative = np.broadcast_to(attention.negative[:, None], attention.before.shape)
+    lines = cells((attention.sites, None), attention.before, attention.after, negative)
     table = as_csv(("site", "token", "before", "after", "negative scores at this site"), lines)
     return Picture(file_name("attention", saved.name), caption, figure, table)
 
@@ -152,4 +150,4 @@ def draw_selective(prompts: Sequence[Saved], count: int = 64, data_dir: str | No
     curves = draw_curves(prompts, seen[0][1] if len(prompts) == 1 and seen else None)
     if reasons:
         curves = curves._replace(caption=f"{curves.caption} No attention on real rows: {'; '.join(reasons)}.")
-    return [curves, *(draw_attention(saved, found) for saved, found in seen)]
+    return [curves, *(draw_attention(saved, attention) for saved, attention in seen)]

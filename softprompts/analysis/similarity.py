@@ -1,4 +1,4 @@
-"""How alike the prompts of several tasks are, as SPoT compares them to find sources."""
+"""Cosine similarity of the prompts of several tasks, by which SPoT finds sources."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from softprompts.analysis.drawing import (
     SIGNED,
     Picture,
     as_csv,
+    cells,
     colour_bar,
     heat_map,
-    new_figure,
+    panels,
 )
-from softprompts.analysis.saved import Plain, Saved
+from softprompts.analysis.saved import PromptTensors, Saved
 from softprompts.analysis.superposition import between, cosines
 from softprompts.errors import SoftPromptError
+from softprompts.plotting import empty_figure
 
 TOKENS, PREFIX = "tokens", "prefix"
+_NOTHING = PromptTensors(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class _Member:
 
 
 def similarities(prompts: Sequence[Saved], with_start: bool = True) -> tuple[list[Similarity], list[str]]:
-    """The similarities of some prompts, by what they have in common; and why some are left out.
+    """Compares prompts that share a backbone and a part (tokens or prefix); also returns why some are left out.
 
     Args:
         prompts: the prompts.
@@ -67,21 +70,21 @@ def similarities(prompts: Sequence[Saved], with_start: bool = True) -> tuple[lis
     reasons = []
     for saved in prompts:
         try:
-            plain = saved.plain()
+            trained = saved.tensors()
         except SoftPromptError as error:
             reasons.append(str(error))
             continue
         backbone = saved.config["backbone"]
         where = tuple(backbone.get(key) for key in ("name", "model_type", "hidden_size", "vocabulary"))
-        start = _start(saved) if with_start else Plain(None, None, None)
+        start = _start(saved) if with_start else _NOTHING
         for part, rows, first in (
-            (TOKENS, plain.tokens, start.tokens),
-            (PREFIX, _by_token(plain.keys, plain.values), _by_token(start.keys, start.values)),
+            (TOKENS, trained.tokens, start.tokens),
+            (PREFIX, _by_token(trained.keys, trained.values), _by_token(start.keys, start.values)),
         ):
             if rows is not None and len(rows):
                 member = _Member(saved.name, rows.numpy(), None if first is None else first.numpy())
                 parts.setdefault((part, *where, saved.sites if part == PREFIX else ()), []).append(member)
-    found = []
+    similar = []
     for (kind, *_), members in parts.items():
         names = tuple(member.name for member in members)
         if len(members) < 2:
@@ -94,21 +97,21 @@ def similarities(prompts: Sequence[Saved], with_start: bool = True) -> tuple[lis
         added = None
         if len(starts) == len(members):
             added = cosines(np.stack([mean - first for mean, first in zip(means, starts, strict=True)]))
-        found.append(Similarity(str(kind), names, cosines(np.stack(means)), flat, added))
-    if not found:
+        similar.append(Similarity(str(kind), names, cosines(np.stack(means)), flat, added))
+    if not similar:
         raise SoftPromptError("; ".join(reasons) or "similarity needs two prompts or more")
-    return found, reasons
+    return similar, reasons
 
 
-def _start(saved: Saved) -> Plain:
+def _start(saved: Saved) -> PromptTensors:
     try:
-        return saved.plain(of=saved.untrained)
+        return saved.tensors(of=saved.untrained)
     except SoftPromptError:
-        return Plain(None, None, None)
+        return _NOTHING
 
 
 def _by_token(keys: Tensor | None, values: Tensor | None) -> Tensor | None:
-    """``(l, 2*S*w)`` of keys and values ``(S, l, w)``."""
+    """Flattens keys and values ``(S, l, w)`` to ``(l, 2*S*w)``."""
     if keys is None or values is None:
         return None
     return torch.stack([keys, values]).permute(2, 0, 1, 3).flatten(1)
@@ -116,56 +119,47 @@ def _by_token(keys: Tensor | None, values: Tensor | None) -> Tensor | None:
 
 def draw_similarity(prompts: Sequence[Saved]) -> list[Picture]:
     """A picture for tokens and one for prefixes, each with a matrix of pooled and one of flattened prompts."""
-    found, reasons = similarities(prompts)
-    return [_drawn(each, reasons) for each in found]
+    similar, reasons = similarities(prompts)
+    return [_drawn(each, reasons) for each in similar]
 
 
-def _drawn(found: Similarity, reasons: Sequence[str]) -> Picture:
-    matrices = [("mean over tokens", found.pooled)]
-    if found.flat is not None:
-        matrices.append(("all numbers in order", found.flat))
-    if found.learned is not None:
-        matrices.append(("what training added, mean", found.learned))
-    count = len(found.names)
+def _drawn(similar: Similarity, reasons: Sequence[str]) -> Picture:
+    matrices = [("mean over tokens", similar.pooled)]
+    if similar.flat is not None:
+        matrices.append(("all numbers in order", similar.flat))
+    if similar.learned is not None:
+        matrices.append(("what training added, mean", similar.learned))
+    count = len(similar.names)
     side = 1.6 + 0.45 * min(count, 20)
-    figure = new_figure(1.8 + side * len(matrices), side + 0.6)
-    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
-    for place, (axes, (title, matrix)) in enumerate(zip(panels, matrices, strict=True)):
-        numbers = ".2f" if count <= 12 else None
+    figure = empty_figure(1.8 + side * len(matrices), side + 0.6)
+    row = panels(figure, len(matrices), len(matrices))
+    for place, (axes, (title, matrix)) in enumerate(zip(row, matrices, strict=True)):
+        names = similar.names if place == 0 else [""] * count
         image = heat_map(
-            axes, matrix, title=title, columns=found.names, rows=found.names if place == 0 else [""] * count, low=-1,
-            high=1, colours=SIGNED, numbers=numbers,
+            axes, matrix, title=title, columns=similar.names, rows=names, low=-1, high=1, colours=SIGNED,
+            numbers=".2f" if count <= 12 else None,
         )  # fmt: skip
         axes.tick_params(axis="x", labelrotation=90)
-    colour_bar(figure, image, list(panels), "cosine")
-    figure.suptitle(f"similarity of prompts ({found.part})", fontsize=10)
-    pairs = between(found.pooled)
-    first, second = (int(i) for i in np.argwhere(np.triu(found.pooled, 1) == pairs.max())[0])
+    colour_bar(figure, image, row, "cosine")
+    figure.suptitle(f"similarity of prompts ({similar.part})", fontsize=10)
+    pairs = between(similar.pooled)
+    first, second = (int(i) for i in np.argwhere(np.triu(similar.pooled, 1) == pairs.max())[0])
     caption = (
-        f"Cosine between the {found.part} of {count} prompts. Pooled over tokens from {pairs.min():.2f} to "
-        f"{pairs.max():.2f} (most alike: {found.names[first]} and {found.names[second]})"
+        f"Cosine between the {similar.part} of {count} prompts. Pooled over tokens from {pairs.min():.2f} to "
+        f"{pairs.max():.2f} (most alike: {similar.names[first]} and {similar.names[second]})"
     )
-    if found.flat is None:
+    if similar.flat is None:
         caption += "; their lengths differ, so that they are not compared token by token."
     else:
-        caption += f", token by token from {between(found.flat).min():.2f} to {between(found.flat).max():.2f}."
-    if found.learned is not None:
-        learned = between(found.learned)
+        caption += f", token by token from {between(similar.flat).min():.2f} to {between(similar.flat).max():.2f}."
+    if similar.learned is not None:
+        learned = between(similar.learned)
         caption += (
             f" Of what training added to the means, from {learned.min():.2f} to {learned.max():.2f}: prompts that "
             "started from the same seed are alike in part for that alone."
         )
     if reasons:
         caption += f" Left out: {'; '.join(reasons)}."
-    lines = (
-        [
-            found.names[i],
-            found.names[j],
-            *("" if matrix is None else matrix[i, j] for matrix in (found.pooled, found.flat, found.learned)),
-        ]
-        for i in range(count)
-        for j in range(count)
-    )
-    return Picture(
-        f"similarity-{found.part}", caption, figure, as_csv(("prompt", "other", "pooled", "flat", "learned"), lines)
-    )
+    lines = cells((similar.names, similar.names), similar.pooled, similar.flat, similar.learned)
+    table = as_csv(("prompt", "other", "pooled", "flat", "learned"), lines)
+    return Picture(f"similarity-{similar.part}", caption, figure, table)

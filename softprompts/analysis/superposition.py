@@ -1,4 +1,4 @@
-"""How alike the superpositions of a prompt's tokens are: Figure 2d of the SuperPos paper."""
+"""SuperPos's weights: cosines between the superpositions of a prompt's tokens (Figure 2d of the paper)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from softprompts.analysis.drawing import (
     SIGNED,
     Picture,
     as_csv,
+    cells,
     colour_bar,
     file_name,
     heat_map,
-    new_figure,
+    panels,
 )
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
+from softprompts.plotting import empty_figure
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def cosines(rows: np.ndarray) -> np.ndarray:
 
 
 def between(matrix: np.ndarray) -> np.ndarray:
-    """What is beside the diagonal of a symmetric matrix, each pair once."""
+    """The entries above the diagonal of a matrix."""
     return np.asarray(matrix[np.triu_indices(len(matrix), 1)])
 
 
@@ -55,48 +57,43 @@ def superposition_of(saved: Saved) -> Superposition:
     Raises:
         SoftPromptError: its tokens are no superpositions.
     """
-    weights, embeddings = saved.views("superposition"), saved.views("embeddings")
-    if not weights or not embeddings:
-        raise DoesNotApplyError(f"{saved.name}: the tokens of {saved.config['method']} are no superpositions")
-    mixed = embeddings[0].values.flatten(1).numpy()
+    weights, mixed = (
+        saved.view(what, "has tokens that are no superpositions").values.flatten(1).numpy()
+        for what in ("superposition", "embeddings")
+    )
     centre = mixed.mean(0)
     moved = np.linalg.norm(mixed - centre, axis=1).mean() / max(float(np.linalg.norm(centre)), 1e-12)
     start, _ = saved.at_start("superposition")
     first = None if start is None else cosines(start.numpy())
-    return Superposition(cosines(weights[0].values.numpy()), first, cosines(mixed), float(moved))
+    return Superposition(cosines(weights), first, cosines(mixed), float(moved))
 
 
 def draw_superposition(prompts: Sequence[Saved]) -> Picture:
     """A matrix of cosines between the weights of each pair of tokens, one panel a prompt."""
-    found = [superposition_of(saved) for saved in prompts]
-    columns = min(len(found), 4)
-    lines = -(-len(found) // columns)
-    figure = new_figure(1.0 + 2.6 * columns, 0.3 + 2.6 * lines)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axes in grid.flat[len(found) :]:
-        axes.set_axis_off()
-    for axes, saved, each in zip(grid.flat, prompts, found, strict=False):
+    superpositions = [superposition_of(saved) for saved in prompts]
+    columns = min(len(prompts), 4)
+    figure = empty_figure(1.0 + 2.6 * columns, 0.3 + 2.6 * -(-len(prompts) // columns))
+    for axes, saved, each in zip(panels(figure, len(prompts), columns), prompts, superpositions, strict=True):
         image = heat_map(
             axes, each.weights, title=saved.name, across="token", down="token", low=-1, high=1, colours=SIGNED
         )
         axes.set_aspect("equal")
-    colour_bar(figure, image, list(grid.flat), "cosine of weights")
-    told = []
-    for saved, each in zip(prompts, found, strict=True):
+    colour_bar(figure, image, figure.axes, "cosine of weights")
+    facts = []
+    for saved, each in zip(prompts, superpositions, strict=True):
         pairs = between(each.weights) if len(each.weights) > 1 else np.zeros(1)
-        told.append(
+        facts.append(
             f"{saved.name}: cosines from {pairs.min():.2f} to {pairs.max():.2f}, mean size {np.abs(pairs).mean():.2f}"
             + ("" if each.start is None else f" ({np.abs(between(each.start)).mean():.2f} at the start, random)")
             + f"; each token's embeddings lie {100 * each.moved:.1f} % of their norm from the tokens' mean."
         )
-    caption = "Cosine between the superposition weights of each pair of prompt tokens. " + " ".join(told)
+    caption = "Cosine between the superposition weights of each pair of prompt tokens. " + " ".join(facts)
     table = as_csv(
         ("prompt", "token", "other", "weights", "embeddings"),
         (
-            [saved.name, i, j, each.weights[i, j], each.embeddings[i, j]]
-            for saved, each in zip(prompts, found, strict=True)
-            for i in range(len(each.weights))
-            for j in range(len(each.weights))
+            [saved.name, *line]
+            for saved, each in zip(prompts, superpositions, strict=True)
+            for line in cells((None, None), each.weights, each.embeddings)
         ),
     )
     name = file_name("superposition", prompts[0].name if len(prompts) == 1 else "")

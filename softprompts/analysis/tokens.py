@@ -12,14 +12,15 @@ from torch.nn import functional
 from softprompts.analysis.drawing import (
     Picture,
     as_csv,
+    cells,
     colour_bar,
     file_name,
     heat_map,
-    new_figure,
 )
-from softprompts.analysis.saved import DoesNotApplyError, Saved
+from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Method
+from softprompts.plotting import empty_figure
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ def soft_tokens(saved: Saved, of: Method | None = None) -> tuple[Tensor, tuple[s
         values = views[0].values
         names = (f"{views[0].axes[0]} {i}, {j}" for i in range(values.shape[0]) for j in range(values.shape[1]))
         return values.flatten(0, 1), tuple(names)
-    tokens = saved.plain(of=of).tokens
+    tokens = saved.tensors(of=of).tokens
     if tokens is None or not len(tokens):
-        raise DoesNotApplyError(f"{saved.name}: {saved.config['method']} puts no tokens into the input")
+        raise saved.lacks("puts no tokens into the input")
     return tokens, tuple(map(str, range(len(tokens))))
 
 
@@ -83,42 +84,39 @@ def neighbours(tokens: Tensor, names: tuple[str, ...], vocabulary: Tensor, count
 def draw_tokens(saved: Saved, count: int = 5) -> Picture:
     """A table of the nearest tokens by cosine, its cells coloured by the cosine."""
     tokens, names = soft_tokens(saved)
-    found = neighbours(tokens, names, saved.vocabulary(), count)
-    shown = found.cosines[:40]
-    figure = new_figure(1.6 + 1.1 * shown.shape[1], 0.9 + 0.2 * len(shown))
+    near = neighbours(tokens, names, saved.vocabulary(), count)
+    shown = near.cosines[:40]
+    figure = empty_figure(1.6 + 1.1 * shown.shape[1], 0.9 + 0.2 * len(shown))
     axes = figure.subplots()
+    ranks = [str(rank + 1) for rank in range(shown.shape[1])]
     image = heat_map(
         axes, shown, title=saved.name, across="nearest by cosine", down="soft token", low=0, high=1,
-        rows=found.names[:40], columns=[str(rank + 1) for rank in range(shown.shape[1])],
+        rows=near.names[:40], columns=ranks,
     )  # fmt: skip
-    words = {place: saved.words(ids) for place, ids in enumerate(found.by_cosine.tolist())}
-    other = {place: saved.words(ids) for place, ids in enumerate(found.by_distance.tolist())}
+    words = np.array([saved.words(ids) for ids in near.by_cosine.tolist()])
+    other = np.array([saved.words(ids) for ids in near.by_distance.tolist()])
     for (place, rank), value in np.ndenumerate(shown):
-        text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place][rank]).replace("$", r"\$")
+        text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place, rank]).replace("$", r"\$")
         axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
     colour_bar(figure, image, axes, "cosine")
-    same = float((found.by_cosine[:, 0] == found.by_distance[:, 0]).mean())
+    same = float((near.by_cosine[:, 0] == near.by_distance[:, 0]).mean())
     try:
         start, _ = soft_tokens(saved, saved.untrained)
         before = neighbours(start, names, saved.vocabulary(), 1).by_cosine[:, 0]
         stayed = (
-            f" {int((before == found.by_cosine[:, 0]).sum())} of {len(before)} have the same nearest as at the start."
+            f" {int((before == near.by_cosine[:, 0]).sum())} of {len(before)} have the same nearest as at the start."
         )
     except SoftPromptError as error:
         stayed = f" What they started from is not known: {error}."
     caption = (
         f"{saved.name}: the vocabulary tokens nearest to each soft token. The nearest has a cosine of "
-        f"{np.median(found.cosines[:, 0]):.2f} (median; from {found.cosines[:, 0].min():.2f} to "
-        f"{found.cosines[:, 0].max():.2f}) and lies {np.median(found.distances[:, 0]):.2f} away, where embeddings have "
-        f"a norm of {found.norm:.2f} and soft tokens one of {float(tokens.norm(dim=1).median()):.2f}; cosine and "
+        f"{np.median(near.cosines[:, 0]):.2f} (median; from {near.cosines[:, 0].min():.2f} to "
+        f"{near.cosines[:, 0].max():.2f}) and lies {np.median(near.distances[:, 0]):.2f} away, where embeddings have "
+        f"a norm of {near.norm:.2f} and soft tokens one of {float(tokens.norm(dim=1).median()):.2f}; cosine and "
         f"distance name the same token for {100 * same:.0f} %." + stayed
     )
-    if len(found.cosines) > len(shown):
-        caption += f" The first {len(shown)} of {len(found.cosines)} are shown."
-    lines = (
-        [found.names[i], j + 1, words[i][j], found.cosines[i, j], other[i][j], found.distances[i, j]]
-        for i in range(len(tokens))
-        for j in range(found.cosines.shape[1])
-    )
+    if len(near.cosines) > len(shown):
+        caption += f" The first {len(shown)} of {len(near.cosines)} are shown."
+    lines = cells((near.names, ranks), words, near.cosines, other, near.distances)
     table = as_csv(("soft token", "rank", "by cosine", "cosine", "by distance", "distance"), lines)
     return Picture(file_name("tokens", saved.name), caption, figure, table)

@@ -97,7 +97,7 @@ def _first(row: Mapping[str, Any], predictor: Any) -> str:
 
 
 def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: str) -> None:
-    from softprompts.storage.run_folder import write_text_atomic
+    from softprompts.storage.files import write_text_atomic
 
     form = predictor.task.form
     own = ["choices"] if form.chooses and not form.choices else []

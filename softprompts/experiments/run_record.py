@@ -15,6 +15,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import shared_state
 from softprompts.storage import run_folder
+from softprompts.storage.files import write_text_atomic
 from softprompts.tasks.data import _PLACE, Data
 from softprompts.training import TrainConfig, open_run
 from softprompts.version import __version__
@@ -83,7 +84,7 @@ def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequen
         note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
         note += "".join(f"#   {file}\n" for file in files)
     if new and note:
-        run_folder.write_text_atomic(file, file.read_text(encoding="utf-8") + note)
+        write_text_atomic(file, file.read_text(encoding="utf-8") + note)
 
 
 def load_checked(path: Path) -> dict[str, Any]:

@@ -217,12 +217,12 @@ def _add_prompts(app: FastAPI, service: Service) -> None:
 
 def _told(loaded: Loaded) -> dict[str, Any]:
     reader = loaded.reader
-    known = reader.told or reader.kind == "encoder"
+    known = reader.knows_task or reader.kind == "encoder"
     return {
         "name": loaded.name,
         "loaded": True,
         "method": loaded.config["method"],
-        "task": reader.task.name if reader.told else None,
+        "task": reader.task.name if reader.knows_task else None,
         "kind": reader.task.kind if known else None,
         "fields": list(reader.fields) if known else [],
         "labels": list(reader.labels),

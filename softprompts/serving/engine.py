@@ -38,8 +38,8 @@ from softprompts.serving.errors import FailedError
 from softprompts.serving.sampling import Sampler
 from softprompts.storage.saved_prompt import read
 from softprompts.tasks import padding_id
-from softprompts.tasks.collate import collate, inputs_of, length_of
-from softprompts.tasks.task_reader import PromptReader
+from softprompts.tasks.batches import collate, inputs_of, length_of
+from softprompts.tasks.task_reader import TaskReader
 from softprompts.training.prediction import score_rows
 
 _DEFAULT_CLASS = {
@@ -72,7 +72,7 @@ class Loaded:
     key: str
     model: str
     prompt: Prompt
-    reader: PromptReader
+    reader: TaskReader
     config: Mapping[str, Any]
     room: int | None = None
     stamp: Any = None
@@ -86,7 +86,7 @@ class Line:
 
     Attributes:
         owner: its prompt.
-        feature: its token ids, see `softprompts.tasks.collate.collate`.
+        feature: its token ids, see `softprompts.tasks.batches.collate`.
         answers: token ids of the answers that a language model is to score; None where a head scores.
     """
 
@@ -248,7 +248,7 @@ class Engine:
         """
         room = context_room(self.models[cls], self.tokenizer, prompt.config.input_tokens)
         try:
-            made = PromptReader(config, prompt, self.tokenizer, self.kind, room, name)
+            made = TaskReader(config, prompt.labels, self.tokenizer, self.kind, room, name)
         except SoftPromptError:
             raise
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

@@ -212,7 +212,7 @@ def _require_language_model(engine: Engine) -> None:
 def _input_ids(engine: Engine, row: Asked, template: bool) -> list[int]:
     """What a language model reads of a row: its task's writing, or the text as it is."""
     reader = row.owner.reader
-    if template and reader.told:
+    if template and reader.knows_task:
         ids = list(reader.encode([_row(row.owner, row.text)]).encoded.features[0]["input_ids"])
     else:
         if not isinstance(row.text, str):

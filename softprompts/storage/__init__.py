@@ -1,1 +1,1 @@
-"""Files: saved prompts, run folders, locks, and the model hub. Nothing here knows a model."""
+"""What is on disk: files written whole, run folders, saved prompts, locks, and prompts on the hub."""

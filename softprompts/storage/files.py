@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Writes files and folders whole or not at all: a crash leaves the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from softprompts.errors import SoftPromptError
 
 
 def write_atomic(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
-    """Writes a file so that readers, and a crash at any time, see the old content or the new one, never a part.
+    """Writes a file, so that a reader sees the old content or the new one at any time.
 
     Args:
         path: the file; its folder is made when it is missing.
@@ -53,8 +53,7 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 def replace_folder(source: str | Path, target: str | Path) -> None:
     """Makes a folder a copy of another; readers see it with all of its old files or all of the new ones.
 
-    A folder that is there already is moved away first, so that for a moment, and after a crash in just that moment,
-    there is none.
+    An old folder is moved away just before the new one takes its place; a crash between the two moves leaves none.
 
     Args:
         source: the folder to copy.
@@ -92,13 +91,7 @@ def require_folder(folder: str | Path, what: str) -> None:
 
 
 def require_new_folder(folder: str | Path) -> Path:
-    """Makes sure that nothing is lost by writing a folder.
-
-    Args:
-        folder: its path.
-
-    Returns:
-        The path.
+    """Makes sure that a folder is empty or not there yet, so that writing it loses nothing; returns its path.
 
     Raises:
         SoftPromptError: there is a file, or a folder with something in it.
@@ -114,13 +107,13 @@ def require_new_folder(folder: str | Path) -> Path:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name, and is on disk, once all went well; else nothing is left of it.
+    """A folder to write into under a temporary name: it gets its name at the end, and is removed after an error.
 
     Args:
-        folder: the name; there is nothing of it yet, or an empty folder.
+        folder: its name; nothing is there yet, or an empty folder.
 
     Yields:
-        The folder as it is called until then.
+        The folder under its temporary name.
     """
     folder = folder.resolve()  # "." has a name too
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +164,7 @@ def default_cache_dir() -> Path:
 
     "off" in the first of them turns off what can be done without; what is fetched is kept all the same.
     """
-    given = os.environ.get("SOFTPROMPTS_CACHE", "").strip()
-    if given.lower() not in ("", "off"):
-        return Path(given)
+    folder = os.environ.get("SOFTPROMPTS_CACHE", "").strip()
+    if folder.lower() not in ("", "off"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softprompts"

@@ -1,4 +1,7 @@
-"""Run folders: ``runs/<id>/`` with config.yaml, metrics.jsonl, checkpoint/, prompt/ and, once done, result.json."""
+"""Run folders: ``runs/<id>/`` with config.yaml, metrics.jsonl, checkpoint/, prompt/ and, once done, result.json.
+
+The id is a hash of the run's settings, so that the same settings find the run that they made before.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,7 @@ from typing import Any
 import yaml
 
 from softprompts.errors import SoftPromptError
-from softprompts.storage.files import require_folder
-from softprompts.storage.files import write_atomic as write_atomic
-from softprompts.storage.files import write_json_atomic as write_json_atomic
-from softprompts.storage.files import write_text_atomic as write_text_atomic
+from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.storage.saved_prompt import PROMPT as PROMPT
 
 CONFIG = "config.yaml"
@@ -38,7 +38,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def _canonical(value: Any) -> Any:
-    """Makes values equal that YAML and Python write differently: 1.0 and 1, tuples and lists."""
+    """The value with one spelling of what YAML and Python write differently: 1.0 and 1, tuples and lists."""
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -108,8 +108,8 @@ def open_run(
         The folder; it holds config.yaml.
 
     Raises:
-        SoftPromptError: the folder holds a finished run, an unfinished one, or something else, and nothing was said
-            about that.
+        SoftPromptError: the folder holds a finished run without ``reuse``, an unfinished one without ``resume``, or
+            something else.
     """
     identity = run_id(config)
     path = Path(folder) if folder is not None else Path(root) / identity
@@ -148,6 +148,7 @@ def load_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 def cut_metrics(folder: str | Path, step: int) -> None:
     """Drops the lines after ``step``, those a resumed run is going to write again."""
-    kept = [record for record in load_metrics(folder) if record["step"] <= step]
-    if (Path(folder) / METRICS).is_file():
-        write_text_atomic(Path(folder) / METRICS, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+    path = Path(folder) / METRICS
+    if path.is_file():
+        kept = [record for record in load_metrics(folder) if record["step"] <= step]
+        write_text_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

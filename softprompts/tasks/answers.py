@@ -1,4 +1,4 @@
-"""What a language model wrote, read as a label or a score by the papers' rules."""
+"""Reads generated text as a label or a score, by the rules of the papers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import re
 import reprlib
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from numbers import Integral
+from typing import Any, NamedTuple
 
 from softprompts.errors import SoftPromptError, nearest
 
@@ -23,29 +23,15 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
-@dataclass(frozen=True)
-class ReadLabels:
-    """Labels read from text.
+class ReadAnswers(NamedTuple):
+    """Labels or scores that were read from texts.
 
     Attributes:
-        labels: one for each text; -1 stands for none of the classes.
-        invalid: how many texts were none of the words, whatever the rule made of them.
+        values: one for each text: a label (-1 stands for none of the classes), or a finite score.
+        invalid: how many texts were none of the words, or no finite number, whatever they count as.
     """
 
-    labels: list[int]
-    invalid: int
-
-
-@dataclass(frozen=True)
-class ReadScores:
-    """Scores read from text.
-
-    Attributes:
-        scores: one for each text, all finite.
-        invalid: how many texts were no finite number.
-    """
-
-    scores: list[float]
+    values: list[Any]
     invalid: int
 
 
@@ -59,7 +45,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def read_labels(texts: Iterable[str], words: Sequence[str], truth: Sequence[int] | None, rule: str) -> ReadLabels:
+def read_labels(texts: Iterable[str], words: Sequence[str], truth: Sequence[int] | None, rule: str) -> ReadAnswers:
     """The class that each generated text names.
 
     What becomes of a text that is none of the words:
@@ -110,10 +96,10 @@ def read_labels(texts: Iterable[str], words: Sequence[str], truth: Sequence[int]
             if rule == "opposite" and truth is not None:
                 label = (int(truth[row]) + 1) % len(words)
         labels.append(label)
-    return ReadLabels(labels, invalid)
+    return ReadAnswers(labels, invalid)
 
 
-def read_scores(texts: Iterable[str], invalid: float = -1.0) -> ReadScores:
+def read_scores(texts: Iterable[str], invalid: float = -1.0) -> ReadAnswers:
     """The number that each generated text is, for STS-B and other regression.
 
     A text that is no finite number becomes ``invalid``: -1 as in T5, ATTEMPT and DePT. Residual Prompt Tuning takes 0
@@ -129,15 +115,19 @@ def read_scores(texts: Iterable[str], invalid: float = -1.0) -> ReadScores:
     """
     scores, failed = [], 0
     for text in _texts(texts):
-        try:
-            score = float(text)
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            failed += 1
-            score = float(invalid)
-        scores.append(score)
-    return ReadScores(scores, failed)
+        score = finite_number(text)
+        failed += score is None
+        scores.append(float(invalid) if score is None else score)
+    return ReadAnswers(scores, failed)
+
+
+def finite_number(text: str) -> float | None:
+    """The number that a text is; None: it is no finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def score_string(value: float, snap: bool = True) -> str:

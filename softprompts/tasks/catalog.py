@@ -6,29 +6,30 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example
 from softprompts.tasks.glue import GLUE
-from softprompts.tasks.hub_rows import MISMATCHED, on_hub, rows_of, there
+from softprompts.tasks.hub_rows import MISMATCHED, has_split, on_hub, rows_of
 from softprompts.tasks.ner import NER
-from softprompts.tasks.reviews import DOMAINS, load_reviews
-from softprompts.tasks.reviews import METRICS as REVIEWS_METRICS
+from softprompts.tasks.reviews import REVIEWS, load_reviews
 from softprompts.tasks.spec import DEFAULT, Spec
+from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.squad import SQUAD
 from softprompts.tasks.superglue import SUPERGLUE
-from softprompts.tasks.task import OFFICIAL, Example, Task
+from softprompts.tasks.task import Task
 from softprompts.tasks.yaml_tasks import declared, is_declaration, load_declared
 
-SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE, **SQUAD, **NER}
+SPECS: dict[str, Spec] = {**GLUE, **SUPERGLUE, **SQUAD, **NER}  # of the tasks with files, or on the hub
+_BUILT_IN: dict[str, Spec] = {**REVIEWS, **SPECS}
 
 
 def task_names() -> list[tuple[str, str]]:
     """Every built-in task with a one-line description."""
-    reviews = [(name, about) for name, (_, about) in DOMAINS.items()]
-    return reviews + [(name, spec.about) for name, spec in SPECS.items()]
+    return [(name, spec.about) for name, spec in _BUILT_IN.items()]
 
 
 def task_kinds() -> dict[str, str]:
     """The kind of every built-in task."""
-    return {**dict.fromkeys(DOMAINS, "classification"), **{name: spec.form.kind for name, spec in SPECS.items()}}
+    return {name: spec.form.kind for name, spec in _BUILT_IN.items()}
 
 
 def task_outline(name: str) -> tuple[str, list[str]]:
@@ -41,12 +42,10 @@ def task_outline(name: str) -> tuple[str, list[str]]:
         SoftPromptError: unknown task, or a YAML file that cannot be used.
     """
     if is_declaration(name):
-        own = declared(Path(name))
-        return own.about, [DEFAULT, *own.templates]
-    about = dict(task_names())
-    if name not in about:
-        raise SoftPromptError(f"unknown task '{name}': {nearest(name, about)}")
-    return about[name], [DEFAULT, *(SPECS[name].templates if name in SPECS else ())]
+        task = declared(Path(name))
+        return task.about, [DEFAULT, *task.templates]
+    spec = _spec(name)
+    return spec.about, [DEFAULT, *spec.templates]
 
 
 def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
@@ -60,11 +59,10 @@ def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
         SoftPromptError: unknown task or template, or a YAML file that cannot be used.
     """
     if is_declaration(name):
-        own = declared(Path(name))
-        changed = own.templates.get(template or DEFAULT, {}).get("metrics")
-        return tuple(changed or own.metrics or load_task(name, template=template).metrics)
-    task_outline(name)  # which says what is wrong with the name
-    return SPECS[name].under(name, template).metrics if name in SPECS else REVIEWS_METRICS
+        task = declared(Path(name))
+        changed = task.templates[template].metrics if template in task.templates else ()
+        return changed or task.metrics or load_task(name, template=template).metrics
+    return _spec(name).under(name, template if name in SPECS else None).metrics
 
 
 def load_task(
@@ -78,7 +76,7 @@ def load_task(
     seed: int = 0,
     cache_dir: str | PathLike[str] | None = None,
 ) -> Task:
-    """Loads a built-in task, or one of the user's own.
+    """Loads a built-in task, or a task that a YAML file declares.
 
     Args:
         name: as in `task_names`: "reviews", "glue/rte", "super_glue/boolq"; or a YAML file, see
@@ -97,11 +95,9 @@ def load_task(
     """
     if is_declaration(name):
         return load_declared(name, data_dir, template, seed).under(split).limited(max_train, max_validation, seed)
-    if name in DOMAINS:
+    if name in REVIEWS:
         return load_reviews(name, cache_dir).under(split).limited(max_train, max_validation, seed)
-    if name not in SPECS:
-        raise SoftPromptError(f"unknown task '{name}': {nearest(name, [known for known, _ in task_names()])}")
-    spec = SPECS[name].under(name, template)
+    spec = _spec(name).under(name, template)
     rows = {split: spec.examples(*rows_of(name, split, data_dir)) for split in ("train", "validation")}
     benchmark, _, word = name.partition("/")
     place = (on_hub(name) or (benchmark,))[0]
@@ -114,6 +110,12 @@ def load_task(
         validation=rows["validation"],
     )
     mismatched: list[Example] = []
-    if MISMATCHED in spec.more and split != OFFICIAL and there(name, MISMATCHED, data_dir):
+    if MISMATCHED in spec.more and split != OFFICIAL and has_split(name, MISMATCHED, data_dir):
         mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir))
     return task.under(split, mismatched).limited(max_train, max_validation, seed)
+
+
+def _spec(name: str) -> Spec:
+    if name not in _BUILT_IN:
+        raise SoftPromptError(f"unknown task '{name}': {nearest(name, _BUILT_IN)}")
+    return _BUILT_IN[name]

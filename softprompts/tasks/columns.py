@@ -1,8 +1,7 @@
-"""The rows of a user's own files as examples: which column holds what, and what the labels there stand for."""
+"""Makes examples of rows of users' files: finds the columns, and the meaning of the labels."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.answers import finite_number
+from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import KINDS, Form, check_template
-from softprompts.tasks.task import Example
 
-Row = Mapping[str, Any]
 WORDS = "words"  # the field of a tagged row
 WORD_COLUMNS = ("words", "tokens")
 OUTSIDE = "O"
@@ -26,7 +25,7 @@ _PAIRS = (
     ("question", "sentence"),
 )
 _TEXTS = (("text",), ("sentence",), *_PAIRS)
-# What columns are called where nothing is said: the first names that are all there.
+# Usual names of columns, used where the user names none: the first names that a row has.
 _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "classification": _TEXTS,
     "regression": _TEXTS,
@@ -48,9 +47,10 @@ _LABELS: dict[str, tuple[str, ...]] = {
 }
 CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
 _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
 _BIO = re.compile(r"O|[BI](-.+)?", re.DOTALL)
 _START = "answer_start"  # column of where an answer that is a text begins
-METRICS: dict[str, tuple[str, ...]] = {
+_DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
     "regression": ("pearson", "spearman"),
     "choice": ("accuracy",),
@@ -63,7 +63,7 @@ _SHOWN = 80  # characters of a value that an error shows
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what.
+    """The columns of a file that a task reads.
 
     Attributes:
         kind: a key of `KINDS`.
@@ -81,7 +81,7 @@ class Columns:
 
     @property
     def wanted(self) -> list[str]:
-        """All of them."""
+        """The names of all columns."""
         return [*self.fields.values(), *([self.choices] if isinstance(self.choices, str) else self.choices), self.label]
 
 
@@ -94,7 +94,7 @@ def find_columns(
     choices: str | Sequence[str] = (),
     line: int | None = None,
 ) -> Columns:
-    """What is asked for, and where nothing is, the usual names that a row has.
+    """Finds the columns of a file: those that are named, else those with usual names.
 
     Args:
         place: names the file in errors.
@@ -110,13 +110,11 @@ def find_columns(
     """
     if kind not in KINDS:
         raise SoftPromptError(f"kind is '{kind}': {nearest(kind, KINDS)}")
-    templates = () if isinstance(choices, str) else tuple(text for text in choices if "{" in text)
-    there = list(row)
     if not fields:
         usual = _FIELDS[kind]
         fields = next((names for names in usual if all(name in row for name in names)), ())
         if not fields:
-            raise SoftPromptError(_missing(place, "text", there, [" and ".join(names) for names in usual]))
+            raise SoftPromptError(_missing(place, "text", row, [" and ".join(names) for names in usual]))
     named = dict(fields) if isinstance(fields, Mapping) else {field_name(column): column for column in fields}
     if kind == "tagging":
         if len(named) != 1:
@@ -130,30 +128,32 @@ def find_columns(
     if label is None:
         label = next((name for name in _LABELS[kind] if name in row), None)
         if label is None:
-            raise SoftPromptError(_missing(place, "label", there, _LABELS[kind]))
-    if kind in ("choice", "ranking") and not choices:
-        choices = next((name for name in CHOICE_COLUMNS if name in row and name != label), "")
-        choices = choices or numbered([name for name in there if name != label])
-        if not choices:
-            raise SoftPromptError(_missing(place, "choices", there, [*CHOICE_COLUMNS, "choice1 and choice2"]))
+            raise SoftPromptError(_missing(place, "label", row, _LABELS[kind]))
+    choices = ((choices,) if choices else ()) if isinstance(choices, str) else tuple(choices)
     if kind not in ("choice", "ranking"):
         choices = ()
-    if templates:
+    elif not choices:
+        listed = [name for name in CHOICE_COLUMNS if name in row and name != label]
+        choices = tuple(listed[:1]) or numbered(name for name in row if name != label)
+        if not choices:
+            raise SoftPromptError(_missing(place, "choices", row, [*CHOICE_COLUMNS, "choice1 and choice2"]))
+    if any("{" in text for text in choices):
         for template in choices:
             check_template(template, named)
-    elif not isinstance(choices, str) and len(choices) == 1:
-        choices = choices[0]
-    columns = () if templates else choices if isinstance(choices, str) else tuple(choices)
-    found = Columns(kind, named, label, columns, tuple(choices) if templates else ())
-    check_columns(place, row, found.wanted, line)
-    return found
+        columns = Columns(kind, named, label, templates=choices)
+    else:
+        columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices)
+    check_columns(place, row, columns.wanted, line)
+    return columns
 
 
 def numbered(names: Iterable[str]) -> tuple[str, ...]:
     """The columns that are called choice1, choice2 and so on, in order; empty where there are not two."""
-    found = [(match[1], int(match[2]), name) for name in names if (match := _NUMBERED.fullmatch(name))]
-    same = sorted(each for each in found if each[0] == found[0][0])
-    return tuple(name for *_, name in same) if len(same) > 1 else ()
+    matches = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    alike = sorted(
+        (match for match in matches if match[1] == matches[0][1]), key=lambda match: (int(match[2]), match[0])
+    )
+    return tuple(match[0] for match in alike) if len(alike) > 1 else ()
 
 
 def field_name(column: str) -> str:
@@ -162,8 +162,8 @@ def field_name(column: str) -> str:
     return f"column_{name}" if name.isdecimal() or not name else name
 
 
-def _missing(place: Path, what: str, there: list[str], usual: Iterable[str]) -> str:
-    columns = ", ".join(map(str, there))
+def _missing(place: Path, what: str, row: Row, usual: Iterable[str]) -> str:
+    columns = ", ".join(map(str, row))
     return f"{place}: which column holds the {what}? There are: {columns}; looked for {', '.join(usual)}"
 
 
@@ -181,7 +181,7 @@ class Labels:
 
     @classmethod
     def of(cls, names: Sequence[str] | Mapping[str, str]) -> Labels:
-        """Those that are declared: names, which files may have in full or by index, or the name of each value.
+        """Labels that a user declares: names, which files may have in full or by index, or the name of each value.
 
         Raises:
             SoftPromptError: fewer than two, or one of them twice.
@@ -192,7 +192,7 @@ class Labels:
         else:
             distinct = tuple(names)
             values = {name: index for index, name in enumerate(distinct)}
-            if not any(_is_whole(name) for name in distinct):  # else a number is the name that it is
+            if not any(map(_WHOLE.fullmatch, distinct)):  # else a number is the name that it is
                 values.update({str(index): index for index in range(len(distinct))})
             if len(distinct) == 2 and not {"false", "true"} & set(distinct):
                 values.update({"false": 0, "true": 1})  # as JSON says it
@@ -201,12 +201,12 @@ class Labels:
         return cls(distinct, values)
 
     @classmethod
-    def learned(cls, found: Iterable[str], tags: bool = False) -> Labels:
-        """Those that rows have: sorted (numbers by value), "O" first among tags."""
+    def learned(cls, labels: Iterable[str], tags: bool = False) -> Labels:
+        """Labels as rows have them: sorted (numbers by value), "O" first among tags."""
         try:
-            names = sorted(found, key=lambda name: (int(name), name))
+            names = sorted(labels, key=lambda name: (int(name), name))
         except ValueError:
-            names = sorted(found, key=lambda name: (tags and name != OUTSIDE, name))
+            names = sorted(labels, key=lambda name: (tags and name != OUTSIDE, name))
         return cls(tuple(names), {name: index for index, name in enumerate(names)})
 
     def index(self, value: str, place: str, where: str = "") -> int:
@@ -222,22 +222,20 @@ class Labels:
         return self.values[value]
 
 
-def read_example(columns: Columns, path: Path, line: int, row: Row, labelled: bool = True) -> Example:
-    """A row as an example; its label is as the row has it: a name, an index of a choice, names of tags, or a score.
+def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
+    """Makes an example of a row; its label is a name, an index of a choice, names of tags, or a score.
 
     Args:
         columns: which column holds what.
         path: names the file in errors.
         line: and the line.
         row: the row.
-        labelled: False: the label is not looked at.
 
     Raises:
         SoftPromptError: a column is missing, or what is in it cannot be used; names the file and the line.
     """
     place = f"{path}: line {line}"
-    wanted = columns.wanted if labelled else columns.wanted[:-1]
-    check_columns(path, row, wanted, line)
+    check_columns(path, row, columns.wanted, line)
     if columns.kind == "tagging":
         words = words_of(place, columns.fields[WORDS], row)
         example = Example({WORDS: " ".join(words)}, id=line, words=words)
@@ -245,7 +243,7 @@ def read_example(columns: Columns, path: Path, line: int, row: Row, labelled: bo
         example = Example({name: text_of(place, column, row) for name, column in columns.fields.items()}, id=line)
     keys: Sequence[str] = ()
     if isinstance(columns.choices, str):
-        texts, keys = _choices(place, columns.choices, row[columns.choices])
+        texts, keys = choices_of(place, columns.choices, row)
         example = replace(example, choices=texts)
     elif columns.choices:
         more = {field_name(column): text_of(place, column, row) for column in columns.choices}
@@ -253,16 +251,14 @@ def read_example(columns: Columns, path: Path, line: int, row: Row, labelled: bo
     elif columns.templates:
         texts = tuple(template.format_map(example.fields) for template in columns.templates)
         example = replace(example, choices=texts)
-    if not labelled:
-        return example
     return _READERS[columns.kind](place, columns.label, row, example, keys)
 
 
 def text_of(place: str, column: str, row: Row) -> str:
-    """A column that must hold a text.
+    """The text in a column.
 
     Raises:
-        SoftPromptError: it does not.
+        SoftPromptError: it holds none.
     """
     value = row[column]
     if not isinstance(value, str):
@@ -281,10 +277,10 @@ def _texts(value: Any) -> bool:
 
 
 def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
-    """A column that must hold words: a list, or a text that is cut at white space.
+    """The words in a column: a list, or a text that is split at white space.
 
     Raises:
-        SoftPromptError: it does not.
+        SoftPromptError: it holds none.
     """
     value = row[column]
     words = value.split() if isinstance(value, str) else value
@@ -295,18 +291,14 @@ def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
     return tuple(words)
 
 
-def choices_of(place: str, column: str, row: Row) -> tuple[str, ...]:
-    """A column that must hold texts to choose from.
+def choices_of(place: str, column: str, row: Row) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The texts to choose from in a column, and the names of the choices where they have some.
 
     Raises:
-        SoftPromptError: it does not.
+        SoftPromptError: it holds none.
     """
-    return _choices(place, column, row[column])[0]
-
-
-def _choices(place: str, column: str, value: Any) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The choices of a row, and what they are called if they have names."""
     keys: Sequence[str] = ()
+    value = row[column]
     if isinstance(value, Mapping):
         keys, value = [str(key) for key in value.get("label") or ()], value.get("text")
     if not _texts(value) or len(value) < 2:
@@ -319,10 +311,10 @@ def _choices(place: str, column: str, value: Any) -> tuple[tuple[str, ...], Sequ
 
 def _scalar(place: str, column: str, row: Row) -> str:
     value = row[column]
-    if value is None or (not isinstance(value, list | dict) and str(value).strip() == ""):
-        raise SoftPromptError(f"{place}: the label '{column}' is missing")
     if isinstance(value, list | dict):
         raise SoftPromptError(f"{place}: the label '{column}' is {_show(value)}, not a text or a number")
+    if value is None or not str(value).strip():
+        raise SoftPromptError(f"{place}: the label '{column}' is missing")
     return _name(value)
 
 
@@ -338,11 +330,8 @@ def _classified(place: str, column: str, row: Row, example: Example, keys: Seque
 
 def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
     value = _scalar(place, column, row)
-    try:
-        score = float(value)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
+    score = finite_number(value)
+    if score is None:
         raise SoftPromptError(f"{place}: the label '{column}' is '{value[:_SHOWN]}', not a number")
     return replace(example, label=score)
 
@@ -350,9 +339,9 @@ def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[
 def _chosen(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
     value, count = _scalar(place, column, row), len(example.choices)
     letters = [chr(ord("A") + index) for index in range(min(count, 26))]
-    for known in (keys, example.choices):  # its name, or its text
-        if known and list(known).count(value) == 1:
-            return replace(example, label=list(known).index(value))
+    for known in (list(keys), list(example.choices)):  # its name, or its text
+        if known.count(value) == 1:
+            return replace(example, label=known.index(value))
     if value in letters:
         return replace(example, label=letters.index(value))
     if not value.isdecimal() or int(value) >= count:
@@ -450,7 +439,7 @@ def same_choices(examples: Sequence[Example]) -> int:
 
 
 def with_choice_fields(example: Example) -> Example:
-    """The choices as fields too, so that templates can name them: choice1, choice2 and so on."""
+    """Adds the choices to the fields as choice1, choice2 and so on, so that templates can name them."""
     more = {f"choice{index}": text for index, text in enumerate(example.choices, start=1)}
     return replace(example, fields={**example.fields, **more})
 
@@ -458,12 +447,4 @@ def with_choice_fields(example: Example) -> Example:
 def default_metrics(form: Form) -> tuple[str, ...]:
     """Names for `compute` that suit a task."""
     bio = all(_BIO.fullmatch(name) for name in form.labels)
-    return METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)
-
-
-def _is_whole(name: str) -> bool:
-    try:
-        int(name)
-    except ValueError:
-        return False
-    return True
+    return _DEFAULT_METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)

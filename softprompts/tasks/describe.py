@@ -1,4 +1,4 @@
-"""What is in a task: its rows by split and label, how long they are for a model, and how they are put to it."""
+"""Describes a task: rows by split and label, their lengths in tokens, and examples as models read them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompts.tasks.collate import length_of
+from softprompts.tasks.batches import length_of
 from softprompts.tasks.encode import encode_examples
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import CHOICE, KINDS
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import Task
 
 SPLITS = ("train", "validation", "test")
 _ALL = 1_000_000_000  # tokens: no row is cut
@@ -26,7 +27,7 @@ def describe(
     max_length: int = 256,
     examples: int = 3,
 ) -> dict[str, Any]:
-    """All that `softprompts tasks show` says of a task.
+    """Computes all that `softprompts tasks show` prints of a task.
 
     Args:
         task: the task.
@@ -110,12 +111,12 @@ def _lengths(
 
 
 def percentile(ordered: Sequence[int], part: int) -> int:
-    """The least value that so many percent of sorted values do not exceed."""
+    """The percentile of sorted values (nearest rank)."""
     return ordered[max(0, -(-part * len(ordered) // 100) - 1)]
 
 
 def render(task: Task, example: Example) -> dict[str, Any]:
-    """A row as a model sees it."""
+    """A row as models read it."""
     form = task.form
     readings: list[Mapping[str, str]] = [example.fields]
     if form.chooses:
@@ -130,7 +131,7 @@ def render(task: Task, example: Example) -> dict[str, Any]:
 
 
 def _written(task: Task, example: Example) -> str | None:
-    """What a language model is to write; None where it writes nothing."""
+    """The target text of a language model; None where there is none."""
     form = task.form
     if form.closed:
         return form.words[form.label_index(example.label)] if form.words else None

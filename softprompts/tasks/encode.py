@@ -1,4 +1,4 @@
-"""Turns rows into token ids, and what a model says about them back into answers.
+"""Turns rows into token ids, and a model's predictions back into answers.
 
 An encoder has a head, and each kind of task its own way (`softprompts.tasks.kinds`). A language model writes: an
 encoder-decoder reads the form's source and answers; a decoder goes on from the source and a line "answer:".
@@ -6,7 +6,6 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks import cache
-from softprompts.tasks.kinds import (
-    KINDS,
-    candidates,
-    encoded,
-    labels,
-    spans,
-    tags,
-    texts,
-)
+from softprompts.tasks.example import Example
+from softprompts.tasks.kinds import KINDS, texts
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import Task
 
 _FEW = 500  # rows that are tokenised faster than they are looked up
 MODEL_KINDS = ("encoder", "encoder-decoder", "decoder")
@@ -69,7 +61,7 @@ def encode_examples(
 
 
 def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
-    """One line about rows that were too long: how many of the examples, and which of their fields; empty: none was."""
+    """One line for the user about rows that were cut: how many, and in which fields; empty: none was."""
     rows = sum(each.truncated for each in parts)
     if not rows:
         return ""
@@ -86,7 +78,7 @@ def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
 def encode_cached(
     split: str, task: Task, tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int, folder: Path | None = None
 ) -> Encoded:
-    """`encode_examples` of a split of a task, kept on disk by all that decides the result.
+    """`encode_examples` of a split of a task, with a cache on disk.
 
     Args:
         split: "train", "validation" or "test".
@@ -103,16 +95,15 @@ def encode_cached(
 
     if len(rows) < _FEW or (folder is None and cache.cache_folder() is None):
         return make()
-    modules = [sys.modules[__name__], encoded, labels, candidates, spans, tags, texts]
     key = {
         "rows": task.record()[split]["sha256"],
         "form": task.form.to_dict(),
         "tokenizer": cache.tokenizer_fingerprint(tokenizer),
         "kind": kind,
         "max_length": max_length,
-        "code": cache.code_fingerprint(*modules),
+        "code": cache.code_fingerprint([Path(__file__), *sorted(Path(__file__).parent.glob("kinds/*.py"))]),
     }
-    return cache.cached(key, make, Encoded, folder=folder)
+    return cache.cached(key, make, folder=folder)
 
 
 def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]] | None:
@@ -158,8 +149,8 @@ def marker(
     tokenizer: PreTrainedTokenizerBase,
     kind: str,
 ) -> Callable[[Any], dict[str, float]]:
-    """A function that turns a `softprompts.training.Prediction` for all encoded rows into the task's metrics."""
-    read = reader(task, examples, encoded, tokenizer, kind)
+    """Returns a function that scores a `softprompts.training.Prediction` for all rows with the task's metrics."""
+    read = answer_reader(task, examples, encoded, tokenizer, kind)
     groups = [example.group for example in examples] if any(example.group is not None for example in examples) else None
     references = KINDS[task.kind].references(examples, task.form)
 
@@ -185,14 +176,14 @@ def marker(
     return mark
 
 
-def reader(
+def answer_reader(
     task: Task,
     examples: Sequence[Example],
     encoded: Encoded,
     tokenizer: PreTrainedTokenizerBase,
     kind: str,
 ) -> Callable[[Any], tuple[list[Any], bool]]:
-    """A function that turns a prediction into one answer an example, and whether all of them were valid.
+    """Returns a function from a prediction to one answer per example, and to whether all of them are valid.
 
     Answers are what the metrics compare: indices of labels or choices, scores, texts, or lists of tags.
     """

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import io
 import json
 import re
-import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Row
 
-Row = dict[str, Any]
+Numbered = list[tuple[int, Row]]  # rows, each with the line it is on
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".json")
 TAGGED = (".conll", ".bio", ".iob", ".iob2", ".txt")  # a token and its tag a line
 ENDINGS = ".csv, .tsv, .jsonl, .json or .conll"
 _DOCUMENT = "-DOCSTART-"
 _COLUMNS = re.compile(r"[ \t\r]+")
-_BLANK = re.compile(r"\s*")
+_BLANKS = " \t\r\n"  # of JSON
+_SEPARATOR = re.compile(r"\s*([,\]]?)\s*")  # behind an object in a list
 _SHOWN = 100  # characters of what is wrong that an error shows
 
 
-def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: bool = False) -> list[tuple[int, Row]]:
+def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: bool = False) -> Numbered:
     """All rows of a file with the line each is on (its last line, where a quoted text has several).
 
     A file in CoNLL's form has a line for each word, columns between white space, and an empty line between sentences. A
@@ -51,7 +51,9 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
         raise SoftPromptError(f"{path}: cannot tell its form from its name: use {ENDINGS}, or give sep")
     if sep is not None and len(sep) != 1:
         raise SoftPromptError(f"sep is {sep!r}: it must be a single character")
-    text = _read_text(path, gzipped=suffixes[-1:] == [".gz"])
+    text = read_text(path)
+    if not text.strip():
+        raise SoftPromptError(f"{path}: the file is empty")
     if conll:
         rows = _conll(path, text)
     elif sep is not None or ending in _SEPARATORS:
@@ -67,26 +69,30 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     return rows
 
 
-def check_columns(path: Path, there: Iterable[str], wanted: Iterable[str], line: int | None = None) -> None:
+def check_columns(path: Path, columns: Iterable[str], wanted: Iterable[str], line: int | None = None) -> None:
     """Makes sure that all wanted columns are there.
 
     Raises:
         SoftPromptError: one is missing; names those there and the nearest.
     """
-    there = [str(name) for name in there]
+    columns = [str(name) for name in columns]
     for name in wanted:
-        if name not in there:
+        if name not in columns:
             place = f"{path}: " if line is None else f"{path}: line {line}: "
-            columns = ", ".join(there)
-            near = nearest(name, there)
+            near = nearest(name, columns)
             hint = f"; {near}" if near.startswith("did") else ""
-            raise SoftPromptError(f"{place}no column '{name}', there are: {columns}{hint}")
+            raise SoftPromptError(f"{place}no column '{name}', there are: {', '.join(columns)}{hint}")
 
 
-def _read_text(path: Path, gzipped: bool) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, which is unpacked where its name ends in .gz.
+
+    Raises:
+        SoftPromptError: it is missing, cannot be read or is not UTF-8; names the line.
+    """
     try:
         data = path.read_bytes()
-        if gzipped:
+        if path.suffix.lower() == ".gz":
             data = gzip.decompress(data)
     except FileNotFoundError:
         raise SoftPromptError(f"{path}: no such file") from None
@@ -94,8 +100,6 @@ def _read_text(path: Path, gzipped: bool) -> str:
         raise SoftPromptError(f"{path}: not a whole gzip file ({error})") from error
     except OSError as error:
         raise SoftPromptError(f"{path}: cannot read it ({error.strerror or error})") from error
-    if not data.strip():
-        raise SoftPromptError(f"{path}: the file is empty")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,7 +107,7 @@ def _read_text(path: Path, gzipped: bool) -> str:
         raise SoftPromptError(f"{path}: line {line}: not UTF-8 text, save the file as UTF-8") from error
 
 
-def _jsonl(path: Path, text: str) -> list[tuple[int, Row]]:
+def _jsonl(path: Path, text: str) -> Numbered:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also cut at U+2028 inside a text
         if not line.strip():
@@ -116,30 +120,28 @@ def _jsonl(path: Path, text: str) -> list[tuple[int, Row]]:
     return rows
 
 
-def _json_list(path: Path, text: str) -> list[tuple[int, Row]]:
+def _json_list(path: Path, text: str) -> Numbered:
     """The objects of a list, each with the line it begins on."""
     decoder = json.JSONDecoder()
-    rows: list[tuple[int, Row]] = []
-    line, counted, place = 1, 0, text.index("[")
-    while True:
-        place = _BLANK.match(text, place + 1).end()  # type: ignore[union-attr]  # it always matches
-        line, counted = line + text.count("\n", counted, place), place
-        if not rows and text[place : place + 1] == "]":
-            return rows
+    rows: Numbered = []
+    start = len(text) - len(text[text.index("[") + 1 :].lstrip(_BLANKS))
+    line = 1 + text.count("\n", 0, start)
+    separator = "]" if text.startswith("]", start) else ","
+    while separator != "]":
         try:
-            row, place = decoder.raw_decode(text, place)
+            row, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
             raise SoftPromptError(f"{path}: line {line}: broken JSON ({error})") from error
         rows.append((line, _object(path, line, row)))
-        place = _BLANK.match(text, place).end()  # type: ignore[union-attr]
-        if text[place : place + 1] == "]":
-            return rows
-        if text[place : place + 1] != ",":
-            line += text.count("\n", counted, place)
+        after: Any = _SEPARATOR.match(text, end)  # it always matches
+        line, separator = line + text.count("\n", start, after.end()), after[1]
+        start = after.end()
+        if not separator:
             raise SoftPromptError(f"{path}: line {line}: broken JSON (neither a comma nor the end of the list)")
+    return rows
 
 
-def _squad(text: str) -> list[tuple[int, Row]] | None:
+def _squad(text: str) -> Numbered | None:
     """The questions of a file in the form of SQuAD's own; None: it is not one."""
     try:
         whole = json.loads(text)
@@ -152,10 +154,11 @@ def _squad(text: str) -> list[tuple[int, Row]] | None:
         ]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
-    rows, line, place = [], 1, 0
+    rows: Numbered = []
+    line, place = 1, 0
     for row in questions if articles else ():
-        found = max(text.find(json.dumps(row.get("id")), place), place)
-        line, place = line + text.count("\n", place, found), found
+        start = max(text.find(json.dumps(row.get("id")), place), place)
+        line, place = line + text.count("\n", place, start), start
         rows.append((line, row))
     return rows or None
 
@@ -166,8 +169,8 @@ def _object(path: Path, line: int, row: Any) -> Row:
     return row
 
 
-def _conll(path: Path, text: str) -> list[tuple[int, Row]]:
-    rows: list[tuple[int, Row]] = []
+def _conll(path: Path, text: str) -> Numbered:
+    rows: Numbered = []
     sentence: list[list[str]] = []
     # Not at any white space: words may hold no-break spaces and the like.
     lines = [[cell for cell in _COLUMNS.split(line) if cell] for line in text.split("\n")]
@@ -192,39 +195,30 @@ def _conll(path: Path, text: str) -> list[tuple[int, Row]]:
     return rows
 
 
-@contextlib.contextmanager
-def _fields_of_any_length() -> Iterator[None]:
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv(path: Path, text: str, separator: str, quoting: bool) -> list[tuple[int, Row]]:
+def _csv(path: Path, text: str, separator: str, quoting: bool) -> Numbered:
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
         strict=True,
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
     )
-    rows: list[tuple[int, Row]] = []
+    rows: Numbered = []
     header: list[str] = []
+    limit = csv.field_size_limit(2**31 - 1)  # a text may have any length
     try:
-        with _fields_of_any_length():
-            for cells in reader:
-                if not cells:
-                    continue
-                if not header:
-                    header = _header(path, cells)
-                    continue
-                if len(cells) != len(header):
-                    there = f"{len(cells)} columns, the first line has {len(header)}"
-                    raise SoftPromptError(f"{path}: line {reader.line_num}: {there}")
-                rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
+        for cells in filter(None, reader):
+            if not header:
+                header = _header(path, cells)
+                continue
+            if len(cells) != len(header):
+                columns = f"{len(cells)} columns, the first line has {len(header)}"
+                raise SoftPromptError(f"{path}: line {reader.line_num}: {columns}")
+            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         hint = " (if quotes are ordinary characters there, give quoting=False)" if quoting else ""
         raise SoftPromptError(f"{path}: line {reader.line_num}: {error}{hint}") from error
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 

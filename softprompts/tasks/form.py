@@ -1,4 +1,4 @@
-"""How the rows of a task are put to a model, and how its answers are read: all that must be known to predict.
+"""The form of a task: how rows are written out for a model, and how its answers are read.
 
 A row has *fields*, which are texts by name. Templates are format strings over them:
 
@@ -36,7 +36,7 @@ CHOICE = "choice"
 
 @dataclass(frozen=True)
 class Form:
-    """See the module.
+    """How the rows of a task are written out for a model, and how its answers are read; saved with each prompt.
 
     Attributes:
         kind: a key of `KINDS`.
@@ -141,7 +141,7 @@ class Form:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Form:
-        """The other way round.
+        """Makes a form of the plain values of `to_dict`.
 
         Raises:
             SoftPromptError: a name that no form has, or values that do not go together.

@@ -1,34 +1,26 @@
-"""GLUE."""
+"""The tasks of GLUE."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.form import Form
-from softprompts.tasks.paper_templates import FIFTHS, TENTHS, Template, dept, keyed
-from softprompts.tasks.spec import Row, Spec
+from softprompts.tasks.paper_templates import FIFTHS, TENTHS, Template, dept, keyed, residual
+from softprompts.tasks.spec import Spec
 
 
 def _form(word: str, fields: tuple[str, ...], labels: tuple[str, ...], **more: Any) -> Form:
-    """The task word and all fields by name, answered with the labels' names."""
+    """A form with the task's word and all fields by name, answered with the labels' names."""
     return Form(labels=labels, fields=fields, **{"source": keyed(*fields, word=word), **more})
 
 
 def _templates(
-    word: str, fields: tuple[str, ...], classes: int, scored: tuple[str, ...] = ("accuracy",), **residual: Any
+    word: str, fields: tuple[str, ...], classes: int, scored: tuple[str, ...] = ("accuracy",), **changes: Any
 ) -> dict[str, Template]:
-    """The templates of DePT and ATTEMPT, which are ``scored`` by these metrics, and Residual's, where a single text
-    stands bare.
-    """
-    return {
-        **dept(word, *fields, classes=classes, metrics=scored),
-        "residual": {
-            "source": keyed(*fields) if len(fields) > 1 else f"{{{fields[0]}}}",
-            "metrics": ("accuracy",),
-            **residual,
-        },
-    }
+    """The templates of DePT and ATTEMPT, which are ``scored`` by these metrics, and Residual's with its changes."""
+    return {**dept(word, *fields, classes=classes, metrics=scored), **residual(*fields, **changes)}
 
 
 def _stsb(row: Row) -> Iterable[Row]:
@@ -109,12 +101,7 @@ GLUE: dict[str, Spec] = {
         prepare=_stsb,
         templates={
             **dept("stsb", *_SENTENCES, classes=0, words=TENTHS),
-            "residual": {
-                "source": keyed(*_SENTENCES),
-                "words": TENTHS,
-                "metrics": ("pearson",),
-                "prepare": _stsb_cut,
-            },
+            **residual(*_SENTENCES, words=TENTHS, metrics=("pearson",), prepare=_stsb_cut),
         },
     ),
 }

@@ -1,13 +1,13 @@
-"""Rows of a data set: from a local folder, or from the hub; the same rows and columns from both."""
+"""Loads the rows of a built-in task, from a local folder or from the hub, with the same columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.example import Row
 from softprompts.tasks.file_readers import read_rows
 
 # Where the hub has what a local folder calls <benchmark>/<task>, and the name of the configuration there; by benchmark
@@ -19,14 +19,14 @@ HUB: dict[str, tuple[str, str | None]] = {
     "ner/conll2003": ("eriktks/conll2003", None),
 }
 MISMATCHED = "validation_mismatched"  # of MNLI
-Rows = tuple[Path, Iterable[tuple[int, dict[str, Any]]]]
+Rows = tuple[Path, Iterable[tuple[int, Row]]]
 _ENDINGS = (".jsonl", ".jsonl.gz")
 # The hub's own copy of data sets that come as a script, which `datasets` no longer runs.
 _COPY = "refs/convert/parquet"
 
 
 def rows_of(name: str, split: str, data_dir: str | PathLike[str] | None = None) -> Rows:
-    """A split of a task: where it is from, for errors, and its rows with the line each is on.
+    """Loads a split of a task: its place (for errors), and its rows with the line each is on.
 
     Args:
         name: ``<benchmark>/<task>``.
@@ -49,7 +49,7 @@ def on_hub(name: str) -> tuple[str, str | None] | None:
     return HUB.get(name) or HUB.get(name.partition("/")[0])
 
 
-def there(name: str, split: str, data_dir: str | PathLike[str] | None) -> bool:
+def has_split(name: str, split: str, data_dir: str | PathLike[str] | None) -> bool:
     """Whether a split beyond train and validation can be had: the hub has those that tasks name."""
     return data_dir is None or any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
 
@@ -67,12 +67,12 @@ def local_file(folder: Path, split: str) -> Path:
 
 
 def _from_hub(benchmark: str, task: str, split: str) -> Rows:
-    found = on_hub(f"{benchmark}/{task}")
-    if found is None:
+    hub_place = on_hub(f"{benchmark}/{task}")
+    if hub_place is None:
         raise SoftPromptError(f"'{benchmark}/{task}' is not on the hub: give data_dir, a folder with its files")
     import datasets  # type: ignore[import-untyped]  # takes a second, and only the hub needs it
 
-    place, config = found[0], found[1] and found[1].format(task=task)
+    place, config = hub_place[0], hub_place[1] and hub_place[1].format(task=task)
     hub_split = "validation_matched" if (task, split) == ("mnli", "validation") else split
     try:
         try:

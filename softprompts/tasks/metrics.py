@@ -1,4 +1,4 @@
-"""Scores of predictions, by name.
+"""Metrics by name.
 
 Classes and scores are left to scikit-learn and SciPy. Answers in words follow SQuAD's official script, entities follow
 seqeval; both are small enough to be written here, and the tests hold them against the libraries.
@@ -199,14 +199,14 @@ def _strings(metric: str, predictions: Sequence[Any], references: Sequence[Any])
 
 
 def _tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
-    found = _any_tags(metric, predictions, references)
+    _any_tags(metric, predictions, references)
     for side, rows in (("predictions", predictions), ("references", references)):
         for row, tags in enumerate(rows):
             for tag in tags:
                 if not (_is_text(tag) and _TAG.fullmatch(tag)):
                     place = f"metric '{metric}': row {row} of the {side}"
                     raise SoftPromptError(f"{place} has the tag {reprlib.repr(tag)}; BIO has O, B-TYPE and I-TYPE")
-    return found
+    return predictions, references
 
 
 def _any_tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
@@ -320,13 +320,13 @@ def compute(
         raise SoftPromptError(f"{len(given)} predictions for {len(true)} references: give one for each row")
     if not given:
         raise SoftPromptError("there are no predictions to score")
-    asked = {name: metric_parts(name) for name in metric_names}
-    found: dict[str, float] = {}
-    for name in dict.fromkeys(itertools.chain.from_iterable(asked.values())):
+    parts_of = {name: metric_parts(name) for name in metric_names}
+    scores: dict[str, float] = {}
+    for name in dict.fromkeys(itertools.chain.from_iterable(parts_of.values())):
         metric = METRICS[name]
         more = [_groups(name, groups, len(given))] if metric.grouped else []
-        found[name] = metric.score(*metric.read(name, given, true), *more)
-    return {name: sum(found[part] for part in parts) / len(parts) for name, parts in asked.items()}
+        scores[name] = metric.score(*metric.read(name, given, true), *more)
+    return {name: sum(scores[part] for part in parts) / len(parts) for name, parts in parts_of.items()}
 
 
 def _rows(side: str, rows: Any) -> list[Any]:

@@ -1,11 +1,12 @@
-"""Named entities, as tags of words."""
+"""Named-entity recognition, as tags of words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.form import Form
-from softprompts.tasks.spec import Row, Spec
+from softprompts.tasks.spec import Spec
 
 
 def _tagged(row: Row) -> Iterable[Row]:

@@ -1,4 +1,4 @@
-"""What the declarations of tasks have in common: the papers' templates by family, and columns within columns.
+"""Templates of the papers by family, which the declarations of tasks share.
 
 Families of templates for language models, by the code that was released:
 
@@ -42,6 +42,12 @@ def dept(name: str, *fields: str, classes: int, **more: Any) -> dict[str, Templa
         "dept": {"source": source, **words, **rule, **more},
         "attempt": {"source": f"{name} {source}", **words, **rule, **more},
     }
+
+
+def residual(*fields: str, **changes: Any) -> dict[str, Template]:
+    """The template of Residual Prompt Tuning, where a single text stands bare, and what else it changes."""
+    source = keyed(*fields) if len(fields) > 1 else f"{{{fields[0]}}}"
+    return {"residual": {"source": source, "metrics": ("accuracy",), **changes}}
 
 
 def nested(row: Mapping[str, Any], column: str, key: str) -> Any:

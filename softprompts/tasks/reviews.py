@@ -1,4 +1,4 @@
-"""Sentiment of review sentences that twenty people each have rated, from a package that needs no hub.
+"""Sentiment tasks on review sentences rated by twenty people each, from a package on PyPI.
 
 The texts are those of C.J. Hutto and Eric Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
 Social Media Text (ICWSM 2014). A sentence is positive if its mean rating, on a scale from -4 to 4, is above 0, and
@@ -14,18 +14,28 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.reviews_archive import reviews_archive
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.spec import Spec
+from softprompts.tasks.task import Task
 
-DOMAINS: dict[str, tuple[str, str]] = {
-    "reviews": ("movieReviewSnippets", "sentiment of film-review sentences (needs no hub)"),
-    "reviews/products": ("amazonReviewSnippets", "sentiment of product-review sentences (needs no hub)"),
-    "reviews/editorials": ("nytEditorialSnippets", "sentiment of newspaper-editorial sentences (needs no hub)"),
-    "reviews/tweets": ("tweets", "sentiment of tweet-like texts (needs no hub)"),
+_FORM = Form(labels=("negative", "positive"), fields=("sentence",), source="sentiment sentence: {sentence}")
+REVIEWS: dict[str, Spec] = {
+    name: Spec(f"sentiment of {texts} (needs no hub)", _FORM, metrics=("accuracy", "macro_f1"))
+    for name, texts in {
+        "reviews": "film-review sentences",
+        "reviews/products": "product-review sentences",
+        "reviews/editorials": "newspaper-editorial sentences",
+        "reviews/tweets": "tweet-like texts",
+    }.items()
 }
-METRICS = ("accuracy", "macro_f1")
-_LABELS = ("negative", "positive")
+_FILES = {
+    "reviews": "movieReviewSnippets_GroundTruth.txt",
+    "reviews/products": "amazonReviewSnippets_GroundTruth.txt",
+    "reviews/editorials": "nytEditorialSnippets_GroundTruth.txt",
+    "reviews/tweets": "tweets_GroundTruth.txt",
+}
 _INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
@@ -37,27 +47,20 @@ def load_reviews(name: str = "reviews", cache_dir: str | PathLike[str] | None = 
     sentence is on its own.
 
     Args:
-        name: a key of `DOMAINS`.
+        name: a key of `REVIEWS`.
         cache_dir: see `reviews_archive`.
 
     Raises:
         SoftPromptError: unknown domain, or the archive cannot be had.
     """
-    if name not in DOMAINS:
-        raise SoftPromptError(f"unknown task '{name}': {nearest(name, DOMAINS)}")
-    stem, _ = DOMAINS[name]
+    if name not in REVIEWS:
+        raise SoftPromptError(f"unknown task '{name}': {nearest(name, REVIEWS)}")
     splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for example in _examples(_member(reviews_archive(cache_dir), f"{stem}_GroundTruth.txt")):
+    for example in _examples(_member(reviews_archive(cache_dir), _FILES[name])):
         splits[_split(name, str(example.id))].append(example)
-    return Task(
-        name=name,
-        form=Form(labels=_LABELS, fields=("sentence",), source="sentiment sentence: {sentence}"),
-        metrics=METRICS,
-        source=f"vaderSentiment 3.3.2, {stem}_GroundTruth.txt (Hutto and Gilbert 2014)",
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
-    )
+    source = f"vaderSentiment 3.3.2, {_FILES[name]} (Hutto and Gilbert 2014)"
+    spec = REVIEWS[name]
+    return Task(name, spec.form, splits["train"], splits["validation"], splits["test"], spec.metrics, source)
 
 
 def _member(archive: Path, name: str) -> str:

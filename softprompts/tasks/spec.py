@@ -1,4 +1,4 @@
-"""The declaration of a task: which columns its rows have, and how they become examples."""
+"""The declaration of a built-in task: its columns, and how rows become examples."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import Form
-from softprompts.tasks.task import Example
 
-Row = Mapping[str, Any]
 _HIDDEN = -1  # the label of rows whose label is kept secret
 DEFAULT = "default"
 
@@ -72,7 +71,7 @@ class Spec:
         Raises:
             SoftPromptError: a column is missing, a label is none of the task's, or no row is left; names the row.
         """
-        found = []
+        examples = []
         for number, row in rows:
             where = f"{place}: line {number}"
             if self.prepare is not None:
@@ -86,10 +85,10 @@ class Spec:
             for each in prepared:
                 if labelled and each.get(self.label) == _HIDDEN:
                     continue
-                found.append(self.example(each, place, number, labelled))
-        if not found:
+                examples.append(self.example(each, place, number, labelled))
+        if not examples:
             raise SoftPromptError(f"{place}: no row has a label")
-        return found
+        return examples
 
     def example(self, row: Row, place: str | Path = "row", number: int = 0, labelled: bool = True) -> Example:
         """One example, of a row with the form's fields.

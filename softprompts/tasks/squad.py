@@ -1,12 +1,13 @@
-"""SQuAD."""
+"""The task of SQuAD."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.form import Form
 from softprompts.tasks.paper_templates import dept, keyed, nested
-from softprompts.tasks.spec import Row, Spec
+from softprompts.tasks.spec import Spec
 
 
 def _squad(row: Row) -> Iterable[Row]:

@@ -1,12 +1,10 @@
-"""SuperGLUE."""
+"""The tasks of SuperGLUE."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from softprompts.tasks import superglue_rows as rows
 from softprompts.tasks.form import CHOICE, Form
-from softprompts.tasks.paper_templates import Template, dept, keyed
+from softprompts.tasks.paper_templates import dept, keyed, residual
 from softprompts.tasks.spec import Spec
 
 _NO_YES = ("False", "True")
@@ -21,10 +19,6 @@ _WIC_ALL = ("start1", "end1", "sentence1", "start2", "end2", "sentence2", "word"
 _WIC_PAIR = ("{word}: {sentence1}", "{word}: {sentence2}")
 
 
-def _residual(*fields: str, **more: Any) -> Template:
-    return {"source": keyed(*fields), "metrics": _ACCURACY, **more}
-
-
 SUPERGLUE: dict[str, Spec] = {
     "super_glue/boolq": Spec(
         "yes-no questions about a passage",
@@ -37,7 +31,7 @@ SUPERGLUE: dict[str, Spec] = {
         templates={
             "smop": {"source": "boolq passage: {passage} question: {question}", "metrics": _ACCURACY},
             **dept("superglue-boolq", "question", "passage", classes=2),
-            "residual": _residual("passage", "question", words=_FALSE_TRUE),
+            **residual("passage", "question", words=_FALSE_TRUE),
         },
     ),
     "super_glue/cb": Spec(
@@ -53,7 +47,7 @@ SUPERGLUE: dict[str, Spec] = {
             # Spelt as in the released code.
             "smop": {"source": "cb hyopthesis: {hypothesis}. premise: {premise}", "metrics": _ACCURACY},
             **dept("superglue-cb", "premise", "hypothesis", classes=3, metrics=("macro_f1", "accuracy")),
-            "residual": _residual("premise", "hypothesis", metrics=("accuracy+macro_f1",)),
+            **residual("premise", "hypothesis", metrics=("accuracy+macro_f1",)),
         },
     ),
     "super_glue/copa": Spec(
@@ -70,7 +64,7 @@ SUPERGLUE: dict[str, Spec] = {
         templates={
             "smop": {"source": keyed(*_COPA)},
             **dept("superglue-copa", "premise", "choice1", "choice2", classes=2),
-            "residual": _residual(*_COPA, words=_FALSE_TRUE),
+            **residual(*_COPA, words=_FALSE_TRUE),
         },
     ),
     "super_glue/multirc": Spec(
@@ -91,7 +85,7 @@ SUPERGLUE: dict[str, Spec] = {
             },
             **dept("superglue-multirc", *_MULTIRC, classes=2, metrics=("f1",)),
             # The released code's "F1" is micro-averaged over strings, which is accuracy.
-            "residual": _residual(*_MULTIRC, words=_FALSE_TRUE, metrics=("question_em+accuracy",)),
+            **residual(*_MULTIRC, words=_FALSE_TRUE, metrics=("question_em+accuracy",)),
         },
     ),
     "super_glue/record": Spec(
@@ -131,7 +125,7 @@ SUPERGLUE: dict[str, Spec] = {
         templates={
             "smop": {"source": "rte sentence1: {premise} sentence2: {hypothesis}"},
             **dept("superglue-rte", "premise", "hypothesis", classes=2),
-            "residual": _residual("premise", "hypothesis"),
+            **residual("premise", "hypothesis"),
         },
     ),
     "super_glue/wic": Spec(
@@ -144,7 +138,7 @@ SUPERGLUE: dict[str, Spec] = {
             "ptuning-1": {"reading": _WIC_PAIR},
             "smop": {"source": keyed(*_WIC, word="wic")},
             **dept("superglue-wic", *_WIC, classes=2),
-            "residual": _residual(*_WIC_ALL, fields=_WIC_ALL, words=_FALSE_TRUE),
+            **residual(*_WIC_ALL, fields=_WIC_ALL, words=_FALSE_TRUE),
         },
     ),
     "super_glue/wsc": Spec(
@@ -160,7 +154,7 @@ SUPERGLUE: dict[str, Spec] = {
             "ptuning-0": {},
             "ptuning-1": {"fields": ("starred", "span1_text", "marked"), "reading": ("{starred}", "{span1_text}")},
             **dept("superglue-wsc.fixed", classes=2, source="text: {marked}"),
-            "residual": _residual(*_WSC, fields=_WSC, words=_FALSE_TRUE),
+            **residual(*_WSC, fields=_WSC, words=_FALSE_TRUE),
             "residual-referent": {
                 "kind": "span",
                 "labels": (),

@@ -1,4 +1,4 @@
-"""How rows of SuperGLUE become examples, where columns are not fields."""
+"""Preparation of SuperGLUE's rows, where fields of the form are made of several columns."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from softprompts.tasks.example import Row
 from softprompts.tasks.paper_templates import nested
-from softprompts.tasks.spec import Row
 
 # COPA
 
 
 def copa(row: Row) -> Iterable[Row]:
-    """With ``joiner``, the word that goes from a premise to its cause or effect."""
+    """Adds ``joiner``, the word that goes from a premise to its cause or effect."""
     question = row["question"]
     if question not in ("cause", "effect"):
         raise ValueError(f"'question' is {question!r:.80}, neither 'cause' nor 'effect'")
@@ -24,7 +24,7 @@ def copa(row: Row) -> Iterable[Row]:
 
 
 def multirc(row: Row) -> Iterable[Row]:
-    """Without markup, and with the question as group."""
+    """Removes markup, and names the question as group."""
     paragraph, question, answer = (nested(row, "idx", part) for part in ("paragraph", "question", "answer"))
     yield {
         **row,
@@ -45,7 +45,7 @@ _HIGHLIGHT = "@highlight\n"
 
 
 def _prepared(row: Row, passage: str | None = None, separator: str = ", ") -> dict[str, Any]:
-    """A row of the form; its entities and answers in the order in which the passage names them, as sources differ."""
+    """The fields of a row. Entities and answers are in the order in which the passage names them, as sources differ."""
     text, query = row["passage"], row["query"]
     if _PLACEHOLDER not in query:
         raise ValueError(f"'query' has no {_PLACEHOLDER}")
@@ -54,7 +54,7 @@ def _prepared(row: Row, passage: str | None = None, separator: str = ", ") -> di
             raise ValueError(f"'{column}' is {row[column]!r:.80}, not a list of texts")
     # What the passage does not name comes last: -1 is the remainder len(text).
     entities = sorted(dict.fromkeys(row["entities"]), key=lambda name: (text.find(name) % (len(text) + 1), name))
-    made = {
+    prepared = {
         "passage": _sentences(text) if passage is None else passage,
         "query": query,
         "entities": separator.join(entities),
@@ -64,8 +64,10 @@ def _prepared(row: Row, passage: str | None = None, separator: str = ", ") -> di
     }
     if "answers" in row:
         known = {name: place for place, name in enumerate(entities)}
-        made["answers"] = sorted(dict.fromkeys(row["answers"]), key=lambda name: (known.get(name, len(known)), name))
-    return made
+        prepared["answers"] = sorted(
+            dict.fromkeys(row["answers"]), key=lambda name: (known.get(name, len(known)), name)
+        )
+    return prepared
 
 
 def _sentences(passage: str) -> str:
@@ -85,26 +87,26 @@ def record_listed(row: Row) -> Iterable[Row]:
 
 def record_each(row: Row) -> Iterable[Row]:
     """A row for each answer, which a model is taught, while any of them counts as right: T5, ATTEMPT, DePT."""
-    made = _prepared(row)
-    for answer in made.get("answers") or [None]:
-        first = {} if answer is None else {"answers": sorted(made["answers"], key=lambda name: name != answer)}
-        yield {**made, **first}
+    prepared = _prepared(row)
+    for answer in prepared.get("answers") or [None]:
+        first = {} if answer is None else {"answers": sorted(prepared["answers"], key=lambda name: name != answer)}
+        yield {**prepared, **first}
 
 
 def record_joined(row: Row) -> Iterable[Row]:
     """The passage as it is, and all answers in one: Residual Prompt Tuning."""
-    made = _prepared(row, row["passage"], "; ")
-    if "answers" in made:
-        right = [place for place, name in enumerate(made["names"]) if name in made["answers"]]
-        made.update(answers=["; ".join(made["answers"])], label=right)
-    yield made
+    prepared = _prepared(row, row["passage"], "; ")
+    if "answers" in prepared:
+        right = [place for place, name in enumerate(prepared["names"]) if name in prepared["answers"]]
+        prepared.update(answers=["; ".join(prepared["answers"])], label=right)
+    yield prepared
 
 
 # WSC
 
 
 def wsc(row: Row) -> Iterable[Row]:
-    """With ``marked``, the text with * around the noun and # around the pronoun, and ``starred``, * at the pronoun."""
+    """Adds ``marked``, the text with * around the noun and # around the pronoun, and ``starred``, * at the pronoun."""
     text = row["text"]
     spans = [_located(text, row[f"span{number}_text"], row[f"span{number}_index"]) for number in (1, 2)]
     # From the end to the beginning; of spans within one another ("their", "their mothers") the outer one lies outside.
@@ -123,13 +125,13 @@ def wsc_referent(row: Row) -> Iterable[Row]:
     """The noun's first word is the answer; rows whose pronoun stands for something else are left out: Residual."""
     if row.get("label", 1) != 1:
         return
-    for made in wsc(row):
-        start, _ = _located(made["text"], made["span1_text"], made["span1_index"])
-        yield {**made, "answers": [made["text"][start:].split(None, 1)[0]], "starts": [start]}
+    for prepared in wsc(row):
+        start, _ = _located(prepared["text"], prepared["span1_text"], prepared["span1_index"])
+        yield {**prepared, "answers": [prepared["text"][start:].split(None, 1)[0]], "starts": [start]}
 
 
 def _located(text: str, span: str, index: int) -> tuple[int, int]:
-    """Where a span begins and ends, in characters: at the word of this index, else at the nearest one.
+    """Finds where a span begins and ends, in characters: at the word of this index, else at the nearest one.
 
     Case and kinds of blanks are ignored ("the lawyer" may begin a sentence), and an index may be one off in the
     official data.
@@ -138,7 +140,7 @@ def _located(text: str, span: str, index: int) -> tuple[int, int]:
         ValueError: the text has no such span.
     """
     words = r"\s+".join(map(re.escape, span.split()))
-    found = {len(text[: match.start()].split()): match for match in re.finditer(rf"(?i)(?<!\S){words}(?!\w)", text)}
-    if not words or not found:
+    matches = {len(text[: match.start()].split()): match for match in re.finditer(rf"(?i)(?<!\S){words}(?!\w)", text)}
+    if not words or not matches:
         raise ValueError(f"{span!r:.60} is not in the text")
-    return found[min(found, key=lambda number: abs(number - index))].span()
+    return matches[min(matches, key=lambda number: abs(number - index))].span()

@@ -1,4 +1,4 @@
-"""What a task is: rows, and the form in which they are put to a model."""
+"""A task: rows by split, and the form in which they are written out for a model."""
 
 from __future__ import annotations
 
@@ -6,52 +6,15 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.splits import Splits, few_shot, split
-
-OFFICIAL = "official"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row.
-
-    Attributes:
-        fields: its texts by name.
-        label: index of its class or choice, its score, or the indices of its words' tags; for a ranking, which choices
-            are right, as indices. None where it is not known.
-        id: names the row in its source.
-        choices: what there is to choose from.
-        names: what each choice is called in a ranking, where that is not its text.
-        answers: the texts that count as right, of a ranking or a span.
-        starts: where in the context each answer begins, in characters (spans).
-        words: of a row that is tagged.
-        group: rows that are scored together have the same, such as the answers to one question.
-    """
-
-    fields: Mapping[str, str]
-    label: Any = None
-    id: str | int = 0
-    choices: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
-    starts: tuple[int, ...] = ()
-    words: tuple[str, ...] = ()
-    group: str | None = None
-
-    def __hash__(self) -> int:
-        return hash((tuple(self.fields.items()), self.id))
-
-    @property
-    def text(self) -> str:
-        """The first field."""
-        return next(iter(self.fields.values()))
+from softprompts.tasks.splits import OFFICIAL, digest, few_shot, split
 
 
 @dataclass(frozen=True)
@@ -99,11 +62,6 @@ class Task:
                 digest.update(line.encode() + b"\n")
         return digest.hexdigest()
 
-    @cached_property
-    def _record(self) -> dict[str, Any]:
-        # Every run of a grid asks for it, and hashing large splits takes a while.
-        return Splits(self.train, self.validation, self.test, self.protocol).record()
-
     def balance(self, split: str = "train") -> dict[str, int]:
         """Rows of each label or choice in a split; empty for other kinds."""
         if self.kind not in ("classification", "choice"):
@@ -116,20 +74,26 @@ class Task:
         return self.form.write(example.fields)
 
     def under(self, protocol: str, mismatched: Sequence[Example] = ()) -> Task:
-        """The task with its rows parted as a group of papers does, see `softprompts.tasks.splits.split`.
+        """The task with its rows split by a protocol, see `softprompts.tasks.splits.split`.
 
         Raises:
             SoftPromptError: unknown protocol, or too few rows for it.
         """
         if protocol == OFFICIAL:
             return self
-        parts = split(
-            protocol, self.name, self.train, self.validation, self.test, kind=self.kind, mismatched=mismatched
-        )
-        return replace(self, train=parts.train, validation=parts.validation, test=parts.test, protocol=protocol)
+        given = self.train, self.validation, self.test
+        parts = split(protocol, self.name, *given, kind=self.kind, mismatched=mismatched)
+        return replace(self, **parts._asdict(), protocol=protocol)
+
+    @cached_property
+    def _record(self) -> dict[str, Any]:
+        # Every run of a grid asks for it, and hashing large splits takes a while.
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes = {name: {"rows": len(rows), "sha256": digest(rows)} for name, rows in parts.items()}
+        return {"protocol": self.protocol, **sizes}
 
     def record(self) -> dict[str, Any]:
-        """For the run folder: how the rows were parted, and the number and sha256 of each split's rows."""
+        """For the run folder: the protocol, and the number and `digest` of each split's rows."""
         return self._record
 
     def with_form(self, **changes: Any) -> Task:

@@ -1,4 +1,4 @@
-"""What one prompt does with rows: how texts become token ids under its task, and scores its answers.
+"""Reads inputs by the task of a saved prompt: texts to token ids, and predictions to answers.
 
 Many prompts may share a model and a tokenizer; each has a reader of its own.
 """
@@ -7,23 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.injection.prompt import Prompt
-from softprompts.tasks import (
-    Example,
-    Form,
-    Spec,
-    Task,
-    encode_examples,
-    label_ids,
-    new_tokens,
-)
 from softprompts.tasks.catalog import SPECS
 from softprompts.tasks.columns import (
     CHOICE_COLUMNS,
@@ -35,17 +25,20 @@ from softprompts.tasks.columns import (
     text_of,
     words_of,
 )
-from softprompts.tasks.encode import Encoded, reader
-from softprompts.tasks.file_readers import check_columns, read_rows
-from softprompts.tasks.form import fields_of
+from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
+from softprompts.tasks.example import Example, Row
+from softprompts.tasks.file_readers import check_columns, read_rows, read_text
+from softprompts.tasks.form import Form, fields_of
+from softprompts.tasks.kinds.encoded import Encoded
+from softprompts.tasks.spec import Spec
+from softprompts.tasks.task import Task
 
 Text = tuple[str, str | None]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was predicted for a text.
+    """The prediction for one text.
 
     Attributes:
         label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
@@ -65,10 +58,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """Rows as a model reads them.
+    """Encoded rows and what they were encoded from.
 
     Attributes:
-        task: how they were written out.
+        task: says how they were written out.
         examples: the rows.
         encoded: their token ids.
     """
@@ -78,24 +71,24 @@ class ReadRows:
     encoded: Encoded
 
 
-# Heads that one has to know the task of, to make anything of what they say.
-_OF_TOKENS = ("ForTokenClassification", "ForQuestionAnswering")
+# Heads whose outputs mean nothing to somebody who does not know the task.
+_TOKEN_HEADS = ("ForTokenClassification", "ForQuestionAnswering")
 
 
-class PromptReader:
-    """The task of a saved prompt.
+class TaskReader:
+    """Encodes inputs for a saved prompt, and reads predictions for them, by the prompt's task.
 
     Args:
         config: of the saved prompt, as `softprompts.storage.saved_prompt.read` gives it.
-        prompt: the prompt itself.
+        labels: label names of the prompt's head; may be empty.
         tokenizer: of its backbone.
         kind: of its backbone: "encoder", "encoder-decoder" or "decoder".
-        room: tokens that the backbone has for an input beside the prompt; None for any number.
-        where: names the prompt in errors, and its task where it does not say.
+        max_tokens: tokens that the backbone takes for an input beside the prompt; None for any number.
+        name: names the prompt in errors, and its task where the prompt does not name it.
 
     Attributes:
         task: how texts are written out, and the labels' names.
-        told: whether the prompt says so; else an encoder's reads one text or a pair.
+        knows_task: whether the prompt says how its task is written out; else an encoder's reads one text or a pair.
         fields: those of the task's fields that the model reads.
         max_length: most tokens of an input.
         label_ids: token ids of each answer that a language model chooses from; None where it does not.
@@ -108,58 +101,60 @@ class PromptReader:
     def __init__(
         self,
         config: Mapping[str, Any],
-        prompt: Prompt,
+        labels: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         kind: str,
-        room: int | None,
-        where: str,
+        max_tokens: int | None,
+        name: str,
     ):
         meta = config.get("metadata") or {}
         form = meta.get("task_form")
-        name = str(meta.get("task", where))
-        self.task = Task(name, Form.from_dict(form or _unknown(config)), [], [])
-        self.told = form is not None
-        if not self.told and str(config["backbone"].get("class")).endswith(_OF_TOKENS):
+        self.knows_task = form is not None
+        if not self.knows_task and str(config["backbone"].get("class")).endswith(_TOKEN_HEADS):
             raise SoftPromptError(
-                f"{where} does not say what its labels of tokens are for; it was not trained by 'train'"
+                f"{name} does not say what its labels of tokens are for; it was not trained by 'train'"
             )
-        self.prompt, self.tokenizer, self.kind = prompt, tokenizer, kind
-        self._prepare = SPECS[name].prepare if name in SPECS else None
+        if form is None:  # a text, and the labels of the head
+            known = config["labels"] or []
+            form = {"labels": known} if len(known) > 1 else {"kind": "regression"}
+        self.task = Task(str(meta.get("task", name)), Form.from_dict(form), [], [])
+        self.tokenizer, self.kind, self._head_labels = tokenizer, kind, tuple(labels)
+        self._prepare = SPECS[self.task.name].prepare if self.task.name in SPECS else None
         templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
         used = fields_of([*templates, *self.task.form.choices])
         # Some tasks have fields that only another kind of model reads.
         self.fields = tuple(name for name in self.task.form.fields if name in used)
         self.max_length = int(meta.get("max_length", 256))
-        if room is not None:
-            self.max_length = min(self.max_length, room)
+        if max_tokens is not None:
+            self.max_length = min(self.max_length, max_tokens)
         self.label_ids = label_ids(self.task, tokenizer, kind) if self.reads else None
         self.new_tokens = new_tokens(self.task, tokenizer, kind) if self.reads else None
 
     @property
     def reads(self) -> bool:
         """Whether rows of the task can be read at all: a language model must be told how."""
-        return self.told or self.kind == "encoder"
+        return self.knows_task or self.kind == "encoder"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of what is answered with, where that is the same for all rows."""
+        """Names of the possible answers, where these are the same for all rows."""
         form = self.task.form
-        if form.kind == "classification" or form.kind == "tagging":
-            return form.labels or tuple(self.prompt.labels)
+        if form.kind in ("classification", "tagging"):
+            return form.labels or self._head_labels
         return form.words if self.label_ids is not None and form.kind == "regression" else ()
 
-    def fitting(self, texts: Sequence[str | Text | Row]) -> PromptReader:
+    def fitting(self, texts: Sequence[str | Text | Row]) -> TaskReader:
         """The reader for some rows: a task that is not known reads one text, or a pair."""
-        if self.told:
+        if self.knows_task:
             return self
         paired = any(not isinstance(text, str) and len([v for v in text if v is not None]) > 1 for text in texts)
-        own = copy.copy(self)
-        own.fields = ("text", "text_pair")[: 1 + paired]
-        own.task = self.task.with_form(fields=own.fields, reading=(), source="")
-        return own
+        fitted = copy.copy(self)
+        fitted.fields = ("text", "text_pair")[: 1 + paired]
+        fitted.task = self.task.with_form(fields=fitted.fields, reading=(), source="")
+        return fitted
 
     def encode(self, texts: Sequence[str | Text | Row]) -> ReadRows:
-        """Rows as a model reads them.
+        """Encodes rows.
 
         Args:
             texts: see `softprompts.Predictor`.
@@ -167,47 +162,39 @@ class PromptReader:
         Raises:
             SoftPromptError: an empty text, or not a text for each field.
         """
-        own = self.fitting(texts)
-        examples = [own._example(text) for text in texts]
-        encoded = encode_examples(examples, own.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
-        return ReadRows(own.task, examples, encoded)
+        fitted = self.fitting(texts)
+        examples = [fitted._example(text) for text in texts]
+        encoded = encode_examples(examples, fitted.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
+        return ReadRows(fitted.task, examples, encoded)
 
-    def answers(self, rows: ReadRows, found: Any) -> list[Answer]:
+    def answers(self, rows: ReadRows, prediction: Any) -> list[Answer]:
         """The answers for rows.
 
         Args:
             rows: of `encode`.
-            found: the `softprompts.training.prediction.Prediction` for all of their features.
+            prediction: the `softprompts.training.prediction.Prediction` for all of their features.
         """
-        answers, _ = reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)(found)
-        lines = found.probabilities if len(found.probabilities or []) == len(rows.examples) else None
-        made = []
-        for index, (example, answer) in enumerate(zip(rows.examples, answers, strict=True)):
-            chances = [] if lines is None else lines[index]
-            made.append(
-                Answer(
-                    self._named(example, answer),
-                    max(chances) if chances else None,
-                    tuple(answer) if rows.task.kind == "tagging" else (),
-                    _by_name(self._names(example), chances),
-                    float(answer) if rows.task.kind == "regression" else None,
-                )
-            )
-        return made
+        read = answer_reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)
+        values, _ = read(prediction)
+        chances = prediction.probabilities or []
+        if len(chances) != len(rows.examples):
+            chances = [[]] * len(rows.examples)
+        return [self._answer(*row) for row in zip(rows.examples, values, chances, strict=True)]
 
-    def _names(self, example: Example) -> Sequence[str]:
-        return example.choices if self.task.form.kind == "choice" else self.labels
-
-    def _named(self, example: Example, answer: Any) -> str:
-        """An answer in words."""
-        kind = self.task.form.kind
-        if kind == "regression":
-            return f"{answer:.4g}"
-        if kind == "tagging":
-            return " ".join(answer)
-        if isinstance(answer, str):
-            return answer
-        return self._names(example)[int(answer)] if answer >= 0 else ""
+    def _answer(self, example: Example, value: Any, chances: Sequence[float]) -> Answer:
+        names = example.choices if self.task.form.kind == "choice" else self.labels
+        by_name: dict[str, float] = {}
+        if len(names) == len(chances):
+            for name, chance in zip(names, chances, strict=True):  # choices of the same text have theirs together
+                by_name[name] = by_name.get(name, 0.0) + chance
+        answer = Answer("", max(chances, default=None), probabilities=by_name)
+        if self.task.kind == "regression":
+            return replace(answer, label=f"{value:.4g}", value=float(value))
+        if self.task.kind == "tagging":
+            return replace(answer, label=" ".join(value), tags=tuple(value))
+        if isinstance(value, str):
+            return replace(answer, label=value)
+        return replace(answer, label=names[int(value)] if value >= 0 else "")
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -222,26 +209,25 @@ class PromptReader:
         path = Path(file)
         names = self.fields
         if path.suffix.lower() == ".txt":
-            lines = [line for line in _lines(path) if line.strip()]
+            lines = [line for line in read_text(path).splitlines() if line.strip()]
             if not lines:
                 raise SoftPromptError(f"{path} holds no texts")
             self._require_fields({names[0]: ""}, path)
             return [{names[0]: line} for line in lines]
-        asked = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
-        asked.update(fields or {})
-        for name in asked:
-            if name not in names:
-                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
-        return [self._read(path, line, row, asked) for line, row in read_rows(path)]
+        columns = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
+        columns.update(fields or {})
+        for name in columns:
+            self._require_field(name)
+        return [self._read(path, line, row, columns) for line, row in read_rows(path)]
 
-    def _read(self, path: Path, line: int, row: Row, asked: Mapping[str, str]) -> Row:
-        """The fields of a row, as texts, and beside them the words or the choices that it brings."""
+    def _read(self, path: Path, line: int, row: Row, named: Mapping[str, str]) -> Row:
+        """The fields of a file's row as texts, with its words or choices where it has some."""
         row = self._prepared(row)
         form, place = self.task.form, f"{path}: line {line}"
         choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
         brought = fixed_choices(form)
         if choices is not None and form.chooses and (not form.choices or any(name not in row for name in brought)):
-            texts = choices_of(place, choices, row)
+            texts, _ = choices_of(place, choices, row)
             if form.choices and len(texts) != len(form.choices):
                 raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
             row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}
@@ -249,7 +235,7 @@ class PromptReader:
         for index, name in enumerate(self.fields):
             usual = [name, *(column for column in row if field_name(column) == name)]
             usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
-            columns[name] = asked.get(name) or next((column for column in usual if column in row), name)
+            columns[name] = named.get(name) or next((column for column in usual if column in row), name)
         check_columns(path, row, columns.values(), line)
         if self.task.kind == "tagging":
             return {WORDS: words_of(place, columns[WORDS], row), "id": line}
@@ -263,7 +249,7 @@ class PromptReader:
         fields: Mapping[str, str] | None = None,
         choices: Sequence[str] = (),
     ) -> Row:
-        """What is to be labelled as fields of the task.
+        """Makes a row with the task's fields of what a user gives.
 
         Args:
             text: the first field; a text whose words are tagged.
@@ -275,15 +261,15 @@ class PromptReader:
             SoftPromptError: the task has more or fewer fields, or others.
         """
         names = self.fields
-        if not self.told:
+        if not self.knows_task:
             names = ("text", "text_pair")[: 1 + (text_pair is not None)]
         given = [one for one in (text, text_pair) if one is not None]
         if len(given) > len(names):
-            self._require_fields({}, None, len(given))
+            self._require_fields({}, given=len(given))
         row: dict[str, Any] = dict(zip(names, given, strict=False))
         for name, value in (fields or {}).items():
             if name not in names and self._prepare is None:
-                raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, names)}")
+                self._require_field(name)
             if name in row:
                 raise SoftPromptError(f"the field '{name}' is given twice, as a text and by name")
             row[name] = value
@@ -292,8 +278,8 @@ class PromptReader:
                 row.update(zip(fixed_choices(self.task.form), choices, strict=False))
             row["choices"] = list(choices)
         prepared = self._prepared(row)
-        if self.told:
-            self._require_fields(prepared, None)
+        if self.knows_task:
+            self._require_fields(prepared)
         return prepared
 
     def _example(self, text: str | Text | Row) -> Example:
@@ -301,13 +287,14 @@ class PromptReader:
         if not isinstance(text, Mapping):
             values = (text,) if isinstance(text, str) else tuple(value for value in text if value is not None)
             text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
-            self._require_fields(text, None, len(values))
+            self._require_fields(text, given=len(values))
         if self.task.kind == "tagging":
-            if not any(map(_is_text, _as_words(text.get(WORDS)))):
+            words = text.get(WORDS) or ""
+            if not any(map(_is_text, words.split() if isinstance(words, str) else words)):
                 raise SoftPromptError("an empty text cannot be labelled")
             return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
         text = self._prepared(text)
-        self._require_fields(text, None)
+        self._require_fields(text)
         if not any(_is_text(text[name]) for name in fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
         if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
@@ -316,29 +303,32 @@ class PromptReader:
         return Spec("", self.task.form).example({**unread, **text}, labelled=False)
 
     def _prepared(self, row: Row) -> Row:
-        """A row with the columns of the task's data set, with the fields that are made of these."""
+        """Adds the fields that the task makes of columns of its data set."""
         if self._prepare is None or all(name in row for name in self.fields):
             return row
         try:
-            (made,) = self._prepare(row)
+            (prepared,) = self._prepare(row)
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # as in training, a row of another shape
             return row
-        return {**row, **made}
+        return {**row, **prepared}
 
-    def _require_fields(self, row: Row, path: Path | None, given: int | None = None) -> None:
+    def _require_field(self, name: str) -> None:
+        if name not in self.fields:
+            raise SoftPromptError(f"'{self.task.name}' has no field '{name}': {nearest(name, self.fields)}")
+
+    def _require_fields(self, row: Row, path: Path | None = None, given: int | None = None) -> None:
         fields = self.fields
-        missing = [name for name in fields if name not in row]
-        there = len(fields) - len(missing) if given is None else given
-        if there == len(fields):
+        count = len([name for name in fields if name in row]) if given is None else given
+        if count == len(fields):
             return
         place = "" if path is None else f"{path}: "
-        count = "single texts" if len(fields) == 1 else "pairs" if len(fields) == 2 else f"{len(fields)} texts"
+        reads = {1: "single texts", 2: "pairs"}.get(len(fields), f"{len(fields)} texts")
         how = {1: "", 2: ": give both (--text-pair)"}.get(len(fields), ": give each (--field NAME=TEXT)")
-        raise SoftPromptError(f"{place}'{self.task.name}' reads {count} ({', '.join(fields)}), not {there}{how}")
+        raise SoftPromptError(f"{place}'{self.task.name}' reads {reads} ({', '.join(fields)}), not {count}{how}")
 
 
 def fixed_choices(form: Form) -> tuple[str, ...]:
-    """The fields that are the choices, where each choice is a field as it is."""
+    """The names of the fields that are the choices, where each choice is just a field."""
     names = tuple(template.removeprefix("{").removesuffix("}") for template in form.choices)
     return names if set(names) <= set(form.fields) else ()
 
@@ -354,36 +344,8 @@ def marked(words: Sequence[str], tags: Sequence[str]) -> str:
             groups[-1][1].append(word)
         else:
             groups.append((kind, [word]))
-    return " ".join(f"[{' '.join(found)} {kind}]" if kind else found[0] for kind, found in groups)
-
-
-def _by_name(names: Sequence[str], chances: Sequence[float]) -> dict[str, float]:
-    """Probabilities by name; choices of the same text have theirs together."""
-    found: dict[str, float] = {}
-    if len(names) == len(chances):
-        for name, chance in zip(names, chances, strict=True):
-            found[name] = found.get(name, 0.0) + chance
-    return found
-
-
-def _unknown(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The form of a prompt that does not tell: a text, and the labels of its head."""
-    labels = config["labels"] or []
-    return {"labels": labels} if len(labels) > 1 else {"kind": "regression"}
-
-
-def _as_words(value: Any) -> Sequence[Any]:
-    return value.split() if isinstance(value, str) else value or ()
+    return " ".join(f"[{' '.join(group)} {kind}]" if kind else group[0] for kind, group in groups)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise SoftPromptError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise SoftPromptError(f"{path}: not UTF-8 text, save the file as UTF-8") from error

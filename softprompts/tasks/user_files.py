@@ -1,17 +1,19 @@
-"""The user's own labelled texts in CSV, TSV, JSON or CoNLL files, as a task of any kind."""
+"""Tasks of users' own CSV, TSV, JSON or CoNLL files."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.tasks.answers import finite_number
 from softprompts.tasks.columns import (
     Columns,
     Labels,
@@ -21,11 +23,15 @@ from softprompts.tasks.columns import (
     same_choices,
     with_choice_fields,
 )
+from softprompts.tasks.example import Example
 from softprompts.tasks.file_readers import read_rows
 from softprompts.tasks.form import CHOICE, KINDS, Form
 from softprompts.tasks.spec import Spec
-from softprompts.tasks.task import OFFICIAL, Example, Task
+from softprompts.tasks.splits import OFFICIAL
+from softprompts.tasks.task import Task
+from softprompts.validation import translated
 
+_SPLITS = ("train", "validation", "test")
 _HELD_OUT = 0.1
 _JSON = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
@@ -86,169 +92,185 @@ def load_files(
     """
     if text is None and text_pair is not None:
         raise SoftPromptError(f"text_pair names the column '{text_pair}': name that of the first text too")
-    own = OwnTask(
-        name=name or Path(train).name.split(".")[0],
-        files={"train": Path(train), **_paths(validation=validation, test=test)},
-        kind=kind,
-        fields=[column for column in (text, text_pair) if column is not None],
-        label=label,
-        choices=choices,
-        labels=labels,
-        settings={"words": tuple(label_words)},
-        metrics=tuple(metrics),
-        sep=sep,
-        quoting=quoting,
-    )
-    return own.load(seed=seed).under(split).limited(max_train, max_validation, seed)
+    texts = {"choices": choices, "labels": labels, "words": label_words, "metrics": metrics}
+    given = {
+        "train": str(train),
+        "validation": None if validation is None else str(validation),
+        "test": None if test is None else str(test),
+        "kind": kind,
+        "fields": [column for column in (text, text_pair) if column is not None],
+        "label": label,
+        **{key: [value] if isinstance(value, str) else list(value) for key, value in texts.items() if value},
+        "sep": sep,
+        "quoting": quoting,
+    }
+    declaration = file_task("load_files", {key: value for key, value in given.items() if value not in (None, [])})
+    task = declaration.load(name or Path(train).name.split(".")[0], seed=seed)
+    return task.under(split).limited(max_train, max_validation, seed)
 
 
-def _paths(**given: str | PathLike[str] | None) -> dict[str, Path]:
-    return {split: Path(path) for split, path in given.items() if path is not None}
+def _texts(value: Any, info: ValidationInfo) -> tuple[str, ...] | dict[str, str]:
+    """Checks texts in a list, or by name; one text stands for a list of it."""
+    named = isinstance(value, Mapping) and info.field_name in ("fields", "labels")
+    texts = [value] if isinstance(value, str) else list(value.values()) if named else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"'{info.field_name}' is {value!r:.80}, not a list of texts")
+    return dict(value) if named else tuple(texts)
 
 
-@dataclass(frozen=True)
-class OwnTask:
-    """What a user says of a task of his own.
+_Text = Annotated[str, Field(min_length=1)]
+_Texts = Annotated[tuple[str, ...], PlainValidator(_texts)]
+_TextsOrNames = Annotated[tuple[str, ...] | dict[str, str], PlainValidator(_texts)]
+
+
+class Writing(BaseModel):
+    """How rows are put to a model: settings of the `Form`, and what is scored. A template changes some of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reading: _Texts = ()
+    source: _Text | None = None
+    words: _Texts = ()
+    cut: _Texts = ()
+    answering: _Text | None = None
+    invalid: _Text | None = None
+    metrics: _Texts = ()
+
+    def form_settings(self) -> dict[str, Any]:
+        """Those settings of a `Form` that are given."""
+        given = {name: getattr(self, name) for name in Writing.model_fields if name != "metrics"}
+        return {name: value for name, value in given.items() if value}
+
+    def changes(self) -> dict[str, Any]:
+        """What a template changes, see `Spec`."""
+        return {**self.form_settings(), **({"metrics": self.metrics} if self.metrics else {})}
+
+
+class FileTask(Writing):
+    """The declaration of a user's own task; its fields are the keys of a YAML file, see `softprompts.tasks.yaml_tasks`.
 
     Attributes:
-        name: of the task.
-        files: "train", maybe "validation" and "test".
+        train: file to train on; ``validation`` and ``test`` likewise.
         kind: a key of `KINDS`.
         fields: columns of the fields, or the column of each field; empty: the usual names.
         label: column of the label; None: the usual name.
         choices: column, columns or format strings of the choices; empty: the usual names.
         labels: their names, or the name of each value; empty: learned from the training rows.
-        settings: of the `Form`.
-        metrics: names for `compute`; empty: those that suit the kind.
-        templates: see `Spec`.
+        templates: other ways to put rows to a model, by name.
         sep: column separator; None: by the file's ending.
         quoting: whether double quotes enclose texts in CSV and TSV.
+        name: of the task.
         about: one line for lists of tasks.
-        origin: the file that says all this, named in errors; None: it was said on the command line or in Python.
     """
 
-    name: str
-    files: Mapping[str, Path]
-    kind: str = "classification"
-    fields: Sequence[str] | Mapping[str, str] = ()
-    label: str | None = None
-    choices: str | Sequence[str] = ()
-    labels: Sequence[str] | Mapping[str, str] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    metrics: tuple[str, ...] = ()
-    templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    sep: str | None = None
+    train: _Text
+    validation: _Text | None = None
+    test: _Text | None = None
+    kind: _Text = "classification"
+    fields: _TextsOrNames = ()
+    label: _Text | None = None
+    choices: _Texts = ()
+    labels: _TextsOrNames = ()
+    templates: dict[str, Writing] = Field(default_factory=dict)
+    sep: _Text | None = None
     quoting: bool = True
+    name: _Text | None = None
     about: str = ""
-    origin: Path | None = None
 
-    def load(self, template: str | None = None, seed: int = 0) -> Task:
+    def files(self, folder: Path) -> dict[str, Path]:
+        """The file of each split that has one."""
+        given = {split: getattr(self, split) for split in _SPLITS}
+        return {split: folder / file for split, file in given.items() if file is not None}
+
+    def load(self, name: str, folder: Path = Path(), template: str | None = None, seed: int = 0) -> Task:
         """Reads the files.
 
         Args:
+            name: of the task.
+            folder: of the files.
             template: a key of ``templates``; None: as it is.
             seed: draws what is held out where there is no file to score on.
 
         Raises:
             SoftPromptError: anything wrong with the files or what was said of them.
         """
-        try:
-            return self._load(template, seed)
-        except SoftPromptError as error:
-            if self.origin is None or str(error).startswith(tuple(str(path) for path in self.files.values())):
-                raise
-            raise SoftPromptError(f"{self.origin}: {error}") from error
-
-    def _load(self, template: str | None, seed: int) -> Task:
         if self.kind not in KINDS:
             raise SoftPromptError(f"kind is '{self.kind}': {nearest(self.kind, KINDS)}")
-        columns, rows = self._read()
-        train = self.files["train"]
-        chosen = same_choices([example for examples in rows.values() for example in examples])
-        if self.kind == "choice" and isinstance(columns.choices, str) and chosen:
+        files = self.files(folder)
+        columns, rows = self._read(files)
+        choices = same_choices([example for examples in rows.values() for example in examples])
+        if self.kind == "choice" and isinstance(columns.choices, str) and choices:
             rows = {split: [with_choice_fields(example) for example in examples] for split, examples in rows.items()}
-        names = self._labels(rows["train"])
-        found = rows["train"]
-        if names is not None:
-            rows = {split: self._indexed(split, examples, names) for split, examples in rows.items()}
-        if "validation" not in rows:
-            held = _hold_out(train, found, seed)
+        labels = self._labels(files["train"], rows["train"])
+        held = set() if "validation" in rows else _held_out(files["train"], rows["train"], seed)
+        if labels is not None:
+            rows = {split: self._indexed(files, split, examples, labels) for split, examples in rows.items()}
+        if held:
             rows["validation"] = [row for index, row in enumerate(rows["train"]) if index in held]
             rows["train"] = [row for index, row in enumerate(rows["train"]) if index not in held]
-        form = self._form(columns, rows["train"][0], chosen, () if names is None else names.names)
-        spec = Spec(self.about, form, self.templates, self.metrics or default_metrics(form))
-        for known in self.templates:
-            spec.under(self.name, known)  # what cannot be used is said now
-        spec = spec.under(self.name, template)
-        task = Task(
-            name=self.name,
-            form=spec.form,
-            train=rows["train"],
-            validation=rows["validation"],
-            test=rows.get("test", []),
-            metrics=spec.metrics,
-            source="files: " + ", ".join(path.name for path in self.files.values()),
-        )
+        form = self._form(columns, rows["train"][0], choices, () if labels is None else labels.names)
+        templates = {key: template.changes() for key, template in self.templates.items()}
+        spec = Spec(self.about, form, templates, self.metrics or default_metrics(form))
+        for key in templates:
+            spec.under(name, key)  # what cannot be used is said now
+        spec = spec.under(name, template)
+        source = "files: " + ", ".join(path.name for path in files.values())
+        task = Task(name, spec.form, rows["train"], rows["validation"], rows.get("test", []), spec.metrics, source)
         if self.metrics or template is not None:
             _check_metrics(task)
         return task
 
-    def _read(self) -> tuple[Columns, dict[str, list[Example]]]:
-        """Rows with labels as the files have them."""
-        columns: Columns | None = None
-        found = {}
-        for split, path in self.files.items():
-            lines = read_rows(path, self.sep, self.quoting, tagged=self.kind == "tagging")
-            number, first = lines[0]
-            if columns is None:
-                line = number if path.name.lower().endswith(_JSON) else None
-                columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, line)
-            found[split] = [read_example(columns, path, line, row) for line, row in lines]
-        assert columns is not None
-        return columns, found
+    def _read(self, files: Mapping[str, Path]) -> tuple[Columns, dict[str, list[Example]]]:
+        """The columns, and the rows with labels as the files have them."""
+        rows = {
+            split: read_rows(path, self.sep, self.quoting, tagged=self.kind == "tagging")
+            for split, path in files.items()
+        }
+        path, (line, first) = files["train"], rows["train"][0]
+        place = line if path.name.lower().endswith(_JSON) else None
+        columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, place)
+        examples = {
+            split: [read_example(columns, files[split], line, row) for line, row in numbered]
+            for split, numbered in rows.items()
+        }
+        return columns, examples
 
-    def _labels(self, train: list[Example]) -> Labels | None:
-        """What the labels are, where they have names."""
+    def _labels(self, path: Path, train: list[Example]) -> Labels | None:
+        """The labels of the task, where its kind has labels."""
         if self.kind not in ("classification", "tagging"):
             if self.labels:
                 raise SoftPromptError(f"labels are for classification and tagging: {self.kind} has no names of labels")
             return None
         tagged = self.kind == "tagging"
-        there = {name for one in train for name in (one.label if tagged else [one.label])}
-        path = self.files["train"]
-        if len(there) == 1:
-            label = next(iter(there))
+        labels = {name for row in train for name in (row.label if tagged else [row.label])}
+        if len(labels) == 1:
             what = "words have the tag" if tagged else "rows have the label"
-            raise SoftPromptError(f"{path}: all {what} '{label}': there is nothing to learn")
+            raise SoftPromptError(f"{path}: all {what} '{labels.pop()}': there is nothing to learn")
         if self.labels:
             return Labels.of(self.labels)
-        if tagged and all(name.isdecimal() for name in there):
+        if tagged and all(name.isdecimal() for name in labels):
             raise SoftPromptError(f"{path}: the tags are numbers: give their names as labels (O, B-PER, ...) in order")
-        return Labels.learned(there, tagged)
+        return Labels.learned(labels, tagged)
 
-    def _indexed(self, split: str, examples: list[Example], names: Labels) -> list[Example]:
-        """The rows with indices in place of labels."""
-        path, train = self.files[split], self.files["train"]
-        where = "" if self.labels or split == "train" else f"in {train.name}, which has"
+    def _indexed(self, files: Mapping[str, Path], split: str, rows: list[Example], labels: Labels) -> list[Example]:
+        """Replaces the labels of rows by indices."""
+        where = "" if self.labels or split == "train" else f"in {files['train'].name}, which has"
         indexed = []
-        for one in examples:
-            place = f"{path}: line {one.id}"
-            if self.kind == "tagging":
-                label: Any = tuple(names.index(name, place, where) for name in one.label)
-            else:
-                label = names.index(one.label, place, where)
-            indexed.append(replace(one, label=label))
+        for row in rows:
+            names = row.label if self.kind == "tagging" else [row.label]
+            indices = tuple(labels.index(name, f"{files[split]}: line {row.id}", where) for name in names)
+            indexed.append(replace(row, label=indices if self.kind == "tagging" else indices[0]))
         return indexed
 
-    def _form(self, columns: Columns, first: Example, chosen: int, names: tuple[str, ...]) -> Form:
-        settings = {name: value for name, value in self.settings.items() if value}
+    def _form(self, columns: Columns, first: Example, choices: int, labels: tuple[str, ...]) -> Form:
+        settings = self.form_settings()
         texts = [f"{{{name}}}" for name in columns.fields]
         more: dict[str, Any] = {}
         if self.kind in ("choice", "ranking"):
             more["reading"] = (" ".join(texts), f"{{{CHOICE}}}")
         elif len(texts) > 2:
             more["reading"] = (texts[0], " ".join(texts[1:]))
-        if self.kind == "choice" and (chosen or not isinstance(columns.choices, str)):
+        if self.kind == "choice" and (choices or not isinstance(columns.choices, str)):
             fields = [name for name in first.fields if name not in columns.fields]
             more["choices"] = columns.templates or tuple(f"{{{name}}}" for name in fields)
             more["words"] = tuple(fields) or tuple(f"choice{place + 1}" for place in range(len(columns.templates)))
@@ -256,29 +278,33 @@ class OwnTask:
             more["cut"] = tuple(columns.fields)[1:]  # an encoder reads it in windows instead
         if self.kind == "regression":
             for word in settings.get("words", ()):
-                if not _is_number(word):
+                if finite_number(word) is None:
                     raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
-        return Form(kind=self.kind, labels=names, fields=tuple(first.fields), **{**more, **settings})
+        return Form(kind=self.kind, labels=labels, fields=tuple(first.fields), **{**more, **settings})
 
 
-def _is_number(text: str) -> bool:
+def file_task(owner: str, said: Mapping[str, Any]) -> FileTask:
+    """Checks what is said of a task.
+
+    Raises:
+        SoftPromptError: an unknown key, or a value that is none for its key; begins with ``owner``.
+    """
     try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+        return FileTask.model_validate(said)
+    except ValidationError as error:
+        within = error.errors()[0]["loc"][:1] == ("templates",)
+        raise translated(error, owner, Writing.model_fields if within else FileTask.model_fields) from None
 
 
 def _check_metrics(task: Task) -> None:
-    """Scores the truth, which a metric for another kind of task cannot."""
-    from softprompts.tasks.kinds import (
-        KINDS as HOW,  # here: with scikit-learn, which takes a while to import
-    )
+    """Scores the truth against itself, which fails with a metric for another kind of task."""
+    from softprompts.tasks.kinds import KINDS as ENCODER_KINDS  # here: torch and scikit-learn take a while to import
     from softprompts.tasks.metrics import compares_strings, compute
 
     for metric in task.metrics:
         if compares_strings(metric) and task.form.words:
             continue
-        truth = HOW[task.kind].references(task.validation, task.form)
+        truth = ENCODER_KINDS[task.kind].references(task.validation, task.form)
         answered = task.kind in ("span", "ranking")
         try:
             compute([metric], [answers[0] for answers in truth] if answered else truth, truth)
@@ -286,7 +312,7 @@ def _check_metrics(task: Task) -> None:
             raise SoftPromptError(f"metric '{metric}' does not suit this task of {task.kind} ({error})") from error
 
 
-def _hold_out(path: Path, rows: list[Example], seed: int) -> set[int]:
+def _held_out(path: Path, rows: list[Example], seed: int) -> set[int]:
     """Which rows are held out, drawn from each label alike."""
     chance = random.Random(f"hold out {seed}")
     groups = defaultdict(list)

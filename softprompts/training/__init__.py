@@ -1,10 +1,10 @@
 """Training: the loop on Accelerate, optimizer groups, lanes, evaluation and run folders."""
 
+from softprompts.storage.files import write_json_atomic as write_json_atomic
 from softprompts.storage.run_folder import is_done as is_done
 from softprompts.storage.run_folder import load_result as load_result
 from softprompts.storage.run_folder import open_run as open_run
 from softprompts.storage.run_folder import run_id as run_id
-from softprompts.storage.run_folder import write_json_atomic as write_json_atomic
 from softprompts.training.config import TrainConfig as TrainConfig
 from softprompts.training.evaluation import Evaluation as Evaluation
 from softprompts.training.lane import Lane as Lane

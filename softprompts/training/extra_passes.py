@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Answers
-from softprompts.tasks.collate import LABELS
+from softprompts.tasks.batches import LABELS
 from softprompts.training.losses import PassOutput, run_pass
 from softprompts.training.prediction import evaluating
 

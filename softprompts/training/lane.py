@@ -18,8 +18,8 @@ from torch import Tensor
 
 from softprompts.errors import SoftPromptError
 from softprompts.processes import is_main
-from softprompts.storage import run_folder
-from softprompts.tasks.collate import inputs_of, length_bucketed_batches, length_of
+from softprompts.storage import files, run_folder
+from softprompts.tasks.batches import inputs_of, length_bucketed_batches, length_of
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluation import EVAL_ROWS, Evaluation
 from softprompts.training.optim import build_optimizer, set_learning_rates
@@ -333,7 +333,7 @@ class Lane:
             "best": vars(self.best),
             **{name: getattr(self, name) for name in _KEPT},
         }
-        run_folder.write_atomic(_checkpoint(self.folder), lambda file: torch.save(state, file))
+        files.write_atomic(_checkpoint(self.folder), lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> None:
         """Goes back to the folder's checkpoint and drops the lines of metrics.jsonl written after it.
@@ -385,7 +385,7 @@ class Lane:
         self.restore_best()
         if self.folder is not None and write:
             model.save_prompt(self.name, self.folder / run_folder.PROMPT, metadata=self.metadata())
-            run_folder.write_json_atomic(self.folder / run_folder.RESULT, {**self.record, **result.to_dict()})
+            files.write_json_atomic(self.folder / run_folder.RESULT, {**self.record, **result.to_dict()})
         return result
 
 

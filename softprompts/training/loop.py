@@ -31,7 +31,7 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.processes import copy_from_main, require_unsharded, synchronized
 from softprompts.storage import run_folder
-from softprompts.tasks.collate import collate
+from softprompts.tasks.batches import collate
 from softprompts.training.evaluation import Evaluation, evaluate
 from softprompts.training.extra_passes import check_teachers, training_losses
 from softprompts.training.lane import Lane, LaneResult, StepBatches

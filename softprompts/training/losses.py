@@ -22,7 +22,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.classification_loss import wide
 from softprompts.injection.speedups.logits_at import at_places
 from softprompts.injection.state import state_of
-from softprompts.tasks.collate import IGNORED, LABELS
+from softprompts.tasks.batches import IGNORED, LABELS
 
 NEG_INF = float("-inf")
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from softprompts.tasks.collate import collate, inputs_of, length_of
+from softprompts.tasks.batches import collate, inputs_of, length_of
 from softprompts.training.extra_passes import training_losses
 from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.memory import free_memory, out_of_memory, step_memory

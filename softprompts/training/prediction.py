@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt, require
 from softprompts.injection.state import state_of
-from softprompts.tasks.collate import IGNORED, collate, inputs_of, length_of
+from softprompts.tasks.batches import IGNORED, collate, inputs_of, length_of
 from softprompts.training.losses import model_inputs, pass_losses
 
 Feature = Mapping[str, Any]

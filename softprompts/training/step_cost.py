@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import length_of
+from softprompts.tasks.batches import length_of
 from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.loop import train
 from softprompts.training.peak_memory import memory_in_use

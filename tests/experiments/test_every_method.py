@@ -22,7 +22,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.experiments.workbench import Workbench
 from softprompts.storage import run_folder
 from softprompts.storage.saved_prompt import read
-from softprompts.tasks.collate import collate
+from softprompts.tasks.batches import collate
 from softprompts.tasks.data import Data
 from softprompts.tasks.reviews_archive import reviews_archive
 from softprompts.training import Lane, TrainConfig, train

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.tasks.catalog import SPECS
+from softprompts.tasks.example import Example
 from softprompts.tasks.spec import Spec
-from softprompts.tasks.task import Example, Task
+from softprompts.tasks.task import Task
 
 
 def under(name: str, template: str | None) -> Spec:

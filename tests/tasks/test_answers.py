@@ -12,7 +12,7 @@ import pytest
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import compute
-from softprompts.tasks.answers import RULES, ReadLabels, ReadScores, normalise, read_labels, read_scores, score_string
+from softprompts.tasks.answers import RULES, ReadAnswers, normalise, read_labels, read_scores, score_string
 
 NLI = ["entailment", "not_entailment"]
 THREE = ["0", "1", "2"]
@@ -61,19 +61,19 @@ def test_rules_are_explained_in_a_line() -> None:
 
 def test_mismatch_compares_normalised_strings() -> None:
     texts = ["Not_Entailment.", "the entailment", "not entailment", "", "notentailment"]
-    assert read_labels(texts, NLI, [1] * 5, "mismatch") == ReadLabels([1, 0, -1, -1, 1], 2)
-    assert read_labels(texts, NLI, None, "mismatch").labels == [1, 0, -1, -1, 1]
+    assert read_labels(texts, NLI, [1] * 5, "mismatch") == ReadAnswers([1, 0, -1, -1, 1], 2)
+    assert read_labels(texts, NLI, None, "mismatch").values == [1, 0, -1, -1, 1]
 
 
 @pytest.mark.parametrize("rule", ["opposite", "zero"])
 def test_the_other_rules_only_strip(rule: str) -> None:
     texts = [" entailment\n", "Entailment", "not_entailment", "not_entailment."]
     labels = [0, 0, 1, 0] if rule == "opposite" else [0, -1, 1, -1]
-    assert read_labels(texts, NLI, [0, 1, 0, 1], rule) == ReadLabels(labels, 2)
+    assert read_labels(texts, NLI, [0, 1, 0, 1], rule) == ReadAnswers(labels, 2)
 
 
 def test_opposite_takes_the_next_class_of_several() -> None:
-    assert read_labels(["x", "x", "x", "2"], THREE, [0, 1, 2, 0], "opposite") == ReadLabels([1, 2, 0, 2], 3)
+    assert read_labels(["x", "x", "x", "2"], THREE, [0, 1, 2, 0], "opposite") == ReadAnswers([1, 2, 0, 2], 3)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -87,16 +87,16 @@ def test_invalid_answers_are_wrong_under_every_rule(rule: str) -> None:
         read = read_labels(texts, words, truth, rule)
         right = sum(m == t for m, t in zip(meant, truth, strict=True))
         assert read.invalid == meant.count(None)
-        assert compute(["accuracy"], read.labels, truth)["accuracy"] == pytest.approx(right / len(truth))
-        assert all(label == m for label, m in zip(read.labels, meant, strict=True) if m is not None)
+        assert compute(["accuracy"], read.values, truth)["accuracy"] == pytest.approx(right / len(truth))
+        assert all(label == m for label, m in zip(read.values, meant, strict=True) if m is not None)
 
 
 def test_opposite_costs_precision_as_in_t5() -> None:
     # One right, one missed; the invalid answer to a 0 becomes a 1 under "opposite".
     texts, truth = ["1", "0", "?"], [1, 1, 0]
-    opposite = read_labels(texts, ["0", "1"], truth, "opposite").labels
+    opposite = read_labels(texts, ["0", "1"], truth, "opposite").values
     assert compute(["f1"], opposite, truth)["f1"] == pytest.approx(2 * 1 / (2 + 2))
-    mismatch = read_labels(texts, ["0", "1"], truth, "mismatch").labels
+    mismatch = read_labels(texts, ["0", "1"], truth, "mismatch").values
     assert compute(["f1"], mismatch, truth)["f1"] == pytest.approx(2 * 1 / (1 + 2))
 
 
@@ -124,7 +124,7 @@ def test_errors_of_labels(texts: Any, words: Any, truth: Any, rule: str, message
 
 
 def test_words_that_differ_in_case_serve_the_rules_that_keep_it() -> None:
-    assert read_labels(["A", "a"], ["A", "a"], [0, 1], "zero") == ReadLabels([0, 1], 0)
+    assert read_labels(["A", "a"], ["A", "a"], [0, 1], "zero") == ReadAnswers([0, 1], 0)
 
 
 # Scores
@@ -132,9 +132,9 @@ def test_words_that_differ_in_case_serve_the_rules_that_keep_it() -> None:
 
 def test_scores() -> None:
     texts = ["3.8", " 5\n", "-1.5", "1e1", "", "3.8.", "three", "nan", "inf", "-Infinity", "1e999"]
-    assert read_scores(texts) == ReadScores([3.8, 5.0, -1.5, 10.0] + [-1.0] * 7, 7)
-    assert read_scores(["2.0", "high"], invalid=0) == ReadScores([2.0, 0.0], 1)
-    assert read_scores([]) == ReadScores([], 0)
+    assert read_scores(texts) == ReadAnswers([3.8, 5.0, -1.5, 10.0] + [-1.0] * 7, 7)
+    assert read_scores(["2.0", "high"], invalid=0) == ReadAnswers([2.0, 0.0], 1)
+    assert read_scores([]) == ReadAnswers([], 0)
     with pytest.raises(SoftPromptError, match="row 0 is 3.8, not a text"):
         read_scores([3.8])  # type: ignore[list-item]
 
@@ -145,7 +145,7 @@ def test_every_score_string_is_read_back() -> None:
         value = rng.random() * 5
         for snap, step in ((True, 0.2), (False, 0.1)):
             scores = read_scores([score_string(value, snap)])
-            assert scores.invalid == 0 and abs(scores.scores[0] - value) <= step / 2 + 1e-6
+            assert scores.invalid == 0 and abs(scores.values[0] - value) <= step / 2 + 1e-6
 
 
 def test_snapped_scores_are_26_strings() -> None:

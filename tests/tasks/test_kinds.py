@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import Example, Form, Task, encode_examples, marker
-from softprompts.tasks.encode import reader
+from softprompts.tasks.encode import answer_reader
 from softprompts.training.prediction import Prediction
 
 SPAN = Form(kind="span", fields=("question", "context"))
@@ -80,7 +81,7 @@ def test_the_best_span_of_all_windows(encoder_tokenizer: Any) -> None:
     torch.manual_seed(0)
     for _ in range(20):
         scores = [torch.randn(len(feature["places"]), 2, dtype=torch.float64) for feature in encoded.features]
-        found, valid = reader(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([], None, scores))
+        found, valid = answer_reader(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([], None, scores))
         for index, row in enumerate(rows):
             best, text = -1e9, ""
             for feature, logits, owner in zip(encoded.features, scores, encoded.owners or (), strict=True):
@@ -131,7 +132,7 @@ def test_words_that_are_cut_or_have_no_token_are_outside(encoder_tokenizer: Any)
     encoded = encode_examples(rows, task, encoder_tokenizer, "encoder", 6)
     assert encoded.truncated == 1
     assert [len(feature["places"]) for feature in encoded.features] == [4, 4]
-    found, _ = reader(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([[1] * 4, [1] * 4], None))
+    found, _ = answer_reader(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([[1] * 4, [1] * 4], None))
     assert found == [["B-X"] * 4, ["B-X"] * 4 + ["O"] * 5]
 
 
@@ -180,7 +181,7 @@ def test_ranking(encoder_tokenizer: Any) -> None:
     assert [feature["label"] for feature in encoded.features] == [0, 1, 0, 1, 1]
     margins = [0.1, 0.3, 0.2, -2.0, -3.0]
     scores = [torch.tensor([[1.0, 1.0 + margin]]) for margin in margins]
-    found, _ = reader(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([], None, scores))
+    found, _ = answer_reader(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([], None, scores))
     assert found == ["Plot", "two"]
     assert marker(task, rows, encoded, encoder_tokenizer, "encoder")(Prediction([], None, scores)) == {"em": 1.0}
 
@@ -191,10 +192,20 @@ def test_generated_answers(decoder_tokenizer: Any, toy_task: Task) -> None:
     for rule, wanted in (("mismatch", [1, -1]), ("opposite", [1, 1]), ("zero", [1, -1])):
         task = toy_task.with_form(answering="generate", invalid=rule)
         encoded = encode_examples(task.train, task, decoder_tokenizer, "decoder", 16)
-        found, valid = reader(task, task.train, encoded, decoder_tokenizer, "decoder")(written)
+        found, valid = answer_reader(task, task.train, encoded, decoder_tokenizer, "decoder")(written)
         assert found == wanted and not valid
         score = marker(task, task.train, encoded, decoder_tokenizer, "decoder")(written)
         assert score == {"accuracy": 0.0 if rule == "zero" else 0.5}
+
+
+@pytest.mark.parametrize("rule", ["mismatch", "opposite", "zero"])
+def test_generated_answers_for_rows_without_labels(decoder_tokenizer: Any, toy_task: Task, rule: str) -> None:
+    ids = decoder_tokenizer.convert_tokens_to_ids
+    task = toy_task.with_form(answering="generate", invalid=rule)
+    rows = [replace(row, label=None) for row in task.train]
+    encoded = encode_examples(rows, task, decoder_tokenizer, "decoder", 16, with_answer=False)
+    read = answer_reader(task, rows, encoded, decoder_tokenizer, "decoder")
+    assert read(Prediction([], None, tokens=[ids(["good"]), ids(["film"])])) == ([1, -1], False)
 
 
 def test_free_answers(decoder_tokenizer: Any) -> None:

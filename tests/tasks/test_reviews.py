@@ -6,7 +6,7 @@ import pytest
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import load_task
-from softprompts.tasks.reviews import DOMAINS, load_reviews
+from softprompts.tasks.reviews import REVIEWS, load_reviews
 
 SIZES = {
     "reviews": (8468, 1020, 1078),
@@ -16,7 +16,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(DOMAINS))
+@pytest.mark.parametrize("name", sorted(REVIEWS))
 def test_splits(name: str, archive_dir: Path | None) -> None:
     task = load_reviews(name, archive_dir)
     splits = (task.train, task.validation, task.test)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.splits import FEW_SHOT, PROTOCOLS, Splits, dept_few_shot, digest, few_shot, split
+from softprompts.tasks import Form, Task
+from softprompts.tasks.splits import FEW_SHOT, PROTOCOLS, Splits, digest, few_shot, split
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ TRAIN, VALIDATION, TEST = rows([0, 1] * 60), rows([0, 1] * 10, 1000), rows([1, 0
 
 def test_official_changes_nothing() -> None:
     parts = split("official", "x", TRAIN, VALIDATION, TEST)
-    assert parts == Splits(TRAIN, VALIDATION, TEST, "official")
+    assert parts == Splits(TRAIN, VALIDATION, TEST)
     assert split("official", "x", TRAIN, VALIDATION).test == []
 
 
@@ -108,7 +109,7 @@ def test_dept_large() -> None:
     parts = split("dept", "glue/sst2", train, VALIDATION)
     assert parts.test == VALIDATION and (len(parts.train), len(parts.validation)) == (1100, 1000)
     assert sorted(ids(parts.train + parts.validation)) == ids(train) and ids(parts.validation) != ids(train[:1000])
-    assert parts == split("dept", "other", train, VALIDATION, small=False) == split("dept", "mnli", train, VALIDATION)
+    assert parts == split("dept", "mnli", train, VALIDATION)
     assert split("dept", "snli", train, VALIDATION, TEST).test == TEST
 
 
@@ -116,14 +117,12 @@ def test_dept_decides_by_size_where_there_is_no_name() -> None:
     small, large = [Plain(0)] * 9999, [Plain(0)] * 10000
     assert len(split("dept", "mine", small, VALIDATION).validation) == 10
     assert len(split("dept", "mine", large, VALIDATION).validation) == 1000
-    assert len(split("dept", "mine", large, VALIDATION, small=True).validation) == 10
-    assert split("dept", "mine", large, VALIDATION, TEST) == Splits(large, VALIDATION, TEST, "dept")
-    assert len(split("dept", "mine", large, VALIDATION, TEST, small=True).validation) == 10
+    assert split("dept", "mine", large, VALIDATION, TEST) == Splits(large, VALIDATION, TEST)
 
 
 def test_dept_mnli() -> None:
     parts = split("dept", "glue/mnli", TRAIN, VALIDATION, mismatched=TEST)
-    assert parts == Splits(TRAIN, TEST, VALIDATION, "dept")
+    assert parts == Splits(TRAIN, TEST, VALIDATION)
 
 
 def test_residual() -> None:
@@ -132,20 +131,6 @@ def test_residual() -> None:
     assert ids(parts.validation) == [4, 6, 2, 7, 3] and ids(parts.test) == [5, 9, 0, 8, 1]
     parts = split("residual", "super_glue/multirc", TRAIN, rows([0] * 11))
     assert ids(parts.validation) == list(range(5)) and ids(parts.test) == list(range(5, 11))
-
-
-def test_whole_groups() -> None:
-    made = [Grouped(index, index % 2, f"question {index // 3}") for index in range(60)] + [Grouped(60), Grouped(61)]
-    for protocol, sizes in {"smop": (19, 3), "dept": (11, 11), "residual": (11, 11)}.items():
-        train, validation = (made, VALIDATION) if protocol == "smop" else (TRAIN, made)
-        parts = split(protocol, "x", train, validation, whole_groups=True)
-        halves = (parts.train, parts.validation) if protocol == "smop" else (parts.validation, parts.test)
-        groups = [{(row.group, row.group or row.id) for row in half} for half in halves]
-        assert not groups[0] & groups[1] and (len(groups[0]), len(groups[1])) == sizes
-        assert sorted(ids([*halves[0], *halves[1]])) == ids(made)
-        torn = split(protocol, "x", train, validation)
-        halves = (torn.train, torn.validation) if protocol == "smop" else (torn.validation, torn.test)
-        assert {row.group for row in halves[0]} & {row.group for row in halves[1]} - {None}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +161,7 @@ def test_no_row_is_lost_or_used_twice(protocol: str) -> None:
 
 
 def test_record_and_digest() -> None:
-    record = split("smop", "x", TRAIN, VALIDATION).record()
+    record = Task("x", Form(), TRAIN, VALIDATION).under("smop").record()
     assert json.loads(json.dumps(record)) == record
     assert record["protocol"] == "smop" and record["test"] == {"rows": 20, "sha256": digest(VALIDATION)}
     assert (record["train"]["rows"], record["validation"]["rows"]) == (108, 12)
@@ -191,7 +176,7 @@ def test_record_and_digest() -> None:
 def test_the_same_in_another_process() -> None:
     code = (
         "from softprompts.tasks.splits import *\n"
-        "from tests.tasks.test_splits import TRAIN, VALIDATION\n"
+        "from tests.tasks.test_splits import TRAIN, VALIDATION, dept_few_shot\n"
         "parts = [split(name, 'rte', TRAIN, VALIDATION) for name in PROTOCOLS]\n"
         "print(*[digest(p.train + p.validation + p.test) for p in parts], digest(dept_few_shot(TRAIN, 16, 2, 3)))\n"
     )
@@ -213,6 +198,10 @@ def test_multirc_questions_that_smop_parts(data_dir: Path) -> None:
     assert len(parts.validation) == sum(-(-size // 10) for size in Counter(row.label for row in made).values())
     torn = {row.group for row in parts.train} & {row.group for row in parts.validation}
     assert 0 < len(torn) < 0.02 * len({row.group for row in made})
+
+
+def dept_few_shot(rows: list[Plain], count: int, classes: int, seed: int, **more: Any) -> list[Plain]:
+    return few_shot(rows, count, classes, seed, protocol="dept", **more)
 
 
 def labelled(counts: dict[int, int]) -> list[Plain]:

@@ -186,11 +186,11 @@ def writes(folder: Path) -> int:
         count += 1
         (append if isinstance(args[1], dict) else write)(*args, **kwargs)
 
-    files.write_atomic = run_folder.write_atomic = run_folder.append_metrics = counted  # type: ignore[assignment]
+    files.write_atomic = run_folder.append_metrics = counted  # type: ignore[assignment]
     try:
         train(*_plain(folder=folder), pad_id=0)
     finally:
-        files.write_atomic, run_folder.write_atomic, run_folder.append_metrics = write, write, append
+        files.write_atomic, run_folder.append_metrics = write, append
     return count
 
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 import softprompts as sp
-from softprompts.tasks.collate import collate
+from softprompts.tasks.batches import collate
 from softprompts.training import Evaluation, Lane, TrainConfig, predict, train
 
 EXACT = {"rtol": 0.0, "atol": 1e-9}

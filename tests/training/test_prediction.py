@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import softprompts as sp
-from softprompts.tasks.collate import collate
+from softprompts.tasks.batches import collate
 from softprompts.training import Evaluation, Lane, TrainConfig, predict, train
 
 LABELS = [[11, 1], [12, 13, 1], [14]]

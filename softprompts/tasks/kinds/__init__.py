@@ -1,4 +1,4 @@
-"""How an encoder does each kind of task: what its head is, what rows become, and how its answers are read."""
+"""The kinds of tasks for an encoder: its head's outputs, the encoding of rows, and the reading of predictions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds import candidates, labels, spans, tags
 from softprompts.tasks.kinds.encoded import Encoded
-from softprompts.tasks.task import Example
 
 
 @dataclass(frozen=True)

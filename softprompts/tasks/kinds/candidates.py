@@ -1,4 +1,4 @@
-"""Several texts to choose from: one answer among choices, or candidates that are right or wrong each for itself.
+"""Tasks with several texts to choose from: multiple choice, and ranking of candidates that are each right or wrong.
 
 A choice is read in the place of the field ``choice``. Multiple choice (COPA): a head with one output scores every
 choice, and their softmax is trained. Ranking (ReCoRD): each candidate is a row of its own, right or wrong (P-tuning
@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import CHOICE, Form
 from softprompts.tasks.kinds.encoded import Encoded, Ids, encode_texts, tally
-from softprompts.tasks.task import Example
 
 
 def encode_choices(
@@ -47,14 +47,14 @@ def answers(examples: Sequence[Example], form: Form, encoded: Encoded, predictio
     margins: list[list[float]] = [[] for _ in examples]
     for owner, scores in zip(encoded.owners or (), prediction.scores, strict=True):
         margins[owner].append(float(scores[0, 1] - scores[0, 0]))
-    best = [max(range(len(found)), key=found.__getitem__) for found in margins]
+    best = [row.index(max(row)) for row in margins]
     return [(one.names or one.choices)[index] for one, index in zip(examples, best, strict=True)]
 
 
 def _read(
     examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[int], list[Ids], dict[int, set[str]]]:
-    """The example of each row, the rows, and the examples that were cut, with the fields that were."""
+    """Encodes each choice as a row: the example of each row, the rows, and the cut fields of each cut example."""
     owners = [index for index, example in enumerate(examples) for _ in example.choices]
     values = [{**example.fields, CHOICE: choice} for example in examples for choice in example.choices]
     rows, cut = encode_texts(values, form, tokenizer, max_length)

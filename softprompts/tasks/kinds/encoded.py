@@ -1,4 +1,4 @@
-"""Encoded rows, and the cutting of what is too long."""
+"""Encoded rows, and the truncation of rows that are too long."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Encoded:
 def encode_texts(
     values: Sequence[Mapping[str, str]], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[Ids], dict[int, tuple[str, ...]]]:
-    """What an encoder reads of some rows' fields, and which of the rows had to be cut, with the fields that were."""
+    """Tokenises fields for an encoder; returns the rows, and for each row that was cut the fields that were."""
     if not values:
         return [], {}
     paired = len(form.reading) == 2
-    require_room(max_length, tokenizer.num_special_tokens_to_add(paired) + (2 if paired else 1))
+    require_length(max_length, tokenizer.num_special_tokens_to_add(paired) + (2 if paired else 1))
 
     def tokenize(rows: Sequence[Mapping[str, str]]) -> list[Ids]:
         texts = list(zip(*map(form.read, rows), strict=True))
@@ -68,12 +68,12 @@ def changed(values: Mapping[str, str], shorter: Mapping[str, str], templates: It
 
 
 def tally(cut: Iterable[Iterable[str]]) -> dict[str, int]:
-    """How many examples each field was cut of."""
+    """Counts in how many examples each field was cut."""
     return dict(Counter(name for names in cut for name in names))
 
 
 def clip(values: Mapping[str, str], length: Callable[[Mapping[str, str]], int], room: int) -> Mapping[str, str]:
-    """The fields of a row; of texts of megabytes only the beginning, which has more than ``room`` tokens all the same.
+    """The fields of a row, of very long texts only a beginning that still has more than ``room`` tokens.
 
     Tokenising all of such a text, and again after each cut, takes many seconds.
     """
@@ -86,7 +86,7 @@ def clip(values: Mapping[str, str], length: Callable[[Mapping[str, str]], int], 
     return values
 
 
-def require_room(max_length: int, least: int) -> None:
+def require_length(max_length: int, least: int) -> None:
     """Raises a `SoftPromptError` where a row of ``max_length`` tokens holds no text."""
     if max_length < least:
         raise SoftPromptError(f"max_length is {max_length}: too short for any text")
@@ -100,7 +100,7 @@ def shorten(
     room: int,
     max_length: int,
 ) -> dict[str, str]:
-    """The fields of a row, cut so that it has at most ``room`` tokens.
+    """Cuts the fields of a row so that it has at most ``room`` tokens.
 
     Args:
         values: the fields.
@@ -116,7 +116,7 @@ def shorten(
     used = fields_of(templates)
     texts = {name: text for name, text in values.items() if name in used}
     if length(dict.fromkeys(values, "")) >= room:
-        require_room(max_length, max_length + 1)
+        require_length(max_length, max_length + 1)
     while (tokens := length(texts)) > room:
         first = next((name for name in cut if texts.get(name)), None)
         name = first or max(texts, key=lambda name: len(texts[name]))

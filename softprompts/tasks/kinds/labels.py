@@ -1,4 +1,4 @@
-"""One label or score for a text or a pair."""
+"""Classification and regression: one label or score for a text or a pair."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, encode_texts, tally
-from softprompts.tasks.task import Example
 
 
 def encode(

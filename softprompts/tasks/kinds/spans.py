@@ -1,4 +1,4 @@
-"""A part of a context that answers a question.
+"""Extractive question answering: finds the part of a context that answers a question.
 
 A context that is too long is read in windows that overlap. In a window without the answer the span to learn is the
 first token ([CLS]). Of all windows, the span with the greatest sum of the two scores is the answer.
@@ -13,10 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
+from softprompts.tasks.kinds.encoded import Encoded, clip, require_length
 from softprompts.tasks.kinds.tags import require_offsets
-from softprompts.tasks.task import Example
 
 _OVERLAP = 128  # most tokens that two windows have in common
 _LONGEST = 30  # most tokens of an answer
@@ -34,7 +34,7 @@ def encode(
     if len(form.reading) != 2:
         raise SoftPromptError("an encoder finds spans in the second of two texts: the form reads only one")
     special = tokenizer.num_special_tokens_to_add(True)
-    require_room(max_length, special + 2)
+    require_length(max_length, special + 2)
     features: list[dict[str, Any]] = []
     owners: list[int] = []
     truncated = 0
@@ -42,10 +42,10 @@ def encode(
         question, context = form.read(example.fields)
         most = (max_length - special) // 2  # half of the window is the context's
         question = clip({"": question}, lambda row: len(tokenizer(row[""], verbose=False)["input_ids"]), max_length)[""]
-        asked = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        if len(asked["input_ids"]) > most:
-            question, truncated = question[: asked["offset_mapping"][most - 1][1]], truncated + 1
-        room = max_length - special - min(len(asked["input_ids"]), most)
+        tokens = tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if len(tokens["input_ids"]) > most:
+            question, truncated = question[: tokens["offset_mapping"][most - 1][1]], truncated + 1
+        room = max_length - special - min(len(tokens["input_ids"]), most)
         batch = tokenizer(
             question,
             context,

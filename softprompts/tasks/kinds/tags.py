@@ -1,4 +1,4 @@
-"""A tag for each word, read at the word's first token."""
+"""Tagging: one tag for each word, predicted at the word's first token."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.batches import IGNORED
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds.encoded import Encoded, clip, require_room
-from softprompts.tasks.task import Example
+from softprompts.tasks.kinds.encoded import Encoded, clip, require_length
 
 _OUTSIDE = "O"
 _WORDS = "words"
@@ -26,7 +26,7 @@ def encode(
     ``words`` says which word each place is of: a word without a token, or behind ``max_length``, has none.
     """
     require_offsets(tokenizer)
-    require_room(max_length, tokenizer.num_special_tokens_to_add() + 1)
+    require_length(max_length, tokenizer.num_special_tokens_to_add() + 1)
     if not examples:
         return Encoded([], 0)
 
@@ -55,9 +55,9 @@ def encode(
         ends = [span[1] for _, span in spans]
         places, words, start = [], [], 0
         for number, word in enumerate(example.words):
-            found = bisect.bisect_right(ends, start)  # the first token that ends behind the word's first character
-            if found < len(spans) and spans[found][1][0] < start + len(word):
-                places.append(spans[found][0])
+            first = bisect.bisect_right(ends, start)  # the first token that ends behind the word's first character
+            if first < len(spans) and spans[first][1][0] < start + len(word):
+                places.append(spans[first][0])
                 words.append(number)
             start += len(word) + 1
         truncated += bool(ends) and len(ids) >= max_length and ends[-1] < start - 1
@@ -75,13 +75,13 @@ def encode(
 def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:
     """The tags of each row's words by name; those of words that were not read are "O" (or the first tag)."""
     outside = _OUTSIDE if _OUTSIDE in form.labels else form.labels[0]
-    out = []
-    for example, feature, found in zip(examples, encoded.features, prediction.labels, strict=True):
+    rows = []
+    for example, feature, labels in zip(examples, encoded.features, prediction.labels, strict=True):
         tags = [outside] * len(example.words)
-        for number, label in zip(feature["words"], found, strict=True):
+        for number, label in zip(feature["words"], labels, strict=True):
             tags[number] = form.labels[label]
-        out.append(tags)
-    return out
+        rows.append(tags)
+    return rows
 
 
 def references(examples: Sequence[Example], form: Form) -> list[Any]:

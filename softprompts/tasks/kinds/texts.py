@@ -1,4 +1,4 @@
-"""How a language model does any task: it reads the row's source and writes the answer."""
+"""Encoding for language models: the model reads the row's source and writes the answer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.collate import IGNORED
+from softprompts.tasks.answers import read_labels, read_scores
+from softprompts.tasks.batches import IGNORED
+from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, changed, clip, shorten, tally
-from softprompts.tasks.task import Example
 
 _ANSWER = "\nanswer:"
 _FREE_TOKENS = 32  # generated for an answer that may be any text
@@ -106,17 +107,19 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]) 
 def read(
     examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]
 ) -> tuple[list[Any], bool]:
-    """What generated tokens stand for, one answer an example, and whether all of them are valid."""
-    from softprompts.tasks.answers import read_labels, read_scores
-
+    """Reads generated tokens as one answer per example; also returns whether all of them are valid."""
     written = decode(tokenizer, tokens)
     if not form.closed:
         return written, True
     if form.kind == "regression":
-        scores = read_scores(written)
-        return list(scores.scores), not scores.invalid
-    found = read_labels(written, form.words, [example.label for example in examples], form.invalid)
-    return list(found.labels), not found.invalid
+        answers = read_scores(written)
+    else:
+        truth = [example.label for example in examples]
+        if None in truth:  # rows to predict; without the truth, "opposite" leaves an answer that is no label invalid
+            answers = read_labels(written, form.words, None, "zero" if form.invalid == "opposite" else form.invalid)
+        else:
+            answers = read_labels(written, form.words, truth, form.invalid)
+    return answers.values, not answers.invalid
 
 
 def continuation_ids(text: str, tokenizer: PreTrainedTokenizerBase, kind: str, end: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""Rows of token ids to batches: padding, and batches of rows of similar length."""
+"""Makes batches of rows of token ids: padding, and the grouping of rows of similar length."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def inputs_of(feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def length_of(feature: Mapping[str, Any]) -> int:
-    """Tokens of a row: of the longest of its inputs."""
+    """The number of tokens of a row's longest input."""
     return max(len(row["input_ids"]) for row in inputs_of(feature))
 
 
