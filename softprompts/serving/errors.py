@@ -1,25 +1,33 @@
-"""What may go wrong with a request, with the HTTP status that tells it."""
+"""Errors of requests, each with its HTTP status."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fastapi.responses import JSONResponse
+
 from softprompts.errors import SoftPromptError
 
 
 class RequestError(SoftPromptError):
-    """A request that is not answered: one line, and a status.
+    """A request that cannot be answered.
 
-    Attributes:
-        status: of the HTTP answer.
-        headers: more of its headers.
+    Args:
+        message: is put on one line.
+        headers: further headers of the response.
+        status: HTTP status in place of the class's own.
     """
 
     status = 422
 
-    def __init__(self, message: str, headers: Mapping[str, str] | None = None):
+    def __init__(self, message: str, headers: Mapping[str, str] | None = None, status: int | None = None):
         super().__init__(" ".join(message.split()))
         self.headers = dict(headers or {})
+        self.status = status or type(self).status
+
+    def response(self) -> JSONResponse:
+        """The HTTP response: the message as JSON."""
+        return JSONResponse({"error": str(self)}, self.status, self.headers)
 
 
 class UnknownError(RequestError):
@@ -29,25 +37,25 @@ class UnknownError(RequestError):
 
 
 class ConflictError(RequestError):
-    """The prompt is there and cannot be served: damaged, or for another backbone."""
+    """The prompt exists but cannot be served: it is damaged or belongs to another backbone."""
 
     status = 409
 
 
 class BusyError(RequestError):
-    """Too many rows wait already."""
+    """Too many rows are waiting."""
 
     status = 429
 
 
 class FailedError(RequestError):
-    """The model did not manage a row."""
+    """The model failed on a row."""
 
     status = 500
 
 
 class ClosingError(RequestError):
-    """The server is going down."""
+    """The server is shutting down."""
 
     status = 503
 
@@ -56,3 +64,7 @@ class TooSlowError(RequestError):
     """The answer took too long."""
 
     status = 504
+
+
+class HungUpError(Exception):
+    """The client closed the connection."""

@@ -1,4 +1,4 @@
-"""Drawing tokens, each row by random numbers of its own, so that an answer does not depend on its neighbours."""
+"""Draws tokens, each row by its own random numbers, so that an answer does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Sampler:
     Args:
         temperature: logits are divided by it; above 0.
         top_p: the likeliest tokens that together have this probability are drawn from.
-        seed: makes draws repeatable; None: another one each time.
+        seed: makes draws repeatable; None for a random seed.
     """
 
     def __init__(self, temperature: float, top_p: float, seed: int | None):
@@ -24,7 +24,7 @@ class Sampler:
             self.generator.manual_seed(seed)
 
     def draw(self, logits: Tensor) -> int:
-        """A token from logits ``(V,)``."""
+        """Draws a token from logits ``(V,)``."""
         logits = logits.to("cpu", torch.float64)
         chances, order = ((logits - logits.max()) / self.temperature).softmax(-1).sort(descending=True)
         before = chances.cumsum(-1) - chances

@@ -9,15 +9,10 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from saved import model_folder
 
 import softprompts as sp
 from softprompts.serving import schemas
-from softprompts.serving.engine import Engine
-from softprompts.serving.prompt_store import Store
 from softprompts.serving.server import run
-from softprompts.serving.service import Service
-from softprompts.serving.settings import Settings
 from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.training.prediction import score_rows
 from tests.serving.servers import Running, running, save, service_of
@@ -95,8 +90,7 @@ def test_a_number_without_end_in_a_config_is_told(tmp_path: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text())
     config["metadata"]["max_length"] = float("inf")
     (folder / CONFIG_FILE).write_text(json.dumps(config))
-    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
-    service.load_all()
+    service = service_of("bert", tmp_path, strict=False)
     assert not service.prompts and "damaged" in service.left_out["poor"]
 
 
@@ -111,8 +105,7 @@ def test_a_class_that_is_no_name_is_told(tmp_path: Path, name: object) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text())
     config["backbone"]["class"] = name
     (folder / CONFIG_FILE).write_text(json.dumps(config))
-    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
-    service.load_all()
+    service = service_of("bert", tmp_path, strict=False)
     assert not service.prompts and "was it edited" in service.left_out["poor"]
 
 
@@ -127,8 +120,7 @@ def test_a_folder_that_may_not_be_looked_into_is_left_out(tmp_path: Path, monkey
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", refused)
-    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
-    service.load_all()
+    service = service_of("bert", tmp_path, strict=False)
     assert list(service.prompts) == ["good"]
     assert service.left_out == {"poor": "the files of 'poor' cannot be read (Permission denied)"}
     with running(service) as server:
