@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from softprompts.model.saving import counted
 from softprompts.serving import schemas
-from softprompts.serving.errors import ClosingError, FailedError, HungUpError, RequestError
+from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow
 from softprompts.serving.middleware import BEARER, KEY_HEADER, RequestMiddleware
 from softprompts.serving.prompt_store import NAME
@@ -24,7 +24,7 @@ from softprompts.serving.requests import generate_jobs, predict_jobs, score_jobs
 from softprompts.serving.schemas import problems
 from softprompts.serving.service import Service
 from softprompts.serving.settings import ServerSettings
-from softprompts.serving.streaming import EventStream
+from softprompts.serving.streaming import event_stream
 from softprompts.version import __version__
 
 _ABOUT = """Many soft prompts on one frozen model. Rows of a request may each name a prompt of their own, and requests
@@ -43,19 +43,13 @@ _PAGE_HEADERS = {
 }
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _NOT_JSON = "the body is not JSON"
-_MAX_FIELD_NAME = 100  # characters, since errors repeat the name
-_ROW_PROBLEMS = (404, 413, 422, 429, 500, 503, 504)
 _PromptName = Annotated[
     str, fastapi.Path(description="Name of a sub-folder of the prompts folder.", pattern=f"^{NAME}$")
 ]
 
 
 def create_app(service: Service) -> RequestMiddleware:
-    """The ASGI app of a service.
-
-    Args:
-        service: with its prompts loaded; its threads start and end with the app.
-    """
+    """The ASGI app of a service, whose threads start and end with it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -73,15 +67,16 @@ def create_app(service: Service) -> RequestMiddleware:
             RequestError: _request_error,
             RequestValidationError: _validation_error,
             HTTPException: _http_error,
-            HungUpError: _hung_up,
             Exception: _unexpected_error,
         },
     )
+    _add_state(app, service)
     # The key is checked by the middleware; the dependencies put it into the OpenAPI document.
-    key = [Depends(BEARER), Depends(KEY_HEADER)] if service.settings.api_key else []
-    app.include_router(_server_routes(service))
-    for routes in (_metrics_route, _prompt_routes, _row_routes):
-        app.include_router(routes(service), dependencies=key)
+    router = APIRouter(dependencies=[Depends(BEARER), Depends(KEY_HEADER)] if service.settings.api_key else [])
+    _add_metrics(router, service)
+    _add_prompts(router, service)
+    _add_rows(router, service)
+    app.include_router(router)
     for path, (file, media_type) in _PAGE_FILES.items():
         app.add_api_route(path, _file(_PAGE / file, media_type), include_in_schema=False)
     return RequestMiddleware(app, service)
@@ -90,44 +85,38 @@ def create_app(service: Service) -> RequestMiddleware:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _row_routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["rows"])
-    settings = service.settings
+def _add_rows(router: APIRouter, service: Service) -> None:
+    responses = problems(404, 413, 422, 429, 500, 503, 504)
+    most_tokens = service.settings.max_new_tokens
 
-    @router.post("/predict", response_model=schemas.PredictResponse, responses=problems(*_ROW_PROBLEMS))
+    @router.post("/v1/predict", response_model=schemas.PredictResponse, responses=responses, tags=["rows"])
     async def predict(request: Request, body: schemas.PredictRequest) -> Response:
         """Labels rows: classes, values, tags, choices or answers, each row under its own prompt."""
         pending = service.submit(_request_rows(service, body), predict_jobs)
-        answers = await service.answers(pending, request.receive)
+        answers = await service.wait(pending, pending.future, request.receive)
         return JSONResponse({"answers": answers, "cut": sum(job.cut for job in pending.jobs)})
 
-    @router.post("/score", response_model=schemas.ScoreResponse, responses=problems(*_ROW_PROBLEMS))
+    @router.post("/v1/score", response_model=schemas.ScoreResponse, responses=responses, tags=["rows"])
     async def score(request: Request, body: schemas.ScoreRequest) -> Response:
         """Scores given continuations of texts under a language model."""
-        make_jobs = partial(score_jobs, end=body.end, template=body.template)
-        pending = service.submit(_request_rows(service, body), make_jobs)
-        return JSONResponse({"answers": await service.answers(pending, request.receive)})
+        pending = service.submit(_request_rows(service, body), partial(score_jobs, options=body))
+        return JSONResponse({"answers": await service.wait(pending, pending.future, request.receive)})
+
+    stream: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
     @router.post(
-        "/generate",
-        response_model=schemas.GenerateResponse,
-        responses={
-            **problems(*_ROW_PROBLEMS),
-            200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-        },
+        "/v1/generate", response_model=schemas.GenerateResponse, responses={**responses, **stream}, tags=["rows"]
     )
     async def generate(request: Request, body: schemas.GenerateRequest) -> Response:
         """Continues texts; with ``stream`` as server-sent events ``token``, ``done`` and ``error``."""
-        if body.max_new_tokens > settings.max_new_tokens:
-            raise RequestError(f"max_new_tokens is {body.max_new_tokens}: at most {settings.max_new_tokens}")
+        if body.max_new_tokens > most_tokens:
+            raise RequestError(f"max_new_tokens is {body.max_new_tokens}: at most {most_tokens}")
         rows = _request_rows(service, body)
         if not body.stream:
             pending = service.submit(rows, partial(generate_jobs, options=body))
-            return JSONResponse({"answers": await service.answers(pending, request.receive)})
-        events = await EventStream(service, rows, body).start(request.receive)
+            return JSONResponse({"answers": await service.wait(pending, pending.future, request.receive)})
+        events = await event_stream(service, rows, body, request.receive)
         return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
-
-    return router
 
 
 def _request_rows(
@@ -154,12 +143,10 @@ def _request_row(service: Service, row: Any, prompt: str | None) -> RequestRow:
         return RequestRow(service.find(prompt), content)
     content = row.model_dump(exclude={"prompt", "continuations"}, exclude_none=True)
     continuations, choices = getattr(row, "continuations", ()), content.get("choices", ())
-    if max(len(choices), len(continuations)) > service.settings.max_choices:
-        count = max(len(choices), len(continuations))
+    count = max(len(choices), len(continuations))
+    if count > service.settings.max_choices:
         raise RequestError(f"{count} choices or continuations; a row has at most {service.settings.max_choices}")
     fields = content.get("fields", {})
-    if any(len(name) > _MAX_FIELD_NAME for name in fields):
-        raise RequestError(f"a field's name has more than {_MAX_FIELD_NAME} characters")
     single = [content[name] for name in ("text", "text_pair") if name in content]
     joined = ["".join(content.get("words", ())), "".join(choices)]
     _check_texts(service.settings, [*single, *fields, *fields.values(), *joined, *continuations])
@@ -179,10 +166,10 @@ def _check_texts(settings: ServerSettings, texts: Sequence[str]) -> None:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def _prompt_routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
+def _add_prompts(router: APIRouter, service: Service) -> None:
+    path = "/v1/prompts/{name}"
 
-    @router.get("", response_model=schemas.Prompts, responses=problems(503))
+    @router.get("/v1/prompts", response_model=schemas.Prompts, responses=problems(503), tags=["prompts"])
     async def prompts() -> Response:
         """Lists the loaded prompts, and those that were left out with the reason."""
         listed = [_description(prompt) for _, prompt in sorted(service.prompts.items())]
@@ -190,7 +177,7 @@ def _prompt_routes(service: Service) -> APIRouter:
             listed.append({"name": name, "loaded": False, "error": service.without_paths(error)})
         return JSONResponse({"model": service.engine.model_name, "kind": service.engine.kind, "prompts": listed})
 
-    @router.get("/{name}", response_model=schemas.Prompt, responses=problems(404, 422, 503))
+    @router.get(path, response_model=schemas.Prompt, responses=problems(404, 422, 503), tags=["prompts"])
     async def prompt(name: _PromptName) -> Response:
         """Describes a loaded prompt."""
         return JSONResponse(_description(service.find(name)))
@@ -201,21 +188,20 @@ def _prompt_routes(service: Service) -> APIRouter:
 
     for method in ("PUT", "POST"):
         router.add_api_route(
-            "/{name}",
+            path,
             load,
             methods=[method],
             response_model=schemas.Change,
             responses=problems(404, 409, 413, 422, 503),
+            tags=["prompts"],
             operation_id=f"load_{method.lower()}",
         )
 
-    @router.delete("/{name}", response_model=schemas.Change, responses=problems(404, 422, 503))
+    @router.delete(path, response_model=schemas.Change, responses=problems(404, 422, 503), tags=["prompts"])
     async def unload(name: _PromptName) -> Response:
         """Unloads a prompt, once the rows under way are answered; its files stay."""
         await service.unload(name)
         return JSONResponse({"name": name, "status": "unloaded"})
-
-    return router
 
 
 def _description(prompt: LoadedPrompt) -> dict[str, Any]:
@@ -237,33 +223,25 @@ def _description(prompt: LoadedPrompt) -> dict[str, Any]:
 # --- the server itself ------------------------------------------------------------------------------------------------
 
 
-def _server_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["server"])
-
-    @router.get("/healthz")
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["server"])
     async def healthz() -> dict[str, str]:
         """Says that the process runs."""
         return {"status": "ok"}
 
-    @router.get("/readyz", responses={503: problems(503)[503]})
+    @app.get("/readyz", responses={503: problems(503)[503]}, tags=["server"])
     async def readyz() -> dict[str, str]:
         """Says whether requests are answered."""
         if not service.ready:
-            raise ClosingError("the server is going down" if service.draining else "the model's thread has ended")
+            raise RequestError("the server is going down" if service.draining else "the model's thread has ended", 503)
         return {"status": "ready"}
 
-    return router
 
-
-def _metrics_route(service: Service) -> APIRouter:
-    router = APIRouter(tags=["server"])
-
-    @router.get("/metrics", response_class=Response, responses=problems(503))
+def _add_metrics(router: APIRouter, service: Service) -> None:
+    @router.get("/metrics", response_class=Response, responses=problems(503), tags=["server"])
     async def metrics() -> Response:
         """Metrics in the format of Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return router
 
 
 def _file(path: Path, media_type: str) -> Callable[[], Response]:
@@ -284,11 +262,7 @@ async def _validation_error(_: Request, error: Any) -> Response:
 async def _http_error(_: Request, error: Any) -> Response:
     if error.status_code == 400:  # no text, or too deeply nested
         return RequestError(_NOT_JSON).response()
-    return RequestError(str(error.detail), error.headers, error.status_code).response()
-
-
-async def _hung_up(_: Request, error: Any) -> Response:
-    return Response(status_code=499)
+    return RequestError(str(error.detail), error.status_code, error.headers).response()
 
 
 async def _unexpected_error(_: Request, error: Any) -> Response:

@@ -23,13 +23,13 @@ _log = logging.getLogger("softprompts.serving")
 
 
 class Batcher:
-    """Runs jobs on the model.
+    """Runs jobs on the model, which no other thread may use.
 
     Args:
-        engine: the model; from now on used by this thread only.
+        engine: the model.
         settings: sizes of batches and how long to wait.
         expected: returns how many requests are being encoded.
-        finish: called in the model's thread with the jobs that a batch has finished.
+        finish: called with the jobs that a batch has finished.
         count_batch: called with the rows and the seconds of each batch.
     """
 
@@ -38,7 +38,7 @@ class Batcher:
         engine: Engine,
         settings: ServerSettings,
         expected: Callable[[], int],
-        finish: Callable[[list[Job]], None],
+        finish: Callable[[list[Job]], object],
         count_batch: Callable[[int, float], None],
     ):
         self.engine, self.settings = engine, settings

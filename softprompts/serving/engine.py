@@ -103,8 +103,8 @@ class Engine:
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
-    def model_for(self, name: str | None = None) -> tuple[str, Any]:
-        """The name of a model class, and the model of that class; loads it on first use.
+    def model_for(self, name: str | None = None) -> Any:
+        """The model of a class, or of any class; loads it on first use.
 
         Raises:
             SoftPromptError: the model has no such class.
@@ -119,10 +119,10 @@ class Engine:
                     f"it was trained on another backbone: its class {name} is none for {self.config.model_type}"
                 )
             if known and name in self.models:
-                return name, self.models[name]
+                return self.models[name]
             if not known:
                 if self.models:
-                    return next(iter(self.models.items()))
+                    return next(iter(self.models.values()))
                 cls = getattr(transformers, _DEFAULT_CLASS[self.kind])
             with naming_model(self.name):
                 model = cls.from_pretrained(**self._load_options)
@@ -130,64 +130,48 @@ class Engine:
                 _share_weights(next(iter(self.models.values())), model)
             attach(model.to(self.device), None)
             model.eval()
-            name = state_of(model).model_class.__name__
-            self.models[name] = model
-            return name, model
+            self.models[state_of(model).model_class.__name__] = model
+            return model
 
-    def read(self, folder: Path) -> tuple[str, Prompt, dict[str, Any]]:
+    def read(self, folder: Path) -> tuple[Any, Prompt, dict[str, Any]]:
         """Reads a saved prompt; for any thread.
 
         Returns:
-            The class of model that it is for, the prompt, and its config.
+            The model that it is for, the prompt, and its config.
 
         Raises:
             SoftPromptError: it is damaged, or for another backbone.
         """
         with _refusing_damage(folder):
             config, tensors = read(folder)
-            cls, model = self.model_for(config["backbone"].get("class"))
+            model = self.model_for(config["backbone"].get("class"))
             prompt = prompt_of(model, config, tensors, str(folder))
             # A prompt that is computed from other parameters is replaced by the result of that computation.
             if prompt.method.cannot_fold() is None:
                 prompt.config, prompt.method = fold(prompt.method)
             prompt.eval().requires_grad_(False)
-            return cls, prompt, config
+            return model, prompt, config
 
-    def with_reader(self, name: str, cls: str, prompt: Prompt, config: dict[str, Any]) -> LoadedPrompt:
+    def with_reader(self, name: str, stamp: Any, model: Any, prompt: Prompt, config: dict[str, Any]) -> LoadedPrompt:
         """A prompt from `read` with the reader of its task; for the thread that uses the tokenizer.
 
         Raises:
             SoftPromptError: its description of its task is damaged.
         """
         with _refusing_damage(name):
-            room = context_room(self.models[cls], self.tokenizer, prompt.config)
+            room = context_room(model, self.tokenizer, prompt.config)
             reader = PromptReader(config, prompt, self.tokenizer, self.kind, room, name)
-        return LoadedPrompt(name, f"p{next(self._numbers)}", cls, prompt, reader, config, room)
-
-    def place(self, prompt: LoadedPrompt) -> None:
-        """Puts a prompt on its model."""
-        self.models[prompt.model].place_prompt(prompt.key, prompt.module)
-
-    def remove(self, prompt: LoadedPrompt) -> None:
-        """Removes a prompt from its model."""
-        self.models[prompt.model].delete_prompt(prompt.key)
+        return LoadedPrompt(name, f"p{next(self._numbers)}", model, prompt, reader, config, room, stamp)
 
     # --- scores -------------------------------------------------------------------------------------------------------
 
     def score(self, rows: Sequence[ScoringRow], max_rows: int, max_tokens: int) -> list[Scores]:
-        """The scores of rows, see `softprompts.training.prediction.score_rows`, or the error of a row.
-
-        Args:
-            rows: rows of any prompts.
-            max_rows: most rows of a forward pass.
-            max_tokens: most tokens of a forward pass, padding included.
-        """
+        """The scores of rows of any prompts, see `score_rows`, or the error of a row; for the limits see `batches`."""
         split = [_split_answers(row, max_rows, max_tokens) for row in rows]
         parts = [part for parts in split for part in parts]
         scores: list[Scores] = [FailedError("not run")] * len(parts)
-        for cls in dict.fromkeys(part.prompt.model for part in parts):
-            model = self.models[cls]
-            indices = [index for index, part in enumerate(parts) if part.prompt.model == cls]
+        for model in dict.fromkeys(part.prompt.model for part in parts):
+            indices = [index for index, part in enumerate(parts) if part.prompt.model is model]
             limit = state_of(model).backbone.max_tokens
             for batch in batches([parts[i] for i in indices], max_rows, max_tokens, limit):
                 batch = [indices[i] for i in batch]
@@ -222,14 +206,10 @@ class Engine:
     # --- text ---------------------------------------------------------------------------------------------------------
 
     def generate(self, rows: Sequence[GenerationRow], between_steps: Callable[[], None]) -> Exception | None:
-        """Generates the text of rows that fit into one batch (`fits`), and puts it into them.
-
-        Args:
-            rows: rows of one model class.
-            between_steps: called after each token.
+        """Generates the text of rows that fit into one batch, see `fits`; ``between_steps`` is called after each token.
 
         Returns:
-            The error of rows that are unfinished.
+            The error of the rows that are still unfinished.
         """
         try:
             with torch.inference_mode():
@@ -242,7 +222,7 @@ class Engine:
         return None
 
     def _generate(self, rows: list[GenerationRow], between_steps: Callable[[], None]) -> None:
-        model = self.models[rows[0].prompt.model]
+        model = rows[0].prompt.model
         padding_side = "left" if self.kind == "decoder" else "right"
         batch = collate([{"input_ids": row.input_ids} for row in rows], self.pad_id, padding_side)
         processors = [_Sampling(rows)] if any(row.sampler for row in rows) else []
@@ -263,9 +243,9 @@ class Engine:
         """Whether a row fits into a batch with others: the longest input, prompt and answer must fit together."""
         if not rows:
             return True
-        if rows[0].prompt.model != row.prompt.model:
+        if rows[0].prompt.model is not row.prompt.model:
             return False
-        limit = state_of(self.models[row.prompt.model]).backbone.max_tokens
+        limit = state_of(row.prompt.model).backbone.max_tokens
         if limit is None:
             return True
         batch = [*rows, row]

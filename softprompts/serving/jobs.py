@@ -25,7 +25,7 @@ class LoadedPrompt:
     Attributes:
         name: the name that requests use.
         key: its name in the model; never reused, so that a prompt can be replaced while its rows are being answered.
-        model: name of the model class whose head it has.
+        model: the model of the class whose head it has.
         module: the prompt itself.
         reader: encodes rows and reads answers by the prompt's task.
         config: of the saved prompt.
@@ -37,12 +37,12 @@ class LoadedPrompt:
 
     name: str
     key: str
-    model: str
+    model: Any
     module: Prompt
     reader: PromptReader
     config: Mapping[str, Any]
-    max_input_tokens: int | None = None
-    stamp: Any = None
+    max_input_tokens: int | None
+    stamp: Any
     in_flight: int = 0
     retired: bool = False
 

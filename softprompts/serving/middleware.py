@@ -18,7 +18,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softprompts.serving.errors import HungUpError, RequestError
+from softprompts.serving.errors import RequestError
 from softprompts.serving.service import Service
 
 # The ways to send the API key, which the OpenAPI document describes.
@@ -69,7 +69,7 @@ class RequestMiddleware:
             await self.app(scope, replay, watched_send)
         except RequestError as error:
             await error.response()(scope, receive, watched_send)
-        except (ClientDisconnect, HungUpError):
+        except ClientDisconnect:
             pass
         except Exception as error:  # the app has answered by its handler
             _log.error("a request failed", exc_info=error)
@@ -127,4 +127,4 @@ class RequestMiddleware:
 
 def _refusal(status: int, text: str, headers: Mapping[str, str] | None = None) -> RequestError:
     """An error that closes the connection: a body that is not read would be taken for the next request."""
-    return RequestError(text, {**(headers or {}), "Connection": "close"}, status)
+    return RequestError(text, status, {**(headers or {}), "Connection": "close"})

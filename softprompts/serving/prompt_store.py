@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError
-from softprompts.serving.errors import ConflictError, RequestError, UnknownError
+from softprompts.serving.errors import RequestError
 from softprompts.storage.saved_prompt import CONFIG_FILE, PROMPT, TENSOR_FILE, read_config
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -45,22 +45,18 @@ class PromptStore:
         if not re.fullmatch(NAME, name):
             raise RequestError("a prompt's name has letters, digits, '.', '_' and '-' only, and begins with neither")
         try:
-            return self._folder(name)
+            folder = self._inside(self.root / name, name)
+            if not folder.is_dir() or folder == self.root:
+                raise RequestError(f"there is no prompt '{name}' in the prompts folder", 404)
+            if not (folder / CONFIG_FILE).is_file() and (folder / PROMPT / CONFIG_FILE).is_file():
+                folder = self._inside(folder / PROMPT, name)
+            if not (folder / CONFIG_FILE).is_file():
+                raise RequestError(f"'{name}' holds no saved prompt: {CONFIG_FILE} is missing", 404)
+            for file in (CONFIG_FILE, TENSOR_FILE):
+                self._inside(folder / file, name)
         except OSError as error:
-            raise ConflictError(
-                f"the files of '{name}' cannot be read ({error.strerror or type(error).__name__})"
-            ) from error
-
-    def _folder(self, name: str) -> Path:
-        folder = self._inside(self.root / name, name)
-        if not folder.is_dir() or folder == self.root:
-            raise UnknownError(f"there is no prompt '{name}' in the prompts folder")
-        if not (folder / CONFIG_FILE).is_file() and (folder / PROMPT / CONFIG_FILE).is_file():
-            folder = self._inside(folder / PROMPT, name)
-        if not (folder / CONFIG_FILE).is_file():
-            raise UnknownError(f"'{name}' holds no saved prompt: {CONFIG_FILE} is missing")
-        for file in (CONFIG_FILE, TENSOR_FILE):
-            self._inside(folder / file, name)
+            reason = error.strerror or type(error).__name__
+            raise RequestError(f"the files of '{name}' cannot be read ({reason})", 409) from error
         return folder
 
     def stamp(self, folder: Path) -> tuple[tuple[int, int, int], ...]:
@@ -82,10 +78,10 @@ class PromptStore:
         """The path without links, which must be in the store."""
         try:
             real = path.resolve()
-        except (OSError, RuntimeError) as error:  # links in a circle
-            raise ConflictError(f"the files of '{name}' cannot be found") from error
+        except RuntimeError as error:  # links in a circle
+            raise RequestError(f"the files of '{name}' cannot be found", 409) from error
         if not real.is_relative_to(self.root):
-            raise ConflictError(f"'{name}' leads out of the prompts folder by a link; copy it there instead")
+            raise RequestError(f"'{name}' leads out of the prompts folder by a link; copy it there instead", 409)
         return real
 
 

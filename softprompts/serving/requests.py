@@ -15,7 +15,7 @@ from softprompts.serving.engine import Engine
 from softprompts.serving.errors import RequestError
 from softprompts.serving.jobs import Answers, GenerationRow, Job, LoadedPrompt, RequestRow, ScoringRow
 from softprompts.serving.sampling import Sampler
-from softprompts.serving.schemas import GenerateRequest
+from softprompts.serving.schemas import GenerateRequest, ScoreRequest
 from softprompts.tasks.kinds.texts import continuation_ids
 from softprompts.tasks.task_reader import Answer
 from softprompts.training.prediction import Prediction, prediction_of
@@ -65,26 +65,19 @@ def _predict_job(prompt: LoadedPrompt, indices: Sequence[int], contents: Sequenc
 
 def _prediction(prompt: LoadedPrompt, answer: Answer) -> dict[str, Any]:
     """An answer as `softprompts.serving.schemas.Answer` has it; fields without a value are left out."""
-    fields: dict[str, Any] = {"prompt": prompt.name, "label": answer.label}
-    if answer.probability is not None:
-        fields["probability"] = answer.probability
-    if answer.probabilities:
-        fields["probabilities"] = dict(answer.probabilities)
-    if answer.value is not None:
-        fields["value"] = answer.value
-    if prompt.reader.task.kind == "tagging":
-        fields["tags"] = list(answer.tags)
-    return fields
+    fields = {
+        "prompt": prompt.name,
+        "label": answer.label,
+        "probability": answer.probability,
+        "probabilities": dict(answer.probabilities) or None,
+        "value": answer.value,
+        "tags": list(answer.tags) if prompt.reader.task.kind == "tagging" else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
-def score_jobs(engine: Engine, rows: Sequence[RequestRow], end: bool, template: bool) -> list[Job]:
-    """Jobs that score the continuations of rows.
-
-    Args:
-        engine: the model, which must be a language model.
-        rows: the rows.
-        end: whether the end-of-text token behind a continuation is scored.
-        template: whether texts are written out as in training.
+def score_jobs(engine: Engine, rows: Sequence[RequestRow], options: ScoreRequest) -> list[Job]:
+    """Jobs that score the continuations of rows under a language model, one for each row.
 
     Raises:
         RequestError: the model is an encoder, or a row cannot be read; names the row.
@@ -92,8 +85,8 @@ def score_jobs(engine: Engine, rows: Sequence[RequestRow], end: bool, template: 
     _require_language_model(engine)
     jobs = []
     for index, row in enumerate(rows):
-        input_ids = _input_ids(engine, index, row, template)
-        answers = [continuation_ids(text, engine.tokenizer, engine.kind, end) for text in row.continuations]
+        input_ids = _input_ids(engine, index, row, options.template)
+        answers = [continuation_ids(text, engine.tokenizer, engine.kind, options.end) for text in row.continuations]
         if not all(answers):
             raise RequestError(f"inputs[{index}]: a continuation is empty")
         longest, limit = max(map(len, answers)), row.prompt.max_input_tokens
@@ -120,13 +113,9 @@ def generate_jobs(
     options: GenerateRequest,
     emit: Callable[[int, int], None] | None = None,
 ) -> list[Job]:
-    """Jobs that generate text, one for each row.
+    """Jobs that generate text by a language model, one for each row.
 
-    Args:
-        engine: the model, which must be a language model.
-        rows: the rows.
-        options: how text is generated.
-        emit: called in the model's thread with the number of a row and each of its tokens.
+    ``emit`` is called in the model's thread with the number of a row and each of its tokens.
 
     Raises:
         RequestError: the model is an encoder, or a row cannot be read; names the row.

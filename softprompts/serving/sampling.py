@@ -7,13 +7,7 @@ from torch import Tensor
 
 
 class Sampler:
-    """Draws the tokens of a row.
-
-    Args:
-        temperature: logits are divided by it; above 0.
-        top_p: the likeliest tokens that together have this probability are drawn from.
-        seed: makes draws repeatable; None for a random seed.
-    """
+    """Draws the tokens of a row, at a temperature above 0, from the likeliest tokens that together reach ``top_p``."""
 
     def __init__(self, temperature: float, top_p: float, seed: int | None):
         self.temperature, self.top_p = temperature, top_p

@@ -11,6 +11,7 @@ _Texts = Annotated[list[str], Field(fail_fast=True)]
 _Name = Annotated[
     str, Field(min_length=1, max_length=100, description="Name of a loaded prompt.", examples=["reviews"])
 ]
+_FieldName = Annotated[str, Field(max_length=100)]
 
 
 class _Body(BaseModel):
@@ -21,7 +22,7 @@ class _RowFields(_Body):
     prompt: _Name | None = Field(None, description="The row's own prompt, in place of the request's.")
     text: str | None = Field(None, description="The task's first field, or the text itself.")
     text_pair: str | None = Field(None, description="The task's second field.")
-    fields: dict[str, str] | None = Field(None, description="The task's fields by name.")
+    fields: dict[_FieldName, str] | None = Field(None, description="The task's fields by name.")
 
 
 class Row(_RowFields):

@@ -21,10 +21,7 @@ _SWITCH_INTERVAL = 0.0005  # seconds a thread may hold the interpreter; the mode
 class Server(uvicorn.Server):
     """Refuses requests after a first signal and ends when the last one is answered; ends at once after a second.
 
-    Args:
-        service: answers the requests.
-        config: of uvicorn.
-        listening: called when requests are accepted.
+    ``listening`` is called when requests are accepted.
     """
 
     def __init__(self, service: Service, config: uvicorn.Config, listening: Callable[[], None]):
@@ -55,11 +52,7 @@ class Server(uvicorn.Server):
 def run(service: Service, host: str, port: int, listening: Callable[[int], None]) -> None:
     """Serves until the process gets a signal to end.
 
-    Args:
-        service: with its prompts loaded.
-        host: the address to listen at.
-        port: 0 for a free one.
-        listening: called with the port when requests are accepted.
+    ``listening`` is called with the port, which is a free one for 0, when requests are accepted.
 
     Raises:
         SoftPromptError: the address cannot be used.

@@ -7,28 +7,21 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from softprompts.errors import SoftPromptError
 from softprompts.serving.batching import Batcher
 from softprompts.serving.engine import Engine
-from softprompts.serving.errors import (
-    BusyError,
-    ClosingError,
-    ConflictError,
-    FailedError,
-    HungUpError,
-    RequestError,
-    TooSlowError,
-    UnknownError,
-)
-from softprompts.serving.jobs import Answers, Job, LoadedPrompt, PendingRequest, RequestRow
+from softprompts.serving.errors import FailedError, RequestError
+from softprompts.serving.jobs import Job, LoadedPrompt, PendingRequest, RequestRow
 from softprompts.serving.metrics import Metrics
 from softprompts.serving.prompt_store import PromptStore
 from softprompts.serving.settings import ServerSettings
 
 T = TypeVar("T")
+MakeJobs = Callable[[Engine, Sequence[RequestRow]], list[Job]]
 Receive = Callable[[], Awaitable[Any]]
 # Absolute paths in errors, such as those of the machine that a prompt was trained on.
 _FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/'\"():;,]+/)+")
@@ -36,15 +29,7 @@ _log = logging.getLogger("softprompts.serving")
 
 
 class Service:
-    """A model, its prompts, and the requests to them.
-
-    Methods run in the event loop, unless they say otherwise.
-
-    Args:
-        engine: the model.
-        store: the folder of prompts.
-        settings: limits.
-    """
+    """A model, its prompts, and the requests to them. Methods run in the event loop, unless they say otherwise."""
 
     def __init__(self, engine: Engine, store: PromptStore, settings: ServerSettings):
         self.engine, self.store, self.settings = engine, store, settings
@@ -56,29 +41,29 @@ class Service:
         self.metrics = Metrics(lambda: self.waiting, lambda: len(self.prompts))
         self._submitted = self._encoded = 0  # requests; each changed by one thread only
         self._text_thread = ThreadPoolExecutor(1, "texts")
-        self._batcher = Batcher(engine, settings, lambda: self.to_encode, self._finish_later, self.metrics.count_batch)
+        self._batcher = Batcher(
+            engine,
+            settings,
+            expected=lambda: self.to_encode,
+            finish=lambda jobs: self._text_thread.submit(self._finish, jobs),
+            count_batch=self.metrics.count_batch,
+        )
         self._changing = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop
 
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def load_all(self, strict: bool = False) -> None:
-        """Loads every prompt of the folder; before `start`.
-
-        Raises:
-            SoftPromptError: with ``strict``, one that cannot be served.
-        """
+        """Loads every prompt of the folder, before `start`; ``strict`` raises where one cannot be loaded."""
         for name in self.store.names():
             try:
-                stamp, parts = self._read(self.store.folder(name))
-                prompt = self.engine.with_reader(name, *parts)
+                prompt = self.engine.with_reader(name, *self._read(self.store.folder(name)))
             except SoftPromptError as error:
                 if strict:
                     raise SoftPromptError(f"prompt '{name}': {error}") from error
                 self.left_out[name] = str(error)
                 continue
-            prompt.stamp = stamp
-            self.engine.place(prompt)
+            prompt.model.place_prompt(prompt.key, prompt.module)
             self.prompts[name] = prompt
         if not self.engine.models:
             self.engine.model_for()
@@ -105,21 +90,14 @@ class Service:
         return self._submitted - self._encoded
 
     def refuse_while_draining(self) -> None:
-        """Refuses new requests of a server that is shutting down.
-
-        Raises:
-            ClosingError: it is.
-        """
+        """Raises a `RequestError` once the server is shutting down."""
         if self.draining:
-            raise ClosingError("the server is going down", {"Retry-After": "5"})
+            raise RequestError("the server is going down", 503, {"Retry-After": "5"})
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
     def find(self, name: str | None) -> LoadedPrompt:
-        """A loaded prompt.
-
-        Args:
-            name: its name; None for the only one.
+        """The loaded prompt of a name; without a name, the only one.
 
         Raises:
             RequestError: no such prompt, or several without a name.
@@ -129,7 +107,7 @@ class Service:
                 return next(iter(self.prompts.values()))
             raise RequestError(f'say which of the {len(self.prompts)} prompts: "prompt": NAME')
         if name not in self.prompts:
-            raise UnknownError(f"there is no prompt {name[:100]!a} loaded; GET /v1/prompts lists those that are")
+            raise RequestError(f"there is no prompt {name[:100]!a} loaded; GET /v1/prompts lists those that are", 404)
         return self.prompts[name]
 
     async def load(self, name: str) -> str:
@@ -147,14 +125,13 @@ class Service:
                 folder = await asyncio.to_thread(self.store.folder, name)
                 if old is not None and old.stamp == await asyncio.to_thread(self.store.stamp, folder):
                     return "unchanged"
-                stamp, parts = await asyncio.to_thread(self._read, folder)
+                parts = await asyncio.to_thread(self._read, folder)
                 prompt = await self._loop.run_in_executor(self._text_thread, self.engine.with_reader, name, *parts)
             except RequestError:
                 raise
             except (SoftPromptError, OSError) as error:
-                raise ConflictError(self.without_paths(error)) from error
-            prompt.stamp = stamp
-            await asyncio.wrap_future(self._batcher.call(lambda: self.engine.place(prompt)))
+                raise RequestError(self.without_paths(error), 409) from error
+            await asyncio.wrap_future(self._batcher.call(partial(prompt.model.place_prompt, prompt.key, prompt.module)))
             self.prompts[name] = prompt
             self.left_out.pop(name, None)
             if old is None:
@@ -163,19 +140,15 @@ class Service:
             return "reloaded"
 
     async def unload(self, name: str) -> None:
-        """Removes a prompt once its rows under way are answered.
-
-        Raises:
-            RequestError: no such prompt.
-        """
+        """Removes a loaded prompt, once its rows under way are answered."""
         async with self._changing:
             self.find(name)
             self._retire(self.prompts.pop(name))
 
-    def _read(self, folder: Path) -> tuple[Any, Any]:
-        """The stamp of a prompt's files, and what `Engine.read` reads from them; for any thread."""
+    def _read(self, folder: Path) -> tuple[Any, ...]:
+        """The stamp of a prompt's files, and the parts that `Engine.read` makes of them; for any thread."""
         try:
-            return self.store.stamp(folder), self.engine.read(folder)
+            return self.store.stamp(folder), *self.engine.read(folder)
         except OSError as error:
             raise SoftPromptError(f"{folder}: {error.strerror or error}") from error
 
@@ -190,25 +163,19 @@ class Service:
 
     def _remove_if_unused(self, prompt: LoadedPrompt) -> None:
         if prompt.retired and not prompt.in_flight:
-            self._batcher.call(lambda: self.engine.remove(prompt))
+            self._batcher.call(partial(prompt.model.delete_prompt, prompt.key))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def submit(
-        self, rows: Sequence[RequestRow], make_jobs: Callable[[Engine, Sequence[RequestRow]], list[Job]]
-    ) -> PendingRequest:
-        """Queues a request.
-
-        Args:
-            rows: its rows.
-            make_jobs: makes its jobs, see `softprompts.serving.requests`; called in the text thread.
+    def submit(self, rows: Sequence[RequestRow], make_jobs: MakeJobs) -> PendingRequest:
+        """Queues a request; ``make_jobs`` is called in the text thread.
 
         Raises:
             RequestError: the server is shutting down, or too many rows are waiting.
         """
         self.refuse_while_draining()
         if self.waiting and self.waiting + len(rows) > self.settings.queue:
-            raise BusyError(f"{self.waiting} rows wait already; try again later", {"Retry-After": "1"})
+            raise RequestError(f"{self.waiting} rows wait already; try again later", 429, {"Retry-After": "1"})
         request = PendingRequest(rows, self._loop.create_future(), self._loop.time() + self.settings.timeout)
         self.waiting += len(rows)
         for row in rows:
@@ -217,21 +184,16 @@ class Service:
         self._text_thread.submit(self._encode, request, make_jobs)
         return request
 
-    async def answers(self, request: PendingRequest, receive: Receive) -> Answers:
-        """Waits for the answers of a request, see `wait`."""
-        return await self.wait(request, request.future, receive)
-
     async def wait(self, request: PendingRequest, future: asyncio.Future[T], receive: Receive) -> T:
-        """Waits for a part of the answer to a request; drops the request where it does not come.
+        """Waits for the answers of a request, or for a first part of them; drops the request where they do not come.
 
         Args:
             request: the request.
-            future: resolves to that part.
+            future: resolves to what is waited for.
             receive: of ASGI; reports that the client hung up.
 
         Raises:
-            RequestError: the request failed or took too long.
-            HungUpError: the client hung up.
+            RequestError: the request failed or took too long, or the client hung up.
         """
         hung_up = asyncio.ensure_future(_hang_up(receive))
         try:
@@ -241,8 +203,8 @@ class Service:
             if future.done():
                 return future.result()
             if hung_up.done():
-                raise HungUpError
-            raise TooSlowError(f"no answer within {self.settings.timeout:g} seconds", {"Retry-After": "1"})
+                raise RequestError("the client hung up", 499)
+            raise RequestError(f"no answer within {self.settings.timeout:g} seconds", 504, {"Retry-After": "1"})
         except BaseException:
             request.dropped = True
             raise
@@ -251,7 +213,7 @@ class Service:
 
     # --- in the text thread -------------------------------------------------------------------------------------------
 
-    def _encode(self, request: PendingRequest, make_jobs: Callable[[Engine, Sequence[RequestRow]], list[Job]]) -> None:
+    def _encode(self, request: PendingRequest, make_jobs: MakeJobs) -> None:
         if not request.dropped:
             try:
                 request.jobs = make_jobs(self.engine, request.rows)
@@ -293,11 +255,6 @@ class Service:
             return RequestError(self.without_paths(error))
         _log.error("a request failed", exc_info=error)
         return FailedError(f"the request failed ({type(error).__name__})")
-
-    # --- in the model's thread ----------------------------------------------------------------------------------------
-
-    def _finish_later(self, jobs: list[Job]) -> None:
-        self._text_thread.submit(self._finish, jobs)
 
     # --- back in the event loop ---------------------------------------------------------------------------------------
 

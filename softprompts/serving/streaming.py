@@ -9,74 +9,65 @@ from functools import partial
 from typing import Any
 
 from softprompts.serving.errors import RequestError
-from softprompts.serving.jobs import RequestRow
+from softprompts.serving.jobs import PendingRequest, RequestRow
 from softprompts.serving.requests import generate_jobs
 from softprompts.serving.schemas import GenerateRequest
 from softprompts.serving.service import Receive, Service
 
+Tokens = asyncio.Queue[tuple[int, int] | None]  # numbers of rows with their tokens; None follows the last
 _INCOMPLETE = "\ufffd"  # a decoder's result for the first bytes of a character
 
 
-class EventStream:
-    """The events of a request for text; submits the request.
+async def event_stream(
+    service: Service, rows: Sequence[RequestRow], options: GenerateRequest, receive: Receive
+) -> AsyncIterator[bytes]:
+    """Submits a request for text, waits for the first token, and returns the events.
 
     ``token`` has the number of a row and the new part of its text; ``done`` each row's answer as without streaming;
     ``error`` comes last where the request fails after the first token.
 
-    Args:
-        service: answers the request.
-        rows: its rows.
-        options: how text is generated.
-
     Raises:
-        RequestError: the service refuses the request.
+        RequestError: the request failed, or the client hung up, before the first token.
     """
+    loop = asyncio.get_running_loop()
+    tokens: Tokens = asyncio.Queue()
 
-    def __init__(self, service: Service, rows: Sequence[RequestRow], options: GenerateRequest):
-        self.service = service
-        self._loop = asyncio.get_running_loop()
-        self._tokens: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()  # None follows the last token
-        self._decoders = [TokenDecoder(service.engine.decoder) for _ in rows]
-        self.request = service.submit(rows, partial(generate_jobs, options=options, emit=self._emit))
-        self.request.future.add_done_callback(lambda _: self._tokens.put_nowait(None))
+    def emit(row: int, token: int) -> None:
+        loop.call_soon_threadsafe(tokens.put_nowait, (row, token))
 
-    def _emit(self, row: int, token: int) -> None:
-        self._loop.call_soon_threadsafe(self._tokens.put_nowait, (row, token))
+    request = service.submit(rows, partial(generate_jobs, options=options, emit=emit))
+    request.future.add_done_callback(lambda _: tokens.put_nowait(None))
+    first = asyncio.ensure_future(tokens.get())
+    try:
+        token = await service.wait(request, first, receive)
+    finally:
+        first.cancel()
+    if request.future.done():
+        request.future.result()
+    return _events(service, request, token, tokens)
 
-    async def start(self, receive: Receive) -> AsyncIterator[bytes]:
-        """Waits for the first token, and returns the events.
 
-        Raises:
-            RequestError: the request failed before it.
-            HungUpError: the client hung up before it.
-        """
-        first = asyncio.ensure_future(self._tokens.get())
-        try:
-            token = await self.service.wait(self.request, first, receive)
-        finally:
-            first.cancel()
-        if self.request.future.done():
-            self.request.future.result()
-        return self._events(token)
-
-    async def _events(self, token: tuple[int, int] | None) -> AsyncIterator[bytes]:
-        try:
-            while token is not None:
-                row, token_id = token
-                if text := self._decoders[row].add(token_id):
-                    yield _event("token", {"index": row, "text": text})
-                left = max(0.001, self.request.deadline - self._loop.time())
-                token = await asyncio.wait_for(self._tokens.get(), left)
-            for row, answer in enumerate(await self.request.future):
-                if text := self._decoders[row].rest():
-                    yield _event("token", {"index": row, "text": text})
-                yield _event("done", {"index": row, **answer})
-        except TimeoutError:
-            yield _event("error", {"error": f"not finished within {self.service.settings.timeout:g} seconds"})
-        except RequestError as error:
-            yield _event("error", {"error": str(error)})
-        finally:
-            self.request.dropped = True
+async def _events(
+    service: Service, request: PendingRequest, token: tuple[int, int] | None, tokens: Tokens
+) -> AsyncIterator[bytes]:
+    decoders = [TokenDecoder(service.engine.decoder) for _ in request.rows]
+    try:
+        while token is not None:
+            row, token_id = token
+            if text := decoders[row].add(token_id):
+                yield _event("token", {"index": row, "text": text})
+            left = request.deadline - asyncio.get_running_loop().time()
+            token = await asyncio.wait_for(tokens.get(), max(0.001, left))
+        for row, answer in enumerate(await request.future):
+            if text := decoders[row].rest():
+                yield _event("token", {"index": row, "text": text})
+            yield _event("done", {"index": row, **answer})
+    except TimeoutError:
+        yield _event("error", {"error": f"not finished within {service.settings.timeout:g} seconds"})
+    except RequestError as error:
+        yield _event("error", {"error": str(error)})
+    finally:
+        request.dropped = True
 
 
 class TokenDecoder:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import softprompts as sp
-from softprompts.serving.errors import ConflictError, RequestError, UnknownError
+from softprompts.serving.errors import RequestError
 from softprompts.serving.prompt_store import PromptStore
 from softprompts.storage.saved_prompt import CONFIG_FILE, TENSOR_FILE
 from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
@@ -192,12 +192,14 @@ def test_the_watch_sees_what_is_opened(guarded: Any) -> None:
 @pytest.mark.parametrize("name", ["link", "config", "tensors", "run"])
 def test_links_that_lead_out_are_refused(guarded: Any, name: str) -> None:
     server = guarded[0]
-    with pytest.raises(ConflictError, match="leads out of the prompts folder by a link"):
+    with pytest.raises(RequestError, match="leads out of the prompts folder by a link") as refused:
         server.service.store.folder(name)
+    assert refused.value.status == 409
     assert server.ask("PUT", f"/v1/prompts/{name}")[0] == 409
     for other in ("here", "file", "nothing"):
-        with pytest.raises(UnknownError):
+        with pytest.raises(RequestError) as refused:
             server.service.store.folder(other)
+        assert refused.value.status == 404
 
 
 def test_a_folder_that_is_none_or_a_single_prompt(tmp_path: Path) -> None:
