@@ -182,20 +182,17 @@ def _add_prompts(router: APIRouter, service: Service) -> None:
         """Describes a loaded prompt."""
         return JSONResponse(_description(service.find(name)))
 
+    change: dict[str, Any] = {
+        "response_model": schemas.Change,
+        "responses": problems(404, 409, 413, 422, 503),
+        "tags": ["prompts"],
+    }
+
+    @router.put(path, operation_id="load_put", **change)
+    @router.post(path, operation_id="load_post", **change)
     async def load(name: _PromptName) -> Response:
         """Loads a prompt of the folder; again where its files have changed. Rows under way end as they began."""
         return JSONResponse({"name": name, "status": await service.load(name)})
-
-    for method in ("PUT", "POST"):
-        router.add_api_route(
-            path,
-            load,
-            methods=[method],
-            response_model=schemas.Change,
-            responses=problems(404, 409, 413, 422, 503),
-            tags=["prompts"],
-            operation_id=f"load_{method.lower()}",
-        )
 
     @router.delete(path, response_model=schemas.Change, responses=problems(404, 422, 503), tags=["prompts"])
     async def unload(name: _PromptName) -> Response:

@@ -44,7 +44,7 @@ class Batcher:
         self.engine, self.settings = engine, settings
         self.expected, self.finish, self.count_batch = expected, finish, count_batch
         self._changed = threading.Condition()
-        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._scoring: deque[Job] = deque()
         self._generation: deque[GenerationRow] = deque()
         self._done: list[Job] = []
@@ -113,17 +113,14 @@ class Batcher:
             self._changed.wait(left)
 
     def _run_calls(self) -> None:
-        while True:
-            with self._changed:
-                if not self._calls:
-                    return
-                function, future = self._calls.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+        with self._changed:
+            calls, self._calls = self._calls, []
+        for function, future in calls:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
 
     def _score(self) -> None:
         """Runs one batch of the rows that wait to be scored."""

@@ -16,13 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from softprompts.backbones import packaged
 from softprompts.backbones.backbone import kind_of
@@ -137,7 +131,7 @@ class Engine:
         """Reads a saved prompt; for any thread.
 
         Returns:
-            The model that it is for, the prompt, and its config.
+            The model of the class that it needs, the prompt, and its config.
 
         Raises:
             SoftPromptError: it is damaged, or for another backbone.
@@ -194,13 +188,10 @@ class Engine:
             if len(rows) > 1:  # only the row at fault fails
                 return [self._score_batch(model, [row])[0] for row in rows]
             return [_failure(rows[0].prompt, error)]
-        if bool(torch.cat([row_scores.flatten() for row_scores in scores]).isfinite().all()):
-            return list(scores)
+        finite = bool(torch.cat([values.flatten() for values in scores]).isfinite().all())
         return [
-            row_scores
-            if bool(row_scores.isfinite().all())
-            else FailedError(f"'{row.prompt.name}' gives scores that are not numbers")
-            for row, row_scores in zip(rows, scores, strict=True)
+            values if finite or bool(values.isfinite().all()) else _not_finite(row.prompt)
+            for row, values in zip(rows, scores, strict=True)
         ]
 
     # --- text ---------------------------------------------------------------------------------------------------------
@@ -370,6 +361,10 @@ def _share_weights(first: Any, other: Any) -> None:
         if weight is not None and weight.shape == parameter.shape:
             parent, _, name = path.rpartition(".")
             other.base_model.get_submodule(parent)._parameters[name] = weight
+
+
+def _not_finite(prompt: LoadedPrompt) -> FailedError:
+    return FailedError(f"'{prompt.name}' gives scores that are not numbers")
 
 
 def _failure(prompt: LoadedPrompt, error: Exception) -> FailedError:

@@ -19,25 +19,20 @@ class Metrics:
     """
 
     def __init__(self, queued: Callable[[], int], prompts: Callable[[], int]):
-        self.registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "softprompts_requests", "Requests by endpoint and status.", ["endpoint", "status"], registry=self.registry
+            "softprompts_requests", "Requests by endpoint and status.", ["endpoint", "status"], registry=registry
         )
+        seconds = "Seconds from the first byte of a request to the last of its answer."
         self.seconds = Histogram(
-            "softprompts_request_seconds",
-            "Seconds from the first byte of a request to the last of its answer.",
-            ["endpoint"],
-            buckets=_SECONDS,
-            registry=self.registry,
+            "softprompts_request_seconds", seconds, ["endpoint"], buckets=_SECONDS, registry=registry
         )
-        self.batch_rows = Histogram(
-            "softprompts_batch_rows", "Rows of each batch.", buckets=_ROWS, registry=self.registry
-        )
+        self.batch_rows = Histogram("softprompts_batch_rows", "Rows of each batch.", buckets=_ROWS, registry=registry)
         self.batch_seconds = Histogram(
-            "softprompts_batch_seconds", "Seconds that each batch ran.", buckets=_SECONDS, registry=self.registry
+            "softprompts_batch_seconds", "Seconds that each batch ran.", buckets=_SECONDS, registry=registry
         )
-        Gauge("softprompts_queue_rows", "Rows that wait or run.", registry=self.registry).set_function(queued)
-        Gauge("softprompts_prompts", "Prompts that are loaded.", registry=self.registry).set_function(prompts)
+        Gauge("softprompts_queue_rows", "Rows that wait or run.", registry=registry).set_function(queued)
+        Gauge("softprompts_prompts", "Prompts that are loaded.", registry=registry).set_function(prompts)
 
     def count_batch(self, rows: int, seconds: float) -> None:
         """Counts a batch."""

@@ -82,7 +82,6 @@ def score_jobs(engine: Engine, rows: Sequence[RequestRow], options: ScoreRequest
     Raises:
         RequestError: the model is an encoder, or a row cannot be read; names the row.
     """
-    _require_language_model(engine)
     jobs = []
     for index, row in enumerate(rows):
         input_ids = _input_ids(engine, index, row, options.template)
@@ -120,7 +119,6 @@ def generate_jobs(
     Raises:
         RequestError: the model is an encoder, or a row cannot be read; names the row.
     """
-    _require_language_model(engine)
     jobs = []
     for index, row in enumerate(rows):
         input_ids = _input_ids(engine, index, row, options.template)
@@ -146,13 +144,10 @@ def _text(engine: Engine, row: GenerationRow, results: list[Any]) -> Answers:
     return [{"prompt": row.prompt.name, "text": text, "tokens": len(row.tokens), "finish": finish}]
 
 
-def _require_language_model(engine: Engine) -> None:
-    if engine.kind == "encoder":
-        raise RequestError("the model is an encoder, which writes no text; use /v1/predict")
-
-
 def _input_ids(engine: Engine, index: int, row: RequestRow, template: bool) -> list[int]:
     """Token ids of a row's text, written out by the template of its prompt's task or taken as it is."""
+    if engine.kind == "encoder":
+        raise RequestError("the model is an encoder, which writes no text; use /v1/predict")
     content, reader = row.content, row.prompt.reader
     with _naming_row(index):
         if template and reader.told:
