@@ -22,29 +22,31 @@ from softprompts.tasks.task_reader import TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
 from softprompts.training.prediction import predict
 
+Fields = Mapping[str, str]
+
 
 class Predictor:
-    """Loads a prompt and the backbone it names, and labels texts as the training texts were written.
+    """Loads a prompt and the backbone that it names, and labels texts, written out as in training.
 
     Args:
         source: run folder, prompt folder or hub id.
 
     Attributes:
-        reader: what the prompt does with rows.
+        reader: encodes rows and reads answers by the prompt's task.
         max_length: most tokens of an input.
-        truncated: number of rows that the last call had to cut to them.
-        cut: that in words, with the fields that were cut; empty: none was.
+        truncated: number of rows that the last call cut to them.
+        cut: the same in words, with the fields that were cut; empty where none was.
 
     Raises:
-        SoftPromptError: nothing usable there.
+        SoftPromptError: there is no usable prompt.
     """
 
     def __init__(self, source: str | Path):
-        place = prompt_folder(source)
-        config, _ = read(place)
+        folder = prompt_folder(source)
+        config, _ = read(folder)
         backbone = packaged.resolve_model(str(config["backbone"].get("name") or ""))
         with quiet(), quiet_hub(backbone) as offline:
-            self.model = load(place, local_files_only=offline)
+            self.model = load(folder, local_files_only=offline)
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=offline)
             except Exception as error:  # a damaged or foreign folder fails anywhere
@@ -52,8 +54,8 @@ class Predictor:
                     f"{source}: the tokenizer of its backbone '{backbone}' cannot be loaded"
                 ) from error
         self.name: str = self.model.active_prompt
-        prompt = self.model.prompts[self.name]
         self.kind: str = self.model.backbone_kind
+        prompt = self.model.prompts[self.name]
         room = context_room(self.model, self.tokenizer, prompt.config.input_tokens)
         self.reader = TaskReader(config, prompt.labels, self.tokenizer, self.kind, room, str(source))
         if not self.reader.reads:
@@ -67,15 +69,11 @@ class Predictor:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Those of the task's fields that the model reads."""
+        """The fields of the task that the model reads."""
         return self.reader.fields
 
     def read(
-        self,
-        file: str | Path,
-        text: str | None = None,
-        text_pair: str | None = None,
-        fields: Mapping[str, str] | None = None,
+        self, file: str | Path, text: str | None = None, text_pair: str | None = None, fields: Fields | None = None
     ) -> list[Row]:
         """The rows of a file.
 
@@ -95,10 +93,10 @@ class Predictor:
         self,
         text: str | None = None,
         text_pair: str | None = None,
-        fields: Mapping[str, str] | None = None,
+        fields: Fields | None = None,
         choices: Sequence[str] = (),
     ) -> Row:
-        """What is to be labelled as fields of the task, see `TaskReader.row`."""
+        """A row of the task's fields, see `TaskReader.row`."""
         return self.reader.row(text, text_pair, fields, choices)
 
     def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:
@@ -117,7 +115,7 @@ class Predictor:
         rows = self.reader.encode(texts)
         self.truncated = rows.encoded.truncated
         self.cut = say_cut([rows.encoded], len(rows.examples), self.max_length)
-        found = predict(
+        prediction = predict(
             self.model,
             rows.encoded.features,
             self.name,
@@ -126,4 +124,4 @@ class Predictor:
             label_ids=self.reader.label_ids,
             new_tokens=self.reader.new_tokens,
         )
-        return self.reader.answers(rows, found)
+        return self.reader.answers(rows, prediction)

@@ -10,9 +10,10 @@ import typer
 
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from softprompts.serving.prompt_store import Store
+    from softprompts.serving.prompt_store import PromptStore
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,15 +29,23 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    max_batch: Annotated[int, typer.Option(min=1, help="Most rows of a pass.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a pass.")] = 8192,
-    max_wait_ms: Annotated[float, typer.Option(min=0, max=1000, help="How long a busy model waits for more rows.")] = 4,
-    queue: Annotated[int, typer.Option(min=1, help="Most rows that wait; more are refused.")] = 1024,
-    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request, choices counted.")] = 256,
-    max_text: Annotated[int, typer.Option(min=1, help="Most characters of a text.")] = 100_000,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens written for a row.")] = 512,
-    max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 1 << 20,
-    timeout: Annotated[float, typer.Option(min=0.001, max=86_400, help="Seconds until a request is given up.")] = 30,
+    max_batch: Annotated[int, typer.Option(min=1, help="Most rows of a pass.")] = ServerSettings.max_batch,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a pass.")] = ServerSettings.max_tokens,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="How long a busy model waits for more rows.")
+    ] = 1000 * ServerSettings.max_wait,
+    queue: Annotated[int, typer.Option(min=1, help="Most rows that wait; more are refused.")] = ServerSettings.queue,
+    max_rows: Annotated[
+        int, typer.Option(min=1, help="Most rows of a request, choices counted.")
+    ] = ServerSettings.max_rows,
+    max_text: Annotated[int, typer.Option(min=1, help="Most characters of a text.")] = ServerSettings.max_text,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens written for a row.")
+    ] = ServerSettings.max_new_tokens,
+    max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = ServerSettings.max_body,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, max=86_400, help="Seconds until a request is given up.")
+    ] = ServerSettings.timeout,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Do not start where a prompt cannot be loaded.")] = False,
@@ -52,17 +61,16 @@ def serve(
     import torch
 
     from softprompts.serving.engine import Engine
-    from softprompts.serving.prompt_store import Store
+    from softprompts.serving.prompt_store import PromptStore
     from softprompts.serving.server import run
     from softprompts.serving.service import Service
-    from softprompts.serving.settings import Settings
 
     if device is not None:
         _check_device(device)
-    store = Store(prompts)
+    store = PromptStore(prompts)
     key = os.environ.get(API_KEY, "").strip()
     name = model or _named(store)
-    settings = Settings(
+    settings = ServerSettings(
         max_batch=max_batch,
         max_tokens=max_tokens,
         max_wait=max_wait_ms / 1000,
@@ -86,14 +94,14 @@ def serve(
     def tell(port: int) -> None:
         shown = f"[{host}]" if ":" in host else host
         count = f"{len(service.prompts)} {'prompt' if len(service.prompts) == 1 else 'prompts'}"
-        out.print(f"{count} on {engine.shown}: http://{shown}:{port}", soft_wrap=True)
+        out.print(f"{count} on {engine.model_name}: http://{shown}:{port}", soft_wrap=True)
         if not settings.api_key and host not in _LOOPBACK:
             err.print(f"anyone who reaches {host} may ask: set {API_KEY} to a key", style="yellow", soft_wrap=True)
 
     run(service, host, port, tell)
 
 
-def _named(store: Store) -> str:
+def _named(store: PromptStore) -> str:
     """The model that all prompts of a folder name."""
     found = dict.fromkeys(store.backbones())
     if not found:

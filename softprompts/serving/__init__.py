@@ -1,6 +1,11 @@
-"""Many prompts behind one HTTP endpoint: a frozen model, and rows of all of them in the same passes.
+"""Serves many prompts on one frozen model over HTTP; rows of several prompts share forward passes.
 
-A request goes through four hands: the event loop (`app`) takes it and answers it, one thread (`service`) turns texts
-into tokens and scores into answers, one thread (`batching`) owns the model (`engine`) and runs what has come together,
-and whatever reads a prompt's files (`store`) does so beside them.
+A request passes four stages, three of them in a thread of their own:
+
+1. `middleware` and `app`, in the event loop, check the request and send the answer.
+2. `requests`, in the text thread of `service`, turns texts into token ids, and later the model's output into answers.
+3. `batching`, in the model's thread, collects the rows of waiting requests into batches.
+4. `engine`, called by the model's thread only, runs a batch through the model.
+
+`prompt_store` finds the files of prompts; they are read in a worker thread while the model runs.
 """

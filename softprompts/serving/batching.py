@@ -1,7 +1,7 @@
-"""The thread that owns the model: rows that wait when it gets free run together.
+"""The thread that owns the model: rows that wait when the model becomes free run together.
 
-While a batch runs the next one collects. An idle model takes what comes at once; a busy one waits for a moment where
-more is on its way. Text is written in batches of its own, and rows to be scored run between its steps.
+While a batch runs, the next one collects. An idle model takes a request at once; a busy one waits a moment where more
+rows are expected. Text is generated in batches of its own, and rows to be scored run between two of its steps.
 """
 
 from __future__ import annotations
@@ -12,74 +12,44 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from softprompts.serving.engine import Engine, Line, Written
+from softprompts.serving.engine import Engine
 from softprompts.serving.errors import FailedError
-from softprompts.serving.settings import Settings
+from softprompts.serving.jobs import GenerationRow, Job
+from softprompts.serving.settings import ServerSettings
 
-Scores = list["Tensor | FailedError"]
 _log = logging.getLogger("softprompts.serving")
 
 
-@dataclass(eq=False)
-class ScoreJob:
-    """Rows of a request that are scored.
-
-    Attributes:
-        lines: the rows.
-        dropped: whether nobody waits for them any more.
-        done: called in the model's thread with their scores; None where the job was dropped.
-    """
-
-    lines: list[Line]
-    dropped: Callable[[], bool]
-    done: Callable[[Scores | None], None]
-
-
-@dataclass(eq=False)
-class WriteJob:
-    """A row that is written.
-
-    Attributes:
-        row: the row.
-        done: called in the model's thread when it is.
-    """
-
-    row: Written
-    done: Callable[[Exception | None], None]
-
-
 class Batcher:
-    """Runs the model.
+    """Runs jobs on the model, which no other thread may use.
 
     Args:
-        engine: the model; used by this thread only from now on.
+        engine: the model.
         settings: sizes of batches and how long to wait.
-        expected: how many requests are on their way to here.
-        ran: told the rows, the tokens and the seconds of each batch.
-        flush: called after each batch and each step, when all of its rows have been told.
+        expected: returns how many requests are being encoded.
+        finish: called with the jobs that a batch has finished.
+        count_batch: called with the rows and the seconds of each batch.
     """
 
     def __init__(
         self,
         engine: Engine,
-        settings: Settings,
-        expected: Callable[[], int] = lambda: 0,
-        ran: Callable[[int, float], None] = lambda rows, seconds: None,
-        flush: Callable[[], None] = lambda: None,
+        settings: ServerSettings,
+        expected: Callable[[], int],
+        finish: Callable[[list[Job]], object],
+        count_batch: Callable[[int, float], None],
     ):
         self.engine, self.settings = engine, settings
-        self.expected, self.ran, self.flush = expected, ran, flush
+        self.expected, self.finish, self.count_batch = expected, finish, count_batch
         self._changed = threading.Condition()
-        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._scores: deque[ScoreJob] = deque()
-        self._writes: deque[WriteJob] = deque()
+        self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
+        self._scoring: deque[Job] = deque()
+        self._generation: deque[GenerationRow] = deque()
+        self._done: list[Job] = []
         self._closed = False
-        self._company = False  # whether the last batch was one of several requests
+        self._shared = False  # whether the last batch had rows of several requests
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     def start(self) -> None:
@@ -88,17 +58,16 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def put(self, *jobs: ScoreJob | WriteJob) -> None:
-        """Adds work; for any thread."""
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Adds jobs; for any thread."""
         with self._changed:
             for job in jobs:
-                if isinstance(job, ScoreJob):
-                    self._scores.append(job)
-                else:
-                    self._writes.append(job)
+                if job.scoring:
+                    self._scoring.append(job)
+                self._generation.extend(job.generation)
             self._changed.notify()
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
@@ -110,116 +79,100 @@ class Batcher:
         return future
 
     def close(self, timeout: float | None = None) -> None:
-        """Finishes what is there, and ends the thread."""
+        """Finishes the waiting jobs and ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
-    # --- in the thread ------------------------------------------------------------------------------------------------
+    # --- in the model's thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._calls or self._scores or self._writes or self._closed):
+                while not (self._calls or self._scoring or self._generation or self._closed):
                     self._changed.wait()
-                if not (self._calls or self._scores or self._writes):
+                if not (self._calls or self._scoring or self._generation):
                     return
-                if not (self._calls or self._writes):
-                    self._linger()
-            self._call()
+                if not (self._calls or self._generation):
+                    self._wait_for_more()
+            self._run_calls()
             self._score()
-            rows = self._next_rows()
-            if rows:
-                self._write(rows)
+            self._generate()
 
-    def _linger(self) -> None:
-        """Waits for more rows where some are to be expected."""
-        if not (self._company or self.expected()):
+    def _wait_for_more(self) -> None:
+        """Waits for further rows to score where some are expected."""
+        if not (self._shared or self.expected()):
             return
         until = time.monotonic() + self.settings.max_wait
-        while sum(line.count for job in self._scores for line in job.lines) < self.settings.max_batch:
+        while sum(job.count for job in self._scoring) < self.settings.max_batch:
             left = until - time.monotonic()
-            if left <= 0 or self._closed or self._calls or self._writes:
+            if left <= 0 or self._closed or self._calls or self._generation:
                 return
             self._changed.wait(left)
 
-    def _call(self) -> None:
-        while True:
-            with self._changed:
-                if not self._calls:
-                    return
-                function, future = self._calls.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+    def _run_calls(self) -> None:
+        with self._changed:
+            calls, self._calls = self._calls, []
+        for function, future in calls:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
 
     def _score(self) -> None:
-        """One batch of what waits to be scored."""
-        jobs: list[ScoreJob] = []
-        rows = 0
+        """Runs one batch of the rows that wait to be scored."""
+        jobs: list[Job] = []
+        count = 0
         with self._changed:
-            while self._scores:
-                count = sum(line.count for line in self._scores[0].lines)
-                if jobs and rows + count > self.settings.max_batch:
-                    break
-                jobs.append(self._scores.popleft())
-                rows += count
+            while self._scoring and (not jobs or count + self._scoring[0].count <= self.settings.max_batch):
+                jobs.append(self._scoring.popleft())
+                count += jobs[-1].count
         if not jobs:
             return
-        self._company = len(jobs) > 1
-        wanted = []
-        for job in jobs:
-            if job.dropped():
-                job.done(None)
-            else:
-                wanted.append(job)
-        jobs = wanted
-        lines = [line for job in jobs for line in job.lines]
-        if lines:
-            began = time.perf_counter()
-            try:
-                found = self.engine.score(lines, self.settings.max_batch, self.settings.max_tokens)
-            except Exception:
-                _log.exception("a batch failed")
-                found = [FailedError("the model failed")] * len(lines)
-            self.ran(len(lines), time.perf_counter() - began)
-            start = 0
-            for job in jobs:
-                job.done(found[start : start + len(job.lines)])
-                start += len(job.lines)
-        self.flush()
-
-    def _next_rows(self) -> list[WriteJob]:
-        """Rows that are written together: from the first on, all that fit beside it."""
-        chosen: list[WriteJob] = []
-        with self._changed:
-            waiting, self._writes = self._writes, deque()
-            for job in waiting:
-                if job.row.dropped or (
-                    len(chosen) < self.settings.max_batch and self.engine.fits([one.row for one in chosen], job.row)
-                ):
-                    chosen.append(job)
-                else:
-                    self._writes.append(job)
-        return chosen
-
-    def _write(self, jobs: Sequence[WriteJob]) -> None:
-        rows = [job.row for job in jobs if job.row.open]
-        problem: Exception | None = None
+        self._shared = len(jobs) > 1
+        running = [job for job in jobs if not job.request.dropped]
+        rows = [row for job in running for row in job.scoring]
         if rows:
             began = time.perf_counter()
+            try:
+                scores = iter(self.engine.score(rows, self.settings.max_batch, self.settings.max_tokens))
+            except Exception:
+                _log.exception("a batch failed")
+                scores = iter([FailedError("the model failed")] * len(rows))
+            self.count_batch(len(rows), time.perf_counter() - began)
+            for job in running:
+                job.results = [next(scores) for _ in job.scoring]
+        self._done += jobs
+        self._hand_over()
 
-            def between() -> None:
-                self.flush()
-                self._score()
+    def _generate(self) -> None:
+        """Generates the text of the first waiting row and of all that fit beside it."""
+        rows: list[GenerationRow] = []
+        with self._changed:
+            waiting, self._generation = self._generation, deque()
+            for row in waiting:
+                full = len(rows) >= self.settings.max_batch
+                fits = not row.unfinished or (not full and self.engine.fits(rows, row))
+                (rows if fits else self._generation).append(row)
+        running = [row for row in rows if row.unfinished]
+        error: Exception | None = None
+        if running:
+            began = time.perf_counter()
+            error = self.engine.generate(running, between_steps=self._score)
+            self.count_batch(len(running), time.perf_counter() - began)
+        for row in rows:
+            job = row.job
+            job.error = job.error or (error if row.unfinished else None)
+            job.remaining -= 1
+            if not job.remaining:
+                job.results = [row.tokens for row in job.generation]
+                self._done.append(job)
+        self._hand_over()
 
-            problem = self.engine.write(rows, between)
-            self.ran(len(rows), time.perf_counter() - began)
-        for job in jobs:
-            job.done(problem if job.row.open else None)
-        self.flush()
+    def _hand_over(self) -> None:
+        if self._done:
+            jobs, self._done = self._done, []
+            self.finish(jobs)

@@ -1,58 +1,34 @@
-"""What may go wrong with a request, with the HTTP status that tells it."""
+"""Errors of requests, with their HTTP status."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fastapi.responses import JSONResponse
+
 from softprompts.errors import SoftPromptError
 
 
 class RequestError(SoftPromptError):
-    """A request that is not answered: one line, and a status.
+    """A request that cannot be answered.
 
-    Attributes:
-        status: of the HTTP answer.
-        headers: more of its headers.
+    Args:
+        message: is put on one line.
+        status: HTTP status of the response.
+        headers: further headers of the response.
     """
 
-    status = 422
-
-    def __init__(self, message: str, headers: Mapping[str, str] | None = None):
+    def __init__(self, message: str, status: int = 422, headers: Mapping[str, str] | None = None):
         super().__init__(" ".join(message.split()))
-        self.headers = dict(headers or {})
+        self.status, self.headers = status, headers
 
-
-class UnknownError(RequestError):
-    """There is no such prompt."""
-
-    status = 404
-
-
-class ConflictError(RequestError):
-    """The prompt is there and cannot be served: damaged, or for another backbone."""
-
-    status = 409
-
-
-class BusyError(RequestError):
-    """Too many rows wait already."""
-
-    status = 429
+    def response(self) -> JSONResponse:
+        """The HTTP response: the message as JSON."""
+        return JSONResponse({"error": str(self)}, self.status, self.headers)
 
 
 class FailedError(RequestError):
-    """The model did not manage a row."""
+    """The model failed on a row."""
 
-    status = 500
-
-
-class ClosingError(RequestError):
-    """The server is going down."""
-
-    status = 503
-
-
-class TooSlowError(RequestError):
-    """The answer took too long."""
-
-    status = 504
+    def __init__(self, message: str):
+        super().__init__(message, 500)

@@ -1,255 +1,190 @@
-"""What may be asked of prompts, and what becomes of it: rows to token ids, and what the model says to answers.
+"""Makes jobs for the model from the rows of a request, and answers from their results.
 
-Used by the one thread that uses the tokenizer.
+Runs in the one thread that uses the tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from softprompts.errors import SoftPromptError
-from softprompts.serving.engine import Engine, Line, Loaded, Written
-from softprompts.serving.errors import FailedError, RequestError
+from softprompts.serving.engine import Engine
+from softprompts.serving.errors import RequestError
+from softprompts.serving.jobs import Answers, GenerationRow, Job, LoadedPrompt, RequestRow, ScoringRow
 from softprompts.serving.sampling import Sampler
+from softprompts.serving.schemas import GenerateRequest, ScoreRequest
 from softprompts.tasks.kinds.texts import continuation_ids
 from softprompts.tasks.task_reader import Answer
 from softprompts.training.prediction import Prediction, prediction_of
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A row of a request.
-
-    Attributes:
-        owner: its prompt.
-        text: a text, a pair, or a mapping with some of ``text``, ``text_pair``, ``fields``, ``words``, ``choices``.
-        continuations: what is to be scored behind it.
-    """
-
-    owner: Loaded
-    text: Any
-    continuations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Writing:
-    """How text is written.
-
-    Attributes:
-        max_new_tokens: most tokens.
-        temperature: 0 takes the likeliest token; else one is drawn.
-        top_p: the likeliest tokens that together have this probability are drawn from.
-        seed: makes draws repeatable.
-        template: whether inputs are written out as the prompt's task says, where it says so; else they are read as
-            they are.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    template: bool = True
-
-
-@dataclass(eq=False)
-class Part:
-    """Rows of a request that are answered together.
-
-    Attributes:
-        index: which of its rows.
-        lines: what is scored for them.
-        written: what is written for them.
-        finish: turns the scores, or the rows written, into an answer for each row.
-        cut: how many of the rows were too long and have been cut.
-    """
-
-    index: list[int]
-    lines: list[Line] = field(default_factory=list)
-    written: list[Written] = field(default_factory=list)
-    finish: Callable[[list[Any]], list[dict[str, Any]]] = lambda found: found
-    cut: int = 0
-
-
-Reading = Callable[[Engine, Sequence[Asked]], list[Part]]
-
-
-def predicted(engine: Engine, asked: Sequence[Asked]) -> list[Part]:
-    """Rows to be labelled; those of a prompt are read together.
+def predict_jobs(engine: Engine, rows: Sequence[RequestRow]) -> list[Job]:
+    """Jobs that label rows, one for each prompt.
 
     Raises:
-        RequestError: a row that its prompt does not read; names the row.
+        RequestError: a row does not fit its prompt's task; names the row.
     """
-    groups: dict[Loaded, list[int]] = {}
-    for index, row in enumerate(asked):
-        groups.setdefault(row.owner, []).append(index)
-    return [part for owner, index in groups.items() for part in _predicted(owner, index, asked)]
+    indices: dict[LoadedPrompt, list[int]] = {}
+    for index, row in enumerate(rows):
+        indices.setdefault(row.prompt, []).append(index)
+    return [_predict_job(prompt, numbers, [rows[i].content for i in numbers]) for prompt, numbers in indices.items()]
 
 
-def _predicted(owner: Loaded, index: list[int], asked: Sequence[Asked]) -> list[Part]:
-    reader = owner.reader
+def _predict_job(prompt: LoadedPrompt, indices: Sequence[int], contents: Sequence[Any]) -> Job:
+    reader = prompt.reader
     if not reader.reads:
-        raise RequestError(f"'{owner.name}' does not say how its texts are written out; use /v1/generate or /v1/score")
-    texts = [_at(i, partial(_row, owner, asked[i].text)) for i in index]
+        raise RequestError(f"'{prompt.name}' does not say how its texts are written out; use /v1/generate or /v1/score")
+    texts = []
+    for index, content in zip(indices, contents, strict=True):
+        with _naming_row(index):
+            texts.append(_task_row(prompt, content))
     try:
-        rows = reader.encode(texts)
+        encoded = reader.encode(texts)
     except SoftPromptError as error:
-        for i, text in zip(index, texts, strict=True):  # which of them was it?
-            _at(i, partial(reader.encode, [text]))
-        raise RequestError(f"'{owner.name}': {error}") from error
-    features = rows.encoded.features
-    cut = rows.encoded.truncated
+        for index, text in zip(indices, texts, strict=True):  # finds the row at fault
+            with _naming_row(index):
+                reader.encode([text])
+        raise RequestError(f"'{prompt.name}': {error}") from error
+    features, cut = encoded.encoded.features, encoded.encoded.truncated
+    regression = reader.label_ids is None and prompt.module.num_labels == 1
+    limit = reader.new_tokens
 
-    def told(prediction: Prediction) -> list[dict[str, Any]]:
-        return [_answer(owner, answer) for answer in reader.answers(rows, prediction)]
+    def read(results: list[Any]) -> Answers:
+        generated = Prediction([], None, tokens=results)
+        prediction = generated if limit is not None else prediction_of(features, results, regression)
+        return [_prediction(prompt, answer) for answer in reader.answers(encoded, prediction)]
 
-    if reader.new_tokens is not None:
-        written = [Written(owner, list(feature["input_ids"]), reader.new_tokens) for feature in features]
-        return [Part(index, [], written, lambda found: told(Prediction([], None, tokens=found)), cut)]
-    valued = reader.label_ids is None and owner.prompt.num_labels == 1
-    lines = [Line(owner, feature, reader.label_ids) for feature in features]
-    return [Part(index, lines, [], lambda found: told(prediction_of(features, found, valued)), cut)]
-
-
-def _answer(owner: Loaded, answer: Answer) -> dict[str, Any]:
-    made: dict[str, Any] = {"prompt": owner.name, "label": answer.label}
-    if answer.probability is not None:
-        made["probability"] = answer.probability
-    if answer.probabilities:
-        made["probabilities"] = dict(answer.probabilities)
-    if answer.value is not None:
-        made["value"] = answer.value
-    if owner.reader.task.kind == "tagging":
-        made["tags"] = list(answer.tags)
-    return made
+    if limit is not None:
+        generation = [GenerationRow(prompt, list(feature["input_ids"]), limit) for feature in features]
+        return Job(indices, read, generation=generation, cut=cut)
+    return Job(indices, read, [ScoringRow(prompt, feature, reader.label_ids) for feature in features], cut=cut)
 
 
-def likelihoods(engine: Engine, asked: Sequence[Asked], end: bool, template: bool) -> list[Part]:
-    """Rows whose continuations are scored.
+def _prediction(prompt: LoadedPrompt, answer: Answer) -> dict[str, Any]:
+    """An answer as `softprompts.serving.schemas.Answer` has it; fields without a value are left out."""
+    fields = {
+        "prompt": prompt.name,
+        "label": answer.label,
+        "probability": answer.probability,
+        "probabilities": dict(answer.probabilities) or None,
+        "value": answer.value,
+        "tags": list(answer.tags) if prompt.reader.task.kind == "tagging" else None,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
-    Args:
-        engine: the model, which must be a language model.
-        asked: the rows.
-        end: whether a continuation's end-of-text token is counted.
-        template: see `Writing`.
+
+def score_jobs(engine: Engine, rows: Sequence[RequestRow], options: ScoreRequest) -> list[Job]:
+    """Jobs that score the continuations of rows under a language model, one for each row.
 
     Raises:
-        RequestError: an encoder, or a row that cannot be read; names the row.
+        RequestError: the model is an encoder, or a row cannot be read; names the row.
     """
-    _require_language_model(engine)
-    parts = []
-    for i, row in enumerate(asked):
-        ids = _at(i, partial(_input_ids, engine, row, template))
-        answers = [continuation_ids(text, engine.tokenizer, engine.kind, end) for text in row.continuations]
+    jobs = []
+    for index, row in enumerate(rows):
+        input_ids = _input_ids(engine, index, row, options.template)
+        answers = [continuation_ids(text, engine.tokenizer, engine.kind, options.end) for text in row.continuations]
         if not all(answers):
-            raise RequestError(f"inputs[{i}]: a continuation is empty")
-        longest = max(map(len, answers))
-        room = None if row.owner.room is None else row.owner.room - (longest if engine.kind == "decoder" else 0)
-        if room is not None and (len(ids) > room or longest > row.owner.room):  # type: ignore[operator]
-            raise RequestError(f"inputs[{i}]: {len(ids)} tokens and a continuation of {longest} are too long")
-        line = Line(row.owner, {"input_ids": ids}, answers)
-        parts.append(Part([i], [line], finish=partial(_scored, row, answers)))
-    return parts
+            raise RequestError(f"inputs[{index}]: a continuation is empty")
+        longest, limit = max(map(len, answers)), row.prompt.max_input_tokens
+        needed = len(input_ids) + longest if engine.kind == "decoder" else max(len(input_ids), longest)
+        if limit is not None and needed > limit:
+            raise RequestError(f"inputs[{index}]: {len(input_ids)} tokens and a continuation of {longest} are too long")
+        scoring = [ScoringRow(row.prompt, {"input_ids": input_ids}, answers)]
+        jobs.append(Job([index], partial(_continuations, row, answers), scoring))
+    return jobs
 
 
-def _scored(row: Asked, answers: Sequence[Sequence[int]], found: list[Any]) -> list[dict[str, Any]]:
-    values = found[0][0].tolist()
+def _continuations(row: RequestRow, answers: Sequence[Sequence[int]], results: list[Any]) -> Answers:
+    values = results[0][0].tolist()
     scores = [
         {"text": text, "log_likelihood": value, "tokens": len(ids)}
         for text, value, ids in zip(row.continuations, values, answers, strict=True)
     ]
-    return [{"prompt": row.owner.name, "scores": scores, "best": row.continuations[values.index(max(values))]}]
+    return [{"prompt": row.prompt.name, "scores": scores, "best": row.continuations[values.index(max(values))]}]
 
 
-def texts(
+def generate_jobs(
     engine: Engine,
-    asked: Sequence[Asked],
-    writing: Writing,
+    rows: Sequence[RequestRow],
+    options: GenerateRequest,
     emit: Callable[[int, int], None] | None = None,
-) -> list[Part]:
-    """Rows that are written on.
+) -> list[Job]:
+    """Jobs that generate text by a language model, one for each row.
 
-    Args:
-        engine: the model, which must be a language model.
-        asked: the rows.
-        writing: how.
-        emit: told each row's number and token, in the model's thread.
+    ``emit`` is called in the model's thread with the number of a row and each of its tokens.
 
     Raises:
-        RequestError: an encoder, or a row that cannot be read; names the row.
+        RequestError: the model is an encoder, or a row cannot be read; names the row.
     """
-    _require_language_model(engine)
-    parts = []
-    for i, row in enumerate(asked):
-        ids = _at(i, partial(_input_ids, engine, row, writing.template))
-        count, room = writing.max_new_tokens, row.owner.room
-        if room is not None:
-            left = room - len(ids) if engine.kind == "decoder" else room
-            if len(ids) > room or left < 1:
-                raise RequestError(f"inputs[{i}]: {len(ids)} tokens are too long; there is room for {room - 1}")
+    jobs = []
+    for index, row in enumerate(rows):
+        input_ids = _input_ids(engine, index, row, options.template)
+        count, limit = options.max_new_tokens, row.prompt.max_input_tokens
+        if limit is not None:
+            left = limit - len(input_ids) if engine.kind == "decoder" else limit
+            if len(input_ids) > limit or left < 1:
+                raise RequestError(
+                    f"inputs[{index}]: {len(input_ids)} tokens are too long; there is room for {limit - 1}"
+                )
             count = min(count, left)
-        seed = None if writing.seed is None else writing.seed + i
-        sampler = Sampler(writing.temperature, writing.top_p, seed) if writing.temperature else None
-        own = None if emit is None else partial(emit, i)
-        written = Written(row.owner, ids, count, sampler, own)
-
-        def finish(found: list[Any], row: Asked = row, written: Written = written) -> list[dict[str, Any]]:
-            text = engine.tokenizer.decode(found[0], skip_special_tokens=True)
-            ended = "stop" if written.ended else "length"
-            return [{"prompt": row.owner.name, "text": text, "tokens": len(found[0]), "finish": ended}]
-
-        parts.append(Part([i], written=[written], finish=finish))
-    return parts
+        seed = None if options.seed is None else options.seed + index
+        sampler = Sampler(options.temperature, options.top_p, seed) if options.temperature else None
+        on_token = None if emit is None else partial(emit, index)
+        generated = GenerationRow(row.prompt, input_ids, count, sampler, on_token)
+        jobs.append(Job([index], partial(_text, engine, generated), generation=[generated]))
+    return jobs
 
 
-def _require_language_model(engine: Engine) -> None:
+def _text(engine: Engine, row: GenerationRow, results: list[Any]) -> Answers:
+    text = engine.tokenizer.decode(row.tokens, skip_special_tokens=True)
+    finish = "stop" if row.ended else "length"
+    return [{"prompt": row.prompt.name, "text": text, "tokens": len(row.tokens), "finish": finish}]
+
+
+def _input_ids(engine: Engine, index: int, row: RequestRow, template: bool) -> list[int]:
+    """Token ids of a row's text, written out by the template of its prompt's task or taken as it is."""
     if engine.kind == "encoder":
         raise RequestError("the model is an encoder, which writes no text; use /v1/predict")
-
-
-def _input_ids(engine: Engine, row: Asked, template: bool) -> list[int]:
-    """What a language model reads of a row: its task's writing, or the text as it is."""
-    reader = row.owner.reader
-    if template and reader.knows_task:
-        ids = list(reader.encode([_row(row.owner, row.text)]).encoded.features[0]["input_ids"])
-    else:
-        if not isinstance(row.text, str):
-            text = row.text.get("text") if isinstance(row.text, Mapping) else None
-            if text is None or any(value for name, value in row.text.items() if name != "text"):
-                raise SoftPromptError(f"'{row.owner.name}' reads single texts, as they are")
+    content, reader = row.content, row.prompt.reader
+    with _naming_row(index):
+        if template and reader.knows_task:
+            encoded = reader.encode([_task_row(row.prompt, content)]).encoded
+            ids = list(encoded.features[0]["input_ids"])
         else:
-            text = row.text
-        ids = list(engine.tokenizer(text, verbose=False)["input_ids"])
-        if engine.kind == "decoder" and ids and ids[-1] == engine.tokenizer.eos_token_id:
-            ids.pop()
-    if not ids:
-        raise SoftPromptError("an empty text cannot be read")
+            if isinstance(content, Mapping) and not any(value for name, value in content.items() if name != "text"):
+                content = content.get("text")
+            if not isinstance(content, str):
+                raise SoftPromptError(f"'{row.prompt.name}' reads single texts, as they are")
+            ids = list(engine.tokenizer(content, verbose=False)["input_ids"])
+            if engine.kind == "decoder" and ids and ids[-1] == engine.tokenizer.eos_token_id:
+                ids.pop()
+        if not ids:
+            raise SoftPromptError("an empty text cannot be read")
     return ids
 
 
-def _row(owner: Loaded, text: Any) -> Any:
-    """A row as the prompt's reader takes it."""
-    if not isinstance(text, Mapping):
-        return text
-    if text.get("words") is not None:
-        if owner.reader.task.kind != "tagging":
-            raise SoftPromptError(f"'{owner.name}' does not label words; give a text")
-        return {"words": list(text["words"])}
-    return owner.reader.row(text.get("text"), text.get("text_pair"), text.get("fields"), text.get("choices") or ())
+def _task_row(prompt: LoadedPrompt, content: Any) -> Any:
+    """The content of a row as the prompt's reader takes it."""
+    if not isinstance(content, Mapping):
+        return content
+    if content.get("words") is not None:
+        if prompt.reader.task.kind != "tagging":
+            raise SoftPromptError(f"'{prompt.name}' does not label words; give a text")
+        return {"words": list(content["words"])}
+    return prompt.reader.row(
+        content.get("text"), content.get("text_pair"), content.get("fields"), content.get("choices") or ()
+    )
 
 
-def _at(index: int, function: Callable[[], Any]) -> Any:
-    """Calls a function for a row, which an error names."""
+@contextlib.contextmanager
+def _naming_row(index: int) -> Iterator[None]:
+    """Puts the number of a row before errors about it."""
     try:
-        return function()
+        yield
     except RequestError:
         raise
     except SoftPromptError as error:
         raise RequestError(f"inputs[{index}]: {error}") from error
-
-
-def first_failure(found: Sequence[Any]) -> FailedError | None:
-    """What went wrong with some rows, if anything did."""
-    return next((one for one in found if isinstance(one, FailedError)), None)

@@ -1,4 +1,4 @@
-"""Drawing tokens, each row by random numbers of its own, so that an answer does not depend on its neighbours."""
+"""Draws tokens, each row by its own random numbers, so that an answer does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from torch import Tensor
 
 
 class Sampler:
-    """Draws the tokens of a row.
-
-    Args:
-        temperature: logits are divided by it; above 0.
-        top_p: the likeliest tokens that together have this probability are drawn from.
-        seed: makes draws repeatable; None: another one each time.
-    """
+    """Draws the tokens of a row, at a temperature above 0, from the likeliest tokens that together reach ``top_p``."""
 
     def __init__(self, temperature: float, top_p: float, seed: int | None):
         self.temperature, self.top_p = temperature, top_p
@@ -24,7 +18,7 @@ class Sampler:
             self.generator.manual_seed(seed)
 
     def draw(self, logits: Tensor) -> int:
-        """A token from logits ``(V,)``."""
+        """Draws a token from logits ``(V,)``."""
         logits = logits.to("cpu", torch.float64)
         chances, order = ((logits - logits.max()) / self.temperature).softmax(-1).sort(descending=True)
         before = chances.cumsum(-1) - chances

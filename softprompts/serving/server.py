@@ -1,4 +1,4 @@
-"""A server process: it starts, says where it listens, and ends without breaking off what is under way."""
+"""The server process: starts to listen, and on a signal finishes the requests under way before it ends."""
 
 from __future__ import annotations
 
@@ -15,53 +15,52 @@ from softprompts.errors import SoftPromptError
 from softprompts.serving.app import create_app
 from softprompts.serving.service import Service
 
-_SWITCH = 0.0005  # seconds a thread may keep the others from Python; the model's must not wait for it at each operation
+_SWITCH_INTERVAL = 0.0005  # seconds a thread may hold the interpreter; the model's thread needs it at every operation
 
 
 class Server(uvicorn.Server):
-    """Refuses requests once it is told to end, and ends when the last one is answered; told again, at once."""
+    """Refuses requests after a first signal and ends when the last one is answered; ends at once after a second.
 
-    def __init__(self, service: Service, config: uvicorn.Config, tell: Callable[[int], None], port: int):
+    ``listening`` is called when requests are accepted.
+    """
+
+    def __init__(self, service: Service, config: uvicorn.Config, listening: Callable[[], None]):
         super().__init__(config)
-        self.service, self.tell, self.port = service, tell, port
-        self._until = 0.0
+        self.service, self.listening = service, listening
+        self._deadline = 0.0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to listen, and says so."""
+        """Starts to listen, and reports it."""
         await super().startup(sockets)
         if self.started:
-            self.tell(self.port)
+            self.listening()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT has come."""
+        """Handles SIGTERM and SIGINT."""
         if self.service.draining:
             self.should_exit = self.force_exit = True
         self.service.draining = True
-        self._until = time.monotonic() + self.service.settings.timeout
+        self._deadline = time.monotonic() + self.service.settings.timeout
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end now; asked ten times a second."""
-        if self.service.draining and (not self.service.requests or time.monotonic() > self._until):
+        """Returns whether to end; called ten times a second."""
+        if self.service.draining and (not self.service.requests or time.monotonic() > self._deadline):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
-def run(service: Service, host: str, port: int, tell: Callable[[int], None]) -> None:
-    """Serves until the process is told to end.
+def run(service: Service, host: str, port: int, listening: Callable[[int], None]) -> None:
+    """Serves until the process gets a signal to end.
 
-    Args:
-        service: with its prompts loaded.
-        host: the address to listen at.
-        port: 0 for a free one.
-        tell: told the port, once requests are taken.
+    ``listening`` is called with the port, which is a free one for 0, when requests are accepted.
 
     Raises:
-        SoftPromptError: that address cannot be had.
+        SoftPromptError: the address cannot be used.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    sys.setswitchinterval(_SWITCH)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, or asyncio would leave Nagle's algorithm on: 40 ms between the head of an answer and it.
+    # The protocol is named so that asyncio turns Nagle's algorithm off, which delays the body of a response by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,7 +75,7 @@ def run(service: Service, host: str, port: int, tell: Callable[[int], None]) -> 
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=int(service.settings.timeout) + 1,
-        http="h11",  # the other parser has no limit for headers
+        http="h11",  # httptools has no limit for headers
         h11_max_incomplete_event_size=64 * 1024,
     )
-    Server(service, config, tell, listener.getsockname()[1]).run(sockets=[listener])
+    Server(service, config, lambda: listening(listener.getsockname()[1])).run(sockets=[listener])

@@ -1,119 +1,70 @@
-"""Requests on their way through the threads, and prompts that come and go meanwhile."""
+"""Takes requests through the threads of a server, and loads and unloads prompts meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import itertools
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from softprompts.errors import SoftPromptError
-from softprompts.serving.batching import Batcher, ScoreJob, WriteJob
-from softprompts.serving.engine import Engine, Loaded
-from softprompts.serving.errors import (
-    BusyError,
-    ClosingError,
-    ConflictError,
-    FailedError,
-    RequestError,
-    TooSlowError,
-    UnknownError,
-)
+from softprompts.serving.batching import Batcher
+from softprompts.serving.engine import Engine
+from softprompts.serving.errors import FailedError, RequestError
+from softprompts.serving.jobs import Job, LoadedPrompt, PendingRequest, RequestRow
 from softprompts.serving.metrics import Metrics
-from softprompts.serving.prompt_store import Store
-from softprompts.serving.requests import Asked, Part, first_failure
-from softprompts.serving.settings import Settings
+from softprompts.serving.prompt_store import PromptStore
+from softprompts.serving.settings import ServerSettings
 
-Answers = list[dict[str, Any]]
+T = TypeVar("T")
+MakeJobs = Callable[[Engine, Sequence[RequestRow]], list[Job]]
 Receive = Callable[[], Awaitable[Any]]
-# Those that a prompt names too, such as of the machine that it was trained on.
+# Absolute paths in errors, such as those of the machine that a prompt was trained on.
 _FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/'\"():;,]+/)+")
 _log = logging.getLogger("softprompts.serving")
 
 
-class GoneError(Exception):
-    """The client has hung up."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request on its way.
-
-    Attributes:
-        asked: its rows.
-        future: its answers.
-        dropped: whether nobody waits for them any more.
-        answers: those that are there.
-        open: how many parts are not answered yet.
-        problem: what went wrong.
-    """
-
-    asked: Sequence[Asked]
-    future: asyncio.Future[Answers]
-    dropped: bool = False
-    answers: Answers = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
-    open: int = 0
-    problem: Exception | None = None
-
-    def drop(self) -> None:
-        """Gives it up; what has not run yet does not run."""
-        self.dropped = True
-        for part in self.parts:
-            for row in part.written:
-                row.dropped = True
-
-
 class Service:
-    """A model, its prompts, and the requests to them.
+    """A model, its prompts, and the requests to them. Methods run in the event loop, unless they say otherwise."""
 
-    Its methods are for the event loop, unless they say otherwise.
-
-    Args:
-        engine: the model.
-        store: where prompts are.
-        settings: limits.
-    """
-
-    def __init__(self, engine: Engine, store: Store, settings: Settings):
+    def __init__(self, engine: Engine, store: PromptStore, settings: ServerSettings):
         self.engine, self.store, self.settings = engine, store, settings
-        self.prompts: dict[str, Loaded] = {}
+        self.prompts: dict[str, LoadedPrompt] = {}
         self.left_out: dict[str, str] = {}
-        self.waiting = 0
-        self.requests = 0  # under way, kept by the gate
+        self.waiting = 0  # rows that are not answered
+        self.requests = 0  # HTTP requests under way, counted by the middleware
         self.draining = False
         self.metrics = Metrics(lambda: self.waiting, lambda: len(self.prompts))
-        # Each counted by one thread only.
-        self._sent = self._read_so_far = 0
-        self._texts = ThreadPoolExecutor(1, "texts")
-        self._done: list[tuple[Ticket, Part, list[Any] | None, Exception | None]] = []
-        self._batcher = Batcher(engine, settings, lambda: self.to_read, self.metrics.ran, self._flush)
+        self._submitted = self._encoded = 0  # requests; each changed by one thread only
+        self._text_thread = ThreadPoolExecutor(1, "texts")
+        self._batcher = Batcher(
+            engine,
+            settings,
+            expected=lambda: self.to_encode,
+            finish=lambda jobs: self._text_thread.submit(self._finish, jobs),
+            count_batch=self.metrics.count_batch,
+        )
         self._changing = asyncio.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop
 
     # --- start and end ------------------------------------------------------------------------------------------------
 
     def load_all(self, strict: bool = False) -> None:
-        """Loads every prompt of the folder; before `start`.
-
-        Raises:
-            SoftPromptError: with ``strict``, one that cannot be served.
-        """
+        """Loads every prompt of the folder, before `start`; ``strict`` raises where one cannot be loaded."""
         for name in self.store.names():
             try:
-                loaded = self._made(name)
+                prompt = self.engine.with_reader(name, *self._read(self.store.folder(name)))
             except SoftPromptError as error:
                 if strict:
                     raise SoftPromptError(f"prompt '{name}': {error}") from error
                 self.left_out[name] = str(error)
                 continue
-            self.engine.place(loaded)
-            self.prompts[name] = loaded
+            prompt.model.place_prompt(prompt.key, prompt.module)
+            self.prompts[name] = prompt
         if not self.engine.models:
             self.engine.model_for()
 
@@ -123,10 +74,10 @@ class Service:
         self._batcher.start()
 
     def close(self) -> None:
-        """Finishes what is under way, and ends the threads."""
+        """Finishes the requests under way and ends the threads."""
         self.draining = True
         self._batcher.close(timeout=self.settings.timeout)
-        self._texts.shutdown(cancel_futures=True)
+        self._text_thread.shutdown(cancel_futures=True)
 
     @property
     def ready(self) -> bool:
@@ -134,232 +85,196 @@ class Service:
         return self._batcher.alive and not self.draining
 
     @property
-    def to_read(self) -> int:
-        """How many requests are not read yet; for any thread."""
-        return self._sent - self._read_so_far
+    def to_encode(self) -> int:
+        """Number of requests that are not encoded yet; for any thread."""
+        return self._submitted - self._encoded
+
+    def refuse_while_draining(self) -> None:
+        """Raises a `RequestError` once the server is shutting down."""
+        if self.draining:
+            raise RequestError("the server is going down", 503, {"Retry-After": "5"})
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
-    def find(self, name: str | None) -> Loaded:
-        """A loaded prompt.
+    def find(self, name: str | None) -> LoadedPrompt:
+        """The loaded prompt of a name; without a name, the only one.
 
         Raises:
-            RequestError: no such prompt; without a name, where there is not just one.
+            RequestError: no such prompt, or several without a name.
         """
         if name is None:
             if len(self.prompts) == 1:
                 return next(iter(self.prompts.values()))
             raise RequestError(f'say which of the {len(self.prompts)} prompts: "prompt": NAME')
         if name not in self.prompts:
-            raise UnknownError(f"there is no prompt {name[:100]!a} loaded; GET /v1/prompts lists those that are")
+            raise RequestError(f"there is no prompt {name[:100]!a} loaded; GET /v1/prompts lists those that are", 404)
         return self.prompts[name]
 
-    async def load(self, name: str) -> tuple[Loaded, bool]:
-        """Loads a prompt of the folder, or again where its files have changed; and whether it did.
+    async def load(self, name: str) -> str:
+        """Loads a prompt of the folder, or reloads it where its files have changed.
+
+        Returns:
+            "loaded", "reloaded" or "unchanged".
 
         Raises:
             RequestError: it cannot be served.
         """
         async with self._changing:
-            folder = await asyncio.to_thread(self.store.folder, name)
-            there = self.prompts.get(name)
+            old = self.prompts.get(name)
             try:
-                stamp = await asyncio.to_thread(self.store.stamp, folder)
-                if there is not None and there.stamp == stamp:
-                    return there, False
-                read = await asyncio.to_thread(self.engine.read, folder)
-                loop = asyncio.get_running_loop()
-                loaded = await loop.run_in_executor(self._texts, lambda: self.engine.reader(*read, name))
+                folder = await asyncio.to_thread(self.store.folder, name)
+                if old is not None and old.stamp == await asyncio.to_thread(self.store.stamp, folder):
+                    return "unchanged"
+                parts = await asyncio.to_thread(self._read, folder)
+                prompt = await self._loop.run_in_executor(self._text_thread, self.engine.with_reader, name, *parts)
             except RequestError:
                 raise
             except (SoftPromptError, OSError) as error:
-                raise ConflictError(self.without_paths(error)) from error
-            loaded.stamp = stamp
-            await asyncio.wrap_future(self._batcher.call(lambda: self.engine.place(loaded)))
-            self.prompts[name] = loaded
+                raise RequestError(self.without_paths(error), 409) from error
+            await asyncio.wrap_future(self._batcher.call(partial(prompt.model.place_prompt, prompt.key, prompt.module)))
+            self.prompts[name] = prompt
             self.left_out.pop(name, None)
-            if there is not None:
-                self._retire(there)
-            return loaded, True
+            if old is None:
+                return "loaded"
+            self._retire(old)
+            return "reloaded"
 
     async def unload(self, name: str) -> None:
-        """Forgets a prompt, once its rows are answered.
-
-        Raises:
-            RequestError: no such prompt.
-        """
+        """Removes a loaded prompt, once its rows under way are answered."""
         async with self._changing:
             self.find(name)
             self._retire(self.prompts.pop(name))
 
-    def _made(self, name: str) -> Loaded:
-        folder = self.store.folder(name)
+    def _read(self, folder: Path) -> tuple[Any, ...]:
+        """The stamp of a prompt's files, and the parts that `Engine.read` makes of them; for any thread."""
         try:
-            stamp = self.store.stamp(folder)
-            loaded = self.engine.reader(*self.engine.read(folder), name)
+            return self.store.stamp(folder), *self.engine.read(folder)
         except OSError as error:
             raise SoftPromptError(f"{folder}: {error.strerror or error}") from error
-        loaded.stamp = stamp
-        return loaded
 
     def without_paths(self, error: Exception | str) -> str:
-        """An error for a client, who need not know where the folder is."""
-        told = str(error).replace(f"{self.store.root}/", "").replace(str(self.store.root), "")
-        return _FOLDERS.sub("", told)
+        """The text of an error without folders of this machine, which clients need not know."""
+        text = str(error).replace(f"{self.store.root}/", "").replace(str(self.store.root), "")
+        return _FOLDERS.sub("", text)
 
-    def _retire(self, loaded: Loaded) -> None:
-        loaded.retired = True
-        if not loaded.in_flight:
-            self._batcher.call(lambda: self.engine.drop(loaded))
+    def _retire(self, prompt: LoadedPrompt) -> None:
+        prompt.retired = True
+        self._remove_if_unused(prompt)
+
+    def _remove_if_unused(self, prompt: LoadedPrompt) -> None:
+        if prompt.retired and not prompt.in_flight:
+            self._batcher.call(partial(prompt.model.delete_prompt, prompt.key))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def submit(self, asked: Sequence[Asked], read: Callable[[Sequence[Asked]], list[Part]]) -> Ticket:
-        """Sends a request on its way.
-
-        Args:
-            asked: its rows.
-            read: reads them, see `softprompts.serving.requests`.
+    def submit(self, rows: Sequence[RequestRow], make_jobs: MakeJobs) -> PendingRequest:
+        """Queues a request; ``make_jobs`` is called in the text thread.
 
         Raises:
-            RequestError: the server is going down, or too many rows wait already.
+            RequestError: the server is shutting down, or too many rows are waiting.
         """
-        if self.draining:
-            raise ClosingError("the server is going down", {"Retry-After": "5"})
-        if self.waiting and self.waiting + len(asked) > self.settings.queue:
-            raise BusyError(f"{self.waiting} rows wait already; try again later", {"Retry-After": "1"})
-        ticket = Ticket(asked, asyncio.get_running_loop().create_future())
-        self.waiting += len(asked)
-        for row in asked:
-            row.owner.in_flight += 1
-        self._sent += 1
-        self._texts.submit(self._read, ticket, read)
-        return ticket
+        self.refuse_while_draining()
+        if self.waiting and self.waiting + len(rows) > self.settings.queue:
+            raise RequestError(f"{self.waiting} rows wait already; try again later", 429, {"Retry-After": "1"})
+        request = PendingRequest(rows, self._loop.create_future(), self._loop.time() + self.settings.timeout)
+        self.waiting += len(rows)
+        for row in rows:
+            row.prompt.in_flight += 1
+        self._submitted += 1
+        self._text_thread.submit(self._encode, request, make_jobs)
+        return request
 
-    async def outcome(self, ticket: Ticket, receive: Receive, until: float) -> Answers:
-        """The answers of a request.
+    async def wait(self, request: PendingRequest, future: asyncio.Future[T], receive: Receive) -> T:
+        """Waits for the answers of a request, or for a first part of them; drops the request where they do not come.
 
         Args:
-            ticket: the request.
-            receive: of ASGI, which tells when the client hangs up.
-            until: time of the event loop at which it is given up.
+            request: the request.
+            future: resolves to what is waited for.
+            receive: of ASGI; reports that the client hung up.
 
         Raises:
-            RequestError: there are none.
-            GoneError: nobody waits for them any more.
+            RequestError: the request failed or took too long, or the client hung up.
         """
-        hung_up = asyncio.ensure_future(disconnected(receive))
-        left = max(0.0, until - asyncio.get_running_loop().time())
+        hung_up = asyncio.ensure_future(_hang_up(receive))
         try:
-            waited: set[asyncio.Future[Any]] = {ticket.future, hung_up}
-            done, _ = await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            ticket.drop()
+            left = max(0.0, request.deadline - self._loop.time())
+            waited: set[asyncio.Future[Any]] = {future, hung_up}
+            await asyncio.wait(waited, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+            if hung_up.done():
+                raise RequestError("the client hung up", 499)
+            raise RequestError(f"no answer within {self.settings.timeout:g} seconds", 504, {"Retry-After": "1"})
+        except BaseException:
+            request.dropped = True
             raise
         finally:
             hung_up.cancel()
-        if ticket.future in done:
-            return ticket.future.result()
-        ticket.drop()
-        if hung_up in done:
-            raise GoneError
-        raise TooSlowError(f"no answer within {self.settings.timeout:g} seconds", {"Retry-After": "1"})
 
-    # --- in the thread of the texts -----------------------------------------------------------------------------------
+    # --- in the text thread -------------------------------------------------------------------------------------------
 
-    def _read(self, ticket: Ticket, read: Callable[[Sequence[Asked]], list[Part]]) -> None:
-        try:
-            if ticket.dropped:
-                raise GoneError
-            ticket.parts = read(ticket.asked)
-            ticket.answers = [{}] * len(ticket.asked)
-            ticket.open = len(ticket.parts)
-            if ticket.dropped:
-                raise GoneError
-            jobs: list[ScoreJob | WriteJob] = []
-            for part in ticket.parts:
-                jobs += self._jobs(ticket, part)
-        except Exception as error:
-            self._read_so_far += 1
-            self._settle([(ticket, self._told(error))])
-            return
-        self._batcher.put(*jobs)
-        self._read_so_far += 1
+    def _encode(self, request: PendingRequest, make_jobs: MakeJobs) -> None:
+        if not request.dropped:
+            try:
+                request.jobs = make_jobs(self.engine, request.rows)
+            except Exception as error:
+                request.error = self._shown(error)
+        for job in request.jobs:
+            job.request = request
+        request.answers = [{}] * len(request.rows)
+        request.remaining = len(request.jobs)
+        if request.jobs and not request.dropped:
+            self._batcher.put(request.jobs)
+        else:
+            self._loop.call_soon_threadsafe(self._settle, [request])
+        self._encoded += 1
 
-    def _jobs(self, ticket: Ticket, part: Part) -> list[ScoreJob | WriteJob]:
-        if part.written:
-            left = itertools.count(len(part.written) - 1, -1)
-            problems: list[Exception] = []
-
-            def written(problem: Exception | None) -> None:
-                if problem is not None:
-                    problems.append(problem)
-                if next(left) == 0:
-                    found = [row.tokens for row in part.written]
-                    self._done.append((ticket, part, found, problems[0] if problems else None))
-
-            return [WriteJob(row, written) for row in part.written]
-
-        def scored(found: list[Any] | None) -> None:
-            self._done.append((ticket, part, found, GoneError() if found is None else first_failure(found)))
-
-        return [ScoreJob(part.lines, lambda: ticket.dropped, scored)]
-
-    def _flush(self) -> None:
-        """In the model's thread: hands on what is done."""
-        if self._done:
-            done, self._done = self._done, []
-            self._texts.submit(self._finish, done)
-
-    def _finish(self, done: list[tuple[Ticket, Part, list[Any] | None, Exception | None]]) -> None:
-        settled: list[tuple[Ticket, Exception | None]] = []
-        for ticket, part, found, problem in done:
-            if problem is None and not ticket.dropped:
+    def _finish(self, jobs: Sequence[Job]) -> None:
+        done = []
+        for job in jobs:
+            request = job.request
+            error = job.error or next((result for result in job.results if isinstance(result, FailedError)), None)
+            if error is None and not request.dropped:
                 try:
-                    for index, answer in zip(part.index, part.finish(found or []), strict=True):
-                        ticket.answers[index] = answer
-                except Exception as error:
-                    problem = self._told(error)
-            ticket.problem = ticket.problem or problem
-            ticket.open -= 1
-            if not ticket.open:
-                settled.append((ticket, ticket.problem))
-        if settled:
-            self._settle(settled)
+                    for index, answer in zip(job.indices, job.read(list(job.results)), strict=True):
+                        request.answers[index] = answer
+                except Exception as problem:
+                    error = self._shown(problem)
+            request.error = request.error or error
+            request.remaining -= 1
+            if not request.remaining:
+                done.append(request)
+        if done:
+            self._loop.call_soon_threadsafe(self._settle, done)
 
-    def _told(self, error: Exception) -> Exception:
+    def _shown(self, error: Exception) -> RequestError:
         """An error as a client may see it."""
-        if isinstance(error, RequestError | GoneError):
+        if isinstance(error, RequestError):
             return error
         if isinstance(error, SoftPromptError):
             return RequestError(self.without_paths(error))
         _log.error("a request failed", exc_info=error)
         return FailedError(f"the request failed ({type(error).__name__})")
 
-    def _settle(self, settled: list[tuple[Ticket, Exception | None]]) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._settled, settled)
-
     # --- back in the event loop ---------------------------------------------------------------------------------------
 
-    def _settled(self, settled: list[tuple[Ticket, Exception | None]]) -> None:
-        for ticket, problem in settled:
-            self.waiting -= len(ticket.asked)
-            for row in ticket.asked:
-                row.owner.in_flight -= 1
-                if row.owner.retired and not row.owner.in_flight:
-                    self._batcher.call(functools.partial(self.engine.drop, row.owner))
-            if ticket.future.done():
+    def _settle(self, requests: Sequence[PendingRequest]) -> None:
+        for request in requests:
+            self.waiting -= len(request.rows)
+            for row in request.rows:
+                row.prompt.in_flight -= 1
+                self._remove_if_unused(row.prompt)
+            if request.future.done():
                 continue
-            if problem is None:
-                ticket.future.set_result(ticket.answers)
-            elif ticket.dropped:
-                ticket.future.cancel()
+            if request.dropped:
+                request.future.cancel()
+            elif request.error is not None:
+                request.future.set_exception(request.error)
             else:
-                ticket.future.set_exception(problem)
+                request.future.set_result(request.answers)
 
 
-async def disconnected(receive: Receive) -> None:
-    """Waits until the client has hung up."""
+async def _hang_up(receive: Receive) -> None:
+    """Returns when the client has hung up."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""What a server allows."""
+"""Limits of a server."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Limits of a server.
+class ServerSettings:
+    """Limits of a server; ``softprompts serve`` takes its defaults from here.
 
     Attributes:
-        max_batch: most rows of a pass; a row of several choices or answers counts once for each.
-        max_tokens: most tokens of a pass, padding included; a single row, or row and answer, may have more.
-        max_wait: seconds that a busy model waits for rows that are on their way.
-        queue: most rows that wait or run; requests beyond are refused.
-        max_rows: most rows of a request; one with choices or continuations counts once for each.
+        max_batch: most rows of a forward pass; a row of several choices or answers counts once for each.
+        max_tokens: most tokens of a forward pass, padding included; a single row, or row and answer, may have more.
+        max_wait: seconds that a busy model waits for rows that are being encoded.
+        queue: most rows that wait or run; further requests are refused.
+        max_rows: most rows of a request; a row with choices or continuations counts once for each.
         max_text: most characters of a text.
         max_choices: most choices or continuations of a row.
         max_new_tokens: most tokens generated for a row.
-        max_body: most bytes of a request.
+        max_body: most bytes of a request's body.
         timeout: seconds until a request is given up.
-        api_key: what requests must bring; empty: nothing.
-        local: whether requests must name this machine (localhost, 127.0.0.1, [::1]) as their host.
+        api_key: the key that requests must send; empty for none.
+        local: whether requests must name this machine (localhost, 127.*, [::1]) as their host.
     """
 
     max_batch: int = 64

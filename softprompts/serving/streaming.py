@@ -1,140 +1,106 @@
-"""Text as it is written, as server-sent events."""
+"""Generated text as server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
-from softprompts.serving.errors import RequestError, TooSlowError
-from softprompts.serving.service import (
-    GoneError,
-    Receive,
-    Service,
-    Ticket,
-    disconnected,
-)
+from softprompts.serving.errors import RequestError
+from softprompts.serving.jobs import PendingRequest, RequestRow
+from softprompts.serving.requests import generate_jobs
+from softprompts.serving.schemas import GenerateRequest
+from softprompts.serving.service import Receive, Service
 
-_UNFINISHED = "\ufffd"  # what a decoder makes of the first bytes of a character
+Tokens = asyncio.Queue[tuple[int, int] | None]  # numbers of rows with their tokens; None follows the last
+_INCOMPLETE = "\ufffd"  # a decoder's result for the first bytes of a character
 
 
-class Stream:
-    """The events of a request.
+async def event_stream(
+    service: Service, rows: Sequence[RequestRow], options: GenerateRequest, receive: Receive
+) -> AsyncIterator[bytes]:
+    """Submits a request for text, waits for the first token, and returns the events.
 
-    ``token`` has the number of the row and what is new of its text; ``done`` each row's answer as without streaming;
-    ``error`` comes last where the request could not be finished.
+    ``token`` has the number of a row and the new part of its text; ``done`` each row's answer as without streaming;
+    ``error`` comes last where the request fails after the first token.
 
-    Args:
-        service: answers the request.
-        rows: how many rows it has.
-        until: time of the event loop at which it is given up.
+    Raises:
+        RequestError: the request failed, or the client hung up, before the first token.
     """
+    loop = asyncio.get_running_loop()
+    tokens: Tokens = asyncio.Queue()
 
-    def __init__(self, service: Service, rows: int, until: float):
-        self.service, self.until = service, until
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
-        self._texts = [Text(service.engine.decoder) for _ in range(rows)]
-        self._ticket: Ticket | None = None
+    def emit(row: int, token: int) -> None:
+        loop.call_soon_threadsafe(tokens.put_nowait, (row, token))
 
-    def emit(self, row: int, token: int) -> None:
-        """Takes a token, in any thread."""
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, (row, token))
-
-    def start(self, ticket: Ticket) -> None:
-        """Begins to watch a request."""
-        self._ticket = ticket
-        ticket.future.add_done_callback(lambda _: self._queue.put_nowait(None))
-
-    async def first(self, receive: Receive) -> None:
-        """Waits until something is written.
-
-        Raises:
-            RequestError: the request failed before.
-            GoneError: the client hung up before.
-        """
-        assert self._ticket is not None
-        ticket = self._ticket
-        hung_up = asyncio.ensure_future(disconnected(receive))
-        something = asyncio.ensure_future(self._queue.get())
-        try:
-            left = max(0.0, self.until - self._loop.time())
-            await asyncio.wait({something, hung_up}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            ticket.drop()
-            raise
-        finally:
-            hung_up.cancel()
-        if not something.done():
-            something.cancel()
-            ticket.drop()
-            if hung_up.done() and not hung_up.cancelled():
-                raise GoneError
-            raise TooSlowError(f"no answer within {self.service.settings.timeout:g} seconds", {"Retry-After": "1"})
-        if ticket.future.done() and ticket.future.exception() is not None:
-            ticket.future.result()
-        self._pending = something.result()
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """All events; a client that hangs up ends them, and the rows with them."""
-        assert self._ticket is not None
-        ticket, item = self._ticket, self._pending
-        try:
-            while item is not None:
-                row, token = item
-                new = self._texts[row].add(token)
-                if new:
-                    yield event("token", {"index": row, "text": new})
-                item = await asyncio.wait_for(self._queue.get(), max(0.001, self.until - self._loop.time()))
-            for row, answer in enumerate(await ticket.future):
-                rest = self._texts[row].rest()
-                if rest:
-                    yield event("token", {"index": row, "text": rest})
-                yield event("done", {"index": row, **answer})
-        except TimeoutError:
-            yield event("error", {"error": f"not finished within {self.service.settings.timeout:g} seconds"})
-        except RequestError as problem:
-            yield event("error", {"error": str(problem)})
-        finally:
-            ticket.drop()
+    request = service.submit(rows, partial(generate_jobs, options=options, emit=emit))
+    request.future.add_done_callback(lambda _: tokens.put_nowait(None))
+    first = asyncio.ensure_future(tokens.get())
+    try:
+        token = await service.wait(request, first, receive)
+    finally:
+        first.cancel()
+    if request.future.done():
+        request.future.result()
+    return _events(service, request, token, tokens)
 
 
-class Text:
-    """A text that grows token by token.
+async def _events(
+    service: Service, request: PendingRequest, token: tuple[int, int] | None, tokens: Tokens
+) -> AsyncIterator[bytes]:
+    decoders = [TokenDecoder(service.engine.decoder) for _ in request.rows]
+    try:
+        while token is not None:
+            row, token_id = token
+            if text := decoders[row].add(token_id):
+                yield _event("token", {"index": row, "text": text})
+            left = request.deadline - asyncio.get_running_loop().time()
+            token = await asyncio.wait_for(tokens.get(), max(0.001, left))
+        for row, answer in enumerate(await request.future):
+            if text := decoders[row].rest():
+                yield _event("token", {"index": row, "text": text})
+            yield _event("done", {"index": row, **answer})
+    except TimeoutError:
+        yield _event("error", {"error": f"not finished within {service.settings.timeout:g} seconds"})
+    except RequestError as error:
+        yield _event("error", {"error": str(error)})
+    finally:
+        request.dropped = True
 
-    Tokens are decoded together with those just before them: what a token says may depend on these.
+
+class TokenDecoder:
+    """Decodes a text token by token, holding back incomplete characters.
+
+    New tokens are decoded together with those before them, as a blank between two tokens depends on both.
 
     Args:
-        tokenizer: used by nobody else at the same time.
+        tokenizer: used by no other thread.
     """
 
     def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-        self.tokens: list[int] = []
-        self._from = self._told = 0
+        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
+        self._last: list[int] = []  # the tokens of the last piece of text
+        self._new: list[int] = []
 
     def add(self, token: int) -> str:
-        """What is new; empty while a character is not finished."""
-        self.tokens.append(token)
-        return self._new(False)
+        """The text that a token adds; empty while a character is incomplete."""
+        self._new.append(token)
+        return self._next(final=False)
 
     def rest(self) -> str:
-        """What was held back."""
-        return self._new(True)
+        """The text that was held back."""
+        return self._next(final=True)
 
-    def _new(self, last: bool) -> str:
-        before = self._decode(self.tokens[self._from : self._told])
-        now = self._decode(self.tokens[self._from :])
-        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not last):
+    def _next(self, final: bool) -> str:
+        before, text = self._decode(self._last), self._decode(self._last + self._new)
+        if len(text) <= len(before) or (text.endswith(_INCOMPLETE) and not final):
             return ""
-        self._from, self._told = self._told, len(self.tokens)
-        return now[len(before) :]
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)) if tokens else ""
+        self._last, self._new = self._new, []
+        return str(text[len(before) :])
 
 
-def event(name: str, data: Any) -> bytes:
+def _event(name: str, data: Any) -> bytes:
     """A server-sent event."""
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()

@@ -128,7 +128,7 @@ import sys
 for name in ("fastapi", "uvicorn", "prometheus_client", "starlette"):
     sys.modules[name] = None
 import softprompts as sp
-import softprompts.__main__, softprompts.predictor, softprompts.prompt_reader
+import softprompts.__main__, softprompts.predictor, softprompts.tasks.task_reader
 print(sp.Predictor.__name__)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -20,10 +20,10 @@ import softprompts as sp
 from softprompts.backbones.loading import load_backbone
 from softprompts.serving.app import create_app
 from softprompts.serving.engine import Engine
-from softprompts.serving.prompt_store import Store
+from softprompts.serving.prompt_store import PromptStore
 from softprompts.serving.server import Server
 from softprompts.serving.service import Service
-from softprompts.serving.settings import Settings
+from softprompts.serving.settings import ServerSettings
 from softprompts.tasks import Form
 
 WORDS = ["the", "film", "plot", "was", "good", "bad", "very", "nice", "awful", "first", "second", "fine"]
@@ -73,10 +73,10 @@ def save_all(family: str, folder: Path, tasks: Sequence[str]) -> list[str]:
     return names
 
 
-def service_of(family: str, folder: Path, **settings: Any) -> Service:
-    """A service with the prompts of a folder."""
-    service = Service(Engine(model_folder(family)), Store(folder), Settings(**settings))
-    service.load_all(strict=True)
+def service_of(family: str, folder: Path, *, strict: bool = True, **settings: Any) -> Service:
+    """A service with the prompts of a folder; unless strict, without those that cannot be loaded."""
+    service = Service(Engine(model_folder(family)), PromptStore(folder), ServerSettings(**settings))
+    service.load_all(strict=strict)
     return service
 
 
@@ -95,10 +95,10 @@ class Running:
         self.listening = threading.Event()
         config = uvicorn.Config(create_app(service), port=0, access_log=False, log_level="warning")
         config.timeout_graceful_shutdown = 5
-        self.server = Server(service, config, self._tell, 0)
+        self.server = Server(service, config, self._listening)
         self.thread = threading.Thread(target=self.server.run)
 
-    def _tell(self, _: int) -> None:
+    def _listening(self) -> None:
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.listening.set()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import BUSY, CONTRASTS
+from browsing import CONTRASTS, Page
 
 import softprompts as sp
 from tests.serving.servers import METHODS, Running, running, save, service_of
@@ -24,58 +25,21 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     nasty = save("bert", folder, "nasty", "two", METHODS["prefix"])
     config = (nasty / "softprompt_config.json").read_text()
     assert '"negative"' in config
-    (nasty / "softprompt_config.json").write_text(config.replace('"negative"', _json(NASTY)))
+    (nasty / "softprompt_config.json").write_text(config.replace('"negative"', json.dumps(NASTY)))
     poor = save("bert", folder, "poor", "two", METHODS["prefix"])
     (poor / "softprompt.safetensors").write_bytes(b"x")
-    service = service_of_some("bert", folder)
+    service = service_of("bert", folder, strict=False)
     with running(service) as made:
         yield made
 
 
-def _json(text: str) -> str:
-    import json
-
-    return json.dumps(text)
-
-
-def service_of_some(family: str, folder: Path, **settings: Any) -> Any:
-    """A service that leaves out what cannot be loaded."""
-    from saved import model_folder
-
-    from softprompts.serving.engine import Engine
-    from softprompts.serving.prompt_store import Store
-    from softprompts.serving.service import Service
-    from softprompts.serving.settings import Settings
-
-    service = Service(Engine(model_folder(family)), Store(folder), Settings(**settings))
-    service.load_all()
-    return service
-
-
-class Opened:
-    """The page, with all that it asked for and complained about."""
-
-    def __init__(self, browser: Any, port: int, width: int = 1200, scheme: str = "light"):
-        self.context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(BUSY)
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(f"http://127.0.0.1:{port}/")
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
+def address(server: Running) -> str:
+    return f"http://127.0.0.1:{server.port}/"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
 def test_one_text_under_several_prompts(browser: Any, shown: Running, width: int, scheme: str) -> None:
-    with Opened(browser, shown.port, width, scheme) as opened:
+    with Page(browser, address(shown), width=width, scheme=scheme) as opened:
         page = opened.page
         page.wait_for_selector("#prompts input")
         assert page.locator("#prompts input").count() == 6
@@ -108,7 +72,7 @@ def test_one_text_under_several_prompts(browser: Any, shown: Running, width: int
 
 
 def test_keys_alone_and_what_is_wrong(browser: Any, shown: Running) -> None:
-    with Opened(browser, shown.port) as opened:
+    with Page(browser, address(shown)) as opened:
         page = opened.page
         page.wait_for_selector("#prompts input")
         for element in page.locator("textarea, input, select").all():
@@ -130,7 +94,7 @@ def test_keys_alone_and_what_is_wrong(browser: Any, shown: Running) -> None:
 
 
 def test_a_key_is_asked_for_on_the_page(browser: Any, films: Path) -> None:
-    with running(service_of("bert", films, api_key="secret")) as server, Opened(browser, server.port) as opened:
+    with running(service_of("bert", films, api_key="secret")) as server, Page(browser, address(server)) as opened:
         page = opened.page
         page.get_by_label("API key").fill("secret")
         page.get_by_role("button", name="Use it").click()
@@ -144,7 +108,7 @@ def test_a_key_is_asked_for_on_the_page(browser: Any, films: Path) -> None:
 
 def test_a_language_model_writes_on_the_page(browser: Any, tmp_path: Path) -> None:
     save("llama", tmp_path, "writer", "writes", sp.PrefixTuningConfig(num_virtual_tokens=2))
-    with running(service_of("llama", tmp_path)) as server, Opened(browser, server.port) as opened:
+    with running(service_of("llama", tmp_path)) as server, Page(browser, address(server)) as opened:
         page = opened.page
         page.wait_for_selector("#prompts input")
         page.get_by_label("Text", exact=True).fill("film")

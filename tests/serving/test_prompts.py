@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import softprompts as sp
-from softprompts.serving.errors import ConflictError, RequestError, UnknownError
-from softprompts.serving.prompt_store import Store
+from softprompts.serving.errors import RequestError
+from softprompts.serving.prompt_store import PromptStore
 from softprompts.storage.saved_prompt import CONFIG_FILE, TENSOR_FILE
 from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
@@ -61,7 +61,7 @@ def test_rows_under_way_end_with_the_prompt_they_began_with(tmp_path: Path) -> N
         before = label(server, "a")
         with held(server.service):
             early = Later(server, "POST", "/v1/predict", {"prompt": "a", "inputs": [TEXT]})
-            wait_until(lambda: server.service.waiting == 1 and not server.service.to_read)
+            wait_until(lambda: server.service.waiting == 1 and not server.service.to_encode)
             for file in (TENSOR_FILE, CONFIG_FILE):
                 os.replace(tmp_path / "new" / "a" / file, tmp_path / "a" / file)
             change = Later(server, "PUT", "/v1/prompts/a")
@@ -95,14 +95,7 @@ def test_a_damaged_prompt_is_left_out_and_the_old_one_stays(tmp_path: Path, dama
             (poor / "softprompt.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(sp.SoftPromptError, match="prompt 'poor': "):
         service_of("bert", tmp_path)
-    from saved import model_folder
-
-    from softprompts.serving.engine import Engine
-    from softprompts.serving.service import Service
-    from softprompts.serving.settings import Settings
-
-    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
-    service.load_all()
+    service = service_of("bert", tmp_path, strict=False)
     assert list(service.prompts) == ["good"] and list(service.left_out) == ["poor"]
     with running(service) as server:
         before = label(server, "good")
@@ -145,14 +138,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "run" / "prompt").symlink_to(secret)
     (folder / "file").write_text("x")
     sys.addaudithook(_watch)
-    from saved import model_folder
-
-    from softprompts.serving.engine import Engine
-    from softprompts.serving.service import Service
-    from softprompts.serving.settings import Settings
-
-    service = Service(Engine(model_folder("bert")), Store(folder), Settings())
-    service.load_all()
+    service = service_of("bert", folder, strict=False)
     assert set(service.prompts) == {"a", "fine"}
     with running(service) as server:
         yield server, folder, secret
@@ -179,7 +165,7 @@ ANY_NAME = st.one_of(st.lists(PARTS, min_size=1, max_size=6).map("".join), st.te
 @given(name=ANY_NAME)
 def test_no_name_leads_out_of_the_folder(guarded: Any, name: str) -> None:
     server, folder, _ = guarded
-    store: Store = server.service.store
+    store: PromptStore = server.service.store
 
     def find() -> None:
         with contextlib.suppress(RequestError):
@@ -206,16 +192,18 @@ def test_the_watch_sees_what_is_opened(guarded: Any) -> None:
 @pytest.mark.parametrize("name", ["link", "config", "tensors", "run"])
 def test_links_that_lead_out_are_refused(guarded: Any, name: str) -> None:
     server = guarded[0]
-    with pytest.raises(ConflictError, match="leads out of the prompts folder by a link"):
+    with pytest.raises(RequestError, match="leads out of the prompts folder by a link") as refused:
         server.service.store.folder(name)
+    assert refused.value.status == 409
     assert server.ask("PUT", f"/v1/prompts/{name}")[0] == 409
     for other in ("here", "file", "nothing"):
-        with pytest.raises(UnknownError):
+        with pytest.raises(RequestError) as refused:
             server.service.store.folder(other)
+        assert refused.value.status == 404
 
 
 def test_a_folder_that_is_none_or_a_single_prompt(tmp_path: Path) -> None:
     with pytest.raises(sp.SoftPromptError, match="no such folder"):
-        Store(tmp_path / "x")
+        PromptStore(tmp_path / "x")
     with pytest.raises(sp.SoftPromptError, match="is itself a saved prompt"):
-        Store(save("bert", tmp_path, "a", "two", METHOD))
+        PromptStore(save("bert", tmp_path, "a", "two", METHOD))

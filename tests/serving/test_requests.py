@@ -134,7 +134,16 @@ def test_a_key_is_asked_for(films: Path) -> None:
             assert server.ask("POST", "/v1/predict", ROW, headers)[0] == 200
         for path in ("/", "/playground.js", "/healthz", "/readyz", "/docs", "/openapi.json"):
             assert server.ask("GET", path)[0] == 200
-        assert server.ask("GET", "/openapi.json")[1]["security"] == [{"key": []}]
+        document = server.ask("GET", "/openapi.json")[1]
+        schemes = document["components"]["securitySchemes"]
+        assert schemes == {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                needed = None if path in ("/healthz", "/readyz") else [{"bearer": []}, {"header": []}]
+                assert operation.get("security") == needed
 
 
 def test_too_many_rows_are_refused(films: Path) -> None:
@@ -205,15 +214,7 @@ def test_metrics_count(server: Running) -> None:
 def test_a_prompt_of_another_model_is_refused(films: Path, tmp_path: Path) -> None:
     save("t5", tmp_path, "foreign", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
     save("bert", tmp_path, "own", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
-    from saved import model_folder
-
-    from softprompts.serving.engine import Engine
-    from softprompts.serving.prompt_store import Store
-    from softprompts.serving.service import Service
-    from softprompts.serving.settings import Settings
-
-    service = Service(Engine(model_folder("bert")), Store(tmp_path), Settings())
-    service.load_all()
+    service = service_of("bert", tmp_path, strict=False)
     assert list(service.prompts) == ["own"] and "another backbone" in service.left_out["foreign"]
     with pytest.raises(sp.SoftPromptError, match="prompt 'foreign': .*another backbone"):
         service.load_all(strict=True)

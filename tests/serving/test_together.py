@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from saved import model_folder
 
 import softprompts as sp
-from softprompts.serving.engine import Engine, Line, passes
-from softprompts.serving.settings import Settings
+from softprompts.serving.engine import batches
+from softprompts.serving.jobs import ScoringRow
 from tests.serving.servers import (
     ENCODER_TASKS,
     FORMS,
@@ -82,8 +82,8 @@ def test_clients_that_ask_at_once_get_the_answers_of_rows_alone(
         compare(answer["answers"][0], alone(predictors[name], row))
     for one, other in zip(found[-1]["answers"], found, strict=False):
         compare(one, alone(predictors[one["prompt"]], rows[found.index(other)]))
-    batches = service.metrics.registry.get_sample_value
-    assert batches("softprompts_batch_rows_count") < count  # they did share passes
+    sample = service.metrics.registry.get_sample_value
+    assert sample("softprompts_batch_rows_count") < count  # they did share passes
     assert service.waiting == 0 and all(not one.in_flight for one in service.prompts.values())
 
 
@@ -138,21 +138,20 @@ def test_rows_that_do_not_fit_together_run_apart(tmp_path: Path) -> None:
 
 
 def test_passes_keep_to_their_limits() -> None:
-    class Owner:
-        def __init__(self, tokens: int):
-            self.prompt = type("P", (), {"config": type("C", (), {"input_tokens": tokens})})
-
     draw = random.Random(0)
     for _ in range(50):
         lines: list[Any] = [
-            Line(Owner(draw.choice([0, 5, 20])), {"input_ids": [0] * draw.randint(1, 60)})  # type: ignore[arg-type]
+            ScoringRow(
+                SimpleNamespace(input_tokens=draw.choice([0, 5, 20])),  # type: ignore[arg-type]
+                {"input_ids": [0] * draw.randint(1, 60)},
+            )
             for _ in range(draw.randint(1, 90))
         ]
-        made = list(passes(lines, 32, 600, 80))
+        made = list(batches(lines, 32, 600, 80))
         assert sorted(index for one in made for index in one) == list(range(len(lines)))
         for one in made:
             width = max(lines[i].width for i in one)
-            longest = max(lines[i].owner.prompt.config.input_tokens for i in one)
+            longest = max(lines[i].prompt.input_tokens for i in one)
             assert len(one) <= 32 and width + longest <= 80
             assert len(one) == 1 or len(one) * (width + longest) <= 600
 
@@ -160,18 +159,13 @@ def test_passes_keep_to_their_limits() -> None:
 def test_a_row_that_fails_does_not_take_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save("bert", tmp_path, "good", "two", sp.HeadOnlyConfig())
     save("bert", tmp_path, "poor", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
-    engine = Engine(model_folder("bert"))
-    from softprompts.serving.prompt_store import Store
-    from softprompts.serving.service import Service
-
-    service = Service(engine, Store(tmp_path), Settings())
-    service.load_all()
-    service.prompts["poor"].prompt.head.classifier.weight.data.fill_(float("nan"))  # type: ignore[union-attr]
+    service = service_of("bert", tmp_path)
+    service.prompts["poor"].module.head.classifier.weight.data.fill_(float("nan"))  # type: ignore[union-attr]
     with running(service) as server:
         status, content, _ = server.ask("POST", "/v1/predict", {"prompt": "poor", "inputs": ["film"]})
         assert (status, content) == (500, {"error": "'poor' gives scores that are not numbers"})
         assert server.post("/v1/predict", {"prompt": "good", "inputs": ["film"]})["answers"][0]["label"]
-        method = service.prompts["poor"].prompt.method
+        method = service.prompts["poor"].module.method
         monkeypatch.setattr(method, "forward", lambda rows=None: 1 / 0)
         rows = [{"prompt": name, "text": "film"} for name in ("good", "poor")]
         status, content, _ = server.ask("POST", "/v1/predict", {"inputs": rows})

@@ -13,7 +13,7 @@ import torch
 
 import softprompts as sp
 from softprompts.serving.sampling import Sampler
-from softprompts.serving.streaming import Text
+from softprompts.serving.streaming import TokenDecoder
 from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
 TEXTS = ["the film was good", "a plot", "very very bad film", "first"]
@@ -105,7 +105,7 @@ def test_rows_are_scored_between_the_steps_of_a_text(writer: tuple[Running, Path
     plain = server.post("/v1/generate", long)
     with held(server.service) as go:
         writing = Later(server, "POST", "/v1/generate", long)
-        wait_until(lambda: server.service._batcher._writes)
+        wait_until(lambda: server.service._batcher._generation)
         between = []
         engine, score = server.service.engine, server.service.engine.score
 
@@ -115,7 +115,7 @@ def test_rows_are_scored_between_the_steps_of_a_text(writer: tuple[Running, Path
 
         engine.score = noted  # type: ignore[method-assign]
         asking = Later(server, "POST", "/v1/predict", ask)
-        wait_until(lambda: server.service._batcher._scores)
+        wait_until(lambda: server.service._batcher._scoring)
         go.set()
         answers = asking.result()[1]["answers"]
         assert writing.result()[1] == plain
@@ -130,19 +130,19 @@ def test_a_text_that_nobody_waits_for_ends(writer: tuple[Running, Path], monkeyp
     engine = server.service.engine
     rows: list[Any] = []
     left: list[int] = []
-    write = engine.write
+    generate = engine.generate
 
-    def noted(found: Any, between: Any) -> Any:
+    def noted(found: Any, between_steps: Any) -> Any:
         rows.extend(found)
 
         def slow() -> None:
-            between()  # which tells the client of the first token
-            wait_until(lambda: all(row.dropped for row in rows))
+            between_steps()  # which tells the client of the first token
+            wait_until(lambda: all(row.job.request.dropped for row in rows))
             left.append(len(rows[0].tokens))
 
-        return write(found, slow)
+        return generate(found, slow)
 
-    monkeypatch.setattr(engine, "write", noted)
+    monkeypatch.setattr(engine, "generate", noted)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     body = {"prompt": "prefix", "inputs": ["the film"], "max_new_tokens": 500, "stream": True, "template": False}
     if engine.kind == "decoder":
@@ -184,7 +184,7 @@ class _Bytes:
 
 
 def test_characters_are_told_whole() -> None:
-    text = Text(_Bytes())
+    text = TokenDecoder(_Bytes())
     parts = [text.add(byte) for byte in "aé€😀b".encode()]
     assert "".join(parts) == "aé€😀b" and [part for part in parts if part] == ["a", "é", "€", "😀", "b"]
     assert text.rest() == ""
