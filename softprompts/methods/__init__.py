@@ -24,16 +24,7 @@ from softprompts.methods.baselines.residual import ResidualConfig
 from softprompts.methods.baselines.smop import SMoPConfig
 from softprompts.methods.baselines.spot import SPoTConfig
 from softprompts.methods.compose import ComposedConfig, compose
-from softprompts.methods.contract import (
-    SITE_KINDS,
-    Answers,
-    Component,
-    Method,
-    MethodConfig,
-    Rows,
-    Shape,
-    Vocabulary,
-)
+from softprompts.methods.contract import SITE_KINDS, Answers, Component, Method, MethodConfig, Rows, Shape, Vocabulary
 from softprompts.methods.ept import EPTConfig
 from softprompts.methods.folded import FoldedConfig, fold
 from softprompts.methods.making import make_config

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a method says of itself: its line in the table of methods, its pictures, and ranges to search in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """Numbers of a prompt that say what it learned, with a name for each of their axes; see `Method.views`.
+    """Numbers of a trained prompt that show what it learned, with a name for each of their axes; see `Method.views`.
 
     Attributes:
         what: what they are, for the pictures of `softprompts.analysis`: "masks" (gates between 0 and 1, by token and
@@ -81,6 +81,9 @@ class Span:
     log: bool = False
     of_default: bool = False
 
+
+# What a search tries: by the name of a setting, values to choose from or a range.
+Space = Mapping[str, Span | Sequence[Any]]
 
 # A factor of ten either way: the defaults are measured on one small encoder.
 RATES = Span(0.1, 10.0, log=True, of_default=True)

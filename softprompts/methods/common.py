@@ -1,4 +1,4 @@
-"""What several methods share: checks of settings, starting rows from the vocabulary, the prefix table, sources."""
+"""Functions that several methods share: starting values, prefix tables, gates, routers, losses."""
 
 from __future__ import annotations
 
@@ -8,31 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompts.errors import SoftPromptError, require_whole
+from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import MethodConfig, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
-
-
-def whole_number(config: MethodConfig, field: str, least: int, optional: bool = False) -> None:
-    """Checks that a field is an int of at least ``least`` (or None, if optional)."""
-    value = getattr(config, field)
-    if not (optional and value is None):
-        require_whole(config.method, field, value, least)
-
-
-def real_number(config: MethodConfig, field: str, zero: bool = True, below: float | None = None) -> None:
-    """Checks that a field is a number that is not negative, not zero unless ``zero``, and less than ``below``."""
-    value = getattr(config, field)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and (value >= 0 if zero else value > 0)
-    bounds = f"{'at least' if zero else 'more than'} 0" + ("" if below is None else f" and less than {below:g}")
-    fits = fits and (value < (float("inf") if below is None else below))
-    config.require(fits, f"{field} must be a number {bounds}, not {value!r}")
-
-
-def flag(config: MethodConfig, field: str) -> None:
-    """Checks that a field is True or False."""
-    value = getattr(config, field)
-    config.require(isinstance(value, bool), f"{field} must be true or false, not {value!r}")
 
 
 def sampled_rows(shape: Shape, count: int, limit: int | None = None) -> Tensor:

@@ -5,33 +5,27 @@
 
 Which prefix: that of a part that is nothing but a prefix (prefix-tuning), else that of the first part with one. All
 other parts with a prefix do to it what they do to their own, which is not made: multi-mask and selective-prefix
-together are one prefix, masked by the router and by its scores.
+joined are one prefix, masked by the router and by its scores.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, SkipValidation
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.about import RATES, Span, View
-from softprompts.methods.contract import (
-    Answers,
-    Component,
-    Method,
-    MethodConfig,
-    Rows,
-    Shape,
-)
+from softprompts.methods.about import View
+from softprompts.methods.contract import Answers, Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import config_of, listed, methods
 from softprompts.soft_prompt import Part, SoftPrompt
 from softprompts.storage.names import JOINT
+from softprompts.validation import settings
 
 
 def compose(*parts: MethodConfig) -> ComposedConfig:
@@ -44,14 +38,25 @@ def compose(*parts: MethodConfig) -> ComposedConfig:
         A config; its ``method`` is the parts' names with "+" between them, which `make_config` understands too.
 
     Raises:
-        SoftPromptError: the parts do not go together.
+        SoftPromptError: the parts do not go joined.
     """
     return ComposedConfig(parts=parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _configs(parts: Sequence[MethodConfig | Mapping[str, Any]]) -> tuple[MethodConfig, ...]:
+    """The configs of some parts, those of a composition in place of the composition."""
+    configs: list[MethodConfig] = []
+    for part in parts:
+        config = _from_dict(part) if isinstance(part, Mapping) else part
+        if not isinstance(config, MethodConfig):
+            raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
+        configs += config.parts if isinstance(config, ComposedConfig) else [config]
+    return tuple(configs)
+
+
+@settings
 class ComposedConfig(MethodConfig):
-    """What `compose` makes.
+    """The config that `compose` returns.
 
     Attributes:
         num_virtual_tokens: always 0; the parts have their own.
@@ -60,48 +65,34 @@ class ComposedConfig(MethodConfig):
     """
 
     num_virtual_tokens: int = 0
-    parts: tuple[MethodConfig, ...] = ()
+    parts: Annotated[tuple[SkipValidation[MethodConfig], ...], BeforeValidator(_configs)] = ()
 
     method: ClassVar[str] = "composed"  # each has a name of its own, such as "superpos+multi-mask"
 
     def __post_init__(self) -> None:
-        parts: list[MethodConfig] = []
-        for part in self.parts:
-            config = _from_dict(part) if isinstance(part, Mapping) else part
-            if not isinstance(config, MethodConfig):
-                raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
-            parts += config.parts if isinstance(config, ComposedConfig) else [config]
-        object.__setattr__(self, "parts", tuple(parts))
-        names = [part.method for part in parts]
+        names = [part.method for part in self.parts]
         object.__setattr__(self, "method", JOINT.join(names) or "composed")
-        super().__post_init__()
         self.require(self.num_virtual_tokens == 0, "num_virtual_tokens is a setting of its parts, not of the whole")
-        self.require(len(parts) > 1, "a composition needs two parts or more")
+        self.require(len(names) > 1, "a composition needs two parts or more")
         for name in names:
             self.require(names.count(name) == 1, f"{name} is there twice")
         for flag in ("uses_tokens", "uses_prefix", "uses_parts"):
-            object.__setattr__(self, flag, any(getattr(part, flag, False) for part in parts))
-        teachers = {part.taught_by() for part in parts} - {None}
+            object.__setattr__(self, flag, any(getattr(part, flag, False) for part in self.parts))
+        teachers = {part.taught_by() for part in self.parts} - {None}
         self.require(len(teachers) < 2, "its parts learn from different teachers; name one")
-        self._check_prefixes()
-
-    def _check_prefixes(self) -> None:
-        """Finds the prefix among the parts, and what goes over it."""
-        able = [part for part in self.parts if part.uses_prefix]
-        plain = [part for part in able if not part.modifies_prefix]
-        if len(plain) > 1:
-            both = " and ".join(part.method for part in plain)
+        prefixes = [part for part in self.parts if part.uses_prefix and not part.modifies_prefix]
+        if len(prefixes) > 1:
+            both = " and ".join(part.method for part in prefixes)
             self.require(False, f"{both} both are a prefix, and a prompt has one; leave one out")
-        owner = next(iter(plain or able), None)
-        for part in able:
-            if owner is None or part is owner:
-                continue
-            for field in ("num_virtual_tokens", "sites", "positions"):
-                own, other = getattr(part, field), getattr(owner, field)
+        owner = self.prefix_owner
+        for part in self.modifiers:
+            assert owner is not None
+            for name in ("num_virtual_tokens", "sites", "positions"):
+                ours, theirs = getattr(part, name), getattr(owner, name)
                 self.require(
-                    own == other,
-                    f"{part.method} works on the prefix of {owner.method}: give both the same {field} "
-                    f"({owner.method} has {other}, {part.method} {own})",
+                    ours == theirs,
+                    f"{part.method} works on the prefix of {owner.method}: give both the same {name} "
+                    f"({owner.method} has {theirs}, {part.method} {ours})",
                 )
         sites = None if owner is None else owner.sites
         self.require(self.sites in (None, sites), "sites is a setting of its parts, not of the whole")
@@ -112,23 +103,22 @@ class ComposedConfig(MethodConfig):
             len(placements) < 2, "its parts want their tokens in different places; give all the same placement"
         )
         object.__setattr__(self, "placement", next(iter(placements), self.placement))
-        object.__setattr__(self, "_over", tuple(part for part in able if part is not owner))
+
+    @property
+    def prefix_owner(self) -> MethodConfig | None:
+        """The part whose prefix the prompt has: one that is nothing but a prefix, else the first with a prefix."""
+        able = [part for part in self.parts if part.uses_prefix]
+        return min(able, key=lambda part: part.modifies_prefix, default=None)
 
     @property
     def modifiers(self) -> tuple[MethodConfig, ...]:
-        """The parts that work on the prefix of another."""
-        over: tuple[MethodConfig, ...] = self.__dict__["_over"]
-        return over
+        """The parts that change the prefix of another part."""
+        return tuple(part for part in self.parts if part.uses_prefix and part is not self.prefix_owner)
 
     @classmethod
     def settable(cls) -> list[str]:
         """Nothing of its own: settings are those of its parts, "multi-mask.num_masks"."""
         return []
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """The rates, which move together."""
-        return {"learning_rate": RATES}
 
     def setting(self, name: str) -> Any:
         """A setting of a part, by its name as `from_names` takes it."""
@@ -140,12 +130,8 @@ class ComposedConfig(MethodConfig):
 
     @property
     def input_tokens(self) -> int:
-        """Those of all parts together."""
+        """Those of all parts joined."""
         return sum(part.input_tokens for part in self.parts)
-
-    def min_virtual_tokens(self) -> int:
-        """It has none of its own."""
-        return 0
 
     def build(self, shape: Shape) -> Method:
         """The parts, freshly initialised in their order."""
@@ -191,7 +177,7 @@ class Composed(Method):
         prompt = SoftPrompt()
         for name, part in self._parts():
             if name not in self.over:
-                prompt = together(prompt, part(rows if part.per_row else None), name)
+                prompt = joined(prompt, part(rows if part.per_row else None), name)
         for name, part in self._parts():
             if name in self.over:
                 before = prompt.selectivity
@@ -247,7 +233,7 @@ _JOINED: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def together(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
+def joined(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
     """A prompt of what two parts hand over.
 
     Args:
@@ -282,7 +268,7 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
         fields: settings. One without a part's name in front is for every part that has it.
 
     Raises:
-        SoftPromptError: an unknown method or setting, or parts that do not go together.
+        SoftPromptError: an unknown method or setting, or parts that do not go joined.
     """
     names, known = method.split(JOINT), methods()
     for name in names:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import RATES, Span
 from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.soft_prompt import Frozen, Part, PartWay
+from softprompts.validation import settings
 
 NORM = "norm"
 LINEAR = ("linear", "conv1d")
+Activation = Literal["gelu", "gelu_new", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_new": functools.partial(functional.gelu, approximate="tanh"),
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModuleConfig(MethodConfig):
     """Settings that all of these have.
 
@@ -34,22 +34,9 @@ class ModuleConfig(MethodConfig):
         num_virtual_tokens: always 0.
     """
 
-    num_virtual_tokens: int = 0
+    num_virtual_tokens: Literal[0] = 0
 
-    uses_parts: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.num_virtual_tokens == 0, "num_virtual_tokens must be 0: it has no virtual tokens")
-
-    def min_virtual_tokens(self) -> int:
-        """None is fine here."""
-        return 0
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """The learning rate."""
-        return {"learning_rate": RATES}
+    uses_parts = True
 
 
 class ModuleMethod(Method):

@@ -12,31 +12,22 @@ Trained: the shared prefix ``P``, ``k`` masks and the router ``L_mu``; ``2*S*l*w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import (
-    flag,
-    gated,
-    penalised,
-    perturbed,
-    plain_prefix,
-    prefix_table,
-    real_number,
-    whole_number,
-)
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import gated, penalised, perturbed, plain_prefix, prefix_table
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("multi-mask")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MultiMaskConfig(MethodConfig):
     """Settings of multi-mask prefix tuning.
 
@@ -49,14 +40,15 @@ class MultiMaskConfig(MethodConfig):
         init_std: standard deviation of the starting prefix (released code: 1).
     """
 
-    num_masks: int = 4
-    router_dropout: float = 0.2
+    num_masks: Annotated[int, Field(ge=1)] = 4
+    router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = False
-    l1_lambda: float = 0.0
-    init_std: float = 0.5
+    l1_lambda: Annotated[float, Field(ge=0)] = 0.0
+    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    searched: ClassVar[Space] = {"num_masks": (2, 4, 8)}
+    about = About(
         paper='Tu, Nguyen, Nguyen and Dinh, "Multi-mask Prefix Tuning"',
         equation="P~ = sigmoid(sum_j p_j(x) theta_j) o P, p(x) = softmax(L_mu(mean embedding of x))",
         trained="the prefix P (l, 2*S*w), k masks theta_j (l, S) and the router L_mu (k, d)",
@@ -75,20 +67,7 @@ class MultiMaskConfig(MethodConfig):
         "the router as in the paper (its scripts use noise: `router_noise`). The paper's L1 term has no weight and is "
         "not in its code: off by default.",
     )
-    modifies_prefix: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "num_masks", 1)
-        real_number(self, "router_dropout", below=1)
-        flag(self, "router_noise")
-        real_number(self, "l1_lambda")
-        real_number(self, "init_std", zero=False)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how many masks."""
-        return {**super().search_space(), "num_masks": (2, 4, 8)}
+    modifies_prefix = True
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -12,28 +12,23 @@ The vectors are whole rows of width ``w``, not per head. Trained: the prefix, ``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import (
-    penalised,
-    plain_prefix,
-    prefix_table,
-    real_number,
-)
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import penalised, plain_prefix, prefix_table
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("selective-prefix")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SelectivePrefixConfig(MethodConfig):
     """Settings of selective prefix tuning.
 
@@ -44,12 +39,13 @@ class SelectivePrefixConfig(MethodConfig):
         init_std: standard deviation of the starting prefix (released code: 0.02; 0.5 measured better at small budgets).
     """
 
-    alpha: float | None = 4.0
-    selective_loss: float = 1e-4
-    init_std: float = 0.5
+    alpha: Annotated[float, Field(gt=0)] | None = 4.0
+    selective_loss: Annotated[float, Field(ge=0)] = 1e-4
+    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    searched: ClassVar[Space] = {"selective_loss": (0.0, 1e-4, 1e-2)}
+    about = About(
         paper="Zhang, Li, Wang and Zhao, Findings of ACL 2024",
         equation="prefix weights m(s) exp(s) before normalisation, m(s) = sigmoid(alpha s); loss + lambda SL",
         trained="the table of keys and values (l, 2*S*w)",
@@ -62,19 +58,7 @@ class SelectivePrefixConfig(MethodConfig):
         "are divided by the root of the head's width, as in the code, not by that of d as printed. Dropout on scores "
         "and on keys, which only the code has, is left out. On every kind of backbone, not on encoders alone.",
     )
-    modifies_prefix: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha is not None:
-            real_number(self, "alpha", zero=False)
-        real_number(self, "selective_loss")
-        real_number(self, "init_std", zero=False)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the weight of the loss that drives rows apart."""
-        return {**super().search_space(), "selective_loss": (0.0, 1e-4, 1e-2)}
+    modifies_prefix = True
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

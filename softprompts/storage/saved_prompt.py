@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
@@ -173,7 +173,7 @@ def _from_hub(name: str, revision: str | None = None, subfolder: str | None = No
         try:
             # What other prompts there are, in folders of their own, is told by their configs.
             more = [] if within else [f"*/{CONFIG_FILE}"]
-            fetched = snapshot_download(
+            fetched = huggingface_hub.snapshot_download(
                 name, revision=revision, allow_patterns=[*files, *more], local_files_only=offline
             )
         except Exception as error:  # the hub's client has a dozen kinds

@@ -14,30 +14,24 @@ With ``consistency``, the loss has the paper's term ``(KL(p || q) + KL(q || p)) 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import divergence, flag, real_number, whole_number
+from softprompts.methods.about import About, Space
+from softprompts.methods.common import divergence
 from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
-from softprompts.methods.modules import (
-    ACTIVATIONS,
-    ModuleConfig,
-    ModuleMethod,
-    behind,
-    key,
-    with_role,
-)
+from softprompts.methods.modules import ACTIVATIONS, Activation, ModuleConfig, ModuleMethod, behind, key, with_role
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import PartWay, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("adamix")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdaMixConfig(ModuleConfig):
     """Settings of AdaMix.
 
@@ -51,14 +45,16 @@ class AdaMixConfig(ModuleConfig):
             a step takes twice as long. 0: none, as in the released code for BERT.
     """
 
-    num_experts: int = 4
-    bottleneck: int = 48
+    num_experts: Annotated[int, Field(ge=1)] = 4
+    bottleneck: Annotated[int, Field(ge=1)] = 48
     share_up: bool = True
-    activation: str = "gelu"
-    init_std: float = 0.02
-    consistency: float = 0.0
+    activation: Activation = "gelu"
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    consistency: Annotated[float, Field(ge=0)] = 0.0
 
-    about: ClassVar[About | None] = About(
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"consistency": ("consistency",)}
+    searched: ClassVar[Space] = {"bottleneck": (24, 48, 96)}
+    about = About(
         paper="Wang et al., AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, "
         "https://arxiv.org/abs/2205.12410",
         equation="y = h + W_up^j f(W_down^i h + b_down^i) + b_up^j, h = frozen(x), i, j ~ U{1..N}; merged at inference",
@@ -69,27 +65,6 @@ class AdaMixConfig(ModuleConfig):
         differs="The consistency term, which takes a second pass of the whole model, is an option (`consistency`); of "
         "the released code, only RoBERTa's has it.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "num_experts", 1)
-        whole_number(self, "bottleneck", 1)
-        flag(self, "share_up")
-        self.choice("activation", sorted(ACTIVATIONS))
-        real_number(self, "init_std", zero=False)
-        real_number(self, "consistency")
-
-    def identity(self) -> dict[str, Any]:
-        """The settings; nothing is said of a term that is not there."""
-        settings = super().identity()
-        if not self.consistency:
-            del settings["consistency"]
-        return settings
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how wide."""
-        return {**super().search_space(), "bottleneck": (24, 48, 96)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -14,19 +14,18 @@ AdapterDrop: the first ``k`` layers of each stack have none; or all have, and tr
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import flag, real_number, whole_number
+from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.modules import (
     ACTIVATIONS,
     NORM,
+    Activation,
     ModuleConfig,
     ModuleMethod,
     behind,
@@ -37,10 +36,11 @@ from softprompts.methods.modules import (
 )
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Part, PartWay, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("adapter")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdapterConfig(ModuleConfig):
     """Settings of Houlsby's adapters.
 
@@ -52,13 +52,14 @@ class AdapterConfig(ModuleConfig):
         init_std: the weights are drawn from N(0, init_std^2), biases are 0.
     """
 
-    reduction: int = 16
-    activation: str = "swish"
+    reduction: Annotated[int, Field(ge=1)] = 16
+    activation: Activation = "swish"
     layer_norms: bool = True
     cross: bool = False
-    init_std: float = 0.02
+    init_std: Annotated[float, Field(gt=0)] = 0.02
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"reduction": (8, 16, 32)}
+    about = About(
         paper="Houlsby et al., Parameter-Efficient Transfer Learning for NLP, https://arxiv.org/abs/1902.00751",
         equation="y = h + W_up f(W_down h + b_down) + b_up, h = frozen(x)",
         trained="an adapter behind self-attention and FFN of every layer, and the norms",
@@ -66,26 +67,13 @@ class AdapterConfig(ModuleConfig):
         per_row="two thin products per adapter",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "reduction", 1)
-        self.choice("activation", sorted(ACTIVATIONS))
-        flag(self, "layer_norms")
-        flag(self, "cross")
-        real_number(self, "init_std", zero=False)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how narrow it is."""
-        return {**super().search_space(), "reduction": (8, 16, 32)}
-
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
         return Adapter(self, shape)
 
 
 @register("adapterdrop")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdapterDropConfig(AdapterConfig):
     """Settings of AdapterDrop, besides those of the adapters.
 
@@ -95,10 +83,11 @@ class AdapterDropConfig(AdapterConfig):
             ``dropped_layers`` is then how many are left out at inference.
     """
 
-    dropped_layers: int = 1
+    dropped_layers: Annotated[int, Field(ge=0)] = 1
     robust: bool = False
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"reduction": (8, 16, 32), "dropped_layers": (1, 2)}
+    about = About(
         paper="Rücklé et al., AdapterDrop: On the Efficiency of Adapters in Transformers, "
         "https://arxiv.org/abs/2010.11918",
         equation="as adapter, in layers k..L-1; robust: k ~ U{0..L-1} in each training pass",
@@ -106,16 +95,6 @@ class AdapterDropConfig(AdapterConfig):
         count="2*(L - k)*(2*d*b + b + d) with b = d // reduction, k layers left out in all, and those of the norms",
         per_row="two thin products per adapter that is left",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "dropped_layers", 0)
-        flag(self, "robust")
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how many layers are left out."""
-        return {**super().search_space(), "dropped_layers": (1, 2)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised.

@@ -14,28 +14,22 @@ Trained: the prefix, ``2*S*l*w`` numbers, ``W``, ``S*d*l``, and ``lambda``, ``S`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, View
-from softprompts.methods.common import (
-    flag,
-    gated,
-    gated_by_states,
-    plain_prefix,
-    prefix_table,
-    real_number,
-)
+from softprompts.methods.common import gated, gated_by_states, plain_prefix, prefix_table
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import GateOf, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("adaptive-prefix")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdaptivePrefixConfig(MethodConfig):
     """Settings of adaptive prefix tuning; the three flags are the paper's ablations.
 
@@ -53,12 +47,12 @@ class AdaptivePrefixConfig(MethodConfig):
     token_gate: bool = True
     layer_scale: bool = True
     hidden_state: bool = True
-    summary: str | None = None
-    init_std: float = 0.5
+    summary: Literal["first", "mean"] | None = None
+    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix: ClassVar[bool] = True
-    modifies_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    modifies_prefix = True
+    about = About(
         paper="Zhang et al., Towards Adaptive Prefix Tuning for Parameter-Efficient Language Model Fine-tuning, "
         "ACL 2023, https://arxiv.org/abs/2305.15212",
         equation="P^_i = lambda_i sigmoid(h_{i-1} W_i) o [P_ik ; P_iv]",
@@ -71,13 +65,9 @@ class AdaptivePrefixConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("token_gate", "layer_scale", "hidden_state"):
-            flag(self, field)
         self.require(self.token_gate or self.layer_scale, "without both gates this is prefix-tuning; keep one of them")
         if self.summary is not None:
-            self.choice("summary", ("first", "mean"))
             self.require(self.reads_states, "summary needs token_gate=True and hidden_state=True")
-        real_number(self, "init_std", zero=False)
 
     @property
     def reads_states(self) -> bool:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +24,15 @@ from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.modules import LINEAR, NORM, ModuleConfig, ModuleMethod, key
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Frozen, Part, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("bitfit")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class BitFitConfig(ModuleConfig):
     """BitFit has no settings of its own."""
 
-    about: ClassVar[About | None] = About(
+    about = About(
         paper="Ben Zaken et al., BitFit, https://arxiv.org/abs/2106.10199",
         equation="y = frozen(x) + c",
         trained="all biases; where the model has none, new ones at the linear layers and norms of its layers and at "

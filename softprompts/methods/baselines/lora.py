@@ -12,33 +12,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import real_number, whole_number
+from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, Rows, Shape
-from softprompts.methods.modules import (
-    ModuleConfig,
-    ModuleMethod,
-    draw_seed,
-    key,
-    with_role,
-)
+from softprompts.methods.modules import ModuleConfig, ModuleMethod, draw_seed, key, with_role
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Frozen, Part, SoftPrompt
+from softprompts.validation import TEXTS, settings
 
-TARGETS = ("query", "key", "value", "attention.output", "ffn.in", "ffn.out")
+Target = Literal["query", "key", "value", "attention.output", "ffn.in", "ffn.out"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @register("lora")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LoraConfig(ModuleConfig):
     """Settings of LoRA.
 
@@ -49,12 +44,13 @@ class LoraConfig(ModuleConfig):
         targets: which layers, of "query", "key", "value", "attention.output", "ffn.in" and "ffn.out".
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("query", "value")
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    targets: Annotated[tuple[Target, ...], TEXTS, Field(min_length=1)] = ("query", "value")
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"rank": (4, 8, 16)}
+    about = About(
         paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, https://arxiv.org/abs/2106.09685",
         equation="y = W x + b + (alpha/r) B A dropout(x)",
         trained="A and B of the query and value projections of every attention",
@@ -63,23 +59,6 @@ class LoraConfig(ModuleConfig):
         differs="dropout is drawn per row and feature, alike for all tokens of a row (PEFT: also per token), so that "
         "a run draws the same whatever else is in the batch",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "rank", 1)
-        if self.alpha is not None:
-            real_number(self, "alpha", zero=False)
-        real_number(self, "dropout", below=1)
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
-        object.__setattr__(self, "targets", targets)
-        self.require(bool(targets), "targets must name at least one kind of layer")
-        for target in targets:
-            self.require(target in TARGETS, f"targets must be of {', '.join(TARGETS)}, not {target!r}")
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the rank."""
-        return {**super().search_space(), "rank": (4, 8, 16)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

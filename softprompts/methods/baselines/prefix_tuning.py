@@ -11,28 +11,22 @@ Trained: the table, ``2*S*l*w`` numbers; or, with ``reparameterize``, an embeddi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from softprompts.methods.about import About
-from softprompts.methods.common import (
-    flag,
-    prefix_table,
-    real_number,
-    require_sites,
-    split_prefix,
-    whole_number,
-)
+from softprompts.methods.common import prefix_table, require_sites, split_prefix
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("prefix-tuning")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PrefixTuningConfig(MethodConfig):
     """Settings of prefix tuning.
 
@@ -44,11 +38,11 @@ class PrefixTuningConfig(MethodConfig):
     """
 
     reparameterize: bool = False
-    mlp_hidden_size: int = 512
-    init_std: float | None = None
+    mlp_hidden_size: Annotated[int, Field(ge=1)] = 512
+    init_std: Annotated[float, Field(gt=0)] | None = None
 
-    uses_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    about = About(
         paper="Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190; P-tuning v2: Liu et al., ACL 2022, "
         "https://arxiv.org/abs/2110.07602",
         equation="K'_q = [P_k^q ; K_q], V'_q = [P_v^q ; V_q] for every site q",
@@ -66,13 +60,6 @@ class PrefixTuningConfig(MethodConfig):
         "prefix and half of the parameters get no gradient. Real tokens keep their positions. The table starts from "
         "N(0, 0.5^2): the 0.02 of P-tuning v2 measured too small for small budgets.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        flag(self, "reparameterize")
-        whole_number(self, "mlp_hidden_size", 1)
-        if self.init_std is not None:
-            real_number(self, "init_std", zero=False)
 
     def build(self, shape: Shape) -> Method:
         """The table, or the network that makes it."""

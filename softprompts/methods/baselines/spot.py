@@ -15,8 +15,7 @@ Trained: ``P``; ``l*d`` numbers, as in prompt tuning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +23,15 @@ from torch.nn import functional
 
 from softprompts.methods import sources
 from softprompts.methods.about import About
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import PATH, settings
 
 
 @register("spot")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SPoTConfig(SourcedConfig):
     """Settings of SPoT.
 
@@ -43,11 +43,12 @@ class SPoTConfig(SourcedConfig):
         restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
     """
 
-    combine: str = "average"
-    target: str | None = None
+    combine: Literal["average", "weighted", "most-similar"] = "average"
+    target: Annotated[str, PATH] | None = None
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    paths = ("sources", "target")
+    about = About(
         paper="Vu et al., SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer, ACL 2022, "
         "https://arxiv.org/abs/2110.07904",
         equation="X' = [P ; E(x)], P = sum_j w_j P_j at the start",
@@ -62,21 +63,10 @@ class SPoTConfig(SourcedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choice("combine", ("average", "weighted", "most-similar"))
         if self.target is not None:
-            object.__setattr__(self, "target", sources.checked_paths(self.method, "target", self.target)[0])
             self.require(self.combine != "average", "combine='average' has no use for a target")
         elif self.combine != "average" and not self.restored:
             self.require(False, f"combine='{self.combine}' needs target, a prompt of the target task to be similar to")
-
-    def files(self) -> tuple[str, ...]:
-        """The sources and the target."""
-        return (*self.sources, *([] if self.target is None else [self.target]))
-
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of each source's name."""
-        target = None if self.target is None else sources.fingerprint(self.target)
-        return {**super().identity(), "target": target}
 
     def build(self, shape: Shape) -> Method:
         """The module, with the prompt that the sources make."""
@@ -120,7 +110,3 @@ class SPoT(Method):
     def components(self) -> dict[str, Component]:
         """The prompt."""
         return {"prompt": Component([self.prompt], learning_rate=5e-3)}
-
-    def stored(self) -> MethodConfig:
-        """The config without the sources, which have done their work."""
-        return replace(self.config.detached(), target=None)

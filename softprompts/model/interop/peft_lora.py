@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError
-from softprompts.methods.baselines.lora import TARGETS, LoraConfig
+from softprompts.methods.baselines.lora import TARGETS, LoraConfig, Target
 from softprompts.methods.contract import Method, MethodConfig
 from softprompts.methods.modules import LINEAR, key
 from softprompts.model.interop.peft_adapter import _ENDS, PREFIX, is_product
@@ -85,7 +85,7 @@ def _paths(backbone: Backbone) -> list[tuple[Part, str]]:
     return [(part, names[module]) for part, module in backbone.parts if module in names]
 
 
-def _roles(adapter: Adapter, paths: set[str], known: Mapping[str, Part]) -> tuple[str, ...]:
+def _roles(adapter: Adapter, paths: set[str], known: Mapping[str, Part]) -> tuple[Target, ...]:
     """The kinds of layers that an adapter changes, all of each."""
     linear = {path: set(part.roles) & set(TARGETS) for path, part in known.items() if part.kind in LINEAR}
     wanted = {role for path in paths for role in linear[path]}

@@ -12,7 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -29,7 +29,7 @@ from softprompts.injection.prompt import new_prompt
 from softprompts.injection.state import state_of
 from softprompts.methods.baselines.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.baselines.prompt_tuning import PromptTuningConfig
-from softprompts.methods.contract import MethodConfig
+from softprompts.methods.contract import MethodConfig, SiteKind
 from softprompts.methods.folded import FoldedConfig
 from softprompts.model.interop import peft_adapter, peft_lora
 from softprompts.model.interop.peft_adapter import (
@@ -193,7 +193,7 @@ def _tokens(adapter: Adapter, backbone: Backbone, task_id: int | None) -> tuple[
             f"{adapter.path}: the classifier of {type(backbone.model).__name__} takes a mean over all tokens, prompt "
             "tokens among them in PEFT; that cannot be reproduced"
         )
-    placement = "front" if backbone.kind == "encoder" else "behind-first"
+    placement: Literal["front", "behind-first"] = "front" if backbone.kind == "encoder" else "behind-first"
     if adapter.kind == "PROMPT_TUNING":
         plain = PromptTuningConfig(num_virtual_tokens=length, init="random", placement=placement)
         return plain, {"method.prompt": table}
@@ -219,7 +219,7 @@ def _of_task(adapter: Adapter, task_id: int | None, rows: int, width: int) -> Te
 
 def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[str, Tensor]]:
     length, copies, layers = adapter.number("num_virtual_tokens"), adapter.submodules, adapter.number("num_layers")
-    kinds = ("encoder.self",) if backbone.kind == "encoder" else ("decoder.self",)
+    kinds: tuple[SiteKind] = ("encoder.self",) if backbone.kind == "encoder" else ("decoder.self",)
     indices = backbone.chosen_sites(kinds, adapter.kind)
     sites = [backbone.sites[index] for index in indices]
     if backbone.fixed_positions(indices) is not None:
