@@ -63,7 +63,7 @@ def value_of(text: str, type_: str = "") -> Any:
     if text.lower() in words:
         # Some settings have "none" for a name.
         return text if words[text.lower()] is None and type_ and "None" not in type_ else words[text.lower()]
-    if type_.removeprefix("Annotated[").startswith("str"):
+    if type_.startswith("str"):
         return text
     for read in (json.loads, float):
         with contextlib.suppress(ValueError):

@@ -118,10 +118,10 @@ class MultiMask(Method):
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The gate of each mask (the paper's Figure 2), and what the router gives each row of them."""
-        found = [View("masks", self.masks.sigmoid(), ("mask", "token", "site"))]
+        views = [View("masks", self.masks.sigmoid(), ("mask", "token", "site"))]
         if self.per_row and rows is not None:
-            found.append(View("routes", self.mixture(rows), ("row", "mask")))
-        return found
+            views.append(View("routes", self.mixture(rows), ("row", "mask")))
+        return views
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""

@@ -13,20 +13,19 @@ With ``consistency``, the loss has the paper's term ``(KL(p || q) + KL(q || p)) 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from softprompts.methods.about import About, Space
 from softprompts.methods.common import divergence
 from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
-from softprompts.methods.modules import ACTIVATIONS, Activation, ModuleConfig, ModuleMethod, behind, key, with_role
+from softprompts.methods.modules import Activation, BottleneckMethod, ModuleConfig, with_role
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import PartWay, SoftPrompt
+from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
 
 
@@ -71,44 +70,29 @@ class AdaMixConfig(ModuleConfig):
         return AdaMix(self, shape)
 
 
-class AdaMix(ModuleMethod):
+class AdaMix(BottleneckMethod):
     """By the path of the module they follow: ``W_down`` ``(N, b, d)``, ``W_up`` ``(N|1, d, b)`` and their biases."""
 
     def __init__(self, config: AdaMixConfig, shape: Shape):
-        super().__init__(config)
-        self.activation = ACTIVATIONS[config.activation]
+        super().__init__(config, config.activation)
         self.consistency = config.consistency
         self.compares = ("itself",) if config.consistency else ()
         followed = with_role(config, shape, ("ffn.out",))
         self.changes = tuple(part.path for part in followed)
-        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
-        downs, ups = config.num_experts, 1 if config.share_up else config.num_experts
+        ups = 1 if config.share_up else config.num_experts
         for part in followed:
-            width, name = part.out_features, key(part.path)
-            down = nn.init.normal_(torch.empty(1, config.bottleneck, width), std=config.init_std)
-            up = nn.init.normal_(torch.empty(1, width, config.bottleneck), std=config.init_std)
-            self.down[name] = nn.Parameter(down.repeat(downs, 1, 1))
-            self.up[name] = nn.Parameter(up.repeat(ups, 1, 1))
-            self.down_bias[name] = nn.Parameter(torch.zeros(downs, config.bottleneck))
-            self.up_bias[name] = nn.Parameter(torch.zeros(ups, width))
+            self.add(part, config.bottleneck, config.init_std, (config.num_experts,), (ups,))
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way behind every FFN: through the experts drawn in training, through their mean otherwise."""
-        ways: dict[str, PartWay] = {}
-        for path in self.changes:
-            name = key(path)
-            down, down_bias = self._one(self.down[name], self.down_bias[name])
-            up, up_bias = self._one(self.up[name], self.up_bias[name])
-            ways[path] = functools.partial(behind, self.activation, down, down_bias, up, up_bias)
-        return SoftPrompt(modules=ways)
+        return SoftPrompt(modules={path: self.way(path) for path in self.changes})
 
-    def _one(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """One expert's weight and bias of those of all, ``(N, ...)``."""
+    def choose(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """One expert's weight and bias in training, the mean of all otherwise."""
         if not self.training:
             return weight.mean(0), bias.mean(0)
-        drawn = int(torch.randint(len(weight), (), device="cpu"))
-        return weight[drawn], bias[drawn]
+        expert = int(torch.randint(len(weight), (), device="cpu"))
+        return weight[expert], bias[expert]
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
         """The consistency term, with a gradient through both passes."""
@@ -116,6 +100,5 @@ class AdaMix(ModuleMethod):
         return self.consistency * (divergence(p, q) + divergence(q, p)) / 2
 
     def components(self) -> dict[str, Component]:
-        """One group."""
-        own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
-        return {"experts": Component(own, learning_rate=4e-3)}
+        """All experts, in one group."""
+        return {"experts": Component(self.bottlenecks(), learning_rate=4e-3)}

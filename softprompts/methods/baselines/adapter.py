@@ -13,29 +13,16 @@ AdapterDrop: the first ``k`` layers of each stack have none; or all have, and tr
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, Rows, Shape
-from softprompts.methods.modules import (
-    ACTIVATIONS,
-    NORM,
-    Activation,
-    ModuleConfig,
-    ModuleMethod,
-    behind,
-    copies,
-    key,
-    ways_with,
-    with_role,
-)
+from softprompts.methods.modules import NORM, Activation, BottleneckMethod, ModuleConfig, copies, ways_with, with_role
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import Part, PartWay, SoftPrompt
+from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
 
 
@@ -105,19 +92,18 @@ class AdapterDropConfig(AdapterConfig):
         return Adapter(self, shape, self.dropped_layers, self.robust)
 
 
-class Adapter(ModuleMethod):
-    """``W_down`` ``(b, d)``, ``b_down``, ``W_up`` ``(d, b)`` and ``b_up`` by the path of the module they follow.
+class Adapter(BottleneckMethod):
+    """The adapters, and the copies of the norms.
 
     Args:
         config: the settings.
         shape: the sizes.
-        dropped: layers that are left out.
-        robust: leave out others in training.
+        dropped: number of layers that are left out.
+        robust: leave out a random number in training.
     """
 
     def __init__(self, config: AdapterConfig, shape: Shape, dropped: int = 0, robust: bool = False):
-        super().__init__(config)
-        self.activation = ACTIVATIONS[config.activation]
+        super().__init__(config, config.activation)
         self.dropped, self.robust = dropped, robust
         followed = [
             part
@@ -129,18 +115,9 @@ class Adapter(ModuleMethod):
         if not robust:
             followed = [part for part in followed if (part.layer or 0) >= dropped]
         self.layers = {part.path: part.layer or 0 for part in followed}
-        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
         for part in followed:
-            width, name = part.out_features, key(part.path)
-            narrow = max(1, width // config.reduction)
-            self.down[name] = nn.Parameter(nn.init.normal_(torch.empty(narrow, width), std=config.init_std))
-            self.up[name] = nn.Parameter(nn.init.normal_(torch.empty(width, narrow), std=config.init_std))
-            self.down_bias[name] = nn.Parameter(torch.zeros(narrow))
-            self.up_bias[name] = nn.Parameter(torch.zeros(width))
-        norms: list[Part] = []
-        if config.layer_norms:
-            norms = [part for part in shape.parts if part.kind == NORM and part.by_row]
+            self.add(part, max(1, part.out_features // config.reduction), config.init_std)
+        norms = [part for part in shape.parts if part.kind == NORM and part.by_row] if config.layer_norms else []
         self.norms, self._norm_names = copies(norms)
         self.changes = (*self.layers, *self._norm_names)
 
@@ -149,15 +126,9 @@ class Adapter(ModuleMethod):
         first = self.dropped
         if self.robust and self.training:
             first = int(torch.randint(self.num_layers, (), device="cpu"))
-        ways: dict[str, PartWay] = {}
-        for path, layer in self.layers.items():
-            if layer >= first:
-                name = key(path)
-                parts = (self.down[name], self.down_bias[name], self.up[name], self.up_bias[name])
-                ways[path] = functools.partial(behind, self.activation, *parts)
+        ways = {path: self.way(path) for path, layer in self.layers.items() if layer >= first}
         return SoftPrompt(modules=ways | ways_with(self.norms, self._norm_names))
 
     def components(self) -> dict[str, Component]:
         """The adapters, and the norms with them."""
-        own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
-        return {"adapter": Component([*own, *self.norms.values()], learning_rate=3e-3)}
+        return {"adapter": Component([*self.bottlenecks(), *self.norms.values()], learning_rate=3e-3)}

@@ -131,10 +131,12 @@ class Attempt(Method):
 
     def share_with(self, other: Method) -> None:
         """Takes the attention's network from another attempt prompt of the same sizes."""
-        fits = isinstance(other, Attempt) and other is not self and other.down.weight.shape == self.down.weight.shape
-        self.config.require(
-            fits and isinstance(other, Attempt) and other.config.train_norm == self.config.train_norm,
-            "only attempt prompts of one bottleneck and train_norm can share their attention",
+        fits = (
+            isinstance(other, Attempt)
+            and other is not self
+            and other.down.weight.shape == self.down.weight.shape
+            and other.config.train_norm == self.config.train_norm
         )
+        self.config.require(fits, "only attempt prompts of one bottleneck and train_norm can share their attention")
         assert isinstance(other, Attempt)
         self.down, self.up, self.norm, self.borrows = other.down, other.up, other.norm, True

@@ -71,9 +71,10 @@ class Full(ModuleMethod):
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
         """The copies themselves."""
         return {
-            path: {name: self.theta[own].detach() for name, own in used.items()} for path, used in self._names.items()
+            path: {name: self.theta[copy].detach() for name, copy in copied.items()}
+            for path, copied in self._names.items()
         }
 
     def components(self) -> dict[str, Component]:
-        """One group."""
+        """All copies, in one group."""
         return {"backbone": Component(list(self.theta.values()), learning_rate=1e-4)}

@@ -92,9 +92,9 @@ class IntrinsicConfig(FilesConfig):
         if self.autoencoder is None:
             raise SoftPromptError(f"{self.method}: name the file of fit_autoencoder in autoencoder")
         facts, layers = _read(self.autoencoder)
-        for field, there, wanted in (("tokens", facts["length"], length), ("width", facts["width"], width)):
+        for name, fitted, size in (("tokens", facts["length"], length), ("width", facts["width"], width)):
             self.require(
-                there == wanted, f"the auto-encoder {self.autoencoder} is for prompts of {field} {there}, not {wanted}"
+                fitted == size, f"the auto-encoder {self.autoencoder} is for prompts of {name} {fitted}, not {size}"
             )
         decoder = {key: value for key, value in layers.items() if key.startswith("decoder.")}
         return Intrinsic(self, torch.randn(facts["dim"]) * self.init_std, decoder)
@@ -262,13 +262,14 @@ def _stacked(owner: str, paths: Sequence[str]) -> Tensor:
     if len(paths) < 2:
         raise SoftPromptError(f"{owner}: there must be at least two prompts to fit to, not {len(paths)}")
     width = sources.saved_config(paths[0])["backbone"].get("hidden_size")
-    found = sources.load_tokens(owner, paths, width)
-    for path, tokens in zip(paths, found, strict=True):
-        if len(tokens) != len(found[0]):
+    prompts = sources.load_tokens(owner, paths, width)
+    length = len(prompts[0])
+    for path, tokens in zip(paths, prompts, strict=True):
+        if len(tokens) != length:
             raise SoftPromptError(
-                f"{owner}: {path} has {len(tokens)} tokens, {paths[0]} has {len(found[0])}: they must be of one length"
+                f"{owner}: {path} has {len(tokens)} tokens, {paths[0]} has {length}: they must be of one length"
             )
-    return torch.stack(found)
+    return torch.stack(prompts)
 
 
 def _existing(path: str) -> Path:

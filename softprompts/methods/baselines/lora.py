@@ -23,9 +23,9 @@ from torch.nn import functional
 from softprompts.errors import SoftPromptError
 from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, Rows, Shape
-from softprompts.methods.modules import ModuleConfig, ModuleMethod, draw_seed, key, with_role
+from softprompts.methods.modules import ModuleConfig, ModuleMethod, key, with_role
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import Frozen, Part, SoftPrompt
+from softprompts.soft_prompt import Frozen, Part, PartWay, SoftPrompt
 from softprompts.validation import TEXTS, settings
 
 Target = Literal["query", "key", "value", "attention.output", "ffn.in", "ffn.out"]
@@ -82,13 +82,11 @@ class Lora(ModuleMethod):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way through every target."""
-        seed = draw_seed() if self.training and self.dropout else None
-        ways = {
-            path: functools.partial(
-                self._beside, self.a[key(path)], self.b[key(path)], None if seed is None else seed + i
-            )
-            for i, path in enumerate(self.changes)
-        }
+        seed = int(torch.randint(2**62, (), device="cpu")) if self.training and self.dropout else None
+        ways: dict[str, PartWay] = {}
+        for index, path in enumerate(self.changes):
+            a, b = self.a[key(path)], self.b[key(path)]
+            ways[path] = functools.partial(self._beside, a, b, None if seed is None else seed + index)
         return SoftPrompt(modules=ways)
 
     def _beside(self, a: Tensor, b: Tensor, seed: int | None, frozen: Frozen, x: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ class Lora(ModuleMethod):
 
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
         """``W + (alpha / r) B A`` of every target, computed in the wider type of the two."""
-        found: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, dict[str, Tensor]] = {}
         for part in parts:
             if part.path not in self.changes:
                 continue
@@ -112,9 +110,9 @@ class Lora(ModuleMethod):
                 raise SoftPromptError(f"lora: '{part.path}' is quantised, and nothing can be added to its weights")
             a, b = self.a[key(part.path)].detach(), self.b[key(part.path)].detach()
             change = self.scale * (b @ a)
-            found[part.path] = {"weight": weight + (change.T if part.kind == "conv1d" else change)}
-        return found
+            weights[part.path] = {"weight": weight + (change.T if part.kind == "conv1d" else change)}
+        return weights
 
     def components(self) -> dict[str, Component]:
-        """One group."""
+        """All products, in one group."""
         return {"lora": Component([*self.a.values(), *self.b.values()], learning_rate=5e-3)}

@@ -81,7 +81,7 @@ class MPTConfig(SourcedConfig):
     )
 
     def taught_by(self) -> str | None:
-        """The teacher, where anything is learned from it."""
+        """The teacher, unless its weight in the loss is 0."""
         return self.teacher if self.distillation else None
 
     def build(self, shape: Shape) -> Method:
@@ -101,13 +101,10 @@ class MPTConfig(SourcedConfig):
 
     def inherited(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """``P*`` of the sources and the averages of their factors."""
-        found = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity)
-        for path, method in zip(self.sources, found, strict=True):
-            if not isinstance(method, MPT):
-                self.require(False, f"the source {path} is a {method.config.method} prompt, which has no shared part")
-        those = [method for method in found if isinstance(method, MPT)]
-        first = those[0]
-        for path, method in zip(self.sources, those, strict=True):
+        loaded = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity, type(self))
+        methods = [method for method in loaded if isinstance(method, MPT)]
+        first = methods[0]
+        for path, method in zip(self.sources, methods, strict=True):
             length, rank = method.left.shape
             self.require(
                 (length, rank) == (self.num_virtual_tokens, self.rank),
@@ -118,8 +115,8 @@ class MPTConfig(SourcedConfig):
                 torch.equal(method.shared, first.shared),
                 f"the sources {self.sources[0]} and {path} have no shared prompt in common: they were trained apart",
             )
-        left = torch.stack([method.left.detach().float() for method in those]).mean(0)
-        right = torch.stack([method.right.detach().float() for method in those]).mean(0)
+        left = torch.stack([method.left.detach().float() for method in methods]).mean(0)
+        right = torch.stack([method.right.detach().float() for method in methods]).mean(0)
         return first.shared.detach().float(), left, right
 
 
@@ -130,9 +127,7 @@ class MPT(Method):
 
     def __init__(self, config: MPTConfig, shared: Tensor, left: Tensor, right: Tensor):
         super().__init__(config)
-        self.shared = nn.Parameter(shared)
-        self.left = nn.Parameter(left)
-        self.right = nn.Parameter(right)
+        self.shared, self.left, self.right = nn.Parameter(shared), nn.Parameter(left), nn.Parameter(right)
         if config.taught_by() is not None:
             self.compares, self.compares_states = ("teacher",), config.match_states
         self.borrows = False  # whether another prompt trains the shared one
@@ -142,7 +137,7 @@ class MPT(Method):
         return SoftPrompt(tokens=(self.shared * (self.left @ self.right)).unsqueeze(0))
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
-        """What is learned from the teacher."""
+        """The distance from the teacher's predictions and, with ``match_states``, from its hidden states."""
         teacher, heat = others["teacher"], self.config.temperature
         loss = heat**2 * divergence(teacher.logits / heat, own.logits / heat)
         if own.states is not None and teacher.states is not None and own.real is not None:

@@ -76,18 +76,12 @@ class PTuning(Method):
         self.embeddings = nn.Parameter(nn.init.normal_(torch.empty(config.num_virtual_tokens, width)))
         self.lstm: nn.LSTM | None = None
         if config.encoder == "lstm":
-            self.lstm = nn.LSTM(
-                width,
-                hidden,
-                num_layers=config.lstm_layers,
-                dropout=config.lstm_dropout,
-                bidirectional=True,
-                batch_first=True,
-            )
+            layers, dropout = config.lstm_layers, config.lstm_dropout
+            self.lstm = nn.LSTM(width, hidden, layers, dropout=dropout, bidirectional=True, batch_first=True)
             self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
         else:
-            layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-            self.mlp = nn.Sequential(*layers, nn.Linear(hidden, width))
+            inner = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+            self.mlp = nn.Sequential(*inner, nn.Linear(hidden, width))
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, l, d)``."""

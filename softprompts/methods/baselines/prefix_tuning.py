@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from softprompts.methods.about import About
-from softprompts.methods.common import prefix_table, require_sites, split_prefix
+from softprompts.methods.common import plain_prefix, prefix_table, require_sites
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -76,8 +76,7 @@ class PrefixTuning(Method):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Keys and values ``(S, 1, l, w)``."""
-        keys, values = split_prefix(self.prefix, self.num_sites)
-        return SoftPrompt(keys=keys, values=values)
+        return plain_prefix(self.prefix, self.num_sites)
 
     def components(self) -> dict[str, Component]:
         """The table."""
@@ -101,8 +100,7 @@ class ReparameterizedPrefix(Method):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Keys and values ``(S, 1, l, w)``."""
-        keys, values = split_prefix(self.outer(self.inner(self.embedding).tanh()), self.num_sites)
-        return SoftPrompt(keys=keys, values=values)
+        return plain_prefix(self.outer(self.inner(self.embedding).tanh()), self.num_sites)
 
     def components(self) -> dict[str, Component]:
         """The embedding, and the network at a lower rate."""

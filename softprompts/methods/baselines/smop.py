@@ -109,11 +109,11 @@ class SMoP(Method):
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The prompts to choose from, and how the router chooses."""
-        found = [View("tokens", self.prompts, ("prompt", "token", "width"))]
+        views = [View("tokens", self.prompts, ("prompt", "token", "width"))]
         if rows is not None:
             shares, chosen = self.route(rows)
-            found += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
-        return found
+            views += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
+        return views
 
     def components(self) -> dict[str, Component]:
         """The prompts and the router."""

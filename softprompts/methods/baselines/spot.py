@@ -82,8 +82,8 @@ class SPoTConfig(SourcedConfig):
         if target is None:
             weights = torch.full((len(prompts),), 1 / len(prompts))
         else:
-            found = [functional.cosine_similarity(prompt.mean(0), target.mean(0), 0) for prompt in prompts]
-            similarity = torch.stack(found)
+            means = torch.stack([prompt.mean(0) for prompt in prompts])
+            similarity = functional.cosine_similarity(means, target.mean(0).unsqueeze(0))
             if self.combine == "most-similar":
                 weights = functional.one_hot(similarity.argmax(), len(prompts)).float()
             else:
