@@ -69,9 +69,8 @@ def settings(cls: type[T]) -> type[T]:
 
     @functools.wraps(init)
     def checked(self: Any, **values: Any) -> None:
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
-            init(self, **given)
+            init(self, **_with_tuples(values))
         except ValidationError as error:
             raise translated(error, owner_of(type(self)), [field.name for field in dataclasses.fields(made)]) from None
 
@@ -89,7 +88,7 @@ def check_inherited(instance: Any) -> None:
         return
     base: Any = next(parent for parent in cls.__mro__ if "__pydantic_validator__" in vars(parent))
     inherited = [field.name for field in dataclasses.fields(base) if field is cls.__dataclass_fields__[field.name]]
-    values = {name: getattr(instance, name) for name in inherited}
+    values = _with_tuples({name: getattr(instance, name) for name in inherited})
     checked = base.__new__(base)
     try:
         base.__pydantic_validator__.validate_python(ArgsKwargs((), values), self_instance=checked)
@@ -97,6 +96,10 @@ def check_inherited(instance: Any) -> None:
         raise translated(error, owner_of(cls)) from None
     for name in inherited:
         object.__setattr__(instance, name, getattr(checked, name))
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def owner_of(cls: type) -> str:

@@ -35,7 +35,7 @@ class View:
 
 @dataclass(frozen=True)
 class About:
-    """What the table of methods (docs/methods.md) says of one. Plain text; equations as in the code, on one line.
+    """A method's entry in the table of methods (docs/methods.md). Plain text; equations as in the code, on one line.
 
     Attributes:
         paper: who, what, where, with an address.
@@ -67,7 +67,7 @@ class About:
 
 @dataclass(frozen=True)
 class Span:
-    """The numbers between two bounds, to search in; whole ones for a setting that is whole.
+    """A range to search in; only whole numbers where the setting is an int.
 
     Attributes:
         low: least value.

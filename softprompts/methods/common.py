@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.contract import MethodConfig, Shape
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
 
 
@@ -18,8 +18,25 @@ def sampled_rows(shape: Shape, count: int, limit: int | None = None) -> Tensor:
     return shape.vocabulary.rows(shape.vocabulary.sample(count, limit))
 
 
+class PromptMethod(Method):
+    """A prompt ``(l, d)`` that is trained itself."""
+
+    def __init__(self, config: MethodConfig, prompt: Tensor, learning_rate: float):
+        super().__init__(config)
+        self.prompt = nn.Parameter(prompt)
+        self.learning_rate = learning_rate
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
+        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
+
+    def components(self) -> dict[str, Component]:
+        """The prompt."""
+        return {"prompt": Component([self.prompt], self.learning_rate)}
+
+
 def require_sites(config: MethodConfig, shape: Shape) -> None:
-    """Refuses to build a prefix for a backbone that takes none."""
+    """Raises a `SoftPromptError` where a backbone takes no prefix."""
     if shape.num_sites == 0:
         raise SoftPromptError(f"{config.method}: this backbone has no attention site that takes a prefix")
 
@@ -29,6 +46,33 @@ def prefix_table(config: MethodConfig, shape: Shape, std: float) -> nn.Parameter
     require_sites(config, shape)
     table = torch.empty(config.num_virtual_tokens, 2 * shape.num_sites * shape.kv_width)
     return nn.Parameter(nn.init.normal_(table, std=std))
+
+
+class PrefixMethod(Method):
+    """A method with a prefix of its own, which `modify` changes; or without one, to modify that of another method."""
+
+    def __init__(self, config: MethodConfig, shape: Shape, std: float, own_prefix: bool = True):
+        super().__init__(config)
+        self.num_sites = shape.num_sites
+        self.prefix = prefix_table(config, shape, std) if own_prefix else None
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Keys and values ``(S, 1, l, w)``, as `modify` changes them.
+
+        Raises:
+            ValueError: the method was built to modify the prefix of another.
+        """
+        if self.prefix is None:
+            raise ValueError("this method was built without a prefix of its own: call modify")
+        return self.modify(plain_prefix(self.prefix, self.num_sites), rows)
+
+    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
+        """Leaves the prefix as it is; subclasses change it."""
+        return prompt
+
+    def components(self) -> dict[str, Component]:
+        """The prefix, where there is one."""
+        return {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
 
 def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
@@ -41,20 +85,14 @@ def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
 
 
 def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Tensor:
-    """A router's logits ``(R, k)`` as training sees them: times ``1 + N(0, 1)`` with ``noise``, else with dropout."""
+    """A router's logits ``(R, k)``, perturbed in training: times ``1 + N(0, 1)`` with ``noise``, else with dropout."""
     if noise and training:
         return logits + torch.randn_like(logits) * logits.detach()
     return functional.dropout(logits, dropout, training)
 
 
-def plain_prefix(table: Tensor | None, num_sites: int) -> SoftPrompt:
-    """A prompt of a prefix table alone.
-
-    Raises:
-        ValueError: there is no table, as the method was built to modify the prefix of another.
-    """
-    if table is None:
-        raise ValueError("this method was built without a prefix of its own: call modify")
+def plain_prefix(table: Tensor, num_sites: int) -> SoftPrompt:
+    """A prompt of a prefix table alone."""
     keys, values = split_prefix(table, num_sites)
     return SoftPrompt(keys=keys, values=values)
 
@@ -82,7 +120,7 @@ def divergence(of: Tensor, to: Tensor) -> Tensor:
     """
     if of.shape[1] == 1:
         return (of - to)[:, 0].square() / 2
-    # -inf less -inf is not a number, though nothing is to be had there.
+    # -inf minus -inf would be NaN.
     p, q = (logits.clamp(min=-1e30).log_softmax(-1) for logits in (of, to))
     return (p.exp() * (p - q)).sum(-1)
 

@@ -82,7 +82,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes a method may know of the backbone.
+    """The sizes of the backbone, all that a method knows of it.
 
     Attributes:
         hidden_size: ``d``, width of the input embeddings.
@@ -92,8 +92,8 @@ class Shape:
         parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
         site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
-        identity: what saved prompts say of their backbone ("name", "model_type", "vocabulary"), to tell whether a
-            prompt is for this one; empty where that is not known.
+        identity: the facts that saved prompts record of their backbone ("name", "model_type", "vocabulary"), to compare
+            this backbone with; empty where they are not known.
     """
 
     hidden_size: int
@@ -207,13 +207,9 @@ class MethodConfig:
     @classmethod
     def settable(cls) -> list[str]:
         """Names of the settings that have an effect: those of prompts and prefixes only where there is one."""
-        ignored = {"restored"}  # saving sets it
-        if not cls.uses_prefix:
-            ignored |= {"sites", "positions"}
+        ignored = set() if cls.uses_prefix else {"sites", "positions"}
         if not cls.uses_tokens:
-            ignored |= {"placement"}
-        if not cls.uses_prefix and not cls.uses_tokens:
-            ignored |= {"num_virtual_tokens"}
+            ignored |= {"placement"} if cls.uses_prefix else {"placement", "num_virtual_tokens"}
         return [field.name for field in dataclasses.fields(cls) if field.name not in ignored]
 
     @classmethod

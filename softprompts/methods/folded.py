@@ -23,7 +23,7 @@ from softprompts.validation import settings
 @register("folded")
 @settings
 class FoldedConfig(MethodConfig):
-    """What is needed to make room for the tensors of a folded prompt; `fold` fills it in.
+    """The kinds and sizes of a folded prompt's tensors; `fold` fills it in.
 
     Attributes:
         num_virtual_tokens: ``l``, length of the tokens and of the prefix; 0 if there are neither.
@@ -52,7 +52,7 @@ class FoldedConfig(MethodConfig):
             (self.num_virtual_tokens > 0) == (self.has_tokens or self.has_prefix),
             "num_virtual_tokens must be 0 exactly when there are neither tokens nor a prefix",
         )
-        # Not class-wide, as with the other methods: what a folded prompt needs is what its source needed.
+        # These differ between folded prompts, as their sources do.
         object.__setattr__(self, "uses_tokens", self.has_tokens)
         object.__setattr__(self, "uses_prefix", self.has_prefix)
 
@@ -72,7 +72,7 @@ class FoldedConfig(MethodConfig):
 
 
 class Folded(Method):
-    """Tokens ``(l, d)``, update ``(m, d)``, keys and values ``(S, l, w)``; None for those it has not."""
+    """Tokens ``(l, d)``, update ``(m, d)``, keys and values ``(S, l, w)``; None for what it lacks."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Folded(Method):
         )
 
     def components(self) -> dict[str, Component]:
-        """What there is of the prompt, the prefix and the update."""
+        """The prompt, the prefix and the update, as far as the folded prompt has them."""
         parts: dict[str, Component] = {}
         if self.tokens is not None:
             parts["prompt"] = Component([self.tokens], learning_rate=2e-2)

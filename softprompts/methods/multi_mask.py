@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, Space, View
-from softprompts.methods.common import gated, penalised, perturbed, plain_prefix, prefix_table
+from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -78,26 +78,19 @@ class MultiMaskConfig(MethodConfig):
         return MultiMask(self, shape, own_prefix=False)
 
 
-class MultiMask(Method):
+class MultiMask(PrefixMethod):
     """Prefix ``(l, 2*S*w)``, masks ``(k, l, S)`` and router ``d -> k``."""
 
+    config: MultiMaskConfig
+
     def __init__(self, config: MultiMaskConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config)
+        super().__init__(config, shape, config.init_std, own_prefix)
         self.per_row = config.num_masks > 1
-        self.num_sites = shape.num_sites
-        self.dropout = config.router_dropout
-        self.noise = config.router_noise
-        self.l1_lambda = config.l1_lambda
-        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
         self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
         # Gates start open: sigmoid(2.5) = 0.92.
         nn.init.normal_(self.masks, mean=2.5, std=0.5)
         self.router = nn.Linear(shape.hidden_size, config.num_masks, bias=False)
         nn.init.orthogonal_(self.router.weight)
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)`` and gates ``(S, R, l)``; ``(S, 1, l)`` with a single mask."""
-        return self.modify(plain_prefix(self.prefix, self.num_sites), rows)
 
     def mixture(self, rows: Rows | None) -> Tensor:
         """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, 1)`` with a single mask."""
@@ -109,12 +102,13 @@ class MultiMask(Method):
         else:
             # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
             logits = self.router(torch.zeros_like(weight))
-        return perturbed(logits, self.dropout, self.noise, self.training).softmax(-1)
+        return perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training).softmax(-1)
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the gates on a prefix, and the sparsity term on the loss."""
+        """Puts the gates ``(S, R, l)`` on a prefix, ``(S, 1, l)`` with a single mask, and the term on the loss."""
+        weight = self.config.l1_lambda
         prompt = gated(prompt, torch.einsum("rk,kls->srl", self.mixture(rows), self.masks).sigmoid())
-        return penalised(prompt, self.l1_lambda * self.masks.sigmoid().mean()) if self.l1_lambda else prompt
+        return penalised(prompt, weight * self.masks.sigmoid().mean()) if weight else prompt
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The gate of each mask (the paper's Figure 2), and what the router gives each row of them."""
@@ -125,7 +119,6 @@ class MultiMask(Method):
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
-        parts = {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
-        parts["masks"] = Component([self.masks], learning_rate=3e-2)
-        parts["router"] = Component(list(self.router.parameters()), learning_rate=1e-3)
-        return parts
+        masks = Component([self.masks], learning_rate=3e-2)
+        router = Component(list(self.router.parameters()), learning_rate=1e-3)
+        return {**super().components(), "masks": masks, "router": router}

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompts.methods.about import About, Space, View
-from softprompts.methods.common import penalised, plain_prefix, prefix_table
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.common import PrefixMethod, penalised
+from softprompts.methods.contract import Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -69,22 +69,15 @@ class SelectivePrefixConfig(MethodConfig):
         return SelectivePrefix(self, shape, own_prefix=False)
 
 
-class SelectivePrefix(Method):
+class SelectivePrefix(PrefixMethod):
     """A prefix table, with the mask and the loss."""
 
     def __init__(self, config: SelectivePrefixConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config)
-        self.alpha = config.alpha
-        self.selective_loss = config.selective_loss
-        self.num_sites = shape.num_sites
-        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)``, the mask's steepness and the loss term (Eq. 9)."""
-        return self.modify(plain_prefix(self.prefix, self.num_sites))
+        super().__init__(config, shape, config.init_std, own_prefix)
+        self.alpha, self.selective_loss = config.alpha, config.selective_loss
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the mask on a prefix, and what drives its rows apart on the loss; gates change no angle."""
+        """Puts the mask's steepness on a prefix, and the term (Eq. 9) on the loss; gates change no angle."""
         keys, values = prompt.keys, prompt.values
         assert keys is not None
         assert values is not None
@@ -98,10 +91,6 @@ class SelectivePrefix(Method):
     def views(self, rows: Rows | None = None) -> list[View]:
         """``alpha`` of the mask (the curves of the paper's Figure 5)."""
         return [] if self.alpha is None else [View("selective", torch.tensor(self.alpha))]
-
-    def components(self) -> dict[str, Component]:
-        """The prefix."""
-        return {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
     def cannot_fold(self) -> str | None:
         """Only the variant without the mask folds."""

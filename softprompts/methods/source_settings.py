@@ -22,6 +22,11 @@ class FilesConfig(MethodConfig):
 
     paths: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def settable(cls) -> list[str]:
+        """All settings but the one that saving sets."""
+        return [name for name in super().settable() if name != "restored"]
+
     def files(self) -> tuple[str, ...]:
         """The files and folders that these fields name."""
         return tuple(path for name in self.paths for path in _listed(getattr(self, name)))

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, View
-from softprompts.methods.common import gated, gated_by_states, plain_prefix, prefix_table
+from softprompts.methods.common import PrefixMethod, gated, gated_by_states
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import GateOf, SoftPrompt
@@ -83,19 +83,18 @@ class AdaptivePrefixConfig(MethodConfig):
         return AdaptivePrefix(self, shape, own_prefix=False)
 
 
-class AdaptivePrefix(Method):
+class AdaptivePrefix(PrefixMethod):
     """Prefix ``(l, 2*S*w)``, projection ``W (S, d, l)`` or free gates ``(S, l)``, scales ``(S,)``; None where off.
 
     With all gates it starts as a plain prefix: ``sigmoid(0) = 1/2``, times a scale of 2.
     """
 
     def __init__(self, config: AdaptivePrefixConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config)
+        super().__init__(config, shape, config.init_std, own_prefix)
         self.reads_states = config.reads_states
         sites, length, width = shape.num_sites, config.num_virtual_tokens, shape.site_width or 0
         self.mean = config.summary == "mean" or (config.summary is None and shape.causal)
-        self.num_sites, self.length = sites, length
-        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
+        self.length = length
         self.projection: nn.Parameter | None = None
         self.free: nn.Parameter | None = None
         if config.reads_states:
@@ -106,12 +105,8 @@ class AdaptivePrefix(Method):
         start = 2.0 if config.token_gate else 1.0
         self.scales = nn.Parameter(torch.full((sites,), start)) if config.layer_scale else None
 
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)``, gates ``(S, 1, l)`` and the function that makes those of a site."""
-        return self.modify(plain_prefix(self.prefix, self.num_sites))
-
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the gates on a prefix."""
+        """Puts the gates ``(S, 1, l)`` on a prefix, and the function that makes those of a site."""
         if self.scales is not None:
             prompt = gated(prompt, self.scales[:, None, None].expand(-1, 1, self.length))
         if self.free is not None:
@@ -126,9 +121,7 @@ class AdaptivePrefix(Method):
 
     def components(self) -> dict[str, Component]:
         """The prefix, and the gates in use."""
-        parts: dict[str, Component] = {}
-        if self.prefix is not None:
-            parts["prefix"] = Component([self.prefix], learning_rate=3e-2)
+        parts = super().components()
         gates = [parameter for parameter in (self.projection, self.free) if parameter is not None]
         if gates:
             parts["token_gates"] = Component(gates, learning_rate=1e-2 if self.free is None else 3e-2)

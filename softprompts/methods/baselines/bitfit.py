@@ -48,7 +48,7 @@ class BitFitConfig(ModuleConfig):
 
 
 class BitFit(ModuleMethod):
-    """What is added to the output of each module, ``(out,)``, by its path."""
+    """The vector ``(out,)`` that is added to the output of each module, by its path."""
 
     def __init__(self, config: BitFitConfig, shape: Shape):
         super().__init__(config)

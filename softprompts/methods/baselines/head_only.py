@@ -39,14 +39,14 @@ class HeadOnlyConfig(MethodConfig):
 
 
 class HeadOnly(Method):
-    """Hands over an empty soft prompt."""
+    """A module without parameters, whose soft prompt is empty."""
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Nothing."""
+        """An empty soft prompt."""
         return SoftPrompt()
 
     def components(self) -> dict[str, Component]:
-        """None; the head is the prompt's own."""
+        """No component; the head has a learning rate of its own."""
         return {}
 
     def cannot_fold(self) -> str | None:

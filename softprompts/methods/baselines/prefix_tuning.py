@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from softprompts.methods.about import About
-from softprompts.methods.common import plain_prefix, prefix_table, require_sites
+from softprompts.methods.common import PrefixMethod, plain_prefix, require_sites
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -63,24 +63,9 @@ class PrefixTuningConfig(MethodConfig):
 
     def build(self, shape: Shape) -> Method:
         """The table, or the network that makes it."""
-        return ReparameterizedPrefix(self, shape) if self.reparameterize else PrefixTuning(self, shape)
-
-
-class PrefixTuning(Method):
-    """The prefix table itself."""
-
-    def __init__(self, config: PrefixTuningConfig, shape: Shape):
-        super().__init__(config)
-        self.num_sites = shape.num_sites
-        self.prefix = prefix_table(config, shape, 0.5 if config.init_std is None else config.init_std)
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)``."""
-        return plain_prefix(self.prefix, self.num_sites)
-
-    def components(self) -> dict[str, Component]:
-        """The table."""
-        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
+        if self.reparameterize:
+            return ReparameterizedPrefix(self, shape)
+        return PrefixMethod(self, shape, 0.5 if self.init_std is None else self.init_std)
 
 
 class ReparameterizedPrefix(Method):

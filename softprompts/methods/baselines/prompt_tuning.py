@@ -14,13 +14,12 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from softprompts.methods.about import About, Space
-from softprompts.methods.common import sampled_rows
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.common import PromptMethod, sampled_rows
+from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import TEXTS, settings
 
 
@@ -73,23 +72,7 @@ class PromptTuningConfig(MethodConfig):
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
-        return PromptTuning(self, shape)
-
-
-class PromptTuning(Method):
-    """The prompt itself."""
-
-    def __init__(self, config: PromptTuningConfig, shape: Shape):
-        super().__init__(config)
-        self.prompt = nn.Parameter(initial_prompt(config, shape))
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Tokens ``(1, l, d)``."""
-        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
-
-    def components(self) -> dict[str, Component]:
-        """The prompt."""
-        return {"prompt": Component([self.prompt], learning_rate=2e-2)}
+        return PromptMethod(self, initial_prompt(self, shape), 2e-2)
 
 
 def initial_prompt(config: PromptTuningConfig, shape: Shape) -> Tensor:

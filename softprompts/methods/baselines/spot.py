@@ -18,15 +18,15 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from softprompts.methods import sources
 from softprompts.methods.about import About
-from softprompts.methods.contract import Component, Method, Rows, Shape
+from softprompts.methods.common import PromptMethod
+from softprompts.methods.contract import Method, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import SourcedConfig
-from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import PATH, settings
 
 
@@ -71,11 +71,11 @@ class SPoTConfig(SourcedConfig):
     def build(self, shape: Shape) -> Method:
         """The module, with the prompt that the sources make."""
         if self.restored:
-            return SPoT(self, sources.blank(self.num_virtual_tokens, shape.hidden_size))
+            return PromptMethod(self, sources.blank(self.num_virtual_tokens, shape.hidden_size), 5e-3)
         self.require(bool(self.sources), "it starts from source prompts: name at least one in sources")
         prompts = sources.load_tokens(self.method, self.files(), shape.hidden_size, identity=shape.identity)
         target = prompts.pop() if self.target is not None else None
-        return SPoT(self, self.combined(prompts, target))
+        return PromptMethod(self, self.combined(prompts, target), 5e-3)
 
     def combined(self, prompts: Sequence[Tensor], target: Tensor | None) -> Tensor:
         """The starting prompt ``(l, d)`` from those of the sources, ``(l_j, d)`` each, and of the target."""
@@ -92,21 +92,3 @@ class SPoTConfig(SourcedConfig):
         rows = torch.arange(self.num_virtual_tokens)
         fitted = torch.stack([prompt[rows % len(prompt)] for prompt in prompts])
         return torch.einsum("t,tld->ld", weights, fitted)
-
-
-class SPoT(Method):
-    """The prompt itself."""
-
-    config: SPoTConfig
-
-    def __init__(self, config: SPoTConfig, prompt: Tensor):
-        super().__init__(config)
-        self.prompt = nn.Parameter(prompt)
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Tokens ``(1, l, d)``."""
-        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
-
-    def components(self) -> dict[str, Component]:
-        """The prompt."""
-        return {"prompt": Component([self.prompt], learning_rate=5e-3)}
