@@ -189,14 +189,14 @@ class MethodConfig:
     placement: Literal["behind-first", "front"] = "behind-first"
     positions: Literal["kept", "shifted"] = "kept"
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # for type checkers, to which `settings` makes no dataclass
     method: ClassVar[str] = ""  # the method's name; `register` sets it
     about: ClassVar[About | None] = None
     listed: ClassVar[bool] = True  # False for a config that users do not choose by name
-    uses_prefix: ClassVar[bool] = False
-    uses_tokens: ClassVar[bool] = False
+    uses_prefix: ClassVar[bool] = False  # whether the prompt has keys and values
+    uses_tokens: ClassVar[bool] = False  # whether the prompt has input tokens
     modifies_prefix: ClassVar[bool] = False  # whether `Method.modify` can change another method's prefix
-    uses_parts: ClassVar[bool] = False
+    uses_parts: ClassVar[bool] = False  # whether `build` needs `Shape.parts`
     searched: ClassVar[Space] = {}  # see `search_space`
     # By a setting, those that have no effect while it is None or 0; `identity` leaves them out.
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {}
