@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
 from typing import Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from softprompts.errors import SoftPromptError, nearest, shown
 
@@ -33,7 +35,24 @@ _WANTED = {
     "model": "a mapping of names to values",
     "dataclass": "a mapping of names to values",
 }
-_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_BOUNDS = {"ge": "at least {:g}", "gt": "more than {:g}", "le": "at most {:g}", "lt": "less than {:g}"}
+_BOUNDS |= {"min_length": "at least {} long", "max_length": "at most {} long"}
+
+
+def _path(value: Any) -> str:
+    if isinstance(value, str | PathLike) and fspath(value):
+        return str(fspath(value))
+    raise ValueError(f"must name a file or folder, not {value!r}")
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    return tuple(_path(name) for name in (value if isinstance(value, list | tuple) else (value,)))
+
+
+# For ``Annotated[..., PATH]``: a path is kept as text, as JSON and YAML have no paths; one may stand for several.
+PATH = BeforeValidator(_path)
+PATHS = BeforeValidator(_paths)
+TEXTS = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -50,14 +69,37 @@ def settings(cls: type[T]) -> type[T]:
 
     @functools.wraps(init)
     def checked(self: Any, **values: Any) -> None:
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
-            init(self, **given)
+            init(self, **_with_tuples(values))
         except ValidationError as error:
             raise translated(error, owner_of(type(self)), [field.name for field in dataclasses.fields(made)]) from None
 
     made.__init__ = checked
     return made  # type: ignore[no-any-return]
+
+
+def check_inherited(instance: Any) -> None:
+    """Checks what a plain dataclass inherits from a class of `settings`, whose checks its own ``__init__`` skips.
+
+    Fields that it declares again are its own business. To be called from ``__post_init__`` of the class of settings.
+    """
+    cls: Any = type(instance)
+    if "__pydantic_validator__" in vars(cls):
+        return
+    base: Any = next(parent for parent in cls.__mro__ if "__pydantic_validator__" in vars(parent))
+    inherited = [field.name for field in dataclasses.fields(base) if field is cls.__dataclass_fields__[field.name]]
+    values = _with_tuples({name: getattr(instance, name) for name in inherited})
+    checked = base.__new__(base)
+    try:
+        base.__pydantic_validator__.validate_python(ArgsKwargs((), values), self_instance=checked)
+    except ValidationError as error:
+        raise translated(error, owner_of(cls)) from None
+    for name in inherited:
+        object.__setattr__(instance, name, getattr(checked, name))
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def owner_of(cls: type) -> str:
@@ -79,17 +121,18 @@ def translated(error: ValidationError, owner: str, known: Iterable[str] = ()) ->
     own = context.get("error")
     if isinstance(own, SoftPromptError):
         return own
-    if isinstance(own, Exception):
-        return SoftPromptError(f"{owner}: {own}")
+    if isinstance(own, Exception):  # a check of ours says what is wrong with the value, or with several
+        return SoftPromptError(f"{owner}: {name} {own}" if name else f"{owner}: {own}")
     if kind in _UNKNOWN:
         return SoftPromptError(f"{owner} has no setting '{name}'; {nearest(str(first['loc'][-1]), known)}")
     if kind in _MISSING:
         return SoftPromptError(f"{owner}: {name} is missing")
     bound = next((word for word in _BOUNDS if word in context), None)
     if kind == "literal_error":
-        wanted = f"one of {context['expected']}".replace("'", "").replace(" or ", ", ")
+        options = context["expected"].replace("'", "").replace(" or ", ", ")
+        wanted = f"one of {options}" if "," in options else options
     elif bound is not None:
-        wanted = f"{_BOUNDS[bound]} {context[bound]}"
+        wanted = _BOUNDS[bound].format(context[bound])
     else:
         wanted = _WANTED.get(kind.partition("_")[0], first["msg"])
     given = first["input"]

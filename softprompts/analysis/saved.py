@@ -19,8 +19,9 @@ from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import state_of
 from softprompts.methods.about import View
-from softprompts.methods.contract import Method, Rows, Shape, Vocabulary
+from softprompts.methods.contract import Method, Rows
 from softprompts.methods.making import make_config
+from softprompts.methods.sources import rebuilt
 from softprompts.model.load import load
 from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
@@ -101,26 +102,10 @@ class Saved:
         Raises:
             SoftPromptError: it changes modules of its backbone, and so is not made without it.
         """
-        backbone = self.config["backbone"]
         config = make_config(self.config["method"], **self.config["config"])
         if config.uses_parts:
             raise self.lacks("changes the model's own modules; no prompt to look at")
-        width, widths = int(backbone["hidden_size"]), {size for _, size in backbone.get("sites") or []}
-        size = backbone.get("vocabulary")
-        size = size if isinstance(size, int) else 1
-        words = Vocabulary(lambda ids: torch.zeros(len(ids), width), size, (), lambda text: [0])
-        sites = len(self.sites) if config.uses_prefix else 0
-        shape = Shape(hidden_size=width, num_sites=sites, kv_width=max(widths, default=0), vocabulary=words)
-        # What is drawn here is overwritten.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            method = config.build(shape)
-        prefix = "method."
-        tensors = {key.removeprefix(prefix): value for key, value in self._tensors.items() if key.startswith(prefix)}
-        try:
-            method.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise SoftPromptError(f"{self.place}: config and tensors do not belong together; was it edited?") from error
-        return method.eval()
+        return rebuilt(config, self.config, self._tensors, str(self.place)).eval()
 
     def views(self, what: str, rows: Rows | None = None, of: Method | None = None) -> list[View]:
         """The method's views of this name, in float32 and without gradients; see `Method.views`.

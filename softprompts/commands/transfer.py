@@ -62,7 +62,7 @@ def transfer(
     from softprompts.experiments.transfer import transfer as measure
     from softprompts.experiments.transfer import write_report
     from softprompts.experiments.workbench import Workbench
-    from softprompts.methods.sources import described
+    from softprompts.methods.sources import saved_config
     from softprompts.processes import synchronized
     from softprompts.storage.files import require_folder
     from softprompts.tasks.data import Data
@@ -73,7 +73,7 @@ def transfer(
     targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in listed("--tasks", tasks_)]
     folder = report_folder(report, out_, "transfer")
     require_folder(folder, "the report")  # before anything trains for minutes
-    name = model or str(described(sources[0])["backbone"].get("name") or "")
+    name = model or str(saved_config(sources[0])["backbone"].get("name") or "")
     with err.status("loading data and model"), synchronized():
         bench = Workbench(name, targets[0], max_length, training.backbone_dropout)
     done = 0

@@ -242,7 +242,7 @@ def _target(workbench: Workbench) -> Target:
 
 def _unchanged_score(workbench: Workbench, path: str) -> tuple[float, ...]:
     """The score of a source's prompt and head; nothing where the head answers with other labels."""
-    config = saved.described(path)
+    config = saved.saved_config(path)
     if workbench.kind == "encoder":
         form = (config.get("metadata") or {}).get("task_form") or {}
         kind, answers = form.get("kind", "classification"), form.get("labels", config["labels"])

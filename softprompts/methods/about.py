@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a method says of itself: its line in the table of methods, its pictures, and ranges to search in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """Numbers of a prompt that say what it learned, with a name for each of their axes; see `Method.views`.
+    """Numbers of a trained prompt that show what it learned, with a name for each of their axes; see `Method.views`.
 
     Attributes:
         what: what they are, for the pictures of `softprompts.analysis`: "masks" (gates between 0 and 1, by token and
@@ -35,7 +35,7 @@ class View:
 
 @dataclass(frozen=True)
 class About:
-    """What the table of methods (docs/methods.md) says of one. Plain text; equations as in the code, on one line.
+    """A method's entry in the table of methods (docs/methods.md). Plain text; equations as in the code, on one line.
 
     Attributes:
         paper: who, what, where, with an address.
@@ -67,7 +67,7 @@ class About:
 
 @dataclass(frozen=True)
 class Span:
-    """The numbers between two bounds, to search in; whole ones for a setting that is whole.
+    """A range to search in; only whole numbers where the setting is an int.
 
     Attributes:
         low: least value.
@@ -81,6 +81,9 @@ class Span:
     log: bool = False
     of_default: bool = False
 
+
+# What a search tries: by the name of a setting, values to choose from or a range.
+Space = Mapping[str, Span | Sequence[Any]]
 
 # A factor of ten either way: the defaults are measured on one small encoder.
 RATES = Span(0.1, 10.0, log=True, of_default=True)

@@ -1,4 +1,4 @@
-"""What several methods share: checks of settings, starting rows from the vocabulary, the prefix table, sources."""
+"""Functions that several methods share: starting values, prefix tables, gates, routers, losses."""
 
 from __future__ import annotations
 
@@ -8,31 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softprompts.errors import SoftPromptError, require_whole
-from softprompts.methods.contract import MethodConfig, Shape
+from softprompts.errors import SoftPromptError
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
-
-
-def whole_number(config: MethodConfig, field: str, least: int, optional: bool = False) -> None:
-    """Checks that a field is an int of at least ``least`` (or None, if optional)."""
-    value = getattr(config, field)
-    if not (optional and value is None):
-        require_whole(config.method, field, value, least)
-
-
-def real_number(config: MethodConfig, field: str, zero: bool = True, below: float | None = None) -> None:
-    """Checks that a field is a number that is not negative, not zero unless ``zero``, and less than ``below``."""
-    value = getattr(config, field)
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and (value >= 0 if zero else value > 0)
-    bounds = f"{'at least' if zero else 'more than'} 0" + ("" if below is None else f" and less than {below:g}")
-    fits = fits and (value < (float("inf") if below is None else below))
-    config.require(fits, f"{field} must be a number {bounds}, not {value!r}")
-
-
-def flag(config: MethodConfig, field: str) -> None:
-    """Checks that a field is True or False."""
-    value = getattr(config, field)
-    config.require(isinstance(value, bool), f"{field} must be true or false, not {value!r}")
 
 
 def sampled_rows(shape: Shape, count: int, limit: int | None = None) -> Tensor:
@@ -40,8 +18,25 @@ def sampled_rows(shape: Shape, count: int, limit: int | None = None) -> Tensor:
     return shape.vocabulary.rows(shape.vocabulary.sample(count, limit))
 
 
+class PromptMethod(Method):
+    """A prompt ``(l, d)`` that is trained itself."""
+
+    def __init__(self, config: MethodConfig, prompt: Tensor, learning_rate: float):
+        super().__init__(config)
+        self.prompt = nn.Parameter(prompt)
+        self.learning_rate = learning_rate
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Tokens ``(1, l, d)``."""
+        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
+
+    def components(self) -> dict[str, Component]:
+        """The prompt."""
+        return {"prompt": Component([self.prompt], self.learning_rate)}
+
+
 def require_sites(config: MethodConfig, shape: Shape) -> None:
-    """Refuses to build a prefix for a backbone that takes none."""
+    """Raises a `SoftPromptError` where a backbone takes no prefix."""
     if shape.num_sites == 0:
         raise SoftPromptError(f"{config.method}: this backbone has no attention site that takes a prefix")
 
@@ -51,6 +46,33 @@ def prefix_table(config: MethodConfig, shape: Shape, std: float) -> nn.Parameter
     require_sites(config, shape)
     table = torch.empty(config.num_virtual_tokens, 2 * shape.num_sites * shape.kv_width)
     return nn.Parameter(nn.init.normal_(table, std=std))
+
+
+class PrefixMethod(Method):
+    """A method with a prefix of its own, which `modify` changes; or without one, to modify that of another method."""
+
+    def __init__(self, config: MethodConfig, shape: Shape, std: float, own_prefix: bool = True):
+        super().__init__(config)
+        self.num_sites = shape.num_sites
+        self.prefix = prefix_table(config, shape, std) if own_prefix else None
+
+    def forward(self, rows: Rows | None = None) -> SoftPrompt:
+        """Keys and values ``(S, 1, l, w)``, as `modify` changes them.
+
+        Raises:
+            ValueError: the method was built to modify the prefix of another.
+        """
+        if self.prefix is None:
+            raise ValueError("this method was built without a prefix of its own: call modify")
+        return self.modify(plain_prefix(self.prefix, self.num_sites), rows)
+
+    def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
+        """Leaves the prefix as it is; subclasses change it."""
+        return prompt
+
+    def components(self) -> dict[str, Component]:
+        """The prefix, where there is one."""
+        return {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
 
 def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
@@ -63,20 +85,14 @@ def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
 
 
 def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Tensor:
-    """A router's logits ``(R, k)`` as training sees them: times ``1 + N(0, 1)`` with ``noise``, else with dropout."""
+    """A router's logits ``(R, k)``, perturbed in training: times ``1 + N(0, 1)`` with ``noise``, else with dropout."""
     if noise and training:
         return logits + torch.randn_like(logits) * logits.detach()
     return functional.dropout(logits, dropout, training)
 
 
-def plain_prefix(table: Tensor | None, num_sites: int) -> SoftPrompt:
-    """A prompt of a prefix table alone.
-
-    Raises:
-        ValueError: there is no table, as the method was built to modify the prefix of another.
-    """
-    if table is None:
-        raise ValueError("this method was built without a prefix of its own: call modify")
+def plain_prefix(table: Tensor, num_sites: int) -> SoftPrompt:
+    """A prompt of a prefix table alone."""
     keys, values = split_prefix(table, num_sites)
     return SoftPrompt(keys=keys, values=values)
 
@@ -104,7 +120,7 @@ def divergence(of: Tensor, to: Tensor) -> Tensor:
     """
     if of.shape[1] == 1:
         return (of - to)[:, 0].square() / 2
-    # -inf less -inf is not a number, though nothing is to be had there.
+    # -inf minus -inf would be NaN.
     p, q = (logits.clamp(min=-1e30).log_softmax(-1) for logits in (of, to))
     return (p.exp() * (p - q)).sum(-1)
 

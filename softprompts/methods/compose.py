@@ -1,9 +1,9 @@
-"""Composition: several methods in one prompt, which hands over all that its parts hand over.
+"""Composition: several methods in one prompt.
 
     tokens    [t_1 ; t_2 ; ...] in the order of the parts        update    sum of the parts' updates
     prefix    of one part; gates and selectivity of the others   loss      plus the sum of the parts' penalties
 
-Which prefix: that of a part that is nothing but a prefix (prefix-tuning), else that of the first part with one. All
+The prefix is that of a part that is nothing but a prefix (prefix-tuning), else that of the first part with one. All
 other parts with a prefix do to it what they do to their own, which is not made: multi-mask and selective-prefix
 together are one prefix, masked by the router and by its scores.
 """
@@ -11,27 +11,22 @@ together are one prefix, masked by the router and by its scores.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import BeforeValidator, SkipValidation
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.about import RATES, Span, View
-from softprompts.methods.contract import (
-    Answers,
-    Component,
-    Method,
-    MethodConfig,
-    Rows,
-    Shape,
-)
+from softprompts.methods.about import View
+from softprompts.methods.contract import Answers, Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import config_of, listed, methods
 from softprompts.soft_prompt import Part, SoftPrompt
 from softprompts.storage.names import JOINT
+from softprompts.validation import settings
 
 
 def compose(*parts: MethodConfig) -> ComposedConfig:
@@ -49,9 +44,20 @@ def compose(*parts: MethodConfig) -> ComposedConfig:
     return ComposedConfig(parts=parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+def _configs(parts: Sequence[MethodConfig | Mapping[str, Any]]) -> tuple[MethodConfig, ...]:
+    """The configs of some parts, those of a composition in place of the composition."""
+    configs: list[MethodConfig] = []
+    for part in parts:
+        config = _from_dict(part) if isinstance(part, Mapping) else part
+        if not isinstance(config, MethodConfig):
+            raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
+        configs += config.parts if isinstance(config, ComposedConfig) else [config]
+    return tuple(configs)
+
+
+@settings
 class ComposedConfig(MethodConfig):
-    """What `compose` makes.
+    """The config that `compose` returns.
 
     Attributes:
         num_virtual_tokens: always 0; the parts have their own.
@@ -60,48 +66,34 @@ class ComposedConfig(MethodConfig):
     """
 
     num_virtual_tokens: int = 0
-    parts: tuple[MethodConfig, ...] = ()
+    parts: Annotated[tuple[SkipValidation[MethodConfig], ...], BeforeValidator(_configs)] = ()
 
     method: ClassVar[str] = "composed"  # each has a name of its own, such as "superpos+multi-mask"
 
     def __post_init__(self) -> None:
-        parts: list[MethodConfig] = []
-        for part in self.parts:
-            config = _from_dict(part) if isinstance(part, Mapping) else part
-            if not isinstance(config, MethodConfig):
-                raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
-            parts += config.parts if isinstance(config, ComposedConfig) else [config]
-        object.__setattr__(self, "parts", tuple(parts))
-        names = [part.method for part in parts]
+        names = [part.method for part in self.parts]
         object.__setattr__(self, "method", JOINT.join(names) or "composed")
-        super().__post_init__()
         self.require(self.num_virtual_tokens == 0, "num_virtual_tokens is a setting of its parts, not of the whole")
-        self.require(len(parts) > 1, "a composition needs two parts or more")
+        self.require(len(names) > 1, "a composition needs two parts or more")
         for name in names:
             self.require(names.count(name) == 1, f"{name} is there twice")
         for flag in ("uses_tokens", "uses_prefix", "uses_parts"):
-            object.__setattr__(self, flag, any(getattr(part, flag, False) for part in parts))
-        teachers = {part.taught_by() for part in parts} - {None}
+            object.__setattr__(self, flag, any(getattr(part, flag, False) for part in self.parts))
+        teachers = {part.taught_by() for part in self.parts} - {None}
         self.require(len(teachers) < 2, "its parts learn from different teachers; name one")
-        self._check_prefixes()
-
-    def _check_prefixes(self) -> None:
-        """Finds the prefix among the parts, and what goes over it."""
-        able = [part for part in self.parts if part.uses_prefix]
-        plain = [part for part in able if not part.modifies_prefix]
-        if len(plain) > 1:
-            both = " and ".join(part.method for part in plain)
+        prefixes = [part for part in self.parts if part.uses_prefix and not part.modifies_prefix]
+        if len(prefixes) > 1:
+            both = " and ".join(part.method for part in prefixes)
             self.require(False, f"{both} both are a prefix, and a prompt has one; leave one out")
-        owner = next(iter(plain or able), None)
-        for part in able:
-            if owner is None or part is owner:
-                continue
-            for field in ("num_virtual_tokens", "sites", "positions"):
-                own, other = getattr(part, field), getattr(owner, field)
+        owner = self.prefix_owner
+        for part in self.modifiers:
+            assert owner is not None
+            for name in ("num_virtual_tokens", "sites", "positions"):
+                ours, theirs = getattr(part, name), getattr(owner, name)
                 self.require(
-                    own == other,
-                    f"{part.method} works on the prefix of {owner.method}: give both the same {field} "
-                    f"({owner.method} has {other}, {part.method} {own})",
+                    ours == theirs,
+                    f"{part.method} works on the prefix of {owner.method}: give both the same {name} "
+                    f"({owner.method} has {theirs}, {part.method} {ours})",
                 )
         sites = None if owner is None else owner.sites
         self.require(self.sites in (None, sites), "sites is a setting of its parts, not of the whole")
@@ -112,23 +104,22 @@ class ComposedConfig(MethodConfig):
             len(placements) < 2, "its parts want their tokens in different places; give all the same placement"
         )
         object.__setattr__(self, "placement", next(iter(placements), self.placement))
-        object.__setattr__(self, "_over", tuple(part for part in able if part is not owner))
+
+    @property
+    def prefix_owner(self) -> MethodConfig | None:
+        """The part whose prefix the prompt has: one that is nothing but a prefix, else the first with a prefix."""
+        able = [part for part in self.parts if part.uses_prefix]
+        return min(able, key=lambda part: part.modifies_prefix, default=None)
 
     @property
     def modifiers(self) -> tuple[MethodConfig, ...]:
-        """The parts that work on the prefix of another."""
-        over: tuple[MethodConfig, ...] = self.__dict__["_over"]
-        return over
+        """The parts that change the prefix of another part."""
+        return tuple(part for part in self.parts if part.uses_prefix and part is not self.prefix_owner)
 
     @classmethod
     def settable(cls) -> list[str]:
-        """Nothing of its own: settings are those of its parts, "multi-mask.num_masks"."""
+        """No setting of its own; those of its parts are called "multi-mask.num_masks"."""
         return []
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """The rates, which move together."""
-        return {"learning_rate": RATES}
 
     def setting(self, name: str) -> Any:
         """A setting of a part, by its name as `from_names` takes it."""
@@ -140,15 +131,11 @@ class ComposedConfig(MethodConfig):
 
     @property
     def input_tokens(self) -> int:
-        """Those of all parts together."""
+        """Number of tokens by which all parts make an input longer."""
         return sum(part.input_tokens for part in self.parts)
 
-    def min_virtual_tokens(self) -> int:
-        """It has none of its own."""
-        return 0
-
     def build(self, shape: Shape) -> Method:
-        """The parts, freshly initialised in their order."""
+        """The modules of the parts, freshly initialised in their order."""
         return Composed(self, shape)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,11 +143,11 @@ class ComposedConfig(MethodConfig):
         return {"parts": [{"method": part.method, **part.to_dict()} for part in self.parts]}
 
     def identity(self) -> dict[str, Any]:
-        """The parts likewise, with hashes of files in place of their names."""
+        """The identities of the parts, each with its method's name."""
         return {"parts": [{"method": part.method, **part.identity()} for part in self.parts]}
 
     def files(self) -> tuple[str, ...]:
-        """Those that the parts are built from."""
+        """The files of all parts."""
         return tuple(file for part in self.parts for file in part.files())
 
     def taught_by(self) -> str | None:
@@ -169,50 +156,50 @@ class ComposedConfig(MethodConfig):
 
 
 class Composed(Method):
-    """The modules of the parts by the names of their methods."""
+    """The modules of the parts, by the names of their methods."""
 
     def __init__(self, config: ComposedConfig, shape: Shape):
         super().__init__(config)
-        over = config.modifiers
-        built = {part.method: (part.build_modifier if part in over else part.build)(shape) for part in config.parts}
+        modifiers = config.modifiers
+        modules: dict[str, Method] = {}
         for part in config.parts:
-            empty = part not in over and not any(True for _ in built[part.method].parameters())
+            modules[part.method] = (part.build_modifier if part in modifiers else part.build)(shape)
+            empty = part not in modifiers and next(modules[part.method].parameters(), None) is None
             config.require(not empty, f"{part.method} has nothing to add; leave it out")
-        self.parts = nn.ModuleDict(built)
-        self.over = [part.method for part in over]
-        self.per_row = any(part.per_row for part in built.values())
-        self.reads_states = any(part.reads_states for part in built.values())
-        self.changes = tuple(path for part in built.values() for path in getattr(part, "changes", ()))
-        self.compares = tuple(dict.fromkeys(kind for part in built.values() for kind in part.compares))
-        self.compares_states = any(part.compares_states for part in built.values())
+        self.parts = nn.ModuleDict(modules)
+        self.modifiers = [part.method for part in modifiers]
+        self.per_row = any(part.per_row for part in modules.values())
+        self.reads_states = any(part.reads_states for part in modules.values())
+        self.changes = tuple(path for part in modules.values() for path in part.changes)
+        self.compares = tuple(dict.fromkeys(kind for part in modules.values() for kind in part.compares))
+        self.compares_states = any(part.compares_states for part in modules.values())
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """What all parts hand over."""
-        prompt = SoftPrompt()
-        for name, part in self._parts():
-            if name not in self.over:
-                prompt = together(prompt, part(rows if part.per_row else None), name)
-        for name, part in self._parts():
-            if name in self.over:
-                before = prompt.selectivity
-                prompt = part.modify(prompt, rows if part.per_row else None)
-                if before is not None and prompt.selectivity != before:
-                    raise SoftPromptError(f"{self.config.method}: only one part can bring selectivity, not {name} too")
+        """The prompts of all parts merged, and their prefix changed by the modifiers."""
+        prompt, parts = SoftPrompt(), dict(self._parts())
+        for name, part in parts.items():
+            if name not in self.modifiers:
+                prompt = merge_prompts(prompt, part(rows if part.per_row else None), name)
+        for name in self.modifiers:
+            before = prompt.selectivity
+            prompt = parts[name].modify(prompt, rows if parts[name].per_row else None)
+            if before is not None and prompt.selectivity != before:
+                raise SoftPromptError(f"{self.config.method}: only one part can bring selectivity, not {name} too")
         return prompt
 
     def _parts(self) -> list[tuple[str, Method]]:
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Method)]
 
     def components(self) -> dict[str, Component]:
-        """Those of the parts, named "part.component"."""
+        """The components of the parts, named "part.component"."""
         return {f"{name}.{key}": value for name, part in self._parts() for key, value in part.components().items()}
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
-        """The sum of what its parts make of it."""
+        """The sum of the parts' terms."""
         return torch.stack([part.compare(own, others) for _, part in self._parts() if part.compares]).sum(0)
 
     def views(self, rows: Rows | None = None) -> list[View]:
-        """Those of its parts."""
+        """The views of all parts."""
         return [dataclasses.replace(view, part=name) for name, part in self._parts() for view in part.views(rows)]
 
     def stored(self) -> ComposedConfig:
@@ -220,17 +207,17 @@ class Composed(Method):
         return ComposedConfig(parts=tuple(part.stored() for _, part in self._parts()))
 
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
-        """Those of its parts, which change different modules."""
+        """The new values of all parts, which change different modules."""
         return {path: values for _, part in self._parts() for path, values in part.merged(parts).items()}
 
     def cannot_fold(self) -> str | None:
-        """It folds where every part does."""
+        """The reason of the first part that cannot be folded."""
         reasons = ((name, part.cannot_fold()) for name, part in self._parts())
         return next((f"of its part {name}, {reason}" for name, reason in reasons if reason is not None), None)
 
 
 def _concatenated(one: Tensor, other: Tensor) -> Tensor:
-    rows = max(one.shape[0], other.shape[0])
+    rows = max(len(one), len(other))
     return torch.cat([one.expand(rows, -1, -1), other.expand(rows, -1, -1)], 1)
 
 
@@ -240,38 +227,34 @@ def _summed(one: Tensor, other: Tensor) -> Tensor:
     return one + other
 
 
-_JOINED: dict[str, Callable[[Any, Any], Any]] = {
-    "tokens": _concatenated,
-    "update": _summed,
-    "penalty": lambda one, other: one + other,
-}
+_MERGED: dict[str, Callable[[Any, Any], Any]] = {"tokens": _concatenated, "update": _summed, "penalty": operator.add}
 
 
-def together(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
-    """A prompt of what two parts hand over.
+def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
+    """One prompt with the fields of two.
 
     Args:
-        one: of the parts before.
-        other: of the next part.
-        name: its name.
+        one: the prompt of the parts before.
+        other: the prompt of the next part.
+        name: the method of the next part.
 
     Raises:
-        SoftPromptError: both have something of which a prompt can have one.
+        SoftPromptError: both have a field of which a prompt can have one.
     """
-    joined: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for field in dataclasses.fields(SoftPrompt):
-        own, more = getattr(one, field.name), getattr(other, field.name)
-        if own is None or more is None:
-            joined[field.name] = more if own is None else own
-        elif field.name in _JOINED:
-            joined[field.name] = _JOINED[field.name](own, more)
-        elif isinstance(own, Mapping):
-            for key in own.keys() & more.keys():
+        first, second = getattr(one, field.name), getattr(other, field.name)
+        if first is None or second is None:
+            fields[field.name] = second if first is None else first
+        elif field.name in _MERGED:
+            fields[field.name] = _MERGED[field.name](first, second)
+        elif isinstance(first, Mapping):
+            for key in first.keys() & second.keys():
                 raise SoftPromptError(f"compose: {name} and a part before it both change {key}; leave one out")
-            joined[field.name] = {**own, **more}
+            fields[field.name] = {**first, **second}
         else:
             raise SoftPromptError(f"compose: {name} and a part before it both bring {field.name}; leave one out")
-    return SoftPrompt(**joined)
+    return SoftPrompt(**fields)
 
 
 def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
@@ -282,7 +265,7 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
         fields: settings. One without a part's name in front is for every part that has it.
 
     Raises:
-        SoftPromptError: an unknown method or setting, or parts that do not go together.
+        SoftPromptError: an unknown method or setting, or parts that do not go joined.
     """
     names, known = method.split(JOINT), methods()
     for name in names:
@@ -295,20 +278,18 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
         if config.method != method:
             raise SoftPromptError(f"{method} does not go with the parts {config.method}")
         return config
-    chosen: dict[str, dict[str, Any]] = {name: {} for name in names}
-    general = {key: value for key, value in fields.items() if "." not in key}
-    for key, value in general.items():
-        having = [name for name in names if key in known[name].settable()]
-        if not having:
+    settings_of: dict[str, dict[str, Any]] = {name: {} for name in names}
+    # Settings with a part's name in front come last, and win.
+    for key, value in sorted(fields.items(), key=lambda item: "." in item[0]):
+        first, dot, rest = key.partition(".")
+        if dot and first not in settings_of:
+            raise SoftPromptError(f"{method} has no part '{first}' to set {rest} of; {nearest(first, settings_of)}")
+        owners = [first] if dot else [name for name in names if key in known[name].settable()]
+        if not owners:
             raise SoftPromptError(f"{method}: none of its parts has a setting '{key}'")
-        for name in having:
-            chosen[name][key] = value
-    for key in fields.keys() - general.keys():
-        name, _, setting = key.partition(".")
-        if name not in chosen:
-            raise SoftPromptError(f"{method} has no part '{name}' to set {setting} of; {nearest(name, chosen)}")
-        chosen[name][setting] = fields[key]
-    return compose(*(config_of(name, settings) for name, settings in chosen.items()))
+        for name in owners:
+            settings_of[name][rest if dot else key] = value
+    return compose(*(config_of(name, values) for name, values in settings_of.items()))
 
 
 def _from_dict(saved: Mapping[str, Any]) -> MethodConfig:

@@ -1,8 +1,8 @@
-"""The contract between a method and the rest: a config dataclass, a module, and the registry that joins them.
+"""The contract that every method fulfils: a config (`MethodConfig`) that builds a module (`Method`).
 
-A method is one file. It declares a frozen config and a module that turns (at most) a batch's input embeddings into a
-`SoftPrompt`. It knows the sizes of the backbone (`Shape`) and can look at its vocabulary (`Vocabulary`), and knows
-nothing else about it: neither its class nor where the tensors go in.
+A method is one file. Its config is frozen; its module returns a `SoftPrompt`, from the input embeddings of the batch
+(`Rows`) or from its parameters alone. Of the backbone it knows the sizes (`Shape`) and the input embeddings
+(`Vocabulary`), but neither the class nor the places where the tensors go in.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.about import RATES, About, Span, View
+from softprompts.errors import SoftPromptError
+from softprompts.methods.about import RATES, About, Space, Span, View
 from softprompts.soft_prompt import Part, SoftPrompt
+from softprompts.validation import TEXTS, check_inherited, settings
+
+SiteKind = Literal["encoder.self", "decoder.self", "decoder.cross"]
+SITE_KINDS: tuple[str, ...] = get_args(SiteKind)
 
 
 class Vocabulary:
-    """The backbone's input embeddings, as a source of starting values.
+    """The backbone's input embeddings, from which methods take starting values.
 
     Args:
         embed: maps ids ``(k,)`` to embeddings ``(k, d)`` just as the backbone does (with its scaling, if any).
@@ -77,7 +82,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes a method may know of the backbone.
+    """The sizes of the backbone, all that a method knows of it.
 
     Attributes:
         hidden_size: ``d``, width of the input embeddings.
@@ -87,8 +92,8 @@ class Shape:
         parts: the modules of the backbone, in the order in which they run, for methods that say `uses_parts`.
         site_width: width of the states that attention sites are called with; None for ``d``, 0 where sites differ.
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
-        identity: what saved prompts say of their backbone ("name", "model_type", "vocabulary"), to tell whether a
-            prompt is for this one; empty where that is not known.
+        identity: the facts that saved prompts record of their backbone ("name", "model_type", "vocabulary"), to compare
+            this backbone with; empty where they are not known.
     """
 
     hidden_size: int
@@ -107,7 +112,7 @@ class Shape:
 
 @dataclass
 class Rows:
-    """What a method that looks at its input gets to see.
+    """The input of the rows that use a prompt, for methods whose prompt depends on it.
 
     Attributes:
         embeddings: ``(R, n, d)``, the frozen input embeddings, detached.
@@ -131,7 +136,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a pass said of a prompt's rows, where labels count; see `Method.compare`.
+    """The outputs of a pass for a prompt's rows, at the positions that have labels; see `Method.compare`.
 
     Attributes:
         logits: ``(P, C)``, a line for each decision: a row's class, a token of its answer, an end of its span, a
@@ -148,7 +153,7 @@ class Answers:
 
 @dataclass
 class Component:
-    """Some of a method's parameters that are trained alike.
+    """A group of a method's parameters with a learning rate and weight decay of its own.
 
     Attributes:
         parameters: the tensors.
@@ -161,9 +166,9 @@ class Component:
     weight_decay: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MethodConfig:
-    """What all methods have. Subclasses add their own fields; all are plain JSON values.
+    """The settings that all methods have. Subclasses add fields of their own; all are plain JSON values.
 
     Attributes:
         num_virtual_tokens: ``l``, length of the prompt or prefix.
@@ -179,58 +184,47 @@ class MethodConfig:
             without a prefix ignore it.
     """
 
-    num_virtual_tokens: int = 10
-    sites: tuple[str, ...] | None = None
-    placement: str = "behind-first"
-    positions: str = "kept"
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 10
+    sites: Annotated[tuple[SiteKind, ...], TEXTS] | None = None
+    placement: Literal["behind-first", "front"] = "behind-first"
+    positions: Literal["kept", "shifted"] = "kept"
 
-    method: ClassVar[str] = ""
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # for type checkers, to which `settings` makes no dataclass
+    method: ClassVar[str] = ""  # the method's name; `register` sets it
     about: ClassVar[About | None] = None
-    listed: ClassVar[bool] = True  # False for what nobody asks for by name
-    uses_prefix: ClassVar[bool] = False
-    uses_tokens: ClassVar[bool] = False
-    modifies_prefix: ClassVar[bool] = False  # what it does to its own prefix, it can do to another (`Method.modify`)
-    uses_parts: ClassVar[bool] = False
+    listed: ClassVar[bool] = True  # False for a config that users do not choose by name
+    uses_prefix: ClassVar[bool] = False  # whether the prompt has keys and values
+    uses_tokens: ClassVar[bool] = False  # whether the prompt has input tokens
+    modifies_prefix: ClassVar[bool] = False  # whether `Method.modify` can change another method's prefix
+    uses_parts: ClassVar[bool] = False  # whether `build` needs `Shape.parts`
+    searched: ClassVar[Space] = {}  # see `search_space`
+    # By a setting, those that have no effect while it is None or 0; `identity` leaves them out.
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_virtual_tokens, bool) or not isinstance(self.num_virtual_tokens, int):
-            raise SoftPromptError(
-                f"{self.method}: num_virtual_tokens must be a whole number, not {self.num_virtual_tokens!r}"
-            )
-        if self.num_virtual_tokens < self.min_virtual_tokens():
-            raise SoftPromptError(
-                f"{self.method}: num_virtual_tokens must be at least {self.min_virtual_tokens()}, "
-                f"not {self.num_virtual_tokens}"
-            )
-        if self.sites is not None:
-            sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
-            for site in sites:
-                if site not in SITE_KINDS:
-                    raise SoftPromptError(f"{self.method}: unknown site '{site}'; {nearest(site, SITE_KINDS)}")
-            object.__setattr__(self, "sites", sites)
-        self.choice("placement", PLACEMENTS)
-        self.choice("positions", POSITIONS)
+        check_inherited(self)
 
     @classmethod
     def settable(cls) -> list[str]:
-        """Names of the settings that change anything: those of prompts and prefixes only where there is one."""
-        senseless = set() if cls.uses_prefix else {"sites", "positions"}
+        """Names of the settings that have an effect: those of prompts and prefixes only where there is one."""
+        ignored = set() if cls.uses_prefix else {"sites", "positions"}
         if not cls.uses_tokens:
-            senseless.add("placement")
-        if not cls.uses_prefix and not cls.uses_tokens:
-            senseless.add("num_virtual_tokens")
-        return [field.name for field in dataclasses.fields(cls) if field.name not in senseless]
+            ignored |= {"placement"} if cls.uses_prefix else {"placement", "num_virtual_tokens"}
+        return [field.name for field in dataclasses.fields(cls) if field.name not in ignored]
 
     @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """What a search tries where nothing else is asked for (see `softprompts.experiments.search`).
+    def search_space(cls) -> Space:
+        """What a search tries where the user names no space (see `softprompts.experiments.search`).
 
         Returns:
             By the name of a setting (or ``learning_rate``, that of the main component, or ``learning_rates.NAME``): the
-            values to choose from, or a `Span`. A method whose other settings matter as much names them too.
+            values to choose from, or a `Span`. A method's ``searched`` adds to it, and wins.
         """
-        length = cls.num_virtual_tokens
-        return {"learning_rate": RATES, "num_virtual_tokens": (max(1, length // 2), length, 2 * length)}
+        space: dict[str, Span | Sequence[Any]] = {"learning_rate": RATES}
+        if "num_virtual_tokens" in cls.settable():
+            length = cls.num_virtual_tokens
+            space["num_virtual_tokens"] = (max(1, length // 2), length, 2 * length)
+        return {**space, **cls.searched}
 
     def setting(self, name: str) -> Any:
         """The value of a setting."""
@@ -238,23 +232,13 @@ class MethodConfig:
 
     @property
     def input_tokens(self) -> int:
-        """Tokens by which the prompt makes an input longer."""
+        """Number of tokens by which the prompt makes an input longer."""
         return self.num_virtual_tokens if self.uses_tokens else 0
-
-    def min_virtual_tokens(self) -> int:
-        """The least number of virtual tokens that makes sense."""
-        return 1
 
     def require(self, condition: bool, message: str) -> None:
         """Raises a `SoftPromptError` that names the method unless ``condition`` holds."""
         if not condition:
             raise SoftPromptError(f"{self.method}: {message}")
-
-    def choice(self, field: str, options: Sequence[str]) -> None:
-        """Checks that a field holds one of ``options``."""
-        value = getattr(self, field)
-        if value not in options:
-            raise SoftPromptError(f"{self.method}: {field} must be one of {', '.join(options)}, not {value!r}")
 
     def build(self, shape: Shape) -> Method:
         """A freshly initialised module, drawing from torch's global random state."""
@@ -265,46 +249,46 @@ class MethodConfig:
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; placement and positions only where they are not the default.
+        """The fields as plain JSON values.
 
-        Ids of runs are made from these, and were before there was a choice.
+        Placement and positions are left out where they are the default: ids of runs are older than these settings.
         """
         values = dataclasses.asdict(self)
-        for field, options in (("placement", PLACEMENTS), ("positions", POSITIONS)):
-            if values[field] == options[0]:
-                del values[field]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        for name in ("placement", "positions"):
+            if values[name] == getattr(MethodConfig, name):
+                del values[name]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
-        """`to_dict` with hashes of files' contents in place of their names: what decides a run's numbers."""
-        return self.to_dict()
+        """The settings that decide a run's numbers, with hashes of files' contents in place of their names."""
+        without_effect = [names for name, names in self.ignored_without.items() if not getattr(self, name)]
+        ignored = {name for names in without_effect for name in names}
+        return {name: value for name, value in self.to_dict().items() if name not in ignored}
 
     def files(self) -> tuple[str, ...]:
         """Names of the files and folders that `build` reads, and of the teacher."""
         return ()
 
+    def without_files(self) -> MethodConfig:
+        """The config that loads saved tensors where these files are missing."""
+        return self
+
     def taught_by(self) -> str | None:
-        """The saved prompt of the same task that it learns from (see `Method.compares`)."""
+        """The saved prompt of the same task that this one learns from (see `Method.compares`)."""
         return None
 
 
-SITE_KINDS = ("encoder.self", "decoder.self", "decoder.cross")
-PLACEMENTS = ("behind-first", "front")
-POSITIONS = ("kept", "shifted")
-
-
 class Method(nn.Module):
-    """Turns the input (or nothing) into a `SoftPrompt`. Subclasses say what they train in `components`.
+    """The trained module of a method, which turns the input (or nothing) into a `SoftPrompt`.
 
     Attributes:
         per_row: True when `forward` needs the rows; then every row gets its own tensors. Otherwise `forward` is
             called with None, once per step.
-        reads_states: True when `forward` hands over ``gate_of``, which attention sites call with their own input.
-        changes: paths of the backbone's modules that the prompt's rows go through in a way of their own (see
-            `SoftPrompt.modules`).
-        compares: further passes over the same rows that its loss needs (see `compare`): "itself", under this prompt,
-            whose random draws are made anew; "teacher", under a frozen prompt (``config.taught_by()``). `train`
-            takes them; other training loops do not.
+        reads_states: True when the prompt has ``gate_of``, which attention sites call with their own input.
+        changes: paths of the backbone's modules that the prompt replaces for its rows (see `SoftPrompt.modules`).
+        compares: further passes over the same rows that the loss needs (see `compare`): "itself", under this prompt,
+            with new random draws; "teacher", under a frozen prompt (``config.taught_by()``). `train` runs them; other
+            training loops do not.
         compares_states: True when `compare` needs hidden states too.
     """
 
@@ -323,7 +307,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Does to the prefix of ``prompt`` what this method does to its own (where ``config.modifies_prefix``)."""
+        """Changes the prefix of ``prompt`` as this method changes its own (where ``config.modifies_prefix``)."""
         raise NotImplementedError
 
     def components(self) -> dict[str, Component]:
@@ -331,21 +315,21 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
-        """What joins the loss of each line, ``(P,)``, in training.
+        """A further term of the training loss for each line, ``(P,)``.
 
         Args:
-            own: of the pass that the loss is taken of.
-            others: of the passes in `compares`, by their names; a teacher's have no gradient.
+            own: the outputs that the loss is computed from.
+            others: the outputs of the passes in `compares`, by their names; a teacher's have no gradient.
         """
         raise NotImplementedError
 
     def views(self, rows: Rows | None = None) -> list[View]:
-        """What there is to look at in a trained prompt, besides what it hands over; nothing, unless a method says so.
+        """Numbers of a trained prompt that show what it learned, for pictures; none unless a method says so.
 
         Called in eval mode and without gradients.
 
         Args:
-            rows: some input; without, what needs rows is left out.
+            rows: some input; views that depend on the input are left out without it.
         """
         return []
 
@@ -354,7 +338,7 @@ class Method(nn.Module):
         return "it depends on the input" if self.per_row else None
 
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
-        """New values of the backbone's parameters, with which it does alone what the modules in `changes` do now.
+        """New values of the backbone's parameters that have the effect of this prompt's modules in `changes`.
 
         Args:
             parts: the modules of the backbone, with their tensors.
@@ -363,7 +347,7 @@ class Method(nn.Module):
             By the path of a module and the name of a parameter in it; each of the shape of what it replaces.
 
         Raises:
-            SoftPromptError: no values of its parameters do that.
+            SoftPromptError: no values of its parameters have that effect.
         """
         if self.changes:
             raise SoftPromptError(
@@ -373,18 +357,18 @@ class Method(nn.Module):
         return {}
 
     def share_with(self, other: Method) -> None:
-        """Takes the part that tasks have in common from another prompt, which trains it from now on.
+        """Replaces the parameters that tasks have in common by those of another prompt, which trains them from now on.
 
-        `components` lists it without parameters then.
+        `components` lists them without parameters then.
 
         Raises:
-            SoftPromptError: there is no such part, or the two do not go together.
+            SoftPromptError: there are no such parameters, or those of the two differ in size.
         """
         raise SoftPromptError(f"{self.config.method}: it has no part that several tasks could share")
 
     def stored(self) -> MethodConfig:
-        """The config that is saved with the tensors (buffers included), which they can be loaded with alone.
+        """The config that is saved with the tensors (buffers included), and is enough to load them.
 
         A method that is built from files names their sizes there in place of the files.
         """
-        return self.config
+        return self.config.without_files()

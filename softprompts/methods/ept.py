@@ -14,23 +14,23 @@ Trained: ``s*d + (m+d)*r`` numbers, and ``N*(2*d*h + h + d) + N*(d+1)`` in the s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import flag, sampled_rows, whole_number
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import sampled_rows
+from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import StartedConfig
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("ept")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class EPTConfig(StartedConfig):
     """Settings of EPT, of which no code was released; fusion needs the decomposition, which leaves six variants.
 
@@ -51,23 +51,24 @@ class EPTConfig(StartedConfig):
             as in the paper's few-shot experiments; None: a start from the vocabulary.
     """
 
-    num_virtual_tokens: int = 60
+    num_virtual_tokens: Annotated[int, Field(ge=0)] = 60
     decomposition: bool = True
     fusion: bool = True
     multi_space: bool = True
-    source_tokens: int = 100
-    rank: int = 30
-    max_length: int = 256
-    num_spaces: int = 4
-    space_hidden_size: int | None = None
-    fusion_mode: str = "values_ab"
-    align: str = "zero"
-    svd_scale: str = "none"
-    vocabulary_limit: int | None = None
+    source_tokens: Annotated[int, Field(ge=1)] = 100
+    rank: Annotated[int, Field(ge=0)] = 30
+    max_length: Annotated[int, Field(ge=1)] = 256
+    num_spaces: Annotated[int, Field(ge=1)] = 4
+    space_hidden_size: Annotated[int, Field(ge=1)] | None = None
+    fusion_mode: Literal["values_ab", "literal", "axis_p"] = "values_ab"
+    align: Literal["zero", "tile", "sample"] = "zero"
+    svd_scale: Literal["none", "sqrt"] = "none"
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
-    uses_tokens: ClassVar[bool] = True
-    decisive: ClassVar[tuple[str, ...]] = ("fusion", "fusion_mode")
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    decisive = ("fusion", "fusion_mode")
+    searched: ClassVar[Space] = {"num_virtual_tokens": (20, 60, 100), "rank": (10, 30, 60)}
+    about = About(
         paper="Lan, Yang, Liu, Guo, Zhao and Wang, AAAI 2025, https://arxiv.org/abs/2405.11464",
         equation="[P_s + W (A B) + sum_i G_i(P_s) E_i(P_s) ; E(x) + A B], W = softmax(P_s (A B)^T / sqrt(d))",
         trained="P_s (s, d), A (m, r), B (r, d), N networks d-h-d and their gate",
@@ -93,30 +94,15 @@ class EPTConfig(StartedConfig):
     )
 
     def __post_init__(self) -> None:
-        for field in ("decomposition", "fusion", "multi_space"):
-            flag(self, field)
-        self.require(self.decomposition or not self.fusion, "fusion needs decomposition=True; set fusion=False as well")
-        whole_number(self, "rank", 0)
-        for field in ("source_tokens", "max_length", "num_spaces", "space_hidden_size", "vocabulary_limit"):
-            whole_number(self, field, 1, optional=field in ("space_hidden_size", "vocabulary_limit"))
         super().__post_init__()
-        self.choice("fusion_mode", ("values_ab", "literal", "axis_p"))
-        self.choice("align", ("zero", "tile", "sample"))
-        self.choice("svd_scale", ("none", "sqrt"))
+        self.require(self.decomposition or not self.fusion, "fusion needs decomposition=True; set fusion=False as well")
         if self.decomposition and self.rank:
             self.require(self.num_virtual_tokens <= self.source_tokens, "num_virtual_tokens is more than source_tokens")
             most = self.max_length if self.align == "sample" else min(self.max_length, self.source_tokens)
             self.require(self.rank <= most, f"rank={self.rank} is more than the {most} rows that are decomposed")
+        else:  # a change of the embeddings needs no prompt
+            self.require(self.num_virtual_tokens > 0, "num_virtual_tokens must be at least 1 without a decomposition")
         object.__setattr__(self, "uses_tokens", self.num_virtual_tokens > 0)
-
-    def min_virtual_tokens(self) -> int:
-        """A change of the embeddings needs no prompt."""
-        return 0 if self.decomposition and self.rank else 1
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Prompts no longer than their source, and how much of it the decomposition keeps."""
-        return {**super().search_space(), "num_virtual_tokens": (20, 60, 100), "rank": (10, 30, 60)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -177,10 +163,6 @@ class EPT(Method):
         if self.gate is not None:
             parts["spaces"] = Component([*self.spaces.parameters(), *self.gate.parameters()], learning_rate=1e-3)
         return parts
-
-    def stored(self) -> MethodConfig:
-        """The config without the source, which has done its work."""
-        return replace(self.config, source=None)
 
 
 def factorize(source: Tensor, config: EPTConfig, shape: Shape) -> tuple[nn.Parameter, nn.Parameter]:

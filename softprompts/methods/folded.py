@@ -6,23 +6,24 @@ once and stored; the rest is dropped. A folded prompt gives the same tensors bit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.common import flag, require_sites, whole_number
+from softprompts.methods.common import require_sites
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("folded")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class FoldedConfig(MethodConfig):
-    """What is needed to make room for the tensors of a folded prompt; `fold` fills it in.
+    """The kinds and sizes of a folded prompt's tensors; `fold` fills it in.
 
     Attributes:
         num_virtual_tokens: ``l``, length of the tokens and of the prefix; 0 if there are neither.
@@ -33,22 +34,17 @@ class FoldedConfig(MethodConfig):
         has_prefix: there are keys and values ``(S, l, w)``.
     """
 
-    num_virtual_tokens: int = 0
+    num_virtual_tokens: Annotated[int, Field(ge=0)] = 0
     source: str = ""
     has_tokens: bool = False
-    update_length: int = 0
+    update_length: Annotated[int, Field(ge=0)] = 0
     has_prefix: bool = False
-    prefix_length: int | None = None
+    prefix_length: Annotated[int, Field(ge=1)] | None = None
 
-    listed: ClassVar[bool] = False
+    listed = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(isinstance(self.source, str), f"source must be the name of a method, not {self.source!r}")
-        flag(self, "has_tokens")
-        flag(self, "has_prefix")
-        whole_number(self, "update_length", 0)
-        whole_number(self, "prefix_length", 1, optional=True)
         both = self.has_tokens and self.has_prefix
         self.require(self.prefix_length is None or both, "prefix_length needs both tokens and a prefix")
         self.require(self.has_tokens or self.update_length > 0 or self.has_prefix, "a prompt without any tensor")
@@ -56,13 +52,9 @@ class FoldedConfig(MethodConfig):
             (self.num_virtual_tokens > 0) == (self.has_tokens or self.has_prefix),
             "num_virtual_tokens must be 0 exactly when there are neither tokens nor a prefix",
         )
-        # Not class-wide, as with the other methods: what a folded prompt needs is what its source needed.
+        # These differ between folded prompts, as their sources do.
         object.__setattr__(self, "uses_tokens", self.has_tokens)
         object.__setattr__(self, "uses_prefix", self.has_prefix)
-
-    def min_virtual_tokens(self) -> int:
-        """An update needs no virtual tokens."""
-        return 0
 
     def build(self, shape: Shape) -> Method:
         """Zeros of the right sizes, to load the stored tensors into."""
@@ -80,7 +72,7 @@ class FoldedConfig(MethodConfig):
 
 
 class Folded(Method):
-    """Tokens ``(l, d)``, update ``(m, d)``, keys and values ``(S, l, w)``; None for those it has not."""
+    """Tokens ``(l, d)``, update ``(m, d)``, keys and values ``(S, l, w)``; None for what it lacks."""
 
     def __init__(
         self,
@@ -106,7 +98,7 @@ class Folded(Method):
         )
 
     def components(self) -> dict[str, Component]:
-        """What there is of the prompt, the prefix and the update."""
+        """The prompt, the prefix and the update, as far as the folded prompt has them."""
         parts: dict[str, Component] = {}
         if self.tokens is not None:
             parts["prompt"] = Component([self.tokens], learning_rate=2e-2)

@@ -11,7 +11,7 @@ from softprompts.storage.names import JOINT
 
 
 def make_config(method: str, **fields: Any) -> MethodConfig:
-    """The config of a method by its name; of several with "+" between their names, see `softprompts.compose`.
+    """The config of a method by its name; of several with "+" between their names, see `compose`.
 
     Raises:
         SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.

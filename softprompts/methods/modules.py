@@ -1,23 +1,23 @@
-"""What methods share that change the backbone's own modules instead of its input: no virtual tokens, and no folding."""
+"""Base classes of the methods that change modules of the backbone: they have no virtual tokens and do not fold."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import RATES, Span
 from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.soft_prompt import Frozen, Part, PartWay
+from softprompts.validation import settings
 
 NORM = "norm"
 LINEAR = ("linear", "conv1d")
+Activation = Literal["gelu", "gelu_new", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_new": functools.partial(functional.gelu, approximate="tanh"),
@@ -26,42 +26,75 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModuleConfig(MethodConfig):
-    """Settings that all of these have.
+    """The settings that all of these methods have.
 
     Attributes:
         num_virtual_tokens: always 0.
     """
 
-    num_virtual_tokens: int = 0
+    num_virtual_tokens: Literal[0] = 0
 
-    uses_parts: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.num_virtual_tokens == 0, "num_virtual_tokens must be 0: it has no virtual tokens")
-
-    def min_virtual_tokens(self) -> int:
-        """None is fine here."""
-        return 0
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """The learning rate."""
-        return {"learning_rate": RATES}
+    uses_parts = True
 
 
 class ModuleMethod(Method):
     """A method whose prompts are changed modules."""
 
     def cannot_fold(self) -> str | None:
-        """Folding leaves tokens, prefixes and updates, and there are none."""
+        """Folding leaves tokens, prefixes and updates, of which there are none."""
         return "it changes the model's weights"
 
 
+class BottleneckMethod(ModuleMethod):
+    """A method that puts bottlenecks behind modules: ``W_down``, ``b_down``, ``W_up`` and ``b_up`` by the path of each.
+
+    y = h + W_up f(W_down h + b_down) + b_up,   h = frozen(x)
+    """
+
+    def __init__(self, config: MethodConfig, activation: Activation):
+        super().__init__(config)
+        self.activation = ACTIVATIONS[activation]
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
+
+    def add(self, part: Part, width: int, std: float, downs: tuple[int, ...] = (), ups: tuple[int, ...] = ()) -> None:
+        """Makes the bottleneck behind a module.
+
+        Args:
+            part: the module.
+            width: ``b``, width inside.
+            std: the weights are drawn from N(0, std^2), biases are 0.
+            downs: number of equal down-projections, where there is more than one.
+            ups: number of equal up-projections, likewise.
+        """
+        name, out = key(part.path), part.out_features
+        down, up = (nn.init.normal_(torch.empty(size), std=std) for size in ((width, out), (out, width)))
+        self.down[name] = nn.Parameter(down.repeat(*downs, 1, 1))
+        self.up[name] = nn.Parameter(up.repeat(*ups, 1, 1))
+        self.down_bias[name] = nn.Parameter(torch.zeros(*downs, width))
+        self.up_bias[name] = nn.Parameter(torch.zeros(*ups, out))
+
+    def way(self, path: str) -> PartWay:
+        """The way through a module and the bottleneck behind it."""
+        name = key(path)
+        projections = ((self.down[name], self.down_bias[name]), (self.up[name], self.up_bias[name]))
+        (down, down_bias), (up, up_bias) = (self.choose(weight, bias) for weight, bias in projections)
+        return functools.partial(_behind, self.activation, down, down_bias, up, up_bias)
+
+    def choose(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight and bias of a projection that a pass takes."""
+        return weight, bias
+
+    def bottlenecks(self) -> list[nn.Parameter]:
+        """All their parameters."""
+        tables = (self.down, self.down_bias, self.up, self.up_bias)
+        return [parameter for table in tables for parameter in table.values()]
+
+
 def key(path: str, name: str = "") -> str:
-    """A module's path (and the name of a parameter in it) as the name of a parameter of ours, which has no dots."""
+    """The path of a module (and the name of a parameter in it) as a name without dots, for a parameter of ours."""
     return (f"{path}.{name}" if name else path).replace(".", "/")
 
 
@@ -72,18 +105,18 @@ def with_role(config: MethodConfig, shape: Shape, roles: Iterable[str]) -> list[
         SoftPromptError: there is none.
     """
     wanted = set(roles)
-    found = [part for part in shape.parts if part.kind in LINEAR and part.by_row and wanted.intersection(part.roles)]
-    config.require(bool(found), f"this backbone has no linear layer known as {' or '.join(sorted(wanted))}")
-    return found
+    layers = [part for part in shape.parts if part.kind in LINEAR and part.by_row and wanted.intersection(part.roles)]
+    config.require(bool(layers), f"this backbone has no linear layer known as {' or '.join(sorted(wanted))}")
+    return layers
 
 
 def copies(parts: Iterable[Part]) -> tuple[nn.ParameterDict, dict[str, dict[str, str]]]:
     """Trained copies of the parameters of some modules; tied ones have one copy.
 
     Returns:
-        The copies by their names, and for each path which of them stands in for which parameter.
+        The copies by their names; and by the path of each module, the name of the copy of each of its parameters.
     """
-    made: dict[int, str] = {}
+    copied: dict[int, str] = {}  # the names of copies by the identity of what they are copied from
     names: dict[str, dict[str, str]] = {}
     trained = nn.ParameterDict()
     for part in parts:
@@ -93,14 +126,22 @@ def copies(parts: Iterable[Part]) -> tuple[nn.ParameterDict, dict[str, dict[str,
                 raise SoftPromptError(
                     f"'{part.path}' is empty and cannot be copied: load the model whole, not in parts"
                 )
-            if id(tensor) not in made:
-                made[id(tensor)] = key(part.path, name)
-                trained[made[id(tensor)]] = nn.Parameter(tensor.detach().clone())
-            names[part.path][name] = made[id(tensor)]
+            if id(tensor) not in copied:
+                copied[id(tensor)] = key(part.path, name)
+                trained[copied[id(tensor)]] = nn.Parameter(tensor.detach().clone())
+            names[part.path][name] = copied[id(tensor)]
     return trained, names
 
 
-def behind(
+def ways_with(trained: nn.ParameterDict, names: Mapping[str, Mapping[str, str]]) -> dict[str, PartWay]:
+    """By path, the way through each module with the parameters that `copies` made of its own."""
+    return {
+        path: functools.partial(_replaced, {name: trained[copy] for name, copy in copied.items()})
+        for path, copied in names.items()
+    }
+
+
+def _behind(
     activation: Callable[[Tensor], Tensor],
     down: Tensor,
     down_bias: Tensor,
@@ -109,24 +150,10 @@ def behind(
     frozen: Frozen,
     x: Tensor,
 ) -> Tensor:
-    """A way through a module: ``h + W_up f(W_down h + b_down) + b_up`` with what the module makes, ``h``."""
     h = frozen(x)
     inner = activation(functional.linear(h.to(down.dtype), down, down_bias))
     return h + functional.linear(inner, up, up_bias).to(h.dtype)
 
 
-def ways_with(trained: nn.ParameterDict, names: Mapping[str, Mapping[str, str]]) -> dict[str, PartWay]:
-    """By path, the way through each module with the parameters that `copies` made of its own."""
-    return {
-        path: functools.partial(_replaced, {name: trained[own] for name, own in used.items()})
-        for path, used in names.items()
-    }
-
-
 def _replaced(tensors: Mapping[str, Tensor], frozen: Frozen, *args: Any, **kwargs: Any) -> Tensor:
     return frozen.with_parameters(tensors, *args, **kwargs)
-
-
-def draw_seed() -> int:
-    """A seed for what is drawn within one pass, from torch's generator."""
-    return int(torch.randint(2**62, (), device="cpu"))

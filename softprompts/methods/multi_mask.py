@@ -12,31 +12,22 @@ Trained: the shared prefix ``P``, ``k`` masks and the router ``L_mu``; ``2*S*l*w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import (
-    flag,
-    gated,
-    penalised,
-    perturbed,
-    plain_prefix,
-    prefix_table,
-    real_number,
-    whole_number,
-)
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("multi-mask")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MultiMaskConfig(MethodConfig):
     """Settings of multi-mask prefix tuning.
 
@@ -49,14 +40,15 @@ class MultiMaskConfig(MethodConfig):
         init_std: standard deviation of the starting prefix (released code: 1).
     """
 
-    num_masks: int = 4
-    router_dropout: float = 0.2
+    num_masks: Annotated[int, Field(ge=1)] = 4
+    router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = False
-    l1_lambda: float = 0.0
-    init_std: float = 0.5
+    l1_lambda: Annotated[float, Field(ge=0)] = 0.0
+    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    searched: ClassVar[Space] = {"num_masks": (2, 4, 8)}
+    about = About(
         paper='Tu, Nguyen, Nguyen and Dinh, "Multi-mask Prefix Tuning"',
         equation="P~ = sigmoid(sum_j p_j(x) theta_j) o P, p(x) = softmax(L_mu(mean embedding of x))",
         trained="the prefix P (l, 2*S*w), k masks theta_j (l, S) and the router L_mu (k, d)",
@@ -75,20 +67,7 @@ class MultiMaskConfig(MethodConfig):
         "the router as in the paper (its scripts use noise: `router_noise`). The paper's L1 term has no weight and is "
         "not in its code: off by default.",
     )
-    modifies_prefix: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "num_masks", 1)
-        real_number(self, "router_dropout", below=1)
-        flag(self, "router_noise")
-        real_number(self, "l1_lambda")
-        real_number(self, "init_std", zero=False)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how many masks."""
-        return {**super().search_space(), "num_masks": (2, 4, 8)}
+    modifies_prefix = True
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -99,26 +78,19 @@ class MultiMaskConfig(MethodConfig):
         return MultiMask(self, shape, own_prefix=False)
 
 
-class MultiMask(Method):
+class MultiMask(PrefixMethod):
     """Prefix ``(l, 2*S*w)``, masks ``(k, l, S)`` and router ``d -> k``."""
 
+    config: MultiMaskConfig
+
     def __init__(self, config: MultiMaskConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config)
+        super().__init__(config, shape, config.init_std, own_prefix)
         self.per_row = config.num_masks > 1
-        self.num_sites = shape.num_sites
-        self.dropout = config.router_dropout
-        self.noise = config.router_noise
-        self.l1_lambda = config.l1_lambda
-        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
         self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
         # Gates start open: sigmoid(2.5) = 0.92.
         nn.init.normal_(self.masks, mean=2.5, std=0.5)
         self.router = nn.Linear(shape.hidden_size, config.num_masks, bias=False)
         nn.init.orthogonal_(self.router.weight)
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)`` and gates ``(S, R, l)``; ``(S, 1, l)`` with a single mask."""
-        return self.modify(plain_prefix(self.prefix, self.num_sites), rows)
 
     def mixture(self, rows: Rows | None) -> Tensor:
         """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, 1)`` with a single mask."""
@@ -130,23 +102,23 @@ class MultiMask(Method):
         else:
             # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
             logits = self.router(torch.zeros_like(weight))
-        return perturbed(logits, self.dropout, self.noise, self.training).softmax(-1)
+        return perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training).softmax(-1)
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the gates on a prefix, and the sparsity term on the loss."""
+        """Puts the gates ``(S, R, l)`` on a prefix, ``(S, 1, l)`` with a single mask, and the term on the loss."""
+        weight = self.config.l1_lambda
         prompt = gated(prompt, torch.einsum("rk,kls->srl", self.mixture(rows), self.masks).sigmoid())
-        return penalised(prompt, self.l1_lambda * self.masks.sigmoid().mean()) if self.l1_lambda else prompt
+        return penalised(prompt, weight * self.masks.sigmoid().mean()) if weight else prompt
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The gate of each mask (the paper's Figure 2), and what the router gives each row of them."""
-        found = [View("masks", self.masks.sigmoid(), ("mask", "token", "site"))]
+        views = [View("masks", self.masks.sigmoid(), ("mask", "token", "site"))]
         if self.per_row and rows is not None:
-            found.append(View("routes", self.mixture(rows), ("row", "mask")))
-        return found
+            views.append(View("routes", self.mixture(rows), ("row", "mask")))
+        return views
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
-        parts = {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
-        parts["masks"] = Component([self.masks], learning_rate=3e-2)
-        parts["router"] = Component(list(self.router.parameters()), learning_rate=1e-3)
-        return parts
+        masks = Component([self.masks], learning_rate=3e-2)
+        router = Component(list(self.router.parameters()), learning_rate=1e-3)
+        return {**super().components(), "masks": masks, "router": router}

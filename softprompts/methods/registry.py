@@ -39,7 +39,7 @@ def methods() -> dict[str, type[MethodConfig]]:
 
 
 def listed(known: Mapping[str, type[MethodConfig]]) -> list[str]:
-    """The names that somebody would ask for."""
+    """The names of the methods that users choose by name."""
     return [name for name, config in known.items() if config.listed]
 
 

@@ -12,28 +12,23 @@ The vectors are whole rows of width ``w``, not per head. Trained: the prefix, ``
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import (
-    penalised,
-    plain_prefix,
-    prefix_table,
-    real_number,
-)
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import PrefixMethod, penalised
+from softprompts.methods.contract import Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("selective-prefix")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SelectivePrefixConfig(MethodConfig):
     """Settings of selective prefix tuning.
 
@@ -44,12 +39,13 @@ class SelectivePrefixConfig(MethodConfig):
         init_std: standard deviation of the starting prefix (released code: 0.02; 0.5 measured better at small budgets).
     """
 
-    alpha: float | None = 4.0
-    selective_loss: float = 1e-4
-    init_std: float = 0.5
+    alpha: Annotated[float, Field(gt=0)] | None = 4.0
+    selective_loss: Annotated[float, Field(ge=0)] = 1e-4
+    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    searched: ClassVar[Space] = {"selective_loss": (0.0, 1e-4, 1e-2)}
+    about = About(
         paper="Zhang, Li, Wang and Zhao, Findings of ACL 2024",
         equation="prefix weights m(s) exp(s) before normalisation, m(s) = sigmoid(alpha s); loss + lambda SL",
         trained="the table of keys and values (l, 2*S*w)",
@@ -62,19 +58,7 @@ class SelectivePrefixConfig(MethodConfig):
         "are divided by the root of the head's width, as in the code, not by that of d as printed. Dropout on scores "
         "and on keys, which only the code has, is left out. On every kind of backbone, not on encoders alone.",
     )
-    modifies_prefix: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha is not None:
-            real_number(self, "alpha", zero=False)
-        real_number(self, "selective_loss")
-        real_number(self, "init_std", zero=False)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the weight of the loss that drives rows apart."""
-        return {**super().search_space(), "selective_loss": (0.0, 1e-4, 1e-2)}
+    modifies_prefix = True
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -85,22 +69,15 @@ class SelectivePrefixConfig(MethodConfig):
         return SelectivePrefix(self, shape, own_prefix=False)
 
 
-class SelectivePrefix(Method):
+class SelectivePrefix(PrefixMethod):
     """A prefix table, with the mask and the loss."""
 
     def __init__(self, config: SelectivePrefixConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config)
-        self.alpha = config.alpha
-        self.selective_loss = config.selective_loss
-        self.num_sites = shape.num_sites
-        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)``, the mask's steepness and the loss term (Eq. 9)."""
-        return self.modify(plain_prefix(self.prefix, self.num_sites))
+        super().__init__(config, shape, config.init_std, own_prefix)
+        self.alpha, self.selective_loss = config.alpha, config.selective_loss
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the mask on a prefix, and what drives its rows apart on the loss; gates change no angle."""
+        """Puts the mask's steepness on a prefix, and the term (Eq. 9) on the loss; gates change no angle."""
         keys, values = prompt.keys, prompt.values
         assert keys is not None
         assert values is not None
@@ -114,10 +91,6 @@ class SelectivePrefix(Method):
     def views(self, rows: Rows | None = None) -> list[View]:
         """``alpha`` of the mask (the curves of the paper's Figure 5)."""
         return [] if self.alpha is None else [View("selective", torch.tensor(self.alpha))]
-
-    def components(self) -> dict[str, Component]:
-        """The prefix."""
-        return {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
     def cannot_fold(self) -> str | None:
         """Only the variant without the mask folds."""

@@ -1,88 +1,96 @@
-"""What the methods have in common that are built from saved prompts."""
+"""Base configs of the methods that are built from files, most of them from saved prompts (see `sources`)."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from os import PathLike
-from typing import Any, ClassVar, Self, TypeVar
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import torch
+from pydantic import Field
 
 from softprompts.methods import sources
-from softprompts.methods.common import whole_number
 from softprompts.methods.contract import Method, MethodConfig, Shape
+from softprompts.validation import PATH, PATHS, settings
 
 MethodT = TypeVar("MethodT", bound=Method)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourcedConfig(MethodConfig):
-    """What the methods have that are built from saved prompts (see `softprompts.methods.sources`).
+@settings
+class FilesConfig(MethodConfig):
+    """What all configs have that name files; ``paths`` lists the fields that do."""
 
-    Attributes:
-        sources: folders of saved prompts, or run folders, or hub ids.
-        restored: number of sources of a saved prompt that is about to be loaded; `detached` sets it.
-    """
-
-    sources: tuple[str, ...] = ()
-    restored: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "sources", sources.checked_paths(self.method, "sources", self.sources))
-        whole_number(self, "restored", 0)
-        self.require(not (self.sources and self.restored), "restored is set by saving; leave it out")
+    paths: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def settable(cls) -> list[str]:
-        """All but what saving sets."""
+        """All settings but the one that saving sets."""
         return [name for name in super().settable() if name != "restored"]
 
     def files(self) -> tuple[str, ...]:
-        """The sources."""
-        return self.sources
+        """The files and folders that these fields name."""
+        return tuple(path for name in self.paths for path in _listed(getattr(self, name)))
+
+    def fingerprint(self, path: str) -> str:
+        """The hash that stands for a file in `identity`."""
+        return sources.fingerprint(path)
 
     def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of each source's name."""
-        return {**self.to_dict(), "sources": [sources.fingerprint(path) for path in self.sources]}
+        """The settings with a hash in place of each file's name."""
+        values = super().identity()
+        for name in self.paths:
+            if values.get(name) is not None:
+                hashes = [self.fingerprint(path) for path in _listed(getattr(self, name))]
+                values[name] = hashes[0] if isinstance(values[name], str) else hashes
+        return values
 
-    def detached(self) -> Self:
+    def without_files(self, **changes: Any) -> Self:
+        """The config without the files, whose effect is in the saved tensors, and with other changes."""
+        return replace(self, **{name: getattr(type(self), name) for name in self.paths}, **changes)
+
+
+def _listed(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The files that one field names."""
+    return (value,) if isinstance(value, str) else value or ()
+
+
+@settings
+class SourcedConfig(FilesConfig):
+    """What the configs have of methods that are built from several saved prompts.
+
+    Attributes:
+        sources: folders of saved prompts, or run folders, or hub ids.
+        restored: number of sources of a saved prompt that is about to be loaded; `without_files` sets it.
+    """
+
+    sources: Annotated[tuple[str, ...], PATHS] = ()
+    restored: Annotated[int, Field(ge=0)] = 0
+
+    paths: ClassVar[tuple[str, ...]] = ("sources",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(not (self.sources and self.restored), "restored is set by saving; leave it out")
+
+    def without_files(self, **changes: Any) -> Self:
         """The config that says how many sources there were instead of which."""
-        return replace(self, sources=(), restored=self.restored or len(self.sources))
+        return super().without_files(restored=self.restored or len(self.sources), **changes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartedConfig(MethodConfig):
-    """What the methods have whose prompt can start from a saved one of the same kind: that of a source task.
+@settings
+class StartedConfig(FilesConfig):
+    """What the configs have of methods that can start from a saved prompt of the same method.
 
     Attributes:
         source: folder of a saved prompt of this method with the same sizes, or run folder, or hub id; its tensors are
             the start, its head is not. None: a fresh start.
     """
 
-    source: str | None = None
+    source: Annotated[str, PATH] | None = None
 
-    decisive: ClassVar[tuple[str, ...]] = ()  # settings that decide what tensors of the same shapes come to
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.source is not None:
-            fine = isinstance(self.source, str | PathLike) and bool(str(self.source))
-            self.require(fine, f"source must name the folder of a saved {self.method} prompt, not {self.source!r}")
-            object.__setattr__(self, "source", str(self.source))
-
-    def files(self) -> tuple[str, ...]:
-        """The source."""
-        return () if self.source is None else (self.source,)
-
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of the source's name; without a source nothing is said of it."""
-        settings = super().identity()
-        if self.source is None:
-            del settings["source"]
-            return settings
-        return {**settings, "source": sources.fingerprint(self.source)}
+    paths: ClassVar[tuple[str, ...]] = ("source",)
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("source",)}
+    decisive: ClassVar[tuple[str, ...]] = ()  # settings that change the meaning of tensors without changing their sizes
 
     def started(self, method: MethodT, shape: Shape, fresh: Collection[str] = ()) -> MethodT:
         """A new module with the tensors of the source, where there is one.
@@ -97,23 +105,19 @@ class StartedConfig(MethodConfig):
         """
         if self.source is None:
             return method
-        (found,) = sources.load_methods(self.method, [self.source], shape.hidden_size, shape.identity, type(self))
+        (source,) = sources.load_methods(self.method, [self.source], shape.hidden_size, shape.identity, type(self))
         for name in self.decisive:
-            own, theirs = getattr(self, name), getattr(found.config, name)
-            self.require(own == theirs, f"the source {self.source} has {name}={theirs}, not {own}: set both alike")
-        own_tensors, their_tensors = dict(method.named_parameters()), dict(found.named_parameters())
-        for name in own_tensors | their_tensors:
-            shapes = [
-                f"of shape {tuple(tensors[name].shape)}" if name in tensors else "absent"
-                for tensors in (their_tensors, own_tensors)
-            ]
+            ours, theirs = getattr(self, name), getattr(source.config, name)
+            self.require(ours == theirs, f"the source {self.source} has {name}={theirs}, not {ours}: set both alike")
+        tensors, start = dict(method.named_parameters()), dict(source.named_parameters())
+        for name in tensors | start:
+            sizes = [f"of shape {tuple(some[name].shape)}" if name in some else "absent" for some in (start, tensors)]
             self.require(
-                shapes[0] == shapes[1],
-                f"in the source {self.source}, '{name}' is {shapes[0]}, here it is {shapes[1]}: "
+                sizes[0] == sizes[1],
+                f"in the source {self.source}, '{name}' is {sizes[0]}, here it is {sizes[1]}: "
                 "set num_virtual_tokens and all other sizes as in the source",
             )
         with torch.no_grad():
-            for name, tensor in own_tensors.items():
-                if name not in fresh:
-                    tensor.copy_(their_tensors[name])
+            for name in tensors.keys() - set(fresh):
+                tensors[name].copy_(start[name])
         return method

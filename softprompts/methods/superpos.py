@@ -12,22 +12,22 @@ and then go their own ways. Weight decay shrinks the embeddings and loses what t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("superpos")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SuperPosConfig(MethodConfig):
     """Settings of SuperPos-Prompt.
 
@@ -41,14 +41,15 @@ class SuperPosConfig(MethodConfig):
         vocabulary_limit: draw from this many first tokens only; None for all.
     """
 
-    num_sampled_tokens: int = 128
+    num_sampled_tokens: Annotated[int, Field(ge=1)] = 128
     softmax: bool = False
-    weights_init: str | None = None
-    weight_decay: float = 1e-5
-    vocabulary_limit: int | None = None
+    weights_init: Literal["normal", "uniform", "zeros"] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-5
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    searched: ClassVar[Space] = {"num_sampled_tokens": (32, 128)}
+    about = About(
         paper="SadraeiJavaeri, Asgari, McHardy and Rabiee, 2024, https://arxiv.org/abs/2406.05279",
         equation="p_i = E_i p'_i = sum_j p'_ij e_ij",
         trained="embeddings E (l, m, d) and weights p' (l, m)",
@@ -62,19 +63,8 @@ class SuperPosConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number(self, "num_sampled_tokens", 1)
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-        flag(self, "softmax")
-        real_number(self, "weight_decay")
-        if self.weights_init is not None:
-            self.choice("weights_init", ("normal", "uniform", "zeros"))
         # Without softmax zero weights make a zero prompt, which passes no gradient to the embeddings.
         self.require(self.softmax or self.weights_init != "zeros", "weights_init='zeros' needs softmax=True")
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how many tokens are mixed."""
-        return {**super().search_space(), "num_sampled_tokens": (32, 128)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

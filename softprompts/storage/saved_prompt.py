@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
-from huggingface_hub import snapshot_download
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -200,7 +200,7 @@ def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
     files += [] if within else [f"*/{CONFIG_FILE}"]
     with quiet_hub(name) as local_files_only:
         try:
-            snapshot = snapshot_download(
+            snapshot = huggingface_hub.snapshot_download(
                 name, revision=revision, allow_patterns=files, local_files_only=local_files_only
             )
         except Exception as error:  # the hub's client has a dozen kinds

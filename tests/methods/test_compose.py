@@ -25,7 +25,7 @@ from softprompts.methods import (
     fold,
     make_config,
 )
-from softprompts.methods.compose import together
+from softprompts.methods.compose import merge_prompts
 from softprompts.methods.selective_prefix import mean_cosine
 from softprompts.soft_prompt import SoftPrompt
 
@@ -170,16 +170,16 @@ def test_mappings_are_merged():
     one, other = SoftPrompt(), SoftPrompt()
     # Standing in for any field that holds a mapping.
     one.gate_of, other.gate_of = {"a": 1}, {"b": 2}
-    assert together(one, other, "x").gate_of == {"a": 1, "b": 2}
+    assert merge_prompts(one, other, "x").gate_of == {"a": 1, "b": 2}
     other.gate_of = {"a": 2}
     with pytest.raises(SoftPromptError, match="x and a part before it both change a; leave one out"):
-        together(one, other, "x")
+        merge_prompts(one, other, "x")
 
 
 def test_two_prefixes_of_parts_that_did_not_say_so():
     prefix = SoftPrompt(keys=torch.zeros(1, 1, 1, 1), values=torch.zeros(1, 1, 1, 1))
     with pytest.raises(SoftPromptError, match="x and a part before it both bring keys"):
-        together(prefix, prefix, "x")
+        merge_prompts(prefix, prefix, "x")
 
 
 @pytest.mark.parametrize(

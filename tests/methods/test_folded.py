@@ -156,8 +156,8 @@ def test_needs_sites(shape):
         ({"has_tokens": True}, "num_virtual_tokens must be 0 exactly when"),
         ({"has_tokens": 1}, "has_tokens must be true or false"),
         ({"num_virtual_tokens": 2, "has_tokens": True, "prefix_length": 3}, "prefix_length needs both tokens and a pr"),
-        ({"update_length": -1}, "update_length must be a whole number of at least 0"),
-        ({"source": 3, "update_length": 1}, "source must be the name of a method"),
+        ({"update_length": -1}, "update_length must be at least 0"),
+        ({"source": 3, "update_length": 1}, "source must be text, not 3"),
     ],
 )
 def test_bad_settings(fields, message):

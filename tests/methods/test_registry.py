@@ -1,9 +1,13 @@
 import dataclasses
 import json
+import subprocess
+import sys
+from typing import ClassVar
 
 import pytest
 import torch
 
+import softprompts.methods
 from softprompts.errors import SoftPromptError
 from softprompts.methods import MethodConfig, Rows, Vocabulary, make_config, methods, register
 
@@ -43,6 +47,46 @@ def test_every_setting_is_documented(name):
     config = methods()[name]
     own = {field.name for field in dataclasses.fields(config)} - {f.name for f in dataclasses.fields(MethodConfig)}
     assert all(field in config.__doc__ for field in own)
+
+
+def test_the_package_lists_every_method():
+    built_in = {config.__name__ for config in methods().values() if config.__module__.startswith("softprompts.")}
+    assert built_in <= set(dir(softprompts.methods))
+
+
+def test_listing_methods_imports_torch_and_nothing_heavier():
+    heavy = "{'transformers', 'sklearn', 'datasets', 'accelerate', 'scipy'}"
+    code = f"import sys, softprompts.methods; print('torch' in sys.modules, {heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "True set()"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(MethodConfig):
+    method: ClassVar[str] = "plain"
+
+    rank: int = 4
+    positions: str = "anything"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(self.rank > 0, "no rank")
+
+
+def test_a_plain_dataclass_has_its_inherited_settings_checked():
+    config = Plain(sites=["encoder.self"], rank=2)
+    assert (config.sites, config.rank, config.positions) == (("encoder.self",), 2, "anything")
+    assert Plain(sites="decoder.self").sites == ("decoder.self",)
+    assert dataclasses.replace(config, num_virtual_tokens=3).num_virtual_tokens == 3
+    for fields, message in (
+        ({"num_virtual_tokens": 0}, "plain: num_virtual_tokens must be at least 1, not 0"),
+        ({"num_virtual_tokens": "x"}, "plain: num_virtual_tokens must be a whole number, not 'x'"),
+        ({"placement": "left"}, "plain: placement must be one of behind-first, front, not 'left'"),
+        ({"sites": ["encoder"]}, "plain: sites.0 must be one of encoder.self, .* not 'encoder'"),
+        ({"rank": 0}, "plain: no rank"),
+    ):
+        with pytest.raises(SoftPromptError, match=f"^{message}"):
+            Plain(**fields)
 
 
 def test_configs_are_frozen():

@@ -84,11 +84,11 @@ def test_start(shape):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"alpha": 0}, "alpha must be a number more than 0"),
-        ({"alpha": "high"}, "alpha must be a number more than 0, not 'high'"),
-        ({"selective_loss": -1e-4}, "selective_loss must be a number at least 0"),
-        ({"selective_loss": True}, "selective_loss must be a number at least 0"),
-        ({"init_std": 0}, "init_std must be a number more than 0"),
+        ({"alpha": 0}, "alpha must be more than 0"),
+        ({"alpha": "high"}, "alpha must be a number, not 'high'"),
+        ({"selective_loss": -1e-4}, "selective_loss must be at least 0"),
+        ({"selective_loss": True}, "selective_loss must be a number, not True"),
+        ({"init_std": 0}, "init_std must be more than 0"),
     ],
 )
 def test_bad_settings(fields, message):

@@ -56,7 +56,7 @@ def test_a_source_is_what_its_prompt_hands_over(tmp_path: Path, config: sp.Metho
 
 def test_a_source_is_known_without_its_tensors(tmp_path: Path) -> None:
     path = saved(tmp_path / "a", task="mood")
-    sha = sources.read_source(path)[0]["sha256"]
+    sha = sources.saved_config(path)["sha256"]
     (Path(path) / "softprompt.safetensors").unlink()
     assert sources.fingerprint(path) == sha and sources.name_of(path) == "mood"
     with pytest.raises(sp.SoftPromptError, match="is missing: the saved prompt is incomplete"):
@@ -112,7 +112,7 @@ def test_unusable_sources(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [3, ["a", 3], [""], {"a": 1}])
 def test_sources_are_names(value: Any) -> None:
-    with pytest.raises(sp.SoftPromptError, match="mpt: sources must name folders"):
+    with pytest.raises(sp.SoftPromptError, match="mpt: sources must name a file or folder, not "):
         sp.MPTConfig(sources=value)
 
 
@@ -268,7 +268,7 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
             model.add_prompt("x", config)
         assert config.files()[0] in str(caught.value) and "\n" not in str(caught.value) and not len(model.prompts)
     for fields, message in (
-        ({"source": ["a", "b"]}, "source must name the folder"),
+        ({"source": ["a", "b"]}, "source must name a file or folder"),
         ({"source_b": False}, "about a s"),
     ):
         with pytest.raises(sp.SoftPromptError, match=f"dept: .*{message}"):

@@ -74,11 +74,11 @@ def test_only_the_weights_decay(shape):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_sampled_tokens": 0}, "num_sampled_tokens must be a whole number of at least 1"),
+        ({"num_sampled_tokens": 0}, "num_sampled_tokens must be at least 1"),
         ({"weights_init": "zeros"}, "weights_init='zeros' needs softmax=True"),
         ({"weights_init": "ones"}, "weights_init must be one of normal, uniform, zeros"),
         ({"softmax": 1}, "softmax must be true or false"),
-        ({"weight_decay": -1}, "weight_decay must be a number at least 0"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0"),
     ],
 )
 def test_bad_settings(fields, message):

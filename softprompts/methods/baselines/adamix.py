@@ -13,31 +13,24 @@ With ``consistency``, the loss has the paper's term ``(KL(p || q) + KL(q || p)) 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import divergence, flag, real_number, whole_number
+from softprompts.methods.about import About, Space
+from softprompts.methods.common import divergence
 from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
-from softprompts.methods.modules import (
-    ACTIVATIONS,
-    ModuleConfig,
-    ModuleMethod,
-    behind,
-    key,
-    with_role,
-)
+from softprompts.methods.modules import Activation, BottleneckMethod, ModuleConfig, with_role
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import PartWay, SoftPrompt
+from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("adamix")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdaMixConfig(ModuleConfig):
     """Settings of AdaMix.
 
@@ -51,14 +44,16 @@ class AdaMixConfig(ModuleConfig):
             a step takes twice as long. 0: none, as in the released code for BERT.
     """
 
-    num_experts: int = 4
-    bottleneck: int = 48
+    num_experts: Annotated[int, Field(ge=1)] = 4
+    bottleneck: Annotated[int, Field(ge=1)] = 48
     share_up: bool = True
-    activation: str = "gelu"
-    init_std: float = 0.02
-    consistency: float = 0.0
+    activation: Activation = "gelu"
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    consistency: Annotated[float, Field(ge=0)] = 0.0
 
-    about: ClassVar[About | None] = About(
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"consistency": ("consistency",)}
+    searched: ClassVar[Space] = {"bottleneck": (24, 48, 96)}
+    about = About(
         paper="Wang et al., AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, "
         "https://arxiv.org/abs/2205.12410",
         equation="y = h + W_up^j f(W_down^i h + b_down^i) + b_up^j, h = frozen(x), i, j ~ U{1..N}; merged at inference",
@@ -70,70 +65,34 @@ class AdaMixConfig(ModuleConfig):
         "the released code, only RoBERTa's has it.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "num_experts", 1)
-        whole_number(self, "bottleneck", 1)
-        flag(self, "share_up")
-        self.choice("activation", sorted(ACTIVATIONS))
-        real_number(self, "init_std", zero=False)
-        real_number(self, "consistency")
-
-    def identity(self) -> dict[str, Any]:
-        """The settings; nothing is said of a term that is not there."""
-        settings = super().identity()
-        if not self.consistency:
-            del settings["consistency"]
-        return settings
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how wide."""
-        return {**super().search_space(), "bottleneck": (24, 48, 96)}
-
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
         return AdaMix(self, shape)
 
 
-class AdaMix(ModuleMethod):
+class AdaMix(BottleneckMethod):
     """By the path of the module they follow: ``W_down`` ``(N, b, d)``, ``W_up`` ``(N|1, d, b)`` and their biases."""
 
     def __init__(self, config: AdaMixConfig, shape: Shape):
-        super().__init__(config)
-        self.activation = ACTIVATIONS[config.activation]
+        super().__init__(config, config.activation)
         self.consistency = config.consistency
         self.compares = ("itself",) if config.consistency else ()
         followed = with_role(config, shape, ("ffn.out",))
         self.changes = tuple(part.path for part in followed)
-        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
-        downs, ups = config.num_experts, 1 if config.share_up else config.num_experts
+        ups = 1 if config.share_up else config.num_experts
         for part in followed:
-            width, name = part.out_features, key(part.path)
-            down = nn.init.normal_(torch.empty(1, config.bottleneck, width), std=config.init_std)
-            up = nn.init.normal_(torch.empty(1, width, config.bottleneck), std=config.init_std)
-            self.down[name] = nn.Parameter(down.repeat(downs, 1, 1))
-            self.up[name] = nn.Parameter(up.repeat(ups, 1, 1))
-            self.down_bias[name] = nn.Parameter(torch.zeros(downs, config.bottleneck))
-            self.up_bias[name] = nn.Parameter(torch.zeros(ups, width))
+            self.add(part, config.bottleneck, config.init_std, (config.num_experts,), (ups,))
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way behind every FFN: through the experts drawn in training, through their mean otherwise."""
-        ways: dict[str, PartWay] = {}
-        for path in self.changes:
-            name = key(path)
-            down, down_bias = self._one(self.down[name], self.down_bias[name])
-            up, up_bias = self._one(self.up[name], self.up_bias[name])
-            ways[path] = functools.partial(behind, self.activation, down, down_bias, up, up_bias)
-        return SoftPrompt(modules=ways)
+        return SoftPrompt(modules={path: self.way(path) for path in self.changes})
 
-    def _one(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """One expert's weight and bias of those of all, ``(N, ...)``."""
+    def choose(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """One expert's weight and bias in training, the mean of all otherwise."""
         if not self.training:
             return weight.mean(0), bias.mean(0)
-        drawn = int(torch.randint(len(weight), (), device="cpu"))
-        return weight[drawn], bias[drawn]
+        expert = int(torch.randint(len(weight), (), device="cpu"))
+        return weight[expert], bias[expert]
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
         """The consistency term, with a gradient through both passes."""
@@ -141,6 +100,5 @@ class AdaMix(ModuleMethod):
         return self.consistency * (divergence(p, q) + divergence(q, p)) / 2
 
     def components(self) -> dict[str, Component]:
-        """One group."""
-        own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
-        return {"experts": Component(own, learning_rate=4e-3)}
+        """All experts, in one group."""
+        return {"experts": Component(self.bottlenecks(), learning_rate=4e-3)}

@@ -13,34 +13,21 @@ AdapterDrop: the first ``k`` layers of each stack have none; or all have, and tr
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from torch import nn
+from pydantic import Field
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import flag, real_number, whole_number
+from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, Rows, Shape
-from softprompts.methods.modules import (
-    ACTIVATIONS,
-    NORM,
-    ModuleConfig,
-    ModuleMethod,
-    behind,
-    copies,
-    key,
-    ways_with,
-    with_role,
-)
+from softprompts.methods.modules import NORM, Activation, BottleneckMethod, ModuleConfig, copies, ways_with, with_role
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import Part, PartWay, SoftPrompt
+from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("adapter")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdapterConfig(ModuleConfig):
     """Settings of Houlsby's adapters.
 
@@ -52,13 +39,14 @@ class AdapterConfig(ModuleConfig):
         init_std: the weights are drawn from N(0, init_std^2), biases are 0.
     """
 
-    reduction: int = 16
-    activation: str = "swish"
+    reduction: Annotated[int, Field(ge=1)] = 16
+    activation: Activation = "swish"
     layer_norms: bool = True
     cross: bool = False
-    init_std: float = 0.02
+    init_std: Annotated[float, Field(gt=0)] = 0.02
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"reduction": (8, 16, 32)}
+    about = About(
         paper="Houlsby et al., Parameter-Efficient Transfer Learning for NLP, https://arxiv.org/abs/1902.00751",
         equation="y = h + W_up f(W_down h + b_down) + b_up, h = frozen(x)",
         trained="an adapter behind self-attention and FFN of every layer, and the norms",
@@ -66,26 +54,13 @@ class AdapterConfig(ModuleConfig):
         per_row="two thin products per adapter",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "reduction", 1)
-        self.choice("activation", sorted(ACTIVATIONS))
-        flag(self, "layer_norms")
-        flag(self, "cross")
-        real_number(self, "init_std", zero=False)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how narrow it is."""
-        return {**super().search_space(), "reduction": (8, 16, 32)}
-
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
         return Adapter(self, shape)
 
 
 @register("adapterdrop")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdapterDropConfig(AdapterConfig):
     """Settings of AdapterDrop, besides those of the adapters.
 
@@ -95,10 +70,11 @@ class AdapterDropConfig(AdapterConfig):
             ``dropped_layers`` is then how many are left out at inference.
     """
 
-    dropped_layers: int = 1
+    dropped_layers: Annotated[int, Field(ge=0)] = 1
     robust: bool = False
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"reduction": (8, 16, 32), "dropped_layers": (1, 2)}
+    about = About(
         paper="Rücklé et al., AdapterDrop: On the Efficiency of Adapters in Transformers, "
         "https://arxiv.org/abs/2010.11918",
         equation="as adapter, in layers k..L-1; robust: k ~ U{0..L-1} in each training pass",
@@ -106,16 +82,6 @@ class AdapterDropConfig(AdapterConfig):
         count="2*(L - k)*(2*d*b + b + d) with b = d // reduction, k layers left out in all, and those of the norms",
         per_row="two thin products per adapter that is left",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "dropped_layers", 0)
-        flag(self, "robust")
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how many layers are left out."""
-        return {**super().search_space(), "dropped_layers": (1, 2)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised.
@@ -126,19 +92,18 @@ class AdapterDropConfig(AdapterConfig):
         return Adapter(self, shape, self.dropped_layers, self.robust)
 
 
-class Adapter(ModuleMethod):
-    """``W_down`` ``(b, d)``, ``b_down``, ``W_up`` ``(d, b)`` and ``b_up`` by the path of the module they follow.
+class Adapter(BottleneckMethod):
+    """The adapters, and the copies of the norms.
 
     Args:
         config: the settings.
         shape: the sizes.
-        dropped: layers that are left out.
-        robust: leave out others in training.
+        dropped: number of layers that are left out.
+        robust: leave out a random number in training.
     """
 
     def __init__(self, config: AdapterConfig, shape: Shape, dropped: int = 0, robust: bool = False):
-        super().__init__(config)
-        self.activation = ACTIVATIONS[config.activation]
+        super().__init__(config, config.activation)
         self.dropped, self.robust = dropped, robust
         followed = [
             part
@@ -150,18 +115,9 @@ class Adapter(ModuleMethod):
         if not robust:
             followed = [part for part in followed if (part.layer or 0) >= dropped]
         self.layers = {part.path: part.layer or 0 for part in followed}
-        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
         for part in followed:
-            width, name = part.out_features, key(part.path)
-            narrow = max(1, width // config.reduction)
-            self.down[name] = nn.Parameter(nn.init.normal_(torch.empty(narrow, width), std=config.init_std))
-            self.up[name] = nn.Parameter(nn.init.normal_(torch.empty(width, narrow), std=config.init_std))
-            self.down_bias[name] = nn.Parameter(torch.zeros(narrow))
-            self.up_bias[name] = nn.Parameter(torch.zeros(width))
-        norms: list[Part] = []
-        if config.layer_norms:
-            norms = [part for part in shape.parts if part.kind == NORM and part.by_row]
+            self.add(part, max(1, part.out_features // config.reduction), config.init_std)
+        norms = [part for part in shape.parts if part.kind == NORM and part.by_row] if config.layer_norms else []
         self.norms, self._norm_names = copies(norms)
         self.changes = (*self.layers, *self._norm_names)
 
@@ -170,15 +126,9 @@ class Adapter(ModuleMethod):
         first = self.dropped
         if self.robust and self.training:
             first = int(torch.randint(self.num_layers, (), device="cpu"))
-        ways: dict[str, PartWay] = {}
-        for path, layer in self.layers.items():
-            if layer >= first:
-                name = key(path)
-                parts = (self.down[name], self.down_bias[name], self.up[name], self.up_bias[name])
-                ways[path] = functools.partial(behind, self.activation, *parts)
+        ways = {path: self.way(path) for path, layer in self.layers.items() if layer >= first}
         return SoftPrompt(modules=ways | ways_with(self.norms, self._norm_names))
 
     def components(self) -> dict[str, Component]:
         """The adapters, and the norms with them."""
-        own = [*self.down.values(), *self.down_bias.values(), *self.up.values(), *self.up_bias.values()]
-        return {"adapter": Component([*own, *self.norms.values()], learning_rate=3e-3)}
+        return {"adapter": Component([*self.bottlenecks(), *self.norms.values()], learning_rate=3e-3)}

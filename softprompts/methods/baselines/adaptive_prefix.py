@@ -14,28 +14,22 @@ Trained: the prefix, ``2*S*l*w`` numbers, ``W``, ``S*d*l``, and ``lambda``, ``S`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, View
-from softprompts.methods.common import (
-    flag,
-    gated,
-    gated_by_states,
-    plain_prefix,
-    prefix_table,
-    real_number,
-)
+from softprompts.methods.common import PrefixMethod, gated, gated_by_states
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import GateOf, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("adaptive-prefix")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AdaptivePrefixConfig(MethodConfig):
     """Settings of adaptive prefix tuning; the three flags are the paper's ablations.
 
@@ -53,12 +47,12 @@ class AdaptivePrefixConfig(MethodConfig):
     token_gate: bool = True
     layer_scale: bool = True
     hidden_state: bool = True
-    summary: str | None = None
-    init_std: float = 0.5
+    summary: Literal["first", "mean"] | None = None
+    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix: ClassVar[bool] = True
-    modifies_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    modifies_prefix = True
+    about = About(
         paper="Zhang et al., Towards Adaptive Prefix Tuning for Parameter-Efficient Language Model Fine-tuning, "
         "ACL 2023, https://arxiv.org/abs/2305.15212",
         equation="P^_i = lambda_i sigmoid(h_{i-1} W_i) o [P_ik ; P_iv]",
@@ -71,13 +65,9 @@ class AdaptivePrefixConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("token_gate", "layer_scale", "hidden_state"):
-            flag(self, field)
         self.require(self.token_gate or self.layer_scale, "without both gates this is prefix-tuning; keep one of them")
         if self.summary is not None:
-            self.choice("summary", ("first", "mean"))
             self.require(self.reads_states, "summary needs token_gate=True and hidden_state=True")
-        real_number(self, "init_std", zero=False)
 
     @property
     def reads_states(self) -> bool:
@@ -93,19 +83,18 @@ class AdaptivePrefixConfig(MethodConfig):
         return AdaptivePrefix(self, shape, own_prefix=False)
 
 
-class AdaptivePrefix(Method):
+class AdaptivePrefix(PrefixMethod):
     """Prefix ``(l, 2*S*w)``, projection ``W (S, d, l)`` or free gates ``(S, l)``, scales ``(S,)``; None where off.
 
     With all gates it starts as a plain prefix: ``sigmoid(0) = 1/2``, times a scale of 2.
     """
 
     def __init__(self, config: AdaptivePrefixConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config)
+        super().__init__(config, shape, config.init_std, own_prefix)
         self.reads_states = config.reads_states
         sites, length, width = shape.num_sites, config.num_virtual_tokens, shape.site_width or 0
         self.mean = config.summary == "mean" or (config.summary is None and shape.causal)
-        self.num_sites, self.length = sites, length
-        self.prefix = prefix_table(config, shape, config.init_std) if own_prefix else None
+        self.length = length
         self.projection: nn.Parameter | None = None
         self.free: nn.Parameter | None = None
         if config.reads_states:
@@ -116,12 +105,8 @@ class AdaptivePrefix(Method):
         start = 2.0 if config.token_gate else 1.0
         self.scales = nn.Parameter(torch.full((sites,), start)) if config.layer_scale else None
 
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)``, gates ``(S, 1, l)`` and the function that makes those of a site."""
-        return self.modify(plain_prefix(self.prefix, self.num_sites))
-
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
-        """Puts the gates on a prefix."""
+        """Puts the gates ``(S, 1, l)`` on a prefix, and the function that makes those of a site."""
         if self.scales is not None:
             prompt = gated(prompt, self.scales[:, None, None].expand(-1, 1, self.length))
         if self.free is not None:
@@ -136,9 +121,7 @@ class AdaptivePrefix(Method):
 
     def components(self) -> dict[str, Component]:
         """The prefix, and the gates in use."""
-        parts: dict[str, Component] = {}
-        if self.prefix is not None:
-            parts["prefix"] = Component([self.prefix], learning_rate=3e-2)
+        parts = super().components()
         gates = [parameter for parameter in (self.projection, self.free) if parameter is not None]
         if gates:
             parts["token_gates"] = Component(gates, learning_rate=1e-2 if self.free is None else 3e-2)

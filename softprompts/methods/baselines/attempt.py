@@ -14,24 +14,25 @@ Trained: the target prompt ``P_T``, ``W_down``, ``W_up`` and the LayerNorm; ``l*
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.methods import sources
 from softprompts.methods.about import About, View
-from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.common import sampled_rows
+from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("attempt")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class AttemptConfig(SourcedConfig):
     """Settings of ATTEMPT.
 
@@ -48,14 +49,14 @@ class AttemptConfig(SourcedConfig):
         restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
     """
 
-    target_init: str = "source"
-    vocabulary_limit: int | None = None
-    bottleneck: int = 100
-    temperature: float | None = None
+    target_init: Literal["source", "vocabulary"] = "source"
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
+    bottleneck: Annotated[int, Field(ge=1)] = 100
+    temperature: Annotated[float, Field(gt=0)] | None = None
     train_norm: bool = True
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    about = About(
         paper="Asai et al., ATTEMPT: Parameter-Efficient Multi-task Tuning via Attentional Mixtures of Soft Prompts, "
         "EMNLP 2022, https://arxiv.org/abs/2205.11961",
         equation="P = sum_j a_j P_j + P_T, a = softmax_j(<max P_j, LayerNorm(W_up SiLU(W_down max E(x)))> / T)",
@@ -69,15 +70,6 @@ class AttemptConfig(SourcedConfig):
         differs="The input is pooled over its real tokens; the released code pools over padding too, so that a row "
         "depends on its batch. The LayerNorm is trained as in the paper; the released code freezes it.",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choice("target_init", ("source", "vocabulary"))
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-        whole_number(self, "bottleneck", 1)
-        if self.temperature is not None:
-            real_number(self, "temperature", zero=False)
-        flag(self, "train_norm")
 
     def build(self, shape: Shape) -> Method:
         """The module, its attention freshly initialised."""
@@ -139,14 +131,12 @@ class Attempt(Method):
 
     def share_with(self, other: Method) -> None:
         """Takes the attention's network from another attempt prompt of the same sizes."""
-        fits = isinstance(other, Attempt) and other is not self and other.down.weight.shape == self.down.weight.shape
-        self.config.require(
-            fits and isinstance(other, Attempt) and other.config.train_norm == self.config.train_norm,
-            "only attempt prompts of one bottleneck and train_norm can share their attention",
+        fits = (
+            isinstance(other, Attempt)
+            and other is not self
+            and other.down.weight.shape == self.down.weight.shape
+            and other.config.train_norm == self.config.train_norm
         )
+        self.config.require(fits, "only attempt prompts of one bottleneck and train_norm can share their attention")
         assert isinstance(other, Attempt)
         self.down, self.up, self.norm, self.borrows = other.down, other.up, other.norm, True
-
-    def stored(self) -> MethodConfig:
-        """The config with the number of sources in place of their names: they are among the saved tensors."""
-        return self.config.detached()

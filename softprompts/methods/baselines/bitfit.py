@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +24,15 @@ from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.modules import LINEAR, NORM, ModuleConfig, ModuleMethod, key
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Frozen, Part, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("bitfit")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class BitFitConfig(ModuleConfig):
     """BitFit has no settings of its own."""
 
-    about: ClassVar[About | None] = About(
+    about = About(
         paper="Ben Zaken et al., BitFit, https://arxiv.org/abs/2106.10199",
         equation="y = frozen(x) + c",
         trained="all biases; where the model has none, new ones at the linear layers and norms of its layers and at "
@@ -49,16 +48,16 @@ class BitFitConfig(ModuleConfig):
 
 
 class BitFit(ModuleMethod):
-    """What is added to the output of each module, ``(out,)``, by its path."""
+    """The vector ``(out,)`` that is added to the output of each module, by its path."""
 
     def __init__(self, config: BitFitConfig, shape: Shape):
         super().__init__(config)
-        flat = [part for part in shape.parts if part.by_row and part.kind in (*LINEAR, NORM)]
-        biased = [part for part in flat if part.has_bias]
-        chosen = biased or [part for part in flat if part.layer is not None or "output" in part.roles]
+        able = [part for part in shape.parts if part.by_row and part.kind in (*LINEAR, NORM)]
+        biased = [part for part in able if part.has_bias]
+        chosen = biased or [part for part in able if part.layer is not None or "output" in part.roles]
         config.require(bool(chosen), "this backbone has no linear layer or norm to put a bias on")
         self.changes = tuple(part.path for part in chosen)
-        self.added = nn.ParameterDict({key(part.path): _zeros(part) for part in chosen})
+        self.added = nn.ParameterDict({key(part.path): nn.Parameter(torch.zeros(part.out_features)) for part in chosen})
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way through every module."""
@@ -66,22 +65,18 @@ class BitFit(ModuleMethod):
 
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
         """``b + c`` of every module."""
-        found: dict[str, dict[str, Tensor]] = {}
+        biases: dict[str, dict[str, Tensor]] = {}
         for part in parts:
             if part.path not in self.changes:
                 continue
             if not part.has_bias:
                 raise SoftPromptError(f"bitfit: '{part.path}' has no bias, and a new one would be another architecture")
-            found[part.path] = {"bias": part.tensors["bias"] + self.added[key(part.path)].detach()}
-        return found
+            biases[part.path] = {"bias": part.tensors["bias"] + self.added[key(part.path)].detach()}
+        return biases
 
     def components(self) -> dict[str, Component]:
-        """One group."""
+        """All biases, in one group."""
         return {"biases": Component(list(self.added.values()), learning_rate=3e-3)}
-
-
-def _zeros(part: Part) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(part.out_features))
 
 
 def _plus(added: Tensor, frozen: Frozen, x: Tensor) -> Tensor:

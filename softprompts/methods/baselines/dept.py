@@ -12,23 +12,24 @@ in a plain prompt of ``l`` tokens where ``l*d = s*d + (m + d)*r``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import flag, sampled_rows, whole_number
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.about import About, Space
+from softprompts.methods.common import sampled_rows
+from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import StartedConfig
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("dept")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DePTConfig(StartedConfig):
     """Settings of DePT.
 
@@ -44,16 +45,18 @@ class DePTConfig(StartedConfig):
             learned (an option of the released code).
     """
 
-    num_virtual_tokens: int = 60
-    rank: int = 30
-    max_length: int = 256
-    scale: str = "paper"
-    vocabulary_limit: int | None = None
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 60
+    rank: Annotated[int, Field(ge=1)] = 30
+    max_length: Annotated[int, Field(ge=1)] = 256
+    scale: Literal["paper", "released"] = "paper"
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
     source_b: bool = True
 
-    uses_tokens: ClassVar[bool] = True
-    decisive: ClassVar[tuple[str, ...]] = ("scale",)
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    decisive = ("scale",)
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("source", "source_b")}
+    searched: ClassVar[Space] = {"num_virtual_tokens": (20, 40, 60), "rank": (10, 30, 45)}
+    about = About(
         paper='Shi and Lipani, "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", ICLR 2024, '
         "https://arxiv.org/abs/2309.05173",
         equation="X' = [P ; E(x) + c A B], c = 1 (released: 8/sqrt(rank))",
@@ -69,24 +72,11 @@ class DePTConfig(StartedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number(self, "rank", 1)
-        whole_number(self, "max_length", 1)
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-        self.choice("scale", ("paper", "released"))
-        flag(self, "source_b")
         self.require(self.source_b or self.source is not None, "source_b=False is about a source: name one in source")
 
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of the source's name; without a source nothing is said of it."""
-        settings = super().identity()
-        if self.source is None:
-            del settings["source_b"]
-        return settings
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the rank; no prompts longer than the paper's."""
-        return {**super().search_space(), "num_virtual_tokens": (20, 40, 60), "rank": (10, 30, 45)}
+    def without_files(self, **changes: Any) -> Self:
+        """The config without the source; ``source_b`` has no meaning without one."""
+        return super().without_files(source_b=True, **changes)
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -117,7 +107,3 @@ class DePT(Method):
             "prompt": Component([self.prompt], learning_rate=2e-2),
             "low_rank": Component([self.a, self.b], learning_rate=5e-3),
         }
-
-    def stored(self) -> MethodConfig:
-        """The config without the source, which has done its work."""
-        return replace(self.config, source=None, source_b=True)

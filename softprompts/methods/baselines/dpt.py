@@ -10,22 +10,21 @@ Trained: ``A`` and ``B``; ``(l + d)*b`` numbers. Multiplied out after training, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import real_number, whole_number
+from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("dpt")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DPTConfig(MethodConfig):
     """Settings of decomposed prompt tuning.
 
@@ -35,12 +34,13 @@ class DPTConfig(MethodConfig):
         init_scale: both factors start uniform in +- this (released code: 0.5).
     """
 
-    num_virtual_tokens: int = 100
-    rank: int = 10
-    init_scale: float = 0.5
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 100
+    rank: Annotated[int, Field(ge=1)] = 10
+    init_scale: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    searched: ClassVar[Space] = {"num_virtual_tokens": (20, 50, 100), "rank": (5, 10, 20)}
+    about = About(
         paper='Xiao et al., "Decomposed Prompt Tuning via Low-Rank Reparameterization", Findings of EMNLP 2023, '
         "https://arxiv.org/abs/2310.10094",
         equation="P = A B",
@@ -52,17 +52,10 @@ class DPTConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number(self, "rank", 1)
-        real_number(self, "init_scale", zero=False)
         self.require(
             self.rank <= self.num_virtual_tokens,
             f"rank={self.rank} is more than num_virtual_tokens={self.num_virtual_tokens}; set it lower",
         )
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the rank; no prompts longer than the paper's."""
-        return {**super().search_space(), "num_virtual_tokens": (20, 50, 100), "rank": (5, 10, 20)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -11,21 +11,19 @@ of other prompts go by them too, unless `shared_tables` is set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from softprompts.methods.about import About
-from softprompts.methods.common import flag
 from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.modules import ModuleConfig, ModuleMethod, copies, ways_with
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Part, SoftPrompt
+from softprompts.validation import settings
 
 
 @register("full")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class FullConfig(ModuleConfig):
     """Settings of full fine-tuning.
 
@@ -36,7 +34,7 @@ class FullConfig(ModuleConfig):
 
     shared_tables: bool = False
 
-    about: ClassVar[About | None] = About(
+    about = About(
         paper="the usual baseline",
         equation="y = f_theta(x)",
         trained="a copy of every parameter of the backbone",
@@ -44,10 +42,6 @@ class FullConfig(ModuleConfig):
         per_row="all of the backbone, with weights of the prompt's own",
         differs="tables of relative positions, which rows share (T5-base: 768 numbers), stay frozen by default",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        flag(self, "shared_tables")
 
     def build(self, shape: Shape) -> Method:
         """The module; it starts as the backbone is."""
@@ -77,9 +71,10 @@ class Full(ModuleMethod):
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
         """The copies themselves."""
         return {
-            path: {name: self.theta[own].detach() for name, own in used.items()} for path, used in self._names.items()
+            path: {name: self.theta[copy].detach() for name, copy in copied.items()}
+            for path, copied in self._names.items()
         }
 
     def components(self) -> dict[str, Component]:
-        """One group."""
+        """All copies, in one group."""
         return {"backbone": Component(list(self.theta.values()), learning_rate=1e-4)}

@@ -5,18 +5,17 @@ y = head(f_frozen(x))
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
-from softprompts.methods.about import RATES, About, Span
+from softprompts.methods.about import RATES, About, Space
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("head-only")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class HeadOnlyConfig(MethodConfig):
     """No prompt at all; only models with a task head can train this.
 
@@ -24,27 +23,15 @@ class HeadOnlyConfig(MethodConfig):
         num_virtual_tokens: always 0.
     """
 
-    num_virtual_tokens: int = 0
+    num_virtual_tokens: Literal[0] = 0
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"learning_rates.head": RATES}
+    about = About(
         paper="the usual linear baseline",
         equation="y = head(f(x))",
         trained="nothing but the task head",
         count="0",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.num_virtual_tokens == 0, "num_virtual_tokens must be 0: there is no prompt")
-
-    def min_virtual_tokens(self) -> int:
-        """None is fine here."""
-        return 0
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """The head's rate: there is no other."""
-        return {"learning_rates.head": RATES}
 
     def build(self, shape: Shape) -> Method:
         """A module without parameters."""
@@ -52,14 +39,14 @@ class HeadOnlyConfig(MethodConfig):
 
 
 class HeadOnly(Method):
-    """Hands over an empty soft prompt."""
+    """A module without parameters, whose soft prompt is empty."""
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Nothing."""
+        """An empty soft prompt."""
         return SoftPrompt()
 
     def components(self) -> dict[str, Component]:
-        """None; the head is the prompt's own."""
+        """No component; the head has a learning rate of its own."""
         return {}
 
     def cannot_fold(self) -> str | None:

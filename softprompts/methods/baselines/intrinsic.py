@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
@@ -30,11 +31,12 @@ from torch import Tensor, nn
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.methods import sources
 from softprompts.methods.about import About
-from softprompts.methods.common import real_number
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
+from softprompts.methods.source_settings import FilesConfig
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.storage.files import write_atomic
+from softprompts.validation import PATH, settings
 
 KINDS = ("linear", "tanh")
 _FORMAT = "softprompts-autoencoder-1"
@@ -42,8 +44,8 @@ Layers = dict[str, Tensor]  # decoder.0.weight, decoder.0.bias and, of a tanh de
 
 
 @register("intrinsic")
-@dataclass(frozen=True, kw_only=True)
-class IntrinsicConfig(MethodConfig):
+@settings
+class IntrinsicConfig(FilesConfig):
     """Settings of intrinsic prompt tuning.
 
     Attributes:
@@ -54,12 +56,13 @@ class IntrinsicConfig(MethodConfig):
             saving sets it.
     """
 
-    autoencoder: str | None = None
-    init_std: float = 0.02
-    restored: tuple[int, ...] = ()
+    autoencoder: Annotated[str, PATH] | None = None
+    init_std: Annotated[float, Field(ge=0)] = 0.02
+    restored: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=2)] = ()
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    paths = ("autoencoder",)
+    about = About(
         paper="Qin et al., Exploring Universal Intrinsic Task Subspace via Prompt Tuning, "
         "https://arxiv.org/abs/2110.07867",
         equation="P = Dec(z), X' = [P ; E(x)]; Dec is the frozen decoder of an auto-encoder fitted to many prompts",
@@ -72,34 +75,9 @@ class IntrinsicConfig(MethodConfig):
         "in closed form, which is the minimum that training heads for. Codes are scaled to a standard deviation of 1.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.autoencoder is not None:
-            self.require(
-                isinstance(self.autoencoder, str | PathLike) and bool(str(self.autoencoder)),
-                f"autoencoder must name a file of fit_autoencoder, not {self.autoencoder!r}",
-            )
-            object.__setattr__(self, "autoencoder", str(self.autoencoder))
-        real_number(self, "init_std")
-        plain = isinstance(self.restored, tuple | list) and len(self.restored) <= 2
-        self.require(plain, "restored is set by saving; leave it out")
-        object.__setattr__(self, "restored", tuple(self.restored))
-        for size in self.restored:
-            require_whole(self.method, "restored", size, 1)
-
-    @classmethod
-    def settable(cls) -> list[str]:
-        """All but what saving sets."""
-        return [name for name in super().settable() if name != "restored"]
-
-    def files(self) -> tuple[str, ...]:
-        """The auto-encoder."""
-        return () if self.autoencoder is None else (self.autoencoder,)
-
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of the auto-encoder's name."""
-        hashes = [hashlib.sha256(_existing(path).read_bytes()).hexdigest() for path in self.files()]
-        return {**self.to_dict(), "autoencoder": hashes[0] if hashes else None}
+    def fingerprint(self, path: str) -> str:
+        """The hash of the auto-encoder's file."""
+        return hashlib.sha256(_existing(path).read_bytes()).hexdigest()
 
     def build(self, shape: Shape) -> Method:
         """The module, with a fresh code and the decoder of the file."""
@@ -114,9 +92,9 @@ class IntrinsicConfig(MethodConfig):
         if self.autoencoder is None:
             raise SoftPromptError(f"{self.method}: name the file of fit_autoencoder in autoencoder")
         facts, layers = _read(self.autoencoder)
-        for field, there, wanted in (("tokens", facts["length"], length), ("width", facts["width"], width)):
+        for name, fitted, size in (("tokens", facts["length"], length), ("width", facts["width"], width)):
             self.require(
-                there == wanted, f"the auto-encoder {self.autoencoder} is for prompts of {field} {there}, not {wanted}"
+                fitted == size, f"the auto-encoder {self.autoencoder} is for prompts of {name} {fitted}, not {size}"
             )
         decoder = {key: value for key, value in layers.items() if key.startswith("decoder.")}
         return Intrinsic(self, torch.randn(facts["dim"]) * self.init_std, decoder)
@@ -283,14 +261,15 @@ def _trained(flat: Tensor, dim: int, hidden_size: int, steps: int, learning_rate
 def _stacked(owner: str, paths: Sequence[str]) -> Tensor:
     if len(paths) < 2:
         raise SoftPromptError(f"{owner}: there must be at least two prompts to fit to, not {len(paths)}")
-    width = sources.described(paths[0])["backbone"].get("hidden_size")
-    found = sources.load_tokens(owner, paths, width)
-    for path, tokens in zip(paths, found, strict=True):
-        if len(tokens) != len(found[0]):
+    width = sources.saved_config(paths[0])["backbone"].get("hidden_size")
+    prompts = sources.load_tokens(owner, paths, width)
+    length = len(prompts[0])
+    for path, tokens in zip(paths, prompts, strict=True):
+        if len(tokens) != length:
             raise SoftPromptError(
-                f"{owner}: {path} has {len(tokens)} tokens, {paths[0]} has {len(found[0])}: they must be of one length"
+                f"{owner}: {path} has {len(tokens)} tokens, {paths[0]} has {length}: they must be of one length"
             )
-    return torch.stack(found)
+    return torch.stack(prompts)
 
 
 def _existing(path: str) -> Path:

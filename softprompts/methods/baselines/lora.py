@@ -12,33 +12,28 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import real_number, whole_number
+from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, Rows, Shape
-from softprompts.methods.modules import (
-    ModuleConfig,
-    ModuleMethod,
-    draw_seed,
-    key,
-    with_role,
-)
+from softprompts.methods.modules import ModuleConfig, ModuleMethod, key, with_role
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import Frozen, Part, SoftPrompt
+from softprompts.soft_prompt import Frozen, Part, PartWay, SoftPrompt
+from softprompts.validation import TEXTS, settings
 
-TARGETS = ("query", "key", "value", "attention.output", "ffn.in", "ffn.out")
+Target = Literal["query", "key", "value", "attention.output", "ffn.in", "ffn.out"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @register("lora")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LoraConfig(ModuleConfig):
     """Settings of LoRA.
 
@@ -49,12 +44,13 @@ class LoraConfig(ModuleConfig):
         targets: which layers, of "query", "key", "value", "attention.output", "ffn.in" and "ffn.out".
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    dropout: float = 0.1
-    targets: tuple[str, ...] = ("query", "value")
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    targets: Annotated[tuple[Target, ...], TEXTS, Field(min_length=1)] = ("query", "value")
 
-    about: ClassVar[About | None] = About(
+    searched: ClassVar[Space] = {"rank": (4, 8, 16)}
+    about = About(
         paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, https://arxiv.org/abs/2106.09685",
         equation="y = W x + b + (alpha/r) B A dropout(x)",
         trained="A and B of the query and value projections of every attention",
@@ -63,23 +59,6 @@ class LoraConfig(ModuleConfig):
         differs="dropout is drawn per row and feature, alike for all tokens of a row (PEFT: also per token), so that "
         "a run draws the same whatever else is in the batch",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "rank", 1)
-        if self.alpha is not None:
-            real_number(self, "alpha", zero=False)
-        real_number(self, "dropout", below=1)
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
-        object.__setattr__(self, "targets", targets)
-        self.require(bool(targets), "targets must name at least one kind of layer")
-        for target in targets:
-            self.require(target in TARGETS, f"targets must be of {', '.join(TARGETS)}, not {target!r}")
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the rank."""
-        return {**super().search_space(), "rank": (4, 8, 16)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -103,13 +82,11 @@ class Lora(ModuleMethod):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The way through every target."""
-        seed = draw_seed() if self.training and self.dropout else None
-        ways = {
-            path: functools.partial(
-                self._beside, self.a[key(path)], self.b[key(path)], None if seed is None else seed + i
-            )
-            for i, path in enumerate(self.changes)
-        }
+        seed = int(torch.randint(2**62, (), device="cpu")) if self.training and self.dropout else None
+        ways: dict[str, PartWay] = {}
+        for index, path in enumerate(self.changes):
+            a, b = self.a[key(path)], self.b[key(path)]
+            ways[path] = functools.partial(self._beside, a, b, None if seed is None else seed + index)
         return SoftPrompt(modules=ways)
 
     def _beside(self, a: Tensor, b: Tensor, seed: int | None, frozen: Frozen, x: Tensor) -> Tensor:
@@ -124,7 +101,7 @@ class Lora(ModuleMethod):
 
     def merged(self, parts: Sequence[Part]) -> dict[str, dict[str, Tensor]]:
         """``W + (alpha / r) B A`` of every target, computed in the wider type of the two."""
-        found: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, dict[str, Tensor]] = {}
         for part in parts:
             if part.path not in self.changes:
                 continue
@@ -133,9 +110,9 @@ class Lora(ModuleMethod):
                 raise SoftPromptError(f"lora: '{part.path}' is quantised, and nothing can be added to its weights")
             a, b = self.a[key(part.path)].detach(), self.b[key(part.path)].detach()
             change = self.scale * (b @ a)
-            found[part.path] = {"weight": weight + (change.T if part.kind == "conv1d" else change)}
-        return found
+            weights[part.path] = {"weight": weight + (change.T if part.kind == "conv1d" else change)}
+        return weights
 
     def components(self) -> dict[str, Component]:
-        """One group."""
+        """All products, in one group."""
         return {"lora": Component([*self.a.values(), *self.b.values()], learning_rate=5e-3)}

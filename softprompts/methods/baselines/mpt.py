@@ -17,39 +17,24 @@ Trained: ``P*``, ``U`` and ``V``; ``l*d + R*(l + d)`` numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from os import PathLike
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods import sources
 from softprompts.methods.about import About
-from softprompts.methods.common import (
-    divergence,
-    flag,
-    real_number,
-    sampled_rows,
-    whole_number,
-)
-from softprompts.methods.contract import (
-    Answers,
-    Component,
-    Method,
-    MethodConfig,
-    Rows,
-    Shape,
-)
+from softprompts.methods.common import divergence, sampled_rows
+from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import SourcedConfig
 from softprompts.soft_prompt import SoftPrompt
-
-_OF_TEACHER = ("teacher", "distillation", "temperature", "match_states")
+from softprompts.validation import PATH, settings
 
 
 @register("mpt")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MPTConfig(SourcedConfig):
     """Settings of multitask prompt tuning.
 
@@ -68,16 +53,20 @@ class MPTConfig(SourcedConfig):
         restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
     """
 
-    rank: int = 1
-    vocabulary_limit: int | None = None
-    factors_init: str = "ones"
-    teacher: str | None = None
-    distillation: float = 0.9
-    temperature: float = 1.0
+    rank: Annotated[int, Field(ge=1)] = 1
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
+    factors_init: Literal["ones", "normal"] = "ones"
+    teacher: Annotated[str, PATH] | None = None
+    distillation: Annotated[float, Field(ge=0)] = 0.9
+    temperature: Annotated[float, Field(gt=0)] = 1.0
     match_states: bool = True
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    paths = ("sources", "teacher")
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "teacher": ("teacher", "distillation", "temperature", "match_states")
+    }
+    about = About(
         paper="Wang et al., Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning, ICLR 2023, "
         "https://arxiv.org/abs/2303.02861",
         equation="P_k = P* o (U_k V_k), X' = [P_k ; E(x)]",
@@ -87,36 +76,12 @@ class MPTConfig(SourcedConfig):
         once="the prompt",
         folds_to="tokens",
         differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. Source "
-        "tasks are trained together (`softprompts.experiments.multitask`), each with a batch in every step, where the paper draws "
-        "tasks. Hidden states are those of the last layer, a mean over their width.",
+        "tasks are trained together (`softprompts.experiments.multitask`), each with a batch in every step, where the "
+        "paper draws tasks. Hidden states are those of the last layer, a mean over their width.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "rank", 1)
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-        self.choice("factors_init", ("ones", "normal"))
-        if self.teacher is not None:
-            fine = isinstance(self.teacher, str | PathLike) and bool(str(self.teacher))
-            self.require(fine, f"teacher must name the folder of a saved prompt, not {self.teacher!r}")
-            object.__setattr__(self, "teacher", str(self.teacher))
-        real_number(self, "distillation")
-        real_number(self, "temperature", zero=False)
-        flag(self, "match_states")
-
-    def files(self) -> tuple[str, ...]:
-        """The sources and the teacher."""
-        return (*self.sources, *([] if self.teacher is None else [self.teacher]))
-
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of each source's name; without a teacher nothing is said of it."""
-        settings = super().identity()
-        if self.teacher is None:
-            return {key: value for key, value in settings.items() if key not in _OF_TEACHER}
-        return {**settings, "teacher": sources.fingerprint(self.teacher)}
-
     def taught_by(self) -> str | None:
-        """The teacher, where anything is learned from it."""
+        """The teacher, unless its weight in the loss is 0."""
         return self.teacher if self.distillation else None
 
     def build(self, shape: Shape) -> Method:
@@ -136,13 +101,10 @@ class MPTConfig(SourcedConfig):
 
     def inherited(self, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         """``P*`` of the sources and the averages of their factors."""
-        found = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity)
-        for path, method in zip(self.sources, found, strict=True):
-            if not isinstance(method, MPT):
-                self.require(False, f"the source {path} is a {method.config.method} prompt, which has no shared part")
-        those = [method for method in found if isinstance(method, MPT)]
-        first = those[0]
-        for path, method in zip(self.sources, those, strict=True):
+        loaded = sources.load_methods(self.method, self.sources, shape.hidden_size, shape.identity, type(self))
+        methods = [method for method in loaded if isinstance(method, MPT)]
+        first = methods[0]
+        for path, method in zip(self.sources, methods, strict=True):
             length, rank = method.left.shape
             self.require(
                 (length, rank) == (self.num_virtual_tokens, self.rank),
@@ -153,8 +115,8 @@ class MPTConfig(SourcedConfig):
                 torch.equal(method.shared, first.shared),
                 f"the sources {self.sources[0]} and {path} have no shared prompt in common: they were trained apart",
             )
-        left = torch.stack([method.left.detach().float() for method in those]).mean(0)
-        right = torch.stack([method.right.detach().float() for method in those]).mean(0)
+        left = torch.stack([method.left.detach().float() for method in methods]).mean(0)
+        right = torch.stack([method.right.detach().float() for method in methods]).mean(0)
         return first.shared.detach().float(), left, right
 
 
@@ -165,9 +127,7 @@ class MPT(Method):
 
     def __init__(self, config: MPTConfig, shared: Tensor, left: Tensor, right: Tensor):
         super().__init__(config)
-        self.shared = nn.Parameter(shared)
-        self.left = nn.Parameter(left)
-        self.right = nn.Parameter(right)
+        self.shared, self.left, self.right = nn.Parameter(shared), nn.Parameter(left), nn.Parameter(right)
         if config.taught_by() is not None:
             self.compares, self.compares_states = ("teacher",), config.match_states
         self.borrows = False  # whether another prompt trains the shared one
@@ -177,7 +137,7 @@ class MPT(Method):
         return SoftPrompt(tokens=(self.shared * (self.left @ self.right)).unsqueeze(0))
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
-        """What is learned from the teacher."""
+        """The distance from the teacher's predictions and, with ``match_states``, from its hidden states."""
         teacher, heat = others["teacher"], self.config.temperature
         loss = heat**2 * divergence(teacher.logits / heat, own.logits / heat)
         if own.states is not None and teacher.states is not None and own.real is not None:
@@ -198,7 +158,3 @@ class MPT(Method):
         self.config.require(fits, "only mpt prompts of one length can share their P*")
         assert isinstance(other, MPT)
         self.shared, self.borrows = other.shared, True
-
-    def stored(self) -> MethodConfig:
-        """The config without sources and teacher, which have done their work."""
-        return replace(self.config.detached(), teacher=None)

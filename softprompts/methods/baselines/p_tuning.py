@@ -11,22 +11,21 @@ Dropped after training, which leaves a plain prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import real_number, whole_number
+from softprompts.methods.about import About, Space
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("p-tuning")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PTuningConfig(MethodConfig):
     """Settings of P-tuning.
 
@@ -37,13 +36,14 @@ class PTuningConfig(MethodConfig):
         lstm_dropout: dropout between them in training.
     """
 
-    encoder: str = "mlp"
-    hidden_size: int = 128
-    lstm_layers: int = 2
-    lstm_dropout: float = 0.0
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    hidden_size: Annotated[int, Field(ge=1)] = 128
+    lstm_layers: Annotated[int, Field(ge=1)] = 2
+    lstm_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    searched: ClassVar[Space] = {"encoder": ("mlp", "lstm"), "hidden_size": (64, 128, 256)}
+    about = About(
         paper='Liu et al., "GPT Understands, Too", 2021, https://arxiv.org/abs/2103.10385',
         equation="P_i = W_3 ReLU(W_2 ReLU(W_1 e_i + b_1) + b_2) + b_3; lstm: W_2 ReLU(W_1 BiLSTM(e)_i + b_1) + b_2",
         trained="embeddings e (l, d) and the network",
@@ -56,20 +56,11 @@ class PTuningConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choice("encoder", ("mlp", "lstm"))
-        whole_number(self, "hidden_size", 1)
-        whole_number(self, "lstm_layers", 1)
-        real_number(self, "lstm_dropout", below=1)
         # Where there is no second layer to drop the input of, a dropout would be silently ignored.
         layers = self.lstm_layers if self.encoder == "lstm" else 0
         self.require(
             layers > 1 or not self.lstm_dropout, "lstm_dropout needs encoder='lstm' and lstm_layers of 2 or more"
         )
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also which network, and how wide."""
-        return {**super().search_space(), "encoder": ("mlp", "lstm"), "hidden_size": (64, 128, 256)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -85,18 +76,12 @@ class PTuning(Method):
         self.embeddings = nn.Parameter(nn.init.normal_(torch.empty(config.num_virtual_tokens, width)))
         self.lstm: nn.LSTM | None = None
         if config.encoder == "lstm":
-            self.lstm = nn.LSTM(
-                width,
-                hidden,
-                num_layers=config.lstm_layers,
-                dropout=config.lstm_dropout,
-                bidirectional=True,
-                batch_first=True,
-            )
+            layers, dropout = config.lstm_layers, config.lstm_dropout
+            self.lstm = nn.LSTM(width, hidden, layers, dropout=dropout, bidirectional=True, batch_first=True)
             self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
         else:
-            layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
-            self.mlp = nn.Sequential(*layers, nn.Linear(hidden, width))
+            inner = [nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+            self.mlp = nn.Sequential(*inner, nn.Linear(hidden, width))
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, l, d)``."""

@@ -11,28 +11,22 @@ Trained: the table, ``2*S*l*w`` numbers; or, with ``reparameterize``, an embeddi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from softprompts.methods.about import About
-from softprompts.methods.common import (
-    flag,
-    prefix_table,
-    real_number,
-    require_sites,
-    split_prefix,
-    whole_number,
-)
+from softprompts.methods.common import PrefixMethod, plain_prefix, require_sites
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("prefix-tuning")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PrefixTuningConfig(MethodConfig):
     """Settings of prefix tuning.
 
@@ -44,11 +38,11 @@ class PrefixTuningConfig(MethodConfig):
     """
 
     reparameterize: bool = False
-    mlp_hidden_size: int = 512
-    init_std: float | None = None
+    mlp_hidden_size: Annotated[int, Field(ge=1)] = 512
+    init_std: Annotated[float, Field(gt=0)] | None = None
 
-    uses_prefix: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_prefix = True
+    about = About(
         paper="Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190; P-tuning v2: Liu et al., ACL 2022, "
         "https://arxiv.org/abs/2110.07602",
         equation="K'_q = [P_k^q ; K_q], V'_q = [P_v^q ; V_q] for every site q",
@@ -67,34 +61,11 @@ class PrefixTuningConfig(MethodConfig):
         "N(0, 0.5^2): the 0.02 of P-tuning v2 measured too small for small budgets.",
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        flag(self, "reparameterize")
-        whole_number(self, "mlp_hidden_size", 1)
-        if self.init_std is not None:
-            real_number(self, "init_std", zero=False)
-
     def build(self, shape: Shape) -> Method:
         """The table, or the network that makes it."""
-        return ReparameterizedPrefix(self, shape) if self.reparameterize else PrefixTuning(self, shape)
-
-
-class PrefixTuning(Method):
-    """The prefix table itself."""
-
-    def __init__(self, config: PrefixTuningConfig, shape: Shape):
-        super().__init__(config)
-        self.num_sites = shape.num_sites
-        self.prefix = prefix_table(config, shape, 0.5 if config.init_std is None else config.init_std)
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Keys and values ``(S, 1, l, w)``."""
-        keys, values = split_prefix(self.prefix, self.num_sites)
-        return SoftPrompt(keys=keys, values=values)
-
-    def components(self) -> dict[str, Component]:
-        """The table."""
-        return {"prefix": Component([self.prefix], learning_rate=3e-2)}
+        if self.reparameterize:
+            return ReparameterizedPrefix(self, shape)
+        return PrefixMethod(self, shape, 0.5 if self.init_std is None else self.init_std)
 
 
 class ReparameterizedPrefix(Method):
@@ -114,8 +85,7 @@ class ReparameterizedPrefix(Method):
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Keys and values ``(S, 1, l, w)``."""
-        keys, values = split_prefix(self.outer(self.inner(self.embedding).tanh()), self.num_sites)
-        return SoftPrompt(keys=keys, values=values)
+        return plain_prefix(self.outer(self.inner(self.embedding).tanh()), self.num_sites)
 
     def components(self) -> dict[str, Component]:
         """The embedding, and the network at a lower rate."""

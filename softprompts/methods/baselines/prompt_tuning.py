@@ -10,22 +10,21 @@ Trained: ``P``; ``l*d`` numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import real_number, sampled_rows, whole_number
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.about import About, Space
+from softprompts.methods.common import PromptMethod, sampled_rows
+from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.methods.registry import register
-from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import TEXTS, settings
 
 
 @register("prompt-tuning")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PromptTuningConfig(MethodConfig):
     """Settings of prompt tuning.
 
@@ -40,14 +39,15 @@ class PromptTuningConfig(MethodConfig):
         init_scale: half the width of the range for "random".
     """
 
-    init: str = "vocabulary"
-    vocabulary_limit: int | None = None
+    init: Literal["vocabulary", "text", "labels", "random"] = "vocabulary"
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
     init_text: str | None = None
-    label_words: tuple[str, ...] | None = None
-    init_scale: float = 0.5
+    label_words: Annotated[tuple[str, ...], TEXTS] | None = None
+    init_scale: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    searched: ClassVar[Space] = {"init": ("vocabulary", "random")}
+    about = About(
         paper="Lester, Al-Rfou and Constant, EMNLP 2021, https://arxiv.org/abs/2104.08691",
         equation="X' = [P ; E(x)]",
         trained="the prompt P (l, d)",
@@ -61,16 +61,8 @@ class PromptTuningConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choice("init", ("vocabulary", "text", "labels", "random"))
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-        real_number(self, "init_scale", zero=False)
-        if self.label_words is not None:
-            words = (self.label_words,) if isinstance(self.label_words, str) else tuple(self.label_words)
-            object.__setattr__(self, "label_words", words)
-            self.require(
-                len(words) <= self.num_virtual_tokens,
-                f"{len(words)} label_words do not fit into num_virtual_tokens={self.num_virtual_tokens} rows",
-            )
+        words, rows = len(self.label_words or ()), self.num_virtual_tokens
+        self.require(words <= rows, f"{words} label_words do not fit into num_virtual_tokens={rows} rows")
         # A text or words that another init would silently ignore are a mistake.
         for field, init in (("init_text", "text"), ("label_words", "labels")):
             if self.init == init:
@@ -78,30 +70,9 @@ class PromptTuningConfig(MethodConfig):
             else:
                 self.require(getattr(self, field) is None, f"{field} needs init='{init}', not '{self.init}'")
 
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also where the prompt starts."""
-        return {**super().search_space(), "init": ("vocabulary", "random")}
-
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
-        return PromptTuning(self, shape)
-
-
-class PromptTuning(Method):
-    """The prompt itself."""
-
-    def __init__(self, config: PromptTuningConfig, shape: Shape):
-        super().__init__(config)
-        self.prompt = nn.Parameter(initial_prompt(config, shape))
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Tokens ``(1, l, d)``."""
-        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
-
-    def components(self) -> dict[str, Component]:
-        """The prompt."""
-        return {"prompt": Component([self.prompt], learning_rate=2e-2)}
+        return PromptMethod(self, initial_prompt(self, shape), 2e-2)
 
 
 def initial_prompt(config: PromptTuningConfig, shape: Shape) -> Tensor:

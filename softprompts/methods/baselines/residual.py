@@ -12,23 +12,23 @@ LayerNorm. Dropped after training, which leaves a plain prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from softprompts.methods.about import About, Span
-from softprompts.methods.common import flag, real_number, sampled_rows, whole_number
+from softprompts.methods.about import About, Space
+from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("residual")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ResidualConfig(MethodConfig):
     """Settings of residual prompt tuning.
 
@@ -40,14 +40,15 @@ class ResidualConfig(MethodConfig):
         vocabulary_limit: draw the starting prompt from this many first tokens only; None for all.
     """
 
-    bottleneck: int = 800
+    bottleneck: Annotated[int, Field(ge=1)] = 800
     shared_mlp: bool = True
     layer_norm: bool = True
-    dropout: float = 0.0
-    vocabulary_limit: int | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    searched: ClassVar[Space] = {"bottleneck": (128, 400, 800)}
+    about = About(
         paper='Razdaibiedina et al., "Residual Prompt Tuning", Findings of ACL 2023, https://arxiv.org/abs/2305.03937',
         equation="P'_i = P_i + LayerNorm(W_up ReLU(W_down P_i + b_1) + b_2)",
         trained="prompt P (l, d) and the network",
@@ -56,19 +57,6 @@ class ResidualConfig(MethodConfig):
         folds_to="tokens",
         differs="Starting rows are different tokens (released code: drawn with replacement).",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole_number(self, "bottleneck", 1)
-        flag(self, "shared_mlp")
-        flag(self, "layer_norm")
-        real_number(self, "dropout", below=1)
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also the width inside the network."""
-        return {**super().search_space(), "bottleneck": (128, 400, 800)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""

@@ -11,28 +11,22 @@ Trained: ``k`` prompts and the router ``W (k, d)``; ``k*l*d + k*d`` numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Span, View
-from softprompts.methods.common import (
-    flag,
-    perturbed,
-    real_number,
-    sampled_rows,
-    whole_number,
-)
+from softprompts.methods.about import About, Space, View
+from softprompts.methods.common import perturbed, sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import settings
 
 
 @register("smop")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SMoPConfig(MethodConfig):
     """Settings of SMoP.
 
@@ -48,16 +42,17 @@ class SMoPConfig(MethodConfig):
         vocabulary_limit: draw from this many first tokens only; None for all.
     """
 
-    num_virtual_tokens: int = 5
-    num_prompts: int = 4
-    top_k: int = 1
-    router_dropout: float = 0.2
+    num_virtual_tokens: Annotated[int, Field(ge=1)] = 5
+    num_prompts: Annotated[int, Field(ge=2)] = 4  # one is prompt tuning
+    top_k: Annotated[int, Field(ge=1)] = 1
+    router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = True
-    init: str = "vocabulary"
-    vocabulary_limit: int | None = None
+    init: Literal["vocabulary", "random"] = "vocabulary"
+    vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    searched: ClassVar[Space] = {"num_prompts": (2, 4, 8)}
+    about = About(
         paper='Choi et al., "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse Mixture-of-Prompts", '
         "EMNLP 2023, https://aclanthology.org/2023.emnlp-main.884",
         equation="p(x) = softmax(W mean(E(x))), c = argmax_j p_j(x), X' = [p_c(x) P_c ; E(x)]",
@@ -71,18 +66,7 @@ class SMoPConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole_number(self, "num_prompts", 2)  # a single one is prompt tuning
-        whole_number(self, "top_k", 1)
         self.require(self.top_k <= self.num_prompts, f"top_k={self.top_k} is more than num_prompts={self.num_prompts}")
-        real_number(self, "router_dropout", below=1)
-        flag(self, "router_noise")
-        self.choice("init", ("vocabulary", "random"))
-        whole_number(self, "vocabulary_limit", 1, optional=True)
-
-    @classmethod
-    def search_space(cls) -> Mapping[str, Span | Sequence[Any]]:
-        """Also how many prompts."""
-        return {**super().search_space(), "num_prompts": (2, 4, 8)}
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
@@ -125,11 +109,11 @@ class SMoP(Method):
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The prompts to choose from, and how the router chooses."""
-        found = [View("tokens", self.prompts, ("prompt", "token", "width"))]
+        views = [View("tokens", self.prompts, ("prompt", "token", "width"))]
         if rows is not None:
             shares, chosen = self.route(rows)
-            found += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
-        return found
+            views += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
+        return views
 
     def components(self) -> dict[str, Component]:
         """The prompts and the router."""

@@ -15,23 +15,23 @@ Trained: ``P``; ``l*d`` numbers, as in prompt tuning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from softprompts.methods import sources
 from softprompts.methods.about import About
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.common import PromptMethod
+from softprompts.methods.contract import Method, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import SourcedConfig
-from softprompts.soft_prompt import SoftPrompt
+from softprompts.validation import PATH, settings
 
 
 @register("spot")
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SPoTConfig(SourcedConfig):
     """Settings of SPoT.
 
@@ -43,11 +43,12 @@ class SPoTConfig(SourcedConfig):
         restored: number of sources of a saved prompt that is about to be loaded; saving sets it.
     """
 
-    combine: str = "average"
-    target: str | None = None
+    combine: Literal["average", "weighted", "most-similar"] = "average"
+    target: Annotated[str, PATH] | None = None
 
-    uses_tokens: ClassVar[bool] = True
-    about: ClassVar[About | None] = About(
+    uses_tokens = True
+    paths = ("sources", "target")
+    about = About(
         paper="Vu et al., SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer, ACL 2022, "
         "https://arxiv.org/abs/2110.07904",
         equation="X' = [P ; E(x)], P = sum_j w_j P_j at the start",
@@ -62,38 +63,27 @@ class SPoTConfig(SourcedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choice("combine", ("average", "weighted", "most-similar"))
         if self.target is not None:
-            object.__setattr__(self, "target", sources.checked_paths(self.method, "target", self.target)[0])
             self.require(self.combine != "average", "combine='average' has no use for a target")
         elif self.combine != "average" and not self.restored:
             self.require(False, f"combine='{self.combine}' needs target, a prompt of the target task to be similar to")
 
-    def files(self) -> tuple[str, ...]:
-        """The sources and the target."""
-        return (*self.sources, *([] if self.target is None else [self.target]))
-
-    def identity(self) -> dict[str, Any]:
-        """The settings with a hash in place of each source's name."""
-        target = None if self.target is None else sources.fingerprint(self.target)
-        return {**super().identity(), "target": target}
-
     def build(self, shape: Shape) -> Method:
         """The module, with the prompt that the sources make."""
         if self.restored:
-            return SPoT(self, sources.blank(self.num_virtual_tokens, shape.hidden_size))
+            return PromptMethod(self, sources.blank(self.num_virtual_tokens, shape.hidden_size), 5e-3)
         self.require(bool(self.sources), "it starts from source prompts: name at least one in sources")
         prompts = sources.load_tokens(self.method, self.files(), shape.hidden_size, identity=shape.identity)
         target = prompts.pop() if self.target is not None else None
-        return SPoT(self, self.combined(prompts, target))
+        return PromptMethod(self, self.combined(prompts, target), 5e-3)
 
     def combined(self, prompts: Sequence[Tensor], target: Tensor | None) -> Tensor:
         """The starting prompt ``(l, d)`` from those of the sources, ``(l_j, d)`` each, and of the target."""
         if target is None:
             weights = torch.full((len(prompts),), 1 / len(prompts))
         else:
-            found = [functional.cosine_similarity(prompt.mean(0), target.mean(0), 0) for prompt in prompts]
-            similarity = torch.stack(found)
+            means = torch.stack([prompt.mean(0) for prompt in prompts])
+            similarity = functional.cosine_similarity(means, target.mean(0).unsqueeze(0))
             if self.combine == "most-similar":
                 weights = functional.one_hot(similarity.argmax(), len(prompts)).float()
             else:
@@ -102,25 +92,3 @@ class SPoTConfig(SourcedConfig):
         rows = torch.arange(self.num_virtual_tokens)
         fitted = torch.stack([prompt[rows % len(prompt)] for prompt in prompts])
         return torch.einsum("t,tld->ld", weights, fitted)
-
-
-class SPoT(Method):
-    """The prompt itself."""
-
-    config: SPoTConfig
-
-    def __init__(self, config: SPoTConfig, prompt: Tensor):
-        super().__init__(config)
-        self.prompt = nn.Parameter(prompt)
-
-    def forward(self, rows: Rows | None = None) -> SoftPrompt:
-        """Tokens ``(1, l, d)``."""
-        return SoftPrompt(tokens=self.prompt.unsqueeze(0))
-
-    def components(self) -> dict[str, Component]:
-        """The prompt."""
-        return {"prompt": Component([self.prompt], learning_rate=5e-3)}
-
-    def stored(self) -> MethodConfig:
-        """The config without the sources, which have done their work."""
-        return replace(self.config.detached(), target=None)

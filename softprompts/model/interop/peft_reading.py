@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -27,7 +27,7 @@ from softprompts.injection.prompt import new_prompt
 from softprompts.injection.state import state_of
 from softprompts.methods.baselines.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.baselines.prompt_tuning import PromptTuningConfig
-from softprompts.methods.contract import MethodConfig
+from softprompts.methods.contract import MethodConfig, SiteKind
 from softprompts.methods.folded import FoldedConfig
 from softprompts.model.interop.peft_adapter import (
     CLASSES,
@@ -155,7 +155,7 @@ def _tokens(adapter: Adapter, backbone: Backbone, task_id: int | None) -> tuple[
             f"{adapter.path}: the classifier of {type(backbone.model).__name__} takes a mean over all tokens, prompt "
             "tokens among them in PEFT; that cannot be reproduced"
         )
-    placement = "front" if backbone.kind == "encoder" else "behind-first"
+    placement: Literal["front", "behind-first"] = "front" if backbone.kind == "encoder" else "behind-first"
     if adapter.kind == TOKENS:
         plain = PromptTuningConfig(num_virtual_tokens=length, init="random", placement=placement)
         return plain, {"method.prompt": table}
@@ -188,7 +188,7 @@ def _of_task(adapter: Adapter, task_id: int | None, rows: int, width: int) -> Te
 def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[str, Tensor]]:
     """Returns the config and tensors of our method for an adapter of keys and values."""
     length, layers = adapter.number("num_virtual_tokens"), adapter.number("num_layers")
-    kinds = ("encoder.self",) if backbone.kind == "encoder" else ("decoder.self",)
+    kinds: tuple[SiteKind] = ("encoder.self",) if backbone.kind == "encoder" else ("decoder.self",)
     indices = backbone.chosen_sites(kinds, adapter.kind)
     sites, name = [backbone.sites[index] for index in indices], type(backbone.model).__name__
     if backbone.fixed_positions(indices) is not None:

@@ -97,12 +97,12 @@ def test_start(shape, modules, inputs, through):
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (AdapterConfig, {"reduction": 0}, "reduction must be a whole number of at least 1"),
+        (AdapterConfig, {"reduction": 0}, "reduction must be at least 1"),
         (AdapterConfig, {"activation": "tanh"}, "activation must be one of gelu, gelu_new, relu, swish, not 'tanh'"),
         (AdapterConfig, {"layer_norms": 1}, "layer_norms must be true or false"),
         (AdapterConfig, {"cross": "yes"}, "cross must be true or false"),
-        (AdapterConfig, {"init_std": 0}, "init_std must be a number more than 0"),
-        (AdapterDropConfig, {"dropped_layers": -1}, "dropped_layers must be a whole number of at least 0"),
+        (AdapterConfig, {"init_std": 0}, "init_std must be more than 0"),
+        (AdapterDropConfig, {"dropped_layers": -1}, "dropped_layers must be at least 0"),
         (AdapterDropConfig, {"robust": None}, "robust must be true or false"),
     ],
 )

@@ -129,7 +129,7 @@ def test_what_it_looks_at_by_default(shape):
         ({"token_gate": False, "layer_scale": False}, "without both gates this is prefix-tuning"),
         ({"summary": "last"}, "summary must be one of first, mean"),
         ({"summary": "mean", "hidden_state": False}, "summary needs token_gate=True and hidden_state=True"),
-        ({"init_std": 0}, "init_std must be a number more than 0"),
+        ({"init_std": 0}, "init_std must be more than 0"),
     ],
 )
 def test_bad_settings(fields, message):

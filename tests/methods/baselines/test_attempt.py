@@ -119,11 +119,11 @@ def test_it_does_not_fold(shape, config):
     ("fields", "message"),
     [
         ({"target_init": "random"}, "target_init must be one of source, vocabulary"),
-        ({"bottleneck": 0}, "bottleneck must be a whole number of at least 1"),
-        ({"temperature": 0}, "temperature must be a number more than 0"),
+        ({"bottleneck": 0}, "bottleneck must be at least 1"),
+        ({"temperature": 0}, "temperature must be more than 0"),
         ({"train_norm": 1}, "train_norm must be true or false"),
-        ({"vocabulary_limit": 0}, "vocabulary_limit must be a whole number of at least 1"),
-        ({"restored": 2.5}, "restored must be a whole number of at least 0"),
+        ({"vocabulary_limit": 0}, "vocabulary_limit must be at least 1"),
+        ({"restored": 2.5}, "restored must be a whole number, not 2.5"),
     ],
 )
 def test_bad_settings(fields, message):

@@ -54,10 +54,10 @@ def test_parts_are_trained_at_their_own_rates(shape):
     ("fields", "message"),
     [
         ({"num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1"),
-        ({"rank": 0}, "rank must be a whole number of at least 1"),
-        ({"max_length": 0}, "max_length must be a whole number of at least 1"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"max_length": 0}, "max_length must be at least 1"),
         ({"scale": 2.0}, "scale must be one of paper, released"),
-        ({"vocabulary_limit": 0}, "vocabulary_limit must be a whole number of at least 1"),
+        ({"vocabulary_limit": 0}, "vocabulary_limit must be at least 1"),
     ],
 )
 def test_bad_settings(fields, message):

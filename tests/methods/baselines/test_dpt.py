@@ -31,9 +31,9 @@ def test_start(shape, scale):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": 0}, "rank must be a whole number of at least 1"),
+        ({"rank": 0}, "rank must be at least 1"),
         ({"num_virtual_tokens": 5}, "rank=10 is more than num_virtual_tokens=5; set it lower"),
-        ({"init_scale": 0}, "init_scale must be a number more than 0"),
+        ({"init_scale": 0}, "init_scale must be more than 0"),
     ],
 )
 def test_bad_settings(fields, message):

@@ -155,11 +155,11 @@ def test_unusable_files(shape, tmp_path, file):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"autoencoder": 3}, "autoencoder must name a file"),
-        ({"init_std": -1}, "init_std must be a number at least 0"),
-        ({"restored": (1, 2, 3)}, "restored is set by saving"),
-        ({"restored": (0,)}, "restored must be a whole number of at least 1"),
-        ({"restored": 5}, "restored is set by saving"),
+        ({"autoencoder": 3}, "autoencoder must name a file or folder, not 3"),
+        ({"init_std": -1}, "init_std must be at least 0"),
+        ({"restored": (1, 2, 3)}, "restored must be at most 2 long"),
+        ({"restored": (0,)}, "restored.0 must be at least 1"),
+        ({"restored": 5}, "restored must be a list, not 5"),
     ],
 )
 def test_bad_settings(fields, message):

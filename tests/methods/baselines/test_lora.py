@@ -109,11 +109,11 @@ def test_numbers_for_rows_follow_from_the_seed():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": 0}, "rank must be a whole number of at least 1"),
-        ({"alpha": 0}, "alpha must be a number more than 0"),
-        ({"dropout": 1.0}, "dropout must be a number at least 0 and less than 1"),
-        ({"targets": ()}, "targets must name at least one kind of layer"),
-        ({"targets": ("querry",)}, "targets must be of query, key, .* not 'querry'"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"alpha": 0}, "alpha must be more than 0"),
+        ({"dropout": 1.0}, "dropout must be less than 1"),
+        ({"targets": ()}, "targets must be at least 1 long"),
+        ({"targets": ("querry",)}, "targets.0 must be one of query, key, .* not 'querry'"),
         ({"num_virtual_tokens": 3}, "num_virtual_tokens must be 0"),
     ],
 )

@@ -96,9 +96,9 @@ def test_parts(shape):
     ("fields", "message"),
     [
         ({"encoder": "gru"}, "encoder must be one of mlp, lstm"),
-        ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1"),
-        ({"encoder": "lstm", "lstm_layers": 0}, "lstm_layers must be a whole number of at least 1"),
-        ({"encoder": "lstm", "lstm_dropout": 1.0}, "lstm_dropout must be a number at least 0 and less than 1"),
+        ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"encoder": "lstm", "lstm_layers": 0}, "lstm_layers must be at least 1"),
+        ({"encoder": "lstm", "lstm_dropout": 1.0}, "lstm_dropout must be less than 1"),
         ({"lstm_dropout": 0.1}, "lstm_dropout needs encoder='lstm' and lstm_layers of 2 or more"),
         ({"encoder": "lstm", "lstm_layers": 1, "lstm_dropout": 0.1}, "lstm_dropout needs encoder='lstm' and"),
     ],

@@ -71,10 +71,13 @@ def test_needs_sites(shape, reparameterize):
     ("fields", "message"),
     [
         ({"reparameterize": "yes"}, "reparameterize must be true or false, not 'yes'"),
-        ({"mlp_hidden_size": 0}, "mlp_hidden_size must be a whole number of at least 1"),
-        ({"init_std": 0}, "init_std must be a number more than 0"),
-        ({"init_std": float("inf")}, "init_std must be a number more than 0"),
-        ({"sites": ("encoder.slef",)}, "unknown site 'encoder.slef'; did you mean 'encoder.self'"),
+        ({"mlp_hidden_size": 0}, "mlp_hidden_size must be at least 1"),
+        ({"init_std": 0}, "init_std must be more than 0"),
+        ({"init_std": float("inf")}, "init_std must be a finite number, not inf"),
+        (
+            {"sites": ("encoder.slef",)},
+            "sites.0 must be one of encoder.self, decoder.self, decoder.cross, not 'encoder.slef'",
+        ),
     ],
 )
 def test_bad_settings(fields, message):

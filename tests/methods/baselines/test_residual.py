@@ -95,11 +95,11 @@ def test_parts(shape):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"bottleneck": 0}, "bottleneck must be a whole number of at least 1"),
+        ({"bottleneck": 0}, "bottleneck must be at least 1"),
         ({"shared_mlp": 1}, "shared_mlp must be true or false"),
         ({"layer_norm": "no"}, "layer_norm must be true or false"),
-        ({"dropout": 1}, "dropout must be a number at least 0 and less than 1"),
-        ({"vocabulary_limit": 0}, "vocabulary_limit must be a whole number of at least 1"),
+        ({"dropout": 1}, "dropout must be less than 1"),
+        ({"vocabulary_limit": 0}, "vocabulary_limit must be at least 1"),
     ],
 )
 def test_bad_settings(fields, message):

@@ -102,8 +102,8 @@ def test_building_leaves_the_source_alone(shape, folders):
         ({"combine": "weighted"}, "combine='weighted' needs target"),
         ({"target": "x"}, "combine='average' has no use for a target"),
         ({"restored": 2, "sources": "x"}, "restored is set by saving"),
-        ({"restored": -1}, "restored must be a whole number of at least 0"),
-        ({"sources": 3}, "sources must name folders of saved prompts, not 3"),
+        ({"restored": -1}, "restored must be at least 0"),
+        ({"sources": 3}, "sources must name a file or folder, not 3"),
     ],
 )
 def test_bad_settings(fields, message):
