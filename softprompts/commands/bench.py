@@ -13,12 +13,12 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from softprompts.commands.messages import telling_how_to_go_on
-from softprompts.commands.parsing import listed, whole
+from softprompts.commands.messages import hint_when_interrupted
+from softprompts.commands.parsing import whole_numbers
 from softprompts.commands.terminal import err, out, plain_table
 from softprompts.errors import SoftPromptError
 
-bench_app = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
+bench = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="One of 'softprompts bench list', or a YAML file.")]
 Scale = Annotated[
@@ -31,7 +31,7 @@ Report = Annotated[
 QUIET = 30  # seconds between two lines of progress where the output is no terminal
 
 
-@bench_app.command("list")
+@bench.command("list")
 def list_recipes() -> None:
     """List the recipes: tables and figures of the papers, and how many runs they are at each scale."""
     from softprompts.bench.recipe import SCALES
@@ -53,7 +53,7 @@ def list_recipes() -> None:
     out.print("Run one: softprompts bench run RECIPE --scale tiny")
 
 
-@bench_app.command()
+@bench.command()
 def run(
     recipe: Name,
     scale: Scale = None,
@@ -85,7 +85,7 @@ def run(
     wanted = load_recipe(recipe, scale, changes)
     folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale, wanted.variant)
     show = _Show(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
-    with telling_how_to_go_on("the same command goes on from there"), show:
+    with hint_when_interrupted(), show:
         state = run_recipe(
             wanted,
             root=out_,
@@ -111,7 +111,7 @@ def run(
         )
 
 
-@bench_app.command()
+@bench.command()
 def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Show how far a bench is."""
     from softprompts.bench.runner import read_state
@@ -122,13 +122,13 @@ def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report
         out.print(f"  failed: {run_}: {why}", soft_wrap=True)
 
 
-@bench_app.command("report")
+@bench.command("report")
 def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Write tables and report of what is there by now; nothing is trained."""
     _write(_folder(recipe, scale, out_, report), out_)
 
 
-@bench_app.command("published")
+@bench.command("published")
 def show_published(
     table: Annotated[str | None, typer.Argument(help="One of the tables, such as multi-mask/table-1.")] = None,
 ) -> None:
@@ -184,7 +184,7 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
                 raise SoftPromptError(f"--set {pair}: '{parent}' is set as a whole already")
         place[last] = value
     if seeds is not None:
-        changes["seeds"] = [whole("--seeds", part) for part in listed("--seeds", seeds)]
+        changes["seeds"] = whole_numbers("--seeds", seeds)
     if model is not None:
         changes["models"] = {Path(model).resolve().name if Path(model).is_dir() else Path(model).name: model}
         rows = changes.setdefault("rows", {})

@@ -2,93 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompts.commands.messages import (
-    describe,
-    tell_cut,
-    tell_run,
-    telling_how_to_go_on,
-)
-from softprompts.commands.method_settings import method_config, settings_of
+from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
+from softprompts.commands.method_settings import method_configs
 from softprompts.commands.options import (
+    DATA_OPTIONS,
+    DEFAULT_MODEL,
+    METHOD,
+    OUTPUT,
+    TRAINING_OPTIONS,
     Lanes,
+    MaxLength,
+    Model,
     Out,
+    Quantize,
+    Seeds,
     Tracker,
-    TrainingOptions,
-    WorkbenchOptions,
-    grouped,
+    open_workbench,
     report_folder,
+    with_options,
 )
-from softprompts.commands.parsing import listed, pairs, whole
-from softprompts.commands.terminal import out, plain_table
+from softprompts.commands.parsing import listed, pairs, whole_numbers
+from softprompts.commands.terminal import add_number_columns, out, plain_table
+from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from softprompts.experiments.compare import Comparison
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TrainingOptions(TrainingOptions):
-    seed: int = field(init=False, default=0)  # each of --seeds in its place
-
-
-@grouped
+@with_options
 def compare(
     *,
-    methods_: Annotated[str, typer.Option("--methods", help="Names, separated by commas.")] = (
-        "head-only,prompt-tuning,superpos,prefix-tuning,multi-mask,selective-prefix"
-    ),
+    data: Annotated[Data, DATA_OPTIONS],
+    model: Model = DEFAULT_MODEL,
+    quantize: Quantize = None,
+    max_length: MaxLength = MAX_LENGTH,
+    methods_: Annotated[
+        str, typer.Option("--methods", help="Names, separated by commas.", rich_help_panel=METHOD)
+    ] = "head-only,prompt-tuning,superpos,prefix-tuning,multi-mask,selective-prefix",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of all methods that have it, or of one: multi-mask.num_masks=2."),
+        typer.Option(
+            "--set",
+            help="A setting of all methods that have it, or of one: multi-mask.num_masks=2.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
-    source: WorkbenchOptions,
-    training: _TrainingOptions,
+    training: Annotated[TrainConfig, replace(TRAINING_OPTIONS, without=(*TRAINING_OPTIONS.without, "seed"))],
+    seeds: Seeds = "0,1,2",
     lanes: Lanes = None,
     out_: Out = "runs",
-    report: Annotated[str | None, typer.Option(help="Folder for table and plot; default: <out>/compare.")] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(help="Folder for table and plot; default: <out>/compare.", rich_help_panel=OUTPUT),
+    ] = None,
     tracker: Tracker = None,
 ) -> None:
     """Train several methods with several seeds; end in a table. Finished runs are not done again."""
     from softprompts.experiments.compare import compare as run_all
-    from softprompts.storage.files import require_folder
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
-    names = listed("--methods", methods_)
-    settings = pairs(set_)
-    configs = [method_config(name, settings_of(name, settings, names)) for name in names]
-    train_config = training.to_config()
-    numbers = [whole("--seeds", part) for part in listed("--seeds", seeds)]
+    configs = list(method_configs(listed("--methods", methods_), pairs(set_)).values())
+    numbers = whole_numbers("--seeds", seeds)
     folder = report_folder(report, out_, "compare")
-    require_folder(folder, "the report")  # before anything trains for minutes
-    bench = source.to_workbench(training.backbone_dropout)
-    total, count = len(configs) * len(numbers), 0
+    bench = open_workbench(model, data, max_length, training, quantize)
+    show_run = run_counter(len(configs) * len(numbers))
 
     def start() -> None:
-        describe(bench)
-        tell_cut(bench, configs)
+        show_workbench(bench)
+        show_cut_rows(bench, configs)
 
-    def tell(config: Any, number: int, result: dict[str, Any]) -> None:
-        nonlocal count
-        count += 1
-        tell_run(count, total, config.method, number, result)
+    def end(config: Any, seed: int, result: dict[str, Any]) -> None:
+        show_run(config.method, seed, result)
 
-    with telling_how_to_go_on("the same command goes on from there"):
+    with hint_when_interrupted():
         comparison = run_all(
             bench,
-            [(config, train_config) for config in configs],
+            [(config, training) for config in configs],
             numbers,
             root=out_,
             lanes=lanes,
             trackers=tracker,
             on_start=start,
-            on_result=tell,
+            on_result=end,
         )
     show_comparison(comparison, folder)
 
@@ -101,10 +104,7 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
         return
     table = plain_table(f"{comparison.model} on {comparison.task}")
     rows = [comparison.cells(row) for row in comparison.rows]
-    for index, name in enumerate(COLUMNS):
-        # In a narrow terminal headers may wrap, numbers may not.
-        width = max(len(cells[index]) for cells in rows)
-        table.add_column(name, justify="left" if index == 0 else "right", min_width=width)
+    add_number_columns(table, COLUMNS, rows)
     for row, cells in zip(comparison.rows, rows, strict=True):
         table.add_row(*cells, style="bold" if row is comparison.best else None)
     written = write_report(comparison, folder)

@@ -1,33 +1,40 @@
-"""``softprompts tasks`` and ``softprompts tasks show``."""
+"""``softprompts tasks``: the list, and ``softprompts tasks show``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import WorkbenchOptions, grouped
+from softprompts.commands.options import (
+    DATA_OPTIONS,
+    DEFAULT_MODEL,
+    OUTPUT,
+    MaxLength,
+    Model,
+    with_options,
+)
 from softprompts.commands.terminal import err, out, plain_table
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.catalog import task_kinds, task_names, task_outline
+from softprompts.tasks.data import MAX_LENGTH, Data
 
-tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
+tasks = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
 
 _PERCENTILES = ("50%", "90%", "99%", "longest")
 _MOST_LABELS = 20
 _MOST_READ = 2  # choices of a row that are shown
 
 
-@tasks_app.callback()
-def tasks(context: typer.Context) -> None:
+@tasks.callback()
+def list_tasks(context: typer.Context) -> None:
     """List the tasks that are known by name."""
     if context.invoked_subcommand is not None:
         return
-    from softprompts.tasks.catalog import task_kinds, task_names
-
     table = Table("task", "kind", "what is asked")
     kinds = task_kinds()
     for name, about in task_names():
@@ -37,84 +44,87 @@ def tasks(context: typer.Context) -> None:
     out.print("Your own: --task FILE.yaml, or --data FILE --kind KIND --text COLUMN --label COLUMN")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ShowOptions(WorkbenchOptions):
-    task: Annotated[
-        str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
-    ] = None
-    answer: str | None = field(init=False, default=None)
-    invalid: str | None = field(init=False, default=None)
-    few_shot: int | None = field(init=False, default=None)
-    few_shot_seed: int = field(init=False, default=0)
-    few_shot_protocol: str = field(init=False, default="even")
+_DATA_OPTIONS = replace(
+    DATA_OPTIONS,
+    without=(
+        *DATA_OPTIONS.without,
+        *("task", "answering", "invalid", "few_shot", "few_shot_seed", "few_shot_protocol"),
+    ),
+)
 
 
-@tasks_app.command("show")
-@grouped
+@tasks.command("show")
+@with_options
 def show_task(
     *,
-    source: _ShowOptions,
-    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, nothing shortened.")] = False,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
+    ] = None,
+    data: Annotated[Data, _DATA_OPTIONS],
+    model: Model = DEFAULT_MODEL,
+    max_length: MaxLength = MAX_LENGTH,
+    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.", rich_help_panel=OUTPUT)] = 3,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All of it as JSON, nothing shortened.", rich_help_panel=OUTPUT)
+    ] = False,
 ) -> None:
     """Show a task: fields, labels, templates, how long its rows are for a model, and how models read them."""
     from softprompts.backbones.loading import load_tokenizer
-    from softprompts.tasks.catalog import task_outline
     from softprompts.tasks.describe import describe
 
-    if (source.task is None) == (source.data is None):
+    if (task is None) == (data.train is None):
         raise SoftPromptError("name a task, or give --data FILE, and not both")
-    rows = source.to_data()
-    about, templates = ("", []) if source.task is None else task_outline(source.task)
+    about, templates = ("", []) if task is None else task_outline(task)
     with err.status("loading the data"):
-        loaded = rows.load()
-        tokenizer, model_kind, limit = load_tokenizer(source.model)
-        found = describe(loaded, tokenizer, model_kind, limit, source.max_length, examples)
-    found = {
-        **found,
+        loaded = (data if task is None else replace(data, task=task)).load()
+        tokenizer, model_kind, limit = load_tokenizer(model)
+        outline = describe(loaded, tokenizer, model_kind, limit, max_length, examples)
+    outline = {
+        **outline,
         "about": about,
         "templates": templates,
-        "template": source.template or (templates[0] if templates else None),
+        "template": data.template or (templates[0] if templates else None),
+        "model": model,
+        "model_kind": model_kind,
     }
-    found.update(model=source.model, model_kind=model_kind)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    _show_task(found)
+        print(json.dumps(outline, indent=2, ensure_ascii=False))
+    else:
+        _show_outline(outline)
 
 
-def _show_task(found: Mapping[str, Any]) -> None:
+def _show_outline(outline: Mapping[str, Any]) -> None:
     facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
-    facts.add_row("task", found["task"] + (f": {found['about']}" if found["about"] else ""))
-    facts.add_row("kind", f"{found['kind']}: {found['what']}")
-    facts.add_row("source", found["source"])
-    facts.add_row("fields", ", ".join(found["fields"]))
-    if found["words"] and found["words"] != found["labels"]:
-        facts.add_row("label words", _some(found["words"]))
-    facts.add_row("metrics", ", ".join(found["metrics"]))
-    if found["templates"]:
-        facts.add_row("templates", ", ".join(found["templates"]) + f" (below: {found['template']})")
-    takes = "any number of tokens" if found["context"] is None else f"{found['context']:,} tokens"
-    facts.add_row("model", f"{found['model']} ({found['model_kind']}), takes {takes}")
-    first = f"; of a longer row {found['cut_first'][0]} is cut" if found["cut_first"] else ""
-    if found["kind"] == "span" and found["model_kind"] == "encoder":
+    facts.add_row("task", outline["task"] + (f": {outline['about']}" if outline["about"] else ""))
+    facts.add_row("kind", f"{outline['kind']}: {outline['what']}")
+    facts.add_row("source", outline["source"])
+    facts.add_row("fields", ", ".join(outline["fields"]))
+    if outline["words"] and outline["words"] != outline["labels"]:
+        facts.add_row("label words", _some(outline["words"]))
+    facts.add_row("metrics", ", ".join(outline["metrics"]))
+    if outline["templates"]:
+        facts.add_row("templates", ", ".join(outline["templates"]) + f" (below: {outline['template']})")
+    takes = "any number of tokens" if outline["context"] is None else f"{outline['context']:,} tokens"
+    facts.add_row("model", f"{outline['model']} ({outline['model_kind']}), takes {takes}")
+    first = f"; of a longer row {outline['cut_first'][0]} is cut" if outline["cut_first"] else ""
+    if outline["kind"] == "span" and outline["model_kind"] == "encoder":
         first = "; a longer context is read in windows"
-    facts.add_row("max length", f"{found['max_length']:,} tokens{first}")
+    facts.add_row("max length", f"{outline['max_length']:,} tokens{first}")
     out.print(facts)
-    limits = {f"over {found['max_length']:,}": "over_max_length"}
-    if found["context"] not in (None, found["max_length"]):
-        limits[f"over {found['context']:,}"] = "over_context"
+    limits = {f"over {outline['max_length']:,}": "over_max_length"}
+    if outline["context"] not in (None, outline["max_length"]):
+        limits[f"over {outline['context']:,}"] = "over_context"
     table = _numbers_of("split", "rows", *(f"{part} tokens" if part == "50%" else part for part in _PERCENTILES))
     for header in limits:
         table.add_column(header, justify="right")
-    for split, said in found["splits"].items():
+    for split, said in outline["splits"].items():
         tokens = [f"{said['tokens'][part]:,}" for part in _PERCENTILES]
         table.add_row(split, f"{said['rows']:,}", *tokens, *(f"{said[key]:,}" for key in limits.values()))
     out.print(table)
-    _show_labels(found["kind"], {split: said["labels"] for split, said in found["splits"].items()})
-    for place, example in enumerate(found["examples"], start=1):
+    _show_labels(outline["kind"], {split: said["labels"] for split, said in outline["splits"].items()})
+    for place, example in enumerate(outline["examples"], start=1):
         answer = example["answer"]
-        shown = " ".join(answer) if found["kind"] == "tagging" else answer
+        shown = " ".join(answer) if outline["kind"] == "tagging" else answer
         shown = ", ".join(shown) if isinstance(shown, list) else shown
         written = example["written"]
         beside = "" if written is None or written in (shown, answer) else f" (a language model writes: {written})"

@@ -9,35 +9,59 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.messages import describe, tell_cut, telling_how_to_go_on
+from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import (
+    DATA_OPTIONS,
+    DEFAULT_MODEL,
+    METHOD,
+    OUTPUT,
+    TRAINING_OPTIONS,
+    MaxLength,
+    Model,
     Out,
+    Quantize,
     Tracker,
-    TrainingOptions,
-    WorkbenchOptions,
-    grouped,
+    open_workbench,
+    with_options,
 )
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.training.config import TrainConfig
 
 
-@grouped
+@with_options
 def train(
     *,
+    data: Annotated[Data, DATA_OPTIONS],
+    model: Model = DEFAULT_MODEL,
+    quantize: Quantize = None,
+    max_length: MaxLength = MAX_LENGTH,
     method: Annotated[
-        str, typer.Option("--method", help="See 'softprompts methods'; several in one: ept+multi-mask.")
+        str,
+        typer.Option(
+            "--method", help="See 'softprompts methods'; several in one: ept+multi-mask.", rich_help_panel=METHOD
+        ),
     ] = "prefix-tuning",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the method: num_masks=4; of one of several: multi-mask.num_masks=4."),
+        typer.Option(
+            "--set",
+            help="A setting of the method: num_masks=4; of one of several: multi-mask.num_masks=4.",
+            rich_help_panel=METHOD,
+        ),
     ] = None,
-    source: WorkbenchOptions,
-    training: TrainingOptions,
+    training: Annotated[TrainConfig, TRAINING_OPTIONS],
     out_: Out = "runs",
-    folder: Annotated[str | None, typer.Option(help="Run folder in place of the one named by the settings.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    folder: Annotated[
+        str | None,
+        typer.Option(help="Run folder in place of the one named by the settings.", rich_help_panel=OUTPUT),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel=OUTPUT)
+    ] = False,
     tracker: Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
@@ -45,17 +69,16 @@ def train(
 
     check_trackers(tracker)
     config = method_config(method, pairs(set_))
-    train_config = training.to_config()
-    bench = source.to_workbench(training.backbone_dropout)
-    bench.check(config, train_config, root=out_, folder=folder, resume=resume)
-    describe(bench)
-    tell_cut(bench, [config])
-    with telling_how_to_go_on("give the same command and --resume to go on"):
-        path, result = bench.run(config, train_config, root=out_, folder=folder, resume=resume, trackers=tracker)
-    _report_run(path, result)
+    bench = open_workbench(model, data, max_length, training, quantize)
+    bench.check(config, training, root=out_, folder=folder, resume=resume)
+    show_workbench(bench)
+    show_cut_rows(bench, [config])
+    with hint_when_interrupted("give the same command and --resume to go on"):
+        path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
+    _show_result(path, result)
 
 
-def _report_run(path: Path, result: dict[str, Any]) -> None:
+def _show_result(path: Path, result: dict[str, Any]) -> None:
     from softprompts.storage.run_folder import DIVERGED
 
     if result["message"]:
@@ -80,7 +103,7 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
 
 
 def _texts_for(task: str, form: Mapping[str, Any]) -> str:
-    """How `predict` is given what a task reads."""
+    """The arguments of `predict` for a row of a task."""
     from softprompts.tasks.catalog import SPECS
 
     fields = form["fields"]

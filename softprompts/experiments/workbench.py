@@ -34,7 +34,7 @@ from softprompts.tasks import (
     new_tokens,
     padding_id,
 )
-from softprompts.tasks.data import _PLACE, Data, rows_identity
+from softprompts.tasks.data import _PLACE, MAX_LENGTH, Data, rows_identity
 from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import (
@@ -79,6 +79,7 @@ class Workbench:
         evaluate: score validation rows while training and keep the best prompt; False: keep the last one, which only
             a task with test rows allows.
         quantize: keep the backbone's weights in few bits, a key of `softprompts.backbones.quantized.BACKENDS`; None: not.
+        command: the command line that the runs come from, which their records repeat; None: there is none.
 
     Attributes:
         task: the task.
@@ -93,15 +94,17 @@ class Workbench:
         self,
         model: str,
         data: Data,
-        max_length: int = 256,
+        max_length: int = MAX_LENGTH,
         backbone_dropout: bool = False,
         evaluate: bool = True,
         quantize: str | None = None,
+        command: str | None = None,
     ):
         require_whole(os.environ)
         if quantize is not None:
             require_backend(quantize, shared_state().device)
         self.name, self.data, self.max_length, self.quantize = model, data, max_length, quantize
+        self.command = command
         self.task = data.load()
         self.tokenizer, backbone, self._missing = _load_backbone(model, KINDS[self.task.kind].tokens, quantize)
         self.model = attach(backbone, backbone_dropout=backbone_dropout)
@@ -188,12 +191,6 @@ class Workbench:
             self._add_teacher("check", method)
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
-                if training.compile:
-                    from softprompts.injection.speedups.compiling import (
-                        require_compilable,  # here: a second of torch's compiler
-                    )
-
-                    require_compilable(self.model, shared_state().device)
         finally:
             self._drop("check")
         if training is not None:
@@ -567,7 +564,7 @@ class Workbench:
             "test_rows": len(self.task.test),
             "versions": _versions(),
             "device": _device(),
-            "compiled": training.compile,
+            **({"command": self.command} if self.command is not None else {}),
         }
 
     def _open(
@@ -627,7 +624,7 @@ def resolved(
         "settings": method.identity(),
         "max_length": max_length,
         "evaluate": evaluate,
-        "training": training.identity(),
+        "training": training.to_dict(),
     }
 
 
@@ -636,7 +633,7 @@ def shared_by(run: Run) -> tuple[Any, ...]:
     makes the other's rows longer.
     """
     training = run.training
-    kind = training.bf16, training.backbone_dropout, training.compile, training.batch_size
+    kind = training.bf16, training.backbone_dropout, training.batch_size
     return *kind, run.method.input_tokens
 
 

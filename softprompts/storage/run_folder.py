@@ -15,7 +15,7 @@ from softprompts.storage.files import require_folder
 from softprompts.storage.files import write_atomic as write_atomic
 from softprompts.storage.files import write_json_atomic as write_json_atomic
 from softprompts.storage.files import write_text_atomic as write_text_atomic
-from softprompts.storage.saved_prompt import PROMPT as PROMPT
+from softprompts.storage.names import PROMPT as PROMPT
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -15,9 +15,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
-import torch
-
 from softprompts.errors import SoftPromptError, nearest, require_whole
 
 PROTOCOLS = {
@@ -289,6 +286,8 @@ def dept_few_shot(
     require_whole("few-shot", "the seed", seed, 0)
     names = _label_names(classes, regression)
     if regression:
+        import numpy as np
+
         scores = np.round(np.array([float(row.label) for row in rows]), 1)
         labels = [int(score > _MIDDLE_SCORE) for score in scores]
     else:
@@ -354,6 +353,8 @@ def _flat(units: Sequence[list[R]], order: Sequence[int]) -> list[R]:
 
 
 def _torch_order(count: int, seed: int) -> list[int]:
+    import torch  # here: a second, and most splits need none of it
+
     generator = torch.Generator(device="cpu").manual_seed(seed)
     order: list[int] = torch.randperm(count, generator=generator, device="cpu").tolist()
     return order
@@ -361,6 +362,8 @@ def _torch_order(count: int, seed: int) -> list[int]:
 
 def _numpy_order(count: int, seed: int) -> list[int]:
     """As ``shuffle(seed)`` of the library "datasets"."""
+    import numpy as np
+
     order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
     return order
 

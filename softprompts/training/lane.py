@@ -404,7 +404,7 @@ class Lane:
         """
         if state.get("format") != _FORMAT:
             raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
-        mine, there = self.config.identity(), state["config"]
+        mine, there = self.config.to_dict(), state["config"]
         changed = [name for name in mine if mine[name] != there.get(name)]
         if changed:
             raise SoftPromptError(

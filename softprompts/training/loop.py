@@ -70,7 +70,7 @@ def train(
 
     Args:
         model: a model with the lanes' prompts attached. Afterwards each prompt is the best of its run.
-        lanes: the runs; they must agree in ``bf16``, ``backbone_dropout`` and ``compile``.
+        lanes: the runs; they must agree in ``bf16`` and ``backbone_dropout``.
         pad_id: fills shorter rows.
         padding_side: "right" or "left".
         accelerator: the caller's own, when it needs settings; its trackers are then the ones logged to.
@@ -119,7 +119,6 @@ def train(
     try:
         with (
             _training(model, lanes[0].config.backbone_dropout),
-            _compiled(model, lanes[0].config.compile),
             Randomness(model, lanes, accelerator) as randomness,
             PeakMemory(accelerator.device) as memory,
             Stop() as stop,
@@ -160,16 +159,6 @@ def train(
             # Not Accelerator.end_training: it also ends the process group, which is not ours alone.
             for tracker in accelerator.trackers:
                 tracker.finish()
-
-
-def _compiled(model: Any, wanted: bool) -> contextlib.AbstractContextManager[None]:
-    if not wanted:
-        return contextlib.nullcontext()
-    from softprompts.injection.speedups.compiling import (
-        compiled,  # here, since torch's compiler takes a second to import
-    )
-
-    return compiled(model)
 
 
 class _Room:
@@ -401,17 +390,13 @@ def _check(
         if lane.name not in model.prompts:
             raise SoftPromptError(f"the model has no prompt '{lane.name}'; {nearest(lane.name, model.prompts)}")
         check_teachers(model, lane.name, lane.teacher)
-    for setting in ("bf16", "backbone_dropout", "compile"):
+    for setting in ("bf16", "backbone_dropout"):
         if len({getattr(lane.config, setting) for lane in lanes}) > 1:
             raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")
     if len({_labels_of(lane) for lane in lanes}) > 1:
         raise SoftPromptError(
             "runs that share a pass must agree in the kind of labels: classes, values, tokens, spans or choices"
         )
-    if lanes[0].config.compile:
-        from softprompts.injection.speedups.compiling import require_compilable
-
-        require_compilable(model, model.device if accelerator is None else accelerator.device)
     if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
         raise SoftPromptError("set gradient_accumulation_steps in TrainConfig, not in the Accelerator")
     if accelerator is not None and trackers:
