@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_
 import typer
 
 from softprompts.backbones.packaged import DEFAULT_MODEL as DEFAULT_MODEL
-from softprompts.commands.parsing import pairs, value_of
+from softprompts.commands.parsing import kinds_of, pairs, value_of
 from softprompts.commands.terminal import err, typed_command
 from softprompts.errors import SoftPromptError
 from softprompts.storage.files import require_folder
@@ -110,10 +110,11 @@ class Options:
 
     def _parameter(self, name: str, info: Any) -> inspect.Parameter:
         kind, metavar = _TEXT_TYPES.get(get_origin(info.annotation), (info.annotation, None))
+        least = [bound.ge for bound in info.metadata if hasattr(bound, "ge")]
         option = typer.Option(
             *self._flags(name),
             help=self.helps.get(name, info.description),
-            min=next((bound.ge for bound in info.metadata if hasattr(bound, "ge")), None),
+            min=least[0] if least and int in kinds_of(info.annotation) else None,
             metavar=metavar,
             rich_help_panel=self.panel,
         )
