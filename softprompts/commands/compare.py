@@ -2,67 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_configs
-from softprompts.commands.options import (
-    DATA_OPTIONS,
-    DEFAULT_MODEL,
-    METHOD,
-    OUTPUT,
-    TRAINING_OPTIONS,
-    Lanes,
-    MaxLength,
-    Model,
-    Out,
-    Quantize,
-    Seeds,
-    Tracker,
-    open_workbench,
-    report_folder,
-    with_options,
-)
 from softprompts.commands.parsing import listed, pairs, whole_numbers
 from softprompts.commands.terminal import add_number_columns, out, plain_table
-from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from softprompts.experiments.compare import Comparison
 
 
-@with_options
+@options.with_options
 def compare(
     *,
-    data: Annotated[Data, DATA_OPTIONS],
-    model: Model = DEFAULT_MODEL,
-    quantize: Quantize = None,
-    max_length: MaxLength = MAX_LENGTH,
-    methods_: Annotated[
-        str, typer.Option("--methods", help="Names, separated by commas.", rich_help_panel=METHOD)
-    ] = "head-only,prompt-tuning,superpos,prefix-tuning,multi-mask,selective-prefix",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of all methods that have it, or of one: multi-mask.num_masks=2.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    training: Annotated[TrainConfig, replace(TRAINING_OPTIONS, without=(*TRAINING_OPTIONS.without, "seed"))],
-    seeds: Seeds = "0,1,2",
-    lanes: Lanes = None,
-    out_: Out = "runs",
-    report: Annotated[
-        str | None,
-        typer.Option(help="Folder for table and plot; default: <out>/compare.", rich_help_panel=OUTPUT),
-    ] = None,
-    tracker: Tracker = None,
+    data: Annotated[Data, options.DATA_OPTIONS],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS],
+    methods_: options.Methods = "head-only,prompt-tuning,superpos,prefix-tuning,multi-mask,selective-prefix",
+    set_: options.Set = None,
+    training: Annotated[TrainConfig, options.TRAINING_OPTIONS.drop("seed")],
+    seeds: options.Seeds = "0,1,2",
+    lanes: options.Lanes = None,
+    out_: options.Out = "runs",
+    report: options.Report = None,
+    tracker: options.Tracker = None,
 ) -> None:
     """Train several methods with several seeds; end in a table. Finished runs are not done again."""
     from softprompts.experiments.compare import compare as run_all
@@ -71,8 +38,8 @@ def compare(
     check_trackers(tracker)
     configs = list(method_configs(listed("--methods", methods_), pairs(set_)).values())
     numbers = whole_numbers("--seeds", seeds)
-    folder = report_folder(report, out_, "compare")
-    bench = open_workbench(model, data, max_length, training, quantize)
+    folder = options.report_folder(report, out_, "compare")
+    bench = options.open_workbench(model, data, training)
     show_run = run_counter(len(configs) * len(numbers))
 
     def start() -> None:

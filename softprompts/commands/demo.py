@@ -8,7 +8,7 @@ import typer
 
 from softprompts.commands.compare import show_comparison
 from softprompts.commands.messages import hint_when_interrupted, run_counter, show_workbench
-from softprompts.commands.options import Lanes, Out, report_folder
+from softprompts.commands.options import Lanes, Out, Report, report_folder
 from softprompts.commands.terminal import typed_command
 
 
@@ -16,7 +16,7 @@ def demo(
     out_: Out = "runs",
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
     lanes: Lanes = None,
-    report: Annotated[str | None, typer.Option(help="Folder for table and plot.")] = None,
+    report: Report = None,
 ) -> None:
     """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
     from softprompts.experiments.demo import METHODS, run_demo

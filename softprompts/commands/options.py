@@ -7,17 +7,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import typer
+from pydantic import Field
 
-from softprompts.backbones.packaged import DEFAULT_MODEL as DEFAULT_MODEL
+from softprompts.backbones.packaged import DEFAULT_MODEL
 from softprompts.commands.parsing import kinds_of, pairs, value_of
 from softprompts.commands.terminal import err, typed_command
 from softprompts.errors import SoftPromptError
 from softprompts.storage.files import require_folder
-from softprompts.tasks.data import Data
+from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
+from softprompts.validation import settings
 
 if TYPE_CHECKING:
     from softprompts.experiments.workbench import Workbench
@@ -25,39 +27,49 @@ if TYPE_CHECKING:
 # Titles of the groups in --help.
 DATA, MODEL, METHOD, TRAINING, OUTPUT = "Task and data", "Model", "Method", "Training", "Output"
 
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.", rich_help_panel=MODEL
-    ),
-]
-Quantize = Annotated[
-    str | None,
-    typer.Option(
-        help="Keep the backbone in 4 or 8 bits: nf4, fp4, int8 (bitsandbytes) or torchao-int8.", rich_help_panel=MODEL
-    ),
-]
-MaxLength = Annotated[
-    int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.", rich_help_panel=MODEL)
-]
-Lanes = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Runs that share each pass of the model; default: as many as there is memory for.",
-        rich_help_panel=TRAINING,
-    ),
-]
-Seeds = Annotated[
-    str, typer.Option(help="Of initialisation, data order and draws; separated by commas.", rich_help_panel=TRAINING)
-]
-Out = Annotated[str, typer.Option("--out", "-o", help="Where run folders go.", rich_help_panel=OUTPUT)]
-Tracker = Annotated[
-    list[str] | None,
-    typer.Option("--tracker", help="tensorboard, wandb, ... (any of Accelerate's).", rich_help_panel=OUTPUT),
-]
+
+def option(panel: str, help: str, flags: str = "", **more: Any) -> Any:
+    """An option of a group.
+
+    Args:
+        panel: title of the group.
+        help: what ``--help`` says of it.
+        flags: its flags, with spaces between them; by default ``--`` and the parameter's name.
+        **more: see `typer.Option`.
+    """
+    return typer.Option(*flags.split(), help=help, rich_help_panel=panel, **more)
+
+
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
+MaxLength = Annotated[int, option(MODEL, "Most tokens of an input, the prompt not counted.", min=4)]
+Methods = Annotated[str, option(METHOD, "Names, separated by commas.", "--methods")]
+Set = Annotated[
+    list[str] | None,
+    option(METHOD, "A setting of all methods that have it, or of one: num_masks=2, ept.rank=8.", "--set"),
+]
+Seeds = Annotated[str, option(TRAINING, "Of initialisation, data order and draws; separated by commas.")]
+Lanes = Annotated[
+    int | None,
+    option(TRAINING, "Runs that share each pass of the model; default: as many as there is memory for.", min=1),
+]
+Out = Annotated[str, option(OUTPUT, "Where run folders go.", "--out -o")]
+Report = Annotated[str | None, option(OUTPUT, "Folder of the report; default: in --out, by the verb's name.")]
+Tracker = Annotated[list[str] | None, option(OUTPUT, "tensorboard, wandb, ... (any of Accelerate's).", "--tracker")]
+
+
+@settings
+class ModelSettings:
+    """The frozen model of a verb's runs."""
+
+    owner: ClassVar[str] = "model"
+
+    name: Annotated[str, Field(description="Backbone: hub id, local folder, or the packaged encoder.")] = DEFAULT_MODEL
+    quantize: Annotated[
+        str | None,
+        Field(description="Keep the backbone in 4 or 8 bits: nf4, fp4, int8 (bitsandbytes) or torchao-int8."),
+    ] = None
+    max_length: Annotated[int, Field(ge=4, description="Most tokens of an input, the prompt not counted.")] = MAX_LENGTH
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,10 @@ class Options:
     helps: Mapping[str, str] = field(default_factory=dict)
     extra: tuple[inspect.Parameter, ...] = ()
     build: Callable[..., Any] | None = None
+
+    def drop(self, *names: str) -> Options:
+        """The same options without some."""
+        return replace(self, without=(*self.without, *names))
 
     def parameters(self) -> list[inspect.Parameter]:
         """The options as parameters of a function, as typer reads them."""
@@ -111,16 +127,16 @@ class Options:
     def _parameter(self, name: str, info: Any) -> inspect.Parameter:
         kind, metavar = _TEXT_TYPES.get(get_origin(info.annotation), (info.annotation, None))
         least = [bound.ge for bound in info.metadata if hasattr(bound, "ge")]
-        option = typer.Option(
-            *self._flags(name),
-            help=self.helps.get(name, info.description),
+        made = option(
+            self.panel,
+            self.helps.get(name, info.description),
+            " ".join(self._flags(name)),
             min=least[0] if least and int in kinds_of(info.annotation) else None,
             metavar=metavar,
-            rich_help_panel=self.panel,
         )
         default = self.defaults.get(name, info.default) if metavar is None else None
         return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
         )
 
 
@@ -236,9 +252,10 @@ TRAINING_OPTIONS = Options(
 )
 
 
-def open_workbench(
-    model: str, data: Data, max_length: int, training: TrainConfig, quantize: str | None = None
-) -> Workbench:
+MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"})
+
+
+def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> Workbench:
     """Loads the rows and the model.
 
     Raises:
@@ -249,7 +266,12 @@ def open_workbench(
 
     with err.status("loading data and model"), together():
         return Workbench(
-            model, data, max_length, bool(training.backbone_dropout), quantize=quantize, command=typed_command()
+            model.name,
+            data,
+            model.max_length,
+            bool(training.backbone_dropout),
+            quantize=model.quantize,
+            command=typed_command(),
         )
 
 

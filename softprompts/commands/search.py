@@ -8,103 +8,61 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import typer
-
+from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_configs, settings_of
-from softprompts.commands.options import (
-    DATA_OPTIONS,
-    DEFAULT_MODEL,
-    METHOD,
-    OUTPUT,
-    TRAINING,
-    TRAINING_OPTIONS,
-    Lanes,
-    MaxLength,
-    Model,
-    Out,
-    Quantize,
-    Tracker,
-    open_workbench,
-    report_folder,
-    with_options,
-)
+from softprompts.commands.options import METHOD, OUTPUT, TRAINING, option
 from softprompts.commands.parsing import kinds_of, listed, pairs, value_of
 from softprompts.commands.terminal import err, out, plain_table
 from softprompts.errors import SoftPromptError
 from softprompts.storage.names import JOINT
-from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from softprompts.experiments.leaderboard import Leaderboard
 
-_DATA_OPTIONS = replace(DATA_OPTIONS, without=(*DATA_OPTIONS.without, "few_shot", "few_shot_seed", "few_shot_protocol"))
 _TRAINING_OPTIONS = replace(
-    TRAINING_OPTIONS,
-    without=(*TRAINING_OPTIONS.without, "max_steps", "epochs", "patience", "seed"),
-    defaults={**TRAINING_OPTIONS.defaults, "epochs": 1},  # the steps count; ids of runs are made of it all the same
+    options.TRAINING_OPTIONS.drop("max_steps", "epochs", "patience", "seed"),
+    defaults={**options.TRAINING_OPTIONS.defaults, "epochs": 1},  # the steps count, but ids of runs are made of it
     helps={
+        **options.TRAINING_OPTIONS.helps,
         "learning_rate": "A fixed learning rate of every method's main component.",
         "eval_every": "Updates between evaluations; default: those before the first cut.",
     },
 )
 
 
-@with_options
+@options.with_options
 def search(
     *,
-    data: Annotated[Data, _DATA_OPTIONS],
-    model: Model = DEFAULT_MODEL,
-    quantize: Quantize = None,
-    max_length: MaxLength = MAX_LENGTH,
-    methods_: Annotated[
-        str, typer.Option("--methods", help="Names, separated by commas.", rich_help_panel=METHOD)
-    ] = "prefix-tuning",
+    data: Annotated[Data, options.DATA_OPTIONS.drop("few_shot", "few_shot_seed", "few_shot_protocol")],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS],
+    methods_: options.Methods = "prefix-tuning",
+    set_: options.Set = None,
     space: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What to search, of all methods that have it or of one: learning_rate=log:1e-3:1e-1, "
+        option(
+            METHOD,
+            "What to search, of all methods that have it or of one: learning_rate=log:1e-3:1e-1, "
             "init_std=uniform:0.1:1, multi-mask.num_masks=2,4,8, seed=0,1,2. Default: each method's own.",
-            rich_help_panel=METHOD,
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A fixed setting of all methods that have it, or of one: multi-mask.num_masks=2.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    trials: Annotated[int, typer.Option(help="Configurations to start.", rich_help_panel=TRAINING)] = 16,
-    eta: Annotated[int, typer.Option(help="At each rung one in so many goes on.", rich_help_panel=TRAINING)] = 2,
-    steps: Annotated[
-        int, typer.Option(help="Updates of a configuration that is never cut.", rich_help_panel=TRAINING)
-    ] = 300,
-    min_steps: Annotated[int, typer.Option(help="Least updates before the first cut.", rich_help_panel=TRAINING)] = 20,
-    sampler: Annotated[str, typer.Option(help="tpe (learns from scores) or random.", rich_help_panel=TRAINING)] = "tpe",
+    trials: Annotated[int, option(TRAINING, "Configurations to start.")] = 16,
+    eta: Annotated[int, option(TRAINING, "At each rung one in so many goes on.")] = 2,
+    steps: Annotated[int, option(TRAINING, "Updates of a configuration that is never cut.")] = 300,
+    min_steps: Annotated[int, option(TRAINING, "Least updates before the first cut.")] = 20,
+    sampler: Annotated[str, option(TRAINING, "tpe (learns from scores) or random.")] = "tpe",
     generation: Annotated[
-        int | None,
-        typer.Option(
-            help="Configurations proposed at once; default: a quarter, but 4 to 16.", rich_help_panel=TRAINING
-        ),
+        int | None, option(TRAINING, "Configurations proposed at once; default: a quarter, but 4 to 16.")
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of what is proposed, and of the runs.", rich_help_panel=TRAINING)
-    ] = 0,
+    seed: Annotated[int, option(TRAINING, "Of what is proposed, and of the runs.", min=0)] = 0,
     training: Annotated[TrainConfig, _TRAINING_OPTIONS],
-    lanes: Lanes = None,
-    out_: Out = "runs",
-    report: Annotated[
-        str | None,
-        typer.Option(help="Folder for leaderboard and best prompt; default: <out>/search.", rich_help_panel=OUTPUT),
-    ] = None,
-    keep_cut: Annotated[
-        bool,
-        typer.Option("--keep-cut", help="Keep the checkpoints of runs that were cut.", rich_help_panel=OUTPUT),
-    ] = False,
-    tracker: Tracker = None,
+    lanes: options.Lanes = None,
+    out_: options.Out = "runs",
+    report: options.Report = None,
+    keep_cut: Annotated[bool, option(OUTPUT, "Keep the checkpoints of runs that were cut.", "--keep-cut")] = False,
+    tracker: options.Tracker = None,
 ) -> None:
     """Search settings: start many configurations, cut the worse half at every rung, train the last to the end.
 
@@ -126,9 +84,9 @@ def search(
         for name, config in configs.items()
     }
     searched = {key: _searched(key, value, names) for key, value in pairs(space, "--space").items()}
-    folder = report_folder(report, out_, "search")
+    folder = options.report_folder(report, out_, "search")
     check_report(folder)
-    bench = open_workbench(model, data, max_length, training, quantize)
+    bench = options.open_workbench(model, data, training)
 
     show_workbench(bench)
     show_cut_rows(bench, list(configs.values()))

@@ -10,18 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import (
-    DATA_OPTIONS,
-    DEFAULT_MODEL,
-    OUTPUT,
-    MaxLength,
-    Model,
-    with_options,
-)
+from softprompts.commands import options
+from softprompts.commands.options import OUTPUT, option
 from softprompts.commands.terminal import err, out, plain_table
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.catalog import task_kinds, task_names, task_outline
-from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.tasks.data import Data
 
 tasks = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
 
@@ -44,29 +38,20 @@ def list_tasks(context: typer.Context) -> None:
     out.print("Your own: --task FILE.yaml, or --data FILE --kind KIND --text COLUMN --label COLUMN")
 
 
-_DATA_OPTIONS = replace(
-    DATA_OPTIONS,
-    without=(
-        *DATA_OPTIONS.without,
-        *("task", "answering", "invalid", "few_shot", "few_shot_seed", "few_shot_protocol"),
-    ),
-)
+_OTHER_OPTIONS = ("task", "answering", "invalid", "few_shot", "few_shot_seed", "few_shot_protocol")
 
 
 @tasks.command("show")
-@with_options
+@options.with_options
 def show_task(
     *,
     task: Annotated[
         str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
     ] = None,
-    data: Annotated[Data, _DATA_OPTIONS],
-    model: Model = DEFAULT_MODEL,
-    max_length: MaxLength = MAX_LENGTH,
-    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.", rich_help_panel=OUTPUT)] = 3,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="All of it as JSON, nothing shortened.", rich_help_panel=OUTPUT)
-    ] = False,
+    data: Annotated[Data, options.DATA_OPTIONS.drop(*_OTHER_OPTIONS)],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS.drop("quantize")],
+    examples: Annotated[int, option(OUTPUT, "Number of rows to show.", min=0)] = 3,
+    as_json: Annotated[bool, option(OUTPUT, "All of it as JSON, nothing shortened.", "--json")] = False,
 ) -> None:
     """Show a task: fields, labels, templates, how long its rows are for a model, and how models read them."""
     from softprompts.backbones.loading import load_tokenizer
@@ -77,14 +62,14 @@ def show_task(
     about, templates = ("", []) if task is None else task_outline(task)
     with err.status("loading the data"):
         loaded = (data if task is None else replace(data, task=task)).load()
-        tokenizer, model_kind, limit = load_tokenizer(model)
-        outline = describe(loaded, tokenizer, model_kind, limit, max_length, examples)
+        tokenizer, model_kind, limit = load_tokenizer(model.name)
+        outline = describe(loaded, tokenizer, model_kind, limit, model.max_length, examples)
     outline = {
         **outline,
         "about": about,
         "templates": templates,
         "template": data.template or (templates[0] if templates else None),
-        "model": model,
+        "model": model.name,
         "model_kind": model_kind,
     }
     if as_json:

@@ -6,70 +6,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
+from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_config
-from softprompts.commands.options import (
-    DATA_OPTIONS,
-    DEFAULT_MODEL,
-    METHOD,
-    OUTPUT,
-    TRAINING_OPTIONS,
-    MaxLength,
-    Model,
-    Out,
-    Quantize,
-    Tracker,
-    open_workbench,
-    with_options,
-)
+from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
-from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
 
-@with_options
+@options.with_options
 def train(
     *,
-    data: Annotated[Data, DATA_OPTIONS],
-    model: Model = DEFAULT_MODEL,
-    quantize: Quantize = None,
-    max_length: MaxLength = MAX_LENGTH,
+    data: Annotated[Data, options.DATA_OPTIONS],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS],
     method: Annotated[
-        str,
-        typer.Option(
-            "--method", help="See 'softprompts methods'; several in one: ept+multi-mask.", rich_help_panel=METHOD
-        ),
+        str, option(METHOD, "See 'softprompts methods'; several in one: ept+multi-mask.", "--method")
     ] = "prefix-tuning",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting of the method: num_masks=4; of one of several: multi-mask.num_masks=4.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
-    training: Annotated[TrainConfig, TRAINING_OPTIONS],
-    out_: Out = "runs",
-    folder: Annotated[
-        str | None,
-        typer.Option(help="Run folder in place of the one named by the settings.", rich_help_panel=OUTPUT),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel=OUTPUT)
-    ] = False,
-    tracker: Tracker = None,
+    set_: options.Set = None,
+    training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
+    out_: options.Out = "runs",
+    folder: Annotated[str | None, option(OUTPUT, "Run folder in place of the one named by the settings.")] = None,
+    resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
+    tracker: options.Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
     config = method_config(method, pairs(set_))
-    bench = open_workbench(model, data, max_length, training, quantize)
+    bench = options.open_workbench(model, data, training)
     bench.check(config, training, root=out_, folder=folder, resume=resume)
     show_workbench(bench)
     show_cut_rows(bench, [config])

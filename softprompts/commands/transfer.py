@@ -7,73 +7,46 @@ from typing import Annotated, Any
 
 import typer
 
+from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter
-from softprompts.commands.options import (
-    DATA,
-    METHOD,
-    MODEL,
-    OUTPUT,
-    TRAINING_OPTIONS,
-    Lanes,
-    MaxLength,
-    Options,
-    Out,
-    Seeds,
-    open_workbench,
-    report_folder,
-    with_options,
-)
+from softprompts.commands.options import DATA, METHOD, MODEL, option
 from softprompts.commands.parsing import listed, whole_numbers
 from softprompts.commands.terminal import out, plain_table
 from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
 
-_DATA_OPTIONS = Options(
+_DATA_OPTIONS = options.Options(
     Data, panel=DATA, without=tuple({each.name for each in fields(Data)} - {"data_dir", "max_validation"})
 )
 _TRAINING_OPTIONS = replace(
-    TRAINING_OPTIONS,
-    without=(*TRAINING_OPTIONS.without, "epochs", "gradient_accumulation_steps", "eval_every", "patience", "seed"),
+    options.TRAINING_OPTIONS.drop("epochs", "gradient_accumulation_steps", "eval_every", "patience", "seed"),
     # The steps count, but ids of runs are made of the epochs too.
-    defaults={**TRAINING_OPTIONS.defaults, "max_steps": 60, "epochs": 1, "batch_size": 16},
+    defaults={**options.TRAINING_OPTIONS.defaults, "max_steps": 60, "epochs": 1, "batch_size": 16},
+    helps={**options.TRAINING_OPTIONS.helps, "max_steps": "Number of updates."},
 )
 
 
-@with_options
+@options.with_options
 def transfer(
     *,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Run folders, prompt folders or hub ids.")],
-    tasks_: Annotated[
-        str, typer.Option("--tasks", help="Target tasks, separated by commas.", rich_help_panel=DATA)
-    ] = "reviews",
+    tasks_: Annotated[str, option(DATA, "Target tasks, separated by commas.", "--tasks")] = "reviews",
     shots: Annotated[
-        str,
-        typer.Option(
-            help="Numbers of training rows, by commas; 0: the source's prompt and head as they are.",
-            rich_help_panel=DATA,
-        ),
+        str, option(DATA, "Numbers of training rows, by commas; 0: the source's prompt and head as they are.")
     ] = "0,16",
     data: Annotated[Data, _DATA_OPTIONS],
-    length: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tokens of the tuned prompts; default: as the longest source.", rich_help_panel=METHOD
-        ),
-    ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="Backbone; default: the one that the first source names.", rich_help_panel=MODEL
-        ),
+        str | None, option(MODEL, "Backbone; default: the one that the first source names.", "--model -m")
     ] = None,
-    max_length: MaxLength = MAX_LENGTH,
+    max_length: options.MaxLength = MAX_LENGTH,
+    length: Annotated[
+        int | None, option(METHOD, "Tokens of the tuned prompts; default: as the longest source.", min=1)
+    ] = None,
     training: Annotated[TrainConfig, _TRAINING_OPTIONS],
-    seeds: Seeds = "0,1,2",
-    lanes: Lanes = None,
-    out_: Out = "runs",
-    report: Annotated[
-        str | None, typer.Option(help="Folder for the tables; default: <out>/transfer.", rich_help_panel=OUTPUT)
-    ] = None,
+    seeds: options.Seeds = "0,1,2",
+    lanes: options.Lanes = None,
+    out_: options.Out = "runs",
+    report: options.Report = None,
 ) -> None:
     """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
     from softprompts.experiments.transfer import transfer as run_transfer
@@ -83,9 +56,9 @@ def transfer(
     counts = whole_numbers("--shots", shots)
     numbers = whole_numbers("--seeds", seeds)
     targets = [replace(data, task=name) for name in listed("--tasks", tasks_)]
-    folder = report_folder(report, out_, "transfer")
+    folder = options.report_folder(report, out_, "transfer")
     backbone = model or str(described(sources[0])["backbone"].get("name") or "")
-    bench = open_workbench(backbone, targets[0], max_length, training)
+    bench = options.open_workbench(options.ModelSettings(name=backbone, max_length=max_length), targets[0], training)
     show_run = run_counter((len(sources) + 1) * len(targets) * len(numbers) * sum(count > 0 for count in counts))
 
     def end(source: str, target: str, count: int, result: dict[str, Any]) -> None:
