@@ -9,7 +9,7 @@ from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_configs
 from softprompts.commands.parsing import listed, pairs, whole_numbers
-from softprompts.commands.terminal import add_number_columns, out, plain_table
+from softprompts.commands.terminal import number_table, out
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
@@ -69,11 +69,9 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
 
     if out.quiet:  # the main process writes
         return
-    table = plain_table(f"{comparison.model} on {comparison.task}")
+    best = comparison.rows.index(comparison.best) if comparison.best is not None else None
     rows = [comparison.cells(row) for row in comparison.rows]
-    add_number_columns(table, COLUMNS, rows)
-    for row, cells in zip(comparison.rows, rows, strict=True):
-        table.add_row(*cells, style="bold" if row is comparison.best else None)
+    table = number_table(COLUMNS, rows, COLUMNS[:1], f"{comparison.model} on {comparison.task}", best)
     written = write_report(comparison, folder)
     out.print(table)
     out.print(comparison.note())

@@ -13,7 +13,7 @@ from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, 
 from softprompts.commands.method_settings import method_configs, settings_of
 from softprompts.commands.options import METHOD, OUTPUT, TRAINING, option
 from softprompts.commands.parsing import kinds_of, listed, pairs, value_of
-from softprompts.commands.terminal import err, out, plain_table
+from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
 from softprompts.storage.names import JOINT
 from softprompts.tasks.data import Data
@@ -138,16 +138,10 @@ def _searched(key: str, text: str, names: list[str]) -> Any:
 def _show_leaderboard(leaderboard: Leaderboard, folder: Path, root: str) -> None:
     from softprompts.experiments.leaderboard import BEST, RECORDS
 
-    table = plain_table(f"{leaderboard.model} on {leaderboard.task}")
     rows = [leaderboard.cells(entry, full=False) for entry in leaderboard.entries]
-    for index, name in enumerate(leaderboard.columns(full=False)):
-        words = name in ("method", "settings")
-        # In a narrow terminal headers and settings may wrap, numbers and single settings may not.
-        parts = [cells[index].split() if name == "settings" else [cells[index]] for cells in rows]
-        width = max(len(part) for line in parts for part in line)
-        table.add_column(name, justify="left" if words else "right", min_width=width)
-    for entry, cells in zip(leaderboard.entries, rows, strict=True):
-        table.add_row(*cells, style="bold" if entry is leaderboard.best else None)
+    place = leaderboard.entries.index(leaderboard.best) if leaderboard.best is not None else None
+    title = f"{leaderboard.model} on {leaderboard.task}"
+    table = number_table(leaderboard.columns(full=False), rows, ("method", "settings"), title, place)
     out.print(table)
     out.print(leaderboard.note())
     written = [folder / name for name in RECORDS]

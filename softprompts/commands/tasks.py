@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from softprompts.commands import options
 from softprompts.commands.options import OUTPUT, option
-from softprompts.commands.terminal import err, out, plain_table
+from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.catalog import task_kinds, task_names, task_outline
 from softprompts.tasks.data import Data
@@ -99,13 +99,17 @@ def _show_outline(outline: Mapping[str, Any]) -> None:
     limits = {f"over {outline['max_length']:,}": "over_max_length"}
     if outline["context"] not in (None, outline["max_length"]):
         limits[f"over {outline['context']:,}"] = "over_context"
-    table = _numbers_of("split", "rows", *(f"{part} tokens" if part == "50%" else part for part in _PERCENTILES))
-    for header in limits:
-        table.add_column(header, justify="right")
-    for split, said in outline["splits"].items():
-        tokens = [f"{said['tokens'][part]:,}" for part in _PERCENTILES]
-        table.add_row(split, f"{said['rows']:,}", *tokens, *(f"{said[key]:,}" for key in limits.values()))
-    out.print(table)
+    rows = [
+        [
+            split,
+            f"{said['rows']:,}",
+            *(f"{said['tokens'][part]:,}" for part in _PERCENTILES),
+            *(f"{said[key]:,}" for key in limits.values()),
+        ]
+        for split, said in outline["splits"].items()
+    ]
+    percentiles = [f"{part} tokens" if part == "50%" else part for part in _PERCENTILES]
+    out.print(number_table(["split", "rows", *percentiles, *limits], rows, ["split"]))
     _show_labels(outline["kind"], {split: said["labels"] for split, said in outline["splits"].items()})
     for place, example in enumerate(outline["examples"], start=1):
         answer = example["answer"]
@@ -129,24 +133,17 @@ def _show_labels(kind: str, counts: Mapping[str, Mapping[str, float]]) -> None:
     names = next(iter(counts.values()))
     if not names:
         return
-    table = _numbers_of("score" if kind == "regression" else "tag" if kind == "tagging" else "label", *counts)
+    rows = []
     for name in list(names)[:_MOST_LABELS]:
         if kind == "regression":
-            table.add_row(name, *(f"{said[name]:.2f}" for said in counts.values()))
+            rows.append([name, *(f"{said[name]:.2f}" for said in counts.values())])
         else:
             shares = [(said[name], max(1, sum(said.values()))) for said in counts.values()]
-            table.add_row(name, *(f"{count:,} ({100 * count / all_:4.1f} %)" for count, all_ in shares))
-    out.print(table)
+            rows.append([name, *(f"{count:,} ({100 * count / all_:4.1f} %)" for count, all_ in shares)])
+    header = {"regression": "score", "tagging": "tag"}.get(kind, "label")
+    out.print(number_table([header, *counts], rows, [header]))
     if len(names) > _MOST_LABELS:
         out.print(f"  and {len(names) - _MOST_LABELS} more labels (--json has all)")
-
-
-def _numbers_of(first: str, *others: str) -> Table:
-    table = plain_table()
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
 
 
 def _paragraph(head: str, text: str) -> None:

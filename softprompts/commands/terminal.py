@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich import box
@@ -21,11 +21,25 @@ def plain_table(title: str | None = None) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def add_number_columns(table: Table, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Adds columns of numbers behind a first one of words; in a narrow terminal headers may wrap, numbers may not."""
-    for index, name in enumerate(names):
-        width = max(len(cells[index]) for cells in rows)
-        table.add_column(name, justify="right" if index else "left", min_width=width)
+def number_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    words: Collection[str],
+    title: str | None = None,
+    bold: int | None = None,
+) -> Table:
+    """A table of numbers, to the right, and of columns of ``words``, to the left; the row at ``bold`` stands out.
+
+    In a narrow terminal headers and words may wrap, numbers may not.
+    """
+    table = plain_table(title)
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in rows]
+        width = max((len(part) for cell in cells for part in (cell.split() if name in words else [cell])), default=0)
+        table.add_column(name, justify="left" if name in words else "right", min_width=width)
+    for place, row in enumerate(rows):
+        table.add_row(*row, style="bold" if place == bold else None)
+    return table
 
 
 def typed_command() -> str:

@@ -11,7 +11,7 @@ from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter
 from softprompts.commands.options import DATA, METHOD, MODEL, option
 from softprompts.commands.parsing import listed, whole_numbers
-from softprompts.commands.terminal import out, plain_table
+from softprompts.commands.terminal import number_table, out
 from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
 
@@ -80,14 +80,8 @@ def transfer(
     if out.quiet:  # the main process writes
         return
     written = write_report(matrices, folder)
+    columns = ["source", *(target.name for target in matrices.targets)]
     for count in matrices.shots:
-        table = plain_table(matrices.title(count))
-        table.add_column("source")
-        for target in matrices.targets:
-            width = max(len(matrices.cell(source, target, count)) for source in matrices.sources)
-            table.add_column(target.name, justify="right", min_width=width)
-        for line in matrices.lines(count):
-            table.add_row(*line)
-        out.print(table)
+        out.print(number_table(columns, matrices.lines(count), ["source"], matrices.title(count)))
     out.print(matrices.note())
     out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
