@@ -42,11 +42,10 @@ def option(panel: str, help: str, flags: str = "", **more: Any) -> Any:
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
-MaxLength = Annotated[int, option(MODEL, "Most tokens of an input, the prompt not counted.", min=4)]
 Methods = Annotated[str, option(METHOD, "Names, separated by commas.", "--methods")]
 Set = Annotated[
     list[str] | None,
-    option(METHOD, "A setting of all methods that have it, or of one: num_masks=2, ept.rank=8.", "--set"),
+    option(METHOD, "A setting of all methods that have it, or of one: num_masks=2, multi-mask.num_masks=2.", "--set"),
 ]
 Seeds = Annotated[str, option(TRAINING, "Of initialisation, data order and draws; separated by commas.")]
 Lanes = Annotated[
@@ -83,8 +82,7 @@ class Options:
         without: fields that are no options of the verb.
         defaults: the verb's own defaults, also of fields that are no options.
         helps: the verb's own descriptions.
-        extra: more options, which are no fields.
-        build: makes the settings from the values of all options; None: the class does.
+        build: makes the settings from the options' values, in place of the class; its own parameters are options too.
     """
 
     settings: type[Any]
@@ -93,7 +91,6 @@ class Options:
     without: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     helps: Mapping[str, str] = field(default_factory=dict)
-    extra: tuple[inspect.Parameter, ...] = ()
     build: Callable[..., Any] | None = None
 
     def drop(self, *names: str) -> Options:
@@ -102,7 +99,9 @@ class Options:
 
     def parameters(self) -> list[inspect.Parameter]:
         """The options as parameters of a function, as typer reads them."""
-        return [*(self._parameter(name, info) for name, info in self._fields().items()), *self.extra]
+        named = inspect.signature(self.build, eval_str=True).parameters.values() if self.build is not None else ()
+        more = [parameter for parameter in named if parameter.kind is parameter.KEYWORD_ONLY]
+        return [*(self._parameter(name, info) for name, info in self._fields().items()), *more]
 
     def read(self, values: Mapping[str, Any]) -> Any:
         """The settings from the values of the options.
@@ -196,7 +195,11 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 _OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind")
 
 
-def _data(*, regression: bool, **values: Any) -> Data:
+def _data(
+    *,
+    regression: Annotated[bool, option(DATA, "As --kind regression: the labels are scores.", "--regression")] = False,
+    **values: Any,
+) -> Data:
     """The data that options name; without any the packaged reviews.
 
     Raises:
@@ -223,17 +226,6 @@ DATA_OPTIONS = Options(
     panel=DATA,
     flags={"task": "--task -t", "train": "--data", "answering": "--answer"},
     without=("max_test", "seed"),
-    extra=(
-        inspect.Parameter(
-            "regression",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=False,
-            annotation=Annotated[
-                bool,
-                typer.Option("--regression", help="As --kind regression: the labels are scores.", rich_help_panel=DATA),
-            ],
-        ),
-    ),
     build=_data,
 )
 TRAINING_OPTIONS = Options(

@@ -38,7 +38,7 @@ def transfer(
     model: Annotated[
         str | None, option(MODEL, "Backbone; default: the one that the first source names.", "--model -m")
     ] = None,
-    max_length: options.MaxLength = MAX_LENGTH,
+    max_length: Annotated[int, option(MODEL, "Most tokens of an input, the prompt not counted.", min=4)] = MAX_LENGTH,
     length: Annotated[
         int | None, option(METHOD, "Tokens of the tuned prompts; default: as the longest source.", min=1)
     ] = None,

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_type_hints
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiments.leaderboard import (
@@ -59,8 +59,9 @@ class _Contender:
         hints = {key: values[0] for key, values in _said_of(name, space) if key in settable and _is_list(values)}
         self.rates, _ = bench.outline(make_config(name, **{**hints, **fixed}), training)
         self._main = next((rate for component, rate in self.rates.items() if component != HEAD), None)
-        self._kinds = {f.name: str(f.type) for f in dataclasses.fields(self.config) if f.name in settable}
-        self._kinds |= {f.name: str(f.type) for f in dataclasses.fields(TrainConfig) if f.name in _TRAINING}
+        types = get_type_hints(type(self.config))
+        self._kinds = {key: str(types[key]) for key in settable if key in types}
+        self._kinds |= {key: str(kind) for key, kind in get_type_hints(TrainConfig).items() if key in _TRAINING}
         if self._main is None:  # nothing but a head, which this does not move
             del self._kinds["learning_rate"]
         self._kinds |= {f"{_RATE_OF}{component}": "float" for component in self.rates}
