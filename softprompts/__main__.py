@@ -5,48 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 import typer
 
-from softprompts.commands.bench import bench_app
-from softprompts.commands.compare import compare
-from softprompts.commands.demo import demo
-from softprompts.commands.export import export
-from softprompts.commands.inspect import inspect
-from softprompts.commands.methods import methods
-from softprompts.commands.predict import predict
-from softprompts.commands.push import push
-from softprompts.commands.search import search
-from softprompts.commands.serve import serve
-from softprompts.commands.tasks import tasks_app
 from softprompts.commands.terminal import err, out
-from softprompts.commands.train import train
-from softprompts.commands.transfer import transfer
 from softprompts.errors import SoftPromptError
 
-app = typer.Typer(
-    name="softprompts",
-    help="Soft-prompt and prefix tuning of frozen transformers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+# Each is what its module in softprompts.commands calls by the same name: a function, or an app with verbs of its own.
+VERBS = (
+    *("methods", "train", "compare", "search", "transfer", "demo", "predict", "inspect", "export", "push", "serve"),
+    *("tasks", "bench"),
 )
-for verb in (methods, train, compare, search, transfer, demo, predict, inspect, export, push, serve):
-    app.command()(verb)
-app.add_typer(tasks_app, name="tasks")
-app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
     """Runs the command line: 0 fine, 2 the caller's mistake, 130 interrupted."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Under a launcher all processes say the same; the main one says it.
+    # Under a launcher all processes print the same; the main one does it.
     out.quiet = err.quiet = int(os.environ.get("RANK") or 0) > 0
+    _quiet_libraries()
     try:
-        _quiet_libraries()
-        app()
+        _app(sys.argv[1:])()
     except SoftPromptError as error:
         _fail(str(error))
     except OSError as error:  # no room on the disk, no right to write there
@@ -58,6 +39,26 @@ def main() -> None:
             leave_group()
 
 
+def _app(arguments: Sequence[str]) -> typer.Typer:
+    """The command line with the verb that is called; with all verbs where none is, for the list of them."""
+    app = typer.Typer(
+        name="softprompts",
+        help="Soft-prompt and prefix tuning of frozen transformers.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(lambda: None)  # a single verb is still called by its name
+    for name in arguments[:1] if arguments and arguments[0] in VERBS else VERBS:
+        verb = getattr(import_module(f"softprompts.commands.{name}"), name)
+        if isinstance(verb, typer.Typer):
+            app.add_typer(verb, name=name)
+        else:
+            app.command()(verb)
+    return app
+
+
 def _fail(message: str) -> NoReturn:
     err.print("error:", style="red", end=" ")
     err.print(" ".join(message.split()), soft_wrap=True)
@@ -65,15 +66,13 @@ def _fail(message: str) -> NoReturn:
 
 
 def _quiet_libraries() -> None:
-    if {"-h", "--help"} & set(sys.argv) or len(sys.argv) < 2:
-        return  # help is quicker without loading it
+    """Silences what libraries print when they are imported or load a model; the environment may say otherwise."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Where torchao is installed, transformers imports it, and it has a line for each of its kernels that do not fit.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

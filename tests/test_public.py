@@ -41,7 +41,7 @@ def test_a_fresh_import_resolves_every_name_and_lists_methods() -> None:
 import sys, softprompts as sp
 assert "torch" not in sys.modules
 print(len(sp.methods()))
-import softprompts.methods.base
+import softprompts.methods.contract
 print(len(sp.methods()), sp.methods.__name__)
 assert all(getattr(sp, name) is not None for name in sp.__all__)
 """
@@ -54,19 +54,57 @@ def test_methods_can_be_listed_after_their_base_module_was_imported() -> None:
     assert fresh(code) == "True"
 
 
-def test_help_does_not_wait_for_torch() -> None:
-    code = """
+HEAVY = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "datasets",
+    "huggingface_hub",
+    "numpy",
+    "matplotlib",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        ("--help", set()),
+        *((f"{verb} --help", set()) for verb in ("train", "compare", "search", "transfer", "tasks show", "bench run")),
+        ("tasks", set()),
+        ("methods", {"torch", "numpy"}),
+    ],
+)
+def test_what_a_verb_does_not_need_is_not_imported(command: str, needed: set[str]) -> None:
+    """Start-up time is that of imports: torch takes a second, transformers and scikit-learn half of one each."""
+    code = f"""
 import sys
-sys.argv = ["softprompts", "train", "--help"]
+sys.argv = ["softprompts", *{command.split()}]
 from softprompts.__main__ import main
 try:
     main()
 except SystemExit as stop:
     assert not stop.code
-heavy = {"torch", "transformers", "accelerate", "sklearn", "datasets"} & set(sys.modules)
-print("heavy:", sorted(heavy))
+print("heavy:", *sorted({HEAVY} & set(sys.modules)))
 """
-    assert fresh(code).endswith("heavy: []")
+    assert set(fresh(code).splitlines()[-1].split()[1:]) <= needed
+
+
+def test_only_the_verb_that_is_called_is_imported() -> None:
+    code = """
+import sys
+sys.argv = ["softprompts", "push", "--help"]
+from softprompts.__main__ import main
+try:
+    main()
+except SystemExit:
+    pass
+print(*(name for name in sys.modules if name.startswith("softprompts.commands.")))
+"""
+    assert set(fresh(code).splitlines()[-1].split()) == {
+        f"softprompts.commands.{name}" for name in ("push", "terminal")
+    }
 
 
 def test_the_package_says_that_it_is_typed() -> None:

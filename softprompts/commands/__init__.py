@@ -1,1 +1,1 @@
-"""The verbs of the command line, a file each; `softprompts.__main__` puts them together."""
+"""The verbs of the command line, one module each; libraries that take long to import are imported when a verb runs."""

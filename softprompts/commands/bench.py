@@ -13,12 +13,12 @@ from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from softprompts.commands.messages import telling_how_to_go_on
-from softprompts.commands.parsing import listed, whole
+from softprompts.commands.messages import hint_when_interrupted
+from softprompts.commands.parsing import whole_numbers
 from softprompts.commands.terminal import err, out, plain_table
 from softprompts.errors import SoftPromptError
 
-bench_app = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
+bench = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="One of 'softprompts bench list', or a YAML file.")]
 Scale = Annotated[
@@ -31,7 +31,7 @@ Report = Annotated[
 QUIET = 30  # seconds between two lines of progress where the output is no terminal
 
 
-@bench_app.command("list")
+@bench.command("list")
 def list_recipes() -> None:
     """List the recipes: tables and figures of the papers, and how many runs they are at each scale."""
     from softprompts.bench.recipe import SCALES
@@ -39,12 +39,15 @@ def list_recipes() -> None:
 
     table = Table("recipe", "what it is", *(f"{scale} runs" for scale in SCALES), box=box.SIMPLE_HEAD)
     for name in recipe_names():
-        found: dict[str, Any] = {}
+        recipes: dict[str, Any] = {}
         for scale in SCALES:
             with contextlib.suppress(SoftPromptError):
-                found[scale] = load_recipe(name, scale)
-        recipe = next(iter(found.values()))
-        counts = [f"{len(found[s].cells()) + len(found[s].source_cells()):,}" if s in found else "-" for s in SCALES]
+                recipes[scale] = load_recipe(name, scale)
+        recipe = next(iter(recipes.values()))
+        counts = [
+            f"{len(recipes[scale].cells()) + len(recipes[scale].source_cells()):,}" if scale in recipes else "-"
+            for scale in SCALES
+        ]
         table.add_row(name, recipe.title, *counts)
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
@@ -53,7 +56,7 @@ def list_recipes() -> None:
     out.print("Run one: softprompts bench run RECIPE --scale tiny")
 
 
-@bench_app.command()
+@bench.command()
 def run(
     recipe: Name,
     scale: Scale = None,
@@ -84,8 +87,8 @@ def run(
     changes = _changes(set_, model, seeds)
     wanted = load_recipe(recipe, scale, changes)
     folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale, wanted.variant)
-    show = _Show(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
-    with telling_how_to_go_on("the same command goes on from there"), show:
+    display = _ProgressDisplay(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
+    with hint_when_interrupted(), display:
         state = run_recipe(
             wanted,
             root=out_,
@@ -95,8 +98,8 @@ def run(
             workers=workers,
             lanes=lanes,
             processes=processes,
-            on_start=show.start,
-            on_change=show.change,
+            on_start=display.start,
+            on_change=display.change,
         )
     # Where all have failed there is nothing to write, and why they have is what matters.
     with contextlib.suppress(SoftPromptError) if state.failed else contextlib.nullcontext():
@@ -111,24 +114,24 @@ def run(
         )
 
 
-@bench_app.command()
+@bench.command()
 def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Show how far a bench is."""
     from softprompts.bench.runner import read_state
 
     state = read_state(_folder(recipe, scale, out_, report), out_)
-    out.print(_told(state))
+    out.print(_progress(state))
     for run_, why in state.failed.items():
         out.print(f"  failed: {run_}: {why}", soft_wrap=True)
 
 
-@bench_app.command("report")
+@bench.command("report")
 def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Write tables and report of what is there by now; nothing is trained."""
     _write(_folder(recipe, scale, out_, report), out_)
 
 
-@bench_app.command("published")
+@bench.command("published")
 def show_published(
     table: Annotated[str | None, typer.Argument(help="One of the tables, such as multi-mask/table-1.")] = None,
 ) -> None:
@@ -146,8 +149,8 @@ def _print_table(table: Any) -> None:
     heads, lines = table.text()
     shown = plain_table(table.title)
     shown.title_justify = "left"
-    for place, head in enumerate(heads):
-        shown.add_column(head, justify="right" if place else "left", overflow="fold")
+    for index, head in enumerate(heads):
+        shown.add_column(head, justify="right" if index else "left", overflow="fold")
     for line in lines:
         shown.add_row(*line)
     out.print(shown)
@@ -166,7 +169,7 @@ def _folder(recipe: str, scale: str | None, root: str, report: str | None) -> Pa
 
 
 def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> dict[str, Any]:
-    """What the options change of a recipe, as an overlay."""
+    """The changes of a recipe that options ask for, as an overlay."""
     changes: dict[str, Any] = {}
     for pair in set_ or []:
         key, equals, text = pair.partition("=")
@@ -177,14 +180,14 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
         except yaml.YAMLError:
             value = text
         *parents, last = key.split(".")
-        place = changes
+        level = changes
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
                 raise SoftPromptError(f"--set {pair}: '{parent}' is set as a whole already")
-        place[last] = value
+        level[last] = value
     if seeds is not None:
-        changes["seeds"] = [whole("--seeds", part) for part in listed("--seeds", seeds)]
+        changes["seeds"] = whole_numbers("--seeds", seeds)
     if model is not None:
         changes["models"] = {Path(model).resolve().name if Path(model).is_dir() else Path(model).name: model}
         rows = changes.setdefault("rows", {})
@@ -204,7 +207,8 @@ def _write(folder: Path, root: str) -> None:
     out.print(f"report: {report}; tables and figures beside it, {len(written.files)} files in all", soft_wrap=True)
 
 
-def _told(state: Any) -> str:
+def _progress(state: Any) -> str:
+    """How far a bench is, in a line."""
     parts = [f"{state.done} of {state.total} runs done"]
     parts += [f"{state.running} running"] if state.running else []
     parts += [f"{state.waiting} waiting for a source"] if state.waiting else []
@@ -220,7 +224,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class _Show:
+class _ProgressDisplay:
     """Progress: a bar on a terminal, else a line for each run that has ended."""
 
     def __init__(self, title: str) -> None:
@@ -232,9 +236,9 @@ class _Show:
             console=err,
             disable=not err.is_terminal,
         )
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
 
-    def __enter__(self) -> _Show:
+    def __enter__(self) -> _ProgressDisplay:
         self._bar.start()
         return self
 
@@ -242,17 +246,17 @@ class _Show:
         self._bar.stop()
 
     def start(self, state: Any) -> None:
-        """What there is to do."""
+        """Shows how many runs there are."""
         done = f", {state.done:,} of them done already" if state.done else ""
         err.print(f"{self._title}: {state.total:,} runs{done}", soft_wrap=True)
         self._task = self._bar.add_task("starting", total=state.total, completed=state.done)
 
     def change(self, state: Any, fresh: list[Any]) -> None:
-        """What has changed."""
-        self._bar.update(self._task, completed=state.done, total=state.total, description=_told(state))
+        """Shows the runs that have ended since the last call."""
+        self._bar.update(self._task, completed=state.done, total=state.total, description=_progress(state))
         first = state.done - len(fresh)
-        for count, one in enumerate(fresh, start=1):
-            err.print(f"[{first + count}/{state.total}] {one.cell}", soft_wrap=True)
-        if not err.is_terminal and (fresh or time.monotonic() - self._said > QUIET):
-            self._said = time.monotonic()
-            err.print(f"  {_told(state)}", soft_wrap=True)
+        for count, run in enumerate(fresh, start=1):
+            err.print(f"[{first + count}/{state.total}] {run.cell}", soft_wrap=True)
+        if not err.is_terminal and (fresh or time.monotonic() - self._printed_at > QUIET):
+            self._printed_at = time.monotonic()
+            err.print(f"  {_progress(state)}", soft_wrap=True)

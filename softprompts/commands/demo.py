@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from softprompts.commands.compare import show_comparison
-from softprompts.commands.messages import describe, tell_run, telling_how_to_go_on
-from softprompts.commands.options import Lanes, Out, report_folder
+from softprompts.commands.messages import hint_when_interrupted, run_counter, show_workbench
+from softprompts.commands.options import Lanes, Out, Report, report_folder
+from softprompts.commands.terminal import typed_command
 
 
 def demo(
     out_: Out = "runs",
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 2,
     lanes: Lanes = None,
-    report: Annotated[str | None, typer.Option(help="Folder for table and plot.")] = None,
+    report: Report = None,
 ) -> None:
     """Tune six methods on real film reviews with a packaged 22M-parameter encoder and compare them."""
-    from softprompts.experiments.demo import run_demo
-    from softprompts.storage.files import require_folder
+    from softprompts.experiments.demo import METHODS, run_demo
 
     folder = report_folder(report, out_, "demo")
-    require_folder(folder, "the report")  # before anything trains for minutes
-    with telling_how_to_go_on("the same command goes on from there"):
-        comparison = run_demo(out_, range(seeds), lanes=lanes, tell=tell_run, describe=describe)
+    show_run = run_counter(seeds * len(METHODS))
+
+    def end(config: Any, seed: int, result: dict[str, Any]) -> None:
+        show_run(config.method, seed, result)
+
+    with hint_when_interrupted():
+        comparison = run_demo(
+            out_, range(seeds), lanes=lanes, on_load=show_workbench, on_result=end, command=typed_command()
+        )
     show_comparison(comparison, folder)

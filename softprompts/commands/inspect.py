@@ -30,18 +30,17 @@ def inspect(
     """Show what is in a saved prompt, ours or an adapter of PEFT's; draw what it learned; compare several."""
     from softprompts.model.formats import open_saved
 
-    found = []
+    prompts = []
     for source in sources:
         config, tensors = open_saved(source).describe()
-        found.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
+        prompts.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
     if not as_json:
-        for one in found:
-            _show_prompt(one)
-    drawn = _drawn(sources, output, data_dir, rows, tell=not as_json) if plots else None
+        for prompt in prompts:
+            _show_prompt(prompt)
+    pictures = {"plots": _draw(sources, output, data_dir, rows, show=not as_json)} if plots else {}
     if as_json:
-        more = {} if drawn is None else {"plots": drawn}
-        whole = {**found[0], **more} if len(found) == 1 else {"prompts": found, **more}
-        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        record = {**prompts[0], **pictures} if len(prompts) == 1 else {"prompts": prompts, **pictures}
+        print(json.dumps(record, indent=2, ensure_ascii=False))
     elif len(sources) > 1 and not plots:
         _show_similarities(sources)
 
@@ -82,29 +81,29 @@ def _show_prompt(config: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _drawn(sources: list[str], output: str | None, data_dir: str | None, rows: int, tell: bool) -> list[dict[str, Any]]:
-    """Writes the pictures, and says of each what it is and where."""
+def _draw(sources: list[str], output: str | None, data_dir: str | None, rows: int, show: bool) -> list[dict[str, Any]]:
+    """Writes the pictures, and lists what each is and where it lies."""
     from softprompts.analysis import plots_folder, write_figures
 
-    folder, done = Path(output) if output is not None else plots_folder(sources), []
+    folder, records = Path(output) if output is not None else plots_folder(sources), []
     for picture in write_figures(sources, folder, data_dir=data_dir, rows=rows):
-        done.append({"what": picture.what, "files": [str(file) for file in picture.files], "text": picture.text})
-        if tell:
+        records.append({"what": picture.what, "files": [str(file) for file in picture.files], "text": picture.text})
+        if show:
             where = f"{picture.files[0]} (.svg, .csv). " if picture.files else "no picture; "
             out.print(f"{picture.what}: {where}{picture.text}", soft_wrap=True)
-    return done
+    return records
 
 
 def _show_similarities(sources: list[str]) -> None:
     from softprompts.analysis import open_prompts, similarities
 
     try:
-        found, reasons = similarities(open_prompts(sources), with_start=False)
+        similar, reasons = similarities(open_prompts(sources), with_start=False)
     except SoftPromptError as error:
-        found, reasons = [], [str(error)]
-    for one in found:
-        table = Table(f"cosine of {one.part}, pooled", *map(str, range(1, len(one.names) + 1)))
-        for number, (name, line) in enumerate(zip(one.names, one.pooled, strict=True), start=1):
+        similar, reasons = [], [str(error)]
+    for matrix in similar:
+        table = Table(f"cosine of {matrix.part}, pooled", *map(str, range(1, len(matrix.names) + 1)))
+        for number, (name, line) in enumerate(zip(matrix.names, matrix.pooled, strict=True), start=1):
             table.add_row(f"{number} {name}", *(f"{value:.2f}" for value in line))
         out.print(table)
     for reason in reasons:

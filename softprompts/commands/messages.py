@@ -1,9 +1,10 @@
-"""What is said of runs: before they start, as each ends, and when they are interrupted."""
+"""Messages about runs on stderr: before they start, as each ends, and when they are interrupted."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softprompts.commands.terminal import err
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from softprompts.methods.contract import MethodConfig
 
 
-def describe(bench: Workbench) -> None:
-    """Says what is trained on what."""
+def show_workbench(bench: Workbench) -> None:
+    """Prints the task with its rows, and the model."""
     task = bench.task
     reads = "" if bench.data.task is not None else f"; reads {', '.join(task.form.fields)}"
     sizes = f"{len(task.train):,} train, {len(task.validation):,} validation"
@@ -25,31 +26,40 @@ def describe(bench: Workbench) -> None:
     err.print(f"{bench.name}: {frozen:,} frozen parameters, {bench.kind}", soft_wrap=True)
 
 
-def tell_cut(bench: Workbench, configs: Sequence[MethodConfig]) -> None:
-    """Encodes all rows and says which were too long."""
+def show_cut_rows(bench: Workbench, configs: Sequence[MethodConfig]) -> None:
+    """Encodes all rows, and prints how many were too long and had to be cut."""
     with err.status("encoding the rows"):
-        said = {bench.room(config): bench.say_cut(config) for config in configs}
-    for _, line in sorted(said.items()):
+        lines = {bench.room(config): bench.say_cut(config) for config in configs}
+    for _, line in sorted(lines.items()):
         if line:
             err.print(line, soft_wrap=True)
 
 
-def tell_run(count: int, total: int, method: str, seed: int, result: dict[str, Any]) -> None:
-    """Says how a run has ended."""
-    metrics = result["test_metrics"] or result["metrics"]
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
-    what = scores or result["stop_reason"]
-    time = f"{result['seconds']:.0f} s" + (f", beside {result['lanes'] - 1} more" if result["lanes"] > 1 else "")
-    err.print(f"[{count}/{total}] {method}, seed {seed}: {what} ({time})", soft_wrap=True)
-    if result["message"]:
-        err.print(result["message"], soft_wrap=True)
+def run_counter(total: int) -> Callable[[str, int, dict[str, Any]], None]:
+    """A function that prints how a run has ended, given its label, its seed and its result, and that counts the runs.
+
+    Args:
+        total: number of runs.
+    """
+    numbers = itertools.count(1)
+
+    def show(label: str, seed: int, result: dict[str, Any]) -> None:
+        metrics = result["test_metrics"] or result["metrics"]
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
+        time = f"{result['seconds']:.0f} s" + (f", beside {result['lanes'] - 1} more" if result["lanes"] > 1 else "")
+        outcome = scores or result["stop_reason"]
+        err.print(f"[{next(numbers)}/{total}] {label}, seed {seed}: {outcome} ({time})", soft_wrap=True)
+        if result["message"]:
+            err.print(result["message"], soft_wrap=True)
+
+    return show
 
 
 @contextlib.contextmanager
-def telling_how_to_go_on(how: str) -> Iterator[None]:
-    """After an interruption, says how to go on."""
+def hint_when_interrupted(hint: str = "the same command goes on from there") -> Iterator[None]:
+    """After an interruption, prints where it was and how to go on."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        err.print(f"{stop}; {how}" if str(stop) else "interrupted", soft_wrap=True)
+        err.print(f"{stop}; {hint}" if str(stop) else "interrupted", soft_wrap=True)
         raise

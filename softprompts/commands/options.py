@@ -1,285 +1,278 @@
-"""The options that several verbs have, in groups, and what becomes of them.
+"""Command-line options that are made from the fields of settings classes, and those that several verbs share."""
 
-A group is a dataclass whose fields are options. A verb for which one of them is another one (its default, its help) has
-a subclass that declares the field again, in the same place of ``--help``; with ``field(init=False, default=...)`` it is
-no option of that verb but always this value.
+from __future__ import annotations
 
-Annotations are not put off here: to read so many of them as text would slow every start of the program.
-"""
-
-import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import typer
+from pydantic import Field
 
-from softprompts.commands.parsing import pairs, value_of
-from softprompts.commands.terminal import err
+from softprompts.backbones.packaged import DEFAULT_MODEL
+from softprompts.commands.parsing import kinds_of, pairs, value_of
+from softprompts.commands.terminal import err, typed_command
 from softprompts.errors import SoftPromptError
+from softprompts.storage.files import require_folder
+from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.training.config import TrainConfig
+from softprompts.validation import settings
 
 if TYPE_CHECKING:
     from softprompts.experiments.workbench import Workbench
-    from softprompts.tasks.data import Data
-    from softprompts.training import TrainConfig
 
-DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
-MaxValidation = Annotated[int | None, typer.Option(min=1, help="At most so many rows to score on.")]
-MaxLength = Annotated[int, typer.Option(min=4, help="Most tokens of an input, the prompt not counted.")]
+# Titles of the groups in --help.
+DATA, MODEL, METHOD, TRAINING, OUTPUT = "Task and data", "Model", "Method", "Training", "Output"
+
+
+def option(panel: str, help: str, flags: str = "", **more: Any) -> Any:
+    """An option of a group.
+
+    Args:
+        panel: title of the group.
+        help: what ``--help`` says of it.
+        flags: its flags, with spaces between them; by default ``--`` and the parameter's name.
+        **more: see `typer.Option`.
+    """
+    return typer.Option(*flags.split(), help=help, rich_help_panel=panel, **more)
+
+
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
+Methods = Annotated[str, option(METHOD, "Names, separated by commas.", "--methods")]
+Set = Annotated[
+    list[str] | None,
+    option(METHOD, "A setting of all methods that have it, or of one: num_masks=2, multi-mask.num_masks=2.", "--set"),
+]
+Seeds = Annotated[str, option(TRAINING, "Of initialisation, data order and draws; separated by commas.")]
 Lanes = Annotated[
     int | None,
-    typer.Option(min=1, help="Runs that share each pass of the model; default: as many as there is memory for."),
+    option(TRAINING, "Runs that share each pass of the model; default: as many as there is memory for.", min=1),
 ]
-Out = Annotated[str, typer.Option("--out", "-o", help="Where run folders go.")]
-Tracker = Annotated[list[str] | None, typer.Option("--tracker", help="tensorboard, wandb, ... (any of Accelerate's).")]
+Out = Annotated[str, option(OUTPUT, "Where run folders go.", "--out -o")]
+Report = Annotated[str | None, option(OUTPUT, "Folder of the report; default: in --out, by the verb's name.")]
+Tracker = Annotated[list[str] | None, option(OUTPUT, "tensorboard, wandb, ... (any of Accelerate's).", "--tracker")]
 
 
-def grouped(verb: Callable[..., None]) -> Callable[..., None]:
-    """Gives a verb the options of its groups: for each parameter that is a dataclass, the fields of that class.
+@settings
+class ModelSettings:
+    """The frozen model of a verb's runs."""
 
-    They stand where the parameter stands. The verb itself is called with the dataclass, not with the options.
-    """
-    hints = get_type_hints(verb, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    options: list[inspect.Parameter] = []
-    for name, own in inspect.signature(verb).parameters.items():
-        options += _options(groups[name]) if name in groups else [own.replace(annotation=hints[name])]
+    owner: ClassVar[str] = "model"
 
-    @functools.wraps(verb)
-    def flat(**given: Any) -> None:
-        for name, group in groups.items():
-            given[name] = group(**{option.name: given.pop(option.name) for option in _options(group)})
-        verb(**given)
-
-    flat.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads
-    flat.__annotations__ = {option.name: option.annotation for option in options}
-    return flat
-
-
-def _options(group: Any) -> list[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in dataclasses.fields(group)
-        if f.init
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkbenchOptions:
-    """Rows and model: what a workbench is made of."""
-
-    task: Annotated[
-        str | None,
-        typer.Option("--task", "-t", help="Task by name, see 'softprompts tasks', or your own as a YAML file."),
-    ] = None
-    data_dir: DataDir = None
-    template: Annotated[
-        str | None,
-        typer.Option(help="How the task's rows are written out, by name; see 'softprompts tasks show TASK'."),
-    ] = None
-    split: Annotated[
-        str, typer.Option(help="How rows are parted into train, validation and test: official, smop, dept or residual.")
-    ] = "official"
-    answer: Annotated[
-        str | None,
-        typer.Option("--answer", help="How a language model answers: rank (the label words) or generate (freely)."),
-    ] = None
-    invalid: Annotated[
-        str | None,
-        typer.Option(help="What a generated answer that is no label counts as: mismatch, opposite or zero."),
-    ] = None
-    data: Annotated[
-        str | None, typer.Option("--data", help="Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")
-    ] = None
-    kind: Annotated[
-        str, typer.Option(help="What --data is about: classification, regression, choice, span or tagging.")
-    ] = "classification"
-    validation: Annotated[str | None, typer.Option("--validation", help="Your own file to score on.")] = None
-    test: Annotated[str | None, typer.Option("--test", help="Your own file for the last score, not to choose by.")] = (
-        None
-    )
-    text: Annotated[
-        str | None,
-        typer.Option("--text", help="Column of the text, the words or the question; default: its usual name."),
-    ] = None
-    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of the second text or the context.")] = (
-        None
-    )
-    label: Annotated[
-        str | None,
-        typer.Option("--label", help="Column of the label, the tags or the answers; default: its usual name."),
-    ] = None
-    choices: Annotated[
-        str | None, typer.Option("--choices", help="Columns of the choices, by commas, or the one of a list of them.")
-    ] = None
-    labels: Annotated[
-        str | None, typer.Option("--labels", help="Names of the labels or tags, by commas, where --data has numbers.")
-    ] = None
-    regression: Annotated[bool, typer.Option("--regression", help="As --kind regression: the labels are scores.")] = (
-        False
-    )
-    label_words: Annotated[
-        str | None,
-        typer.Option("--label-words", help="What a language model answers for each label of --data, by commas."),
-    ] = None
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Backbone: hub id, local folder, or the packaged encoder.")
-    ] = "all-minilm-l6-v2"
+    name: Annotated[str, Field(description="Backbone: hub id, local folder, or the packaged encoder.")] = DEFAULT_MODEL
     quantize: Annotated[
         str | None,
-        typer.Option(help="Keep the backbone in 4 or 8 bits: nf4, fp4, int8 (bitsandbytes) or torchao-int8."),
+        Field(description="Keep the backbone in 4 or 8 bits: nf4, fp4, int8 (bitsandbytes) or torchao-int8."),
     ] = None
-    max_train: Annotated[int | None, typer.Option(min=1, help="At most so many rows to train on.")] = None
-    max_validation: MaxValidation = None
-    few_shot: Annotated[
-        int | None, typer.Option(min=1, help="Train on so many rows in all, about evenly many of each label.")
-    ] = None
-    few_shot_seed: Annotated[int, typer.Option(min=0, help="Draws the rows of --few-shot; --seed does not.")] = 0
-    few_shot_protocol: Annotated[
-        str, typer.Option(help="How they are drawn: even, or dept (as DePT's authors do).")
-    ] = "even"
-    max_length: MaxLength = 256
+    max_length: Annotated[int, Field(ge=4, description="Most tokens of an input, the prompt not counted.")] = MAX_LENGTH
 
-    def to_data(self) -> "Data":
-        """Where the rows come from.
+
+@dataclass(frozen=True)
+class Options:
+    """Makes the fields of a settings class options of a verb, as the annotation of a parameter of the verb.
+
+    Attributes:
+        settings: the class.
+        panel: title of the options' group in ``--help``.
+        flags: flags of a field, where they are not ``--`` and its name.
+        without: fields that are no options of the verb.
+        defaults: the verb's own defaults, also of fields that are no options.
+        helps: the verb's own descriptions.
+        build: makes the settings from the options' values, in place of the class; its own parameters are options too.
+    """
+
+    settings: type[Any]
+    panel: str
+    flags: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    helps: Mapping[str, str] = field(default_factory=dict)
+    build: Callable[..., Any] | None = None
+
+    def drop(self, *names: str) -> Options:
+        """The same options without some."""
+        return replace(self, without=(*self.without, *names))
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """The options as parameters of a function, as typer reads them."""
+        named = inspect.signature(self.build, eval_str=True).parameters.values() if self.build is not None else ()
+        more = [parameter for parameter in named if parameter.kind is parameter.KEYWORD_ONLY]
+        return [*(self._parameter(name, info) for name, info in self._fields().items()), *more]
+
+    def read(self, values: Mapping[str, Any]) -> Any:
+        """The settings from the values of the options.
 
         Raises:
-            SoftPromptError: options that do not go together.
+            SoftPromptError: a value makes no sense, or two do not go together.
         """
-        from softprompts.tasks.data import Data
+        fields = self._fields()
+        parsed = {
+            name: _parsed(fields[name].annotation, value, self._flags(name)[0]) if name in fields else value
+            for name, value in values.items()
+        }
+        return (self.build or self.settings)(**{**self.defaults, **parsed})
 
-        if self.task is not None and self.data is not None:
-            raise SoftPromptError("give --task or --data, not both")
-        if self.regression and self.kind not in ("classification", "regression"):
-            raise SoftPromptError(f"--regression and --kind {self.kind} do not go together")
-        if self.data is None:
-            own = {
-                "--validation": self.validation,
-                "--test": self.test,
-                "--text": self.text,
-                "--text-pair": self.text_pair,
-                "--label": self.label,
-                "--choices": self.choices,
-                "--labels": self.labels,
-                "--label-words": self.label_words,
-                "--regression": self.regression or None,
-                "--kind": None if self.kind == "classification" else self.kind,
-            }
-            given = [flag for flag, value in own.items() if value is not None]
-            if given:
-                raise SoftPromptError(f"{given[0]} is about a file of your own: give --data too")
-        elif self.template is not None:
-            raise SoftPromptError(
-                "--template goes with a task that has templates; declare yours in a YAML file (--task)"
-            )
-        return Data(
-            task=self.task or ("reviews" if self.data is None else None),
-            data_dir=self.data_dir,
-            train=self.data,
-            validation=self.validation,
-            test=self.test,
-            text=self.text,
-            text_pair=self.text_pair,
-            label=self.label,
-            choices=_parts(self.choices),
-            kind="regression" if self.regression else self.kind,
-            labels=_parts(self.labels),
-            label_words=_parts(self.label_words),
-            template=self.template,
-            answering=self.answer,
-            invalid=self.invalid,
-            split=self.split,
-            max_train=self.max_train,
-            max_validation=self.max_validation,
-            few_shot=self.few_shot,
-            few_shot_seed=self.few_shot_seed,
-            few_shot_protocol=self.few_shot_protocol,
+    def _fields(self) -> dict[str, Any]:
+        """Pydantic's descriptions of the fields that are options."""
+        return {name: info for name, info in self.settings.__pydantic_fields__.items() if name not in self.without}
+
+    def _flags(self, name: str) -> list[str]:
+        return self.flags.get(name, f"--{name.replace('_', '-')}").split()
+
+    def _parameter(self, name: str, info: Any) -> inspect.Parameter:
+        kind, metavar = _TEXT_TYPES.get(get_origin(info.annotation), (info.annotation, None))
+        least = [bound.ge for bound in info.metadata if hasattr(bound, "ge")]
+        made = option(
+            self.panel,
+            self.helps.get(name, info.description),
+            " ".join(self._flags(name)),
+            min=least[0] if least and int in kinds_of(info.annotation) else None,
+            metavar=metavar,
+        )
+        default = self.defaults.get(name, info.default) if metavar is None else None
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
         )
 
-    def to_workbench(self, backbone_dropout: bool) -> "Workbench":
-        """The rows and the model, loaded.
 
-        Raises:
-            SoftPromptError: options that do not go together, or a task, file or model that cannot be used.
-        """
-        from softprompts.experiments.workbench import Workbench
-        from softprompts.processes import synchronized
-
-        source = self.to_data()
-        with err.status("loading data and model"), synchronized():
-            return Workbench(self.model, source, self.max_length, backbone_dropout, quantize=self.quantize)
+# The types of options that typer has in place of a field's, and what --help calls their values.
+_TEXT_TYPES: dict[Any, Any] = {
+    Literal: (str, None),
+    tuple: (str | None, "<a,b,...>"),
+    Mapping: (list[str] | None, "<name=number>"),
+}
 
 
-def _parts(text: str | None) -> tuple[str, ...]:
-    return () if text is None else tuple(part.strip() for part in text.split(","))
+def _parsed(annotation: Any, value: Any, flag: str) -> Any:
+    """The value of a field from that of its option: parts between commas for a tuple, NAME=NUMBER for a mapping."""
+    kind = get_origin(annotation)
+    if kind is tuple:
+        return () if value is None else tuple(part.strip() for part in value.split(","))
+    if kind is not Mapping:
+        return value
+    numbers = {}
+    for name, text in pairs(value, flag).items():
+        numbers[name] = value_of(text)
+        if isinstance(numbers[name], bool) or not isinstance(numbers[name], int | float):
+            raise SoftPromptError(f"{flag} {name}={text}: a learning rate is a number")
+    return numbers
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """How a run trains."""
+def with_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Expands each parameter of a verb that `Options` annotate into these options; typer calls the result.
 
-    steps: Annotated[int | None, typer.Option(min=1, help="Number of updates; in place of --epochs.")] = None
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 3
-    batch_size: BatchSize = 32
-    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes per update.")] = 1
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate of the method's main component.")] = None
-    lr_of: Annotated[
-        list[str] | None, typer.Option("--lr-of", help="Learning rate of one component: router=0.001.")
-    ] = None
-    optimizer: Annotated[str, typer.Option(help="adamw or adafactor.")] = "adamw"
-    schedule: Annotated[str, typer.Option(help="linear or constant.")] = "linear"
-    warmup: Annotated[int, typer.Option(min=0, help="Steps of warm-up.")] = 0
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay of all components.")] = None
-    eval_every: Annotated[int | None, typer.Option(min=1, help="Steps between evaluations; default: an epoch.")] = None
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many evaluations without a better score.")
-    ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of initialisation, data order and what a method draws.")] = 0
-    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")] = False
-    backbone_dropout: Annotated[
-        bool, typer.Option("--backbone-dropout", help="Keep the frozen model's dropout on.")
-    ] = False
-    compile_: Annotated[bool, typer.Option("--compile", help="Compile the backbone's layers: for long runs.")] = False
+    The verb itself is called with the settings that were made from the options' values.
+    """
+    hints = get_type_hints(verb, include_extras=True)
+    groups = {
+        name: group
+        for name, hint in hints.items()
+        for group in getattr(hint, "__metadata__", ())
+        if isinstance(group, Options)
+    }
+    options: dict[str, list[inspect.Parameter]] = {
+        name: groups[name].parameters() if name in groups else [parameter.replace(annotation=hints[name])]
+        for name, parameter in inspect.signature(verb).parameters.items()
+    }
 
-    def to_config(self) -> "TrainConfig":
-        """How a run trains, as the library takes it.
+    @functools.wraps(verb)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group.read({option.name: values.pop(option.name) for option in options[name]})
+        verb(**values)
 
-        Raises:
-            SoftPromptError: a value makes no sense.
-        """
-        from softprompts.training import TrainConfig
+    signature = inspect.Signature([option for group in options.values() for option in group])
+    run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {name: option.annotation for name, option in signature.parameters.items()}
+    return run
 
-        rates = {}
-        for name, text in pairs(self.lr_of, "--lr-of").items():
-            value = value_of(text)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise SoftPromptError(f"--lr-of {name}={text}: a learning rate is a number")
-            rates[name] = float(value)
-        return TrainConfig(
-            max_steps=self.steps,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            gradient_accumulation_steps=self.accumulate,
-            optimizer=self.optimizer,
-            learning_rate=self.lr,
-            learning_rates=rates,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            warmup_steps=self.warmup,
-            eval_every=self.eval_every,
-            patience=self.patience,
-            seed=self.seed,
-            bf16=self.bf16,
-            backbone_dropout=self.backbone_dropout,
-            compile=self.compile_,
+
+# Settings of the rows of a file, which a task by name has already.
+_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind")
+
+
+def _data(
+    *,
+    regression: Annotated[bool, option(DATA, "As --kind regression: the labels are scores.", "--regression")] = False,
+    **values: Any,
+) -> Data:
+    """The data that options name; without any the packaged reviews.
+
+    Raises:
+        SoftPromptError: options that do not go together.
+    """
+    if values.get("task") is not None and values["train"] is not None:
+        raise SoftPromptError("give --task or --data, not both")
+    if regression and values["kind"] not in ("classification", "regression"):
+        raise SoftPromptError(f"--regression and --kind {values['kind']} do not go together")
+    data = Data(**{**values, "kind": "regression"} if regression else values)
+    if data.train is None:
+        given = [name for name in _OF_FILES if getattr(data, name) != getattr(_PLAIN, name)]
+        if given:
+            flag = "--regression" if given == ["kind"] and regression else f"--{given[0].replace('_', '-')}"
+            raise SoftPromptError(f"{flag} is about a file of your own: give --data too")
+    elif data.template is not None:
+        raise SoftPromptError("--template goes with a task that has templates; declare yours in a YAML file (--task)")
+    return data if data.train is not None or data.task is not None else replace(data, task="reviews")
+
+
+_PLAIN = Data()
+DATA_OPTIONS = Options(
+    Data,
+    panel=DATA,
+    flags={"task": "--task -t", "train": "--data", "answering": "--answer"},
+    without=("max_test", "seed"),
+    build=_data,
+)
+TRAINING_OPTIONS = Options(
+    TrainConfig,
+    panel=TRAINING,
+    flags={
+        "max_steps": "--steps",
+        "gradient_accumulation_steps": "--accumulate",
+        "learning_rate": "--lr",
+        "learning_rates": "--lr-of",
+        "warmup_steps": "--warmup",
+    },
+    without=("eval_batch_size", "warmup_ratio", "max_grad_norm"),
+    defaults={"epochs": 3, "backbone_dropout": False},  # ids of runs are made of them
+    helps={"backbone_dropout": "Keep the frozen model's dropout on."},
+)
+
+
+MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"})
+
+
+def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> Workbench:
+    """Loads the rows and the model.
+
+    Raises:
+        SoftPromptError: a task, a file or a model that cannot be used.
+    """
+    from softprompts.experiments.workbench import Workbench
+    from softprompts.processes import synchronized
+
+    with err.status("loading data and model"), synchronized():
+        return Workbench(
+            model.name,
+            data,
+            model.max_length,
+            bool(training.backbone_dropout),
+            quantize=model.quantize,
+            command=typed_command(),
         )
 
 
 def report_folder(report: str | None, root: str, name: str) -> Path:
-    """Where a report goes: as asked, else beside the runs."""
-    return Path(report) if report is not None else Path(root) / name
+    """The folder of a report: the given one, or one beside the runs that can be written to.
+
+    Raises:
+        SoftPromptError: no folder can be made there; said before anything trains for minutes.
+    """
+    folder = Path(report) if report is not None else Path(root) / name
+    require_folder(folder, "the report")
+    return folder

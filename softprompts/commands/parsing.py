@@ -1,10 +1,11 @@
-"""How texts on the command line are read: pairs, lists, numbers."""
+"""Reads texts of the command line: pairs, lists, numbers, values of settings."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from softprompts.errors import SoftPromptError
 
@@ -41,31 +42,41 @@ def listed(flag: str, text: str) -> list[str]:
     return parts
 
 
-def whole(flag: str, text: str) -> int:
-    """A whole number.
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """The whole numbers between commas.
 
     Raises:
-        SoftPromptError: anything else.
+        SoftPromptError: there are none, one is given twice, or something else is there.
     """
-    if not text.isdecimal():
-        raise SoftPromptError(f"{flag}: '{text}' is not a whole number of at least 0")
-    return int(text)
+    parts = listed(flag, text)
+    for part in parts:
+        if not part.isdecimal():
+            raise SoftPromptError(f"{flag}: '{part}' is not a whole number of at least 0")
+    return [int(part) for part in parts]
 
 
-def value_of(text: str, type_: str = "") -> Any:
-    """What the value of a setting stands for.
+def kinds_of(annotation: Any) -> set[Any]:
+    """The types that a field may have: int and NoneType of ``int | None``, tuple of ``tuple[str, ...]``."""
+    union = get_origin(annotation) in (Union, UnionType)
+    return {get_origin(each) or each for each in (get_args(annotation) if union else (annotation,))}
+
+
+def value_of(text: str, annotation: Any = None) -> Any:
+    """The value of a setting.
 
     Args:
         text: a number, true, false, none, a JSON list, parts between commas, or a text.
-        type_: the field's type as it is written in the method's file: it tells a list from a text with commas in it.
+        annotation: the type of the setting's field; it tells a list from a text with commas in it.
     """
+    kinds = kinds_of(annotation)
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
+        value = words[text.lower()]
         # Some settings have "none" for a name.
-        return text if words[text.lower()] is None and type_ and "None" not in type_ else words[text.lower()]
-    if type_.startswith("str"):
+        return text if value is None and annotation is not None and NoneType not in kinds else value
+    if kinds & {str, Literal}:
         return text
     for read in (json.loads, float):
         with contextlib.suppress(ValueError):
             return read(text)
-    return [part.strip() for part in text.split(",")] if "tuple" in type_ or ("," in text and not type_) else text
+    return [part.strip() for part in text.split(",")] if tuple in kinds or ("," in text and not annotation) else text

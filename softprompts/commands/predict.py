@@ -81,17 +81,19 @@ def predict(
             words = row["words"]
             out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
         return
-    chances = any(answer.probability is not None for answer in answers)
+    has_probabilities = any(answer.probability is not None for answer in answers)
     table = Table("answer" if form.kind in ("span", "choice", "ranking") else "label")
-    for header in [*(["probability"] if chances else []), "text"]:
+    for header in [*(["probability"] if has_probabilities else []), "text"]:
         table.add_column(header)
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(answer.label, *([_probability(answer.probability)] if chances else []), _first(row, predictor))
+        table.add_row(
+            answer.label, *([_probability(answer.probability)] if has_probabilities else []), _first(row, predictor)
+        )
     out.print(table)
 
 
 def _first(row: Mapping[str, Any], predictor: Any) -> str:
-    """The text of a row to show."""
+    """The text that stands for a row."""
     value = row[predictor.fields[0]]
     return value if isinstance(value, str) else " ".join(value)
 
@@ -100,22 +102,17 @@ def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: 
     from softprompts.storage.files import write_text_atomic
 
     form = predictor.task.form
-    own = ["choices"] if form.chooses and not form.choices else []
-    lines = [[*predictor.fields, *own, "label", "probability"]]
+    extra = ["choices"] if form.chooses and not form.choices else []
+    lines = [[*predictor.fields, *extra, "label", "probability"]]
     for row, answer in zip(rows, answers, strict=True):
         values = [row[name] for name in predictor.fields]
         values = [value if isinstance(value, str) else " ".join(value) for value in values]
-        choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in own]
+        choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in extra]
         lines.append([*values, *choices, answer.label, _probability(answer.probability)])
-    write_text_atomic(output, _csv_text(lines))
-    out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
-
-
-def _csv_text(lines: list[list[str]]) -> str:
-    """Lines of cells as CSV."""
     text = io.StringIO()
     csv.writer(text).writerows(lines)
-    return text.getvalue()
+    write_text_atomic(output, text.getvalue())
+    out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
 
 
 def _probability(value: float | None) -> str:

@@ -3,89 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import typer
-
-from softprompts.commands.messages import describe, tell_cut, telling_how_to_go_on
-from softprompts.commands.method_settings import method_config, settings_of
-from softprompts.commands.options import (
-    Lanes,
-    Out,
-    Tracker,
-    TrainingOptions,
-    WorkbenchOptions,
-    grouped,
-    report_folder,
-)
-from softprompts.commands.parsing import listed, pairs, value_of
-from softprompts.commands.terminal import err, out, plain_table
+from softprompts.commands import options
+from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
+from softprompts.commands.method_settings import method_configs, settings_of
+from softprompts.commands.options import METHOD, OUTPUT, TRAINING, option
+from softprompts.commands.parsing import kinds_of, listed, pairs, value_of
+from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
 from softprompts.storage.names import JOINT
+from softprompts.tasks.data import Data
+from softprompts.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from softprompts.experiments.leaderboard import Leaderboard
-    from softprompts.methods.contract import MethodConfig
+
+_TRAINING_OPTIONS = replace(
+    options.TRAINING_OPTIONS.drop("max_steps", "epochs", "patience", "seed"),
+    defaults={**options.TRAINING_OPTIONS.defaults, "epochs": 1},  # the steps count, but ids of runs are made of it
+    helps={
+        **options.TRAINING_OPTIONS.helps,
+        "learning_rate": "A fixed learning rate of every method's main component.",
+        "eval_every": "Updates between evaluations; default: those before the first cut.",
+    },
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _WorkbenchOptions(WorkbenchOptions):
-    few_shot: int | None = field(init=False, default=None)
-    few_shot_seed: int = field(init=False, default=0)
-    few_shot_protocol: str = field(init=False, default="even")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TrainingOptions(TrainingOptions):
-    steps: int | None = field(init=False, default=None)  # the verb has its own
-    epochs: int = field(init=False, default=1)
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="A fixed learning rate of every method's main component.")
-    ] = None
-    eval_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between evaluations; default: those before the first cut.")
-    ] = None
-    patience: int | None = field(init=False, default=None)
-    seed: int = field(init=False, default=0)  # the verb has its own
-
-
-@grouped
+@options.with_options
 def search(
     *,
-    methods_: Annotated[str, typer.Option("--methods", help="Names, separated by commas.")] = "prefix-tuning",
+    data: Annotated[Data, options.DATA_OPTIONS.drop("few_shot", "few_shot_seed", "few_shot_protocol")],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS],
+    methods_: options.Methods = "prefix-tuning",
+    set_: options.Set = None,
     space: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What to search, of all methods that have it or of one: learning_rate=log:1e-3:1e-1, "
-            "init_std=uniform:0.1:1, multi-mask.num_masks=2,4,8, seed=0,1,2. Default: each method's own."
+        option(
+            METHOD,
+            "What to search, of all methods that have it or of one: learning_rate=log:1e-3:1e-1, "
+            "init_std=uniform:0.1:1, multi-mask.num_masks=2,4,8, seed=0,1,2. Default: each method's own.",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A fixed setting of all methods that have it, or of one: multi-mask.num_masks=2."),
-    ] = None,
-    trials: Annotated[int, typer.Option(help="Configurations to start.")] = 16,
-    eta: Annotated[int, typer.Option(help="At each rung one in so many goes on.")] = 2,
-    steps: Annotated[int, typer.Option(help="Updates of a configuration that is never cut.")] = 300,
-    min_steps: Annotated[int, typer.Option(help="Least updates before the first cut.")] = 20,
-    sampler: Annotated[str, typer.Option(help="tpe (learns from scores) or random.")] = "tpe",
+    trials: Annotated[int, option(TRAINING, "Configurations to start.")] = 16,
+    eta: Annotated[int, option(TRAINING, "At each rung one in so many goes on.")] = 2,
+    steps: Annotated[int, option(TRAINING, "Updates of a configuration that is never cut.")] = 300,
+    min_steps: Annotated[int, option(TRAINING, "Least updates before the first cut.")] = 20,
+    sampler: Annotated[str, option(TRAINING, "tpe (learns from scores) or random.")] = "tpe",
     generation: Annotated[
-        int | None, typer.Option(help="Configurations proposed at once; default: a quarter, but 4 to 16.")
+        int | None, option(TRAINING, "Configurations proposed at once; default: a quarter, but 4 to 16.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is proposed, and of the runs.")] = 0,
-    keep_cut: Annotated[bool, typer.Option("--keep-cut", help="Keep the checkpoints of runs that were cut.")] = False,
-    source: _WorkbenchOptions,
-    training: _TrainingOptions,
-    lanes: Lanes = None,
-    out_: Out = "runs",
-    report: Annotated[
-        str | None, typer.Option(help="Folder for leaderboard and best prompt; default: <out>/search.")
-    ] = None,
-    tracker: Tracker = None,
+    seed: Annotated[int, option(TRAINING, "Of what is proposed, and of the runs.", min=0)] = 0,
+    training: Annotated[TrainConfig, _TRAINING_OPTIONS],
+    lanes: options.Lanes = None,
+    out_: options.Out = "runs",
+    report: options.Report = None,
+    keep_cut: Annotated[bool, option(OUTPUT, "Keep the checkpoints of runs that were cut.", "--keep-cut")] = False,
+    tracker: options.Tracker = None,
 ) -> None:
     """Search settings: start many configurations, cut the worse half at every rung, train the last to the end.
 
@@ -93,29 +70,31 @@ def search(
     """
     from softprompts.experiments.leaderboard import check_report
     from softprompts.experiments.search import load_optuna, rungs
-    from softprompts.experiments.search import search as find
+    from softprompts.experiments.search import search as run_search
     from softprompts.training.progress import check_trackers
 
     load_optuna()
     check_trackers(tracker)
-    rungs(steps, trials, eta, min_steps, training.eval_every)  # what cannot be is said before a model is loaded
+    rungs(steps, trials, eta, min_steps, training.eval_every)  # raises before a model is loaded
     names = listed("--methods", methods_)
     settings = pairs(set_)
-    configs = {name: method_config(name, settings_of(name, settings, names)) for name in names}
-    fixed = {name: _chosen(configs[name], settings_of(name, settings, names)) for name in names}
+    configs = method_configs(names, settings)
+    fixed = {
+        name: {key: config.setting(key) for key in settings_of(name, settings, names)}
+        for name, config in configs.items()
+    }
     searched = {key: _searched(key, value, names) for key, value in pairs(space, "--space").items()}
-    train_config = dataclasses.replace(training.to_config(), max_steps=steps, seed=seed)
-    folder = report_folder(report, out_, "search")
+    folder = options.report_folder(report, out_, "search")
     check_report(folder)
-    bench = source.to_workbench(training.backbone_dropout)
+    bench = options.open_workbench(model, data, training)
 
-    describe(bench)
-    tell_cut(bench, list(configs.values()))
-    with telling_how_to_go_on("the same command goes on from there"):
-        found = find(
+    show_workbench(bench)
+    show_cut_rows(bench, list(configs.values()))
+    with hint_when_interrupted():
+        leaderboard = run_search(
             bench,
             fixed,
-            train_config,
+            replace(training, max_steps=steps, seed=seed),
             space=searched,
             trials=trials,
             eta=eta,
@@ -129,31 +108,25 @@ def search(
             trackers=tracker,
             tell=lambda line: err.print(line, soft_wrap=True),
         )
-    _show_leaderboard(found, folder, out_)
-
-
-def _chosen(config: MethodConfig, settings: dict[str, str]) -> dict[str, Any]:
-    """The settings that were given, as the config took them."""
-    return {key: config.setting(key) for key in settings}
+    _show_leaderboard(leaderboard, folder, out_)
 
 
 def _searched(key: str, text: str, names: list[str]) -> Any:
-    """What --space says of a setting: a span, or values to choose from."""
+    """A span or the values to choose from, from the text of --space for a setting."""
     from softprompts.methods import methods as known
     from softprompts.methods.about import Span
-    from softprompts.training import TrainConfig
 
     first, dot, rest = key.partition(".")
     name = rest if dot and first in names else key
-    homes: list[Any] = [TrainConfig, *(known()[part] for method in names for part in method.split(JOINT))]
-    type_ = next((str(f.type) for home in homes for f in dataclasses.fields(home) if f.name == name), "")
+    classes: list[Any] = [TrainConfig, *(known()[part] for method in names for part in method.split(JOINT))]
+    type_ = next((types[name] for types in map(get_type_hints, classes) if name in types), None)
     kind, colon, bounds = text.partition(":")
     if colon and kind in ("log", "uniform"):
         ends = [value_of(part) for part in bounds.split(":")]
         if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, int | float) for end in ends):
             raise SoftPromptError(f"--space {key}={text}: write {kind}:LOW:HIGH with two numbers")
         return Span(ends[0], ends[1], log=kind == "log")
-    if "tuple" in type_:  # whose values have commas of their own
+    if tuple in kinds_of(type_):  # whose values have commas of their own
         with contextlib.suppress(ValueError):
             return list(json.loads(f"[{text}]"))
     parts = [part.strip() for part in text.split(",")]
@@ -162,23 +135,17 @@ def _searched(key: str, text: str, names: list[str]) -> Any:
     return [value_of(part, type_) for part in parts]
 
 
-def _show_leaderboard(found: Leaderboard, folder: Path, root: str) -> None:
+def _show_leaderboard(leaderboard: Leaderboard, folder: Path, root: str) -> None:
     from softprompts.experiments.leaderboard import BEST, RECORDS
 
-    table = plain_table(f"{found.model} on {found.task}")
-    rows = [found.cells(entry, full=False) for entry in found.entries]
-    for index, name in enumerate(found.columns(full=False)):
-        words = name in ("method", "settings")
-        # In a narrow terminal headers and settings may wrap, numbers and single settings may not.
-        parts = [cells[index].split() if name == "settings" else [cells[index]] for cells in rows]
-        width = max(len(part) for line in parts for part in line)
-        table.add_column(name, justify="left" if words else "right", min_width=width)
-    for entry, cells in zip(found.entries, rows, strict=True):
-        table.add_row(*cells, style="bold" if entry is found.best else None)
+    rows = [leaderboard.cells(entry, full=False) for entry in leaderboard.entries]
+    place = leaderboard.entries.index(leaderboard.best) if leaderboard.best is not None else None
+    title = f"{leaderboard.model} on {leaderboard.task}"
+    table = number_table(leaderboard.columns(full=False), rows, ("method", "settings"), title, place)
     out.print(table)
-    out.print(found.note())
+    out.print(leaderboard.note())
     written = [folder / name for name in RECORDS]
-    best = found.best
+    best = leaderboard.best
     if best is None:
         out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
         raise SoftPromptError(

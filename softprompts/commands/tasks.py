@@ -1,33 +1,34 @@
-"""``softprompts tasks`` and ``softprompts tasks show``."""
+"""``softprompts tasks``: the list, and ``softprompts tasks show``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import WorkbenchOptions, grouped
-from softprompts.commands.terminal import err, out, plain_table
+from softprompts.commands import options
+from softprompts.commands.options import OUTPUT, option
+from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.catalog import task_kinds, task_names, task_outline
+from softprompts.tasks.data import Data
 
-tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
+tasks = typer.Typer(invoke_without_command=True, help="List the tasks that are known by name; or show one.")
 
 _PERCENTILES = ("50%", "90%", "99%", "longest")
 _MOST_LABELS = 20
 _MOST_READ = 2  # choices of a row that are shown
 
 
-@tasks_app.callback()
-def tasks(context: typer.Context) -> None:
+@tasks.callback()
+def list_tasks(context: typer.Context) -> None:
     """List the tasks that are known by name."""
     if context.invoked_subcommand is not None:
         return
-    from softprompts.tasks.catalog import task_kinds, task_names
-
     table = Table("task", "kind", "what is asked")
     kinds = task_kinds()
     for name, about in task_names():
@@ -37,84 +38,82 @@ def tasks(context: typer.Context) -> None:
     out.print("Your own: --task FILE.yaml, or --data FILE --kind KIND --text COLUMN --label COLUMN")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ShowOptions(WorkbenchOptions):
-    task: Annotated[
-        str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
-    ] = None
-    answer: str | None = field(init=False, default=None)
-    invalid: str | None = field(init=False, default=None)
-    few_shot: int | None = field(init=False, default=None)
-    few_shot_seed: int = field(init=False, default=0)
-    few_shot_protocol: str = field(init=False, default="even")
+_OTHER_OPTIONS = ("task", "answering", "invalid", "few_shot", "few_shot_seed", "few_shot_protocol")
 
 
-@tasks_app.command("show")
-@grouped
+@tasks.command("show")
+@options.with_options
 def show_task(
     *,
-    source: _ShowOptions,
-    examples: Annotated[int, typer.Option(min=0, help="Number of rows to show.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, nothing shortened.")] = False,
+    task: Annotated[
+        str | None, typer.Argument(metavar="[NAME_OR_YAML]", help="A task by name, or your own as a YAML file.")
+    ] = None,
+    data: Annotated[Data, options.DATA_OPTIONS.drop(*_OTHER_OPTIONS)],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS.drop("quantize")],
+    examples: Annotated[int, option(OUTPUT, "Number of rows to show.", min=0)] = 3,
+    as_json: Annotated[bool, option(OUTPUT, "All of it as JSON, nothing shortened.", "--json")] = False,
 ) -> None:
     """Show a task: fields, labels, templates, how long its rows are for a model, and how models read them."""
     from softprompts.backbones.loading import load_tokenizer
-    from softprompts.tasks.catalog import task_outline
     from softprompts.tasks.describe import describe
 
-    if (source.task is None) == (source.data is None):
+    if (task is None) == (data.train is None):
         raise SoftPromptError("name a task, or give --data FILE, and not both")
-    rows = source.to_data()
-    about, templates = ("", []) if source.task is None else task_outline(source.task)
+    about, templates = ("", []) if task is None else task_outline(task)
     with err.status("loading the data"):
-        loaded = rows.load()
-        tokenizer, model_kind, limit = load_tokenizer(source.model)
-        found = describe(loaded, tokenizer, model_kind, limit, source.max_length, examples)
-    found = {
-        **found,
+        loaded = (data if task is None else replace(data, task=task)).load()
+        tokenizer, model_kind, limit = load_tokenizer(model.name)
+        outline = describe(loaded, tokenizer, model_kind, limit, model.max_length, examples)
+    outline = {
+        **outline,
         "about": about,
         "templates": templates,
-        "template": source.template or (templates[0] if templates else None),
+        "template": data.template or (templates[0] if templates else None),
+        "model": model.name,
+        "model_kind": model_kind,
     }
-    found.update(model=source.model, model_kind=model_kind)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        return
-    _show_task(found)
+        print(json.dumps(outline, indent=2, ensure_ascii=False))
+    else:
+        _show_outline(outline)
 
 
-def _show_task(found: Mapping[str, Any]) -> None:
+def _show_outline(outline: Mapping[str, Any]) -> None:
     facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
-    facts.add_row("task", found["task"] + (f": {found['about']}" if found["about"] else ""))
-    facts.add_row("kind", f"{found['kind']}: {found['what']}")
-    facts.add_row("source", found["source"])
-    facts.add_row("fields", ", ".join(found["fields"]))
-    if found["words"] and found["words"] != found["labels"]:
-        facts.add_row("label words", _some(found["words"]))
-    facts.add_row("metrics", ", ".join(found["metrics"]))
-    if found["templates"]:
-        facts.add_row("templates", ", ".join(found["templates"]) + f" (below: {found['template']})")
-    takes = "any number of tokens" if found["context"] is None else f"{found['context']:,} tokens"
-    facts.add_row("model", f"{found['model']} ({found['model_kind']}), takes {takes}")
-    first = f"; of a longer row {found['cut_first'][0]} is cut" if found["cut_first"] else ""
-    if found["kind"] == "span" and found["model_kind"] == "encoder":
+    facts.add_row("task", outline["task"] + (f": {outline['about']}" if outline["about"] else ""))
+    facts.add_row("kind", f"{outline['kind']}: {outline['what']}")
+    facts.add_row("source", outline["source"])
+    facts.add_row("fields", ", ".join(outline["fields"]))
+    if outline["words"] and outline["words"] != outline["labels"]:
+        facts.add_row("label words", _some(outline["words"]))
+    facts.add_row("metrics", ", ".join(outline["metrics"]))
+    if outline["templates"]:
+        facts.add_row("templates", ", ".join(outline["templates"]) + f" (below: {outline['template']})")
+    takes = "any number of tokens" if outline["context"] is None else f"{outline['context']:,} tokens"
+    facts.add_row("model", f"{outline['model']} ({outline['model_kind']}), takes {takes}")
+    first = f"; of a longer row {outline['cut_first'][0]} is cut" if outline["cut_first"] else ""
+    if outline["kind"] == "span" and outline["model_kind"] == "encoder":
         first = "; a longer context is read in windows"
-    facts.add_row("max length", f"{found['max_length']:,} tokens{first}")
+    facts.add_row("max length", f"{outline['max_length']:,} tokens{first}")
     out.print(facts)
-    limits = {f"over {found['max_length']:,}": "over_max_length"}
-    if found["context"] not in (None, found["max_length"]):
-        limits[f"over {found['context']:,}"] = "over_context"
-    table = _numbers_of("split", "rows", *(f"{part} tokens" if part == "50%" else part for part in _PERCENTILES))
-    for header in limits:
-        table.add_column(header, justify="right")
-    for split, said in found["splits"].items():
-        tokens = [f"{said['tokens'][part]:,}" for part in _PERCENTILES]
-        table.add_row(split, f"{said['rows']:,}", *tokens, *(f"{said[key]:,}" for key in limits.values()))
-    out.print(table)
-    _show_labels(found["kind"], {split: said["labels"] for split, said in found["splits"].items()})
-    for place, example in enumerate(found["examples"], start=1):
+    limits = {f"over {outline['max_length']:,}": "over_max_length"}
+    if outline["context"] not in (None, outline["max_length"]):
+        limits[f"over {outline['context']:,}"] = "over_context"
+    rows = [
+        [
+            split,
+            f"{said['rows']:,}",
+            *(f"{said['tokens'][part]:,}" for part in _PERCENTILES),
+            *(f"{said[key]:,}" for key in limits.values()),
+        ]
+        for split, said in outline["splits"].items()
+    ]
+    percentiles = [f"{part} tokens" if part == "50%" else part for part in _PERCENTILES]
+    out.print(number_table(["split", "rows", *percentiles, *limits], rows, ["split"]))
+    _show_labels(outline["kind"], {split: said["labels"] for split, said in outline["splits"].items()})
+    for place, example in enumerate(outline["examples"], start=1):
         answer = example["answer"]
-        shown = " ".join(answer) if found["kind"] == "tagging" else answer
+        shown = " ".join(answer) if outline["kind"] == "tagging" else answer
         shown = ", ".join(shown) if isinstance(shown, list) else shown
         written = example["written"]
         beside = "" if written is None or written in (shown, answer) else f" (a language model writes: {written})"
@@ -134,24 +133,17 @@ def _show_labels(kind: str, counts: Mapping[str, Mapping[str, float]]) -> None:
     names = next(iter(counts.values()))
     if not names:
         return
-    table = _numbers_of("score" if kind == "regression" else "tag" if kind == "tagging" else "label", *counts)
+    rows = []
     for name in list(names)[:_MOST_LABELS]:
         if kind == "regression":
-            table.add_row(name, *(f"{said[name]:.2f}" for said in counts.values()))
+            rows.append([name, *(f"{said[name]:.2f}" for said in counts.values())])
         else:
             shares = [(said[name], max(1, sum(said.values()))) for said in counts.values()]
-            table.add_row(name, *(f"{count:,} ({100 * count / all_:4.1f} %)" for count, all_ in shares))
-    out.print(table)
+            rows.append([name, *(f"{count:,} ({100 * count / all_:4.1f} %)" for count, all_ in shares)])
+    header = {"regression": "score", "tagging": "tag"}.get(kind, "label")
+    out.print(number_table([header, *counts], rows, [header]))
     if len(names) > _MOST_LABELS:
         out.print(f"  and {len(names) - _MOST_LABELS} more labels (--json has all)")
-
-
-def _numbers_of(first: str, *others: str) -> Table:
-    table = plain_table()
-    table.add_column(first)
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
 
 
 def _paragraph(head: str, text: str) -> None:

@@ -6,56 +6,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
-from softprompts.commands.messages import describe, tell_cut, telling_how_to_go_on
+from softprompts.commands import options
+from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_config
-from softprompts.commands.options import (
-    Out,
-    Tracker,
-    TrainingOptions,
-    WorkbenchOptions,
-    grouped,
-)
+from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.tasks.data import Data
+from softprompts.training.config import TrainConfig
 
 
-@grouped
+@options.with_options
 def train(
     *,
+    data: Annotated[Data, options.DATA_OPTIONS],
+    model: Annotated[options.ModelSettings, options.MODEL_OPTIONS],
     method: Annotated[
-        str, typer.Option("--method", help="See 'softprompts methods'; several in one: ept+multi-mask.")
+        str, option(METHOD, "See 'softprompts methods'; several in one: ept+multi-mask.", "--method")
     ] = "prefix-tuning",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting of the method: num_masks=4; of one of several: multi-mask.num_masks=4."),
-    ] = None,
-    source: WorkbenchOptions,
-    training: TrainingOptions,
-    out_: Out = "runs",
-    folder: Annotated[str | None, typer.Option(help="Run folder in place of the one named by the settings.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    tracker: Tracker = None,
+    set_: options.Set = None,
+    training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
+    out_: options.Out = "runs",
+    folder: Annotated[str | None, option(OUTPUT, "Run folder in place of the one named by the settings.")] = None,
+    resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
+    tracker: options.Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
     config = method_config(method, pairs(set_))
-    train_config = training.to_config()
-    bench = source.to_workbench(training.backbone_dropout)
-    bench.check(config, train_config, root=out_, folder=folder, resume=resume)
-    describe(bench)
-    tell_cut(bench, [config])
-    with telling_how_to_go_on("give the same command and --resume to go on"):
-        path, result = bench.run(config, train_config, root=out_, folder=folder, resume=resume, trackers=tracker)
-    _report_run(path, result)
+    bench = options.open_workbench(model, data, training)
+    bench.check(config, training, root=out_, folder=folder, resume=resume)
+    show_workbench(bench)
+    show_cut_rows(bench, [config])
+    with hint_when_interrupted("give the same command and --resume to go on"):
+        path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
+    _show_result(path, result)
 
 
-def _report_run(path: Path, result: dict[str, Any]) -> None:
+def _show_result(path: Path, result: dict[str, Any]) -> None:
     from softprompts.storage.run_folder import DIVERGED
 
     if result["message"]:
@@ -80,7 +73,7 @@ def _report_run(path: Path, result: dict[str, Any]) -> None:
 
 
 def _texts_for(task: str, form: Mapping[str, Any]) -> str:
-    """How `predict` is given what a task reads."""
+    """The arguments of `predict` for a row of a task."""
     from softprompts.tasks.catalog import SPECS
 
     fields = form["fields"]

@@ -2,112 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import fields, replace
 from typing import Annotated, Any
 
 import typer
 
-from softprompts.commands.messages import tell_run, telling_how_to_go_on
-from softprompts.commands.options import (
-    BatchSize,
-    DataDir,
-    Lanes,
-    MaxLength,
-    MaxValidation,
-    Out,
-    TrainingOptions,
-    grouped,
-    report_folder,
+from softprompts.commands import options
+from softprompts.commands.messages import hint_when_interrupted, run_counter
+from softprompts.commands.options import DATA, METHOD, MODEL, option
+from softprompts.commands.parsing import listed, whole_numbers
+from softprompts.commands.terminal import number_table, out
+from softprompts.tasks.data import MAX_LENGTH, Data
+from softprompts.training.config import TrainConfig
+
+_DATA_OPTIONS = options.Options(
+    Data, panel=DATA, without=tuple({each.name for each in fields(Data)} - {"data_dir", "max_validation"})
 )
-from softprompts.commands.parsing import listed, whole
-from softprompts.commands.terminal import err, out, plain_table
+_TRAINING_OPTIONS = replace(
+    options.TRAINING_OPTIONS.drop("epochs", "gradient_accumulation_steps", "eval_every", "patience", "seed"),
+    # The steps count, but ids of runs are made of the epochs too.
+    defaults={**options.TRAINING_OPTIONS.defaults, "max_steps": 60, "epochs": 1, "batch_size": 16},
+    helps={**options.TRAINING_OPTIONS.helps, "max_steps": "Number of updates."},
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TrainingOptions(TrainingOptions):
-    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 60
-    epochs: int = field(init=False, default=1)
-    batch_size: BatchSize = 16
-    accumulate: int = field(init=False, default=1)
-    eval_every: int | None = field(init=False, default=None)
-    patience: int | None = field(init=False, default=None)
-    seed: int = field(init=False, default=0)  # each of --seeds in its place
-    compile_: bool = field(init=False, default=False)
-
-
-@grouped
+@options.with_options
 def transfer(
     *,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Run folders, prompt folders or hub ids.")],
-    tasks_: Annotated[str, typer.Option("--tasks", help="Target tasks, separated by commas.")] = "reviews",
+    tasks_: Annotated[str, option(DATA, "Target tasks, separated by commas.", "--tasks")] = "reviews",
     shots: Annotated[
-        str, typer.Option(help="Numbers of training rows, by commas; 0: the source's prompt and head as they are.")
+        str, option(DATA, "Numbers of training rows, by commas; 0: the source's prompt and head as they are.")
     ] = "0,16",
-    seeds: Annotated[str, typer.Option(help="Of the rows drawn and the training; separated by commas.")] = "0,1,2",
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the tuned prompts; default: as the longest source.")
-    ] = None,
-    data_dir: DataDir = None,
+    data: Annotated[Data, _DATA_OPTIONS],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Backbone; default: the one that the first source names.")
+        str | None, option(MODEL, "Backbone; default: the one that the first source names.", "--model -m")
     ] = None,
-    max_validation: MaxValidation = None,
-    max_length: MaxLength = 256,
-    training: _TrainingOptions,
-    lanes: Lanes = None,
-    out_: Out = "runs",
-    report: Annotated[str | None, typer.Option(help="Folder for the tables; default: <out>/transfer.")] = None,
+    max_length: Annotated[int, option(MODEL, "Most tokens of an input, the prompt not counted.", min=4)] = MAX_LENGTH,
+    length: Annotated[
+        int | None, option(METHOD, "Tokens of the tuned prompts; default: as the longest source.", min=1)
+    ] = None,
+    training: Annotated[TrainConfig, _TRAINING_OPTIONS],
+    seeds: options.Seeds = "0,1,2",
+    lanes: options.Lanes = None,
+    out_: options.Out = "runs",
+    report: options.Report = None,
 ) -> None:
     """Measure what saved prompts are worth on other tasks: tuned on a few rows, or as they are."""
-    from softprompts.experiments.transfer import transfer as measure
+    from softprompts.experiments.transfer import transfer as run_transfer
     from softprompts.experiments.transfer import write_report
-    from softprompts.experiments.workbench import Workbench
     from softprompts.methods.sources import saved_config
-    from softprompts.processes import synchronized
-    from softprompts.storage.files import require_folder
-    from softprompts.tasks.data import Data
 
-    train_config = training.to_config()
-    counts = [whole("--shots", part) for part in listed("--shots", shots)]
-    numbers = [whole("--seeds", part) for part in listed("--seeds", seeds)]
-    targets = [Data(task=name, data_dir=data_dir, max_validation=max_validation) for name in listed("--tasks", tasks_)]
-    folder = report_folder(report, out_, "transfer")
-    require_folder(folder, "the report")  # before anything trains for minutes
-    name = model or str(saved_config(sources[0])["backbone"].get("name") or "")
-    with err.status("loading data and model"), synchronized():
-        bench = Workbench(name, targets[0], max_length, training.backbone_dropout)
-    done = 0
-    total = (len(sources) + 1) * len(targets) * len(numbers) * sum(count > 0 for count in counts)
+    counts = whole_numbers("--shots", shots)
+    numbers = whole_numbers("--seeds", seeds)
+    targets = [replace(data, task=name) for name in listed("--tasks", tasks_)]
+    folder = options.report_folder(report, out_, "transfer")
+    backbone = model or str(saved_config(sources[0])["backbone"].get("name") or "")
+    bench = options.open_workbench(options.ModelSettings(name=backbone, max_length=max_length), targets[0], training)
+    show_run = run_counter((len(sources) + 1) * len(targets) * len(numbers) * sum(count > 0 for count in counts))
 
-    def tell(source: str, target: str, count: int, result: dict[str, Any]) -> None:
-        nonlocal done
-        done += 1
-        tell_run(done, total, f"{source} to {target} with {count} rows", result["seed"], result)
+    def end(source: str, target: str, count: int, result: dict[str, Any]) -> None:
+        show_run(f"{source} to {target} with {count} rows", result["seed"], result)
 
-    with telling_how_to_go_on("the same command goes on from there"):
-        found = measure(
+    with hint_when_interrupted():
+        matrices = run_transfer(
             bench,
             sources,
             targets,
-            train_config,
+            training,
             shots=counts,
             seeds=numbers,
             length=length,
             root=out_,
             lanes=lanes,
-            on_result=tell,
+            on_result=end,
         )
     if out.quiet:  # the main process writes
         return
-    written = write_report(found, folder)
-    for count in found.shots:
-        table = plain_table(found.title(count))
-        table.add_column("source")
-        for target in found.targets:
-            width = max(len(found.cell(source, target, count)) for source in found.sources)
-            table.add_column(target.name, justify="right", min_width=width)
-        for line in found.lines(count):
-            table.add_row(*line)
-        out.print(table)
-    out.print(found.note())
+    written = write_report(matrices, folder)
+    columns = ["source", *(target.name for target in matrices.targets)]
+    for count in matrices.shots:
+        out.print(number_table(columns, matrices.lines(count), ["source"], matrices.title(count)))
+    out.print(matrices.note())
     out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)

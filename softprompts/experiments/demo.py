@@ -38,8 +38,9 @@ def run_demo(
     seeds: Iterable[int],
     *,
     lanes: int | None = None,
-    tell: Callable[..., None],
-    describe: Callable[[Workbench], None],
+    on_load: Callable[[Workbench], None] | None = None,
+    on_result: Callable[[MethodConfig, int, dict[str, Any]], None] | None = None,
+    command: str | None = None,
 ) -> Comparison:
     """Runs the demo.
 
@@ -47,19 +48,13 @@ def run_demo(
         root: where run folders go.
         seeds: which seeds.
         lanes: runs that share a pass; None: as many as there is memory for.
-        tell: called after each run with its number, their number, method, seed and result.
-        describe: called with the loaded bench.
+        on_load: called with the workbench once it is loaded.
+        on_result: called after each run with its method, seed and result.
+        command: see `Workbench`.
     """
-    bench = Workbench(packaged.DEFAULT_MODEL, Data(task="reviews"), evaluate=False)
-    describe(bench)
-    numbers = list(seeds)
-    count = 0
-
-    def on_result(method: MethodConfig, seed: int, result: dict[str, Any]) -> None:
-        nonlocal count
-        count += 1
-        tell(count, len(METHODS) * len(numbers), method.method, seed, result)
-
+    bench = Workbench(packaged.DEFAULT_MODEL, Data(task="reviews"), evaluate=False, command=command)
+    if on_load is not None:
+        on_load(bench)
     return compare(
-        bench, [(method, TRAINING) for method in METHODS], numbers, root=root, lanes=lanes, on_result=on_result
+        bench, [(method, TRAINING) for method in METHODS], list(seeds), root=root, lanes=lanes, on_result=on_result
     )

@@ -26,7 +26,7 @@ from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
 from softprompts.storage.names import JOINT
 from softprompts.storage.saved_prompt import prompt_folder
-from softprompts.tasks.data import Data, rows_identity
+from softprompts.tasks.data import MAX_LENGTH, Data, rows_identity
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, train
 from softprompts.training.evaluation import evaluate as evaluate_prompts
@@ -66,7 +66,7 @@ class Workbench:
         self,
         model: str,
         data: Data,
-        max_length: int = 256,
+        max_length: int = MAX_LENGTH,
         backbone_dropout: bool = False,
         evaluate: bool = True,
         quantize: str | None = None,

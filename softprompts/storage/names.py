@@ -2,3 +2,4 @@
 
 JOINT = "+"  # between the methods of a composition: "superpos+multi-mask"
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
+PROMPT = "prompt"  # the folder of the prompt within a run folder

@@ -15,7 +15,7 @@ import yaml
 
 from softprompts.errors import SoftPromptError
 from softprompts.storage.files import require_folder, write_text_atomic
-from softprompts.storage.saved_prompt import PROMPT as PROMPT
+from softprompts.storage.names import PROMPT as PROMPT
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"

@@ -19,11 +19,11 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError, first_line, shown
 from softprompts.storage.hub import quiet_hub
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
+from softprompts.storage.names import PROMPT as PROMPT
 from softprompts.validation import translated
 
 CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
-PROMPT = "prompt"  # the folder of the prompt within a run folder
 FORMAT = 1
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _FILES = (CONFIG_FILE, TENSOR_FILE, ADAPTER_CONFIG, ADAPTER_TENSORS, "README.md")

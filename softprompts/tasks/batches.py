@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from softprompts.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORED = -100
 LABELS = ("labels", "spans")  # what a batch holds beside its input
@@ -35,6 +35,8 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
     Raises:
         SoftPromptError: no rows, rows of several forms, or an unknown side.
     """
+    import torch  # here: `softprompts tasks` needs none of it
+
     if not features:
         raise SoftPromptError("there are no rows to put into a batch")
     if padding_side not in _SIDES:
@@ -80,6 +82,8 @@ def length_of(feature: Mapping[str, Any]) -> int:
 
 
 def _pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
+    import torch
+
     width = max(len(row) for row in rows)
     out = torch.full((len(rows), width), fill, dtype=torch.long)
     for index, row in enumerate(rows):

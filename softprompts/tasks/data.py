@@ -1,80 +1,91 @@
-"""TODO."""
+"""The settings of labelled data. This is the only place of their types, bounds and defaults."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
-from softprompts.tasks import (
-    Task,
-    load_files,
-    load_task,
-)
+from softprompts.tasks.catalog import load_task
+from softprompts.tasks.splits import OFFICIAL
+from softprompts.tasks.task import Task
+from softprompts.tasks.user_files import load_files
 from softprompts.tasks.yaml_tasks import is_declaration
+from softprompts.validation import settings
 
+MAX_LENGTH = 256  # most tokens of an input, the prompt not counted, where nothing else is asked for
 _PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
 _PLACE = "#   "  # begins the line of a config.yaml that says where one of them was
+_USUAL_COLUMNS = (("text", "text"), ("label", "label"))  # names of columns where none are given, by setting
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Data:
-    """Where labelled texts come from: a task by name, or the user's own files.
+    """Where labelled texts come from: a task by name, or the user's own files."""
 
-    Attributes:
-        task: name of a task, or a YAML file that declares one (see `softprompts.tasks.yaml_tasks`); None: ``train`` is
-            a file.
-        data_dir: folder with a local copy of the task's data; None: the hub (or the package it comes in, or the
-            YAML file's own folder).
-        train: CSV, TSV, JSON or CoNLL file, see `softprompts.tasks.load_files`, also for what follows.
-        validation: the same, to score on; None: a part of ``train`` is held out.
-        test: the same, that nothing is chosen by.
-        text: column of the text; None: its usual name.
-        text_pair: column of the second text.
-        label: column of the label; None: its usual name.
-        choices: columns of the choices, or the one of a list of them; empty: their usual names.
-        kind: of the files' task: "classification", "regression" (the labels are scores), "choice", "span", "tagging".
-        labels: names of the files' labels or tags, which they may have by index; empty: learned.
-        label_words: what a language model answers for each label of the files; empty: the labels' names.
-        template: how the task's rows are put to a model, by name; None: the task's own way.
-        answering: how a language model's answer is found, "rank" or "generate"; None: the task's own way.
-        invalid: what a generated answer that is no label counts as, see `softprompts.tasks.answers`; None: "mismatch".
-        split: how rows are parted into train, validation and test, a key of `softprompts.tasks.splits.PROTOCOLS`.
-        max_train: at most so many rows to train on.
-        max_validation: at most so many rows to score on.
-        max_test: at most so many test rows.
-        few_shot: so many training rows in all (see `softprompts.tasks.splits.few_shot`); None: all.
-        few_shot_seed: draws these rows.
-        few_shot_protocol: how, a key of `softprompts.tasks.splits.FEW_SHOT`.
-        seed: of what else is drawn or held out.
-    """
+    owner: ClassVar[str] = "data"
 
-    task: str | None = None
-    data_dir: str | None = None
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
-    choices: tuple[str, ...] = ()
-    kind: str = "classification"
-    labels: tuple[str, ...] = ()
-    label_words: tuple[str, ...] = ()
-    template: str | None = None
-    answering: str | None = None
-    invalid: str | None = None
-    split: str = "official"
-    max_train: int | None = None
-    max_validation: int | None = None
-    max_test: int | None = None
-    few_shot: int | None = None
-    few_shot_seed: int = 0
-    few_shot_protocol: str = "even"
-    seed: int = 0
+    task: Annotated[
+        str | None, Field(description="Task by name, see 'softprompts tasks', or your own as a YAML file.")
+    ] = None
+    data_dir: Annotated[
+        str | None, Field(description="Folder with a local copy of the task's data; default: the hub.")
+    ] = None
+    template: Annotated[
+        str | None,
+        Field(description="How the task's rows are written out, by name; see 'softprompts tasks show TASK'."),
+    ] = None
+    split: Annotated[
+        str, Field(description="How rows are parted into train, validation and test: official, smop, dept or residual.")
+    ] = OFFICIAL
+    answering: Annotated[
+        str | None, Field(description="How a language model answers: rank (the label words) or generate (freely).")
+    ] = None
+    invalid: Annotated[
+        str | None, Field(description="What a generated answer that is no label counts as: mismatch, opposite or zero.")
+    ] = None
+    train: Annotated[
+        str | None, Field(description="Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")
+    ] = None
+    kind: Annotated[
+        str, Field(description="What your file is about: classification, regression, choice, span or tagging.")
+    ] = "classification"
+    validation: Annotated[
+        str | None, Field(description="Your own file to score on; default: a part of the first one.")
+    ] = None
+    test: Annotated[str | None, Field(description="Your own file for the last score, not to choose by.")] = None
+    text: Annotated[
+        str | None, Field(description="Column of the text, the words or the question; default: its usual name.")
+    ] = None
+    text_pair: Annotated[str | None, Field(description="Column of the second text or the context.")] = None
+    label: Annotated[
+        str | None, Field(description="Column of the label, the tags or the answers; default: its usual name.")
+    ] = None
+    choices: Annotated[tuple[str, ...], Field(description="Columns of the choices, or the one of a list of them.")] = ()
+    labels: Annotated[
+        tuple[str, ...],
+        Field(description="Names of the labels or tags, where the file has numbers; default: as it has them."),
+    ] = ()
+    label_words: Annotated[
+        tuple[str, ...],
+        Field(description="What a language model answers for each label of your file; default: its name."),
+    ] = ()
+    max_train: Annotated[int | None, Field(ge=1, description="At most so many rows to train on.")] = None
+    max_validation: Annotated[int | None, Field(ge=1, description="At most so many rows to score on.")] = None
+    max_test: Annotated[int | None, Field(ge=1, description="At most so many test rows.")] = None
+    few_shot: Annotated[
+        int | None, Field(ge=1, description="Train on so many rows in all, about evenly many of each label.")
+    ] = None
+    few_shot_seed: Annotated[int, Field(ge=0, description="Draws the few rows; the training's seed does not.")] = 0
+    few_shot_protocol: Annotated[
+        str, Field(description="How the few rows are drawn: even, or dept (as DePT's authors do).")
+    ] = "even"
+    seed: Annotated[int, Field(ge=0, description="Of what else is drawn or held out.")] = 0
 
     def load(self) -> Task:
         """The task.
@@ -85,8 +96,8 @@ class Data:
         task = self._load()
         if self.max_test is not None:
             task = task.limited(max_test=self.max_test, seed=self.seed)
-        asked = {"answering": self.answering, "invalid": self.invalid}
-        changes = {name: value for name, value in asked.items() if value is not None}
+        answers = {"answering": self.answering, "invalid": self.invalid}
+        changes = {name: value for name, value in answers.items() if value is not None}
         task = task.with_form(**changes) if changes else task
         if self.few_shot is None:
             return task
@@ -118,16 +129,15 @@ class Data:
         return load_task(self.task, self.data_dir, template=self.template, **limits)
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for, as plain values, without the places where files lie."""
+        """The settings that were given, as plain values, without the places where files lie."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         unused = {
             *_PLACES,
             *(_OF_FEW if self.few_shot is None else ()),
-            *(["split"] if self.split == "official" else []),
+            *(["split"] if self.split == OFFICIAL else []),
             *(["task"] if self.declared else []),
         }
-        # The usual names are written out where none are given.
-        plain.update({key: plain[key] or key for key in ("text", "label")})
+        plain.update({key: plain[key] or usual for key, usual in _USUAL_COLUMNS})
         return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
 
     @property
@@ -142,11 +152,11 @@ class Data:
 
 
 def rows_identity(data: Data, task: Task) -> dict[str, Any]:
-    """What is told of a task's rows in all that decides a run's numbers; a hash stands for the rows, wherever they lie.
+    """What identifies a task's rows in a run's settings: a hash of the rows, wherever they lie, and how they are used.
 
     Args:
-        data: what was asked for.
-        task: what it loaded.
+        data: the settings.
+        task: what they loaded.
     """
     return {
         "task": task.name,
@@ -158,7 +168,7 @@ def rows_identity(data: Data, task: Task) -> dict[str, Any]:
 
 
 def recorded_data(run: str | Path, data_dir: str | None = None) -> Data:
-    """Where the rows of a run came from, as its folder tells.
+    """The settings of the rows of a run, read from its folder.
 
     Args:
         run: the run folder.
@@ -167,15 +177,14 @@ def recorded_data(run: str | Path, data_dir: str | None = None) -> Data:
     Raises:
         SoftPromptError: it is no run folder, or does not tell.
     """
-    asked = run_folder.load_config(run).get("data")
-    if not isinstance(asked, dict):
+    recorded = run_folder.load_config(run).get("data")
+    if not isinstance(recorded, dict):
         raise SoftPromptError(f"{Path(run) / run_folder.CONFIG} does not say where its rows came from")
-    known = {field.name for field in fields(Data)}
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in asked.items() if key in known}
-    # A column of the usual name need not have been asked for (see `Data.to_dict`), and then goes by others too.
-    given = {key: value for key, value in given.items() if key not in ("text", "label") or value != key}
+    names = {field.name for field in fields(Data)}
+    # `Data.to_dict` writes out the usual names of columns; where they were not given, other names count as usual too.
+    values = {key: value for key, value in recorded.items() if key in names and (key, value) not in _USUAL_COLUMNS}
     for line in (Path(run) / run_folder.CONFIG).read_text(encoding="utf-8").splitlines():
         key, _, place = line.removeprefix(_PLACE).partition(": ")
         if line.startswith(_PLACE) and key in ("task", *_PLACES):
-            given[key] = place
-    return Data(**(given if data_dir is None else {**given, "data_dir": data_dir}))
+            values[key] = place
+    return Data(**(values if data_dir is None else {**values, "data_dir": data_dir}))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
@@ -144,6 +144,9 @@ def test_train_leaves_a_run_folder_that_says_all(cli: Cli, data: Path) -> None:
     assert 0 < ended["step_seconds"] <= ended["seconds"]
     assert ended["versions"]["torch"] == str(torch.__version__) and ended["device"] == "cpu"
     assert set(ended["versions"]) == {"softprompts", "torch", "transformers"}
+    flags = "--steps 4 --eval-every 2 --folder run --lr 0.02 --lr-of head=5e-3"
+    assert ended["command"] == f"softprompts train -m bert --data data.csv {flags}" and "command" not in there
+    assert json.loads(Path("run/prompt/softprompt_config.json").read_text())["metadata"]["command"] == ended["command"]
 
 
 def test_settings_on_the_command_line_reach_the_method(cli: Cli, data: Path) -> None:
@@ -177,18 +180,21 @@ def test_several_methods_in_one_prompt(cli: Cli, data: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
     [
-        ("4", "int", 4),
-        ("1e-3", "float", 0.001),
-        (".5", "float", 0.5),
-        ("True", "bool", True),
-        ("none", "int | None", None),
-        ("none", "str", "none"),
-        ("good, bad and so on", "str | None", "good, bad and so on"),
-        ("7", "str | None", "7"),
-        ("good,bad", "tuple[str, ...] | None", ["good", "bad"]),
-        ('["a,b", "c"]', "tuple[str, ...] | None", ["a,b", "c"]),
-        ("good", "tuple[str, ...] | None", ["good"]),
-        ("abc", "int", "abc"),
+        ("4", int, 4),
+        ("1e-3", float, 0.001),
+        (".5", float, 0.5),
+        ("True", bool, True),
+        ("none", int | None, None),
+        ("none", str, "none"),
+        ("good, bad and so on", str | None, "good, bad and so on"),
+        ("7", str | None, "7"),
+        ("good,bad", tuple[str, ...] | None, ["good", "bad"]),
+        ('["a,b", "c"]', tuple[str, ...] | None, ["a,b", "c"]),
+        ("good", tuple[str, ...] | None, ["good"]),
+        ("abc", int, "abc"),
+        ("none", Literal["none", "linear"], "none"),
+        ("4", Annotated[int, "what a field says more"] | None, 4),
+        ("a,b", None, ["a", "b"]),
     ],
 )
 def test_values_are_read_by_the_type_of_their_setting(text: str, kind: str, value: Any) -> None:
@@ -590,13 +596,13 @@ def refuse(cli: Cli, message: str, *command: str | Path) -> None:
         (["--label", "stars"], "no column 'stars', there are: text, label"),
         (["--task", "reviews"], "give --task or --data, not both"),
         (["--tracker", "tensorbord"], "unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
-        (["--lr", "0"], "learning_rate must be a positive number"),
-        (["--lr", "-0.1"], "learning_rate must be a positive number"),
-        (["--lr", "nan"], "learning_rate must be a positive number"),
-        (["--lr-of", "head=inf"], "learning_rates.head must be a positive number"),
+        (["--lr", "0"], "learning_rate must be more than 0"),
+        (["--lr", "-0.1"], "learning_rate must be more than 0"),
+        (["--lr", "nan"], "learning_rate must be a finite number"),
+        (["--lr-of", "head=inf"], "learning_rates.head must be a finite number"),
         (["--lr-of", "head=fast"], "a learning rate is a number"),
         (["--lr-of", "router=0.1"], "no component 'router'"),
-        (["--weight-decay", "nan"], "weight_decay must be a number"),
+        (["--weight-decay", "nan"], "weight_decay must be a finite number"),
         (["--optimizer", "sgd"], "optimizer must be one of adamw, adafactor"),
         (["--schedule", "cosine"], "schedule must be one of linear, constant"),
         (["--method", "prompt-tuning", "--set", "num_virtual_tokens=38"], "leave no room for the input"),
@@ -754,7 +760,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(data: Path) -> None:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     ended, calm = result("stopped"), result("calm")
-    changing = {"seconds", "step_seconds", "peak_memory"}
+    assert ended["command"].endswith("--folder stopped --resume") and calm["command"].endswith("--folder calm")
+    changing = {"seconds", "step_seconds", "peak_memory", "command"}
     assert {k: v for k, v in ended.items() if k not in changing} == {k: v for k, v in calm.items() if k not in changing}
     for name in ("metrics.jsonl", "prompt/softprompt.safetensors"):
         assert Path("stopped", name).read_bytes() == Path("calm", name).read_bytes()

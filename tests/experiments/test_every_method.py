@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from methods_page import known
 
 import softprompts as sp
 from softprompts.backbones.loading import load_backbone
 from softprompts.backbones.packaged import DEFAULT_MODEL, resolve_model
-from softprompts.commands.methods_page import known
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.workbench import Workbench
 from softprompts.storage import run_folder

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from softprompts.commands.methods_page import BACKBONES, count, example, frozen, prompt_of
+from methods_page import BACKBONES, count, example, frozen, prompt_of
 
 T5, BERT = BACKBONES
 ONE_STACK = {"sites": ("decoder.self",)}

@@ -5,9 +5,9 @@ import pytest
 import yaml
 
 from softprompts import SoftPromptError
-from softprompts.storage.files import write_atomic
+from softprompts.storage.files import write_atomic, write_json_atomic
 from softprompts.storage.run_folder import append_metrics, cut_metrics, load_config, load_metrics
-from softprompts.training import is_done, load_result, open_run, run_id, write_json_atomic
+from softprompts.training import is_done, load_result, open_run, run_id
 
 CONFIG = {"method": "prompt-tuning", "training": {"seed": 0, "learning_rate": 0.5, "rates": [1, 2]}}
 

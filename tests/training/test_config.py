@@ -11,6 +11,12 @@ def test_round_trip_through_json() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_runs_of_former_versions_still_load() -> None:
+    assert TrainConfig.from_dict({"epochs": 2, "compile": True}) == TrainConfig(epochs=2)
+    with pytest.raises(SoftPromptError, match="training has no setting 'compile'"):
+        TrainConfig(compile=True)
+
+
 def test_unknown_field_names_the_nearest() -> None:
     with pytest.raises(SoftPromptError, match="no setting 'learning_rte'; did you mean 'learning_rate'"):
         TrainConfig.from_dict({"learning_rte": 1})

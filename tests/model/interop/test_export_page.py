@@ -20,9 +20,9 @@ import tiny
 import tokenizers_of as own
 import torch
 import transformers as tf
+from methods_page import example, known
 
 import softprompts as sp
-from softprompts.commands.methods_page import example, known
 from softprompts.model.interop.embeddings import decode_embeds, prompt_embeds
 
 PAGE = Path(__file__).parents[3] / "docs" / "export.md"

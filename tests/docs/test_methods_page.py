@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from saved import Cli
+from methods_page import BACKBONES, _prose, about, count, example, known, prompt_of, table, value
 
 import softprompts as sp
-from softprompts.commands.methods_page import BACKBONES, _prose, about, count, example, known, prompt_of, table, value
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("name", sorted(known()))
@@ -58,10 +52,10 @@ def test_a_method_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) ->
         table()
 
 
-def test_the_page_is_what_the_code_makes(cli: Cli) -> None:
-    made = cli.fine("methods", "--markdown").out
-    assert PAGE.read_text(encoding="utf-8") == made, "softprompts methods --markdown > docs/methods.md"
-    assert all(f"| `{name}` |" in made for name in known())
+def test_the_page_is_what_the_code_makes() -> None:
+    page = table()
+    assert PAGE.read_text(encoding="utf-8") == page, "python docs/tools/methods_page.py > docs/methods.md"
+    assert all(f"| `{name}` |" in page for name in known())
 
 
 def test_prose_is_no_markup() -> None:

@@ -1,4 +1,6 @@
-"""The table of methods, docs/methods.md: what each says of itself, and what it really trains on two backbones.
+"""Makes docs/methods.md: what each method says of itself, and what it really trains on two backbones.
+
+    python docs/tools/methods_page.py > docs/methods.md
 
 A number of parameters is counted on a prompt made for the backbone's full size, on torch's meta device: shapes without
 memory. Nothing is downloaded, and no weight is drawn.
@@ -37,7 +39,7 @@ _OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
-_COMMAND = "softprompts methods --markdown > docs/methods.md"
+_COMMAND = "python docs/tools/methods_page.py > docs/methods.md"
 
 
 @dataclass(frozen=True)
@@ -306,3 +308,7 @@ def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     sides = ["---:" if column in BACKBONES else "---" for column in columns]
     lines = [columns, sides, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(table(), end="")
