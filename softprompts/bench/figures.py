@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softprompts.bench.drawing import (
+from softprompts.bench.charts import (
     Panel,
     Series,
     Spread,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from softprompts.bench.recipe import Column, Row
+    from softprompts.bench.recipe_schema import FigureSpec
     from softprompts.bench.results import Findings
 
 MODEL, COLUMN = "model", "column"  # axes of a sweep that no grid sets
@@ -77,26 +78,25 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
         data_dir: local data of the tasks, for pictures of prompts that need rows.
 
     Raises:
-        SoftPromptError: the recipe names a row, column, task or model that it does not have, or a run folder whose
-            prompt is to be pictured has none.
+        SoftPromptError: a run folder whose prompt is to be pictured has none.
     """
-    kinds: dict[str, Callable[[Findings, Mapping[str, Any], str], Drawn]] = {
+    kinds: dict[str, Callable[[Findings, FigureSpec, str], Drawn]] = {
         "sweep": _sweep,
         "curves": _curves,
         "parameters": _parameters,
         "cost": _cost,
     }
-    asked = [(spec, _named(findings, spec, "models", findings.recipe.models)) for spec in findings.recipe.figures]
-    prompts = [_prompts(findings, spec, models) if spec["kind"] == "analysis" else [] for spec, models in asked]
+    asked = [(spec, _selected(spec.models, findings.recipe.models)) for spec in findings.recipe.figures]
+    prompts = [_prompts(findings, spec, models) if spec.kind == "analysis" else [] for spec, models in asked]
     opened = _opened(itertools.chain.from_iterable(prompts))
     drawn: list[Drawn] = []
     for (spec, models), there in zip(asked, prompts, strict=True):
-        if spec["kind"] == "analysis":
+        if spec.kind == "analysis":
             found = _analysis(spec, there, opened, data_dir)
-        elif spec["kind"] == "sweep" and spec.get("x") == MODEL:
+        elif spec.kind == "sweep" and spec.x == MODEL:
             found = [_sweep(findings, spec, "")]
         else:
-            found = [kinds[spec["kind"]](findings, spec, model) for model in models]
+            found = [kinds[spec.kind](findings, spec, model) for model in models]
             if len(models) > 1:
                 found = [
                     replace(one, name=f"{one.name}-{model}", title=f"{one.title}, {model}")
@@ -111,17 +111,13 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
     return [replace(one, name=name) for one, name in zip(drawn, names, strict=True)]
 
 
-def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _sweep(findings: Findings, spec: FigureSpec, model: str) -> Drawn:
     """Scores (or cost, or size) against a value of the grid, the models, or the columns."""
-    x, what = str(spec["x"]), str(spec.get("y", "score"))
-    if what not in MEASURED:
-        raise SoftPromptError(
-            f"{findings.recipe.name}: a sweep's y is one of {', '.join(MEASURED)}, not {spec.get('y')!r}"
-        )
+    x, what = str(spec.x), spec.y
     columns = _columns(findings, spec)
-    every = list(_named(findings, spec, "models", findings.recipe.models)) if x == MODEL else [model]
+    every = list(_selected(spec.models, findings.recipe.models)) if x == MODEL else [model]
     key = x.rpartition(".")[2]  # the grid says training.max_steps
-    facets = spec.get("facets", len(columns) <= MOST_FACETS) and len(columns) > 1
+    facets = (len(columns) <= MOST_FACETS if spec.facets is None else spec.facets) and len(columns) > 1
     facets = facets and what != "parameters" and x != COLUMN
     groups = [(column.name, [column]) for column in columns] if facets else [("", list(columns))]
     rows = _rows(findings, spec)
@@ -150,7 +146,7 @@ def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
         series = tuple(Series(label, tuple(_in_order(spreads)), label in levels) for label, spreads in lines.items())
         y_label = MEASURED[what] if what != "score" else _metric(those[:1] if x == COLUMN else those)
         panels.append(Panel(title, _spoken(key), y_label, series))
-    name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", str(spec.get("title") or f"By {_spoken(key)}")
+    name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", (spec.title or f"By {_spoken(key)}")
     table = [("panel", "line", key, "mean", "std", "n", "values")] + [
         (panel.title, line.label, "" if line.level else s.x, *_summary(s))
         for panel in panels
@@ -175,10 +171,10 @@ def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
     return _drawn(name, title, caption + note + _missing(left_out), lambda: lines_of(panels, styles, marks=True), table)
 
 
-def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _curves(findings: Findings, spec: FigureSpec, model: str) -> Drawn:
     """Validation score and training loss against steps."""
     rows = _rows(findings, spec)
-    tasks = _named(findings, spec, "tasks", _tasks(findings))
+    tasks = _selected(spec.tasks, _tasks(findings))
     rows, note = _best_of_each(findings, rows, model)
     above, below = [], []
     table: list[tuple[Any, ...]] = [("task", "line", "what", "step", "mean", "std", "n", "values")]
@@ -195,7 +191,7 @@ def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
                     table += [(task, row.label, what, s.x, *_summary(s)) for s in spreads]
         above.append(Panel(task, "steps", f"validation {metric} x 100", tuple(scores)))
         below.append(Panel("" if scores else task, "steps", "training loss", tuple(losses)))
-    title = str(spec.get("title") or "Learning curves")
+    title = spec.title or "Learning curves"
     if not any(panel.series for panel in (*above, *below)):
         return Drawn("curves", title, "Nothing to draw: no run has a result yet.", None, "")
     caption = ("Score on validation rows and training loss" if any(p.series for p in above) else "Training loss") + "; "
@@ -211,7 +207,7 @@ def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
     return _drawn("curves", title, caption, lambda: lines_of(panels, styles, columns=across), table)
 
 
-def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _parameters(findings: Findings, spec: FigureSpec, model: str) -> Drawn:
     """Scores against the number of trained parameters."""
     columns, rows = _columns(findings, spec), _rows(findings, spec)
     names = list(dict.fromkeys(row.name for row in findings.recipe.rows))
@@ -229,7 +225,7 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
         points.append(Point(row.label, sizes[0], values, names.index(row.name), join))
         shared.append(row.name if len(line) > 1 else row.label)
         table.append((row.label, *sizes, *_summary(Spread(None, values))))
-    title = str(spec.get("title") or "Score against trained parameters")
+    title = spec.title or "Score against trained parameters"
     if not points:
         return Drawn("parameters", title, "Nothing to draw: no run has a result yet.", None, "")
     if len(points) > MOST_NAMES:  # too many to name each: the settings of a method share a name
@@ -247,10 +243,10 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
     return _drawn("parameters", title, caption + _missing(left_out), lambda: points_of(points, y_label), table)
 
 
-def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _cost(findings: Findings, spec: FigureSpec, model: str) -> Drawn:
     """Seconds per 100 steps and peak memory, by task and method."""
     rows = _rows(findings, spec)
-    tasks = _named(findings, spec, "tasks", _tasks(findings))
+    tasks = _selected(spec.tasks, _tasks(findings))
     costs: dict[str, dict[str, tuple[float, float]]] = {}
     table: list[tuple[Any, ...]] = [("task", "line", "seconds_per_100_steps", "peak_memory_gb")]
     for task in tasks:
@@ -259,7 +255,7 @@ def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
             if cost is not None:
                 costs.setdefault(row.label, {})[task] = (cost[0], cost[1] / 1e9)
                 table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1] / 1e9:.6g}"))
-    title = str(spec.get("title") or "Time and memory")
+    title = spec.title or "Time and memory"
     if not costs:
         return Drawn("cost", title, "Nothing to draw: no run has a result yet.", None, "")
     caption = "Seconds per 100 steps (median over seeds) and peak memory (largest over seeds)."
@@ -273,11 +269,11 @@ def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
 
 
 def _analysis(
-    spec: Mapping[str, Any], prompts: Sequence[Prompt], opened: Mapping[Prompt, Any], data_dir: str | Path | None
+    spec: FigureSpec, prompts: Sequence[Prompt], opened: Mapping[Prompt, Any], data_dir: str | Path | None
 ) -> list[Drawn]:
     """Pictures of trained prompts."""
-    what = str(spec.get("what"))
-    title = str(spec.get("title") or f"Trained prompts: {what}")
+    what = str(spec.what)
+    title = spec.title or f"Trained prompts: {what}"
     if not prompts:
         return [Drawn(what, title, "Nothing to draw: no run has a result yet.", None, "")]
     if not have_matplotlib():
@@ -292,12 +288,12 @@ def _analysis(
     return [Drawn(picture.name, title, picture.caption, picture.figure, picture.csv) for picture in pictures]
 
 
-def _prompts(findings: Findings, spec: Mapping[str, Any], models: Sequence[str]) -> list[Prompt]:
+def _prompts(findings: Findings, spec: FigureSpec, models: Sequence[str]) -> list[Prompt]:
     """The folder of a run and what it is called: for each row and task, that of the first seed."""
     found = []
     for model in models:
         for row in _rows(findings, spec):
-            for task in _named(findings, spec, "tasks", _tasks(findings)):
+            for task in _selected(spec.tasks, _tasks(findings)):
                 runs = findings.runs(row, task, model)
                 if runs:
                     told = [row.label, task, *([model] if len(findings.recipe.models) > 1 else [])]
@@ -349,16 +345,16 @@ def _steps(histories: Sequence[Sequence[Mapping[str, Any]]], what: str, factor: 
     return tuple(Spread(step, tuple(values[step] for values in found)) for step in sorted(shared))
 
 
-def _rows(findings: Findings, spec: Mapping[str, Any]) -> list[Row]:
+def _rows(findings: Findings, spec: FigureSpec) -> list[Row]:
     """The rows a figure is of: those with these names or labels, or all."""
     rows = findings.recipe.rows
-    wanted = _named(findings, spec, "rows", [name for row in rows for name in (row.name, row.label)])
+    wanted = _selected(spec.rows, [name for row in rows for name in (row.name, row.label)])
     return [row for row in rows if row.name in wanted or row.label in wanted]
 
 
-def _columns(findings: Findings, spec: Mapping[str, Any]) -> list[Column]:
+def _columns(findings: Findings, spec: FigureSpec) -> list[Column]:
     columns = findings.recipe.columns
-    wanted = _named(findings, spec, "columns", [name for column in columns for name in (column.name, column.task)])
+    wanted = _selected(spec.columns, [name for column in columns for name in (column.name, column.task)])
     return [column for column in columns if column.name in wanted or column.task in wanted]
 
 
@@ -366,18 +362,9 @@ def _tasks(findings: Findings) -> list[str]:
     return list(dict.fromkeys(column.task for column in findings.recipe.columns))
 
 
-def _named(findings: Findings, spec: Mapping[str, Any], key: str, there: Iterable[str]) -> list[str]:
-    """What a figure names under a key; without it all there are."""
-    there = list(dict.fromkeys(there))
-    wanted = spec.get(key)
-    if wanted is None:
-        return there
-    for name in wanted:
-        if name not in there:
-            raise SoftPromptError(
-                f"{findings.recipe.name}: a figure ({spec['kind']}) has '{name}' in {key}; there are {', '.join(there)}"
-            )
-    return [name for name in there if name in wanted]
+def _selected(names: Sequence[str] | None, every: Iterable[str]) -> list[str]:
+    """Those of some names that a figure names; all where it names none."""
+    return [name for name in dict.fromkeys(every) if names is None or name in names]
 
 
 def _labels_of_sweep(rows: Sequence[Row], key: str) -> dict[str, str]:

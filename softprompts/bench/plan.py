@@ -271,7 +271,7 @@ def _planned(
         **({"quantize": recipe.quantize} if recipe.quantize is not None else {}),
     }
     steps = training.max_steps or training.epochs * max(1, outline.train_rows // training.batch_size)
-    cost: dict[str, int] = dict(recipe.cost) if recipe.measure == "cost" and cell.source is None else {}
+    cost: dict[str, int] = recipe.cost.model_dump() if recipe.measure == "cost" and cell.source is None else {}
     steps = sum(cost.values()) if cost else steps
     rows = training.batch_size * training.gradient_accumulation_steps
     work = steps * rows * min(length, 8 + outline.characters / 4)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from softprompts.bench.drawing import told_value
+from softprompts.bench.charts import told_value
 from softprompts.bench.figures import Drawn, figures_of
 from softprompts.bench.recipe_file import recipe_names
 from softprompts.bench.result_tables import tables_of
@@ -218,7 +218,7 @@ def _notes(findings: Findings, tables: Sequence[Table]) -> Iterable[str]:
     recipe, results = findings.recipe, [one.result for one in findings.outcomes]
     if recipe.measure == "cost":
         yield (
-            f"Costs are of {recipe.cost['steps']} steps after {recipe.cost['warmup_steps']} that are not counted, one "
+            f"Costs are of {recipe.cost.steps} steps after {recipe.cost.warmup_steps} that are not counted, one "
             "run at a time. They are this machine's; only ratios carry over to another."
         )
     else:

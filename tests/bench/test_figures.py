@@ -268,7 +268,10 @@ def test_wrong_names_are_one_line(tmp_path: Path) -> None:
     for spec, told in (
         ({"kind": "curves", "rows": ["Lora"]}, "a figure of kind 'curves' is of the row 'Lora'; did you mean 'LoRA'"),
         ({"kind": "cost", "tasks": ["MNLI"]}, "is of the task 'MNLI'; known: CB, RTE"),
-        ({"kind": "sweep", "x": "model", "y": "loss"}, "y is one of score, seconds, memory, parameters, not 'loss'"),
+        (
+            {"kind": "sweep", "x": "model", "y": "loss"},
+            "figures[0].y must be one of score, seconds, memory, parameters, not 'loss'",
+        ),
     ):
         with pytest.raises(SoftPromptError) as error:
             figures_of(findings_of(tmp_path / told[:9], recipe_of({**GRID, "figures": [spec]}), ended=lambda _: False))

@@ -310,21 +310,19 @@ def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed
 _RAY = """
 import json, os, signal
 from pathlib import Path
-from softprompts.bench.engine import run_recipe
-from softprompts.bench import workers
-from softprompts.bench.reading import load_recipe
+from softprompts.bench import runner, worker_pools
+from softprompts.bench.recipe_file import load_recipe
 pools, killed = [], []
-class Seen(workers.RayWorkers):
+class Seen(worker_pools.RayWorkers):
     def __init__(self, *given):
         super().__init__(*given)
         pools.append(self)
-from softprompts.bench import engine
-engine.RayWorkers = Seen
+runner.RayWorkers = Seen
 def change(state, fresh):
     if list(Path({root!r}).glob("*/metrics.jsonl")) and not killed:
         killed.append(pools[0].at_work_pids()[0])
         os.kill(killed[0], signal.SIGKILL)
-state = run_recipe(load_recipe({recipe!r}), root={root!r}, engine="ray", workers=2, lanes=2, on_change=change)
+state = runner.run_recipe(load_recipe({recipe!r}), root={root!r}, engine="ray", workers=2, lanes=2, on_change=change)
 print(json.dumps({{"killed": killed, "done": state.done, "failed": state.failed}}))
 """
 

@@ -34,24 +34,24 @@ from softprompts.storage.locks import is_held, lock, lock_file
     ("place", "value", "told"),
     [
         (("data",), "x", "data must be a mapping"),
-        (("tasks",), None, "'tasks' is missing"),
-        (("tasks", "First"), 3, "tasks.First must be a text or a mapping"),
-        (("tasks", 2024), "first.yaml", "put 2024 in quotes"),
-        (("models", "Tiny"), 3, "models.Tiny must be a text"),
+        (("tasks",), None, "tasks is missing"),
+        (("tasks", "First"), 3, "tasks.First must be text or a mapping, not 3"),
+        (("tasks", 2024), "first.yaml", "tasks.2024 must be text, not 2024 (put it in quotes)"),
+        (("models", "Tiny"), 3, "models.Tiny must be text, not 3"),
         (("columns",), ["First"], "columns must be a mapping"),
-        (("rows",), None, "'rows' is missing"),
-        (("rows", 0), "x", "rows.1 must be a mapping"),
-        (("rows", 0, "baseline"), "no", "rows.Head.baseline must be true or false"),
-        (("rows", 0, "models"), 3, "rows.Head.models must be a list or a mapping"),
-        (("rows", 0, "models"), {"Tiny": {"tasks": ["First"]}}, "rows.Head.models.Tiny.tasks must be a mapping"),
+        (("rows",), None, "rows is missing"),
+        (("rows", 0), "x", "rows[0] must be a mapping"),
+        (("rows", 0, "baseline"), "no", "rows[Head].baseline must be true or false"),
+        (("rows", 0, "models"), 3, "rows[Head].models must be a list or a mapping, not 3"),
+        (("rows", 0, "models"), {"Tiny": {"tasks": ["First"]}}, "rows[Head].models.Tiny.tasks must be a mapping"),
         (("rows", 0, "choose"), {"training.max_steps": 3}, "must be a list, not 3"),
         (("rows", 0, "grid"), {"training.max_steps": []}, "no values for 'training.max_steps'"),
-        (("rows", 0, "only_tasks"), [["First"]], "must be a text"),
-        (("rows", 0, "sources"), 3, "must be a list or a mapping"),
+        (("rows", 0, "only_tasks"), [["First"]], "rows[Head].only_tasks[0] must be text"),
+        (("rows", 0, "sources"), 3, "rows[Head].sources must be a list or a mapping, not 3"),
         (("rows", 0, "label"), "{", "Single '{'"),
         (("rows", 0, "label"), "{}", "which its grid does not"),
-        (("sources",), {"S": {"task": "first.yaml", "method": None}}, "needs a task and a method"),
-        (("figures",), [{"kind": []}], "kind must be a text"),
+        (("sources",), {"S": {"task": "first.yaml", "method": None}}, "sources.S.method is missing"),
+        (("figures",), [{"kind": [1]}], "figures[0].kind must be one of sweep"),
         (("scales",), {"tiny": {"rows": {"Head": 3}}}, "scales.tiny.rows.Head must be a mapping"),
         (("scales",), {"tiny": {"only_rows": 3}}, "scales.tiny.only_rows must be a list"),
     ],
@@ -126,9 +126,9 @@ def test_a_worker_that_was_started_with_ctrl_c_ignored_stops_with_its_master(tmp
 
 _BUSY = """
 import time
-from softprompts.bench import worker
-worker.Worker.work = lambda self, job: time.sleep(100)
-worker.main()
+from softprompts.bench import worker_process
+worker_process.Worker.work = lambda self, job: time.sleep(100)
+worker_process.main()
 """
 
 
