@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from softprompts.bench.column_names import AVERAGE, tasks_of
 from softprompts.bench.published import PublishedTable, published
 from softprompts.bench.recipe import Column, Recipe, Row
 from softprompts.bench.results import Findings
 from softprompts.bench.significance import standardized
-from softprompts.bench.tables import AVERAGE, Entry, Line, Table, tasks_of, with_average
+from softprompts.bench.tables import Entry, Line, Table, with_average
 from softprompts.errors import SoftPromptError
 
 _UNITS = {"seconds_per_100_steps": "s/100 steps", "peak_memory": "GB"}

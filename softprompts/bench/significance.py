@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-from softprompts.bench.tables import Entry, Line, Table, tasks_of
+from softprompts.bench.column_names import tasks_of
+from softprompts.bench.tables import Entry, Line, Table
 from softprompts.errors import SoftPromptError
 
 # Fewer pairs than this have no spread to speak of, whatever a formula may say.

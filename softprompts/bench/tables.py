@@ -11,9 +11,10 @@ import html
 import io
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from softprompts.bench.column_names import AVERAGE, MEAN, tasks_of
 from softprompts.bench.published import PublishedTable
 from softprompts.bench.table_forms import (
     DAGGER,
@@ -35,10 +36,7 @@ from softprompts.bench.table_forms import (
 )
 from softprompts.errors import SoftPromptError
 
-AVERAGE = "Average"
 DELTAS = ("none", "difference", "ratio")
-# "MultiRC:mean" is the mean of a task's metrics where a paper gives no more: a column of its own, in no average.
-_MEAN = "mean"
 
 
 @dataclass(frozen=True)
@@ -353,7 +351,7 @@ class Table:
         before = ""
         for place, column in enumerate(self.columns):
             task, colon, metric = column.partition(":")
-            key = task if colon and metric != _MEAN else ""
+            key = task if colon and metric != MEAN else ""
             if key and key == before:
                 groups[-1].append(place)
             else:
@@ -493,13 +491,3 @@ def average_of(table: Table, line: Line) -> Entry:
         return Entry(tuple(by_seed), shared)
     means = [statistics.fmean(line.entries[place].mean or 0.0 for place in places) for places in tasks.values()]
     return Entry((statistics.fmean(means),))
-
-
-def tasks_of(columns: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Places of the columns of each task, without averages."""
-    tasks: dict[str, tuple[int, ...]] = {}
-    for place, column in enumerate(columns):
-        task, _, metric = column.partition(":")
-        if column != AVERAGE and metric != _MEAN:
-            tasks[task] = (*tasks.get(task, ()), place)
-    return tasks
