@@ -48,15 +48,8 @@ def standardized_table() -> Table:
     for row in printed.rows:
         entries = []
         for model in printed.columns:
-            own, known = overall[model, row], printed.value(row, model)
-            entries.append(
-                Entry(
-                    (own.mean,),
-                    known_std=own.std,
-                    published=None if known is None else known[0],
-                    published_std=None if known is None else known[1],
-                )
-            )
+            score = overall[model, row]
+            entries.append(Entry((score.mean,), known_std=score.std).beside(printed, row, model))
         lines.append(Line(row, tuple(entries), ranked=row not in printed.reference))
     return Table(
         title="SuperPos, Table 2, made from the numbers of Table 1",

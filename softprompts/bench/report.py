@@ -118,7 +118,7 @@ def write_report(
         figures=drawn,
         no_pictures=None if have_matplotlib() else f"{NO_MATPLOTLIB}.",
         significance=[
-            {"title": one.title, "html": Markup(_without_foot(one.html())), "notes": one.notes()}
+            {"title": one.title, "html": Markup(one.html()), "notes": one.notes()}
             for one in compared
             if one.differences
         ],
@@ -162,12 +162,6 @@ def _shown(table: Table) -> dict[str, Any]:
         "notes": table.all_notes(),
         "texts": [("Markdown", table.markdown()), ("LaTeX", table.latex()), ("CSV", table.csv())],
     }
-
-
-def _without_foot(html: str) -> str:
-    """A table without its notes, which the page shows below it."""
-    before, foot, after = html.partition("<tfoot>")
-    return before + after.partition("</tfoot>")[2] if foot else html
 
 
 def _kicker(findings: Findings) -> str:

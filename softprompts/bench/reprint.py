@@ -59,13 +59,9 @@ def _average(table: PublishedTable, row: str, column: str) -> Entry:
     has_column = column in table.columns
     value = table.value(row, column) if has_column else None
     decimals = len(table.printed(row, column).value.partition(".")[2]) if has_column else 0
-    return Entry(
-        (mean[0],),
-        printed=f"{mean[0]:.{max(table.digits, decimals)}f}",
-        published=None if value is None else value[0],
-        published_std=None if value is None else value[1],
-        mark=OFF if value is not None and abs(value[0] - mean[0]) > mean[1] + 1e-9 else "",
-    )
+    mark = OFF if value is not None and abs(value[0] - mean[0]) > mean[1] + 1e-9 else ""
+    printed = f"{mean[0]:.{max(table.digits, decimals)}f}"
+    return Entry((mean[0],), printed=printed, mark=mark).beside(table, row, column)
 
 
 def _entry(table: PublishedTable, row: str, column: str) -> Entry:

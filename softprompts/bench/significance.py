@@ -22,8 +22,10 @@ import numpy as np
 import scipy.stats
 
 from softprompts.bench.column_names import tasks_of
+from softprompts.bench.table_forms import html_table, in_full
 from softprompts.bench.tables import Entry, Line, Table
 from softprompts.errors import SoftPromptError
+from softprompts.storage.markdown import escape, markdown_table
 
 # Fewer pairs than this have no spread to speak of, whatever a formula may say.
 LEAST_PAIRS = 3
@@ -174,41 +176,36 @@ class Significance:
         """The table as Markdown; nothing where nothing was compared."""
         if not self.differences:
             return ""
-        out = []
-        for model in dict.fromkeys(d.model for d in self.differences):
-            if model is not None:
-                out += [f"*{_plain(model)}*", ""]
-            out += ["| " + " | ".join(self.HEADS) + " |", "|---|---|---:|---:|---:|---:|---:|---|"]
-            rows = [d for d in self.differences if d.model == model]
-            out += ["| " + " | ".join(map(_plain, self.cells(d))) + " |" for d in rows]
-            out.append("")
-        return "\n".join([*out, *self.notes()]) + "\n"
+        parts = []
+        for model, differences in self._by_model().items():
+            rows = [[*map(escape, self.cells(one))] for one in differences]
+            table = markdown_table(self.HEADS, rows, "llrrrrrl")
+            parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
+        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
 
     def html(self) -> str:
-        """The table as HTML, to be sorted by ``data-value``."""
-        out = ['<table class="significance">', f"<caption>{html.escape(self.title)}: significance</caption>"]
-        out.append(
-            "<thead><tr>" + "".join(f'<th scope="col">{html.escape(h)}</th>' for h in self.HEADS) + "</tr></thead>"
-        )
-        for model in dict.fromkeys(d.model for d in self.differences):
-            out.append("<tbody>")
-            if model is not None:
-                heading = html.escape(model)
-                out.append(f'<tr class="group"><th colspan="{len(self.HEADS)}" scope="rowgroup">{heading}</th></tr>')
-            for d in self.differences:
-                if d.model != model:
-                    continue
-                values = [d.line, d.against, d.mean, d.low, d.p, d.wins - d.losses, d.pairs, d.verdict]
-                cells = [
-                    f'<td data-value="{html.escape(_value(v))}">{html.escape(text)}</td>'
-                    for v, text in zip(values, self.cells(d), strict=True)
-                ]
-                kind = {"better": "better", "worse": "worse"}.get(d.verdict, "open")
-                out.append(f'<tr class="{kind}">' + "".join(cells) + "</tr>")
-            out.append("</tbody>")
-        text = "<br>".join(map(html.escape, self.notes()))
-        out.append(f'<tfoot><tr><td colspan="{len(self.HEADS)}">{text}</td></tr></tfoot>')
-        return "\n".join([*out, "</table>"]) + "\n"
+        """The table as HTML, to be sorted by ``data-value``, without the notes."""
+        groups = []
+        for model, differences in self._by_model().items():
+            rows = []
+            for one in differences:
+                wins = one.wins - one.losses
+                values = [one.line, one.against, one.mean, one.low, one.p, wins, one.pairs, one.verdict]
+                cells = "".join(
+                    f'<td data-value="{html.escape(in_full(value))}">{html.escape(text)}</td>'
+                    for value, text in zip(values, self.cells(one), strict=True)
+                )
+                kind = one.verdict if one.verdict in ("better", "worse") else "open"
+                rows.append(f'<tr class="{kind}">{cells}</tr>')
+            groups.append(([] if model is None else [model], rows))
+        heads = [(head, "") for head in self.HEADS]
+        return html_table('class="significance"', f"{self.title}: significance", heads, groups)
+
+    def _by_model(self) -> dict[str | None, list[Difference]]:
+        groups: dict[str | None, list[Difference]] = {}
+        for one in self.differences:
+            groups.setdefault(one.model, []).append(one)
+        return groups
 
 
 def significance(table: Table, against: str | None = None) -> Significance:
@@ -347,11 +344,3 @@ def _pairs(table: Table, line: Line) -> dict[tuple[str, int], float]:
 def _task_score(entries: Sequence[Entry], places: Sequence[int]) -> float | None:
     means = [entries[place].mean for place in places]
     return None if any(mean is None for mean in means) else statistics.fmean(mean or 0.0 for mean in means)
-
-
-def _value(value: str | float | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:.10g}"
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*").replace("_", r"\_")

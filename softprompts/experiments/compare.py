@@ -21,6 +21,7 @@ from softprompts.plotting import (
     plain,
     png,
 )
+from softprompts.storage.markdown import markdown_table
 from softprompts.storage.run_folder import write_atomic, write_text_atomic
 from softprompts.training import TrainConfig
 
@@ -136,13 +137,11 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table as Markdown, the best score in bold."""
-        lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-        for row in self.rows:
-            cells = self.cells(row)
+        rows = [self.cells(row) for row in self.rows]
+        for row, cells in zip(self.rows, rows, strict=True):
             if row is self.best:
                 cells[1] = f"**{cells[1]}**"
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+        return f"{markdown_table(COLUMNS, rows, 'lr')}\n\n{self.model} on {self.task}; {self.note()}\n"
 
     def csv(self) -> str:
         """One line per method and seed-wise scores, for programs."""

@@ -18,6 +18,7 @@ from softprompts.storage.files import (
     write_json_atomic,
     write_text_atomic,
 )
+from softprompts.storage.markdown import markdown_table
 from softprompts.storage.saved_prompt import CONFIG_FILE
 
 BEST = "best"
@@ -141,14 +142,8 @@ class Leaderboard:
 
     def markdown(self) -> str:
         """The table as Markdown, the best in bold."""
-        columns = self.columns()
-        lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
-        for entry in self.entries:
-            cells = [cell.replace("|", "\\|") for cell in self.cells(entry)]
-            if entry is self.best:
-                cells = [f"**{cell}**" for cell in cells]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{self.model} on {self.task}; {self.note()}\n"
+        rows = [[f"**{cell}**" if entry is self.best else cell for cell in self.cells(entry)] for entry in self.entries]
+        return f"{markdown_table(self.columns(), rows)}\n\n{self.model} on {self.task}; {self.note()}\n"
 
     def csv(self) -> str:
         """One line per configuration, for programs."""

@@ -19,6 +19,7 @@ from softprompts.methods import MethodConfig, PromptTuningConfig, SPoTConfig
 from softprompts.methods import sources as saved
 from softprompts.model.saving import identity
 from softprompts.storage.files import write_text_atomic
+from softprompts.storage.markdown import markdown_table
 from softprompts.storage.saved_prompt import prompt_folder
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
@@ -116,16 +117,14 @@ class Transfer:
         """The matrices as Markdown, the best source of each target in bold."""
         parts = []
         for shots in self.shots:
-            lines = ["| source | " + " | ".join(target.name for target in self.targets) + " |"]
-            lines.append("|---|" + "---:|" * len(self.targets))
-            for source, cells in zip(self.sources, self.lines(shots), strict=True):
-                marked = [
-                    f"**{cell}**" if self.best(target, shots) == source else cell
-                    for target, cell in zip(self.targets, cells[1:], strict=True)
-                ]
-                lines.append(f"| {source} | " + " | ".join(marked) + " |")
+            rows = [list(cells) for cells in self.lines(shots)]
+            for source, cells in zip(self.sources, rows, strict=True):
+                for place, target in enumerate(self.targets, start=1):
+                    if self.best(target, shots) == source:
+                        cells[place] = f"**{cells[place]}**"
+            table = markdown_table(["source", *(target.name for target in self.targets)], rows, "lr")
             title = self.title(shots)
-            parts.append(f"{title[0].upper()}{title[1:]}:\n\n" + "\n".join(lines) + "\n")
+            parts.append(f"{title[0].upper()}{title[1:]}:\n\n{table}\n")
         return "\n".join(parts) + f"\n{self.note()}\n"
 
     def csv(self) -> str:

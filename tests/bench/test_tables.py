@@ -212,8 +212,6 @@ def test_shapes_are_checked() -> None:
         Table("t", (), (), deltas="percent")
     with pytest.raises(SoftPromptError, match="2 scores have 1 seeds"):
         Entry((1.0, 2.0), (0,))
-    with pytest.raises(SoftPromptError, match="no column 'z'; there are BoolQ, CB"):
-        small().best("z")
 
 
 def accuracy(table: dict[tuple[str, str], float]):
