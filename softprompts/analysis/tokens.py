@@ -20,6 +20,7 @@ from softprompts.analysis.drawing import (
 from softprompts.analysis.saved import DoesNotApplyError, Saved
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Method
+from softprompts.plotting import ON_COLOUR
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def draw_tokens(saved: Saved, count: int = 5) -> Picture:
     other = {place: saved.words(ids) for place, ids in enumerate(found.by_distance.tolist())}
     for (place, rank), value in np.ndenumerate(shown):
         text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place][rank]).replace("$", r"\$")
-        axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
+        colour = "white" if value < 0.6 else ON_COLOUR
+        axes.text(rank, place, text, ha="center", va="center", fontsize=6, color=colour)
     colour_bar(figure, image, axes, "cosine")
     same = float((found.by_cosine[:, 0] == found.by_distance[:, 0]).mean())
     try:

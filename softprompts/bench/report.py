@@ -26,7 +26,7 @@ from softprompts.bench.table_forms import DAGGER
 from softprompts.bench.tables import Table
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.compare import score_of
-from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, write_files
+from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, write_files
 from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.version import __version__
 
@@ -85,13 +85,13 @@ def write_report(
         texts = write_figure(one, folder / FIGURES)
         written += texts
         vector = next((path for path in texts if path.suffix == ".svg"), None)
-        picture = None if vector is None else vector.read_text(encoding="utf-8")
+        picture = "" if vector is None else vector.read_text(encoding="utf-8")
         drawn.append(
             {
                 "name": one.name,
                 "title": one.title,
                 "caption": one.caption,
-                "svg": None if picture is None else Markup(inline(picture, one.title)),
+                "svg": Markup(picture[picture.find("<svg") :]),
                 "width": 0 if one.figure is None else round(96 * one.figure.get_figwidth()),
                 "files": [
                     ({"csv": "numbers (CSV)"}.get(path.suffix[1:], path.suffix[1:].upper()), f"{FIGURES}/{path.name}")
