@@ -77,7 +77,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def told_value(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value of a grid in words."""
     return f"{value:g}" if is_number(value) else "none" if value is None else str(value)
 
@@ -204,9 +204,9 @@ def _axis(axes: Any, panel: Panel) -> Callable[[Any], float]:
             axes.set_xticks(values, [short(value) for value in values])
             return float
     # Words, or numbers of which several would lie on each other: as far apart as they are many.
-    axes.set_xticks(range(len(values)), [plain(told_value(value)) for value in values])
+    axes.set_xticks(range(len(values)), [plain(value_text(value)) for value in values])
     axes.margins(x=0.1)
-    long = max((len(told_value(value)) for value in values), default=0)
+    long = max((len(value_text(value)) for value in values), default=0)
     if long * len(values) > 36:
         axes.tick_params(axis="x", rotation=30)
     return lambda value: float(values.index(value))

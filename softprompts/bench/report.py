@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from softprompts.bench.charts import told_value
-from softprompts.bench.figures import Drawn, figures_of
+from softprompts.bench.charts import value_text
+from softprompts.bench.figures import ReportFigure, figures_of
 from softprompts.bench.recipe_file import recipe_names
 from softprompts.bench.result_tables import tables_of
 from softprompts.bench.results import load_findings
@@ -50,7 +50,7 @@ def write_report(
     folder: str | Path,
     *,
     tables: Sequence[Table] | None = None,
-    figures: Sequence[Drawn] | None = None,
+    figures: Sequence[ReportFigure] | None = None,
     compared: Sequence[Significance] | None = None,
     command: str | None = None,
     data_dir: str | Path | None = None,
@@ -137,7 +137,7 @@ def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significanc
     return [significance(table) for table in tables] if findings.recipe.measure == "score" else []
 
 
-def write_figure(drawn: Drawn, folder: str | Path) -> list[Path]:
+def write_figure(drawn: ReportFigure, folder: str | Path) -> list[Path]:
     """Writes a figure as PNG and SVG and its numbers as CSV.
 
     Returns:
@@ -288,7 +288,7 @@ def _value(value: Any) -> str:
         return "; ".join(f"{name} {_value(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
-    return told_value(value)
+    return value_text(value)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from softprompts.bench import figures
-from softprompts.bench.figures import Drawn, figures_of
+from softprompts.bench.figures import ReportFigure, figures_of
 from softprompts.bench.results import Findings
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, style_of
@@ -41,16 +41,16 @@ def grid(folder: Path, figure: dict[str, Any], **more: Any) -> Findings:
     return findings_of(folder, recipe_of({**GRID, "figures": [figure], **more}))
 
 
-def lines(drawn: Drawn) -> list[dict[str, str]]:
+def lines(drawn: ReportFigure) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(drawn.csv)))
 
 
-def panels(drawn: Drawn) -> list[Any]:
+def panels(drawn: ReportFigure) -> list[Any]:
     assert drawn.figure is not None
     return [axes for axes in drawn.figure.axes if axes.get_visible()]
 
 
-def names_in_legend(drawn: Drawn) -> list[str]:
+def names_in_legend(drawn: ReportFigure) -> list[str]:
     assert drawn.figure is not None
     return [text.get_text() for legend in drawn.figure.legends for text in legend.get_texts()]
 

@@ -135,11 +135,11 @@ worker_process.main()
 def test_what_no_run_of_a_job_can_do_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def broken(self: Any, bench: Any) -> None:
-        tried.append(bench)
+    def broken(self: Any, workbench: Any) -> None:
+        tried.append(workbench)
         raise SoftPromptError("no such model")
 
-    monkeypatch.setattr(Worker, "_workbench", broken)
+    monkeypatch.setattr(Worker, "_open", broken)
     recipe = load_recipe(write_grid(tmp_path))
     job = plan(recipe, root=tmp_path).jobs(tmp_path)[0]
     Worker(tmp_path, tmp_path).work(job.to_dict())
@@ -148,12 +148,12 @@ def test_what_no_run_of_a_job_can_do_is_tried_once(tmp_path: Path, monkeypatch: 
 
 def test_a_worker_whose_gpu_is_lost_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All later jobs would fail in it, each at once, and be noted as failed."""
-    monkeypatch.setattr(Worker, "_workbench", lambda self, bench: None)
+    monkeypatch.setattr(Worker, "_open", lambda self, workbench: None)
 
     def broken(self: Any, job: Any, wanted: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(Worker, "_do", broken)
+    monkeypatch.setattr(Worker, "_train", broken)
     job = plan(load_recipe(write_grid(tmp_path)), root=tmp_path).jobs(tmp_path)[0]
     with pytest.raises(RuntimeError, match="device-side"):
         Worker(tmp_path, tmp_path).work(job.to_dict())
@@ -165,7 +165,7 @@ def test_a_worker_that_dies_without_a_job_gets_none(tmp_path: Path, monkeypatch:
 
     class Dead(worker_pools._Process):
         def __init__(self) -> None:
-            self.place, self.job, self.bench = 0, None, ""
+            self.place, self.job, self.workbench = 0, None, ""
 
         def end(self) -> None:
             ended.append(self)
@@ -186,7 +186,7 @@ def test_actors_without_a_job_make_room_for_those_that_wait(monkeypatch: pytest.
 
     pool = worker_pools.RayWorkers.__new__(worker_pools.RayWorkers)
     pool._ray = SimpleNamespace(wait=wait, kill=killed.append)
-    pool.count, pool._actors, pool._bench = 2, ["a", "b"], ["", ""]
+    pool.count, pool._actors, pool._workbenches = 2, ["a", "b"], ["", ""]
     pool._pids = {0: "pid-a", 1: "pid-b"}
     job = Job(())
     pool._at_work = {"work-a": (0, job), "work-b": (1, job)}
