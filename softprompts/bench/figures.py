@@ -95,9 +95,7 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
     figures: list[ReportFigure] = []
     for (spec, models), of_spec in zip(specs, prompts, strict=True):
         if spec.kind == "analysis":
-            figures += _analysis(
-                spec, [opened[prompt] for prompt in of_spec if prompt in opened], bool(of_spec), data_dir
-            )
+            figures += _analysis(spec, of_spec, opened, data_dir)
             continue
         for model in [""] if spec.x == MODEL else models:
             figure = kinds[spec.kind](findings, spec, model)
@@ -144,8 +142,9 @@ def _sweep(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
         panels.append(Panel(title, _words(key), y_label, series))
     name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", spec.title or f"By {_words(key)}"
     table: list[tuple[Any, ...]] = [("panel", "line", key, "mean", "std", "n", "values")]
-    for panel, line in ((panel, line) for panel in panels for line in panel.series):
-        table += [(panel.title, line.label, "" if line.level else one.x, *_summary(one)) for one in line.spreads]
+    for panel in panels:
+        for line in panel.series:
+            table += [(panel.title, line.label, "" if line.level else one.x, *_summary(one)) for one in line.spreads]
     values_of_x = {one.x for panel in panels for line in panel.series for one in line.spreads if not line.level}
     if len(values_of_x) < 2:
         reason = (
@@ -192,8 +191,8 @@ def _curves(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     title = spec.title or "Learning curves"
     if not any(panel.series for panel in (*above, *below)):
         return ReportFigure("curves", title, NO_RESULT)
-    caption = ("Score on validation rows and training loss" if any(p.series for p in above) else "Training loss") + "; "
-    caption += _about_seeds([*above, *below]) + " A line ends where the first of its seeds stopped." + note
+    caption = "Score on validation rows and training loss" if any(p.series for p in above) else "Training loss"
+    caption += f"; {_about_seeds([*above, *below])} A line ends where the first of its seeds stopped.{note}"
     across = min(3, len(tasks))
     panels: list[Panel | None] = []
     for start in range(0, len(tasks), across):
@@ -232,9 +231,8 @@ def _parameters(findings: Findings, spec: FigureSpec, model: str) -> ReportFigur
     caption = "Trained parameters on a logarithmic axis"
     if len(columns) > 1:
         caption += f"; the score is the mean over {', '.join(column.name for column in columns)}"
-    caption += (
-        f"; bars are one standard deviation over up to {seeds} seeds, dots the seeds." if seeds > 1 else "; one seed."
-    )
+    bars = f"bars are one standard deviation over up to {seeds} seeds, dots the seeds."
+    caption += f"; {bars if seeds > 1 else 'one seed.'}"
     if any(point.join for point in points):
         caption += " A method's settings are joined by a line."
     y_label = _metric(columns)
@@ -249,8 +247,7 @@ def _cost(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     table: list[tuple[Any, ...]] = [("task", "line", "seconds_per_100_steps", "peak_memory_gb")]
     for task in tasks:
         for row in rows:
-            cost = findings.cost(row, task, model)
-            if cost is not None:
+            if cost := findings.cost(row, task, model):
                 costs.setdefault(row.label, {})[task] = (cost[0], cost[1] / 1e9)
                 table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1] / 1e9:.6g}"))
     title = spec.title or "Time and memory"
@@ -267,19 +264,20 @@ def _cost(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
 
 
 def _analysis(
-    spec: FigureSpec, prompts: Sequence[Saved], has_results: bool, data_dir: str | Path | None
+    spec: FigureSpec, prompts: Sequence[Prompt], opened: Mapping[Prompt, Saved], data_dir: str | Path | None
 ) -> list[ReportFigure]:
     """Pictures of trained prompts."""
     what = str(spec.what)
     title = spec.title or f"Trained prompts: {what}"
-    if not has_results:
+    if not prompts:
         return [ReportFigure(what, title, NO_RESULT)]
     if not have_matplotlib():
         return [ReportFigure(what, title, f"{NO_MATPLOTLIB}.")]
     from softprompts import analysis
 
     try:
-        pictures = analysis.figures(what, prompts, data_dir=None if data_dir is None else str(data_dir))
+        saved = [opened[prompt] for prompt in prompts]
+        pictures = analysis.figures(what, saved, data_dir=None if data_dir is None else str(data_dir))
     except SoftPromptError as error:
         return [ReportFigure(what, title, f"Nothing to draw: {error}.")]
     return [ReportFigure(picture.name, title, picture.caption, picture.figure, picture.csv) for picture in pictures]
