@@ -277,11 +277,13 @@ def _shared(first: Any, second: Any) -> float:
     return 0.0 if box is None else float(box.width * box.height)
 
 
-def write_files(figure: Figure, folder: Path, name: str, numbers: str = "") -> list[Path]:
-    """Writes a figure as PNG and SVG, and the numbers behind it as CSV where there are some; returns what it wrote."""
-    written = [folder / f"{name}.png", folder / f"{name}.svg"]
-    write_atomic(written[0], png(figure))
-    write_text_atomic(written[1], svg(figure, name))
+def write_files(figure: Figure | None, folder: Path, name: str, numbers: str = "") -> list[Path]:
+    """Writes a figure as PNG and SVG, and its numbers as CSV, where there are any; returns the files."""
+    written: list[Path] = []
+    if figure is not None:
+        written = [folder / f"{name}.png", folder / f"{name}.svg"]
+        write_atomic(written[0], png(figure))
+        write_text_atomic(written[1], svg(figure, name))
     if numbers:
         written.append(folder / f"{name}.csv")
         write_text_atomic(written[-1], numbers)

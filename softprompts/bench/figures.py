@@ -73,12 +73,8 @@ class ReportFigure:
     csv: str = ""
 
 
-def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> list[ReportFigure]:
+def figures_of(findings: Findings) -> list[ReportFigure]:
     """The figures that a bench's recipe asks for, one for each model where there are several.
-
-    Args:
-        findings: what its runs say.
-        data_dir: local data of the tasks, for pictures of prompts that need rows.
 
     Raises:
         SoftPromptError: a run folder whose prompt is to be pictured has none.
@@ -95,7 +91,7 @@ def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> lis
     figures: list[ReportFigure] = []
     for (spec, models), of_spec in zip(specs, prompts, strict=True):
         if spec.kind == "analysis":
-            figures += _analysis(spec, of_spec, opened, data_dir)
+            figures += _analysis(spec, of_spec, opened)
             continue
         for model in [""] if spec.x == MODEL else models:
             figure = kinds[spec.kind](findings, spec, model)
@@ -263,9 +259,7 @@ def _cost(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     return _figure("cost", title, caption + _missing(left_out), lambda: bars_of(costs, tasks, styles), table)
 
 
-def _analysis(
-    spec: FigureSpec, prompts: Sequence[Prompt], opened: Mapping[Prompt, Saved], data_dir: str | Path | None
-) -> list[ReportFigure]:
+def _analysis(spec: FigureSpec, prompts: Sequence[Prompt], opened: Mapping[Prompt, Saved]) -> list[ReportFigure]:
     """Pictures of trained prompts."""
     what = str(spec.what)
     title = spec.title or f"Trained prompts: {what}"
@@ -276,8 +270,7 @@ def _analysis(
     from softprompts import analysis
 
     try:
-        saved = [opened[prompt] for prompt in prompts]
-        pictures = analysis.figures(what, saved, data_dir=None if data_dir is None else str(data_dir))
+        pictures = analysis.figures(what, [opened[prompt] for prompt in prompts])
     except SoftPromptError as error:
         return [ReportFigure(what, title, f"Nothing to draw: {error}.")]
     return [ReportFigure(picture.name, title, picture.caption, picture.figure, picture.csv) for picture in pictures]

@@ -1,8 +1,8 @@
 """The papers' numbers: tables as they were printed.
 
-The numbers lie beside this module as CSV files, one line per row and column with what the paper prints. Where a print
-is known to be garbled (a subscript that has swallowed a digit), the file has the number that was meant too, and `value`
-gives that one; `printed` gives what is on the page.
+The numbers are CSV files in ``published/``, one line per row and column with what the paper prints. Where a print is
+garbled (a subscript that has swallowed a digit), the file also has the number that was meant; `PublishedTable.value`
+gives that one, `PublishedTable.printed` the print.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class PublishedTable:
         name: "multi-mask/table-1".
         paper: the method's name.
         shows: "Table 1".
-        title: what it shows, in our words.
-        setting: on which models and rows.
+        title: its title, in our words.
+        setting: its models and rows.
         columns: of numbers.
         rows: unique names.
         cells: what is printed, by row and column.
@@ -73,11 +73,11 @@ class PublishedTable:
         higher_is_better: False for costs.
         digits: decimals of most numbers.
         reference: rows that the paper does not rank.
-        companion: the same rows' other costs.
+        companion: the table of the other costs of the same rows.
         same: other tables that have rows of this one again.
         same_rows: names of rows there by names here, where they differ.
         same_columns: names of columns there by names here, where they differ.
-        notes: what a reader ought to know.
+        notes: lines below it.
     """
 
     name: str
@@ -133,7 +133,7 @@ class PublishedTable:
         return self.texts.get((row, name), "-")
 
     def row_of(self, name: str, model: str | None = None) -> str | None:
-        """The row that is meant by a name, given the model: "FT" on BERT-base is "FT (BERT-base)".
+        """The row of a name and a model: "FT" on BERT-base is "FT (BERT-base)".
 
         Args:
             name: of a row, with or without the model in brackets; "{model}" in it stands for the model.
@@ -204,10 +204,10 @@ def published(name: str) -> PublishedTable:
 
 
 def recomputed_average(table: PublishedTable, row: str) -> tuple[float, float] | None:
-    """The mean over tasks of a row, and how far off rounding alone can put a printed one.
+    """The mean over tasks of a row, and by how much rounding alone can make a printed one differ from it.
 
-    Two metrics of a task count once, by their mean, as SuperPos does it. Each printed number is off by up to half a
-    unit of its last digit, so the mean is by up to the mean of those halves; the printed average by half of its own.
+    Two metrics of a task count once, by their mean, as in SuperPos. Each printed number is off by up to half a unit of
+    its last digit, so that the mean is off by up to the mean of those halves; the printed average by half of its own.
 
     Returns:
         None where a task is missing.

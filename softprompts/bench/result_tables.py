@@ -1,4 +1,4 @@
-"""What a bench has found, as tables: of scores, of costs, or of one standardized score over all tasks."""
+"""Results of a bench as tables: of scores, of costs, or of one standardized score over all tasks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WHOLE = 0.5
 
 
 def table_of(findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True) -> Table:
-    """The table that a bench of scores has found.
+    """The table of a bench of scores.
 
     Args:
-        findings: what its runs say.
-        model: only this one's lines; None: all models, a group of lines each.
+        findings: its results.
+        model: whose lines are shown; None: those of all models, in groups.
         deltas: whether differences to the baseline row are shown, where there is one.
         against: whether published numbers are shown, where there are some.
 
@@ -186,7 +186,7 @@ def _title(recipe: Recipe, model: str | None) -> str:
 
 
 def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
-    """What differs from the published setting, in words."""
+    """How the setting differs from the published one, in words."""
     if reference is None or recipe.same_setting:
         return ""
     seeds = "1 seed" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
@@ -203,7 +203,7 @@ def _missing(findings: Findings) -> tuple[str, ...]:
 
 
 def _range(texts: Sequence[str]) -> str:
-    """From the first to the last, as where tasks have prompts of their own lengths."""
+    """The first and the last of sorted texts, such as sizes of prompts that differ between tasks."""
     return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 

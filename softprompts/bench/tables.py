@@ -24,19 +24,19 @@ DELTAS = ("none", "difference", "ratio")
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table.
+    """The scores in one place of a table.
 
     Attributes:
-        scores: one per seed, as they are shown (x 100, seconds, GB); empty: nothing to show.
+        scores: one per seed, as they are shown (x 100, seconds, GB).
         seeds: the seed of each score; empty where it is not known.
-        wanted: how many scores there ought to be; 0: as many as there are.
-        failed: True where runs have ended and none gave a score.
-        known_std: standard deviation where it is known without the single scores.
-        published: the published number beside it.
+        wanted: number of scores once all runs are done; 0: it is not known.
+        failed: whether runs have ended and none has a score.
+        known_std: standard deviation where the single scores are not known.
+        published: the published number.
         published_std: and its standard deviation.
         mark: a sign printed after the number; a note of the table says what it means.
-        printed: the number's own text where it is quoted, to stand in place of one with the table's decimals.
-        printed_std: and its standard deviation's.
+        printed: the number as a paper prints it; None: it is printed with the table's decimals.
+        printed_std: the same of the standard deviation.
     """
 
     scores: tuple[float, ...] = ()
@@ -84,13 +84,13 @@ class Line:
     """A line of a table.
 
     Attributes:
-        name: what stands at its front.
+        name: its first cell.
         entries: one per column of the table.
         group: heading above it.
         model: lines of one model are ranked among themselves and stand under its name; None: the table has one model.
         facts: texts beside the name, one per fact of the table.
-        baseline: differences of the other lines of its model are to this one.
-        ranked: whether it can be the best of a column; fine-tuning is a reference and is not.
+        baseline: whether differences of the other lines of its model are to this one.
+        ranked: whether it can be the best of a column; fine-tuning, a reference, cannot.
         published_row: its row in the published table; None: it has none.
     """
 
@@ -106,23 +106,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Lines by columns, and how they are to be read.
+    """Lines by columns.
 
     Columns that follow each other and share what stands before a colon ("QQP:F1", "QQP:Acc") are shown as one
     ("QQP (F1/Acc)"), except in CSV.
 
     Attributes:
-        title: what it shows.
-        columns: their names.
-        lines: with as many entries and facts as there are columns and names of facts.
+        title: its title.
+        columns: names of the columns of numbers.
+        lines: each with an entry per column and a text per fact.
         facts: names of the columns of text after the name.
-        higher_is_better: which end of a column is best.
+        higher_is_better: whether the highest number of a column is the best.
         digits: decimals of a number.
         comparable: whether published numbers are of the same setting; if not, each has a dagger.
-        otherwise: what differs, if not.
+        otherwise: how their setting differs.
         deltas: "difference" to the baseline line, "ratio" to it, or "none".
-        notes: lines below.
-        legend: whether notes that say how to read the cells are added.
+        notes: lines below it.
+        legend: whether notes are added that explain the cells.
     """
 
     title: str
@@ -149,7 +149,7 @@ class Table:
                     raise SoftPromptError(f"table '{self.title}': line '{line.name}' has {count} {what}, not {wanted}")
 
     def baseline(self, model: str | None = None) -> Line | None:
-        """The line that those of ``model`` are held against."""
+        """The line that the others of ``model`` are compared with."""
         return next((line for line in self.lines if line.baseline and line.model == model), None)
 
     def models(self) -> tuple[str | None, ...]:
@@ -190,7 +190,7 @@ class Table:
         return out.getvalue()
 
     def all_notes(self) -> tuple[str, ...]:
-        """Its notes and, with a legend, how its cells are to be read."""
+        """Its notes and, with a legend, those that explain the cells."""
         if not self.legend:
             return self.notes
         entries = [entry for line in self.lines for entry in line.entries]
@@ -228,7 +228,7 @@ class Table:
         return (*legend, *self.notes)
 
     def _merged(self) -> list[list[int]]:
-        """Places of the columns that are shown together."""
+        """Places of the columns that are shown as one."""
         groups: list[list[int]] = []
         before = ""
         for place, column in enumerate(self.columns):
@@ -242,7 +242,7 @@ class Table:
         return groups
 
     def _heads(self, groups: list[list[int]]) -> Iterator[str]:
-        """What stands above the columns that are shown."""
+        """Heads of the columns that are shown."""
         for group in groups:
             names = [self.columns[place].partition(":") for place in group]
             metrics = "/".join(metric for _, _, metric in names if metric)
@@ -267,7 +267,7 @@ class Table:
         return Grid(self.title, self.facts, heads, tuple(lines), notes, self.higher_is_better)
 
     def ranks(self) -> dict[tuple[int, int], int]:
-        """1 for the best and 2 for the second of a column, by line and column, as the printed numbers are."""
+        """1 for the best and 2 for the second of a column, by line and column; numbers count as they are printed."""
         ranks: dict[tuple[int, int], int] = {}
         for place in range(len(self.columns)):
             for model in self.models():
@@ -277,7 +277,7 @@ class Table:
                     if line.ranked and line.model == model and text is not None and not math.isnan(float(text)):
                         printed[index] = float(text)
                 order = sorted(set(printed.values()), reverse=self.higher_is_better)
-                if len(order) < 2:  # nothing to tell apart
+                if len(order) < 2:  # all are equal
                     continue
                 for index, value in printed.items():
                     if value in order[:2]:

@@ -234,7 +234,7 @@ def test_pictures_of_prompts_are_of_each_first_seed(tmp_path: Path, monkeypatch:
         loaded.append(folders)
         return list(zip(folders, names, strict=True))
 
-    def pictures(what: str, prompts: list[tuple[Path, str]], *, data_dir: str | None) -> list[analysis.Picture]:
+    def pictures(what: str, prompts: list[tuple[Path, str]]) -> list[analysis.Picture]:
         if what == "gates":
             raise SoftPromptError("gates: no prompt here has any")
         return [analysis.Picture(f"masks {name}", f"Of {folder.name}.", new_figure(2, 2)[0], "a\n1\n")

@@ -92,7 +92,7 @@ def test_the_best_by_validation_is_chosen_for_each_task(tmp_path: Path) -> None:
             assert len(found) == 2
             means[rate] = sum(one.result["score"] for one in found) / 2
         best = max(means, key=lambda rate: means[rate])
-        assert findings.choice(recipe.rows[0], task, "Tiny") == {"training.learning_rates.head": best}
+        assert findings.runs(recipe.rows[0], task, "Tiny")[0].choice == {"training.learning_rates.head": best}
         assert {one.result["score"] for one in findings.runs(recipe.rows[0], task, "Tiny")} == {
             one.result["score"] for one in findings.outcomes if one.task == task and best in one.choice.values()
         }

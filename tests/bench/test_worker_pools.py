@@ -234,7 +234,7 @@ def test_a_variant_of_one_lucky_seed_is_not_chosen(tmp_path: Path) -> None:
         elif tokens == 4:
             written(tmp_path, str(one.run), 0.5, trained=4)
     found = load_findings(tmp_path, tmp_path)
-    assert found.choice(recipe.rows[0], "First", "Tiny") == {"num_virtual_tokens": 4}
+    assert found.runs(recipe.rows[0], "First", "Tiny")[0].choice == {"num_virtual_tokens": 4}
     assert found.trained(recipe.rows[0], "Tiny") == (4, 10)
 
 
