@@ -17,6 +17,8 @@ from typing import Any
 
 import plots
 
+from softprompts.storage.tables import markdown_table
+
 Rows = list[dict[str, Any]]
 Section = Callable[[Rows, dict[str, Any]], str]
 
@@ -72,10 +74,7 @@ def signature(data: dict[str, Any]) -> str:
 
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
     """Markdown; the first ``words`` columns are text, the rest numbers."""
-    ruler = "|" + "---|" * words + "---:|" * (len(columns) - words)
-    return "\n".join(
-        ["| " + " | ".join(columns) + " |", ruler, *("| " + " | ".join(line) + " |" for line in lines), ""]
-    )
+    return markdown_table(columns, lines, "l" * words + "r") + "\n"
 
 
 def ms(seconds: float) -> str:

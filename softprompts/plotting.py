@@ -1,25 +1,23 @@
 """How every picture of the package looks, and how it becomes a file: matplotlib figures without pyplot or global state.
 
 A picture is read on white and on dark pages alike. Pure black, which is what matplotlib gives text, ticks and spines,
-is ink: in the SVG it is `currentColor`, so that it follows the page. All other colours stay; those of `PALETTE` have a
-contrast of at least 3.5 with white and with near-black.
+is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay; those of `PALETTE` have
+a contrast of at least 3.5 with white and with near-black.
 
 matplotlib is an extra: nothing here imports it before a figure is asked for.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from xml.sax.saxutils import quoteattr
 
 from softprompts.errors import SoftPromptError
 from softprompts.storage.files import write_atomic, write_text_atomic
@@ -43,9 +41,17 @@ PALETTE = (
 )
 MARKERS = "osD^vPX<>p"
 LINES = ("-", "--", "-.", ":")
-# Ink of an SVG file on its own, by the scheme of the page that shows it.
-INK, INK_ON_DARK = "#1f2328", "#e6e8eb"
+ON_COLOUR = "#010101"  # dark text on a heat map, which is not ink
 _GRID = "#808080"
+# matplotlib leaves out fills that are black, so that they are inherited. A page that shows the picture among its own
+# elements sets ``color`` itself, by a selector that says more than "svg". What `<use>` shows has no ancestors, so that
+# the rules for black must not name any.
+_INK = """
+svg { color: #1f2328; fill: currentColor; }
+@media (prefers-color-scheme: dark) { svg { color: #e6e8eb; } }
+[style*="stroke: #000000"] { stroke: currentColor !important; }
+[style*="fill: #000000"] { fill: currentColor !important; }
+"""
 
 
 def have_matplotlib() -> bool:
@@ -135,14 +141,8 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
     if not labels:
         return
     columns = -(-len(labels) // legend_rows(labels, width))
-    figure.legend(
-        handles,
-        [plain(label) for label in labels],
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-    )
+    names = [plain(label) for label in labels]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,9 @@ def draw_points(axes: Axes, points: Sequence[Point], *, label: bool = True) -> N
         )
         axes.plot([point.trained] * len(point.scores), point.scores, ".", color=style["color"], alpha=0.45)
     for name in dict.fromkeys(point.join for point in points if point.join is not None):
-        those = sorted((p for p in points if p.join == name), key=lambda p: (p.trained, p.mean))
-        axes.plot(
-            [p.trained for p in those], [p.mean for p in those], color=style_of(those[0].style)["color"], alpha=0.4
-        )
+        joined = sorted((p for p in points if p.join == name), key=lambda p: (p.trained, p.mean))
+        color = style_of(joined[0].style)["color"]
+        axes.plot([p.trained for p in joined], [p.mean for p in joined], color=color, alpha=0.4)
     low, high = min(p.trained for p in points), max(p.trained for p in points)
     axes.set_xscale("log")
     axes.set_xlim(low / 3, high * (5 if label else 3))
@@ -213,11 +212,9 @@ def draw_points(axes: Axes, points: Sequence[Point], *, label: bool = True) -> N
         place_labels(axes, points)
 
 
-# Where a name may stand around its point, nearest first: offsets in points and how the text lies to them.
+# Where a name may stand around its point, nearest first: offsets in points.
 _SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7))
-_REACH = (9, 16, 26, 38, 52, 70)
-_HORIZONTAL: dict[int, Any] = {1: "left", 0: "center", -1: "right"}
-_VERTICAL: dict[int, Any] = {1: "bottom", 0: "center", -1: "top"}
+_OFFSETS = [(reach * right, reach * up) for reach in (9, 16, 26, 38, 52, 70) for right, up in _SIDES]
 
 
 def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
@@ -234,75 +231,71 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
         The annotations, in the order of ``points``.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure
     renderer = cast(Any, FigureCanvasAgg(figure)).get_renderer()
     figure.draw_without_rendering()  # lays the panels out
     unit = figure.dpi / 72
-    frame = axes.get_window_extent(renderer).extents
-    centres = [axes.transData.transform((p.trained, p.mean)) for p in points]
-    taken: list[tuple[float, float, float, float]] = []
+    frame = axes.get_window_extent(renderer)
+    centres = [axes.transData.transform((point.trained, point.mean)) for point in points]
+    taken: list[Any] = []
     for point, (x, y) in zip(points, centres, strict=True):
-        taken.append((x - 5 * unit, y - 5 * unit, x + 5 * unit, y + 5 * unit))
-        ends = [axes.transData.transform((point.trained, end))[1] for end in (*point.scores, point.mean - point.std)]
-        ends.append(axes.transData.transform((point.trained, point.mean + point.std))[1])
-        taken.append((x - 3 * unit, min(ends), x + 3 * unit, max(ends)))
+        spread = (*point.scores, point.mean - point.std, point.mean + point.std)
+        ends = axes.transData.transform([(point.trained, score) for score in spread])[:, 1]
+        taken.append(Bbox.from_bounds(x - 5 * unit, y - 5 * unit, 10 * unit, 10 * unit))
+        taken.append(Bbox.from_extents(x - 3 * unit, min(ends), x + 3 * unit, max(ends)))
     notes: dict[int, Any] = {}
     # From the top down: what stands highest has the panel's free room above it.
     for index in sorted(range(len(points)), key=lambda i: (-points[i].mean, points[i].trained)):
         point, (x, y) = points[index], centres[index]
-        note = axes.annotate(
-            plain(point.label),
-            (point.trained, point.mean),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=9,
-        )
+        place, text = (point.trained, point.mean), plain(point.label)
+        note = axes.annotate(text, place, xytext=(0, 0), textcoords="offset points", fontsize=9)
         note.set_in_layout(False)
-        box = note.get_window_extent(renderer)
-        best: tuple[float, float, float, int, int, tuple[float, float, float, float]] | None = None
-        for reach in _REACH:
-            for right, up in _SIDES:
-                side = (round(right + math.copysign(0.1, right)) if right else 0, round(up) if not right else 0)
-                left = x + right * reach * unit - {1: 0.0, 0: box.width / 2, -1: box.width}[side[0]]
-                foot = y + up * reach * unit - {1: 0.0, 0: box.height / 2, -1: box.height}[side[1]]
-                there = (left, foot, left + box.width, foot + box.height)
-                lost = sum(_shared(there, other) for other in taken) + 2 * (
-                    box.width * box.height - _shared(there, frame)
-                )
-                if best is None or lost < best[0] - 0.5:
-                    best = (lost, right * reach, up * reach, *side, there)
-            if best is not None and best[0] < 0.5:
-                break
-        assert best is not None
-        _, across, along, h, v, there = best
+        width, height = note.get_window_extent(renderer).size
+        boxes = {}
+        for across, along in _OFFSETS:
+            left = x + across * unit - width * _share_before(across)
+            foot = y + along * unit - height * _share_before(0 if across else along)
+            boxes[across, along] = Bbox.from_bounds(left, foot, width, height)
+
+        def lost(offset: tuple[float, float], boxes: dict[Any, Any] = boxes) -> float:
+            box = boxes[offset]
+            outside = float(box.width * box.height) - _shared(box, frame)
+            return sum(_shared(box, other) for other in taken) + 2 * outside
+
+        across, along = next((offset for offset in _OFFSETS if lost(offset) < 0.5), None) or min(_OFFSETS, key=lost)
         note.set_position((across, along))
-        note.set_horizontalalignment(_HORIZONTAL[h])
-        note.set_verticalalignment(_VERTICAL[v])
+        note.set_horizontalalignment("left" if across > 0 else "right" if across else "center")
+        note.set_verticalalignment("center" if across else "bottom" if along > 0 else "top")
         if math.hypot(across, along) > 20:
-            axes.annotate(
-                "",
-                (point.trained, point.mean),
-                xytext=(across, along),
-                textcoords="offset points",
-                arrowprops={"arrowstyle": "-", "color": style_of(point.style)["color"], "alpha": 0.6, "linewidth": 0.8},
-            ).set_in_layout(False)
-        taken.append(there)
+            line = {"arrowstyle": "-", "color": style_of(point.style)["color"], "alpha": 0.6, "linewidth": 0.8}
+            axes.annotate("", place, xytext=(across, along), textcoords="offset points", arrowprops=line).set_in_layout(
+                False
+            )
+        taken.append(boxes[across, along])
         notes[index] = note
     return [notes[index] for index in range(len(points))]
 
 
-def _shared(first: Iterable[float], second: Iterable[float]) -> float:
-    """The area that two boxes (left, foot, right, top) share."""
-    a, b = tuple(first), tuple(second)
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _share_before(offset: float) -> float:
+    """The share of a text that lies before its place: none to the right of (above) a point, all to its left (below)."""
+    return 0.5 if offset == 0 else 0.0 if offset > 0 else 1.0
 
 
-def write_files(figure: Figure, folder: Path, name: str, numbers: str = "") -> list[Path]:
-    """Writes a figure as PNG and SVG, and the numbers behind it as CSV where there are some; returns what it wrote."""
-    written = [folder / f"{name}.png", folder / f"{name}.svg"]
-    write_atomic(written[0], png(figure))
-    write_text_atomic(written[1], svg(figure, name))
+def _shared(first: Any, second: Any) -> float:
+    """The area that two boxes share."""
+    box: Any = type(first).intersection(first, second)
+    return 0.0 if box is None else float(box.width * box.height)
+
+
+def write_files(figure: Figure | None, folder: Path, name: str, numbers: str = "") -> list[Path]:
+    """Writes a figure as PNG and SVG, and its numbers as CSV, where there are any; returns the files."""
+    written: list[Path] = []
+    if figure is not None:
+        written = [folder / f"{name}.png", folder / f"{name}.svg"]
+        write_atomic(written[0], png(figure))
+        write_text_atomic(written[1], svg(figure, name))
     if numbers:
         written.append(folder / f"{name}.csv")
         write_text_atomic(written[-1], numbers)
@@ -320,62 +313,15 @@ def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG file: transparent, text as text, ink by the page's scheme, the same bytes each time.
 
     Args:
-        figure: any matplotlib figure.
+        figure: any matplotlib figure; its legends have no frame, and text on a heat map has another colour than black.
         name: tells its ids from those of other figures on the same page.
     """
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _on_any_page(figure):
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     prefix = re.sub(r"[^A-Za-z0-9-]+", "-", name)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    # What is black is drawn in the colour of the surrounding text; matplotlib leaves black fills out altogether.
-    text = text.replace("stroke: #000000", "stroke: currentColor").replace("fill: #000000", "fill: currentColor")
-    text = re.sub(r"(font-family: |font: [^;\"]*?px )[^;\"]*", r"\1'DejaVu Sans', Verdana, sans-serif", text)
-    # Its own style sheet would hold for a whole page; the two settings in it are inherited as well.
-    text = re.sub(r"<style[^>]*>.*?</style>", "", text, count=1, flags=re.DOTALL)
-    root = f'<svg fill="currentColor" color="{INK}" stroke-linejoin="round" stroke-linecap="butt"'
-    scheme = f"<style>@media (prefers-color-scheme: dark) {{ svg {{ color: {INK_ON_DARK} }} }}</style>"
-    text = text.replace("<svg", root, 1)
-    opening = text.index(">") + 1
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{text[:opening]}\n {scheme}{text[opening:]}'
-
-
-@contextlib.contextmanager
-def _on_any_page(figure: Figure) -> Iterator[None]:
-    """For as long as it is open, legends have no white box, and black on the cells of a heat map is no ink."""
-    from matplotlib.colors import to_hex
-    from matplotlib.legend import Legend
-
-    with contextlib.ExitStack() as restore:
-        for legend in figure.findobj(Legend):
-            frame = legend.get_frame()  # type: ignore[attr-defined]
-            restore.callback(frame.set_visible, frame.get_visible())
-            frame.set_visible(False)
-        for axes in figure.axes:
-            for text in axes.texts if axes.images else ():
-                if to_hex(text.get_color()) == "#000000":
-                    restore.callback(text.set_color, text.get_color())
-                    text.set_color("#010101")
-        yield
-
-
-def inline(document: str, title: str) -> str:
-    """What `svg` made as an element of an HTML page: ink is the colour of the text around it.
-
-    Args:
-        document: the SVG file's text.
-        title: what it is called for those who do not see it.
-    """
-    text = re.sub(r"<style>.*?</style>", "", document[document.index("<svg") :], count=1, flags=re.DOTALL)
-    text = text.replace(f' color="{INK}"', "", 1)
-    return text.replace("<svg", f'<svg role="img" aria-label={quoteattr(title)}', 1).strip()
+    text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", buffer.getvalue())
+    return text.replace("</style>", f"{_INK}</style>", 1)

@@ -28,6 +28,7 @@ _WANTED = {
     "finite": "a finite number",
     "bool": "true or false",
     "string": "text",
+    "invalid-json-value": "text",  # a date of YAML
     "list": "a list",
     "tuple": "a list",
     "dict": "a mapping of names to values",
@@ -115,9 +116,22 @@ def translated(error: ValidationError, owner: str, known: Iterable[str] = ()) ->
         owner: what the settings are of; begins the line.
         known: names of the settings that there are, to name the nearest of an unknown one.
     """
-    first: Mapping[str, Any] = error.errors(include_url=False)[0]
+    return complaint(error.errors(include_url=False)[0], owner, known=known)
+
+
+def complaint(
+    first: Mapping[str, Any], owner: str, place: str | None = None, known: Iterable[str] = ()
+) -> SoftPromptError:
+    """One of pydantic's complaints as one of ours, see `translated`.
+
+    Args:
+        first: one of ``ValidationError.errors()``.
+        owner: what the settings are of; begins the line.
+        place: where the value stands, as the line names it; None: pydantic's location.
+        known: names of the settings that there are.
+    """
     kind, context = first["type"], first.get("ctx", {})
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(str(part) for part in first["loc"]) if place is None else place
     own = context.get("error")
     if isinstance(own, SoftPromptError):
         return own
@@ -137,4 +151,6 @@ def translated(error: ValidationError, owner: str, known: Iterable[str] = ()) ->
         wanted = _WANTED.get(kind.partition("_")[0], first["msg"])
     given = first["input"]
     hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if wanted == "a number" and isinstance(given, str) else ""
+    if wanted == "text" and not isinstance(given, Mapping | list | tuple | None):
+        hint = " (put it in quotes)"
     return SoftPromptError(f"{owner}: {name} must be {wanted}, not {shown(given)}{hint}")

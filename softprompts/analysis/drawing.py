@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from softprompts.plotting import ON_COLOUR
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -88,7 +90,7 @@ def heat_map(
         for (row, column), value in np.ndenumerate(values):
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            colour = "white" if dark else "black"
+            colour = "white" if dark else ON_COLOUR
             axes.text(column, row, format(value, numbers), ha="center", va="center", fontsize=6, color=colour)
     return image
 

@@ -94,7 +94,7 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
         axes.set_xlabel("score s", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
         axes.axvline(0, color="0.6", linewidth=0.6)
-        axes.legend(fontsize=7, loc="center right" if axes is left else "upper left")
+        axes.legend(fontsize=7, frameon=False, loc="center right" if axes is left else "upper left")
         axes.tick_params(labelsize=7)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)

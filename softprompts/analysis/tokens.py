@@ -97,7 +97,7 @@ def draw_tokens(saved: Saved, count: int = 5) -> Picture:
     other = np.array([saved.words(ids) for ids in near.by_distance.tolist()])
     for (place, rank), value in np.ndenumerate(shown):
         text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place, rank]).replace("$", r"\$")
-        axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
+        axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else ON_COLOUR)
     colour_bar(figure, image, axes, "cosine")
     same = float((near.by_cosine[:, 0] == near.by_distance[:, 0]).mean())
     try:

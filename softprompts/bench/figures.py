@@ -1,6 +1,6 @@
 """A bench's figures: score against size, learning curves, sweeps, cost, and pictures of the trained prompts.
 
-Each kind of figure first gathers its numbers, which are kept as CSV, and then draws them. What has nothing to draw yet
+Each kind of figure first collects its numbers, which are written as CSV, and then draws them. A figure without numbers
 says so in its caption. Without matplotlib there are numbers and captions, and no pictures.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softprompts.bench.drawing import (
+from softprompts.bench.charts import (
     Panel,
     Series,
     Spread,
@@ -25,8 +25,9 @@ from softprompts.bench.drawing import (
     is_number,
     lines_of,
     points_of,
-    told_value,
+    value_text,
 )
+from softprompts.bench.recipe import last_part
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, Point, have_matplotlib
 from softprompts.storage.run_folder import load_metrics
@@ -34,7 +35,9 @@ from softprompts.storage.run_folder import load_metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from softprompts.analysis import Saved
     from softprompts.bench.recipe import Column, Row
+    from softprompts.bench.recipe_schema import FigureSpec
     from softprompts.bench.results import Findings
 
 MODEL, COLUMN = "model", "column"  # axes of a sweep that no grid sets
@@ -47,138 +50,124 @@ MEASURED = {
 MOST_LINES = 10
 MOST_NAMES = 14
 MOST_FACETS = 6
-Prompt = tuple[Path, str]  # its folder, and what it is called
+NO_RESULT = "Nothing to draw: no run has a result yet."
+Prompt = tuple[Path, str]  # its folder, and its label in pictures
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ReportFigure:
     """A figure of a report.
 
     Attributes:
         name: of its files, without an ending; no other figure of the bench has it.
         title: a heading.
         caption: what is drawn, and what is left out.
-        figure: the picture; None where there is nothing to draw or no matplotlib.
-        csv: the numbers behind it, with a line of headings; empty where there are none.
+        figure: the picture; None without numbers or without matplotlib.
+        csv: the numbers, with a line of headings; empty where there are none.
     """
 
     name: str
     title: str
     caption: str
-    figure: Figure | None
-    csv: str
+    figure: Figure | None = None
+    csv: str = ""
 
 
-def figures_of(findings: Findings, *, data_dir: str | Path | None = None) -> list[Drawn]:
+def figures_of(findings: Findings) -> list[ReportFigure]:
     """The figures that a bench's recipe asks for, one for each model where there are several.
 
-    Args:
-        findings: what its runs say.
-        data_dir: local data of the tasks, for pictures of prompts that need rows.
-
     Raises:
-        SoftPromptError: the recipe names a row, column, task or model that it does not have, or a run folder whose
-            prompt is to be pictured has none.
+        SoftPromptError: a run folder whose prompt is to be pictured has none.
     """
-    kinds: dict[str, Callable[[Findings, Mapping[str, Any], str], Drawn]] = {
+    kinds: dict[str, Callable[[Findings, FigureSpec, str], ReportFigure]] = {
         "sweep": _sweep,
         "curves": _curves,
         "parameters": _parameters,
         "cost": _cost,
     }
-    asked = [(spec, _named(findings, spec, "models", findings.recipe.models)) for spec in findings.recipe.figures]
-    prompts = [_prompts(findings, spec, models) if spec["kind"] == "analysis" else [] for spec, models in asked]
+    specs = [(spec, _selected(spec.models, findings.recipe.models)) for spec in findings.recipe.figures]
+    prompts = [_prompts(findings, spec, models) if spec.kind == "analysis" else [] for spec, models in specs]
     opened = _opened(itertools.chain.from_iterable(prompts))
-    drawn: list[Drawn] = []
-    for (spec, models), there in zip(asked, prompts, strict=True):
-        if spec["kind"] == "analysis":
-            found = _analysis(spec, there, opened, data_dir)
-        elif spec["kind"] == "sweep" and spec.get("x") == MODEL:
-            found = [_sweep(findings, spec, "")]
-        else:
-            found = [kinds[spec["kind"]](findings, spec, model) for model in models]
-            if len(models) > 1:
-                found = [
-                    replace(one, name=f"{one.name}-{model}", title=f"{one.title}, {model}")
-                    for one, model in zip(found, models, strict=True)
-                ]
-        drawn += found
+    figures: list[ReportFigure] = []
+    for (spec, models), of_spec in zip(specs, prompts, strict=True):
+        if spec.kind == "analysis":
+            figures += _analysis(spec, of_spec, opened)
+            continue
+        for model in [""] if spec.x == MODEL else models:
+            figure = kinds[spec.kind](findings, spec, model)
+            if model and len(models) > 1:
+                figure = replace(figure, name=f"{figure.name}-{model}", title=f"{figure.title}, {model}")
+            figures.append(figure)
     names: list[str] = []
-    for one in drawn:
-        base = re.sub(r"[^a-z0-9]+", "-", one.name.lower()).strip("-")
-        more = (f"{base}-{number}" for number in itertools.count(2))
-        names.append(next(name for name in itertools.chain([base], more) if name not in names))
-    return [replace(one, name=name) for one, name in zip(drawn, names, strict=True)]
+    for figure in figures:
+        base = re.sub(r"[^a-z0-9]+", "-", figure.name.lower()).strip("-")
+        candidates = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        names.append(next(name for name in candidates if name not in names))
+    return [replace(figure, name=name) for figure, name in zip(figures, names, strict=True)]
 
 
-def _sweep(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _sweep(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Scores (or cost, or size) against a value of the grid, the models, or the columns."""
-    x, what = str(spec["x"]), str(spec.get("y", "score"))
-    if what not in MEASURED:
-        raise SoftPromptError(
-            f"{findings.recipe.name}: a sweep's y is one of {', '.join(MEASURED)}, not {spec.get('y')!r}"
-        )
-    columns = _columns(findings, spec)
-    every = list(_named(findings, spec, "models", findings.recipe.models)) if x == MODEL else [model]
-    key = x.rpartition(".")[2]  # the grid says training.max_steps
-    facets = spec.get("facets", len(columns) <= MOST_FACETS) and len(columns) > 1
-    facets = facets and what != "parameters" and x != COLUMN
-    groups = [(column.name, [column]) for column in columns] if facets else [("", list(columns))]
-    rows = _rows(findings, spec)
+    x, what = str(spec.x), spec.y
+    columns, rows, key = _columns(findings, spec), _rows(findings, spec), last_part(x)
+    facets = len(columns) > 1 and what != "parameters" and x != COLUMN
+    facets = facets and (len(columns) <= MOST_FACETS if spec.facets is None else spec.facets)
     labels = _labels_of_sweep(rows, key)
-    known = x in (MODEL, COLUMN) or any(key in row.values for row in rows)
     panels, left_out = [], dict[str, None]()
-    for title, those in groups:
+    for title, shown in [(column.name, [column]) for column in columns] if facets else [("", columns)]:
         lines: dict[str, list[Spread]] = {}
         levels = set[str]()
         for row in rows:
             places: list[tuple[Any, str, list[Column]]]
             if x == COLUMN:
-                places = [(column.name, model, [column]) for column in those]
+                places = [(column.name, model, [column]) for column in shown]
             elif x == MODEL:
-                places = [(one, one, those) for one in every]
+                places = [(one, one, shown) for one in _selected(spec.models, findings.recipe.models)]
             else:
                 value = row.values.get(key)
-                places = [(value if is_number(value) else told_value(value), model, those)]
+                places = [(value if is_number(value) else value_text(value), model, shown)]
                 levels |= set() if key in row.values else {labels[row.label]}
             for place, on, scored in places:
                 values = _measured(findings, row, scored, on, what)
                 if values:
                     lines.setdefault(labels[row.label], []).append(Spread(place, tuple(values.values())))
-                elif row.models and on in row.models:
+                elif on in row.models:
                     left_out[row.label] = None
         series = tuple(Series(label, tuple(_in_order(spreads)), label in levels) for label, spreads in lines.items())
-        y_label = MEASURED[what] if what != "score" else _metric(those[:1] if x == COLUMN else those)
-        panels.append(Panel(title, _spoken(key), y_label, series))
-    name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", str(spec.get("title") or f"By {_spoken(key)}")
-    table = [("panel", "line", key, "mean", "std", "n", "values")] + [
-        (panel.title, line.label, "" if line.level else s.x, *_summary(s))
-        for panel in panels
-        for line in panel.series
-        for s in line.spreads
-    ]  # fmt: skip
-    there = {spread.x for panel in panels for line in panel.series for spread in line.spreads if not line.level}
-    if len(there) < 2:
-        only = f"only one value ({told_value(*there)}) has a result" if there else "no run has a result yet"
-        if not known:
-            only = f"no grid of these rows sets '{x}'"
-        return Drawn(name, title, f"Nothing to draw: {only}.", None, _csv(table))
+        y_label = MEASURED[what] if what != "score" else _metric(shown[:1] if x == COLUMN else shown)
+        panels.append(Panel(title, _words(key), y_label, series))
+    name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", spec.title or f"By {_words(key)}"
+    table: list[tuple[Any, ...]] = [("panel", "line", key, "mean", "std", "n", "values")]
+    for panel in panels:
+        for line in panel.series:
+            table += [(panel.title, line.label, "" if line.level else one.x, *_summary(one)) for one in line.spreads]
+    values_of_x = {one.x for panel in panels for line in panel.series for one in line.spreads if not line.level}
+    if len(values_of_x) < 2:
+        reason = (
+            f"only one value ({value_text(*values_of_x)}) has a result" if values_of_x else "no run has a result yet"
+        )
+        if x not in (MODEL, COLUMN) and not any(key in row.values for row in rows):
+            reason = f"no grid of these rows sets '{x}'"
+        return ReportFigure(name, title, f"Nothing to draw: {reason}.", csv=_csv(table))
     scored = columns[:1] if len({column.metric for column in columns}) == 1 and (facets or x == COLUMN) else columns
-    caption = f"{_metric(scored) if what == 'score' else MEASURED[what]} by {_spoken(key)}"
+    caption = f"{_metric(scored) if what == 'score' else MEASURED[what]} by {_words(key)}"
     if not facets and len(columns) > 1 and what == "score" and x != COLUMN:
         caption += f", the mean over {', '.join(column.name for column in columns)}"
     caption = f"{caption[0].upper()}{caption[1:]}; {_about_seeds(panels)}"
     if any(line.level for panel in panels for line in panel.series):
-        caption += f" Dashed without marks: methods without {_spoken(key)}."
-    panels, note = _fewer(panels)
+        caption += f" Dashed without marks: methods without {_words(key)}."
+    if len({line.label for panel in panels for line in panel.series}) > 2 * MOST_LINES:
+        panels = [replace(one, series=tuple(line for line in one.series if not line.level)) for one in panels]
+        caption += " Those are left out, being too many."
     styles = _styles(findings, {labels[row.label]: row.name for row in rows})
-    return _drawn(name, title, caption + note + _missing(left_out), lambda: lines_of(panels, styles, marks=True), table)
+    caption += _missing(left_out)
+    return _figure(name, title, caption, lambda: lines_of(panels, styles, marks=True), table)
 
 
-def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _curves(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Validation score and training loss against steps."""
     rows = _rows(findings, spec)
-    tasks = _named(findings, spec, "tasks", _tasks(findings))
+    tasks = _selected(spec.tasks, _tasks(findings))
     rows, note = _best_of_each(findings, rows, model)
     above, below = [], []
     table: list[tuple[Any, ...]] = [("task", "line", "what", "step", "mean", "std", "n", "values")]
@@ -195,11 +184,11 @@ def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
                     table += [(task, row.label, what, s.x, *_summary(s)) for s in spreads]
         above.append(Panel(task, "steps", f"validation {metric} x 100", tuple(scores)))
         below.append(Panel("" if scores else task, "steps", "training loss", tuple(losses)))
-    title = str(spec.get("title") or "Learning curves")
+    title = spec.title or "Learning curves"
     if not any(panel.series for panel in (*above, *below)):
-        return Drawn("curves", title, "Nothing to draw: no run has a result yet.", None, "")
-    caption = ("Score on validation rows and training loss" if any(p.series for p in above) else "Training loss") + "; "
-    caption += _about_seeds([*above, *below]) + " A line ends where the first of its seeds stopped." + note
+        return ReportFigure("curves", title, NO_RESULT)
+    caption = "Score on validation rows and training loss" if any(p.series for p in above) else "Training loss"
+    caption += f"; {_about_seeds([*above, *below])} A line ends where the first of its seeds stopped.{note}"
     across = min(3, len(tasks))
     panels: list[Panel | None] = []
     for start in range(0, len(tasks), across):
@@ -208,10 +197,10 @@ def _curves(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
                 part: list[Panel | None] = [*half[start : start + across]]
                 panels += part + [None] * (across - len(part))
     styles = _styles(findings, {row.label: row.name for row in rows})
-    return _drawn("curves", title, caption, lambda: lines_of(panels, styles, columns=across), table)
+    return _figure("curves", title, caption, lambda: lines_of(panels, styles, columns=across), table)
 
 
-def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _parameters(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Scores against the number of trained parameters."""
     columns, rows = _columns(findings, spec), _rows(findings, spec)
     names = list(dict.fromkeys(row.name for row in findings.recipe.rows))
@@ -229,39 +218,37 @@ def _parameters(findings: Findings, spec: Mapping[str, Any], model: str) -> Draw
         points.append(Point(row.label, sizes[0], values, names.index(row.name), join))
         shared.append(row.name if len(line) > 1 else row.label)
         table.append((row.label, *sizes, *_summary(Spread(None, values))))
-    title = str(spec.get("title") or "Score against trained parameters")
+    title = spec.title or "Score against trained parameters"
     if not points:
-        return Drawn("parameters", title, "Nothing to draw: no run has a result yet.", None, "")
+        return ReportFigure("parameters", title, NO_RESULT)
     if len(points) > MOST_NAMES:  # too many to name each: the settings of a method share a name
         points = [replace(point, label=label) for point, label in zip(points, shared, strict=True)]
     seeds = max(len(point.scores) for point in points)
     caption = "Trained parameters on a logarithmic axis"
     if len(columns) > 1:
         caption += f"; the score is the mean over {', '.join(column.name for column in columns)}"
-    caption += (
-        f"; bars are one standard deviation over up to {seeds} seeds, dots the seeds." if seeds > 1 else "; one seed."
-    )
+    bars = f"bars are one standard deviation over up to {seeds} seeds, dots the seeds."
+    caption += f"; {bars if seeds > 1 else 'one seed.'}"
     if any(point.join for point in points):
         caption += " A method's settings are joined by a line."
     y_label = _metric(columns)
-    return _drawn("parameters", title, caption + _missing(left_out), lambda: points_of(points, y_label), table)
+    return _figure("parameters", title, caption + _missing(left_out), lambda: points_of(points, y_label), table)
 
 
-def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
+def _cost(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Seconds per 100 steps and peak memory, by task and method."""
     rows = _rows(findings, spec)
-    tasks = _named(findings, spec, "tasks", _tasks(findings))
+    tasks = _selected(spec.tasks, _tasks(findings))
     costs: dict[str, dict[str, tuple[float, float]]] = {}
     table: list[tuple[Any, ...]] = [("task", "line", "seconds_per_100_steps", "peak_memory_gb")]
     for task in tasks:
         for row in rows:
-            cost = findings.cost(row, task, model)
-            if cost is not None:
+            if cost := findings.cost(row, task, model):
                 costs.setdefault(row.label, {})[task] = (cost[0], cost[1] / 1e9)
                 table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1] / 1e9:.6g}"))
-    title = str(spec.get("title") or "Time and memory")
+    title = spec.title or "Time and memory"
     if not costs:
-        return Drawn("cost", title, "Nothing to draw: no run has a result yet.", None, "")
+        return ReportFigure("cost", title, NO_RESULT)
     caption = "Seconds per 100 steps (median over seeds) and peak memory (largest over seeds)."
     if findings.recipe.measure == "score":
         caption += (
@@ -269,44 +256,39 @@ def _cost(findings: Findings, spec: Mapping[str, Any], model: str) -> Drawn:
         )
     left_out = dict.fromkeys(row.label for row in rows if model in row.models and row.label not in costs)
     styles = _styles(findings, {row.label: row.name for row in rows})
-    return _drawn("cost", title, caption + _missing(left_out), lambda: bars_of(costs, tasks, styles), table)
+    return _figure("cost", title, caption + _missing(left_out), lambda: bars_of(costs, tasks, styles), table)
 
 
-def _analysis(
-    spec: Mapping[str, Any], prompts: Sequence[Prompt], opened: Mapping[Prompt, Any], data_dir: str | Path | None
-) -> list[Drawn]:
+def _analysis(spec: FigureSpec, prompts: Sequence[Prompt], opened: Mapping[Prompt, Saved]) -> list[ReportFigure]:
     """Pictures of trained prompts."""
-    what = str(spec.get("what"))
-    title = str(spec.get("title") or f"Trained prompts: {what}")
+    what = str(spec.what)
+    title = spec.title or f"Trained prompts: {what}"
     if not prompts:
-        return [Drawn(what, title, "Nothing to draw: no run has a result yet.", None, "")]
+        return [ReportFigure(what, title, NO_RESULT)]
     if not have_matplotlib():
-        return [Drawn(what, title, f"{NO_MATPLOTLIB}.", None, "")]
+        return [ReportFigure(what, title, f"{NO_MATPLOTLIB}.")]
     from softprompts import analysis
 
-    there = [opened[prompt] for prompt in prompts]
     try:
-        pictures = analysis.figures(what, there, data_dir=None if data_dir is None else str(data_dir))
+        pictures = analysis.figures(what, [opened[prompt] for prompt in prompts])
     except SoftPromptError as error:
-        return [Drawn(what, title, f"Nothing to draw: {error}.", None, "")]
-    return [Drawn(picture.name, title, picture.caption, picture.figure, picture.csv) for picture in pictures]
+        return [ReportFigure(what, title, f"Nothing to draw: {error}.")]
+    return [ReportFigure(picture.name, title, picture.caption, picture.figure, picture.csv) for picture in pictures]
 
 
-def _prompts(findings: Findings, spec: Mapping[str, Any], models: Sequence[str]) -> list[Prompt]:
-    """The folder of a run and what it is called: for each row and task, that of the first seed."""
-    found = []
-    for model in models:
-        for row in _rows(findings, spec):
-            for task in _named(findings, spec, "tasks", _tasks(findings)):
-                runs = findings.runs(row, task, model)
-                if runs:
-                    told = [row.label, task, *([model] if len(findings.recipe.models) > 1 else [])]
-                    found.append((runs[0].folder, ", ".join(told)))
-    return found
+def _prompts(findings: Findings, spec: FigureSpec, models: Sequence[str]) -> list[Prompt]:
+    """The run folder and label of the first seed's prompt, for each row and task."""
+    prompts = []
+    for model, row in itertools.product(models, _rows(findings, spec)):
+        for task in _selected(spec.tasks, _tasks(findings)):
+            if runs := findings.runs(row, task, model):
+                parts = [row.label, task, *([model] if len(findings.recipe.models) > 1 else [])]
+                prompts.append((runs[0].folder, ", ".join(parts)))
+    return prompts
 
 
-def _opened(prompts: Iterable[Prompt]) -> dict[Prompt, Any]:
-    """Prompts read once for all pictures, so that their backbone is loaded once."""
+def _opened(prompts: Iterable[Prompt]) -> dict[Prompt, Saved]:
+    """Reads each prompt once for all pictures, so that their backbone is loaded once."""
     prompts = list(dict.fromkeys(prompts))
     if not prompts or not have_matplotlib():
         return {}
@@ -317,7 +299,7 @@ def _opened(prompts: Iterable[Prompt]) -> dict[Prompt, Any]:
 
 
 def _measured(findings: Findings, row: Row, columns: Sequence[Column], model: str, what: str) -> dict[int, float]:
-    """What a row has, by seed (cost and size: one value), as the mean over tasks; {} where a column is missing."""
+    """A row's values by seed (cost and size: one value), each the mean over tasks; {} where a column is missing."""
     if what == "parameters":
         sizes = findings.trained(row, model)
         return {} if sizes is None else {0: float(sizes[0])}
@@ -338,27 +320,25 @@ def _measured(findings: Findings, row: Row, columns: Sequence[Column], model: st
 
 def _steps(histories: Sequence[Sequence[Mapping[str, Any]]], what: str, factor: float) -> tuple[Spread, ...]:
     """A value of metrics.jsonl by step, at the steps that all of some runs have."""
-    found = []
+    curves = []
     for history in histories:
         values = {record["step"]: record.get(what) for record in history}
-        found.append(
-            {step: factor * v for step, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
-        )
-    found = [values for values in found if values]
-    shared = set.intersection(*(set(values) for values in found)) if found else set()
-    return tuple(Spread(step, tuple(values[step] for values in found)) for step in sorted(shared))
+        curves.append({step: factor * v for step, v in values.items() if is_number(v) and math.isfinite(v)})
+    curves = [curve for curve in curves if curve]
+    steps = set.intersection(*map(set, curves)) if curves else set()
+    return tuple(Spread(step, tuple(curve[step] for curve in curves)) for step in sorted(steps))
 
 
-def _rows(findings: Findings, spec: Mapping[str, Any]) -> list[Row]:
+def _rows(findings: Findings, spec: FigureSpec) -> list[Row]:
     """The rows a figure is of: those with these names or labels, or all."""
     rows = findings.recipe.rows
-    wanted = _named(findings, spec, "rows", [name for row in rows for name in (row.name, row.label)])
+    wanted = _selected(spec.rows, [name for row in rows for name in (row.name, row.label)])
     return [row for row in rows if row.name in wanted or row.label in wanted]
 
 
-def _columns(findings: Findings, spec: Mapping[str, Any]) -> list[Column]:
+def _columns(findings: Findings, spec: FigureSpec) -> list[Column]:
     columns = findings.recipe.columns
-    wanted = _named(findings, spec, "columns", [name for column in columns for name in (column.name, column.task)])
+    wanted = _selected(spec.columns, [name for column in columns for name in (column.name, column.task)])
     return [column for column in columns if column.name in wanted or column.task in wanted]
 
 
@@ -366,34 +346,25 @@ def _tasks(findings: Findings) -> list[str]:
     return list(dict.fromkeys(column.task for column in findings.recipe.columns))
 
 
-def _named(findings: Findings, spec: Mapping[str, Any], key: str, there: Iterable[str]) -> list[str]:
-    """What a figure names under a key; without it all there are."""
-    there = list(dict.fromkeys(there))
-    wanted = spec.get(key)
-    if wanted is None:
-        return there
-    for name in wanted:
-        if name not in there:
-            raise SoftPromptError(
-                f"{findings.recipe.name}: a figure ({spec['kind']}) has '{name}' in {key}; there are {', '.join(there)}"
-            )
-    return [name for name in there if name in wanted]
+def _selected(names: Sequence[str] | None, every: Iterable[str]) -> list[str]:
+    """Those of some names that a figure names; all where it names none."""
+    return [name for name in dict.fromkeys(every) if names is None or name in names]
 
 
 def _labels_of_sweep(rows: Sequence[Row], key: str) -> dict[str, str]:
-    """By row, the line that it belongs to: its name, with the other values of its grid where they differ."""
+    """By row, the label of its line: the row's name, with the other values of its grid where they differ."""
     others = {row.label: {k: v for k, v in row.values.items() if k != key} for row in rows}
     labels = {}
     for row in rows:
         rest = others[row.label]
         same = all(others[other.label] == rest for other in rows if other.name == row.name)
-        told = ", ".join(f"{_spoken(k)} {told_value(v)}" for k, v in rest.items())
-        labels[row.label] = row.name if same or not told else f"{row.name} ({told})"
+        settings = ", ".join(f"{_words(k)} {value_text(v)}" for k, v in rest.items())
+        labels[row.label] = row.name if same or not settings else f"{row.name} ({settings})"
     return labels
 
 
 def _best_of_each(findings: Findings, rows: list[Row], model: str) -> tuple[list[Row], str]:
-    """As few rows as can be told apart: of each method the setting with the best mean score."""
+    """The rows to draw, and a note: of too many, the setting with the best mean score for each method."""
     if len(rows) <= MOST_LINES:
         return rows, ""
 
@@ -406,15 +377,6 @@ def _best_of_each(findings: Findings, rows: list[Row], model: str) -> tuple[list
         return rows, ""
     best = [max((row for row in rows if row.name == name), key=score) for name in names]
     return best, " Of each method, only its setting with the best mean score is drawn."
-
-
-def _fewer(panels: list[Panel]) -> tuple[list[Panel], str]:
-    """Panels without the levels where there are more lines than can be told apart."""
-    labels = {line.label for panel in panels for line in panel.series}
-    if len(labels) <= 2 * MOST_LINES:
-        return panels, ""
-    kept = [replace(panel, series=tuple(line for line in panel.series if not line.level)) for panel in panels]
-    return kept, " Those are left out, being too many."
 
 
 def _styles(findings: Findings, names: Mapping[str, str]) -> dict[str, int]:
@@ -438,14 +400,14 @@ def _in_order(spreads: Sequence[Spread]) -> list[Spread]:
 
 
 def _metric(columns: Sequence[Column]) -> str:
-    """What is scored, for an axis."""
+    """The label of an axis of scores."""
     metrics = list(dict.fromkeys(column.metric for column in columns))
     tasks = {column.task for column in columns}
-    told = f"{metrics[0].replace('_', ' ')} x 100" if len(metrics) == 1 else "score x 100"
-    return f"mean {told}" if len(tasks) > 1 else told
+    name = f"{metrics[0].replace('_', ' ')} x 100" if len(metrics) == 1 else "score x 100"
+    return f"mean {name}" if len(tasks) > 1 else name
 
 
-def _spoken(key: str) -> str:
+def _words(key: str) -> str:
     """A setting's name in words."""
     return {MODEL: "model", COLUMN: "task"}.get(key, key.replace("_", " "))
 
@@ -461,12 +423,12 @@ def _about_seeds(panels: Iterable[Panel]) -> str:
 
 
 def _missing(labels: Iterable[str]) -> str:
-    """A sentence on what has no complete result."""
+    """A sentence on the rows without complete results."""
     labels = list(labels)
     if not labels:
         return ""
-    told = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
-    return f" Left out, for want of results: {told}."
+    names = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
+    return f" Left out, for want of results: {names}."
 
 
 def _csv(table: Sequence[Sequence[Any]]) -> str:
@@ -477,7 +439,9 @@ def _csv(table: Sequence[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
-def _drawn(name: str, title: str, caption: str, draw: Callable[[], Figure], table: Sequence[Sequence[Any]]) -> Drawn:
+def _figure(
+    name: str, title: str, caption: str, draw: Callable[[], Figure], table: Sequence[Sequence[Any]]
+) -> ReportFigure:
     if not have_matplotlib():
-        return Drawn(name, title, f"{caption} ({NO_MATPLOTLIB})", None, _csv(table))
-    return Drawn(name, title, caption, draw(), _csv(table))
+        return ReportFigure(name, title, f"{caption} ({NO_MATPLOTLIB})", None, _csv(table))
+    return ReportFigure(name, title, caption, draw(), _csv(table))

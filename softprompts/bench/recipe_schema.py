@@ -1,15 +1,31 @@
-"""TODO."""
+"""The shape of a recipe's YAML: pydantic models of what stands where, and errors that name the place.
+
+Null and empty values count as left out. Mappings of settings, in which null is a value, are kept as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from softprompts.bench.recipe import (
-    LAYERS,
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Strict,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
 )
-from softprompts.errors import SoftPromptError, nearest
+from pydantic_core import PydanticCustomError
+
+from softprompts.errors import nearest
+from softprompts.validation import complaint
 
 # What a figure may say besides its kind and title, by kind.
 FIGURES: Mapping[str, tuple[str, ...]] = {
@@ -19,120 +35,326 @@ FIGURES: Mapping[str, tuple[str, ...]] = {
     "cost": ("rows", "tasks", "models"),
     "analysis": ("what", "rows", "tasks", "models"),
 }
+_NEEDED = {"sweep": "x", "analysis": "what"}
+
+T = TypeVar("T")
+SpecT = TypeVar("SpecT", bound="Spec")
+Several = Annotated[tuple[T, ...], Strict(False)]  # a list becomes a tuple
+Names = Several[str]
+Settings = dict[str, JsonValue]
+Count = Annotated[int, Field(ge=1)]
 
 
-_KEYS = (
-    "title", "about", "paper", "shows", "published", "measure", "models", "seeds", "max_length", "evaluate", "quantize",
-    "data", "training", "tasks", "columns", "rows", "sources", "figures", "cost", "table", "scales",
-)  # fmt: skip
+def as_list(value: Any) -> list[Any]:
+    """One value or several as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-_ROW = (
-    "name", "label", "method", "group", "models", "settings", "training", "data", "grid", "choose", "published",
-    "baseline", "tasks", "only_tasks", "sources",
-)  # fmt: skip
+def _short_form(kind: Any, key: str, wanted: str) -> BeforeValidator:
+    """Lets a value of a kind stand for the mapping that has it under a key."""
+
+    def mapping_of(value: Any) -> Any:
+        if not isinstance(value, kind | Mapping | Spec):
+            raise PydanticCustomError("shape", wanted)  # type: ignore[arg-type]
+        return {key: value} if isinstance(value, kind) else value
+
+    return BeforeValidator(mapping_of)
 
 
-_ROW_LAYERS = (*LAYERS, "choose")
-_SOURCE = ("task", "method", "settings", "training", "data")
-EVERY = "*"  # a name for all rows in an overlay
-# What may be where: a type (dict: with any keys), [what a list is of], {key: ...} with EVERY for all other keys, or
-# several of these in a tuple. Keys that are not here are of no matter, or refused elsewhere.
-_LAYER: Mapping[str, Any] = {"settings": dict, "training": dict, "data": dict, "choose": {EVERY: list}}
-_SHAPED_ROW: Mapping[str, Any] = {
-    **_LAYER,
-    "name": str,
-    "method": str,
-    "label": str,
-    "published": str,
-    "models": ([str], {EVERY: {**_LAYER, "tasks": {EVERY: _LAYER}}}),
-    "grid": object,
-    "tasks": {EVERY: _LAYER},
-    "only_tasks": [str],
-    "baseline": bool,
-    "sources": ([str], {EVERY: (str, [str])}),
-}
+# Chooses a branch by the shape that was written, so that errors are about that shape.
+_ListOrMapping = Discriminator(
+    lambda value: "mapping" if isinstance(value, Mapping) else "list" if isinstance(value, list | tuple) else None,
+    custom_error_type="shape",
+    custom_error_message="a list or a mapping",
+)
 
 
-_SHAPED: Mapping[str, Any] = {
-    "published": str,
-    "models": {EVERY: str},
-    "seeds": list,
-    "evaluate": bool,
-    "data": dict,
-    "training": dict,
-    "cost": dict,
-    "tasks": {EVERY: (str, {"task": str, "data": dict, "training": dict})},
-    "columns": {EVERY: (str, {"task": str, "metric": str})},
-    "rows": ([_SHAPED_ROW], {EVERY: _SHAPED_ROW}),
-    "sources": {EVERY: {"task": str, "method": str, "settings": dict, "training": dict, "data": dict}},
-    "figures": [{"kind": str}],
-    "only_rows": [str],
-    "only_tasks": [str],
-}
+class Spec(BaseModel):
+    """A mapping of a recipe with known keys."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        foreign = next((key for key in value if key not in cls.model_fields), None)
+        if foreign is not None:
+            raise ValueError(f"has no key '{foreign}'; {nearest(str(foreign), cls.model_fields)}")
+        return {key: part for key, part in value.items() if part not in (None, {}, [], ())}
 
 
-_TOLD = {dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}
+class Layer(Spec):
+    """What decides a run: of a row, or of a row on one task or model.
+
+    Attributes:
+        settings: of the method.
+        training: what it changes of the recipe's training.
+        data: what it changes of the recipe's data.
+        choose: by setting ("training.learning_rate"), values of which the best by validation is taken, for every task
+            and model on its own.
+    """
+
+    settings: Settings = {}
+    training: Settings = {}
+    data: Settings = {}
+    choose: dict[str, Several[JsonValue]] = {}
 
 
-def _shaped(value: Any, shape: Any, where: Path, place: str) -> None:
-    """Refuses values of another kind than their place is for; None, which takes a key out, is fine everywhere.
+class ModelLayer(Layer):
+    """What a row changes on one model, and there on single tasks."""
+
+    tasks: dict[str, Layer] = {}
+
+
+class RowFields(Layer):
+    """What a row of the file and the lines of the table that it stands for have in common.
+
+    Attributes:
+        name: without the values of its grid.
+        method: its name, or several joined by "+".
+        tasks: by task, what else is changed there.
+        only_tasks: names of the tasks it is run on; empty for all.
+        sources: by setting of the method, names of sources.
+        group: heading above it.
+        baseline: the other rows' deltas are against this one.
+    """
+
+    name: str
+    method: str
+    tasks: dict[str, Layer] = {}
+    only_tasks: Names = ()
+    sources: Annotated[dict[str, str | Names], _short_form(list, "sources", "a list or a mapping")] = {}
+    group: str | None = None
+    baseline: bool = False
+
+
+class RowSpec(RowFields):
+    """A row of the file.
+
+    Attributes:
+        label: pattern of the lines' labels, with the names of settings in braces.
+        models: names of the models it is run on, or by model what is different there.
+        grid: settings with one or several values; of several grids, each has combinations of its own.
+        published: pattern of the lines' names in the published table.
+    """
+
+    label: str | None = None
+    models: Annotated[
+        Annotated[Names, Tag("list")] | Annotated[dict[str, ModelLayer], Tag("mapping")], _ListOrMapping
+    ] = ()
+    grid: Annotated[Several[Settings], BeforeValidator(as_list)] = ({},)
+    published: str | None = None
+
+    @field_validator("grid")
+    @classmethod
+    def _values(cls, grids: tuple[Settings, ...]) -> tuple[Settings, ...]:
+        empty = next((name for grid in grids for name, value in grid.items() if value == []), None)
+        if empty is not None:
+            raise ValueError(f"has no values for '{empty}'")
+        return grids
+
+
+class TaskSpec(Spec):
+    """A task of the recipe: its name in `softprompts.tasks`, and what is different for it."""
+
+    task: str
+    data: Settings = {}
+    training: Settings = {}
+    max_length: Count | None = None
+
+
+class ColumnSpec(Spec):
+    """A column of the table: the score of a task (None: the one of the column's name) by a metric (None: the main)."""
+
+    task: str | None = None
+    metric: str | None = None
+
+
+class SourceSpec(Spec):
+    """A run whose prompt others start from."""
+
+    task: str
+    method: str
+    settings: Settings = {}
+    training: Settings = {}
+    data: Settings = {}
+
+
+class FigureSpec(Spec):
+    """A figure of the report; docs/benchmarks.md explains its keys, `FIGURES` says which kind has which."""
+
+    kind: Literal["sweep", "curves", "parameters", "cost", "analysis"]
+    title: str | None = None
+    x: str | None = None
+    y: Literal["score", "seconds", "memory", "parameters"] = "score"
+    what: str | None = None
+    facets: bool | None = None
+    rows: Names | None = None
+    tasks: Names | None = None
+    columns: Names | None = None
+    models: Names | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_kind(cls, value: Any) -> Any:
+        kind = value.get("kind") if isinstance(value, Mapping) else None
+        if isinstance(kind, str) and kind in FIGURES:
+            keys = ("kind", "title", *FIGURES[kind])
+            foreign = next((key for key in value if key not in keys), None)
+            if foreign is not None:
+                raise ValueError(f"(of kind '{kind}') has no key '{foreign}'; {nearest(str(foreign), keys)}")
+            if kind in _NEEDED and not value.get(_NEEDED[kind]):
+                raise ValueError(f"(of kind '{kind}') needs '{_NEEDED[kind]}'")
+        return value
+
+
+class CostSpec(Spec):
+    """How many steps are timed, and how many go before them."""
+
+    steps: Count = 100
+    warmup_steps: Count = 20
+
+
+class RecipeFields(Spec):
+    """What a recipe's file and the recipe that is made of it have in common.
+
+    Attributes:
+        title: of the table.
+        about: a sentence or two.
+        paper: the paper whose table or figure it is.
+        shows: which table or figure of the paper.
+        published: name of the table of published numbers.
+        measure: "score", or "cost": seconds and memory of training steps.
+        table: "scores", or "standardized": one score over all tasks (see `softprompts.bench.significance`).
+        models: hub id, folder or packaged name by short name.
+        seeds: of every cell.
+        max_length: most tokens of an input.
+        evaluate: whether validation rows are scored while training, see `softprompts.experiments.workbench.Workbench`.
+        quantize: keep the backbones in few bits, see `softprompts.experiments.workbench.Workbench`; None: as they come.
+        data: fields of `Data` for all.
+        training: fields of `TrainConfig` for all.
+        tasks: the tasks by name.
+        sources: runs whose prompts others start from, by name.
+        figures: what to draw.
+        cost: steps that are timed, and before that warm up.
+    """
+
+    title: str
+    about: str = ""
+    paper: Literal["multi-mask", "ept", "selective-prefix", "superpos"] | None = None
+    shows: str | None = None
+    published: str | None = None
+    measure: Literal["score", "cost"] = "score"
+    table: Literal["scores", "standardized"] = "scores"
+    models: dict[str, str]
+    seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
+    max_length: Count = 256
+    evaluate: bool = True
+    quantize: Literal["nf4", "fp4", "int8", "torchao-int8"] | None = None
+    data: Settings = {}
+    training: Settings = {}
+    tasks: dict[str, Annotated[TaskSpec, _short_form(str, "task", "text or a mapping")]]
+    sources: dict[str, SourceSpec] = {}
+    figures: Several[FigureSpec] = ()
+    cost: CostSpec = CostSpec()
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("must be different: a seed is named twice")
+        return seeds
+
+
+Columns = dict[str, Annotated[ColumnSpec, _short_form(str | None, "metric", "text or a mapping")]]
+
+
+class RecipeSpec(RecipeFields):
+    """A recipe with one scale laid over it.
+
+    Attributes:
+        rows: see `RowSpec`.
+        columns: the scores shown; empty: the main metric of each task.
+    """
+
+    rows: Several[RowSpec]
+    columns: Columns = {}
+
+
+class Overlay(RecipeFields):
+    """What is different at a scale, or for once.
+
+    Attributes:
+        rows: rows in place of the recipe's, or what is different in a row by its name (`EVERY`: in all).
+        columns: see `RecipeSpec`.
+        only_rows: names of the rows that are kept.
+        only_tasks: names of the tasks that are kept.
+    """
+
+    rows: Annotated[
+        Annotated[Several[RowSpec], Tag("list")] | Annotated[dict[str, RowSpec], Tag("mapping")], _ListOrMapping
+    ] = ()
+    columns: Columns = {}
+    only_rows: Names = ()
+    only_tasks: Names = ()
+
+
+class RecipeFile(RecipeSpec):
+    """A recipe as it is written, with its scales."""
+
+    scales: dict[Literal["tiny", "small"], Overlay] = {}
+
+
+def checked(model: type[SpecT], plain: Any, where: str | Path) -> SpecT:
+    """The values of a mapping.
 
     Args:
-        value: what was read.
-        shape: what it may be, see `_SHAPED`.
-        where: the file.
-        place: where in it, as "rows.Prefix.settings".
+        model: what is expected.
+        plain: what was read.
+        where: the file, which begins an error.
+
+    Raises:
+        SoftPromptError: a value cannot be used, or one is missing.
     """
-    within = f"{place}." if place else ""
-    if isinstance(value, Mapping):
-        strange = next((key for key in value if not isinstance(key, str)), None)
-        if strange is not None:
-            raise SoftPromptError(f"{where}: {within}{strange}: names are texts; put {strange!r} in quotes")
-    if value is not None and not isinstance(value, Mapping | list | tuple | str | int | float):
-        raise SoftPromptError(f"{where}: {place} is {value!r}; put it in quotes")
-    shapes = shape if isinstance(shape, tuple) else (shape,)
-    kinds = [kind if isinstance(kind, type) else dict if isinstance(kind, Mapping) else type(kind) for kind in shapes]
-    mine = list if isinstance(value, tuple) else dict if isinstance(value, Mapping) else type(value)
-    if value is not None and mine not in kinds and object not in kinds:
-        told = " or ".join(_TOLD[kind] for kind in kinds)
-        raise SoftPromptError(f"{where}: {place or 'the recipe'} must be {told}, not {value!r}")
-    inner = next((one for one, kind in zip(shapes, kinds, strict=True) if kind is mine), object)
-    if isinstance(value, Mapping):
-        known = inner if isinstance(inner, Mapping) else {}
-        for key, part in value.items():
-            _shaped(part, known.get(key, known.get(EVERY, object)), where, f"{within}{key}")
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value, start=1):
-            called = part.get("name") if isinstance(part, Mapping) else None
-            _shaped(part, inner[0] if isinstance(inner, list) else object, where, f"{within}{called or number}")
+    try:
+        return model.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise complaint(first, str(where), place_of(first["loc"], plain)) from None
 
 
-def _strict(value: Any, keys: Iterable[str], where: Path, what: str) -> None:
-    keys = list(keys)
-    if not isinstance(value, Mapping):
-        raise SoftPromptError(f"{where}: {what} must be a mapping, not {value!r}")
-    foreign = next((str(key) for key in value if key not in keys), None)
-    if foreign is not None:
-        raise SoftPromptError(f"{where}: {what} has no key '{foreign}'; {nearest(foreign, keys)}")
+def check_part(model: type[Spec], plain: Any, where: str | Path) -> None:
+    """Checks a mapping that is a part of a whole: missing values are in another part, null takes a key out.
+
+    Raises:
+        SoftPromptError: a value cannot be used.
+    """
+    try:
+        model.model_validate(plain)
+    except ValidationError as error:
+        for one in error.errors(include_url=False):
+            if one["type"] != "missing" and one["input"] is not None:
+                raise complaint(one, str(where), place_of(one["loc"], plain)) from None
 
 
-def _mapping(plain: Mapping[str, Any], key: str, where: Path) -> dict[str, Any]:
-    value = plain.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise SoftPromptError(f"{where}: '{key}' must be a mapping, not {value!r}")
-    return dict(value)
+def place_of(location: tuple[int | str, ...], plain: Any) -> str:
+    """Where in a file a value stands, for people: "rows[Prefix].settings"; items go by their names if they have some.
 
-
-def _sequence(plain: Mapping[str, Any], key: str, where: Path) -> list[Any]:
-    value = plain.get(key) or []
-    if not isinstance(value, list | tuple):
-        raise SoftPromptError(f"{where}: '{key}' must be a list, not {value!r}")
-    return list(value)
-
-
-def _one_of(plain: Mapping[str, Any], key: str, options: Sequence[str], where: Path) -> str | None:
-    value = plain.get(key)
-    if value is not None and value not in options:
-        raise SoftPromptError(f"{where}: '{key}' must be one of {', '.join(options)}, not {value!r}")
-    return value
+    Args:
+        location: pydantic's; parts that name a branch of the schema, not a place in the file, are skipped.
+        plain: the file's values.
+    """
+    place = ""
+    for number, part in enumerate(location, start=1):
+        if isinstance(plain, list | tuple) and isinstance(part, int):
+            plain = plain[part]
+            name = plain.get("name") if isinstance(plain, Mapping) else None
+            place += f"[{part if name is None else name}]"
+        elif isinstance(plain, Mapping) and part in plain:
+            plain = plain[part]
+            place += f".{part}"
+        elif number == len(location) and isinstance(plain, Mapping) and part != "[key]":  # a missing one
+            place += f".{part}"
+    return place.removeprefix(".")

@@ -1,7 +1,7 @@
 """A bench's report: one page of HTML that needs nothing from outside, and its figures as files beside it.
 
-The page is made with Jinja2, which torch brings along, because it escapes whatever it is given; style sheet and script
-are our own, in ``page/``. A content security policy with the script's hash keeps the page from loading anything.
+Template, style sheet and script are in ``page/``; Jinja2 escapes all values. A content security policy with the hash of
+the script keeps the page from loading anything.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from softprompts.bench.drawing import told_value
-from softprompts.bench.figures import Drawn, figures_of
+from softprompts.bench.charts import value_text
+from softprompts.bench.figures import ReportFigure, figures_of
 from softprompts.bench.recipe_file import recipe_names
 from softprompts.bench.result_tables import tables_of
 from softprompts.bench.results import load_findings
@@ -26,7 +26,7 @@ from softprompts.bench.table_forms import DAGGER
 from softprompts.bench.tables import Table
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.compare import score_of
-from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, inline, write_files
+from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, write_files
 from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.version import __version__
 
@@ -38,7 +38,7 @@ REPORT, FIGURES = "report.html", "figures"
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell of the list of runs: its text, what it is sorted by, and where it leads."""
+    """A cell of the list of runs: its text, its value for sorting, and its link."""
 
     text: str
     value: float | None = None
@@ -50,21 +50,19 @@ def write_report(
     folder: str | Path,
     *,
     tables: Sequence[Table] | None = None,
-    figures: Sequence[Drawn] | None = None,
+    figures: Sequence[ReportFigure] | None = None,
     compared: Sequence[Significance] | None = None,
     command: str | None = None,
-    data_dir: str | Path | None = None,
 ) -> list[Path]:
     """Writes ``report.html`` and, of each figure, ``figures/*.svg``, ``*.png`` and ``*.csv``.
 
     Args:
-        findings: what the bench has found so far.
+        findings: results of the bench.
         folder: where the report goes.
         tables: the tables; None: those of `tables_of`.
-        figures: the figures; None: those that the recipe asks for.
-        compared: what sets the lines of the tables apart; None: `compared_of`.
-        command: what to type to get the same again; None: what runs the recipe, if it is one of the shipped ones.
-        data_dir: local data of the tasks, for pictures of prompts that need rows.
+        figures: the figures; None: those of the recipe.
+        compared: differences between the lines of each table; None: `compared_of`.
+        command: the command that repeats the bench; None: for a shipped recipe, the one that runs it.
 
     Returns:
         What was written, the page first.
@@ -78,24 +76,24 @@ def write_report(
     folder = Path(folder)
     require_folder(folder, "the report")
     tables = tables_of(findings) if tables is None else tables
-    figures = figures_of(findings, data_dir=data_dir) if figures is None else figures
+    figures = figures_of(findings) if figures is None else figures
     written = [folder / REPORT]
-    drawn = []
+    shown = []
     for one in figures:
-        texts = write_figure(one, folder / FIGURES)
-        written += texts
-        vector = next((path for path in texts if path.suffix == ".svg"), None)
-        picture = None if vector is None else vector.read_text(encoding="utf-8")
-        drawn.append(
+        paths = write_files(one.figure, folder / FIGURES, one.name, one.csv)
+        written += paths
+        vector = next((path for path in paths if path.suffix == ".svg"), None)
+        picture = "" if vector is None else vector.read_text(encoding="utf-8")
+        shown.append(
             {
                 "name": one.name,
                 "title": one.title,
                 "caption": one.caption,
-                "svg": None if picture is None else Markup(inline(picture, one.title)),
+                "svg": Markup(picture[picture.find("<svg") :]),
                 "width": 0 if one.figure is None else round(96 * one.figure.get_figwidth()),
                 "files": [
                     ({"csv": "numbers (CSV)"}.get(path.suffix[1:], path.suffix[1:].upper()), f"{FIGURES}/{path.name}")
-                    for path in texts
+                    for path in paths
                 ],
             }
         )
@@ -115,10 +113,10 @@ def write_report(
         facts=list(_facts(findings)),
         command=command,
         tables=[_shown(table) for table in tables],
-        figures=drawn,
+        figures=shown,
         no_pictures=None if have_matplotlib() else f"{NO_MATPLOTLIB}.",
         significance=[
-            {"title": one.title, "html": Markup(_without_foot(one.html())), "notes": one.notes()}
+            {"title": one.title, "html": Markup(one.html()), "notes": one.notes()}
             for one in compared
             if one.differences
         ],
@@ -133,27 +131,12 @@ def write_report(
 
 
 def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significance]:
-    """What sets the lines of each table apart; nothing of costs, which a recipe measures once."""
+    """The differences between the lines of each table; of costs none, since each is measured once."""
     return [significance(table) for table in tables] if findings.recipe.measure == "score" else []
 
 
-def write_figure(drawn: Drawn, folder: str | Path) -> list[Path]:
-    """Writes a figure as PNG and SVG and its numbers as CSV.
-
-    Returns:
-        What was written, in this order; nothing where there is nothing.
-    """
-    folder = Path(folder)
-    if drawn.figure is not None:
-        return write_files(drawn.figure, folder, drawn.name, drawn.csv)
-    if not drawn.csv:
-        return []
-    write_text_atomic(folder / f"{drawn.name}.csv", drawn.csv)
-    return [folder / f"{drawn.name}.csv"]
-
-
 def _shown(table: Table) -> dict[str, Any]:
-    """A table for the page: its notes go below the box that it scrolls in."""
+    """A table for the page, its notes apart: they stand below the box in which it scrolls."""
     from markupsafe import Markup
 
     return {
@@ -162,12 +145,6 @@ def _shown(table: Table) -> dict[str, Any]:
         "notes": table.all_notes(),
         "texts": [("Markdown", table.markdown()), ("LaTeX", table.latex()), ("CSV", table.csv())],
     }
-
-
-def _without_foot(html: str) -> str:
-    """A table without its notes, which the page shows below it."""
-    before, foot, after = html.partition("<tfoot>")
-    return before + after.partition("</tfoot>")[2] if foot else html
 
 
 def _kicker(findings: Findings) -> str:
@@ -190,7 +167,7 @@ def _state(findings: Findings) -> dict[str, Any]:
 
 
 def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
-    """What was run, with what, on what."""
+    """Names and values for the head of the page."""
     recipe, results = findings.recipe, [one.result for one in findings.outcomes]
     yield "Models", ", ".join(name if name == place else f"{name} ({place})" for name, place in recipe.models.items())
     yield "Tasks", ", ".join(recipe.tasks)
@@ -214,11 +191,11 @@ def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
 
 
 def _notes(findings: Findings, tables: Sequence[Table]) -> Iterable[str]:
-    """How the numbers came about, and what may be set against what."""
+    """How numbers were measured, and which of them can be compared."""
     recipe, results = findings.recipe, [one.result for one in findings.outcomes]
     if recipe.measure == "cost":
         yield (
-            f"Costs are of {recipe.cost['steps']} steps after {recipe.cost['warmup_steps']} that are not counted, one "
+            f"Costs are of {recipe.cost.steps} steps after {recipe.cost.warmup_steps} that are not counted, one "
             "run at a time. They are this machine's; only ratios carry over to another."
         )
     else:
@@ -258,7 +235,7 @@ def _heads(findings: Findings) -> list[str]:
 
 
 def _run(findings: Findings, one: Outcome, folder: Path) -> list[_Cell]:
-    """A line of the list of runs, by `_heads`."""
+    """The cells of a run, by `_heads`."""
     recipe, result = findings.recipe, one.result
     cells = [_Cell(one.row.label), _Cell(one.task), *([_Cell(one.model)] if len(recipe.models) > 1 else [])]
     cells.append(_Cell(str(one.seed), one.seed))
@@ -294,24 +271,19 @@ def _value(value: Any) -> str:
         return "; ".join(f"{name} {_value(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
-    return told_value(value)
+    return value_text(value)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What was written.
-
-    Attributes:
-        tables: the tables.
-        files: what was written.
-    """
+    """The tables of a bench, and all files that were written."""
 
     tables: tuple[Table, ...]
     files: tuple[Path, ...]
 
 
 def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
-    """Writes tables (Markdown, CSV, LaTeX, HTML) and report of what a bench has so far.
+    """Writes tables (Markdown, CSV, LaTeX, HTML) and report of the results that a bench has so far.
 
     Args:
         folder: the bench's folder.

@@ -1,15 +1,16 @@
-"""What a bench has found, as tables: of scores, of costs, or of one standardized score over all tasks."""
+"""Results of a bench as tables: of scores, of costs, or of one standardized score over all tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from softprompts.bench.column_names import AVERAGE, tasks_of
 from softprompts.bench.published import PublishedTable, published
 from softprompts.bench.recipe import Column, Recipe, Row
 from softprompts.bench.results import Findings
 from softprompts.bench.significance import standardized
-from softprompts.bench.tables import AVERAGE, Entry, Line, Table, tasks_of, with_average
+from softprompts.bench.tables import Entry, Line, Table, with_average
 from softprompts.errors import SoftPromptError
 
 _UNITS = {"seconds_per_100_steps": "s/100 steps", "peak_memory": "GB"}
@@ -19,11 +20,11 @@ _WHOLE = 0.5
 
 
 def table_of(findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True) -> Table:
-    """The table that a bench of scores has found.
+    """The table of a bench of scores.
 
     Args:
-        findings: what its runs say.
-        model: only this one's lines; None: all models, a group of lines each.
+        findings: its results.
+        model: whose lines are shown; None: those of all models, in groups.
         deltas: whether differences to the baseline row are shown, where there is one.
         against: whether published numbers are shown, where there are some.
 
@@ -34,15 +35,19 @@ def table_of(findings: Findings, model: str | None = None, *, deltas: bool = Tru
     recipe = findings.recipe
     if recipe.measure == "cost":
         raise SoftPromptError(f"bench '{recipe.name}' measures costs, which are two tables: use tables_of")
-    reference = published(recipe.published) if against and recipe.published is not None else None
+    reference = _reference(recipe, against)
     lines: list[Line] = []
-    names: dict[int, str] = {}
     for row, name in _rows(findings, model):
-        found = _published_row(reference, row, name)
-        entries = tuple(_score_entry(findings, row, column, name, reference, found) for column in recipe.columns)
-        if found is not None:
-            names[len(lines)] = found
-        lines.append(_line(findings, row, name, entries, reference, found, model))
+        published_row = _published_row(reference, row, name)
+        entries = tuple(
+            _score_entry(findings, row, column, name).beside(reference, published_row, column.name)
+            for column in recipe.columns
+        )
+        line = _line(findings, row, name, entries, published_row, model)
+        if reference is not None and published_row is not None and _SHARE in reference.facts:
+            trained, share = line.facts
+            line = replace(line, facts=(trained, f"{share} ({reference.fact(published_row, _SHARE)})"))
+        lines.append(line)
     table = Table(
         title=_title(recipe, model),
         columns=tuple(column.name for column in recipe.columns),
@@ -55,7 +60,7 @@ def table_of(findings: Findings, model: str | None = None, *, deltas: bool = Tru
     )
     if len(tasks_of(table.columns)) < 2 or AVERAGE in table.columns:
         return table
-    return with_average(table, reference, names)
+    return with_average(table, reference)
 
 
 def tables_of(
@@ -83,18 +88,16 @@ def _rows(findings: Findings, model: str | None) -> Iterator[tuple[Row, str]]:
         yield from ((row, name) for row in recipe.rows if name in row.models)
 
 
+def _reference(recipe: Recipe, against: bool) -> PublishedTable | None:
+    return published(recipe.published) if against and recipe.published is not None else None
+
+
 def _published_row(reference: PublishedTable | None, row: Row, model: str) -> str | None:
     return None if reference is None or row.published is None else reference.row_of(row.published, model)
 
 
 def _line(
-    findings: Findings,
-    row: Row,
-    model: str,
-    entries: tuple[Entry, ...],
-    reference: PublishedTable | None,
-    found: str | None,
-    only: str | None,
+    findings: Findings, row: Row, model: str, entries: tuple[Entry, ...], published_row: str | None, only: str | None
 ) -> Line:
     facts, ranked = ("-", "-"), True
     results = [run.result for task in findings.recipe.tasks for run in findings.runs(row, task, model)]
@@ -104,52 +107,32 @@ def _line(
         # What trains copies of the whole backbone stands in its place; all else comes on top of it.
         shares = [100 * count / (count + backbone if ranked else max(count, backbone)) for count, backbone in counts]
         facts = _range([f"{count:,}" for count, _ in counts]), _range([_share(share) for share in shares])
-    if reference is not None and found is not None and _SHARE in reference.facts:
-        facts = (facts[0], f"{facts[1]} ({reference.fact(found, _SHARE)})")
     several = only is None and len(findings.recipe.models) > 1
-    return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked)
+    return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked, published_row)
 
 
-def _score_entry(
-    findings: Findings, row: Row, column: Column, model: str, reference: PublishedTable | None, found: str | None
-) -> Entry:
-    scores = findings.scores(row, column, model)
-    seeds = tuple(sorted(scores))
-    known = None
-    if reference is not None and found is not None and column.name in reference.columns:
-        known = reference.value(found, column.name)
-    return Entry(
-        scores=tuple(scores[seed] for seed in seeds),
-        seeds=seeds,
-        wanted=len(findings.recipe.seeds),
-        failed=not scores and bool(findings.runs(row, column.task, model)),
-        published=None if known is None else known[0],
-        published_std=None if known is None else known[1],
-    )
+def _score_entry(findings: Findings, row: Row, column: Column, model: str) -> Entry:
+    scores = dict(sorted(findings.scores(row, column, model).items()))
+    failed = not scores and bool(findings.runs(row, column.task, model))
+    return Entry(tuple(scores.values()), tuple(scores), wanted=len(findings.recipe.seeds), failed=failed)
 
 
 def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, against: bool) -> Table:
     recipe = findings.recipe
-    reference = published(recipe.published) if against and recipe.published is not None else None
+    reference = _reference(recipe, against)
     # A paper has a table of each: the recipe names one of them.
     if reference is not None and reference.unit != _UNITS[what]:
         reference = published(reference.companion) if reference.companion is not None else None
     tasks = tuple(dict.fromkeys(column.task for column in recipe.columns))
     lines: list[Line] = []
-    names: dict[int, str] = {}
     for row, name in _rows(findings, model):
-        found = _published_row(reference, row, name)
+        published_row = _published_row(reference, row, name)
         entries = []
         for task in tasks:
             cost = findings.cost(row, task, name)
-            value = None if cost is None else cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9
-            known = None
-            if reference is not None and found is not None and task in reference.columns:
-                known = reference.value(found, task)
-            entries.append(Entry(() if value is None else (value,), published=None if known is None else known[0]))
-        if found is not None:
-            names[len(lines)] = found
-        lines.append(replace(_line(findings, row, name, tuple(entries), None, None, model), ranked=True))
+            values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9,)
+            entries.append(Entry(values).beside(reference, published_row, task))
+        lines.append(replace(_line(findings, row, name, tuple(entries), published_row, model), ranked=True))
     kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"
     table = Table(
         title=f"{_title(recipe, model)}: {kind}",
@@ -163,7 +146,7 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
         deltas="ratio" if deltas else "none",
         notes=_missing(findings),
     )
-    return with_average(table, reference, names) if len(tasks) > 1 else table
+    return with_average(table, reference) if len(tasks) > 1 else table
 
 
 def _standardized_table(findings: Findings, model: str | None, against: bool) -> Table:
@@ -173,24 +156,14 @@ def _standardized_table(findings: Findings, model: str | None, against: bool) ->
     overall = standardized(scores)
     models = tuple(recipe.models) if model is None else (model,)
     list(_rows(findings, model))  # an unknown model is an error
-    reference = published(recipe.published) if against and recipe.published is not None else None
+    reference = _reference(recipe, against)
     lines = []
     for row in recipe.rows:
         entries = []
         for name in models:
-            own = overall.get((name if len(recipe.models) > 1 else None, row.label))
-            known = None
-            found = _published_row(reference, row, name)
-            if reference is not None and found is not None and name in reference.columns:
-                known = reference.value(found, name)
-            entries.append(
-                Entry(
-                    () if own is None else (own.mean,),
-                    known_std=None if own is None else own.std,
-                    published=None if known is None else known[0],
-                    published_std=None if known is None else known[1],
-                )
-            )
+            score = overall.get((name if len(recipe.models) > 1 else None, row.label))
+            entry = Entry() if score is None else Entry((score.mean,), known_std=score.std)
+            entries.append(entry.beside(reference, _published_row(reference, row, name), name))
         ranked = all(line.ranked for line in scores.lines if line.name == row.label)
         lines.append(Line(row.label, tuple(entries), row.group, None, (), row.baseline, ranked))
     return Table(
@@ -213,7 +186,7 @@ def _title(recipe: Recipe, model: str | None) -> str:
 
 
 def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
-    """What differs from the published setting, in words."""
+    """How the setting differs from the published one, in words."""
     if reference is None or recipe.same_setting:
         return ""
     seeds = "1 seed" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
@@ -230,7 +203,7 @@ def _missing(findings: Findings) -> tuple[str, ...]:
 
 
 def _range(texts: Sequence[str]) -> str:
-    """From the first to the last, as where tasks have prompts of their own lengths."""
+    """The first and the last of sorted texts, such as sizes of prompts that differ between tasks."""
     return texts[0] if texts[0] == texts[-1] else f"{texts[0]} to {texts[-1]}"
 
 

@@ -1,4 +1,4 @@
-"""What the run folders of a bench say: scores, costs and curves by row, task, model and seed."""
+"""Results of a bench, read from its run folders: scores and costs by row, task, model and seed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outcome:
 
     @property
     def validation(self) -> float:
-        """The best main metric on validation rows; -inf where there is none, or training broke off."""
+        """The best main metric on validation rows; -inf without one, and where training broke off."""
         score = self.result.get("score")
         return -math.inf if score is None or self.diverged else float(score)
 
@@ -49,20 +49,16 @@ class Outcome:
         """Whether training broke off."""
         return self.result.get("stop_reason") == run_folder.DIVERGED
 
-    def curve(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: step, epoch, loss and validation metrics."""
-        return run_folder.load_metrics(self.folder)
-
 
 @dataclass(frozen=True)
 class Findings:
-    """What a bench has found so far.
+    """The results that a bench has so far.
 
     Attributes:
-        recipe: what was asked for.
+        recipe: its recipe.
         outcomes: the runs that have ended, without those of sources.
         missing: number of runs without a result: not done yet, or failed.
-        failed: by run id, the last line of what went wrong.
+        failed: by run id, the last line of the error.
     """
 
     recipe: Recipe
@@ -70,29 +66,19 @@ class Findings:
     missing: int
     failed: Mapping[str, str]
 
-    @property
-    def higher_is_better(self) -> bool:
-        """False for costs."""
-        return self.recipe.measure == "score"
-
     @cached_property
     def _chosen(self) -> dict[tuple[str, str, str], list[Outcome]]:
         groups: dict[tuple[str, str, str], dict[str, list[Outcome]]] = {}
         for outcome in self.outcomes:
             key = outcome.row.label, outcome.task, outcome.model
             groups.setdefault(key, {}).setdefault(str(dict(outcome.choice)), []).append(outcome)
-        # Where two are as good, the first that the recipe names.
-        chosen = {key: max(variants.values(), key=_merit) for key, variants in groups.items()}
-        return {key: sorted(found, key=lambda one: one.seed) for key, found in chosen.items()}
+        # Of two that are equally good, the first of the recipe.
+        best = {key: max(variants.values(), key=_merit) for key, variants in groups.items()}
+        return {key: sorted(runs, key=lambda run: run.seed) for key, runs in best.items()}
 
     def runs(self, row: Row, task: str, model: str) -> list[Outcome]:
-        """The runs behind a place in the table by seed: of several variants, the best by mean validation score."""
+        """The runs of a cell of the table, by seed: of several choices, those of the best mean validation score."""
         return list(self._chosen.get((row.label, task, model), []))
-
-    def choice(self, row: Row, task: str, model: str) -> Mapping[str, Any]:
-        """The values that were chosen; empty where there was nothing to choose."""
-        found = self.runs(row, task, model)
-        return found[0].choice if found else {}
 
     def scores(self, row: Row, column: Column, model: str) -> dict[int, float]:
         """By seed, the score x 100: on test rows where there are some, else the best on validation rows.
@@ -120,33 +106,29 @@ class Findings:
     def cost(self, row: Row, task: str, model: str) -> tuple[float, float] | None:
         """Seconds per 100 steps (median over seeds) and peak memory in bytes (largest); None without a run.
 
-        Of runs that were trained, not measured on their own, seconds are an even share of shared passes and memory is
-        that of the whole process.
+        Training runs share passes: their seconds are an even share, their memory is that of the whole process.
         """
-        found = self.runs(row, task, model)
-        if not found:
-            return None
+        results = [run.result for run in self.runs(row, task, model)]
         if self.recipe.measure == "cost":
-            costs = [outcome.result["cost"] for outcome in found]
-            seconds = [float(cost["seconds_per_100_steps"]) for cost in costs]
-            memory = [float(cost["peak_memory"]) for cost in costs]
+            seconds = [float(result["cost"]["seconds_per_100_steps"]) for result in results]
+            memory = [float(result["cost"]["peak_memory"]) for result in results]
         else:
-            seconds = [100 * one.result["step_seconds"] / one.result["steps"] for one in found if one.result["steps"]]
-            memory = [float(one.result["peak_memory"]) for one in found]
+            seconds = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
+            memory = [float(result["peak_memory"]) for result in results]
         return (statistics.median(seconds), max(memory)) if seconds else None
 
 
-def _merit(found: Sequence[Outcome]) -> tuple[int, float]:
-    """How good a variant is: that with more seeds (a failed or diverged one is none), then by mean validation score.
+def _merit(runs: Sequence[Outcome]) -> tuple[int, float]:
+    """How good a choice is: by its number of seeds with a score, then by mean validation score.
 
-    A variant of which one lucky seed is there must not win over one that all seeds vouch for.
+    One lucky seed must not win over a choice of which all seeds are there.
     """
-    scores = [one.validation for one in found if one.validation > -math.inf]
+    scores = [run.validation for run in runs if run.validation > -math.inf]
     return len(scores), statistics.fmean(scores) if scores else -math.inf
 
 
 def load_findings(folder: str | Path, root: str | Path) -> Findings:
-    """What is there of a bench.
+    """The results that a bench has so far.
 
     Args:
         folder: the bench's folder.
@@ -155,16 +137,14 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
     Raises:
         SoftPromptError: there is no bench, or something in its folder cannot be read.
     """
-    recipe, known = load_plan(folder)
-    outcomes, missing, left = [], 0, set()
-    for one in known:
-        path = Path(root) / str(one.run)
+    recipe, runs = load_plan(folder)
+    outcomes: list[Outcome] = []
+    missing: list[str] = []
+    for one in runs:
+        path, cell = Path(root) / str(one.run), one.cell
         if one.run is None or not run_folder.is_done(path):
-            missing += 1
-            left.add(str(one.run))
-        elif one.cell.source is None:
-            cell = one.cell
-            outcomes.append(
-                Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, run_folder.load_result(path))
-            )
-    return Findings(recipe, tuple(outcomes), missing, failures(folder, left))
+            missing.append(str(one.run))
+        elif cell.source is None:
+            result = run_folder.load_result(path)
+            outcomes.append(Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, result))
+    return Findings(recipe, tuple(outcomes), len(missing), failures(folder, missing))

@@ -1,4 +1,4 @@
-"""Runs a recipe: plans it, gives its jobs to workers, takes up again what a lost worker leaves, and keeps count."""
+"""Runs a recipe: plans it, gives its jobs to workers, repeats the jobs of lost workers, and counts what is done."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from softprompts.bench.plan import (
     FAILURES,
+    GridRun,
     Job,
-    Known,
     Plan,
     Planned,
     diverged,
@@ -32,10 +32,10 @@ from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.storage.locks import is_held, lock, lock_file
 
-TRIES = 3  # of a job whose worker is lost
+TRIES = 3  # most workers that a job is given to, one after the other was lost
 TICK = 0.5  # seconds between two looks at the run folders
 ENGINES = ("local", "ray")
-RunT = TypeVar("RunT", bound=Planned | Known)
+RunT = TypeVar("RunT", bound=GridRun)
 
 
 @dataclass
@@ -45,10 +45,10 @@ class State:
     Attributes:
         total: number of different runs.
         done: those with a result.
-        running: those that workers are at.
-        failed: by run id, the last line of what went wrong.
+        running: those that workers train.
+        failed: by run id, the last line of the error.
         waiting: those that wait for a source.
-        seconds_left: about how long it takes; None while nothing is known.
+        seconds_left: an estimate; None before the first result.
     """
 
     total: int
@@ -60,10 +60,7 @@ class State:
 
 
 def bench_folder(root: str | Path, recipe: str, scale: str, variant: str = "") -> Path:
-    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>``.
-
-    Without a scale where there is but one; with a hash behind it where the recipe was changed for once.
-    """
+    """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>-<variant>``, without empty parts."""
     return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale, variant) if part)
 
 
@@ -83,23 +80,23 @@ def run_recipe(
     """Trains every run of a recipe that has no result yet.
 
     Args:
-        recipe: what is wanted.
+        recipe: the recipe.
         root: where run folders live.
         folder: the bench's own folder; None: `bench_folder`.
         data_dir: folder with a local copy of the tasks' data; None: the hub.
         engine: one of `ENGINES`.
-        workers: number of workers; None: as many as there is room for. Costs are measured by one.
+        workers: number of workers; None: as many as the machine has room for. Costs are measured by one.
         lanes: runs that share a pass; None: `softprompts.bench.plan.LANES`.
         processes: processes (GPUs) that train a run together.
-        on_start: called once when all is planned.
+        on_start: called once, after planning.
         on_change: called about twice a second with the state and the runs that have ended since.
 
     Returns:
-        How it ended; runs that failed are in ``failed``, and a later call tries them again.
+        The last state; runs that failed are in ``failed``, and a later call tries them again.
 
     Raises:
-        SoftPromptError: the folder is in use by another process, or something cannot be had.
-        KeyboardInterrupt: it was interrupted; the same call goes on where it was.
+        SoftPromptError: another process uses the folder, or a task's data is not there.
+        KeyboardInterrupt: it was interrupted; the same call goes on from there.
     """
     if engine not in ENGINES:
         raise SoftPromptError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
@@ -115,11 +112,12 @@ def run_recipe(
     with _interruptible(), _alone(folder):
         outlines: dict[Any, Any] = {}
 
-        def planned() -> Plan:
-            return plan(recipe, root=root, data_dir=data_dir, lanes=lanes, outlines=outlines)
+        def make_plan() -> Plan:
+            new = plan(recipe, root=root, data_dir=data_dir, lanes=lanes, outlines=outlines)
+            new.save(folder)
+            return new
 
-        current = planned()
-        current.save(folder)
+        current = make_plan()
         state = _state(current.runs, root, folder)
         if on_start is not None:
             on_start(state)
@@ -133,7 +131,7 @@ def run_recipe(
             pool = LocalWorkers(root, folder, count, processes)
         try:
             with _interruptible():  # again: Ray has set a handler of its own
-                return _carry_out(current, planned, pool, root, folder, on_change)
+                return _carry_out(current, make_plan, pool, root, folder, on_change)
         except KeyboardInterrupt as stop:
             pool.stop()
             state = read_state(folder, root)
@@ -146,13 +144,13 @@ def run_recipe(
 
 def _carry_out(
     current: Plan,
-    planned: Callable[[], Plan],
+    make_plan: Callable[[], Plan],
     pool: Workers,
     root: Path,
     folder: Path,
     on_change: Callable[[State, list[Planned]], None] | None,
 ) -> State:
-    """Plans and works until nothing is left that can be done."""
+    """Gives jobs to workers, and plans again when sources are there, until no job is left that can be done."""
     tries: Counter[str] = Counter()
     at_work: dict[str, Job] = {}
     given_up: set[str] = set()
@@ -161,32 +159,28 @@ def _carry_out(
     at_start = _work_done(current, root, known)
     while True:
         if idle := pool.idle():
-            left = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
-            for job in _in_order(left, at_work)[:idle]:
+            waiting = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
+            for job in _in_order(waiting, at_work)[:idle]:
                 at_work[job.name] = job
                 pool.give(job)
         if not at_work:
-            current = planned()  # sources may be there by now
-            current.save(folder)
+            current = make_plan()  # sources may be there by now
             if all(job.name in given_up for job in current.jobs(root)):
                 return _state(current.runs, root, folder)
             continue
         for job in pool.ended(TICK):
             at_work.pop(job.name, None)
-            lost = [one for one in job.runs if not run_folder.is_done(root / str(one.run))]
-            wrong = failures(folder, {str(one.run) for one in lost})
-            if lost and len(wrong) == len(lost):
+            left = {str(one.run) for one in job.runs if not run_folder.is_done(root / str(one.run))}
+            lost = left - failures(folder, left).keys()
+            tries[job.name] += bool(lost)
+            if tries[job.name] >= TRIES:
+                for run in lost:
+                    reason = f"its worker was lost {TRIES} times; see {folder / 'logs'}\n"
+                    write_text_atomic(folder / FAILURES / f"{run}.txt", reason)
+            if left and (not lost or tries[job.name] >= TRIES):
                 given_up.add(job.name)
-            elif lost:
-                tries[job.name] += 1
-                if tries[job.name] >= TRIES:
-                    given_up.add(job.name)
-                    for one in (one for one in lost if one.run not in wrong):
-                        told = f"its worker was lost {TRIES} times; see {folder / 'logs'}"
-                        write_text_atomic(folder / FAILURES / f"{one.run}.txt", told + "\n")
-        now = _done(current, root, known)
-        fresh = [one for run, one in now.items() if run not in known]
-        known = now
+        before, known = known, _done(current, root, known)
+        fresh = [one for run, one in known.items() if run not in before]
         if on_change is not None:
             state = _state(current.runs, root, folder, known)
             state.running = sum(one.run not in known for job in at_work.values() for one in job.runs)
@@ -197,27 +191,27 @@ def _carry_out(
 
 
 def _in_order(jobs: list[Job], at_work: dict[str, Job]) -> list[Job]:
-    """Jobs whose backbone and task no other worker has come first: each worker then keeps its own."""
-    taken = {job.bench for job in at_work.values()}
-    return sorted(jobs, key=lambda job: job.bench in taken)
+    """The jobs, first those of a backbone and task that no other worker has: each worker then keeps its own."""
+    taken = {job.workbench for job in at_work.values()}
+    return sorted(jobs, key=lambda job: job.workbench in taken)
 
 
 def _unique(planned: Sequence[RunT]) -> list[RunT]:
     """The runs of a plan, each once; those without an id are different."""
-    found: dict[Any, RunT] = {}
+    runs: dict[Any, RunT] = {}
     for index, one in enumerate(planned):
-        found.setdefault(one.run or index, one)
-    return list(found.values())
+        runs.setdefault(one.run or index, one)
+    return list(runs.values())
 
 
 def _done(current: Plan, root: Path, known: Container[str] = ()) -> dict[str, Planned]:
-    """The runs that have a result; what is known to have one is not looked for again."""
-    there = {one.run: one for one in current.runs if one.run is not None}
-    return {run: one for run, one in there.items() if run in known or run_folder.is_done(root / run)}
+    """The runs that have a result, by id; folders of ``known`` ones are not looked at again."""
+    runs = {one.run: one for one in current.runs if one.run is not None}
+    return {run: one for run, one in runs.items() if run in known or run_folder.is_done(root / run)}
 
 
 def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
-    """How much is done, with the steps of unfinished runs as far as they were written down."""
+    """The work that is done, of unfinished runs by the steps in their metrics."""
     total = 0.0
     for one in _unique(current.runs):
         if one.run is None:
@@ -229,28 +223,28 @@ def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
     return total
 
 
-def _state(planned: Sequence[Planned | Known], root: Path, folder: Path, known: Container[str] = ()) -> State:
-    """How far a plan is, by the folders; what is known to be done is not looked for again."""
+def _state(planned: Sequence[GridRun], root: Path, folder: Path, known: Container[str] = ()) -> State:
+    """How far a plan is, by the run folders; those of ``known`` runs are not looked at again."""
     unique = _unique(planned)
     ids = {one.run for one in unique if one.run is not None}
     done = {run for run in ids if run in known or run_folder.is_done(root / run)}
-    wrong = failures(folder, ids - done)
+    failed = failures(folder, ids - done)
     for one in unique:
         if one.cell.source is not None and one.run in done and diverged(root / one.run):
-            wrong[one.run] = f"{one.cell} diverged, and nothing can start from it; set its learning rate lower"
-    return State(len(unique), len(done), 0, wrong, len(unique) - len(ids))
+            failed[one.run] = f"{one.cell} diverged, and nothing can start from it; set its learning rate lower"
+    return State(len(unique), len(done), 0, failed, len(unique) - len(ids))
 
 
 def read_state(folder: str | Path, root: str | Path) -> State:
-    """How far a bench is, by its folders alone; a run is running while a process holds it.
+    """How far a bench is, by its folders alone; a run is running while a process has locked it.
 
     Raises:
         SoftPromptError: there is no bench.
     """
-    _, known = load_plan(folder)
-    state = _state(known, Path(root), Path(folder))
-    # A worker holds all runs of its job, those that are done included.
-    ids = {one.run for one in known if one.run is not None}
+    _, runs = load_plan(folder)
+    state = _state(runs, Path(root), Path(folder))
+    # A worker locks all runs of its job, also those that are done.
+    ids = {one.run for one in runs if one.run is not None}
     state.running = sum(is_held(root, run) for run in ids if not run_folder.is_done(Path(root) / run))
     return state
 

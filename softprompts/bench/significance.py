@@ -21,10 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-from softprompts.bench.tables import Entry, Line, Table, tasks_of
+from softprompts.bench.column_names import tasks_of
+from softprompts.bench.table_forms import html_table, in_full
+from softprompts.bench.tables import Entry, Line, Table
 from softprompts.errors import SoftPromptError
+from softprompts.storage.tables import escape, markdown_table
 
-# Fewer pairs than this have no spread to speak of, whatever a formula may say.
+# Fewer pairs give no usable interval.
 LEAST_PAIRS = 3
 _RESAMPLES = 9999
 _SEED = 0
@@ -48,11 +51,11 @@ class Overall:
 def standardized(table: Table) -> dict[tuple[str | None, str], Overall]:
     """The standardized score of every line that has all tasks, by model and name.
 
-    Lines that lack a task are left out before the scales are set, as SuperPos leaves ATTEMPT out. A task on which all
-    lines are equal tells nothing and is left out too.
+    Lines that lack a task are left out before the scales are set, as SuperPos leaves ATTEMPT out; so is a task on which
+    all lines are equal.
 
     Args:
-        table: of scores; lines of all its models are on one scale. Columns of averages do not count.
+        table: of scores; the lines of all its models share a scale, columns of averages are left out.
 
     Raises:
         SoftPromptError: no task, or no line that has all of them.
@@ -87,11 +90,11 @@ def standardized(table: Table) -> dict[tuple[str | None, str], Overall]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A line against another, over pairs of a task and a seed that both have.
+    """The difference of two lines, over pairs of a task and a seed that both have.
 
     Attributes:
-        line: its name.
-        against: the other's.
+        line: name of the line.
+        against: name of the line that it is compared with.
         model: of both; None in a table of one model.
         pairs: number of pairs.
         tasks: number of tasks among them.
@@ -119,7 +122,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What can be said: "better", "worse", "not told apart", or "too few pairs"."""
+        """ "better", "worse", "not told apart", or "too few pairs"."""
         if self.mean is None or self.low is None or self.high is None or self.p is None:
             return "too few pairs"
         if self.p >= 0.05 or self.low <= 0 <= self.high:
@@ -129,10 +132,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Significance:
-    """Every line against one, model by model.
+    """The differences of a table's lines to one of them, model by model.
 
     Attributes:
-        title: of the table that was read.
+        title: of the table.
         differences: in the order of its lines.
         digits: decimals.
     """
@@ -159,7 +162,7 @@ class Significance:
         ]
 
     def notes(self) -> tuple[str, ...]:
-        """How to read it."""
+        """Notes that explain the numbers."""
         return (
             "A pair is a task with a seed that both lines have; several metrics of a task are averaged first. Positive "
             "is better. The interval is a bootstrap over pairs (bias-corrected and accelerated); p is from flipping "
@@ -170,54 +173,49 @@ class Significance:
         )
 
     def markdown(self) -> str:
-        """The table as Markdown; nothing where nothing was compared."""
+        """The table as Markdown; empty without differences."""
         if not self.differences:
             return ""
-        out = []
-        for model in dict.fromkeys(d.model for d in self.differences):
-            if model is not None:
-                out += [f"*{_plain(model)}*", ""]
-            out += ["| " + " | ".join(self.HEADS) + " |", "|---|---|---:|---:|---:|---:|---:|---|"]
-            rows = [d for d in self.differences if d.model == model]
-            out += ["| " + " | ".join(map(_plain, self.cells(d))) + " |" for d in rows]
-            out.append("")
-        return "\n".join([*out, *self.notes()]) + "\n"
+        parts = []
+        for model, differences in self._by_model().items():
+            rows = [[*map(escape, self.cells(one))] for one in differences]
+            table = markdown_table(self.HEADS, rows, "llrrrrrl")
+            parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
+        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
 
     def html(self) -> str:
-        """The table as HTML, to be sorted by ``data-value``."""
-        out = ['<table class="significance">', f"<caption>{html.escape(self.title)}: significance</caption>"]
-        out.append(
-            "<thead><tr>" + "".join(f'<th scope="col">{html.escape(h)}</th>' for h in self.HEADS) + "</tr></thead>"
-        )
-        for model in dict.fromkeys(d.model for d in self.differences):
-            out.append("<tbody>")
-            if model is not None:
-                heading = html.escape(model)
-                out.append(f'<tr class="group"><th colspan="{len(self.HEADS)}" scope="rowgroup">{heading}</th></tr>')
-            for d in self.differences:
-                if d.model != model:
-                    continue
-                values = [d.line, d.against, d.mean, d.low, d.p, d.wins - d.losses, d.pairs, d.verdict]
-                cells = [
-                    f'<td data-value="{html.escape(_value(v))}">{html.escape(text)}</td>'
-                    for v, text in zip(values, self.cells(d), strict=True)
-                ]
-                kind = {"better": "better", "worse": "worse"}.get(d.verdict, "open")
-                out.append(f'<tr class="{kind}">' + "".join(cells) + "</tr>")
-            out.append("</tbody>")
-        text = "<br>".join(map(html.escape, self.notes()))
-        out.append(f'<tfoot><tr><td colspan="{len(self.HEADS)}">{text}</td></tr></tfoot>')
-        return "\n".join([*out, "</table>"]) + "\n"
+        """The table as HTML, to be sorted by ``data-value``, without the notes."""
+        groups = []
+        for model, differences in self._by_model().items():
+            rows = []
+            for one in differences:
+                wins = one.wins - one.losses
+                values = [one.line, one.against, one.mean, one.low, one.p, wins, one.pairs, one.verdict]
+                cells = "".join(
+                    f'<td data-value="{html.escape(in_full(value))}">{html.escape(text)}</td>'
+                    for value, text in zip(values, self.cells(one), strict=True)
+                )
+                kind = one.verdict if one.verdict in ("better", "worse") else "open"
+                rows.append(f'<tr class="{kind}">{cells}</tr>')
+            groups.append(([] if model is None else [model], rows))
+        heads = [(head, "") for head in self.HEADS]
+        return html_table('class="significance"', f"{self.title}: significance", heads, groups)
+
+    def _by_model(self) -> dict[str | None, list[Difference]]:
+        groups: dict[str | None, list[Difference]] = {}
+        for one in self.differences:
+            groups.setdefault(one.model, []).append(one)
+        return groups
 
 
 def significance(table: Table, against: str | None = None) -> Significance:
-    """Every line of a table against its baseline, or against a line that is named, or else against the best average.
+    """Compares every line of a table with its baseline, or without one with the line of the best average.
 
-    Where that line has no scores by seed, nothing is compared.
+    Without scores by seed nothing is compared.
 
     Args:
         table: whose entries have seeds.
-        against: name of a line that every model has.
+        against: name of the line to compare with instead.
 
     Raises:
         SoftPromptError: no line has this name.
@@ -249,18 +247,17 @@ def paired_difference(
     model: str | None = None,
     sign: float = 1.0,
 ) -> Difference:
-    """One line against another.
+    """The difference of two lines.
 
-    What is resampled: the differences of the pairs of a task and a seed that both lines have, all tasks together, with
-    replacement. Differences vary from seed to seed and from task to task, and the interval has both in it: it is wider
-    than one for these very tasks with other seeds, and no statement about tasks that are not in the table. p is from
-    the test that flips signs: were the two lines the same, each pair's difference could as well have been its negative.
-    It takes at least 6 pairs to get below 0.05, which keeps a bootstrap of 3 to 5 pairs, too narrow by its nature, from
-    making anything certain. Both are the same whenever they are computed.
+    The bootstrap resamples the differences of the pairs of a task and a seed that both lines have, all tasks together,
+    with replacement. Differences vary between seeds and between tasks, and the interval contains both: it is wider than
+    one for these very tasks with other seeds, and says nothing about other tasks. p is from the sign-flip test: if the
+    two lines were equally good, each pair's difference could as well have the other sign. It needs at least 6 pairs to
+    get below 0.05, so that the bootstrap of 3 to 5 pairs, which is too narrow, proves nothing. Both have a fixed seed.
 
     Args:
         ours: a line's scores by task and seed.
-        theirs: the other's.
+        theirs: those of the other line.
         line: a name for it.
         against: a name for the other.
         model: of both.
@@ -290,12 +287,12 @@ def paired_difference(
     )
 
 
-_TIE = 1e-9  # what arithmetic leaves of equal scores
+_TIE = 1e-9  # rounding errors between equal scores
 
 
 def _interval(difference: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of the mean."""
-    if np.ptp(difference) <= _TIE:  # all the same: nothing to resample
+    if np.ptp(difference) <= _TIE:  # all are equal
         return float(difference.mean()), float(difference.mean())
     found = scipy.stats.bootstrap(
         (difference,), np.mean, n_resamples=_RESAMPLES, method="BCa", random_state=np.random.default_rng(_SEED)
@@ -305,7 +302,7 @@ def _interval(difference: np.ndarray) -> tuple[float, float]:
 
 
 def _sign_flips(a: np.ndarray, b: np.ndarray) -> float:
-    """The two-sided p of the mean difference; exact where there are few enough ways."""
+    """The two-sided p of the mean difference; exact where there are few ways to flip signs."""
     found = scipy.stats.permutation_test(
         (a, b),
         lambda x, y, axis: np.mean(x - y, axis=axis),
@@ -318,7 +315,7 @@ def _sign_flips(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _base(table: Table, lines: Sequence[Line], model: str | None, against: str | None) -> Line | None:
-    """The line that the others are held against."""
+    """The line that the others are compared with."""
     if against is not None:
         return next((line for line in lines if line.name == against), None)
     base = table.baseline(model)
@@ -346,11 +343,3 @@ def _pairs(table: Table, line: Line) -> dict[tuple[str, int], float]:
 def _task_score(entries: Sequence[Entry], places: Sequence[int]) -> float | None:
     means = [entries[place].mean for place in places]
     return None if any(mean is None for mean in means) else statistics.fmean(mean or 0.0 for mean in means)
-
-
-def _value(value: str | float | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else f"{value:.10g}"
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*").replace("_", r"\_")

@@ -1,87 +1,134 @@
-"""TODO."""
+"""The forms of a table: the same cells as Markdown, LaTeX, HTML and plain text."""
 
 from __future__ import annotations
 
 import html
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from softprompts.storage.tables import escape, markdown_table
 
 DAGGER = "†"
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One number of a cell, in words."""
+class Number:
+    """One number of a cell, in words.
+
+    Attributes:
+        text: as it is shown, or what stands in its place.
+        value: to sort by.
+        std: standard deviation.
+        delta: difference or ratio to the baseline.
+        rank: 1 for the best of its column, 2 for the second, else 0.
+        published: the published number.
+        published_std: and its standard deviation.
+        published_ratio: and its ratio to the baseline's.
+        dagger: `DAGGER` where the published number is of another setting.
+        mark: a sign behind the number.
+        scores: those that it is the mean of.
+    """
 
     text: str
-    value: float | None
-    std: str | None
-    delta: str | None
-    rank: int
-    published: str | None
-    published_std: str | None
-    published_ratio: str | None
-    dagger: str
-    mark: str
-    scores: tuple[float, ...]
+    value: float | None = None
+    std: str | None = None
+    delta: str | None = None
+    rank: int = 0
+    published: str | None = None
+    published_std: str | None = None
+    published_ratio: str | None = None
+    dagger: str = ""
+    mark: str = ""
+    scores: tuple[float, ...] = ()
 
 
-def _as_printed(value: float, digits: int) -> str:
-    """A published number with the decimals it was printed with, and at least ``digits``."""
-    return max(f"{value:.{digits}f}", f"{value:.10g}", key=len)
+@dataclass(frozen=True)
+class GridLine:
+    """A line: the headings above it, its name, its texts, and its cells with a number per column that they show."""
+
+    headings: tuple[str, ...]
+    name: str
+    facts: tuple[str, ...]
+    cells: tuple[tuple[Number, ...], ...]
+    indented: bool
+    baseline: bool
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.10g}"
+@dataclass(frozen=True)
+class Grid:
+    """All that the forms of a table need."""
+
+    title: str
+    facts: tuple[str, ...]
+    columns: tuple[str, ...]
+    lines: tuple[GridLine, ...]
+    notes: tuple[str, ...]
+    higher_is_better: bool
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads of all columns; that of the names is empty."""
+        return ("", *self.facts, *self.columns)
 
 
-def _join(
-    cell: Sequence[_Part], own: Callable[[_Part], str], known: Callable[[_Part], str], plain: Callable[[str], str] = str
-) -> str:
-    """A cell: its numbers, then the published ones in brackets."""
-    text = "/".join(map(own, cell))
-    if all(part.text == "-" for part in cell):
-        text = "-"
-    if any(part.published is not None for part in cell):
-        dagger = next((part.dagger for part in cell if part.dagger), "")
-        ratio = "/".join(part.published_ratio for part in cell if part.published_ratio)
-        text += f" ({'/'.join(map(known, cell))}{plain(dagger)}{plain(f', {ratio}') if ratio else ''})"
-    return text
+@dataclass(frozen=True)
+class Form:
+    """How one form writes a number.
 
+    Attributes:
+        number: pattern of ``text``, ``mark``, ``std`` and ``delta``.
+        best: pattern of the best number of a column.
+        second: pattern of the second.
+        std: pattern of a standard deviation.
+        delta: pattern of a difference or ratio.
+        published: pattern of a published number and its standard deviation.
+        times: sign of a ratio.
+        differences: whether differences are written, or ratios alone.
+        escape: makes a text one without meaning.
+    """
 
-def _md(text: str) -> str:
-    """Text without meaning to Markdown."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " "))
+    number: str
+    best: str
+    second: str
+    std: str
+    delta: str
+    published: str
+    times: str = "×"
+    differences: bool = True
+    escape: Callable[[str], str] = str
 
+    def cell(self, numbers: Sequence[Number]) -> tuple[str, str]:
+        """The cell's own numbers, and the published ones in brackets ("" where there are none)."""
+        own = "-" if all(one.text == "-" for one in numbers) else "/".join(map(self._number, numbers))
+        if all(one.published is None for one in numbers):
+            return own, ""
+        dagger = next((one.dagger for one in numbers if one.dagger), "")
+        ratio = "/".join(one.published_ratio for one in numbers if one.published_ratio)
+        end = self.escape(f"{dagger}, {ratio}" if ratio else dagger)
+        return own, f"({'/'.join(map(self._published, numbers))}{end})"
 
-def _md_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    def joined(self, numbers: Sequence[Number]) -> str:
+        """A cell with the published numbers behind its own."""
+        return " ".join(part for part in self.cell(numbers) if part)
 
+    def _number(self, one: Number) -> str:
+        if one.value is None:
+            return one.text
+        has_delta = one.delta is not None and (self.differences or one.delta.startswith("×"))
+        return self.number.format(
+            text=("{}", self.best, self.second)[one.rank].format(one.text),
+            mark=self.escape(one.mark),
+            std="" if one.std is None else self.std.format(one.std),
+            delta=self.delta.format(str(one.delta).replace("×", self.times)) if has_delta else "",
+        )
 
-def _md_part(part: _Part) -> str:
-    text = {1: f"**{part.text}**", 2: f"<ins>{part.text}</ins>"}.get(part.rank, part.text)
-    std = f"<sub>{part.std}</sub>" if part.std is not None else ""
-    delta = f"<sup>{part.delta}</sup>" if part.delta is not None else ""
-    return f"{text}{_md(part.mark)}{std}{delta}"
-
-
-def _plain_part(part: _Part) -> str:
-    text = f"*{part.text}*" if part.rank == 1 else part.text
-    std = f" ±{part.std}" if part.std is not None else ""
-    ratio = f" {part.delta}" if part.delta is not None and part.delta.startswith("×") else ""
-    return f"{text}{part.mark}{std}{ratio}"
-
-
-def _plain_published(part: _Part) -> str:
-    return part.published or "-"
-
-
-def _marked_published(part: _Part) -> str:
-    """The published number as Markdown and HTML both have it."""
-    std = f"<sub>{part.published_std}</sub>" if part.published_std is not None else ""
-    return f"{part.published or '-'}{std}"
+    def _published(self, one: Number) -> str:
+        if one.published is None:
+            return "-"
+        return self.published.format(
+            one.published, "" if one.published_std is None else self.std.format(one.published_std)
+        )
 
 
 _TEX = {
@@ -99,49 +146,145 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _tex_part(part: _Part) -> str:
-    if part.value is None:
-        return part.text
-    text = {1: rf"\mathbf{{{part.text}}}", 2: rf"\underline{{{part.text}}}"}.get(part.rank, part.text)
-    std = f"_{{{part.std}}}" if part.std is not None else ""
-    delta = f"^{{{part.delta.replace('×', chr(92) + 'times')}}}" if part.delta is not None else ""
-    return f"${text}{std}{delta}${_tex(part.mark)}"
+_MARKDOWN = Form(
+    "{text}{mark}{std}{delta}", "**{}**", "<ins>{}</ins>", "<sub>{}</sub>", "<sup>{}</sup>", "{}{}", escape=escape
+)
+_PLAIN = Form("{text}{mark}{std}{delta}", "*{}*", "{}", " ±{}", " {}", "{}", differences=False)
+_LATEX = Form(
+    "${text}{std}{delta}${mark}",
+    r"\mathbf{{{}}}",
+    r"\underline{{{}}}",
+    "_{{{}}}",
+    "^{{{}}}",
+    "${}{}$",
+    times=r"\times",
+    escape=_tex,
+)
+_HTML = Form(
+    "{text}{mark}{std}{delta}",
+    "<b>{}</b>",
+    "<u>{}</u>",
+    "<sub>{}</sub>",
+    '<sup class="delta">{}</sup>',
+    "{}{}",
+    escape=html.escape,
+)
 
 
-def _tex_published(part: _Part) -> str:
-    std = f"_{{{part.published_std}}}" if part.published_std is not None else ""
-    return f"${part.published}{std}$" if part.published is not None else "-"
+def markdown(grid: Grid) -> str:
+    """A table as GitHub shows it, its title above and its notes below."""
+    rows = []
+    for line in grid.lines:
+        rows += [[f"*{escape(heading)}*", *[""] * (len(grid.heads) - 1)] for heading in line.headings]
+        rows.append([escape(line.name), *map(escape, line.facts), *map(_MARKDOWN.joined, line.cells)])
+    table = markdown_table([*map(escape, grid.heads)], rows, "l" * (1 + len(grid.facts)) + "r")
+    notes = "".join(f"\n{escape(note)}  " for note in grid.notes).rstrip()
+    return f"**{escape(grid.title)}**\n\n{table}\n" + (f"{notes}\n" if notes else "")
+
+
+def plain_lines(grid: Grid) -> list[list[str]]:
+    """The lines as plain text, for a terminal: the best of a column between asterisks, no differences."""
+    lines = []
+    for line in grid.lines:
+        lines += [[heading] for heading in line.headings]
+        name = f"  {line.name}" if line.indented else line.name
+        lines.append([name, *line.facts, *map(_PLAIN.joined, line.cells)])
+    return lines
+
+
+def latex(grid: Grid) -> str:
+    r"""A ``table`` to be used with the package booktabs; text is escaped."""
+    width = len(grid.heads)
+    kind = "table*" if width > 9 else "table"
+    out = [
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{{kind}}}[t]",
+        r"\centering",
+        rf"\caption{{{_tex(grid.title)}}}",
+        r"\scriptsize" if width > 9 else r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{l{'l' * len(grid.facts)}{'r' * len(grid.columns)}}}",
+        r"\toprule",
+        " & ".join(map(_tex, grid.heads)) + r" \\",
+        r"\midrule",
+    ]
+    for index, line in enumerate(grid.lines):
+        if line.headings and index:
+            out.append(r"\midrule")
+        out += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{_tex(heading)}}}}} \\" for heading in line.headings]
+        out.append(" & ".join([_tex(line.name), *map(_tex, line.facts), *map(_LATEX.joined, line.cells)]) + r" \\")
+    out += [r"\bottomrule", r"\end{tabular}"]
+    if grid.notes:
+        notes = r" \\ ".join(map(_tex, grid.notes))
+        out.append(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}")
+    return "\n".join([*out, rf"\end{{{kind}}}"]) + "\n"
+
+
+def html_form(grid: Grid) -> str:
+    """A ``<table>``: numbers to sort by in ``data-value``, a ``<tbody>`` per group, notes in ``<tfoot>``."""
+    kinds = ["name", *["fact"] * len(grid.facts), *["number"] * len(grid.columns)]
+    groups: list[tuple[tuple[str, ...], list[str]]] = []
+    for line in grid.lines:
+        if line.headings or not groups:
+            groups.append((line.headings, []))
+        name = html.escape(line.name)
+        cells = [f'<th scope="row" data-value="{name}">{name}</th>', *map(_html_fact, line.facts)]
+        kind = ' class="baseline"' if line.baseline else ""
+        groups[-1][1].append(f"<tr{kind}>{''.join([*cells, *map(_html_cell, line.cells)])}</tr>")
+    kind = f'class="results" data-higher-is-better="{str(grid.higher_is_better).lower()}"'
+    return html_table(kind, grid.title, list(zip(grid.heads, kinds, strict=True)), groups, grid.notes)
+
+
+def html_table(
+    attributes: str,
+    title: str,
+    heads: Sequence[tuple[str, str]],
+    groups: Iterable[tuple[Sequence[str], Sequence[str]]],
+    notes: Sequence[str] = (),
+) -> str:
+    """A ``<table>``.
+
+    Args:
+        attributes: of the element.
+        title: its caption.
+        heads: text and class of each column.
+        groups: of each ``<tbody>``, the headings and the rows as HTML.
+        notes: what its ``<tfoot>`` says.
+    """
+    cells = "".join(f'<th scope="col" class="{kind}">{html.escape(head)}</th>' for head, kind in heads)
+    out = [f"<table {attributes}>", f"<caption>{html.escape(title)}</caption>", f"<thead><tr>{cells}</tr></thead>"]
+    for headings, rows in groups:
+        cell = f'<th colspan="{len(heads)}" scope="rowgroup">'
+        shown = [f'<tr class="group">{cell}{html.escape(heading)}</th></tr>' for heading in headings]
+        out += ["<tbody>", *shown, *rows, "</tbody>"]
+    if notes:
+        text = "<br>".join(map(html.escape, notes))
+        out.append(f'<tfoot><tr><td colspan="{len(heads)}">{text}</td></tr></tfoot>')
+    return "\n".join([*out, "</table>"]) + "\n"
+
+
+def in_full(value: str | float | None) -> str:
+    """A value for programs: numbers with ten digits, "" for None."""
+    return "" if value is None else value if isinstance(value, str) else f"{value:.10g}"
 
 
 def _html_fact(fact: str) -> str:
-    number = fact.split(" ")[0].replace(",", "")
     try:
-        value = _number(float(number))
+        value = in_full(float(fact.split(" ")[0].replace(",", "")))
     except ValueError:
         value = fact
     return f'<td class="fact" data-value="{html.escape(value)}">{html.escape(fact)}</td>'
 
 
-def _html_part(part: _Part) -> str:
-    text = {1: f"<b>{part.text}</b>", 2: f"<u>{part.text}</u>"}.get(part.rank, part.text)
-    std = f"<sub>{part.std}</sub>" if part.std is not None else ""
-    delta = f'<sup class="delta">{part.delta}</sup>' if part.delta is not None else ""
-    return f"{text}{html.escape(part.mark)}{std}{delta}"
-
-
-def _html_cell(cell: Sequence[_Part]) -> str:
-    values = [part.value for part in cell if part.value is not None]
-    value = _number(statistics.fmean(values)) if values else ""
-    kinds = ["number"]
-    if any(part.text == "failed" for part in cell):
-        kinds.append("failed")
-    ranks = {part.rank for part in cell}
-    kinds += [kind for rank, kind in ((1, "best"), (2, "second")) if rank in ranks]
-    own = _join([replace(part, published=None) for part in cell], _html_part, _marked_published)
-    text = _join(cell, _html_part, _marked_published)
-    known = text[len(own) :].strip()
-    if known:
-        text = f'{own} <span class="published">{known}</span>'
-    scores = "; ".join(", ".join(f"{score:.2f}" for score in part.scores) for part in cell if len(part.scores) > 1)
+def _html_cell(numbers: Sequence[Number]) -> str:
+    values = [one.value for one in numbers if one.value is not None]
+    ranks = {one.rank for one in numbers}
+    flags = {"failed": any(one.text == "failed" for one in numbers), "best": 1 in ranks, "second": 2 in ranks}
+    kinds = " ".join(["number", *(kind for kind, flag in flags.items() if flag)])
+    own, published = _HTML.cell(numbers)
+    text = f'{own} <span class="published">{published}</span>' if published else own
+    scores = "; ".join(", ".join(f"{score:.2f}" for score in one.scores) for one in numbers if len(one.scores) > 1)
     title = f' title="{scores}"' if scores else ""
-    return f'<td class="{" ".join(kinds)}" data-value="{value}"{title}>{text}</td>'
+    return (
+        f'<td class="{kinds}" data-value="{in_full(statistics.fmean(values) if values else None)}"{title}>{text}</td>'
+    )

@@ -7,55 +7,36 @@ superscript and the published number in brackets; the best of a column is bold, 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from softprompts.bench import table_forms
+from softprompts.bench.column_names import AVERAGE, MEAN, tasks_of
 from softprompts.bench.published import PublishedTable
-from softprompts.bench.table_forms import (
-    DAGGER,
-    _as_printed,
-    _html_cell,
-    _html_fact,
-    _join,
-    _marked_published,
-    _md,
-    _md_part,
-    _md_row,
-    _number,
-    _Part,
-    _plain_part,
-    _plain_published,
-    _tex,
-    _tex_part,
-    _tex_published,
-)
+from softprompts.bench.table_forms import DAGGER, Grid, GridLine, Number, in_full
 from softprompts.errors import SoftPromptError
 
-AVERAGE = "Average"
 DELTAS = ("none", "difference", "ratio")
-# "MultiRC:mean" is the mean of a task's metrics where a paper gives no more: a column of its own, in no average.
-_MEAN = "mean"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands in one place of a table.
+    """The scores in one place of a table.
 
     Attributes:
-        scores: one per seed, as they are shown (x 100, seconds, GB); empty: nothing to show.
+        scores: one per seed, as they are shown (x 100, seconds, GB).
         seeds: the seed of each score; empty where it is not known.
-        wanted: how many scores there ought to be; 0: as many as there are.
-        failed: True where runs have ended and none gave a score.
-        known_std: standard deviation where it is known without the single scores.
-        published: the published number beside it.
+        wanted: number of scores once all runs are done; 0: it is not known.
+        failed: whether runs have ended and none has a score.
+        known_std: standard deviation where the single scores are not known.
+        published: the published number.
         published_std: and its standard deviation.
         mark: a sign printed after the number; a note of the table says what it means.
-        printed: the number's own text where it is quoted, to stand in place of one with the table's decimals.
-        printed_std: and its standard deviation's.
+        printed: the number as a paper prints it; None: it is printed with the table's decimals.
+        printed_std: the same of the standard deviation.
     """
 
     scores: tuple[float, ...] = ()
@@ -85,6 +66,13 @@ class Entry:
             return statistics.stdev(self.scores)
         return self.known_std if self.scores else None
 
+    def beside(self, reference: PublishedTable | None, row: str | None, column: str) -> Entry:
+        """The entry with the published number of a place beside it, where there is one."""
+        if reference is None or row is None or column not in reference.columns:
+            return self
+        value = reference.value(row, column)
+        return self if value is None else replace(self, published=value[0], published_std=value[1])
+
     def text(self, digits: int) -> str | None:
         """The mean as it is shown; None without a score."""
         mean = self.mean
@@ -96,13 +84,14 @@ class Line:
     """A line of a table.
 
     Attributes:
-        name: what stands at its front.
+        name: its first cell.
         entries: one per column of the table.
         group: heading above it.
         model: lines of one model are ranked among themselves and stand under its name; None: the table has one model.
         facts: texts beside the name, one per fact of the table.
-        baseline: differences of the other lines of its model are to this one.
-        ranked: whether it can be the best of a column; fine-tuning is a reference and is not.
+        baseline: whether differences of the other lines of its model are to this one.
+        ranked: whether it can be the best of a column; fine-tuning, a reference, cannot.
+        published_row: its row in the published table; None: it has none.
     """
 
     name: str
@@ -112,27 +101,28 @@ class Line:
     facts: tuple[str, ...] = ()
     baseline: bool = False
     ranked: bool = True
+    published_row: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Lines by columns, and how they are to be read.
+    """Lines by columns.
 
     Columns that follow each other and share what stands before a colon ("QQP:F1", "QQP:Acc") are shown as one
     ("QQP (F1/Acc)"), except in CSV.
 
     Attributes:
-        title: what it shows.
-        columns: their names.
-        lines: with as many entries and facts as there are columns and names of facts.
+        title: its title.
+        columns: names of the columns of numbers.
+        lines: each with an entry per column and a text per fact.
         facts: names of the columns of text after the name.
-        higher_is_better: which end of a column is best.
+        higher_is_better: whether the highest number of a column is the best.
         digits: decimals of a number.
         comparable: whether published numbers are of the same setting; if not, each has a dagger.
-        otherwise: what differs, if not.
+        otherwise: how their setting differs.
         deltas: "difference" to the baseline line, "ratio" to it, or "none".
-        notes: lines below.
-        legend: whether notes that say how to read the cells are added.
+        notes: lines below it.
+        legend: whether notes are added that explain the cells.
     """
 
     title: str
@@ -151,42 +141,16 @@ class Table:
         if self.deltas not in DELTAS:
             raise SoftPromptError(f"table '{self.title}': deltas is one of {', '.join(DELTAS)}, not {self.deltas!r}")
         for line in self.lines:
-            for what, there, wanted in (
-                ("entries", line.entries, self.columns),
-                ("facts", line.facts, self.facts),
+            for what, count, wanted in (
+                ("entries", len(line.entries), len(self.columns)),
+                ("facts", len(line.facts), len(self.facts)),
             ):
-                if len(there) != len(wanted):
-                    raise SoftPromptError(
-                        f"table '{self.title}': line '{line.name}' has {len(there)} {what}, not {len(wanted)}"
-                    )
+                if count != wanted:
+                    raise SoftPromptError(f"table '{self.title}': line '{line.name}' has {count} {what}, not {wanted}")
 
     def baseline(self, model: str | None = None) -> Line | None:
-        """The line that those of ``model`` are held against."""
+        """The line that the others of ``model`` are compared with."""
         return next((line for line in self.lines if line.baseline and line.model == model), None)
-
-    def best(self, column: str, model: str | None = None) -> Line | None:
-        """The best ranked line of a column by its mean."""
-        place = self.place(column)
-        scored = [
-            (mean, line)
-            for line in self.lines
-            if line.ranked and line.model == model and (mean := line.entries[place].mean) is not None
-        ]
-        if not scored:
-            return None
-        return (max if self.higher_is_better else min)(scored, key=lambda item: item[0])[1]
-
-    def place(self, column: str) -> int:
-        """Index of a column.
-
-        Raises:
-            SoftPromptError: there is none of this name.
-        """
-        if column not in self.columns:
-            raise SoftPromptError(
-                f"table '{self.title}': no column '{column}'; there are {', '.join(self.columns)}"
-            ) from None
-        return self.columns.index(column)
 
     def models(self) -> tuple[str | None, ...]:
         """The models of its lines, in their order."""
@@ -194,25 +158,20 @@ class Table:
 
     def markdown(self) -> str:
         """The table as GitHub shows it, its title above and its notes below."""
-        heads = ["", *self.facts, *self._heads()]
-        out = [f"**{_md(self.title)}**", "", _md_row(map(_md, heads))]
-        out.append("|---|" + "---|" * len(self.facts) + "---:|" * len(self._merged()))
-        for headings, line, cells in self._body():
-            out += [_md_row([f"*{_md(heading)}*", *[""] * (len(heads) - 1)]) for heading in headings]
-            shown = [_join(cell, _md_part, _marked_published) for cell in cells]
-            out.append(_md_row([_md(line.name), *map(_md, line.facts), *shown]))
-        notes = "".join(f"\n{_md(note)}  " for note in self.all_notes()).rstrip()
-        return "\n".join(out) + "\n" + (f"{notes}\n" if notes else "")
+        return table_forms.markdown(self._grid())
 
     def text(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and lines of plain text, for a terminal: the best of a column between asterisks, no differences."""
-        lines = []
-        for headings, line, cells in self._body():
-            lines += [[heading] for heading in headings]
-            indent = "  " if line.model is not None or line.group is not None else ""
-            shown = [_join(cell, _plain_part, _plain_published) for cell in cells]
-            lines.append([indent + line.name, *line.facts, *shown])
-        return ["", *self.facts, *self._heads()], lines
+        """Headings and lines of plain text, for a terminal."""
+        grid = self._grid()
+        return list(grid.heads), table_forms.plain_lines(grid)
+
+    def latex(self) -> str:
+        """A LaTeX ``table``, see `softprompts.bench.table_forms.latex`."""
+        return table_forms.latex(self._grid())
+
+    def html(self) -> str:
+        """A ``<table>`` to be sorted, see `softprompts.bench.table_forms.html_form`."""
+        return table_forms.html_form(self._grid())
 
     def csv(self) -> str:
         """One line per line and column, for programs; numbers in full, scores and seeds with blanks between."""
@@ -221,95 +180,17 @@ class Table:
         numbers = ["mean", "std", "n", "scores", "seeds", "published", "published_std", "same_setting", "delta"]
         writer.writerow(["model", "group", "line", *self.facts, "column", *numbers])
         for line in self.lines:
-            for place, entry in enumerate(line.entries):
-                known = entry.published is not None
-                writer.writerow(
-                    [
-                        line.model or "",
-                        line.group or "",
-                        line.name,
-                        *line.facts,
-                        self.columns[place],
-                        _number(entry.mean),
-                        _number(entry.std),
-                        len(entry.scores),
-                        " ".join(map(_number, entry.scores)),
-                        " ".join(map(str, entry.seeds)),
-                        _number(entry.published),
-                        _number(entry.published_std),
-                        str(self.comparable).lower() if known else "",
-                        _number(self._delta(line, place)),
-                    ]
-                )
+            for place, (column, entry) in enumerate(zip(self.columns, line.entries, strict=True)):
+                same_setting = "" if entry.published is None else str(self.comparable).lower()
+                scores, seeds = " ".join(map(in_full, entry.scores)), " ".join(map(str, entry.seeds))
+                published = (in_full(entry.published), in_full(entry.published_std), same_setting)
+                values = (in_full(entry.mean), in_full(entry.std), len(entry.scores), scores, seeds, *published)
+                delta = in_full(self._delta(line, place))
+                writer.writerow([line.model or "", line.group or "", line.name, *line.facts, column, *values, delta])
         return out.getvalue()
 
-    def latex(self) -> str:
-        r"""A ``table`` to be used with the package booktabs; text is escaped."""
-        merged = self._merged()
-        width = 1 + len(self.facts) + len(merged)
-        kind = "table*" if width > 9 else "table"
-        heads = ["", *self.facts, *self._heads()]
-        out = [
-            r"% needs \usepackage{booktabs}",
-            rf"\begin{{{kind}}}[t]",
-            r"\centering",
-            rf"\caption{{{_tex(self.title)}}}",
-            r"\scriptsize" if width > 9 else r"\small",
-            r"\setlength{\tabcolsep}{4pt}",
-            rf"\begin{{tabular}}{{l{'l' * len(self.facts)}{'r' * len(merged)}}}",
-            r"\toprule",
-            " & ".join(map(_tex, heads)) + r" \\",
-            r"\midrule",
-        ]
-        for index, (headings, line, cells) in enumerate(self._body()):
-            if headings and index:
-                out.append(r"\midrule")
-            out += [rf"\multicolumn{{{width}}}{{l}}{{\textit{{{_tex(heading)}}}}} \\" for heading in headings]
-            shown = [_join(cell, _tex_part, _tex_published, _tex) for cell in cells]
-            out.append(" & ".join([_tex(line.name), *map(_tex, line.facts), *shown]) + r" \\")
-        out += [r"\bottomrule", r"\end{tabular}"]
-        notes = self.all_notes()
-        if notes:
-            lines = r" \\ ".join(map(_tex, notes))
-            out.append(rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {lines}}}")
-        out.append(rf"\end{{{kind}}}")
-        return "\n".join(out) + "\n"
-
-    def html(self) -> str:
-        """A ``<table>``: numbers to sort by in ``data-value``, a ``<tbody>`` per group, notes in ``<tfoot>``."""
-        merged = self._merged()
-        heads = ["", *self.facts, *self._heads()]
-        width = len(heads)
-        out = [f'<table class="results" data-higher-is-better="{str(self.higher_is_better).lower()}">']
-        out.append(f"<caption>{html.escape(self.title)}</caption>")
-        kinds = ["name", *["fact"] * len(self.facts), *["number"] * len(merged)]
-        cells_of_head = (
-            f'<th scope="col" class="{k}">{html.escape(h)}</th>' for k, h in zip(kinds, heads, strict=True)
-        )
-        out.append("<thead><tr>" + "".join(cells_of_head) + "</tr></thead>")
-        opened = False
-        for headings, line, cells in self._body():
-            if headings or not opened:
-                out.append("</tbody>\n<tbody>" if opened else "<tbody>")
-                opened = True
-            out += [
-                f'<tr class="group"><th colspan="{width}" scope="rowgroup">{html.escape(h)}</th></tr>' for h in headings
-            ]
-            shown = [f'<th scope="row" data-value="{html.escape(line.name)}">{html.escape(line.name)}</th>']
-            shown += [_html_fact(fact) for fact in line.facts]
-            shown += [_html_cell(cell) for cell in cells]
-            kind = ' class="baseline"' if line.baseline else ""
-            out.append(f"<tr{kind}>" + "".join(shown) + "</tr>")
-        if opened:
-            out.append("</tbody>")
-        notes = self.all_notes()
-        if notes:
-            text = "<br>".join(map(html.escape, notes))
-            out.append(f'<tfoot><tr><td colspan="{width}">{text}</td></tr></tfoot>')
-        return "\n".join([*out, "</table>"]) + "\n"
-
     def all_notes(self) -> tuple[str, ...]:
-        """Its notes and, with a legend, how its cells are to be read."""
+        """Its notes and, with a legend, those that explain the cells."""
         if not self.legend:
             return self.notes
         entries = [entry for line in self.lines for entry in line.entries]
@@ -320,10 +201,9 @@ class Table:
         elif most == 1 and any(entry.seeds for entry in entries):
             legend.append("One seed: chance is not told from merit.")
         end = "" if self.higher_is_better else ", the lowest being best"
-        if any(part.rank for cells in self._cells() for cell in cells for part in cell):
-            unranked = (
-                "" if all(line.ranked for line in self.lines) else "; lines that train the whole model not ranked"
-            )
+        if self.ranks():
+            all_ranked = all(line.ranked for line in self.lines)
+            unranked = "" if all_ranked else "; lines that train the whole model not ranked"
             legend.append(f"Best of a column in bold, second underlined{end}{unranked}.")
         against = dict.fromkeys(line.name for line in self.lines if line.baseline)
         if self.deltas != "none" and against:
@@ -348,12 +228,12 @@ class Table:
         return (*legend, *self.notes)
 
     def _merged(self) -> list[list[int]]:
-        """Places of the columns that are shown together."""
+        """Places of the columns that are shown as one."""
         groups: list[list[int]] = []
         before = ""
         for place, column in enumerate(self.columns):
             task, colon, metric = column.partition(":")
-            key = task if colon and metric != _MEAN else ""
+            key = task if colon and metric != MEAN else ""
             if key and key == before:
                 groups[-1].append(place)
             else:
@@ -361,36 +241,33 @@ class Table:
             before = key
         return groups
 
-    def _heads(self) -> list[str]:
-        """What stands above the columns that are shown."""
-        heads = []
-        for group in self._merged():
+    def _heads(self, groups: list[list[int]]) -> Iterator[str]:
+        """Heads of the columns that are shown."""
+        for group in groups:
             names = [self.columns[place].partition(":") for place in group]
             metrics = "/".join(metric for _, _, metric in names if metric)
-            heads.append(f"{names[0][0]} ({metrics})" if metrics else names[0][0])
-        return heads
+            yield f"{names[0][0]} ({metrics})" if metrics else names[0][0]
 
-    def _body(self) -> Iterator[tuple[list[str], Line, list[list[_Part]]]]:
-        """Each line with the headings above it and its cells; a cell has a part per column in it."""
-        before: Line | None = None
-        for line, cells in zip(self.lines, self._cells(), strict=True):
+    def _grid(self) -> Grid:
+        ranks, groups, before = self.ranks(), self._merged(), None
+        lines = []
+        for index, line in enumerate(self.lines):
             headings = []
             if line.model is not None and (before is None or before.model != line.model):
                 headings.append(line.model)
             if line.group is not None and (headings or before is None or before.group != line.group):
                 headings.append(line.group)
             before = line
-            yield headings, line, cells
-
-    def _cells(self) -> list[list[list[_Part]]]:
-        ranks = self.ranks()
-        return [
-            [[self._part(line, place, ranks.get((index, place), 0)) for place in group] for group in self._merged()]
-            for index, line in enumerate(self.lines)
-        ]
+            cells = tuple(
+                tuple(self._number(line, place, ranks.get((index, place), 0)) for place in group) for group in groups
+            )
+            indented = line.model is not None or line.group is not None
+            lines.append(GridLine(tuple(headings), line.name, line.facts, cells, indented, line.baseline))
+        heads, notes = tuple(self._heads(groups)), self.all_notes()
+        return Grid(self.title, self.facts, heads, tuple(lines), notes, self.higher_is_better)
 
     def ranks(self) -> dict[tuple[int, int], int]:
-        """1 for the best and 2 for the second of a column, by line and column, as the printed numbers are."""
+        """1 for the best and 2 for the second of a column, by line and column; numbers count as they are printed."""
         ranks: dict[tuple[int, int], int] = {}
         for place in range(len(self.columns)):
             for model in self.models():
@@ -400,7 +277,7 @@ class Table:
                     if line.ranked and line.model == model and text is not None and not math.isnan(float(text)):
                         printed[index] = float(text)
                 order = sorted(set(printed.values()), reverse=self.higher_is_better)
-                if len(order) < 2:  # nothing to tell apart
+                if len(order) < 2:  # all are equal
                     continue
                 for index, value in printed.items():
                     if value in order[:2]:
@@ -422,36 +299,34 @@ class Table:
         text = f"{delta:+.{self.digits}f}"
         return text if text.strip("+-0.") else f"{0:.{self.digits}f}"  # no "-0.0"
 
-    def _part(self, line: Line, place: int, rank: int) -> _Part:
+    def _number(self, line: Line, place: int, rank: int) -> Number:
         entry = line.entries[place]
-        mean, std = entry.mean, entry.std
-        missing = "failed" if entry.failed else "-"
-        delta = self._delta(line, place)
-        known = None if entry.published is None else _as_printed(entry.published, self.digits)
+        mean, std, published = entry.mean, entry.std, entry.published
+        delta, base = self._delta(line, place), self.baseline(line.model)
         ratio = None
-        if known is not None and self.deltas == "ratio" and not line.baseline:
-            base = self.baseline(line.model)
-            theirs = None if base is None else base.entries[place].published
-            if theirs and entry.published is not None:
-                ratio = f"×{entry.published / theirs:.2f}"
-        return _Part(
-            text=entry.text(self.digits) or missing,
+        if published is not None and self.deltas == "ratio" and base is not None and base is not line:
+            base_published = base.entries[place].published
+            ratio = f"×{published / base_published:.2f}" if base_published else None
+        return Number(
+            text=entry.text(self.digits) or ("failed" if entry.failed else "-"),
             value=mean,
             std=None if std is None or mean is None else entry.printed_std or f"{std:.{self.digits}f}",
             delta=None if delta is None else self._signed(delta),
             rank=rank,
-            published=known,
-            published_std=None if entry.published_std is None else _as_printed(entry.published_std, self.digits),
+            published=self._as_printed(published),
+            published_std=self._as_printed(entry.published_std),
             published_ratio=ratio,
-            dagger="" if self.comparable or known is None else DAGGER,
+            dagger="" if self.comparable or published is None else DAGGER,
             mark=entry.mark,
             scores=entry.scores,
         )
 
+    def _as_printed(self, value: float | None) -> str | None:
+        """A published number with the decimals it was printed with, and at least those of the table."""
+        return None if value is None else max(f"{value:.{self.digits}f}", f"{value:.10g}", key=len)
 
-def with_average(
-    table: Table, reference: PublishedTable | None = None, names: Mapping[int, str] | None = None
-) -> Table:
+
+def with_average(table: Table, reference: PublishedTable | None = None) -> Table:
     """The table with a column that is the mean over tasks; a task with several metrics counts once, by their mean.
 
     Where each entry of a line has the same seeds, an average is made for every seed, so that it has a standard
@@ -460,19 +335,12 @@ def with_average(
     Args:
         table: without such a column.
         reference: whose averages are the published ones, if they are over the same tasks.
-        names: by index of a line, its row there.
     """
-    lines = []
     if reference is not None and tasks_of(table.columns).keys() != tasks_of(reference.columns).keys():
         reference = None
-    for index, line in enumerate(table.lines):
-        average = average_of(table, line)
-        row = (names or {}).get(index)
-        known = None
-        if reference is not None and row is not None and AVERAGE in reference.columns:
-            known = reference.value(row, AVERAGE)
-        if known is not None:
-            average = replace(average, published=known[0], published_std=known[1])
+    lines = []
+    for line in table.lines:
+        average = average_of(table, line).beside(reference, line.published_row, AVERAGE)
         lines.append(replace(line, entries=(*line.entries, average)))
     return replace(table, columns=(*table.columns, AVERAGE), lines=tuple(lines))
 
@@ -493,13 +361,3 @@ def average_of(table: Table, line: Line) -> Entry:
         return Entry(tuple(by_seed), shared)
     means = [statistics.fmean(line.entries[place].mean or 0.0 for place in places) for places in tasks.values()]
     return Entry((statistics.fmean(means),))
-
-
-def tasks_of(columns: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Places of the columns of each task, without averages."""
-    tasks: dict[str, tuple[int, ...]] = {}
-    for place, column in enumerate(columns):
-        task, _, metric = column.partition(":")
-        if column != AVERAGE and metric != _MEAN:
-            tasks[task] = (*tasks.get(task, ()), place)
-    return tasks

@@ -1,4 +1,4 @@
-"""Where jobs are carried out: processes on this machine, or actors of a Ray cluster. Both take the same jobs."""
+"""Pools of workers: processes on this machine, or actors of a Ray cluster. Both take the same jobs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage.files import write_json_atomic
 from softprompts.training.memory import free_memory
 
-MEMORY = 4 * 2**30  # of the machine, that a worker on a CPU should find
-PATIENCE = 120  # seconds that a worker has to finish its step when all is to stop
+MEMORY = 4 * 2**30  # bytes of the machine's memory for each worker on a CPU
+PATIENCE = 120  # seconds that a worker has to finish its step when the pool stops
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Workers(ABC):
-    """Some workers, each with one job at most.
+    """Workers, each with one job at most.
 
     Attributes:
         count: how many there are.
@@ -40,25 +40,25 @@ class Workers(ABC):
 
     @abstractmethod
     def idle(self) -> int:
-        """How many have nothing to do."""
+        """Number of workers without a job."""
 
     @abstractmethod
     def give(self, job: Job) -> None:
-        """Hands a job to an idle worker, to one that has its backbone where there is one."""
+        """Gives a job to a worker without one, if possible to one that has its backbone."""
 
     @abstractmethod
     def ended(self, seconds: float) -> list[Job]:
-        """The jobs that have ended, well or not, within so many seconds; a lost worker has ended its job too."""
+        """The jobs that end within so many seconds, those of lost workers included."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Ends all of them: those at work after their step, with checkpoints."""
+        """Ends all workers: those with a job after their step, with checkpoints."""
 
 
 def count_of(processes: int = 1) -> int:
     """How many workers this machine has room for: one for each GPU (or ``processes`` of them), else for each core.
 
-    A core of its own serves a run better than a share of several, as long as there is memory for a backbone each.
+    Runs are faster with a core each than with shares of several, as long as memory holds a backbone for each.
     """
     if torch.cuda.is_available():
         return max(1, torch.cuda.device_count() // processes)
@@ -66,9 +66,9 @@ def count_of(processes: int = 1) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use: those that it is bound to, within the limit of its control group."""
+    """Number of cores that this process may use, by its affinity and the limit of its control group."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
         limit, period = map(int, _CPU_LIMIT.read_text().split())
         count = min(count, -(-limit // period))
     return max(1, count)
@@ -99,16 +99,15 @@ class LocalWorkers(Workers):
         self._workers: list[_Process | None] = [None] * count
 
     def idle(self) -> int:
-        """Those without a job, started or not."""
+        """Number of workers without a job, started or not."""
         return sum(worker is None or worker.job is None for worker in self._workers)
 
     def give(self, job: Job) -> None:
-        """Hands a job over, starting a process where none is."""
-        free = [at for at, worker in enumerate(self._workers) if worker is None or worker.job is None]
-        warm = [at for at in free if (there := self._workers[at]) is not None and there.bench == job.bench]
-        at = (warm or free)[0]
+        """Gives a job to a worker, and starts its process if necessary."""
+        free = [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
+        at = min(free, key=lambda place: getattr(self._workers[place], "workbench", "") != job.workbench)
         worker = self._workers[at]
-        # Memory is measured in a process that has done nothing else; several processes are started for each job.
+        # Memory is measured in a fresh process; processes that train together are started for each job.
         if worker is not None and (job.runs[0].cost or self.processes > 1 or not worker.alive):
             worker.end()
             worker = None
@@ -117,70 +116,70 @@ class LocalWorkers(Workers):
         worker.give(job)
 
     def ended(self, seconds: float) -> list[Job]:
-        """Waits for answers, and for processes that are gone."""
-        found: list[Job] = []
+        """Waits for answers and for processes that end."""
+        jobs: list[Job] = []
         end = time.monotonic() + seconds
-        while not found and (left := end - time.monotonic()) > 0:
+        while not jobs and (left := end - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
                 worker, answer = self._answers.get(timeout=left)
                 if worker not in self._workers:
                     continue
-                if not answer:  # its output has ended: it is gone, and must not get another job
+                if not answer:  # its output has ended, so the process has
                     worker.end()
                     self._workers[worker.place] = None
                 if worker.job is not None and (not answer or json.loads(answer)["ended"] == worker.job.name):
-                    found.append(worker.job)
+                    jobs.append(worker.job)
                     worker.job = None
-        return found
+        return jobs
 
     def stop(self) -> None:
-        """Closes their inputs, which makes them stop; those that do not are killed."""
-        there = [worker for worker in self._workers if worker is not None]
-        for worker in there:
-            worker.ask_to_stop()
+        """Closes the workers' inputs, which makes them stop; kills those that go on."""
+        workers = [worker for worker in self._workers if worker is not None]
+        for worker in workers:
+            worker.close_input()
         end = time.monotonic() + PATIENCE
         try:
-            for worker in there:
+            for worker in workers:
                 worker.wait(max(0.0, end - time.monotonic()))
-        finally:  # also when the user is in a hurry
-            for worker in there:
+        finally:  # also after a second Ctrl-C
+            for worker in workers:
                 worker.end()
         self._workers = [None] * self.count
 
     def environment(self, place: int) -> dict[str, str]:
-        """Cores and GPUs of a worker."""
-        own = dict(os.environ)
+        """Environment variables of a worker: its share of the cores, and its GPUs."""
+        variables = dict(os.environ)
         if torch.cuda.is_available():
             named = os.environ.get("CUDA_VISIBLE_DEVICES")
             devices = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
             start = place * self.processes % max(1, len(devices))
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[start : start + self.processes])
-        own.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self.count * self.processes))))
-        own["TOKENIZERS_PARALLELISM"] = "false"
-        return own
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices[start : start + self.processes])
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self.count * self.processes))))
+        variables["TOKENIZERS_PARALLELISM"] = "false"
+        return variables
 
 
 class _Process:
     """A worker process.
 
     Args:
-        workers: whose it is.
-        place: its number.
-        answers: where its answers go, with an empty one when it is gone.
-        job: of several processes, the one job that they are started for.
+        workers: its pool.
+        place: its place there.
+        answers: queue of its answers; the last one is empty.
+        job: the only job of processes that train together.
     """
 
     def __init__(self, workers: LocalWorkers, place: int, answers: queue.Queue[tuple[_Process, str]], job: Job | None):
-        self.place, self.job, self.bench = place, job, ""
+        self.place, self.job, self.workbench = place, job, ""
         logs = workers.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "softprompts.bench.worker_process"]
-        own = ["--root", str(workers.root), "--folder", str(workers.folder)]
+        options = ["--root", str(workers.root), "--folder", str(workers.folder)]
         environment = workers.environment(place)
         if job is not None:
             file = workers.folder / "jobs" / f"{job.name}.json"
             write_json_atomic(file, job.to_dict())
-            own += ["--job", str(file)]
+            options += ["--job", str(file)]
             launch = ["-m", "accelerate.commands.launch", "--num_processes", str(workers.processes)]
             launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
             launch += ["--multi_gpu", "--main_process_port", str(_free_port())]
@@ -189,14 +188,14 @@ class _Process:
                 environment["ACCELERATE_USE_CPU"] = "true"
         with open(logs / f"worker-{place}.log", "ab") as log:
             self._process = subprocess.Popen(
-                [*command, *own],
+                [*command, *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
                 text=True,
-                errors="replace",  # of several processes, anything that they print comes along
-                start_new_session=True,  # Ctrl-C is for us, who tell the workers
+                errors="replace",  # processes that train together may print anything
+                start_new_session=True,  # Ctrl-C goes to the command alone, which stops its workers
             )
         self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
         self._reader.start()
@@ -207,19 +206,20 @@ class _Process:
 
     @property
     def pid(self) -> int:
-        """Its number with the system."""
+        """Its process id."""
         return self._process.pid
 
     def give(self, job: Job) -> None:
-        self.job, self.bench = job, job.bench
+        self.job, self.workbench = job, job.workbench
         if self._one_job:
             return
-        with contextlib.suppress(OSError):  # it has just died, which its output's end tells
+        with contextlib.suppress(OSError):  # it has just died, and its output ends
             self._input.write(json.dumps(job.to_dict()) + "\n")
             self._input.flush()
 
-    def ask_to_stop(self) -> None:
-        with contextlib.suppress(OSError):  # what was not sent any more
+    def close_input(self) -> None:
+        """Makes it stop after its step."""
+        with contextlib.suppress(OSError):  # it is gone, and lines are left
             self._input.close()
 
     def wait(self, seconds: float) -> None:
@@ -227,16 +227,16 @@ class _Process:
             self._process.wait(seconds)
 
     def end(self) -> None:
-        """Makes sure that it is gone, with all processes that it started."""
-        there: list[psutil.Process] = []
+        """Kills it, with all processes that it started."""
+        children: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
-            there = psutil.Process(self.pid).children(recursive=True)  # a launcher's are not in its group
+            children = psutil.Process(self.pid).children(recursive=True)  # a launcher's are not in its group
         self._process.kill()
-        for one in there:
+        for child in children:
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                child.kill()
         self._process.wait()
-        self.ask_to_stop()  # those whose launcher was gone already
+        self.close_input()  # stops children that have lost their launcher
         self._reader.join(PATIENCE)
         if self._process.stdout is not None and not self._reader.is_alive():
             self._process.stdout.close()
@@ -267,48 +267,41 @@ class RayWorkers(Workers):
         root: where run folders live.
         folder: the bench's folder.
         count: number of workers; None: as many as the cluster has GPUs, or else cores.
-        processes: GPUs of a worker; a run is trained by one process.
 
     Raises:
         SoftPromptError: Ray is not installed, or the cluster cannot be reached.
     """
 
-    def __init__(self, root: str | Path, folder: str | Path, count: int | None = None, processes: int = 1):
+    def __init__(self, root: str | Path, folder: str | Path, count: int | None = None):
         self._ray = ray = load_ray()
         self.root, self.folder = str(Path(root).resolve()), str(Path(folder).resolve())
         address = os.environ.get("RAY_ADDRESS")
         try:
             self._own = not ray.is_initialized()
             if self._own:
-                # Of a cluster one takes what is there; one's own has as many cores as there will be workers.
+                # A Ray of our own has a core for each worker; "local" keeps Ray from joining somebody else's cluster.
                 size = {} if address else {"num_cpus": max(count or 0, count_of()), "include_dashboard": False}
-                # "local": without an address Ray would look for a cluster that somebody else has started here.
-                ray.init(
-                    address=address or "local",
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    configure_logging=False,
-                    **size,
-                )
+                quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+                ray.init(address=address or "local", **quiet, **size)
         except Exception as error:
             raise SoftPromptError(f"Ray cannot be started or reached ({' '.join(str(error).split())[:200]})") from error
         resources = ray.cluster_resources()
-        self._gpus = processes if resources.get("GPU") else 0
-        self.count = count or int(resources["GPU"] // processes if self._gpus else resources.get("CPU", 1)) or 1
+        self._gpus = 1 if resources.get("GPU") else 0
+        self.count = count or int(resources["GPU"] if self._gpus else resources.get("CPU", 1)) or 1
         self._actors: list[Any] = [None] * self.count
         self._at_work: dict[Any, tuple[int, Job]] = {}
-        self._bench: list[str] = [""] * self.count
+        self._workbenches: list[str] = [""] * self.count
         self._pids: dict[int, Any] = {}
 
     def idle(self) -> int:
-        """Those without a job."""
+        """Number of actors without a job."""
         return self.count - len(self._at_work)
 
     def give(self, job: Job) -> None:
-        """Hands a job over, starting an actor where none is."""
+        """Gives a job to an actor, and starts it if necessary."""
         busy = {place for place, _ in self._at_work.values()}
         free = [place for place in range(self.count) if place not in busy]
-        place = next((one for one in free if self._bench[one] == job.bench), free[0])
+        place = min(free, key=lambda place: self._workbenches[place] != job.workbench)
         if job.runs[0].cost and self._actors[place] is not None:
             self._ray.kill(self._actors[place])
             self._actors[place] = None
@@ -316,28 +309,28 @@ class RayWorkers(Workers):
             actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(_Actor)
             self._actors[place] = actor.remote(self.root, self.folder)
             self._pids[place] = self._actors[place].pid.remote()
-        self._bench[place] = job.bench
+        self._workbenches[place] = job.workbench
         self._at_work[self._actors[place].work.remote(job.to_dict())] = place, job
 
     def ended(self, seconds: float) -> list[Job]:
-        """Waits for results, and for actors that are gone."""
+        """Waits for results and for actors that are lost."""
         if not self._at_work:
             return []
         done, _ = self._ray.wait(list(self._at_work), num_returns=1, timeout=seconds)
         if not done:
             self._make_room()
-        found = []
+        jobs = []
         for reference in done:
             place, job = self._at_work.pop(reference)
             try:
                 self._ray.get(reference)
-            except Exception:  # the actor, its machine or its process is gone, and so is what it had loaded
-                self._actors[place], self._bench[place] = None, ""
-            found.append(job)
-        return found
+            except Exception:  # the actor, its process or its machine is lost, with what it had loaded
+                self._actors[place], self._workbenches[place] = None, ""
+            jobs.append(job)
+        return jobs
 
     def _make_room(self) -> None:
-        """Ends an actor without a job where another with one waits for a place in the cluster: it would for ever."""
+        """Ends actors without a job while actors with one wait for a place in the cluster; they would wait for ever."""
         busy = {place for place, _ in self._at_work.values()}
         idle = [place for place, actor in enumerate(self._actors) if actor is not None and place not in busy]
         if not idle:
@@ -345,16 +338,15 @@ class RayWorkers(Workers):
         _, waiting = self._ray.wait([self._pids[place] for place in busy], num_returns=len(busy), timeout=0)
         for place in idle[: len(waiting)]:
             self._ray.kill(self._actors[place])
-            self._actors[place], self._bench[place] = None, ""
+            self._actors[place], self._workbenches[place] = None, ""
 
     def at_work_pids(self) -> list[int]:
-        """Processes of the actors that are at work, each on its own machine."""
-        busy = [place for place, _ in self._at_work.values()]
-        found: list[int] = self._ray.get([self._pids[place] for place in busy])
-        return found
+        """Process ids of the actors with a job, each on its own machine."""
+        pids: list[int] = self._ray.get([self._pids[place] for place, _ in self._at_work.values()])
+        return pids
 
     def stop(self) -> None:
-        """Ends the actors at once; their runs go on from the last checkpoint."""
+        """Ends the actors at once; a later call continues their runs from the last checkpoint."""
         for actor in self._actors:
             if actor is not None:
                 self._ray.kill(actor)
@@ -364,7 +356,7 @@ class RayWorkers(Workers):
 
 
 class _Actor:
-    """What runs in a Ray actor."""
+    """A worker as a Ray actor."""
 
     def __init__(self, root: str, folder: str):
         from softprompts.bench.worker_process import Worker
@@ -372,16 +364,16 @@ class _Actor:
         self._worker = Worker(root, folder)
 
     def work(self, job: Mapping[str, Any]) -> None:
-        """Carries out a job."""
+        """Trains the runs of a job."""
         self._worker.work(job)
 
     def pid(self) -> int:
-        """Of its process."""
+        """Its process id."""
         return os.getpid()
 
 
 def load_ray() -> Any:
-    """Ray, which is an extra.
+    """Imports Ray, which is an extra.
 
     Raises:
         SoftPromptError: it is not installed.

@@ -1,8 +1,9 @@
 """A worker: holds a backbone and trains one job after the other, each in shared passes.
 
-As a process of its own (``python -m softprompts.bench.worker_process``) it reads jobs as JSON lines from its standard input and
-answers each with a line when it has ended. What came of a job is in the run folders and, of runs that failed, in
-``failures/`` of the bench's folder. When its input ends (its master is gone) it stops after the step, with checkpoints.
+As a process of its own (``python -m softprompts.bench.worker_process``) it reads jobs as JSON lines from its standard
+input and answers each with a line when it has ended. Results are in the run folders, errors of runs that failed in
+``failures/`` of the bench's folder. When its input ends (the command is gone) it stops after the step and writes
+checkpoints.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from softprompts.training.memory import out_of_memory
 
 
 class Worker:
-    """Carries out jobs of a bench.
+    """Trains the runs of jobs.
 
     Args:
         root: where run folders live.
@@ -44,116 +45,115 @@ class Worker:
 
     def __init__(self, root: str | Path, folder: str | Path):
         self.root, self.folder = Path(root), Path(folder)
-        self._bench: Workbench | None = None
-        self._made: dict[str, Any] = {}
+        self._workbench: Workbench | None = None
+        self._made_of: dict[str, Any] = {}
 
     def work(self, job: Mapping[str, Any]) -> None:
-        """Does what is left of a job (`softprompts.bench.plan.Job.to_dict`).
+        """Trains the runs of a job (`softprompts.bench.plan.Job.to_dict`) that are not done.
 
         A run that fails leaves a note in ``failures/``; the others of the job go on without it.
 
         Raises:
-            KeyboardInterrupt: it was asked to stop; checkpoints are written.
-            Exception: the device is of no use any more; another process has to go on.
+            KeyboardInterrupt: the process was told to stop; checkpoints are written.
+            Exception: the device cannot be used any more; another process has to go on.
         """
         with locked(self.root, [str(run["run"]) for run in job["runs"]]):
-            # The main process alone has waited for the locks, so that only it knows.
+            # The main process alone has waited for the locks, so that only it knows what is done.
             done = on_main(lambda: [run_folder.is_done(self.root / run["run"]) for run in job["runs"]])
-            left = [run for run, there in zip(job["runs"], done, strict=True) if not there]
+            left = [run for run, is_done in zip(job["runs"], done, strict=True) if not is_done]
             for run in left:
                 if is_main():
                     self._note(run).unlink(missing_ok=True)
             if not left:
                 return
             try:
-                self._workbench(job["bench"])
-            except Exception as error:  # without backbone and task, none of them can do anything
+                self._open(job["workbench"])
+            except Exception as error:  # no run can go on without backbone and task
                 for run in left:
                     self._fail(run, error)
                 return
             try:
-                self._do(job, left)
+                self._train(job, left)
             except Exception as error:
                 if len(left) == 1 or _is_lost(error):
-                    self._failed(left, error)
+                    self._fail_all(left, error)
                     return
-                # One of them: each on its own, and the others get through.
+                # One run failed: each is trained on its own, and the others get through.
                 for run in left:
                     if not run_folder.is_done(self.root / run["run"]):
                         try:
-                            self._do(job, [run])
+                            self._train(job, [run])
                         except Exception as alone:
-                            self._failed([run], alone)
+                            self._fail_all([run], alone)
 
-    def _do(self, job: Mapping[str, Any], wanted: Sequence[Mapping[str, Any]]) -> None:
-        bench = self._workbench(job["bench"])
-        made = [
-            Run(make_config(run["method"], **run["settings"]), TrainConfig.from_dict(run["training"])) for run in wanted
+    def _train(self, job: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+        workbench, cost = self._open(job["workbench"]), job.get("cost")
+        configs = [
+            Run(make_config(run["method"], **run["settings"]), TrainConfig.from_dict(run["training"])) for run in runs
         ]
-        cost = job.get("cost")
-        for run, one in zip(wanted, made, strict=True):
-            config = bench.resolved(one.method, one.training)
-            if run_id({**config, "cost": cost} if cost else config) != run["run"]:
+        for run, config in zip(runs, configs, strict=True):
+            resolved = workbench.resolved(config.method, config.training)
+            if run_id({**resolved, "cost": cost} if cost else resolved) != run["run"]:
                 raise SoftPromptError(f"{run['run']}: its data or sources are no longer what they were; start again")
         if not cost:
-            bench.run_all(made, root=self.root, lanes=len(made), progress=False)
+            workbench.run_all(configs, root=self.root, lanes=len(configs), progress=False)
             return
-        for one in made:
-            found = bench.cost(one, **cost)
+        for config in configs:
+            result = workbench.cost(config, **cost)
             if is_main():
-                path = open_run(self.root, {**bench.resolved(one.method, one.training), "cost": cost}, resume=True)
-                write_json_atomic(path / run_folder.RESULT, found)
+                resolved = {**workbench.resolved(config.method, config.training), "cost": cost}
+                write_json_atomic(open_run(self.root, resolved, resume=True) / run_folder.RESULT, result)
 
-    def _workbench(self, wanted: Mapping[str, Any]) -> Workbench:
-        """Backbone and task, of which what is there already is kept."""
-        if self._bench is not None and wanted == self._made:
-            return self._bench
+    def _open(self, wanted: Mapping[str, Any]) -> Workbench:
+        """The workbench that is made of these values; backbone and task are kept from job to job where they agree."""
+        if self._workbench is not None and wanted == self._made_of:
+            return self._workbench
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in wanted["data"].items()}
         data = Data(**fields)
-        same = all(wanted.get(key) == self._made.get(key) for key in ("model", "quantize"))
+        same = all(wanted.get(key) == self._made_of.get(key) for key in ("model", "quantize"))
         with synchronized():
-            if self._bench is not None and same:
-                with contextlib.suppress(SoftPromptError):  # a head of another kind: a model of its own
-                    self._bench = self._bench.on(data, wanted["max_length"], wanted["evaluate"])
-                    self._made = dict(wanted)
-                    return self._bench
-            self._bench, self._made = None, {}
-            more = {key: wanted[key] for key in ("evaluate", "quantize") if key in wanted}
-            self._bench = Workbench(wanted["model"], data, wanted["max_length"], **more)
-        self._made = dict(wanted)
-        return self._bench
+            if self._workbench is not None and same:
+                with contextlib.suppress(SoftPromptError):  # the task needs a head of another kind, and so a new model
+                    self._workbench = self._workbench.on(data, wanted["max_length"], wanted["evaluate"])
+                    self._made_of = dict(wanted)
+                    return self._workbench
+            self._workbench, self._made_of = None, {}
+            options = {key: wanted[key] for key in ("evaluate", "quantize") if key in wanted}
+            self._workbench = Workbench(wanted["model"], data, wanted["max_length"], **options)
+        self._made_of = dict(wanted)
+        return self._workbench
 
     def _note(self, run: Mapping[str, Any]) -> Path:
         return self.folder / FAILURES / f"{run['run']}.txt"
 
-    def _failed(self, failed: Sequence[Mapping[str, Any]], error: Exception) -> None:
-        """Notes runs that have failed, unless it may not be their fault."""
+    def _fail_all(self, runs: Sequence[Mapping[str, Any]], error: Exception) -> None:
+        """Notes that runs have failed, unless the device is at fault."""
         if _is_lost(error):
             raise error
-        for run in failed:
+        for run in runs:
             self._fail(run, error)
 
     def _fail(self, run: Mapping[str, Any], error: Exception) -> None:
         if is_main():
-            told = str(error) if isinstance(error, SoftPromptError) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, SoftPromptError) else f"{type(error).__name__}: {error}"
             text = "".join(traceback.format_exception(error))
-            write_text_atomic(self._note(run), f"{text}\n{' '.join(told.split())}\n")
+            write_text_atomic(self._note(run), f"{text}\n{' '.join(reason.split())}\n")
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether a GPU is of no use to this process any more: all that comes after such an error fails, too."""
+    """Whether the process can use its GPU no more: everything after such an error fails, too."""
     return isinstance(error, RuntimeError) and not out_of_memory(error) and "CUDA error" in str(error)
 
 
 @contextlib.contextmanager
 def locked(root: str | Path, names: Sequence[str]) -> Iterator[None]:
-    """Holds the runs of these names; waits for another process that holds any of them.
+    """Locks the runs of these ids; waits while another process has locked any of them.
 
-    The system lets go of them when the process ends, however it does.
+    The system unlocks them when the process ends, however it does.
     """
     with contextlib.ExitStack() as stack:
         if is_main():
-            for name in sorted(names):  # in one order everywhere, so that nobody waits for each other
+            for name in sorted(names):  # in one order everywhere, so that two processes do not wait for each other
                 lock(stack.enter_context(lock_file(root, name)))
         yield
 
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # A shell without job control starts what runs in the background with Ctrl-C ignored, and so would we ask in vain.
+    # A shell without job control starts background processes with Ctrl-C ignored; a worker is stopped by just that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = Worker(options.root, options.folder)
     jobs: queue.Queue[str] = queue.Queue()
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.job is not None:
             worker.work(json.loads(Path(options.job).read_text(encoding="utf-8")))
             return
-        # Answers go to the pipe alone; what anything prints goes where errors go.
+        # Only answers go to the pipe; all that is printed goes where errors go.
         answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         while line := jobs.get():
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _listen(jobs: queue.Queue[str], lines: bool) -> None:
-    """Passes lines on, if there are to be any; asks the process to stop when there will be no more."""
+    """Puts the lines of the standard input into a queue, and stops the process when the input ends."""
     if lines:
         for line in sys.stdin:
             jobs.put(line)

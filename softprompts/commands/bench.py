@@ -135,14 +135,14 @@ def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report 
 def show_published(
     table: Annotated[str | None, typer.Argument(help="One of the tables, such as multi-mask/table-1.")] = None,
 ) -> None:
-    """Show a table of a paper; or all of them as Markdown, averages recomputed, with the slips in them."""
-    from softprompts.bench.published import published
-    from softprompts.bench.published_page import page, rendered
+    """Show a table of a paper; or all of them as Markdown, averages recomputed."""
+    from softprompts.bench.published import published, published_tables
+    from softprompts.bench.reprint import reprint
 
     if table is not None:
-        _print_table(rendered(published(table)))
+        _print_table(reprint(published(table)))
     else:
-        print(page(), end="")
+        print("\n\n".join(reprint(published(name)).markdown() for name in published_tables()), end="")
 
 
 def _print_table(table: Any) -> None:

@@ -136,11 +136,11 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table as Markdown, the best score in bold."""
-        table = [self.cells(row) for row in self.rows]
-        for row, cells in zip(self.rows, table, strict=True):
+        rows = [self.cells(row) for row in self.rows]
+        for row, cells in zip(self.rows, rows, strict=True):
             if row is self.best:
                 cells[1] = f"**{cells[1]}**"
-        return markdown_table(COLUMNS, table) + f"\n{self.model} on {self.task}; {self.note()}\n"
+        return f"{markdown_table(COLUMNS, rows, 'lr')}\n\n{self.model} on {self.task}; {self.note()}\n"
 
     def csv(self) -> str:
         """One line per method and seed-wise scores, for programs."""

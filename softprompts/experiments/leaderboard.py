@@ -132,10 +132,8 @@ class Leaderboard:
 
     def markdown(self) -> str:
         """The table as Markdown, the best in bold."""
-        table = [self.cells(entry) for entry in self.entries]
-        if self.best is not None:
-            table[0] = [f"**{cell}**" for cell in table[0]]
-        return markdown_table(self.columns(), table, "---") + f"\n{self.model} on {self.task}; {self.note()}\n"
+        rows = [[f"**{cell}**" if entry is self.best else cell for cell in self.cells(entry)] for entry in self.entries]
+        return f"{markdown_table(self.columns(), rows)}\n\n{self.model} on {self.task}; {self.note()}\n"
 
     def csv(self) -> str:
         """One line per configuration, for programs."""

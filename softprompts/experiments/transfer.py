@@ -117,14 +117,14 @@ class Transfer:
         """The matrices as Markdown, the best source of each target in bold."""
         parts = []
         for shots in self.shots:
-            best = [self.best(target, shots) for target in self.targets]
-            table = []
-            for source, *cells in self.lines(shots):
-                marked = (f"**{cell}**" if name == source else cell for name, cell in zip(best, cells, strict=True))
-                table.append([source, *marked])
+            rows = [list(cells) for cells in self.lines(shots)]
+            for source, cells in zip(self.sources, rows, strict=True):
+                for place, target in enumerate(self.targets, start=1):
+                    if self.best(target, shots) == source:
+                        cells[place] = f"**{cells[place]}**"
+            table = markdown_table(["source", *(target.name for target in self.targets)], rows, "lr")
             title = self.title(shots)
-            head = ["source", *(target.name for target in self.targets)]
-            parts.append(f"{title[0].upper()}{title[1:]}:\n\n" + markdown_table(head, table))
+            parts.append(f"{title[0].upper()}{title[1:]}:\n\n{table}\n")
         return "\n".join(parts) + f"\n{self.note()}\n"
 
     def csv(self) -> str:

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Locks on runs and benches: files that a process locks with ``flock``, which the system undoes when the process ends.
+
+Why not the ``filelock`` package: it cannot ask whether a lock is held without taking it (which others would see, and
+which needs the right to write), and it waits for ever on file systems without locks.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,20 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two benches at once are not kept apart
+except ImportError:  # Windows, where nothing keeps two processes from the same run
     fcntl = None  # type: ignore[assignment]
 
 
 LOCKS = ".locks"
-# What a file system says that has no locks (some of those of clusters): two benches at once are not kept apart there.
+# Errors of a file system without locks, as some clusters have: nothing keeps two processes from the same run there.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def lock(file: IO[bytes], wait: bool = True) -> bool:
-    """Takes a lock for as long as the file is open; where the system has none, it counts as taken.
+    """Locks a file for as long as it is open; where the system has no locks, it counts as locked.
 
     Returns:
-        False where it is not to wait and another process has it.
+        False where another process has locked it, and ``wait`` is False.
     """
     if fcntl is None:
         return True
@@ -36,20 +40,20 @@ def lock(file: IO[bytes], wait: bool = True) -> bool:
 
 
 def lock_file(root: str | Path, name: str) -> IO[bytes]:
-    """What stands for a run while it is locked."""
+    """The file to lock for a run or a bench, opened."""
     folder = Path(root) / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     return open(folder / name, "ab")
 
 
 def is_held(root: str | Path, name: str) -> bool:
-    """Whether a process is at work on a run."""
+    """Whether a process has locked a run or a bench."""
     path = Path(root) / LOCKS / name
     if fcntl is None or not path.is_file():
         return False
-    with open(path, "rb") as file:  # not to be written: another's folder can be looked at
+    with open(path, "rb") as file:  # for reading, as another user's folder may not be written
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look do not see each other
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two such calls do not see each other
         except OSError as error:
             return error.errno not in _NO_LOCKS
     return False

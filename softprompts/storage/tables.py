@@ -1,25 +1,32 @@
-"""Tables as Markdown and as CSV."""
+"""Tables as Markdown and as CSV, and texts in which nothing is markup."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_RULES = {"l": "---", "r": "---:"}
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "---:") -> str:
-    """A table in Markdown, a line for each row.
+
+def escape(text: str) -> str:
+    """A text on one line, without meaning to Markdown."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " "))
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], sides: str = "l") -> str:
+    """A table.
 
     Args:
-        head: names of the columns.
-        rows: the cells.
-        rule: alignment of all columns but the first: "---:" for numbers, "---" for text.
+        heads: of the columns; Markdown, as are the cells. Bars are escaped where they are not yet.
+        rows: each with a cell per column.
+        sides: "l" or "r" for each column; the last letter holds for all that follow: "lr" is a name and numbers.
     """
-    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (head, *rows)]
-    lines = ["| " + " | ".join(cells) + " |" for cells in escaped]
-    lines.insert(1, "|" + "|".join(["---", *[rule] * (len(head) - 1)]) + "|")
-    return "\n".join(lines) + "\n"
+    ruler = "|".join(_RULES[side] for side in sides.ljust(len(heads), sides[-1]))
+    lines = ["| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], f"|{ruler}|", *lines[1:]])
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

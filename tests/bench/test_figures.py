@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from softprompts.bench import figures
-from softprompts.bench.figures import Drawn, figures_of
+from softprompts.bench.figures import ReportFigure, figures_of
 from softprompts.bench.results import Findings
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, style_of
@@ -41,16 +41,16 @@ def grid(folder: Path, figure: dict[str, Any], **more: Any) -> Findings:
     return findings_of(folder, recipe_of({**GRID, "figures": [figure], **more}))
 
 
-def lines(drawn: Drawn) -> list[dict[str, str]]:
+def lines(drawn: ReportFigure) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(drawn.csv)))
 
 
-def panels(drawn: Drawn) -> list[Any]:
+def panels(drawn: ReportFigure) -> list[Any]:
     assert drawn.figure is not None
     return [axes for axes in drawn.figure.axes if axes.get_visible()]
 
 
-def names_in_legend(drawn: Drawn) -> list[str]:
+def names_in_legend(drawn: ReportFigure) -> list[str]:
     assert drawn.figure is not None
     return [text.get_text() for legend in drawn.figure.legends for text in legend.get_texts()]
 
@@ -234,7 +234,7 @@ def test_pictures_of_prompts_are_of_each_first_seed(tmp_path: Path, monkeypatch:
         loaded.append(folders)
         return list(zip(folders, names, strict=True))
 
-    def pictures(what: str, prompts: list[tuple[Path, str]], *, data_dir: str | None) -> list[analysis.Picture]:
+    def pictures(what: str, prompts: list[tuple[Path, str]]) -> list[analysis.Picture]:
         if what == "gates":
             raise SoftPromptError("gates: no prompt here has any")
         return [analysis.Picture(f"masks {name}", f"Of {folder.name}.", new_figure(2, 2)[0], "a\n1\n")
@@ -268,7 +268,10 @@ def test_wrong_names_are_one_line(tmp_path: Path) -> None:
     for spec, told in (
         ({"kind": "curves", "rows": ["Lora"]}, "a figure of kind 'curves' is of the row 'Lora'; did you mean 'LoRA'"),
         ({"kind": "cost", "tasks": ["MNLI"]}, "is of the task 'MNLI'; known: CB, RTE"),
-        ({"kind": "sweep", "x": "model", "y": "loss"}, "y is one of score, seconds, memory, parameters, not 'loss'"),
+        (
+            {"kind": "sweep", "x": "model", "y": "loss"},
+            "figures[0].y must be one of score, seconds, memory, parameters, not 'loss'",
+        ),
     ):
         with pytest.raises(SoftPromptError) as error:
             figures_of(findings_of(tmp_path / told[:9], recipe_of({**GRID, "figures": [spec]}), ended=lambda _: False))

@@ -3,10 +3,13 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import slips as slips_of_papers
+from published_page import page
+from slips import KINDS, slips
 
-from softprompts.bench import published as module
-from softprompts.bench.published import AVERAGE, KINDS, Printed, published, published_tables, recomputed_average, slips
-from softprompts.bench.published_page import page, rendered
+from softprompts.bench.column_names import AVERAGE
+from softprompts.bench.published import Printed, PublishedTable, published, published_tables, recomputed_average
+from softprompts.bench.reprint import reprint
 from softprompts.errors import SoftPromptError
 from tests.bench.markup import check_latex, read
 
@@ -52,7 +55,7 @@ def test_tables_have_the_shape_of_the_papers() -> None:
 def test_every_file_belongs_to_a_table_and_every_number_can_be_read() -> None:
     folder = resources.files("softprompts.bench").joinpath("published")
     files = {item.name for item in folder.iterdir()}
-    assert files == {f"{name.replace('/', '_')}.csv" for name in published_tables()} | {"tables.yaml", "claims.csv"}
+    assert files == {f"{name.replace('/', '_')}.csv" for name in published_tables()} | {"tables.yaml"}
     for name in published_tables():
         table = published(name)
         for row in table.rows:
@@ -101,10 +104,10 @@ def test_a_row_is_found_by_its_model() -> None:
         published("multi-mask/table-1").row_of("LoRA", "T5-base")
 
 
-def with_average(printed: str, *scores: str) -> module.PublishedTable:
+def with_average(printed: str, *scores: str) -> PublishedTable:
     cells = {("a", f"T{i}"): Printed(score) for i, score in enumerate(scores)} | {("a", AVERAGE): Printed(printed)}
     columns = tuple(column for _, column in cells)
-    return module.PublishedTable("made/t", "made", "Table", "t", "s", columns, ("a",), cells, {})
+    return PublishedTable("made/t", "made", "Table", "t", "s", columns, ("a",), cells, {})
 
 
 @pytest.mark.parametrize(
@@ -121,7 +124,7 @@ def with_average(printed: str, *scores: str) -> module.PublishedTable:
     ],
 )
 def test_an_average_is_off_beyond_all_rounding(printed: str, scores: tuple[str, ...], is_off: bool) -> None:
-    assert bool(module._averages(with_average(printed, *scores))) == is_off
+    assert bool(slips_of_papers._averages(with_average(printed, *scores))) == is_off
 
 
 def test_two_metrics_of_a_task_count_once() -> None:
@@ -165,14 +168,14 @@ def test_a_slip_made_on_purpose_is_found() -> None:
     table = published("superpos/table-3")
     row = "SuperPos PT (T5v1.1-base)"
     wrong = dataclasses.replace(table, cells={**table.cells, (row, AVERAGE): Printed("75.5")})
-    assert [slip.where for slip in module._averages(wrong)] == [f"Table 3, {row}"]
-    (again,) = module._two_tables(published("superpos/table-1"), wrong)
+    assert [slip.where for slip in slips_of_papers._averages(wrong)] == [f"Table 3, {row}"]
+    (again,) = slips_of_papers._two_tables(published("superpos/table-1"), wrong)
     assert again.text == "Average 75.8 and 75.5"
 
 
 def test_every_table_can_be_drawn() -> None:
     for name in published_tables():
-        table = rendered(published(name))
+        table = reprint(published(name))
         assert len(table.lines) == len(published(name).rows)
         rows = check_latex(table.latex())
         assert len({len(row) for row in rows}) == 1 and len(rows) == len(table.lines) + 1
@@ -180,7 +183,7 @@ def test_every_table_can_be_drawn() -> None:
 
 
 def test_numbers_are_drawn_as_they_are_printed() -> None:
-    text = rendered(published("multi-mask/table-2")).markdown()
+    text = reprint(published("multi-mask/table-2")).markdown()
     assert "| 78.75<sub>0.1</sub> | 93.94<sub>2.4</sub> | 60.2<sub>3.3</sub> |" in text
     assert "**77.56**<sub>0.6</sub>" in text and "**77.56**<sub>1.3</sub>" in text
     assert "75.97! (75.28<sub>1.3</sub>)" in text

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from bench.grids import write_grid
 
+from softprompts.backbones.quantized import BACKENDS
 from softprompts.bench.recipe import Cell, Recipe, overlaid
 from softprompts.bench.recipe_file import load_recipe, read_recipe
 from softprompts.errors import SoftPromptError
@@ -148,9 +149,9 @@ def test_a_recipe_comes_back_from_its_plain_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"titel": 1}, "the recipe has no key 'titel'; did you mean 'title'"),
-        ({"models": {}}, "'models' is missing"),
-        ({"rows": [{"name": "X"}]}, "every row needs a name and a method"),
+        ({"titel": 1}, "has no key 'titel'; did you mean 'title'"),
+        ({"models": {}}, "models is missing"),
+        ({"rows": [{"name": "X"}]}, "rows[X].method is missing"),
         ({"rows": [{"name": "X", "method": "prefix"}]}, "unknown method 'prefix'"),
         ({"rows": [{"name": "X", "method": "full", "setings": {}}]}, "did you mean 'settings'"),
         ({"rows": [{"name": "X", "method": "dpt", "settings": {"ranks": 1}}]}, "dpt has no setting 'ranks'"),
@@ -159,26 +160,34 @@ def test_a_recipe_comes_back_from_its_plain_values(tmp_path: Path) -> None:
         ({"rows": [{"name": "X", "method": "full", "tasks": {"Film": {}}}]}, "speaks of the task 'Film'; did you mean"),
         ({"rows": [{"name": "X", "method": "spot", "sources": ["S"]}]}, "starts from 'S'"),
         ({"rows": [{"name": "X", "method": "full", "label": "{l}"}]}, "'{l}' has {l}, which its grid does not"),
-        ({"rows": [{"name": "X", "method": "full", "grid": [3]}]}, "a grid maps settings to values"),
+        (
+            {"rows": [{"name": "X", "method": "full", "grid": [3]}]},
+            "rows[X].grid[0] must be a mapping of names to values",
+        ),
         ({"rows": [{"name": "X", "method": "full", "only_tasks": ["Film"]}]}, "did you mean 'Films'"),
         ({"tasks": {"F": "reviws"}}, "unknown task 'reviws'"),
-        ({"tasks": {"F": {"data": {}}}}, "task 'F' needs a name"),
+        ({"tasks": {"F": {"data": {}}}}, "tasks.F.task is missing"),
         ({"data": {"template": "no"}}, "template"),
-        ({"data": {"data_dir": "x"}}, "data has no setting 'data_dir' in a recipe"),
+        ({"data": {"data_dir": "x"}}, "in a recipe, data has no setting 'data_dir'"),
         ({"training": {"optimiser": "adamw"}}, "training has no setting 'optimiser'; did you mean 'optimizer'"),
         ({"training": {"learning_rate": "1e-3"}}, "write 1.0e-3"),
         ({"columns": {"F": {"task": "Films", "metric": "f2"}}}, "reviews has no 'f2'"),
         ({"columns": {"F": {"task": "Film"}}}, "column 'F' is of the task 'Film'; did you mean 'Films'"),
         ({"seeds": [1, 1]}, "a seed is named twice"),
-        ({"seeds": [-1]}, "seeds are whole numbers"),
-        ({"max_length": 0}, "max_length must be a whole number"),
-        ({"measure": "speed"}, "'measure' must be one of score, cost"),
-        ({"figures": [{"kind": "pie"}]}, "a figure has a kind"),
+        ({"seeds": [-1]}, "seeds[0] must be at least 0, not -1"),
+        ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"measure": "speed"}, "measure must be one of score, cost, not 'speed'"),
+        (
+            {"figures": [{"kind": "pie"}]},
+            "figures[0].kind must be one of sweep, curves, parameters, cost, analysis, not 'pie'",
+        ),
         ({"figures": [{"kind": "curves", "tasks": ["Film"]}]}, "is of the task 'Film'; did you mean 'Films'"),
         ({"figures": [{"kind": "curves", "rows": ["Haed"]}]}, "is of the row 'Haed'; did you mean 'Head'"),
-        ({"figures": [{"kind": "curves", "x": 1}]}, "a figure of kind 'curves' has no key 'x'"),
-        ({"scales": {"big": {}}}, "unknown scale 'big'"),
-        ({"rows": "all"}, "rows must be a list"),
+        ({"figures": [{"kind": "curves", "x": 1}]}, "figures[0] (of kind 'curves') has no key 'x'"),
+        ({"figures": [{"kind": "sweep"}]}, "figures[0] (of kind 'sweep') needs 'x'"),
+        ({"quantize": "nf5"}, f"quantize must be one of {', '.join(BACKENDS)}, not 'nf5'"),
+        ({"scales": {"big": {}}}, "scales.big must be one of tiny, small, not 'big'"),
+        ({"rows": "all"}, "rows must be a list, not 'all'"),
         (
             {"evaluate": False, "rows": [{"name": "X", "method": "full", "choose": {"training.epochs": [1]}}]},
             "rows choose by validation",
@@ -202,8 +211,8 @@ def test_figures_of_what_a_scale_leaves_out_go_too(tmp_path: Path) -> None:
     ]
     small = {"only_tasks": ["Films"], "only_rows": ["Full"]}
     path = write(tmp_path / "r.yaml", rows=rows, figures=figures, scales={"small": small})
-    assert list(load_recipe(path, "small").figures) == [
-        {"kind": "curves", "tasks": ["Films"], "rows": ["Full"]},
+    assert [one.model_dump(exclude_unset=True) for one in load_recipe(path, "small").figures] == [
+        {"kind": "curves", "tasks": ("Films",), "rows": ("Full",)},
         {"kind": "parameters"},
     ]
     assert len(load_recipe(path, "paper").figures) == 4
@@ -214,7 +223,7 @@ def test_what_is_wrong_with_a_scale_is_named(tmp_path: Path) -> None:
         ({"only_rows": ["Haed"]}, "did you mean 'Head'"),
         ({"rows": {"Haed": {}}}, "the scale changes the row 'Haed'"),
         ({"only_tasks": ["Film"]}, "did you mean 'Films'"),
-        ({"scales": {}}, "the scale has no key 'scales'"),
+        ({"scales": {}}, "scales.tiny has no key 'scales'"),
     ):
         with pytest.raises(SoftPromptError) as caught:
             load_recipe(write(tmp_path / "wrong.yaml", scales={"tiny": overlay}), "tiny")

@@ -88,16 +88,16 @@ def test_every_run_is_shown_and_every_name_exists(name: str, scale: str, loaded:
     known = {task for task, _ in task_names()}
     assert {entry.task for entry in recipe.tasks.values()} <= known
     used = {source for row in recipe.rows for named in row.sources.values() for source in _listed(named)}
-    assert {recipe.sources[source]["task"] for source in used} <= known
+    assert {recipe.sources[source].task for source in used} <= known
     called = {name for row in recipe.rows for name in (row.name, row.label)}
     for figure in recipe.figures:
-        assert set(figure.get("rows", ())) <= called
-        assert set(figure.get("tasks", ())) <= set(recipe.tasks)
-        assert figure.get("y", "score") in MEASURED
-        assert figure["kind"] != "analysis" or figure["what"] in WHAT
-        if figure["kind"] == "sweep" and figure["x"] != "model":
-            drawn = [row for row in recipe.rows if {row.name, row.label} & set(figure.get("rows", called))]
-            assert any(figure["x"] in row.values for row in drawn)
+        assert set(figure.rows or ()) <= called
+        assert set(figure.tasks or ()) <= set(recipe.tasks)
+        assert figure.y in MEASURED
+        assert figure.kind != "analysis" or figure.what in WHAT
+        if figure.kind == "sweep" and figure.x != "model":
+            drawn = [row for row in recipe.rows if {row.name, row.label} & set(figure.rows or called)]
+            assert any(figure.x in row.values for row in drawn)
 
 
 @pytest.mark.parametrize(("name", "scale"), EVERY)

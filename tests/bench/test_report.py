@@ -235,7 +235,7 @@ def test_published_numbers_of_another_setting_are_told_apart(tmp_path: Path) -> 
     findings = findings_of(tmp_path / "runs", recipe_of(**changes))
     text = write_report(findings, tmp_path / "report")[0].read_text()
     assert "†" in text and "no difference to them says that one method is better" in text
-    same = replace(findings, recipe=replace(findings.recipe, same_setting=True))
+    same = replace(findings, recipe=findings.recipe.model_copy(update={"same_setting": True}))
     text = write_report(same, tmp_path / "report")[0].read_text()
     assert "†" not in text and "of the same setting" in text
 

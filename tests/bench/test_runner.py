@@ -92,7 +92,7 @@ def test_the_best_by_validation_is_chosen_for_each_task(tmp_path: Path) -> None:
             assert len(found) == 2
             means[rate] = sum(one.result["score"] for one in found) / 2
         best = max(means, key=lambda rate: means[rate])
-        assert findings.choice(recipe.rows[0], task, "Tiny") == {"training.learning_rates.head": best}
+        assert findings.runs(recipe.rows[0], task, "Tiny")[0].choice == {"training.learning_rates.head": best}
         assert {one.result["score"] for one in findings.runs(recipe.rows[0], task, "Tiny")} == {
             one.result["score"] for one in findings.outcomes if one.task == task and best in one.choice.values()
         }
@@ -310,21 +310,19 @@ def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed
 _RAY = """
 import json, os, signal
 from pathlib import Path
-from softprompts.bench.engine import run_recipe
-from softprompts.bench import workers
-from softprompts.bench.reading import load_recipe
+from softprompts.bench import runner, worker_pools
+from softprompts.bench.recipe_file import load_recipe
 pools, killed = [], []
-class Seen(workers.RayWorkers):
+class Seen(worker_pools.RayWorkers):
     def __init__(self, *given):
         super().__init__(*given)
         pools.append(self)
-from softprompts.bench import engine
-engine.RayWorkers = Seen
+runner.RayWorkers = Seen
 def change(state, fresh):
     if list(Path({root!r}).glob("*/metrics.jsonl")) and not killed:
         killed.append(pools[0].at_work_pids()[0])
         os.kill(killed[0], signal.SIGKILL)
-state = run_recipe(load_recipe({recipe!r}), root={root!r}, engine="ray", workers=2, lanes=2, on_change=change)
+state = runner.run_recipe(load_recipe({recipe!r}), root={root!r}, engine="ray", workers=2, lanes=2, on_change=change)
 print(json.dumps({{"killed": killed, "done": state.done, "failed": state.failed}}))
 """
 

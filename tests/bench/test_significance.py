@@ -3,9 +3,10 @@ import statistics
 
 import numpy as np
 import pytest
+from published_page import standardized_table
 
 from softprompts.bench.published import published
-from softprompts.bench.published_page import rendered, standardized_table
+from softprompts.bench.reprint import reprint
 from softprompts.bench.result_tables import tables_of
 from softprompts.bench.significance import LEAST_PAIRS, paired_difference, significance, standardized
 from softprompts.bench.tables import Entry, Line, Table
@@ -40,7 +41,7 @@ def test_superpos_table_2_follows_from_table_1() -> None:
 
 
 def test_standardized_against_a_naive_computation() -> None:
-    whole = rendered(published("superpos/table-1"))
+    whole = reprint(published("superpos/table-1"))
     found = standardized(whole)
     systems = [line for line in whole.lines if line.entries[0].scores]
     assert len(found) == len(systems) == 14

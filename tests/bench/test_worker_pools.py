@@ -34,24 +34,24 @@ from softprompts.storage.locks import is_held, lock, lock_file
     ("place", "value", "told"),
     [
         (("data",), "x", "data must be a mapping"),
-        (("tasks",), None, "'tasks' is missing"),
-        (("tasks", "First"), 3, "tasks.First must be a text or a mapping"),
-        (("tasks", 2024), "first.yaml", "put 2024 in quotes"),
-        (("models", "Tiny"), 3, "models.Tiny must be a text"),
+        (("tasks",), None, "tasks is missing"),
+        (("tasks", "First"), 3, "tasks.First must be text or a mapping, not 3"),
+        (("tasks", 2024), "first.yaml", "tasks.2024 must be text, not 2024 (put it in quotes)"),
+        (("models", "Tiny"), 3, "models.Tiny must be text, not 3"),
         (("columns",), ["First"], "columns must be a mapping"),
-        (("rows",), None, "'rows' is missing"),
-        (("rows", 0), "x", "rows.1 must be a mapping"),
-        (("rows", 0, "baseline"), "no", "rows.Head.baseline must be true or false"),
-        (("rows", 0, "models"), 3, "rows.Head.models must be a list or a mapping"),
-        (("rows", 0, "models"), {"Tiny": {"tasks": ["First"]}}, "rows.Head.models.Tiny.tasks must be a mapping"),
+        (("rows",), None, "rows is missing"),
+        (("rows", 0), "x", "rows[0] must be a mapping"),
+        (("rows", 0, "baseline"), "no", "rows[Head].baseline must be true or false"),
+        (("rows", 0, "models"), 3, "rows[Head].models must be a list or a mapping, not 3"),
+        (("rows", 0, "models"), {"Tiny": {"tasks": ["First"]}}, "rows[Head].models.Tiny.tasks must be a mapping"),
         (("rows", 0, "choose"), {"training.max_steps": 3}, "must be a list, not 3"),
         (("rows", 0, "grid"), {"training.max_steps": []}, "no values for 'training.max_steps'"),
-        (("rows", 0, "only_tasks"), [["First"]], "must be a text"),
-        (("rows", 0, "sources"), 3, "must be a list or a mapping"),
+        (("rows", 0, "only_tasks"), [["First"]], "rows[Head].only_tasks[0] must be text"),
+        (("rows", 0, "sources"), 3, "rows[Head].sources must be a list or a mapping, not 3"),
         (("rows", 0, "label"), "{", "Single '{'"),
         (("rows", 0, "label"), "{}", "which its grid does not"),
-        (("sources",), {"S": {"task": "first.yaml", "method": None}}, "needs a task and a method"),
-        (("figures",), [{"kind": []}], "kind must be a text"),
+        (("sources",), {"S": {"task": "first.yaml", "method": None}}, "sources.S.method is missing"),
+        (("figures",), [{"kind": [1]}], "figures[0].kind must be one of sweep"),
         (("scales",), {"tiny": {"rows": {"Head": 3}}}, "scales.tiny.rows.Head must be a mapping"),
         (("scales",), {"tiny": {"only_rows": 3}}, "scales.tiny.only_rows must be a list"),
     ],
@@ -126,20 +126,20 @@ def test_a_worker_that_was_started_with_ctrl_c_ignored_stops_with_its_master(tmp
 
 _BUSY = """
 import time
-from softprompts.bench import worker
-worker.Worker.work = lambda self, job: time.sleep(100)
-worker.main()
+from softprompts.bench import worker_process
+worker_process.Worker.work = lambda self, job: time.sleep(100)
+worker_process.main()
 """
 
 
 def test_what_no_run_of_a_job_can_do_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def broken(self: Any, bench: Any) -> None:
-        tried.append(bench)
+    def broken(self: Any, workbench: Any) -> None:
+        tried.append(workbench)
         raise SoftPromptError("no such model")
 
-    monkeypatch.setattr(Worker, "_workbench", broken)
+    monkeypatch.setattr(Worker, "_open", broken)
     recipe = load_recipe(write_grid(tmp_path))
     job = plan(recipe, root=tmp_path).jobs(tmp_path)[0]
     Worker(tmp_path, tmp_path).work(job.to_dict())
@@ -148,12 +148,12 @@ def test_what_no_run_of_a_job_can_do_is_tried_once(tmp_path: Path, monkeypatch: 
 
 def test_a_worker_whose_gpu_is_lost_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All later jobs would fail in it, each at once, and be noted as failed."""
-    monkeypatch.setattr(Worker, "_workbench", lambda self, bench: None)
+    monkeypatch.setattr(Worker, "_open", lambda self, workbench: None)
 
     def broken(self: Any, job: Any, wanted: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(Worker, "_do", broken)
+    monkeypatch.setattr(Worker, "_train", broken)
     job = plan(load_recipe(write_grid(tmp_path)), root=tmp_path).jobs(tmp_path)[0]
     with pytest.raises(RuntimeError, match="device-side"):
         Worker(tmp_path, tmp_path).work(job.to_dict())
@@ -165,7 +165,7 @@ def test_a_worker_that_dies_without_a_job_gets_none(tmp_path: Path, monkeypatch:
 
     class Dead(worker_pools._Process):
         def __init__(self) -> None:
-            self.place, self.job, self.bench = 0, None, ""
+            self.place, self.job, self.workbench = 0, None, ""
 
         def end(self) -> None:
             ended.append(self)
@@ -186,7 +186,7 @@ def test_actors_without_a_job_make_room_for_those_that_wait(monkeypatch: pytest.
 
     pool = worker_pools.RayWorkers.__new__(worker_pools.RayWorkers)
     pool._ray = SimpleNamespace(wait=wait, kill=killed.append)
-    pool.count, pool._actors, pool._bench = 2, ["a", "b"], ["", ""]
+    pool.count, pool._actors, pool._workbenches = 2, ["a", "b"], ["", ""]
     pool._pids = {0: "pid-a", 1: "pid-b"}
     job = Job(())
     pool._at_work = {"work-a": (0, job), "work-b": (1, job)}
@@ -234,7 +234,7 @@ def test_a_variant_of_one_lucky_seed_is_not_chosen(tmp_path: Path) -> None:
         elif tokens == 4:
             written(tmp_path, str(one.run), 0.5, trained=4)
     found = load_findings(tmp_path, tmp_path)
-    assert found.choice(recipe.rows[0], "First", "Tiny") == {"num_virtual_tokens": 4}
+    assert found.runs(recipe.rows[0], "First", "Tiny")[0].choice == {"num_virtual_tokens": 4}
     assert found.trained(recipe.rows[0], "Tiny") == (4, 10)
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a bench: points, lines with bands over seeds, bars. What is drawn is gathered in `figures`."""
+"""Charts of a bench: points, lines with bands over seeds, bars; `softprompts.bench.figures` collects their numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from softprompts.plotting import (
     PALETTE,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spread:
-    """Several seeds at one place of a line.
+    """The values of several seeds at one place of a line.
 
     Attributes:
         x: the place.
@@ -54,7 +54,7 @@ class Series:
     Attributes:
         label: its name; one colour per label in all panels of a figure.
         spreads: its places, in order.
-        level: it has one value, which holds everywhere.
+        level: whether it is a horizontal line at its only value.
     """
 
     label: str
@@ -72,13 +72,13 @@ class Panel:
     series: tuple[Series, ...]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value has a place on an axis of numbers."""
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value can stand on an axis of numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def told_value(value: Any) -> str:
-    """A value of a grid in words."""
+def value_text(value: Any) -> str:
+    """A setting's value as text."""
     return f"{value:g}" if is_number(value) else "none" if value is None else str(value)
 
 
@@ -109,7 +109,7 @@ def lines_of(
         panels: row by row; None leaves a place empty.
         styles: number for `style_of`, by label.
         columns: most panels beside each other.
-        marks: put a mark at each value, and a tick on the axis.
+        marks: whether each value has a mark, and a tick on the axis.
     """
     across = min(columns, len(panels))
     down = -(-len(panels) // across)
@@ -173,7 +173,7 @@ def bars_of(
 
 
 def _fill(index: int) -> dict[str, Any]:
-    """How a bar is filled: after the last colour they begin again, hatched."""
+    """Colour and hatching of a bar; hatching tells methods of the same colour apart."""
     turn = index // len(PALETTE)
     return {
         "facecolor": style_of(index)["color"],
@@ -186,7 +186,7 @@ def _axis(axes: Any, panel: Panel) -> Callable[[Any], float]:
     """Sets up the axis of a sweep.
 
     Returns:
-        Where a value lies on it.
+        A function from a value to its place on the axis.
     """
     from matplotlib.ticker import NullLocator
 
@@ -203,10 +203,10 @@ def _axis(axes: Any, panel: Panel) -> Callable[[Any], float]:
                 axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xticks(values, [short(value) for value in values])
             return float
-    # Words, or numbers of which several would lie on each other: as far apart as they are many.
-    axes.set_xticks(range(len(values)), [plain(told_value(value)) for value in values])
+    # Words, or numbers whose labels would overlap: at equal distances.
+    axes.set_xticks(range(len(values)), [plain(value_text(value)) for value in values])
     axes.margins(x=0.1)
-    long = max((len(told_value(value)) for value in values), default=0)
+    long = max((len(value_text(value)) for value in values), default=0)
     if long * len(values) > 36:
         axes.tick_params(axis="x", rotation=30)
     return lambda value: float(values.index(value))
