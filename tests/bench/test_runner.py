@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import warm
 from bench.grids import write_grid
 from saved import Cli
 
@@ -229,9 +230,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     recipe = write_grid(folder / "recipe", training={"max_steps": 60, "batch_size": 8, "eval_every": 5})
     own = {**os.environ, "SOFTPROMPTS_CACHE": "off", "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
-    done = subprocess.run(
-        command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), env=own, capture_output=True, text=True
-    )
+    done = warm.run(command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), own)
     assert done.returncode == 0, done.stderr
     (folder / "runs" / "seconds").write_text(str(time.monotonic() - began))
     assert "[8/8]" in done.stderr and "report:" in done.stdout
@@ -245,11 +244,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
     whole = min(20.0, float((there / "seconds").read_text()))  # on a busy machine it would take minutes
     kills = 0
     while kills < 10:
-        process = subprocess.Popen(
-            command(recipe, root, "--workers", "1", "--lanes", "2"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = warm.Warm(command(recipe, root, "--workers", "1", "--lanes", "2"))
         try:
             process.wait(chance.uniform(0.2, 0.8) * whole)
         except subprocess.TimeoutExpired:
@@ -264,9 +259,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
             process.wait()
         else:  # done before it could be killed: from the beginning
             shutil.rmtree(root)
-    done = subprocess.run(
-        command(recipe, root, "--workers", "2", "--lanes", "2"), capture_output=True, text=True, check=False
-    )
+    done = warm.run(command(recipe, root, "--workers", "2", "--lanes", "2"))
     assert done.returncode == 0, done.stderr
     assert tables(recipe, root) == tables(recipe, there)
     assert scores(root) == scores(there)
@@ -344,14 +337,7 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
 ) -> None:
     recipe, there = undisturbed
     root = tmp_path / "runs"
-    process = subprocess.Popen(
-        command(recipe, root, "--workers", "1", "--lanes", "2"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A parent that runs in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = warm.Warm(command(recipe, root, "--workers", "1", "--lanes", "2"))
     while not list(root.glob("*/metrics.jsonl")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -360,7 +346,7 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
     assert list(root.glob("*/checkpoint/lane.pt"))
     state = read_state(bench_folder(root, "grid", ""), root)
     assert 0 <= state.done < state.total == 8 and not state.running and not state.failed
-    assert subprocess.run(command(recipe, root, "--workers", "2", "--lanes", "2"), capture_output=True).returncode == 0
+    assert warm.run(command(recipe, root, "--workers", "2", "--lanes", "2")).returncode == 0
     assert tables(recipe, root) == tables(recipe, there)
 
 

@@ -29,6 +29,7 @@ from softprompts.training import Lane, TrainConfig, train
 from softprompts.training.prediction import evaluating, predict
 
 ROWS, TOKENS = 4, 16
+LAYERS = 2  # of the packaged encoder's six
 FALL = 0.8  # of the loss that a method may keep at most
 STEPS = {"encoder": 40, "encoder-decoder": 60, "decoder": 60}
 
@@ -103,14 +104,14 @@ def reviews() -> Data:
 
 
 def model_name(kind: str, folder: Path, tokenizer_from: Path) -> str:
-    """The packaged encoder, or the folder of a small random model with a real tokenizer."""
-    make = MADE[kind]
-    if make is None:
-        return DEFAULT_MODEL
-    found = tokenizer_from if tokenizer_from.is_dir() else resolve_model(DEFAULT_MODEL)
-    tokenizer = tf.AutoTokenizer.from_pretrained(found)
+    """The folder of the packaged encoder's first layers, or of a small random model with a real tokenizer."""
+    make, packaged = MADE[kind], resolve_model(DEFAULT_MODEL)
+    tokenizer = tf.AutoTokenizer.from_pretrained(tokenizer_from if make and tokenizer_from.is_dir() else packaged)
     torch.manual_seed(0)
-    make(len(tokenizer)).save_pretrained(folder)
+    if make is None:
+        tf.AutoModel.from_pretrained(packaged, num_hidden_layers=LAYERS).save_pretrained(folder)
+    else:
+        make(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -119,7 +120,8 @@ def training(kind: str, method: str) -> TrainConfig:
     """On an encoder the prompt has to do it: its head hardly moves, but for the method that has nothing else."""
     rates = {"head": 1e-6} if kind == "encoder" and method != "head-only" else {}
     rate = RATES.get((kind, method))
-    return TrainConfig(max_steps=STEPS[kind], batch_size=ROWS, learning_rate=rate, learning_rates=rates)
+    steps = STEPS[kind]  # written down at their end alone: all rows are one batch, and an epoch is one step
+    return TrainConfig(max_steps=steps, batch_size=ROWS, eval_every=steps, learning_rate=rate, learning_rates=rates)
 
 
 def losses(bench: Workbench, names: list[str]) -> dict[str, float]:

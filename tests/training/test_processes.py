@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from saved import Cli, model_folder, rows, write_csv
 
 from softprompts.storage.run_folder import load_metrics
@@ -179,16 +180,8 @@ def test_an_error_in_the_set_up_ends_both_processes_with_one_line(train: list[st
             **ENVIRONMENT, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }  # fmt: skip
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "softprompts", *command, "--out", str(tmp_path / "runs")],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-                cwd=ROOT,
-            )
-        )
+        own = [sys.executable, "-m", "softprompts", *command, "--out", str(tmp_path / "runs")]
+        started.append(warm.Warm(own, environment, ROOT))
     ended = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [2, 2], ended
     said = [line for _, text in ended for line in text.splitlines() if line.strip()]
