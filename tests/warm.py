@@ -129,10 +129,8 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
         pid = os.fork()
         if pid:
             self.pid, self._child_created = pid, True
-            for end in ends:
-                if end > 2:
-                    with contextlib.suppress(OSError):
-                        os.close(end)
+            pipes = "p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite"
+            self._close_pipe_fds(*(told[name] for name in pipes))  # type: ignore[attr-defined]
             return
         code = 1
         try:

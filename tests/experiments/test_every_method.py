@@ -29,7 +29,7 @@ from softprompts.training import Lane, TrainConfig, train
 from softprompts.training.prediction import evaluating, predict
 
 ROWS, TOKENS = 4, 16
-LAYERS = 2  # of the packaged encoder's six
+LAYERS = 4  # of the packaged encoder's six
 FALL = 0.8  # of the loss that a method may keep at most
 STEPS = {"encoder": 40, "encoder-decoder": 60, "decoder": 60}
 
