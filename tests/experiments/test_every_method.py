@@ -29,7 +29,6 @@ from softprompts.training import Lane, TrainConfig, train
 from softprompts.training.prediction import evaluating, predict
 
 ROWS, TOKENS = 4, 16
-LAYERS = 4  # of the packaged encoder's six
 FALL = 0.8  # of the loss that a method may keep at most
 STEPS = {"encoder": 40, "encoder-decoder": 60, "decoder": 60}
 
@@ -104,14 +103,14 @@ def reviews() -> Data:
 
 
 def model_name(kind: str, folder: Path, tokenizer_from: Path) -> str:
-    """The folder of the packaged encoder's first layers, or of a small random model with a real tokenizer."""
-    make, packaged = MADE[kind], resolve_model(DEFAULT_MODEL)
-    tokenizer = tf.AutoTokenizer.from_pretrained(tokenizer_from if make and tokenizer_from.is_dir() else packaged)
-    torch.manual_seed(0)
+    """The packaged encoder, or the folder of a small random model with a real tokenizer."""
+    make = MADE[kind]
     if make is None:
-        tf.AutoModel.from_pretrained(packaged, num_hidden_layers=LAYERS).save_pretrained(folder)
-    else:
-        make(len(tokenizer)).save_pretrained(folder)
+        return DEFAULT_MODEL
+    found = tokenizer_from if tokenizer_from.is_dir() else resolve_model(DEFAULT_MODEL)
+    tokenizer = tf.AutoTokenizer.from_pretrained(found)
+    torch.manual_seed(0)
+    make(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
