@@ -2,7 +2,7 @@
 
 A new interpreter spends five to eight seconds of processor time on importing torch, transformers and what goes with
 them. The processes here are forked from a server that has imported these and nothing else has happened in, and so are
-the workers that they start. Tests of imports, of launchers and of the start itself use `subprocess`.
+the workers that they start. Tests of imports and of the start itself use `subprocess`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_PRELOADED = ["datasets", "sklearn.metrics", "softprompts.bench.runner", "softprompts.predictor"]
-_Popen = subprocess.Popen
+_PRELOADED = ["accelerate", "datasets", "sklearn.metrics", "softprompts.bench.runner", "softprompts.predictor"]
 _kept: list[Any] = []  # streams whose file descriptors are gone and must not be closed again
 
 
 class Warm:
-    """A command like ``[sys.executable, "-m", ...]`` or ``[sys.executable, "-c", ...]``, much as `subprocess.Popen`.
+    """A command of this Python (``-m MODULE``, ``-c CODE`` or a script), much as `subprocess.Popen`.
 
     Attributes:
         pid: number of the process.
@@ -107,22 +106,25 @@ def _interpret(arguments: Sequence[str], environment: Mapping[str, str], folder:
     if folder is not None:
         os.chdir(folder)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # of modules that are imported already
-    option, what, *rest = arguments
-    sys.argv = [what if option == "-m" else option, *rest]
-    if option == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    first, *rest = [one for one in arguments if one != "-u"]
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        assert option == "-c"
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
 
 
 class _Forked(subprocess.Popen):  # type: ignore[type-arg]
-    """Forks where a module of this package is to be run, with all that this process has imported."""
+    """Forks where Python is to be run, with all that this process has imported."""
 
     def _execute_child(self, *given: Any) -> None:
         start = super()._execute_child  # type: ignore[misc]
         told = inspect.signature(start).bind(*given).arguments
-        if told["args"][:2] != [sys.executable, "-m"] or not told["args"][2].startswith("softprompts"):
+        if told["args"][0] != sys.executable:
             start(*given)
             return
         ends = [told[name] for name in ("p2cread", "c2pwrite", "errwrite")]

@@ -36,9 +36,7 @@ def launch(*command: str, launcher: str = "torch.distributed.run") -> subprocess
         front = ["-m", launcher, "--standalone", "--nproc-per-node=2"]
     else:  # with --cpu instead of --multi_gpu, Accelerate starts one process whatever number is asked for
         front = ["-m", launcher, "--multi_gpu", "--num_processes=2", f"--main_process_port={free_port()}"]
-    return subprocess.run(
-        [sys.executable, *front, *command], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300
-    )
+    return warm.run([sys.executable, *front, *command], ENVIRONMENT, ROOT)
 
 
 def free_port() -> int:
