@@ -23,11 +23,13 @@ from softprompts.bench.plan import Plan, load_plan, plan
 from softprompts.bench.recipe_file import load_recipe
 from softprompts.bench.report import write_outputs
 from softprompts.bench.results import load_findings
-from softprompts.bench.runner import bench_folder, read_state, run_recipe
+from softprompts.bench.runner import bench_folder, read_state
 from softprompts.bench.worker_process import Worker, locked
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.locks import is_held
+
+pytestmark = pytest.mark.xdist_group("undisturbed bench")
 
 SOURCES = {"Second": {"task": "second.yaml", "method": "prompt-tuning", "training": {"max_steps": 2}}}
 
@@ -268,20 +270,28 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
 def test_a_lost_worker_is_replaced_while_the_command_goes_on(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
     recipe, there = undisturbed
     root = tmp_path / "runs"
-    killed: list[int] = []
-
-    def kill(state: Any, fresh: list[Any]) -> None:
-        lines = list(root.glob("*/metrics.jsonl"))
-        if lines and not killed:
-            workers = psutil.Process().children(recursive=True)
-            worker = next(one for one in workers if "softprompts.bench.worker_process" in one.cmdline())
-            killed.append(worker.pid)
-            worker.kill()
-
-    state = run_recipe(load_recipe(recipe), root=root, workers=2, lanes=2, on_change=kill)
-    assert killed and state.done == state.total == 8 and not state.failed
+    done = warm.run([sys.executable, "-c", _LOST.format(recipe=str(recipe), root=str(root))])
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["killed"] and told["done"] == told["total"] == 8 and not told["failed"]
     write_outputs(bench_folder(root, "grid", ""), root)
     assert tables(recipe, root) == tables(recipe, there)
+
+
+_LOST = """
+import json, psutil
+from pathlib import Path
+from softprompts.bench.recipe_file import load_recipe
+from softprompts.bench.runner import run_recipe
+killed = []
+def kill(state, fresh):
+    if list(Path({root!r}).glob("*/metrics.jsonl")) and not killed:
+        worker, *_ = psutil.Process().children()
+        killed.append(worker.pid)
+        worker.kill()
+state = run_recipe(load_recipe({recipe!r}), root={root!r}, workers=2, lanes=2, on_change=kill)
+print(json.dumps({{"killed": killed, "done": state.done, "total": state.total, "failed": state.failed}}))
+"""
 
 
 def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
@@ -324,10 +334,12 @@ print(json.dumps({{"killed": killed, "done": state.done, "failed": state.failed}
 
 def test_two_processes_train_a_run_together(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
     recipe, there = undisturbed
-    root = tmp_path / "runs"
-    done = subprocess.run(
-        command(recipe, root, "--workers", "1", "--lanes", "8", "--processes", "2"), capture_output=True, text=True
-    )
+    root = Path(shutil.copytree(there, tmp_path / "runs"))
+    second = [path.parent for path in root.glob("*/result.json") if json.loads(path.read_text())["task"] == "second"]
+    assert len(second) == 4
+    for folder in second:
+        shutil.rmtree(folder)
+    done = warm.run(command(recipe, root, "--workers", "1", "--lanes", "8", "--processes", "2"))
     assert done.returncode == 0, done.stderr
     assert scores(root) == scores(there)
 
