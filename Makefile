@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
+TEST := $(RUN) -m pytest -q -n 2 --dist loadgroup
 MEASURED := build/benchmarks
 WITH_DATA = $(if $(DATA),--data-dir '$(DATA)')
 
-.PHONY: demo quick test lint docs bench clean
+.PHONY: demo quick test check lint docs bench clean
 
 demo: $(VENV)/.core
 	$(RUN) -m softprompts demo
@@ -15,8 +16,14 @@ demo: $(VENV)/.core
 quick: $(VENV)/.core
 	$(RUN) -m softprompts bench run recipes/quick.yaml
 
+# Tests that share what is dear to set up stay together: `pytest.mark.xdist_group`.
 test: lint
-	$(RUN) -m pytest -q -n 2
+	$(TEST)
+
+# For work on one room: the tests of what changed against the branch main.
+check: lint
+	@tests=$$($(RUN) tests/changed.py) || exit; \
+		if [ -z "$$tests" ]; then echo 'no tested file has changed against main'; else $(TEST) $$tests; fi
 
 lint: $(VENV)/.dev
 	$(RUN) -m ruff format --check .

@@ -32,3 +32,9 @@ def shared_data() -> Path:
 def no_cache_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests tokenise their rows themselves, and leave nothing behind; those of the cache name a folder."""
     monkeypatch.setattr("softprompts.tasks.cache.cache_folder", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes die in tests, machines do not; waiting for the disk is half of the time of tests that write."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)

@@ -20,7 +20,7 @@ from softprompts.analysis.drawing import (
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Method
-from softprompts.plotting import empty_figure
+from softprompts.plotting import ON_COLOUR, empty_figure
 
 
 @dataclass(frozen=True)

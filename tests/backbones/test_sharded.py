@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import sharded_scenarios as scenarios
 import tiny
 import torch
+import warm
 import yaml
 from saved import Cli, model_folder, rows, write_csv
 
@@ -22,6 +22,7 @@ from softprompts import processes
 from softprompts.backbones import sharded
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("two processes")
 KINDS = ["fsdp", "zero3", "zero3-init"]
 
 
@@ -34,18 +35,8 @@ def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     # Accelerate's state holds DeepSpeed apart from the CPU.
     environment |= {"ACCELERATE_USE_CPU": "true"} if kind == "fsdp" else {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
-            *[str(ROOT / "tests" / "sharded_scenarios.py"), kind, str(out)],
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=300,
-    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = warm.run([*command, str(ROOT / "tests" / "sharded_scenarios.py"), kind, str(out)], environment, ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "found.json").read_text()), out
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import warm
 from bench.grids import write_grid
 from saved import Cli
 
@@ -22,11 +23,13 @@ from softprompts.bench.plan import Plan, load_plan, plan
 from softprompts.bench.recipe_file import load_recipe
 from softprompts.bench.report import write_outputs
 from softprompts.bench.results import load_findings
-from softprompts.bench.runner import bench_folder, read_state, run_recipe
+from softprompts.bench.runner import bench_folder, read_state
 from softprompts.bench.worker_process import Worker, locked
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.locks import is_held
+
+pytestmark = pytest.mark.xdist_group("undisturbed bench")
 
 SOURCES = {"Second": {"task": "second.yaml", "method": "prompt-tuning", "training": {"max_steps": 2}}}
 
@@ -229,9 +232,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     recipe = write_grid(folder / "recipe", training={"max_steps": 60, "batch_size": 8, "eval_every": 5})
     own = {**os.environ, "SOFTPROMPTS_CACHE": "off", "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
-    done = subprocess.run(
-        command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), env=own, capture_output=True, text=True
-    )
+    done = warm.run(command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), own)
     assert done.returncode == 0, done.stderr
     (folder / "runs" / "seconds").write_text(str(time.monotonic() - began))
     assert "[8/8]" in done.stderr and "report:" in done.stdout
@@ -245,11 +246,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
     whole = min(20.0, float((there / "seconds").read_text()))  # on a busy machine it would take minutes
     kills = 0
     while kills < 10:
-        process = subprocess.Popen(
-            command(recipe, root, "--workers", "1", "--lanes", "2"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = warm.Warm(command(recipe, root, "--workers", "1", "--lanes", "2"))
         try:
             process.wait(chance.uniform(0.2, 0.8) * whole)
         except subprocess.TimeoutExpired:
@@ -264,9 +261,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
             process.wait()
         else:  # done before it could be killed: from the beginning
             shutil.rmtree(root)
-    done = subprocess.run(
-        command(recipe, root, "--workers", "2", "--lanes", "2"), capture_output=True, text=True, check=False
-    )
+    done = warm.run(command(recipe, root, "--workers", "2", "--lanes", "2"))
     assert done.returncode == 0, done.stderr
     assert tables(recipe, root) == tables(recipe, there)
     assert scores(root) == scores(there)
@@ -275,20 +270,28 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, undisturbed:
 def test_a_lost_worker_is_replaced_while_the_command_goes_on(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
     recipe, there = undisturbed
     root = tmp_path / "runs"
-    killed: list[int] = []
-
-    def kill(state: Any, fresh: list[Any]) -> None:
-        lines = list(root.glob("*/metrics.jsonl"))
-        if lines and not killed:
-            workers = psutil.Process().children(recursive=True)
-            worker = next(one for one in workers if "softprompts.bench.worker_process" in one.cmdline())
-            killed.append(worker.pid)
-            worker.kill()
-
-    state = run_recipe(load_recipe(recipe), root=root, workers=2, lanes=2, on_change=kill)
-    assert killed and state.done == state.total == 8 and not state.failed
+    done = warm.run([sys.executable, "-c", _LOST.format(recipe=str(recipe), root=str(root))])
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["killed"] and told["done"] == told["total"] == 8 and not told["failed"]
     write_outputs(bench_folder(root, "grid", ""), root)
     assert tables(recipe, root) == tables(recipe, there)
+
+
+_LOST = """
+import json, psutil
+from pathlib import Path
+from softprompts.bench.recipe_file import load_recipe
+from softprompts.bench.runner import run_recipe
+killed = []
+def kill(state, fresh):
+    if list(Path({root!r}).glob("*/metrics.jsonl")) and not killed:
+        worker, *_ = psutil.Process().children()
+        killed.append(worker.pid)
+        worker.kill()
+state = run_recipe(load_recipe({recipe!r}), root={root!r}, workers=2, lanes=2, on_change=kill)
+print(json.dumps({{"killed": killed, "done": state.done, "total": state.total, "failed": state.failed}}))
+"""
 
 
 def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
@@ -329,10 +332,12 @@ print(json.dumps({{"killed": killed, "done": state.done, "failed": state.failed}
 
 def test_two_processes_train_a_run_together(tmp_path: Path, undisturbed: tuple[Path, Path]) -> None:
     recipe, there = undisturbed
-    root = tmp_path / "runs"
-    done = subprocess.run(
-        command(recipe, root, "--workers", "1", "--lanes", "8", "--processes", "2"), capture_output=True, text=True
-    )
+    root = Path(shutil.copytree(there, tmp_path / "runs"))
+    second = [path.parent for path in root.glob("*/result.json") if json.loads(path.read_text())["task"] == "second"]
+    assert len(second) == 4
+    for folder in second:
+        shutil.rmtree(folder)
+    done = warm.run(command(recipe, root, "--workers", "1", "--lanes", "8", "--processes", "2"))
     assert done.returncode == 0, done.stderr
     assert scores(root) == scores(there)
 
@@ -342,14 +347,7 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
 ) -> None:
     recipe, there = undisturbed
     root = tmp_path / "runs"
-    process = subprocess.Popen(
-        command(recipe, root, "--workers", "1", "--lanes", "2"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A parent that runs in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = warm.Warm(command(recipe, root, "--workers", "1", "--lanes", "2"))
     while not list(root.glob("*/metrics.jsonl")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -358,7 +356,7 @@ def test_ctrl_c_stops_with_checkpoints_and_the_same_command_goes_on(
     assert list(root.glob("*/checkpoint/lane.pt"))
     state = read_state(bench_folder(root, "grid", ""), root)
     assert 0 <= state.done < state.total == 8 and not state.running and not state.failed
-    assert subprocess.run(command(recipe, root, "--workers", "2", "--lanes", "2"), capture_output=True).returncode == 0
+    assert warm.run(command(recipe, root, "--workers", "2", "--lanes", "2")).returncode == 0
     assert tables(recipe, root) == tables(recipe, there)
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+import warm
 import yaml
 from saved import LENGTH, Cli, files_below, model_folder, rows, write_csv, write_jsonl
 
@@ -720,16 +721,10 @@ def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> Non
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
-def started(command: list[str]) -> subprocess.Popen[str]:
+def started(command: list[str]) -> warm.Warm:
     """A command in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "softprompts", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return warm.Warm([sys.executable, "-m", "softprompts", *command], environment)
 
 
 def interrupt(command: list[str], ready: str, count: int = 1) -> subprocess.CompletedProcess[str]:

@@ -119,7 +119,8 @@ def training(kind: str, method: str) -> TrainConfig:
     """On an encoder the prompt has to do it: its head hardly moves, but for the method that has nothing else."""
     rates = {"head": 1e-6} if kind == "encoder" and method != "head-only" else {}
     rate = RATES.get((kind, method))
-    return TrainConfig(max_steps=STEPS[kind], batch_size=ROWS, learning_rate=rate, learning_rates=rates)
+    steps = STEPS[kind]  # written down at their end alone: all rows are one batch, and an epoch is one step
+    return TrainConfig(max_steps=steps, batch_size=ROWS, eval_every=steps, learning_rate=rate, learning_rates=rates)
 
 
 def losses(bench: Workbench, names: list[str]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from softprompts.training.prediction import Prediction
 from tests.experiments.test_every_method import model_name
 
 ROWS = 60  # of each split at most
-STEPS = 20
+STEPS = 5
 LENGTH = 32  # tokens of a row that is trained on
 LONG = 384  # of one that is only encoded
 MODELS = ("encoder", "encoder-decoder", "decoder")

@@ -7,13 +7,13 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
@@ -29,12 +29,6 @@ from softprompts.training import TrainConfig
 
 BUDGET = TrainConfig(max_steps=8, batch_size=8)
 METHODS = ("prefix-tuning", "prompt-tuning")
-
-
-@pytest.fixture(autouse=True)
-def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes die here, machines do not, and waiting for the disk is half of the time."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")
@@ -274,28 +268,26 @@ def test_a_search_that_dies_at_any_write_goes_on_to_the_same_leaderboard(
 
 KILLED = """
 import os, pathlib, signal, sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/experiments"]
-import conftest, test_search
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import Lane
+from tests.experiments import test_search
 update = Lane.update
 def killed(self, *values):
     update(self, *values)
     if self.step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 Lane.update = killed
-bench = Workbench(sys.argv[2], Data(train=sys.argv[3], validation=sys.argv[4]))
-test_search.run(bench, pathlib.Path(sys.argv[5]))
+bench = Workbench(sys.argv[1], Data(train=sys.argv[2], validation=sys.argv[3]))
+test_search.run(bench, pathlib.Path(sys.argv[4]))
 """
 
 
 def test_kill_and_resume(bench: Workbench, undisturbed: tuple[Leaderboard, Path], tmp_path: Path) -> None:
     board, clean = undisturbed
-    here = str(Path(__file__).parents[1])
-    arguments = [here, bench.name, str(bench.data.train), str(bench.data.validation), str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    arguments = [bench.name, str(bench.data.train), str(bench.data.validation), str(tmp_path)]
+    done = warm.run([sys.executable, "-c", KILLED, *arguments])
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "search").exists() and len(list(tmp_path.iterdir())) == 8
     assert run(bench, tmp_path) == board and report(tmp_path) == report(clean)
 

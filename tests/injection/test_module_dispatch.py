@@ -241,7 +241,7 @@ def test_modules_that_see_rows_only_some_of_the_time_are_left_alone() -> None:
         torch.testing.assert_close(mixed[index], alone, **EXACT)
 
 
-# --- recomputation, random numbers, the last layer ---------------------------------------------------------------------------
+# --- recomputation, random numbers, the last layer ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["lora", "adapterdrop", "adamix", "full"])

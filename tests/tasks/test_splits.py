@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import Form, Task
@@ -180,9 +180,8 @@ def test_the_same_in_another_process() -> None:
         "parts = [split(name, 'rte', TRAIN, VALIDATION) for name in PROTOCOLS]\n"
         "print(*[digest(p.train + p.validation + p.test) for p in parts], digest(dept_few_shot(TRAIN, 16, 2, 3)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
+    done = warm.run([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
     parts = [split(name, "rte", TRAIN, VALIDATION) for name in PROTOCOLS]
     here = [digest(part.train + part.validation + part.test) for part in parts]
     assert done.stdout.split() == [*here, digest(dept_few_shot(TRAIN, 16, 2, 3))]

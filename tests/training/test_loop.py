@@ -4,13 +4,13 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from accelerate import Accelerator
 
 from softprompts import SoftPromptError
@@ -149,7 +149,7 @@ def test_kill_and_resume(toy: Any, method: str, tmp_path: Path) -> None:
     kill_at = random.randint(5, 17)
     print("killed in step", kill_at)
     command = [sys.executable, "-c", RUN, str(Path(__file__).parent / "conftest.py"), str(tmp_path), method]
-    killed = subprocess.run([*command, str(kill_at)], capture_output=True, text=True)
+    killed = warm.run([*command, str(kill_at)])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "result.json").exists()
 

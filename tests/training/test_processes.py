@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+import warm
 from saved import Cli, model_folder, rows, write_csv
 
 from softprompts.storage.run_folder import load_metrics
 from softprompts.training import load_result
 from tests.training import scenarios
 
+pytestmark = pytest.mark.xdist_group("two processes")
 ROOT = Path(__file__).parents[2]
 # OMP: tiny matrices gain nothing from threads. COLUMNS: no table is cut.
 ENVIRONMENT = {
@@ -34,9 +36,7 @@ def launch(*command: str, launcher: str = "torch.distributed.run") -> subprocess
         front = ["-m", launcher, "--standalone", "--nproc-per-node=2"]
     else:  # with --cpu instead of --multi_gpu, Accelerate starts one process whatever number is asked for
         front = ["-m", launcher, "--multi_gpu", "--num_processes=2", f"--main_process_port={free_port()}"]
-    return subprocess.run(
-        [sys.executable, *front, *command], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300
-    )
+    return warm.run([sys.executable, *front, *command], ENVIRONMENT, ROOT)
 
 
 def free_port() -> int:
@@ -159,16 +159,8 @@ def test_an_error_in_the_set_up_ends_both_processes_with_one_line(train: list[st
             **ENVIRONMENT, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }  # fmt: skip
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "softprompts", *command, "--out", str(tmp_path / "runs")],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
-                cwd=ROOT,
-            )
-        )
+        own = [sys.executable, "-m", "softprompts", *command, "--out", str(tmp_path / "runs")]
+        started.append(warm.Warm(own, environment, ROOT))
     ended = [process.communicate(timeout=120) for process in started]
     assert [process.returncode for process in started] == [2, 2], ended
     said = [line for _, text in ended for line in text.splitlines() if line.strip()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import warm
 
 import softprompts as sp
 from softprompts.injection.state import state_of
@@ -224,7 +224,6 @@ def test_backbone_dropout_is_shared_but_repeatable(toy: Any) -> None:
 
 RUN = """
 import os, pathlib, runpy, signal, sys, torch
-sys.path[:0] = [sys.argv[1], sys.argv[1] + "/training"]
 folder, kill_at = pathlib.Path(sys.argv[2]), int(sys.argv[3])
 from tests.training.test_randomness import killable
 from softprompts.training import Lane, train
@@ -258,7 +257,7 @@ def test_kill_and_resume_several(toy: Any, tmp_path: Path) -> None:
     print("killed in step", kill_at)
     names = ["noise", "noisy", "dropout"]
     command = [sys.executable, "-c", RUN, str(Path(__file__).parents[1]), str(tmp_path), str(kill_at)]
-    killed = subprocess.run(command, capture_output=True, text=True)
+    killed = warm.run(command)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not list(tmp_path.rglob("result.json"))
     states = [torch.load(tmp_path / name / "checkpoint" / "lane.pt", weights_only=True) for name in names]
