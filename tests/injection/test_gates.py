@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import softprompts as sp
-from softprompts.attention.prefix import _Gated
+from softprompts.injection.speedups.gated_prefix import gate
 from softprompts.injection.state import state_of
 from softprompts.methods.common import prefix_table, split_prefix
 from softprompts.soft_prompt import SoftPrompt
@@ -89,13 +89,13 @@ def test_the_function_and_its_gradients(shared_gates: bool, prefixes: int, rows:
     part = torch.randn(prefixes, 2, 4, dtype=torch.float64, requires_grad=True)
     gates = torch.rand(1 if shared_gates else 3, 2, dtype=torch.float64, requires_grad=True)
     own = None if rows is None else torch.tensor(rows)
-    made = _Gated.apply(part, own, gates)
+    made = gate(part, own, gates)
     for m in range(made.shape[0]):
         source = part[rows[m] if rows is not None else m if prefixes > 1 else 0]
         for token in range(2):
             expected = source[token] * gates[0 if shared_gates else m, token]
             torch.testing.assert_close(made[m, token], expected)
-    assert torch.autograd.gradcheck(lambda part, gates: _Gated.apply(part, own, gates), (part, gates))
+    assert torch.autograd.gradcheck(lambda part, gates: gate(part, own, gates), (part, gates))
 
 
 @pytest.mark.parametrize("mixed", [False, True])

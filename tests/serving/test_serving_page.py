@@ -10,7 +10,7 @@ import pytest
 from typer.main import get_command
 
 import softprompts as sp
-from softprompts.__main__ import app
+from softprompts.__main__ import _app
 from tests.serving.servers import running, save, service_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -45,6 +45,6 @@ def test_the_examples_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_options_are_those_of_the_command() -> None:
-    command = get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    command = get_command(_app([])).commands["serve"]  # type: ignore[attr-defined]
     known = {option for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE.partition("## Measured")[0])) <= known
