@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from softprompts.model.card import counted
+from softprompts.model.card import count_parameters
 from softprompts.serving import schemas
 from softprompts.serving.engine import Loaded
 from softprompts.serving.errors import ClosingError, RequestError
@@ -227,7 +227,7 @@ def _told(loaded: Loaded) -> dict[str, Any]:
         "fields": list(reader.fields) if known else [],
         "labels": list(reader.labels),
         "max_length": reader.max_length,
-        "parameters": counted(loaded.config)[0],
+        "parameters": count_parameters(loaded.config)[0],
     }
 
 
