@@ -198,15 +198,15 @@ def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
     if stack is base or stack is model or stack not in set(base.modules()):
         return base
     called: list[nn.Module] = []
-    handles = [each.register_forward_pre_hook(lambda module, _: called.append(module)) for each in (base, stack)]
+
+    def note(module: nn.Module, _: Any) -> None:
+        called.append(module)
+
     try:
-        with trial(model):
+        with trial(model), base.register_forward_pre_hook(note), stack.register_forward_pre_hook(note):
             model(input_ids=torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device))
     except Exception:
         return base
-    finally:
-        for handle in handles:
-            handle.remove()
     return stack if called == [stack] else base
 
 

@@ -33,7 +33,7 @@ def load_backbone(
 
     Args:
         model: alias, local path or hub id.
-        tokens: whether an encoder's classifier is one of tokens.
+        tokens: whether an encoder gets a classifier of tokens in place of texts.
         quantize: see `Workbench`.
 
     Raises:

@@ -8,9 +8,10 @@ be saved.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -62,17 +63,18 @@ def running(model: nn.Module) -> Iterator[None]:
 
     That is how transformers loads it where a ZeRO-3 configuration is set before ``from_pretrained``.
     """
-    handles: list[Any] = []
-    for module in model.modules():
-        parts = [value for value in module._parameters.values() if value is not None and _by_zero(value)]
-        if parts:
-            handles.append(module.register_forward_pre_hook(lambda *_, parts=parts: parts[0].all_gather(parts)))  # type: ignore[misc]
-            handles.append(module.register_forward_hook(lambda *_, parts=parts: parts[0].partition(parts)))  # type: ignore[misc]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            parts: list[Any] = [value for value in module._parameters.values() if value is not None and _by_zero(value)]
+            if parts:
+                gather, release = parts[0].all_gather, parts[0].partition
+                hooks.enter_context(module.register_forward_pre_hook(functools.partial(_call, gather, parts)))
+                hooks.enter_context(module.register_forward_hook(functools.partial(_call, release, parts)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _call(function: Callable[[Any], Any], parts: list[Any], *_: Any) -> None:
+    function(parts)
 
 
 def hold(model: nn.Module, module: nn.Module) -> None:

@@ -57,7 +57,7 @@ def _numbers(value: Any) -> dict[str, Any]:
 
 
 def _show_prompt(config: dict[str, Any]) -> None:
-    from softprompts.model.card import counted
+    from softprompts.model.card import count_parameters
 
     meta, backbone, stats = config.get("metadata") or {}, config["backbone"], config["tensors"]
     facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
@@ -70,7 +70,7 @@ def _show_prompt(config: dict[str, Any]) -> None:
         if meta.get(key) is not None:
             facts.add_row(key.replace("_", " "), str(meta[key]))
     sizes = {name: (one["type"], one["shape"]) for name, one in stats.items()}
-    trained, frozen = counted({**config, "tensors": sizes})
+    trained, frozen = count_parameters({**config, "tensors": sizes})
     facts.add_row("parameters", f"{trained:,}" + (f", and {frozen:,} numbers that stay as they are" if frozen else ""))
     out.print(facts)
     table = Table("tensor", "shape", "type", "mean", "std", "largest")

@@ -62,7 +62,7 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
     config = _one_line(config)
     meta, backbone = _meta(config), config["backbone"]
     base, method = _shown(backbone), config["method"]
-    trained, frozen = counted(config)
+    trained, frozen = count_parameters(config)
     sizes = f"{trained:,} parameters" + (f" (and {frozen:,} numbers that stay as they are)" if frozen else "")
     name = place if _HUB_ID.fullmatch(place) else str(config.get("name") or method)
     results = _results(meta)
@@ -109,7 +109,7 @@ def index_card(configs: Mapping[str, Mapping[str, Any]], place: str) -> str:
     for folder, config in configs.items():
         meta = _meta(config)
         score = f"{meta['score']:.4f}" if isinstance(meta.get("score"), int | float) else ""
-        lines.append(_row(folder, config["method"], meta.get("task", ""), score, f"{counted(config)[0]:,}"))
+        lines.append(_row(folder, config["method"], meta.get("task", ""), score, f"{count_parameters(config)[0]:,}"))
     load = f"model = sp.load({json.dumps(place)}, subfolder={json.dumps(name)})"
     return "\n".join([*lines, "", "```python", "import softprompts as sp", "", load, "```", ""])
 
@@ -161,7 +161,7 @@ def adapter_card(kind: str, backbone: Mapping[str, Any], method: str) -> str:
     return "\n".join(lines)
 
 
-def counted(config: Mapping[str, Any]) -> tuple[int, int]:
+def count_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
     """Counts the numbers of a saved prompt that train, its head included, and those that do not (frozen sources)."""
     frozen = set(config.get("frozen") or ())
     sizes = {key: torch.Size(shape).numel() for key, (_, shape) in config["tensors"].items()}

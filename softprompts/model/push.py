@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import require
 from softprompts.model.card import card, index_card
-from softprompts.model.saving import serialized
+from softprompts.model.saving import serialize
 from softprompts.storage.run_folder import is_done, load_result
 from softprompts.storage.saved_prompt import TENSOR_FILE, files_of, prompt_folder, read
 
@@ -34,7 +34,7 @@ def push(
     prompts = {}
     for each in names:
         metadata = {**require(model.prompts, each).metadata, **({} if license is None else {"license": license})}
-        prompts[each] = serialized(model, each, metadata)
+        prompts[each] = serialize(model, each, metadata)
     return _upload(prompts, repo_id, private, commit_message, token, revision, create_pr)
 
 

@@ -63,12 +63,12 @@ def save_prompt(
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
-    config, content = serialized(model, name, metadata, state)
+    config, content = serialize(model, name, metadata, state)
     if state is not None or sharded.writes_files(prompt):
         write_folder(folder, files_of(config, content, card(config)))
 
 
-def serialized(
+def serialize(
     model: Any, name: str, metadata: dict[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Any], bytes]:
     """Returns the config of a prompt and its tensors as the bytes of a safetensors file.

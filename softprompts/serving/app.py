@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from softprompts.model.card import counted
+from softprompts.model.card import count_parameters
 from softprompts.serving import schemas
 from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow
@@ -213,7 +213,7 @@ def _description(prompt: LoadedPrompt) -> dict[str, Any]:
         "fields": list(reader.fields) if known else [],
         "labels": list(reader.labels),
         "max_length": reader.max_length,
-        "parameters": counted(prompt.config)[0],
+        "parameters": count_parameters(prompt.config)[0],
     }
 
 

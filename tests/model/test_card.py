@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 import softprompts as sp
 from softprompts.model.card import card, index_card, materialized_card
-from softprompts.model.saving import serialized
+from softprompts.model.saving import serialize
 
 META: dict[str, Any] = {
     "model": "google-bert/bert-base-uncased",
@@ -42,7 +42,7 @@ META: dict[str, Any] = {
 def made(meta: dict[str, Any] | None = None, labels: list[str] | None = None, **name: str) -> dict[str, Any]:
     model = sp.attach(tiny.model("bert"), tiny.METHODS["prompt-tuning"], "p", labels=labels or ["no", "yes"], seed=0)
     model.config._name_or_path = name.get("base", "google-bert/bert-base-uncased")
-    return serialized(model, "p", META if meta is None else meta)[0]
+    return serialize(model, "p", META if meta is None else meta)[0]
 
 
 FULL = """---
@@ -238,13 +238,13 @@ def test_a_model_with_a_prompt_in_it() -> None:
 def test_a_folded_prompt_says_what_it_was() -> None:
     model = tiny.attached("bert", "superpos")
     model.fold("superpos")
-    text = card(serialized(model, "superpos")[0])
+    text = card(serialize(model, "superpos")[0])
     assert "It was trained with superpos, and folded" in text and "**superpos**: " in text
 
 
 def test_settings_of_a_composition_stand_behind_the_names_of_its_parts() -> None:
     model = sp.attach(tiny.model("bert"), sp.compose(tiny.METHODS["prompt-tuning"], tiny.METHODS["lora"]), "both")
-    text = card(serialized(model, "both")[0])
+    text = card(serialize(model, "both")[0])
     assert "| prompt-tuning.num_virtual_tokens | 3 |" in text.replace("\\_", "_")
     assert "| lora.rank | 2 |" in text
     assert "| lora.targets | query, value, ffn.in |" in text

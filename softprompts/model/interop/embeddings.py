@@ -74,7 +74,7 @@ def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> T
     if not state_of(model).backbone.text_input:
         raise SoftPromptError(f"{type(model).__name__} takes no token ids, so there are no embeddings to export")
     with _evaluating(prompt.method):
-        pass_, inputs = entered(model, name, ids)
+        pass_, inputs = inputs_with_prompt(model, name, ids)
     soft = pass_.soft[name]
     _refuse(prompt.config.method, soft, _OF_INPUT)
     if soft.tokens is None and soft.update is None:
@@ -83,7 +83,7 @@ def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> T
     return cast(Tensor, (state_of(model).backbone.embeddings(ids) if embeddings is None else embeddings)[0])
 
 
-def entered(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
+def inputs_with_prompt(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
     """Returns the pass of some rows, and the arguments that the base model or encoder would be called with.
 
     Args:
@@ -104,7 +104,7 @@ def entered(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
 def kept_in_front(model: Any, name: str) -> int:
     """Returns how many tokens of an input stay in front of a prompt's: 1 on an encoder that keeps [CLS] first."""
     backbone = state_of(model).backbone
-    pass_, _ = entered(model, name, torch.arange(1, 4, device=backbone.device)[None])
+    pass_, _ = inputs_with_prompt(model, name, torch.arange(1, 4, device=backbone.device)[None])
     return int(pass_.layout.keep_first) if pass_.layout is not None and backbone.kind == "encoder" else 0
 
 

@@ -26,9 +26,9 @@ from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of
 from softprompts.injection.wiring import detach
 from softprompts.model.card import materialized_card
-from softprompts.model.interop.embeddings import embedding_scale, entered, input_tokens, kept_in_front
+from softprompts.model.interop.embeddings import embedding_scale, input_tokens, inputs_with_prompt, kept_in_front
 from softprompts.model.interop.prompt_tokens import PromptTokens, save_tokenizer, with_prompt_tokens
-from softprompts.model.saving import serialized
+from softprompts.model.saving import serialize
 from softprompts.soft_prompt import Part
 from softprompts.storage.files import new_folder, require_new_folder, write_text_atomic
 from softprompts.storage.hub import quiet_hub
@@ -65,7 +65,7 @@ def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) 
             save_tokenizer(added.tokenizer, temporary, [_TEXT, (_TEXT, _TEXT)])
         elif tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        write_text_atomic(temporary / "README.md", materialized_card(serialized(model, name)[0]))
+        write_text_atomic(temporary / "README.md", materialized_card(serialize(model, name)[0]))
     return folder
 
 
@@ -166,7 +166,7 @@ def _compare(model: Any, name: str, plain: Any, tokenizer: Any, added: PromptTok
     before = list(range(1, 6)) if tokenizer is None else tokenizer(_TEXT)["input_ids"]
     after = before if added is None else added.tokenizer(_TEXT)["input_ids"]
     ids, new = (torch.tensor([one], device=backbone.device) for one in (before, after))
-    _, inputs = entered(model, name, ids)
+    _, inputs = inputs_with_prompt(model, name, ids)
     table, like = plain.get_input_embeddings(), cast(Tensor, backbone.embeddings.weight)
     if inputs.get("inputs_embeds") is not None:
         wanted, got = inputs["inputs_embeds"], table(new)

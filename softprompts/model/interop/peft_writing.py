@@ -7,6 +7,7 @@ too, by rotating its keys once.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import sys
@@ -214,17 +215,16 @@ def _rotated(state: State, sites: list[Site], keys: Tensor) -> Tensor | None:
         model.base_model(input_ids=ids, position_ids=torch.full_like(ids, position))
         return dict(calls)
 
-    hooks = [site.module.register_forward_pre_hook(note, with_kwargs=True) for site in sites]
     try:
-        with attention_through(model, record) as recorded, trial(model), state.activate(None):
-            if not recorded:
-                return None
-            at_start, at_end = calls_at(0), calls_at(length)
+        with contextlib.ExitStack() as hooks, attention_through(model, record) as recorded, trial(model):
+            for site in sites:
+                hooks.enter_context(site.module.register_forward_pre_hook(note, with_kwargs=True))
+            with state.activate(None):
+                at_start, at_end = calls_at(0), calls_at(length)
     except Exception:  # a model that takes other inputs
         return None
-    finally:
-        for hook in hooks:
-            hook.remove()
+    if not recorded:
+        return None
 
     rotated = []
     for site, site_keys in zip(sites, keys, strict=True):
