@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import state_of
 from softprompts.methods.about import View
-from softprompts.methods.contract import Method, Rows
+from softprompts.methods.contract import Method, MethodConfig, Rows
 from softprompts.methods.making import make_config
 from softprompts.methods.sources import rebuilt
 from softprompts.model.load import load
@@ -47,8 +47,7 @@ class PromptTensors:
     values: Tensor | None
 
 
-@dataclass
-class LoadedBackbone:
+class LoadedBackbone(NamedTuple):
     """A backbone that some prompts are on, and its tokenizer."""
 
     model: Any
@@ -84,9 +83,14 @@ class Saved:
     # --- without the backbone ---------------------------------------------------------------------------------------
 
     @cached_property
+    def method_config(self) -> MethodConfig:
+        """The settings of its method."""
+        return make_config(self.config["method"], **self.config["config"])
+
+    @cached_property
     def sites(self) -> tuple[str, ...]:
         """A name for each attention site that its prefix goes to: "encoder.self 0" ..."""
-        wanted = make_config(self.config["method"], **self.config["config"]).sites
+        wanted = self.method_config.sites
         counts: dict[str, int] = {}
         names = []
         for kind, _ in self.config["backbone"].get("sites") or []:
@@ -102,7 +106,7 @@ class Saved:
         Raises:
             SoftPromptError: it changes modules of its backbone, and so is not made without it.
         """
-        config = make_config(self.config["method"], **self.config["config"])
+        config = self.method_config
         if config.uses_parts:
             raise self.lacks("changes the model's own modules; no prompt to look at")
         return rebuilt(config, self.config, self._tensors, str(self.place)).eval()
@@ -228,7 +232,7 @@ class Saved:
             SoftPromptError: that cannot be done, and why.
         """
         seed, settings = self.meta.get("seed"), self.meta.get("settings")
-        config = make_config(self.config["method"], **self.config["config"])
+        config = self.method_config
         if seed is None or settings is None:
             raise SoftPromptError(f"{self.name}: no seed was kept, so that its start cannot be made again")
         if json.loads(json.dumps(config.identity())) != settings:

@@ -202,10 +202,11 @@ class FileTask(Writing):
         if self.kind == "choice" and isinstance(columns.choices, str) and choices:
             rows = {split: [with_choice_fields(example) for example in examples] for split, examples in rows.items()}
         labels = self._labels(files["train"], rows["train"])
-        held = set() if "validation" in rows else _held_out(files["train"], rows["train"], seed)
+        labelled = rows["train"]
         if labels is not None:
             rows = {split: self._indexed(files, split, examples, labels) for split, examples in rows.items()}
-        if held:
+        if "validation" not in rows:
+            held = _held_out(files["train"], labelled, seed)
             rows["validation"] = [row for index, row in enumerate(rows["train"]) if index in held]
             rows["train"] = [row for index, row in enumerate(rows["train"]) if index not in held]
         form = self._form(columns, rows["train"][0], choices, () if labels is None else labels.names)

@@ -372,7 +372,7 @@ _TAGS = '{"words": ["the", "film"], "tags": ["O", "B-X"]}\n'
             ["--kind", "choice"],
             "line 1: label '2' is not one",
         ),
-        ("t.yaml", "knd: span\ntrain: t.csv\n", [], "t.yaml: a task has no 'knd': did you mean 'kind'?"),
+        ("t.yaml", "knd: span\ntrain: t.csv\n", [], "t.yaml has no setting 'knd'; did you mean 'kind'?"),
         ("t.csv", "text,label\na,b\nc,d\n", ["--template", "smop"], "--template goes with a task that has templates"),
         ("t.csv", "text,label\n" + "a,b\nc,d\n" * 4, ["--answer", "guess"], "answering is 'guess'"),
         ("t.csv", "text,label\n" + "a,b\nc,d\n" * 4, ["--invalid", "drop"], "invalid is 'drop'"),
