@@ -176,7 +176,7 @@ def test_the_command(
     paths = sources(tmp_path / "sources", targets, "bert")
     known = {str(data.train).split("/")[-1].removesuffix(".csv"): str(data.train) for data in targets}
     monkeypatch.setattr(
-        "softprompts.experiments.workbench.load_task", lambda name, _, template, **more: load_files(known[name], **more)
+        "softprompts.tasks.data.load_task", lambda name, _, template, **more: load_files(known[name], **more)
     )
     cli = Cli(monkeypatch, capsys)
     flags = ["--tasks", "plots,answers", "--shots", "0,4", "--seeds", "0,1", "--steps", "2", "-o", "r"]
