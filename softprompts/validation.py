@@ -89,7 +89,7 @@ def translated(error: ValidationError, owner: str, known: Iterable[str] = ()) ->
     if kind == "literal_error":
         wanted = f"one of {context['expected']}".replace("'", "").replace(" or ", ", ")
     elif bound is not None:
-        wanted = f"{_BOUNDS[bound]} {context[bound]:g}"
+        wanted = f"{_BOUNDS[bound]} {context[bound]}"
     else:
         wanted = _WANTED.get(kind.partition("_")[0], first["msg"])
     given = first["input"]
