@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from softprompts.soft_prompt import Frozen as Frozen
     from softprompts.soft_prompt import SoftPrompt as SoftPrompt
 
-# Public names by module; the configs of the methods are listed by `softprompts.methods`. Each is imported when it
-# is first used, so that `softprompts --help` need not wait for torch.
+# Public names by module, but for the configs of the methods, which `softprompts.methods` lists. Each is imported when
+# it is first used, so that `softprompts --help` need not wait for torch.
 _NAMES = {
     "softprompts.errors": ("SoftPromptError",),
     "softprompts.injection.state": ("is_attached",),

@@ -22,9 +22,7 @@ class TrainConfig:
     max_steps: Annotated[
         int | None, Field(ge=1, description="Number of updates; default: as many as the epochs take.")
     ] = None
-    epochs: Annotated[
-        int, Field(ge=1, description="Passes over the training rows, where no number of updates is given.")
-    ] = 10
+    epochs: Annotated[int, Field(ge=1, description="Passes over the training rows, unless updates are given.")] = 10
     batch_size: Annotated[int, Field(ge=1, description="Rows per forward pass.")] = 32
     eval_batch_size: Annotated[
         int | None,
