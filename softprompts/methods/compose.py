@@ -44,8 +44,10 @@ def compose(*parts: MethodConfig) -> ComposedConfig:
     return ComposedConfig(parts=parts)
 
 
-def _configs(parts: Sequence[MethodConfig | Mapping[str, Any]]) -> tuple[MethodConfig, ...]:
+def _configs(parts: Any) -> Any:
     """The configs of some parts, those of a composition in place of the composition."""
+    if not isinstance(parts, list | tuple):
+        return parts  # to be refused
     configs: list[MethodConfig] = []
     for part in parts:
         config = _from_dict(part) if isinstance(part, Mapping) else part
@@ -265,7 +267,7 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
         fields: settings. One without a part's name in front is for every part that has it.
 
     Raises:
-        SoftPromptError: an unknown method or setting, or parts that do not go joined.
+        SoftPromptError: an unknown method or setting, or parts that do not go together.
     """
     names, known = method.split(JOINT), methods()
     for name in names:
@@ -274,7 +276,7 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
         if names.count(name) > 1:
             raise SoftPromptError(f"{method}: {name} is there twice")
     if set(fields) == {"parts"}:  # as it was saved
-        config = ComposedConfig(parts=tuple(fields["parts"]))
+        config = ComposedConfig(parts=fields["parts"])
         if config.method != method:
             raise SoftPromptError(f"{method} does not go with the parts {config.method}")
         return config

@@ -6,6 +6,7 @@ once and stored; the rest is dropped. A folded prompt gives the same tensors bit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -18,6 +19,8 @@ from softprompts.methods.contract import Component, Method, MethodConfig, Rows, 
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
+
+_ROWS_AXIS = {"tokens": 0, "update": 0, "keys": 1, "values": 1}  # of the fields of a `SoftPrompt` that are stored
 
 
 @register("folded")
@@ -62,40 +65,30 @@ class FoldedConfig(MethodConfig):
             require_sites(self, shape)
         length, width = self.num_virtual_tokens, shape.hidden_size
         prefix = (shape.num_sites, self.prefix_length or length, shape.kv_width)
-        return Folded(
-            self,
-            tokens=torch.zeros(length, width) if self.has_tokens else None,
-            update=torch.zeros(self.update_length, width) if self.update_length else None,
-            keys=torch.zeros(prefix) if self.has_prefix else None,
-            values=torch.zeros(prefix) if self.has_prefix else None,
-        )
+        sizes: dict[str, tuple[int, ...]] = {"tokens": (length, width)} if self.has_tokens else {}
+        sizes |= {"update": (self.update_length, width)} if self.update_length else {}
+        sizes |= {"keys": prefix, "values": prefix} if self.has_prefix else {}
+        return Folded(self, {name: torch.zeros(size) for name, size in sizes.items()})
 
 
 class Folded(Method):
     """Tokens ``(l, d)``, update ``(m, d)``, keys and values ``(S, l, w)``; None for what it lacks."""
 
-    def __init__(
-        self,
-        config: FoldedConfig,
-        tokens: Tensor | None = None,
-        update: Tensor | None = None,
-        keys: Tensor | None = None,
-        values: Tensor | None = None,
-    ):
+    tokens: nn.Parameter | None
+    update: nn.Parameter | None
+    keys: nn.Parameter | None
+    values: nn.Parameter | None
+
+    def __init__(self, config: FoldedConfig, tensors: Mapping[str, Tensor | None]):
         super().__init__(config)
-        self.tokens = None if tokens is None else nn.Parameter(tokens)
-        self.update = None if update is None else nn.Parameter(update)
-        self.keys = None if keys is None else nn.Parameter(keys)
-        self.values = None if values is None else nn.Parameter(values)
+        for name in _ROWS_AXIS:
+            tensor = tensors.get(name)
+            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """The stored tensors, each with an axis of length 1 for the rows."""
-        return SoftPrompt(
-            tokens=None if self.tokens is None else self.tokens.unsqueeze(0),
-            update=None if self.update is None else self.update.unsqueeze(0),
-            keys=None if self.keys is None else self.keys.unsqueeze(1),
-            values=None if self.values is None else self.values.unsqueeze(1),
-        )
+        tensors = ((name, getattr(self, name), axis) for name, axis in _ROWS_AXIS.items())
+        return SoftPrompt(**{name: None if x is None else x.unsqueeze(axis) for name, x, axis in tensors})
 
     def components(self) -> dict[str, Component]:
         """The prompt, the prefix and the update, as far as the folded prompt has them."""
@@ -140,4 +133,4 @@ def fold(method: Method) -> tuple[FoldedConfig, Method]:
         has_prefix=keys is not None,
         prefix_length=prefix_length if length and prefix_length not in (0, length) else None,
     )
-    return folded, Folded(folded, tokens, update, keys, values)
+    return folded, Folded(folded, {"tokens": tokens, "update": update, "keys": keys, "values": values})

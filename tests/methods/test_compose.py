@@ -304,6 +304,7 @@ def test_from_names():
         ("superpos+superpos", {}, "superpos is there twice"),
         ("superpos+ept", {"parts": [{"method": "ept"}, {"method": "superpos"}]}, "does not go with the parts ept"),
         ("superpos+ept", {"parts": [{"rank": 1}]}, "a part without the name of its method"),
+        ("superpos+ept", {"parts": 3}, "composed: parts must be a list, not 3"),
     ]:
         with pytest.raises(SoftPromptError, match=message):
             sp.make_config(name, **fields)
