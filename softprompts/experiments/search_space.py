@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.experiments.leaderboard import plain
+from softprompts.experiments.leaderboard import value_text
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.trial import Proposal
 from softprompts.experiments.workbench import Workbench
@@ -43,7 +43,7 @@ class Axis:
     def __str__(self) -> str:
         if isinstance(self.values, Span):
             return f"{self.values.low:g} to {self.values.high:g}" + (" (log)" if self.values.log else "")
-        return ", ".join(map(plain, self.values))
+        return ", ".join(map(value_text, self.values))
 
     def to_json(self) -> Any:
         """The values as plain JSON."""
@@ -105,8 +105,8 @@ class Contender:
         self.config = make_config(name, **fixed)
         settable = self.config.settable()
         # With the first of the values that are asked for: the model may have no room for the defaults.
-        hints = {key: values[0] for key, values in _said_of(name, space) if key in settable and _is_list(values)}
-        self.rates, _ = workbench.outline(make_config(name, **{**hints, **fixed}), training)
+        firsts = {key: v[0] for key, v in self._part_of(space).items() if key in settable and _is_list(v)}
+        self.rates, _ = workbench.outline(make_config(name, **{**firsts, **fixed}), training)
         self._main_rate = next((rate for component, rate in self.rates.items() if component != HEAD), None)
         of_method, of_training = get_type_hints(type(self.config)), get_type_hints(TrainConfig)
         self._types = {key: of_method[key] for key in settable} | {key: of_training[key] for key in TRAINING_SETTINGS}
@@ -138,6 +138,12 @@ class Contender:
         """Whether there is such a setting to search."""
         return key in self._types
 
+    def _part_of(self, space: Space) -> Space:
+        """The part of a space that may concern this method, by bare names; what is said of it alone wins."""
+        front = f"{self.name}."
+        general = {key: values for key, values in space.items() if "." not in key or key.startswith(RATE_OF)}
+        return general | {key.removeprefix(front): v for key, v in space.items() if key.startswith(front)}
+
     # --- what is searched -----------------------------------------------------------------------------------------
 
     def choose(self, space: Space) -> None:
@@ -149,7 +155,9 @@ class Contender:
         fixed = {*self.fixed, *(f"{RATE_OF}{component}" for component in self.training.learning_rates)}
         if self.training.learning_rate is not None:
             fixed.add("learning_rate")
-        for key, values in space.items():
+        part = self._part_of(space)
+        part = {key: values for key, values in part.items() if self.knows(key) or f"{self.name}.{key}" in space}
+        for key, values in part.items():
             if not self.knows(key):
                 raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._types)}")
             if key in fixed:
@@ -158,11 +166,11 @@ class Contender:
         # Every value by itself, beside the first of what else is asked for: wrong ones are found before training.
         firsts = {key: axis.edges[0] for key, axis in self.space.items()}
         self._check(*self._built(firsts))
-        for key in space:
+        for key in part:
             for value in self.space[key].edges:
                 self._check(*self._built({**firsts, key: value}))
         for key, values in self.config.search_space().items():
-            if key in fixed or key in space or not self.knows(key):
+            if key in fixed or key in part or not self.knows(key):
                 continue
             if isinstance(values, Span):
                 if self.defaults[key]:  # no factor takes a default of zero anywhere
@@ -271,12 +279,6 @@ class Contender:
             raise wrong
         self.exhausted = True
         return None
-
-
-def _said_of(name: str, space: Space) -> Iterator[tuple[str, Span | Sequence[Any]]]:
-    """The parts of a space that concern a method, by the bare names of settings; of two, the later wins."""
-    yield from ((key, values) for key, values in space.items() if "." not in key)
-    yield from ((key.removeprefix(f"{name}."), values) for key, values in space.items() if key.startswith(f"{name}."))
 
 
 def _is_list(values: Any) -> TypeGuard[Sequence[Any]]:
