@@ -295,7 +295,7 @@ class _Search:
             self._train(fresh, 0, f"{which} of {total}")
             self._say_best(self.all)
             for trial in fresh:
-                trial.proposal.learn(None if trial.state == "diverged" else trial.scores[0])
+                trial.learn()
 
     def _generation(self, size: int) -> list[Trial]:
         """The next configurations, dealt over the methods in turn; fewer where there are no more."""
@@ -305,25 +305,24 @@ class _Search:
             if not able:
                 break
             contender = min(able, key=lambda each: each.proposed)
-            proposal = contender.propose(self._folder)
-            if proposal is not None:
-                rates, trained = self.workbench.outline(proposal.run.method, proposal.run.training)
-                fresh.append(Trial(len(self.all) + 1, proposal, rates, trained))
-                self.all.append(fresh[-1])
+            trial = contender.propose(len(self.all) + 1, self._folder)
+            if trial is not None:
+                fresh.append(trial)
+                self.all.append(trial)
         return fresh
 
-    def _folder(self, config: MethodConfig, training: TrainConfig) -> Path | None:
+    def _folder(self, run: Run) -> Path | None:
         """The run folder of a configuration; None if it is in the search already."""
-        path = self.workbench.folder_of(Run(config, training), self.options["root"])
+        path = self.workbench.folder_of(run, self.options["root"])
         if any(trial.path == path for trial in self.all):
             return None
-        self._check(config, training)
+        self._check(run.method, run.training)
         return path
 
     def _train(self, trials: Sequence[Trial], place: int, which: str) -> None:
         """Brings configurations to a rung, those that are not there yet, and reads their scores."""
         step, last = self.rungs[place], place == len(self.rungs) - 1
-        missing = [trial.proposal.run for trial in trials if trial.needs(step, last)]
+        missing = [trial.run for trial in trials if trial.needs(step, last)]
         trained = f" ({len(trials) - len(missing)} trained already)" if len(missing) < len(trials) else ""
         self.say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {which}{trained}")
         if missing:

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.experiments.leaderboard import value_text
 from softprompts.experiments.run_record import Run
-from softprompts.experiments.trial import Proposal
+from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.about import Span
 from softprompts.methods.contract import MethodConfig
@@ -101,7 +101,8 @@ class Contender:
         space: Space,
         optuna: Any,
     ):
-        self._check, self.name, self.fixed, self.training, self._optuna = check, name, dict(fixed), training, optuna
+        self._check, self._workbench, self._optuna = check, workbench, optuna
+        self.name, self.fixed, self.training = name, dict(fixed), training
         self.config = make_config(name, **fixed)
         settable = self.config.settable()
         # With the first of the values that are asked for: the model may have no room for the defaults.
@@ -250,7 +251,7 @@ class Contender:
         if len(finite) == len(codes):
             yield from (dict(zip(self.space, each, strict=True)) for each in itertools.product(*finite))
 
-    def propose(self, folder_of: Callable[[MethodConfig, TrainConfig], Path | None]) -> Proposal | None:
+    def propose(self, number: int, folder_of: Callable[[Run], Path | None]) -> Trial | None:
         """The next configuration for which ``folder_of`` returns a folder; None when there is no other.
 
         Raises:
@@ -267,13 +268,14 @@ class Contender:
             trial = self.study.ask(self._distributions)
             values = {key: axis.value(trial.params[key]) for key, axis in self.space.items()}
             try:
-                config, training = self._built(values)
-                path = folder_of(config, training)
+                run = Run(*self._built(values))
+                path = folder_of(run)
             except SoftPromptError as error:
                 path, wrong = None, error
             if path is not None:
                 self.proposed += 1
-                return Proposal(self.study, trial, values, Run(config, training), path)
+                outline = self._workbench.outline(run.method, run.training)
+                return Trial(number, self.study, trial, values, run, path, *outline)
             self.study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         if wrong is not None and not self.proposed:
             raise wrong
