@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         task: name of the task.
@@ -108,7 +108,7 @@ class Comparison:
         ]
 
     def note(self) -> str:
-        """How sure the table is, in a sentence or two."""
+        """The caption of the table: what a score is, and how sure it is."""
         kind = "held-out rows" if self.held_out else "validation rows, the best of all evaluations"
         seeds = max((len(row.scores) for row in self.rows), default=0)
         text = f"score: {self.metric} x 100 on {self.rows_scored:,} {kind}; "

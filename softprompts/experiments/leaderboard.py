@@ -1,4 +1,4 @@
-"""What a search found: a table of configurations, the best first, and the files that it ends in."""
+"""The result of a search: a table of configurations, the best first, and the files that it is written to."""
 
 from __future__ import annotations
 
@@ -63,12 +63,14 @@ class Entry:
         return self.scores[-1] if self.scores else None
 
     def __str__(self) -> str:
-        return f"trial {self.trial}, {self.method}" + (f" with {_told(self.proposed)}" if self.proposed else "")
+        return f"trial {self.trial}, {self.method}" + (
+            f" with {_settings_text(self.proposed)}" if self.proposed else ""
+        )
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """What a `search` found.
+    """The result of a `search`.
 
     Attributes:
         task: name of the task.
@@ -111,8 +113,8 @@ class Leaderboard:
         return [
             str(entry.trial),
             entry.method,
-            _told(entry.proposed) or "defaults",
-            *([_told(entry.rates)] if full else []),
+            _settings_text(entry.proposed) or "defaults",
+            *([_settings_text(entry.rates)] if full else []),
             *scores,
             *([_percent(entry.test)] if self.test_rows else []),
             *([f"{entry.steps:,}", f"{entry.rung} of {len(self.rungs)}", entry.state] if full else []),
@@ -120,7 +122,7 @@ class Leaderboard:
         ]
 
     def note(self) -> str:
-        """What a reader of the table must know."""
+        """The caption of the table."""
         text = (
             f"{self.metric} x 100 on {self.rows_scored:,} validation rows, each run's best so far at each rung. The "
             "best of many is flattered by the rows it was chosen on"
@@ -149,9 +151,9 @@ class Leaderboard:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
-        plain = dataclasses.asdict(dataclasses.replace(self, entries=()))
+        values = dataclasses.asdict(dataclasses.replace(self, entries=()))
         entries = [{"rank": rank, **dataclasses.asdict(entry)} for rank, entry in enumerate(self.entries, 1)]
-        return {**plain, "rungs": list(self.rungs), "entries": entries}
+        return {**values, "rungs": list(self.rungs), "entries": entries}
 
 
 def check_report(folder: str | Path) -> None:
@@ -170,7 +172,7 @@ def write_report(leaderboard: Leaderboard, folder: str | Path, root: str | Path)
     """Writes the leaderboard as Markdown, CSV and JSON, and a copy of the best prompt.
 
     Args:
-        leaderboard: what was found.
+        leaderboard: the result.
         folder: where to.
         root: where the run folders are.
 
@@ -194,13 +196,13 @@ def _percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
-def _told(values: Mapping[str, Any]) -> str:
+def _settings_text(values: Mapping[str, Any]) -> str:
     """Settings as text."""
-    return ", ".join(f"{name}={plain(value)}" for name, value in values.items())
+    return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
 
 
-def plain(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A setting's value as text."""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(plain, value)) + "]"
+        return "[" + ", ".join(map(value_text, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -30,7 +30,6 @@ from softprompts.experiments.run_record import Run
 from softprompts.experiments.search_space import RATE_OF, Contender, Space
 from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
-from softprompts.methods.about import Span
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import shared_state
 from softprompts.training import TrainConfig
@@ -223,32 +222,25 @@ class _Search:
         self.contenders = [
             Contender(self._check, workbench, name, fixed[name], self.training, space, optuna) for name in fixed
         ]
-        for contender, chosen in zip(self.contenders, self._spaces(space), strict=True):
-            contender.choose(chosen)
+        self._check_space(space)
+        for contender in self.contenders:
+            contender.choose(space)
         self.all: list[Trial] = []
 
-    def _spaces(self, space: Space) -> list[dict[str, Span | Sequence[Any]]]:
-        """The space of each method: what is said of all that have a setting, then what is said of the method alone."""
+    def _check_space(self, space: Space) -> None:
+        """Makes sure that each setting is one of the methods'."""
         names = [contender.name for contender in self.contenders]
-        general: dict[str, Span | Sequence[Any]] = {}
-        special: dict[str, dict[str, Span | Sequence[Any]]] = {name: {} for name in names}
-        for key, values in space.items():
-            first, dot, rest = key.partition(".")
+        for key in space:
+            first, dot, _ = key.partition(".")
             if dot and first in names:
-                special[first][rest] = values
-            elif dot and not key.startswith(RATE_OF):
+                continue
+            if dot and not key.startswith(RATE_OF):
                 raise SoftPromptError(f"search: {key}: '{first}' is not among the methods; {nearest(first, names)}")
-            else:
-                if not any(contender.knows(key) for contender in self.contenders):
-                    known = {name for contender in self.contenders for name in contender.defaults}
-                    raise SoftPromptError(
-                        f"search: none of the methods has a setting '{key}' to search; {nearest(key, known)}"
-                    )
-                general[key] = values
-        return [
-            {**{key: values for key, values in general.items() if contender.knows(key)}, **special[contender.name]}
-            for contender in self.contenders
-        ]
+            if not any(contender.knows(key) for contender in self.contenders):
+                known = {name for contender in self.contenders for name in contender.defaults}
+                raise SoftPromptError(
+                    f"search: none of the methods has a setting '{key}' to search; {nearest(key, known)}"
+                )
 
     def _check(self, config: MethodConfig, training: TrainConfig) -> None:
         self.workbench.check(config, training, root=self.options["root"], resume=True, reuse=True)
@@ -303,7 +295,7 @@ class _Search:
             self._train(fresh, 0, f"{which} of {total}")
             self._say_best(self.all)
             for trial in fresh:
-                trial.proposal.learn(None if trial.state == "diverged" else trial.scores[0])
+                trial.learn()
 
     def _generation(self, size: int) -> list[Trial]:
         """The next configurations, dealt over the methods in turn; fewer where there are no more."""
@@ -313,25 +305,24 @@ class _Search:
             if not able:
                 break
             contender = min(able, key=lambda each: each.proposed)
-            proposal = contender.propose(self._folder)
-            if proposal is not None:
-                rates, trained = self.workbench.outline(proposal.run.method, proposal.run.training)
-                fresh.append(Trial(len(self.all) + 1, proposal, rates, trained))
-                self.all.append(fresh[-1])
+            trial = contender.propose(len(self.all) + 1, self._folder)
+            if trial is not None:
+                fresh.append(trial)
+                self.all.append(trial)
         return fresh
 
-    def _folder(self, config: MethodConfig, training: TrainConfig) -> Path | None:
+    def _folder(self, run: Run) -> Path | None:
         """The run folder of a configuration; None if it is in the search already."""
-        path = self.workbench.folder_of(Run(config, training), self.options["root"])
+        path = self.workbench.folder_of(run, self.options["root"])
         if any(trial.path == path for trial in self.all):
             return None
-        self._check(config, training)
+        self._check(run.method, run.training)
         return path
 
     def _train(self, trials: Sequence[Trial], place: int, which: str) -> None:
         """Brings configurations to a rung, those that are not there yet, and reads their scores."""
         step, last = self.rungs[place], place == len(self.rungs) - 1
-        missing = [trial.proposal.run for trial in trials if trial.needs(step, last)]
+        missing = [trial.run for trial in trials if trial.needs(step, last)]
         trained = f" ({len(trials) - len(missing)} trained already)" if len(missing) < len(trials) else ""
         self.say(f"rung {place + 1} of {len(self.rungs)}, to step {step}: {which}{trained}")
         if missing:

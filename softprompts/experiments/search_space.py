@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.experiments.leaderboard import plain
+from softprompts.experiments.leaderboard import value_text
 from softprompts.experiments.run_record import Run
-from softprompts.experiments.trial import Proposal
+from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.about import Span
 from softprompts.methods.contract import MethodConfig
@@ -43,7 +43,7 @@ class Axis:
     def __str__(self) -> str:
         if isinstance(self.values, Span):
             return f"{self.values.low:g} to {self.values.high:g}" + (" (log)" if self.values.log else "")
-        return ", ".join(map(plain, self.values))
+        return ", ".join(map(value_text, self.values))
 
     def to_json(self) -> Any:
         """The values as plain JSON."""
@@ -101,12 +101,13 @@ class Contender:
         space: Space,
         optuna: Any,
     ):
-        self._check, self.name, self.fixed, self.training, self._optuna = check, name, dict(fixed), training, optuna
+        self._check, self._workbench, self._optuna = check, workbench, optuna
+        self.name, self.fixed, self.training = name, dict(fixed), training
         self.config = make_config(name, **fixed)
         settable = self.config.settable()
         # With the first of the values that are asked for: the model may have no room for the defaults.
-        hints = {key: values[0] for key, values in _said_of(name, space) if key in settable and _is_list(values)}
-        self.rates, _ = workbench.outline(make_config(name, **{**hints, **fixed}), training)
+        firsts = {key: v[0] for key, v in self._part_of(space).items() if key in settable and _is_list(v)}
+        self.rates, _ = workbench.outline(make_config(name, **{**firsts, **fixed}), training)
         self._main_rate = next((rate for component, rate in self.rates.items() if component != HEAD), None)
         of_method, of_training = get_type_hints(type(self.config)), get_type_hints(TrainConfig)
         self._types = {key: of_method[key] for key in settable} | {key: of_training[key] for key in TRAINING_SETTINGS}
@@ -138,6 +139,12 @@ class Contender:
         """Whether there is such a setting to search."""
         return key in self._types
 
+    def _part_of(self, space: Space) -> Space:
+        """The part of a space that may concern this method, by bare names; what is said of it alone wins."""
+        front = f"{self.name}."
+        general = {key: values for key, values in space.items() if "." not in key or key.startswith(RATE_OF)}
+        return general | {key.removeprefix(front): v for key, v in space.items() if key.startswith(front)}
+
     # --- what is searched -----------------------------------------------------------------------------------------
 
     def choose(self, space: Space) -> None:
@@ -149,7 +156,9 @@ class Contender:
         fixed = {*self.fixed, *(f"{RATE_OF}{component}" for component in self.training.learning_rates)}
         if self.training.learning_rate is not None:
             fixed.add("learning_rate")
-        for key, values in space.items():
+        part = self._part_of(space)
+        part = {key: values for key, values in part.items() if self.knows(key) or f"{self.name}.{key}" in space}
+        for key, values in part.items():
             if not self.knows(key):
                 raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._types)}")
             if key in fixed:
@@ -158,11 +167,11 @@ class Contender:
         # Every value by itself, beside the first of what else is asked for: wrong ones are found before training.
         firsts = {key: axis.edges[0] for key, axis in self.space.items()}
         self._check(*self._built(firsts))
-        for key in space:
+        for key in part:
             for value in self.space[key].edges:
                 self._check(*self._built({**firsts, key: value}))
         for key, values in self.config.search_space().items():
-            if key in fixed or key in space or not self.knows(key):
+            if key in fixed or key in part or not self.knows(key):
                 continue
             if isinstance(values, Span):
                 if self.defaults[key]:  # no factor takes a default of zero anywhere
@@ -242,7 +251,7 @@ class Contender:
         if len(finite) == len(codes):
             yield from (dict(zip(self.space, each, strict=True)) for each in itertools.product(*finite))
 
-    def propose(self, folder_of: Callable[[MethodConfig, TrainConfig], Path | None]) -> Proposal | None:
+    def propose(self, number: int, folder_of: Callable[[Run], Path | None]) -> Trial | None:
         """The next configuration for which ``folder_of`` returns a folder; None when there is no other.
 
         Raises:
@@ -259,24 +268,19 @@ class Contender:
             trial = self.study.ask(self._distributions)
             values = {key: axis.value(trial.params[key]) for key, axis in self.space.items()}
             try:
-                config, training = self._built(values)
-                path = folder_of(config, training)
+                run = Run(*self._built(values))
+                path = folder_of(run)
             except SoftPromptError as error:
                 path, wrong = None, error
             if path is not None:
                 self.proposed += 1
-                return Proposal(self.study, trial, values, Run(config, training), path)
+                outline = self._workbench.outline(run.method, run.training)
+                return Trial(number, self.study, trial, values, run, path, *outline)
             self.study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         if wrong is not None and not self.proposed:
             raise wrong
         self.exhausted = True
         return None
-
-
-def _said_of(name: str, space: Space) -> Iterator[tuple[str, Span | Sequence[Any]]]:
-    """The parts of a space that concern a method, by the bare names of settings; of two, the later wins."""
-    yield from ((key, values) for key, values in space.items() if "." not in key)
-    yield from ((key.removeprefix(f"{name}."), values) for key, values in space.items() if key.startswith(f"{name}."))
 
 
 def _is_list(values: Any) -> TypeGuard[Sequence[Any]]:

@@ -46,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `transfer` found.
+    """The result of `transfer`.
 
     Attributes:
         model: name of the backbone.
@@ -91,11 +91,11 @@ class Transfer:
         return [[source, *(self.cell(source, target, shots) for target in self.targets)] for source in self.sources]
 
     def title(self, shots: int) -> str:
-        """What sets a matrix apart."""
+        """The title of a matrix."""
         return "no training rows" if shots == 0 else f"{shots} training row{'s' if shots > 1 else ''}"
 
     def note(self) -> str:
-        """How the numbers came about."""
+        """The caption of the matrices."""
         scored = ", ".join(
             f"{target.metric} on {target.rows:,} {'test' if target.held_out else 'validation'} rows of {target.name}"
             for target in self.targets
@@ -248,7 +248,7 @@ def _unchanged_score(workbench: Workbench, path: str) -> tuple[float, ...]:
         kind, answers = form.get("kind", "classification"), form.get("labels", config["labels"])
         if kind != workbench.task.kind or answers != list(workbench.task.label_names):
             return ()
-    name = "as-it-is"
+    name = "unchanged"
     workbench.model.load_prompt(prompt_folder(path), name)
     try:
         (metrics,) = workbench.score([name])

@@ -1,4 +1,4 @@
-"""A configuration of a search: its proposal, and how its run has done so far."""
+"""A configuration of a search, and how its run has done so far."""
 
 from __future__ import annotations
 
@@ -14,40 +14,27 @@ from softprompts.storage import run_folder
 from softprompts.training.lane import checkpoint_step
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """A configuration that a study proposes.
-
-    Attributes:
-        study: Optuna's study.
-        optuna_trial: the study's name for it.
-        values: the searched settings.
-        run: the experiment.
-        path: its run folder.
-    """
-
-    study: Any
-    optuna_trial: Any
-    values: dict[str, Any]
-    run: Run
-    path: Path
-
-    def learn(self, score: float | None) -> None:
-        """Tells the study a score; None is worse than any."""
-        from optuna.trial import TrialState
-
-        if score is None:
-            self.study.tell(self.optuna_trial, state=TrialState.PRUNED)
-        else:
-            self.study.tell(self.optuna_trial, score)
-
-
 @dataclass
 class Trial:
-    """A configuration while the search is on; see `Entry` for what the attributes mean."""
+    """A configuration while the search is on; see `Entry` for scores, state, steps and test.
+
+    Attributes:
+        number: from 1, in the order of proposals.
+        study: the study of Optuna that proposed it.
+        optuna_trial: the study's name for it.
+        proposed: the searched settings.
+        run: the experiment.
+        path: its run folder.
+        rates: the learning rate of each component.
+        trained: number of trained parameters.
+    """
 
     number: int
-    proposal: Proposal
+    study: Any
+    optuna_trial: Any
+    proposed: dict[str, Any]
+    run: Run
+    path: Path
     rates: dict[str, float]
     trained: int
     scores: list[float | None] = field(default_factory=list)
@@ -55,10 +42,15 @@ class Trial:
     steps: int = 0
     test: float | None = None
 
-    @property
-    def path(self) -> Path:
-        """Its run folder."""
-        return self.proposal.path
+    def learn(self) -> None:
+        """Tells the study the score of the first rung; none is worse than any."""
+        from optuna.trial import TrialState
+
+        score = None if self.state == "diverged" else self.scores[0]
+        if score is None:
+            self.study.tell(self.optuna_trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(self.optuna_trial, score)
 
     def order(self) -> tuple[bool, int, float, int]:
         """Sorts the best first."""
@@ -67,13 +59,12 @@ class Trial:
 
     def entry(self) -> Entry:
         """Its line of the leaderboard."""
-        run = self.proposal.run
         return Entry(
             trial=self.number,
-            method=run.method.method,
-            proposed=self.proposal.values,
-            settings=run.method.to_dict(),
-            training=run.training.to_dict(),
+            method=self.run.method.method,
+            proposed=self.proposed,
+            settings=self.run.method.to_dict(),
+            training=self.run.training.to_dict(),
             rates=self.rates,
             trained=self.trained,
             rung=len(self.scores) + (self.state == "diverged"),

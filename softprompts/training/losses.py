@@ -1,6 +1,6 @@
 """Losses row by row, so that one forward pass serves lanes that each take the mean over their own rows.
 
-What a row holds says what its loss is (see `collate`):
+The fields of a row decide its loss (see `collate`):
 
 - ``label``: cross-entropy over classes, or the squared error of a score;
 - ``labels``: cross-entropy at every token with a label: a language model's answer, or tags;

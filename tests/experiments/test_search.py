@@ -461,7 +461,7 @@ def test_a_report_replaces_no_strange_folder(bench: Workbench, tmp_path: Path) -
 
 def test_ties_go_to_the_earlier() -> None:
     trials = [
-        Trial(number, None, {}, 0, scores, state)  # type: ignore[arg-type]
+        Trial(number, None, None, {}, None, Path(), {}, 0, scores, state)  # type: ignore[arg-type]
         for number, scores, state in [
             (5, [None], "cut"),
             (4, [0.6, 0.6], "cut"),

@@ -375,7 +375,7 @@ def test_others_pay_nothing() -> None:
         seen: list[int] = []
         sizes: list[int] = []
         for part in range(3):
-            drawn = {lane.name: lane.draw()[part : part + 1] for lane in lanes}
+            drawn = {lane.name: lane.next_batches()[part : part + 1] for lane in lanes}
             rows = {name: len(batch) for name, batches in drawn.items() for batch in batches}
             passes = {"plain": 1, "router": 1, "mixed": 2, "few": 2, "both": 3}
             sizes += [sum(count for name, count in rows.items() if passes[name] > at) for at in range(3)]
