@@ -80,7 +80,7 @@ class RequestMiddleware:
 
     async def _check(self, request: Request) -> None:
         """Refuses requests without the key, and those of pages of other sites in a browser."""
-        path, headers = request.url.path, request.headers
+        path, headers = request.scope["path"], request.headers  # `request.url` trusts the Host header
         if path not in ("/healthz", "/readyz"):
             self.service.refuse_while_draining()
         if self.settings.api_key and path not in _WITHOUT_KEY and not await self._has_key(request):
