@@ -32,12 +32,7 @@ _log = logging.getLogger("softprompts.serving")
 
 
 class RequestMiddleware:
-    """Passes requests that may be answered to the app, with their whole body.
-
-    Args:
-        app: the app.
-        service: has the settings and counts the requests.
-    """
+    """Passes requests that may be answered to the app, with their whole body."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service, self.settings = app, service, service.settings
