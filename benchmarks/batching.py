@@ -34,13 +34,13 @@ LOCAL = ("super_glue/boolq", "glue/cola")  # tasks that need --data-dir
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=3, warmup=2)
-    made.add_argument("--data-dir", type=Path)
-    made.add_argument("--tasks", type=lambda text: text.split(","))
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--sample", type=int, default=40)
-    made.add_argument("--limit", type=int, default=256)
-    options = parse(made, rounds=2, sample=10)
+    arguments = parser(__doc__, rounds=3, warmup=2)
+    arguments.add_argument("--data-dir", type=Path)
+    arguments.add_argument("--tasks", type=lambda text: text.split(","))
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--sample", type=int, default=40)
+    arguments.add_argument("--limit", type=int, default=256)
+    options = parse(arguments, rounds=2, sample=10)
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(options.model))
     step = trainer(sp.attach(fresh(options.model), config("prefix-tuning"), seed=0))

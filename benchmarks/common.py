@@ -39,22 +39,22 @@ ResultT = TypeVar("ResultT")
 
 def parser(description: str, rounds: int, warmup: int | None = None) -> argparse.ArgumentParser:
     """The options that every benchmark has; those that start whole commands have no rounds to warm up."""
-    made = argparse.ArgumentParser(description=description.splitlines()[0])
-    made.add_argument("--rounds", type=int, default=rounds)
+    arguments = argparse.ArgumentParser(description=description.splitlines()[0])
+    arguments.add_argument("--rounds", type=int, default=rounds)
     if warmup is not None:
-        made.add_argument("--warmup", type=int, default=warmup)
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
-    made.add_argument("--model", default=DEFAULT_MODEL)
-    made.add_argument("--json", type=Path)
-    made.add_argument("--quick", action="store_true", help="other defaults: a try of about a minute")
-    return made
+        arguments.add_argument("--warmup", type=int, default=warmup)
+    arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments.add_argument("--model", default=DEFAULT_MODEL)
+    arguments.add_argument("--json", type=Path)
+    arguments.add_argument("--quick", action="store_true", help="other defaults: a try of about a minute")
+    return arguments
 
 
-def parse(made: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+def parse(arguments: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
     """Reads the command line and prepares torch; ``quick`` are the defaults under --quick."""
-    if made.parse_args().quick:
-        made.set_defaults(**quick)
-    options = made.parse_args()
+    if arguments.parse_args().quick:
+        arguments.set_defaults(**quick)
+    options = arguments.parse_args()
     prepare(options.threads)
     return options
 
@@ -141,9 +141,9 @@ def interleave(
     for number in track(range(warmup + rounds), what, console=Console(stderr=True), transient=True):
         for name, run in variants.items():
             start = time.perf_counter()
-            own = run()
+            seconds = run()
             if number >= warmup:
-                times[name].append(time.perf_counter() - start if own is None else own)
+                times[name].append(time.perf_counter() - start if seconds is None else seconds)
     return times
 
 

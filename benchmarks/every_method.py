@@ -61,20 +61,24 @@ class Entry:
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=3)
-    made.add_argument("--data-dir", type=Path, required=True)
-    made.add_argument("--methods", type=lambda text: text.split(","))
-    made.add_argument("--steps", type=int, default=250)
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--train-rows", type=int, default=TRAIN)
-    made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--factors", type=lambda text: [float(part) for part in text.split(",")], default=[0.3, 1.0, 3.0])
-    made.add_argument("--timed-steps", type=int, default=20)
-    made.add_argument("--sources", type=lambda text: text.split(","), default=["reviews", "glue/cola", "glue/mrpc"])
-    made.add_argument("--runs", type=Path, default=Path("build/every_method"))
-    made.add_argument("--out", type=Path)
+    arguments = parser(__doc__, rounds=3)
+    arguments.add_argument("--data-dir", type=Path, required=True)
+    arguments.add_argument("--methods", type=lambda text: text.split(","))
+    arguments.add_argument("--steps", type=int, default=250)
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--train-rows", type=int, default=TRAIN)
+    arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument(
+        "--factors", type=lambda text: [float(part) for part in text.split(",")], default=[0.3, 1.0, 3.0]
+    )
+    arguments.add_argument("--timed-steps", type=int, default=20)
+    arguments.add_argument(
+        "--sources", type=lambda text: text.split(","), default=["reviews", "glue/cola", "glue/mrpc"]
+    )
+    arguments.add_argument("--runs", type=Path, default=Path("build/every_method"))
+    arguments.add_argument("--out", type=Path)
     small = {"steps": 10, "seeds": 2, "train_rows": 200, "rounds": 1, "timed_steps": 5}
-    options = parse(made, **small, methods=["head-only", "prefix-tuning"])
+    options = parse(arguments, **small, methods=["head-only", "prefix-tuning"])
 
     rows = write_rows(options)
     search = Workbench(options.model, Data(train=rows["train"], validation=rows["others"]), max_length=128)
@@ -195,8 +199,8 @@ def stuck(entries: Sequence[Entry], file: str) -> str:
     """Which runs learned nothing: those that score what the commonest label does."""
     least = commonest(Path(file))
     counts = {entry.method: sum(score <= least + 0.005 for score in entry.scores) for entry in entries}
-    found = ", ".join(f"{method} ({count} of {len(entries[0].scores)})" for method, count in counts.items() if count)
-    return f"Seeds that stayed at the commonest label ({100 * least:.1f}): {found or 'none'}."
+    stuck = ", ".join(f"{method} ({count} of {len(entries[0].scores)})" for method, count in counts.items() if count)
+    return f"Seeds that stayed at the commonest label ({100 * least:.1f}): {stuck or 'none'}."
 
 
 def page(entries: Sequence[Entry], about_seeds: str, options: argparse.Namespace) -> str:

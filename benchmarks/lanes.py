@@ -35,15 +35,15 @@ PAD = 0
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=8, warmup=1)
-    made.add_argument("--lanes", type=numbers, default=[1, 2, 4, 8, 16])
-    made.add_argument("--batch", type=numbers, default=[4, 8, 16])
-    made.add_argument("--method", default="prefix-tuning")
-    made.add_argument("--tokens", type=int, default=28)
-    made.add_argument("--spread", type=int, default=7)
-    made.add_argument("--steps", type=int, default=4)
-    made.add_argument("--no-memory", dest="memory", action="store_false")
-    options = parse(made, rounds=3, lanes=[1, 4, 16], batch=[8])
+    arguments = parser(__doc__, rounds=8, warmup=1)
+    arguments.add_argument("--lanes", type=numbers, default=[1, 2, 4, 8, 16])
+    arguments.add_argument("--batch", type=numbers, default=[4, 8, 16])
+    arguments.add_argument("--method", default="prefix-tuning")
+    arguments.add_argument("--tokens", type=int, default=28)
+    arguments.add_argument("--spread", type=int, default=7)
+    arguments.add_argument("--steps", type=int, default=4)
+    arguments.add_argument("--no-memory", dest="memory", action="store_false")
+    options = parse(arguments, rounds=3, lanes=[1, 4, 16], batch=[8])
 
     rows, lines = [], []
     for size in options.batch:

@@ -49,12 +49,12 @@ METHODS = ("prefix-tuning", "multi-mask", "prompt-tuning", "superpos", "selectiv
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=20, warmup=2)
-    made.add_argument("--rows", type=numbers, default=[32, 128])
-    made.add_argument("--prompts", type=int, default=32)
-    made.add_argument("--tokens", type=int, default=28)
-    made.add_argument("--idle", type=int, default=200)
-    options = parse(made, rounds=5, warmup=1, idle=20)
+    arguments = parser(__doc__, rounds=20, warmup=2)
+    arguments.add_argument("--rows", type=numbers, default=[32, 128])
+    arguments.add_argument("--prompts", type=int, default=32)
+    arguments.add_argument("--tokens", type=int, default=28)
+    arguments.add_argument("--idle", type=int, default=200)
+    options = parse(arguments, rounds=5, warmup=1, idle=20)
 
     mine, bare, others = ours(options), fresh(options.model).eval(), theirs(options)
     rows, lines = [], []
@@ -108,10 +108,10 @@ def ours(options: Any) -> Any:
 def theirs(options: Any) -> Any:
     import peft
 
-    made = peft.PrefixTuningConfig(task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=LENGTH)
-    model = peft.get_peft_model(fresh(options.model), made, adapter_name="prefix0")
+    settings = peft.PrefixTuningConfig(task_type=peft.TaskType.SEQ_CLS, num_virtual_tokens=LENGTH)
+    model = peft.get_peft_model(fresh(options.model), settings, adapter_name="prefix0")
     for number in range(1, options.prompts):
-        model.add_adapter(f"prefix{number}", made)
+        model.add_adapter(f"prefix{number}", settings)
     return model.eval()
 
 
@@ -217,12 +217,14 @@ def variants(model: Any, bare: Any, peft_model: Any, inputs: Inputs, prompts: in
     def many(kind: str) -> Callable[[], None]:
         return together(of_rows(kind, len(inputs["input_ids"]), prompts))
 
-    own = of_rows("method", len(inputs["input_ids"]), prompts)
-    queues = [queue(inputs, own, [row for row, name in enumerate(own) if uses_tokens(name) == kind]) for kind in (0, 1)]
+    names = of_rows("method", len(inputs["input_ids"]), prompts)
+    queues = [
+        queue(inputs, names, [row for row, name in enumerate(names) if uses_tokens(name) == kind]) for kind in (0, 1)
+    ]
 
     def in_queues() -> None:
-        for part, names in queues:
-            model(**part, prompt_names=names)
+        for part, owners in queues:
+            model(**part, prompt_names=owners)
 
     return {
         "no prompt": lambda: bare(**inputs) and None,

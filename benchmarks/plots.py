@@ -27,15 +27,15 @@ Data = dict[str, Any]
 
 def figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     """Panels on white."""
-    made = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
-    panels = [made.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
+    chart = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
+    panels = [chart.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
     for axes in panels:
         axes.tick_params(labelsize=8.5)
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    return made, panels
+    return chart, panels
 
 
 def label(axes: Axes, title: str, x: str = "", y: str = "") -> None:
@@ -74,7 +74,7 @@ def bars(axes: Axes, names: list[str], values: list[float], colours: list[str], 
 
 def time_to_accuracy(data: Data, path: Path) -> None:
     """Held-out accuracy against seconds since the command was given: one run, and all seeds."""
-    made, panels = figure(len(data["rows"]), 2, 3.1 * len(data["rows"]) + 0.3)
+    chart, panels = figure(len(data["rows"]), 2, 3.1 * len(data["rows"]) + 0.3)
     for row, (single, several) in zip(data["rows"], zip(panels[::2], panels[1::2], strict=True), strict=True):
         several.sharey(single)
         for side, commands in row["one"].items():
@@ -92,7 +92,7 @@ def time_to_accuracy(data: Data, path: Path) -> None:
         label(single, f"{row['task']}: one run", "seconds since the command was given", "held-out accuracy, %")
         label(several, f"{row['task']}: {data['options']['seeds']} seeds", "seconds since the command was given")
         single.legend(fontsize=8.5, frameon=False, loc="lower right")
-    made.savefig(path)
+    chart.savefig(path)
 
 
 def points(curve: list[dict[str, float]]) -> tuple[list[float], list[float]]:
@@ -102,18 +102,18 @@ def points(curve: list[dict[str, float]]) -> tuple[list[float], list[float]]:
 def step(data: Data, path: Path) -> None:
     """Each variant's ratio to the forward."""
     rows = {name: row for name, row in data["rows"].items() if name != "inference forward"}
-    made, (axes,) = figure(1, 1, 0.33 * len(rows) + 0.9)
+    chart, (axes,) = figure(1, 1, 0.33 * len(rows) + 0.9)
     foreign = ("PEFT", "full", "forward")
     colours = [PALE if name.startswith(foreign) else PLAIN for name in rows]
     bars(axes, list(rows), [row["ratio"] for row in rows.values()], colours)
     axes.axvline(2, color=DARK, linestyle="--", linewidth=0.9)
     label(axes, "Time of a training step / inference forward (dashed: twice it)")
-    made.savefig(path)
+    chart.savefig(path)
 
 
 def lanes(data: Data, path: Path) -> None:
     """What sharing passes gains, for each batch size."""
-    made, (axes,) = figure(1, 1, 3.4)
+    chart, (axes,) = figure(1, 1, 3.4)
     shades = ["#9cc0e7", "#4f8fd0", "#1f5fa8", "#123a68"]
     for size, colour in zip(dict.fromkeys(row["batch"] for row in data["rows"]), shades, strict=False):
         rows = [row for row in data["rows"] if row["batch"] == size]
@@ -129,13 +129,13 @@ def lanes(data: Data, path: Path) -> None:
     axes.set_ylim(0, max(row["ratio"] for row in data["rows"]) * 1.1)
     label(axes, "Runs in shared passes", "runs", "time one after another / shared")
     axes.legend(fontsize=8.5, frameon=False, loc="lower right")
-    made.savefig(path)
+    chart.savefig(path)
 
 
 def batching(data: Data, path: Path) -> None:
     """An epoch's time against that with buckets."""
     tasks = list(dict.fromkeys(row["task"] for row in data["rows"]))
-    made, panels = figure(1, len(tasks), 2.3)
+    chart, panels = figure(1, len(tasks), 2.3)
     shades = {"bucketed": PLAIN, "shuffled": "#8fb4dc", "padded": PALE}
     for axes, task in zip(panels, tasks, strict=True):
         rows = [row for row in data["rows"] if row["task"] == task]
@@ -144,7 +144,7 @@ def batching(data: Data, path: Path) -> None:
         if axes is not panels[0]:
             axes.set_yticklabels([])
         label(axes, task, "epoch / bucketed")
-    made.savefig(path)
+    chart.savefig(path)
 
 
 def mixed(data: Data, path: Path) -> None:
@@ -152,7 +152,7 @@ def mixed(data: Data, path: Path) -> None:
     passes = [row for row in data["rows"] if "variant" in row]
     counts = list(dict.fromkeys(row["rows"] for row in passes))
     names = list(dict.fromkeys(row["variant"] for row in passes))
-    made, panels = figure(1, len(counts), 0.3 * len(names) + 0.9)
+    chart, panels = figure(1, len(counts), 0.3 * len(names) + 0.9)
     for axes, count in zip(panels, counts, strict=True):
         values = [row["ratio"] for row in passes if row["rows"] == count]
         bars(axes, names, values, [PALE if name.startswith(("PEFT", "no prompt")) else PLAIN for name in names])
@@ -160,35 +160,37 @@ def mixed(data: Data, path: Path) -> None:
         if axes is not panels[0]:
             axes.set_yticklabels([])
         label(axes, f"batches of {count} rows", "rows per second / those of one prompt")
-    made.savefig(path)
+    chart.savefig(path)
 
 
 def serving(data: Data, path: Path) -> None:
     """Requests per second, one by one and together."""
     names = [f"{row['variant']}, {row['clients']} client{'s' * (row['clients'] != 1)}" for row in data["rows"]]
-    made, (axes,) = figure(1, 1, 0.33 * len(names) + 0.9)
+    chart, (axes,) = figure(1, 1, 0.33 * len(names) + 0.9)
     bars(axes, names, [row["requests_per_second"] for row in data["rows"]], [PALE, PLAIN], digits=0)
     label(axes, "Requests per second")
-    made.savefig(path)
+    chart.savefig(path)
 
 
 def scaling(data: Data, path: Path) -> None:
     """Time and memory of each sweep; EPT's claim as text in the table only."""
     sweeps = [sweep for sweep in dict.fromkeys(row["sweep"] for row in data["rows"]) if sweep != "ept claim"]
-    made, panels = figure(len(sweeps), 2, 2.55 * len(sweeps) + 0.6)
+    chart, panels = figure(len(sweeps), 2, 2.55 * len(sweeps) + 0.6)
     handles: dict[str, Any] = {}
     for sweep, (time, memory) in zip(sweeps, zip(panels[::2], panels[1::2], strict=True), strict=True):
         rows = [row for row in data["rows"] if row["sweep"] == sweep and row["variant"] in COLOURS]
         for name in dict.fromkeys(row["variant"] for row in rows):
-            own = [row for row in rows if row["variant"] == name]
+            points = [row for row in rows if row["variant"] == name]
             for axes, values in (
-                (time, [row["ratio"] for row in own]),
-                (memory, [row["peak_bytes"] / 1e6 for row in own]),
+                (time, [row["ratio"] for row in points]),
+                (memory, [row["peak_bytes"] / 1e6 for row in points]),
             ):
-                (handles[name],) = axes.plot([row["x"] for row in own], values, "o-", color=COLOURS[name], markersize=4)
+                (handles[name],) = axes.plot(
+                    [row["x"] for row in points], values, "o-", color=COLOURS[name], markersize=4
+                )
         for axes, title in ((time, "step / inference forward"), (memory, "MB of tensors")):
             ticks(axes, list(dict.fromkeys(row["x"] for row in rows)))
             axes.set_ylim(0, axes.dataLim.y1 * 1.1)
             label(axes, f"{sweep}: {title}", sweep)
-    made.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
-    made.savefig(path)
+    chart.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
+    chart.savefig(path)

@@ -31,12 +31,12 @@ take turns, in one process or, where whole commands are compared, one after anot
 
 
 def main() -> None:
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("folder", type=Path)
-    made.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "performance.md")
-    options = made.parse_args()
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.folder.glob("*.json"))]
-    by_name = {data["benchmark"]: data for data in found}
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("folder", type=Path)
+    arguments.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "docs" / "performance.md")
+    options = arguments.parse_args()
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.folder.glob("*.json"))]
+    by_name = {data["benchmark"]: data for data in results}
     if not set(by_name) & set(SECTIONS):
         raise SystemExit(f"{options.folder}: no benchmark's JSON file is there")
 
@@ -176,7 +176,7 @@ def batching(rows: Rows, options: dict[str, Any]) -> str:
 def mixed(rows: Rows, options: dict[str, Any]) -> str:
     passes = [row for row in rows if "variant" in row]
     counts = list(dict.fromkeys(row["rows"] for row in passes))
-    found = {(row["rows"], row["variant"]): row for row in passes}
+    by_variant = {(row["rows"], row["variant"]): row for row in passes}
     names = list(dict.fromkeys(row["variant"] for row in passes))
     speed = table(
         ["", *(f"{what} ({count} rows)" for count in counts for what in ("rows/s", "/ one prompt"))],
@@ -186,7 +186,7 @@ def mixed(rows: Rows, options: dict[str, Any]) -> str:
                 *(
                     cell
                     for count in counts
-                    for row in [found[count, name]]
+                    for row in [by_variant[count, name]]
                     for cell in (f"{row['rows_per_second']:.0f}", f"{row['ratio']:.2f}")
                 ),
             )
@@ -212,16 +212,16 @@ def mixed(rows: Rows, options: dict[str, Any]) -> str:
 def scaling(rows: Rows, options: dict[str, Any]) -> str:
     parts = []
     for sweep in dict.fromkeys(row["sweep"] for row in rows):
-        own = [row for row in rows if row["sweep"] == sweep]
+        points = [row for row in rows if row["sweep"] == sweep]
         claim = sweep == "ept claim"
         yardstick = "prompt tuning with the longer prompt" if claim else "the inference forward"
         title = "EPT's claim, on real batches" if claim else sweep.capitalize()
-        variants = list(dict.fromkeys(row["variant"] for row in own))
+        variants = list(dict.fromkeys(row["variant"] for row in points))
         cells = {
             (row["x"], row["variant"]): (
                 f"{ms(row['median_seconds'])} ({row['ratio']:.2f}), {row['peak_bytes'] / 1e6:.0f}"
             )
-            for row in own
+            for row in points
         }
         parts += [
             f"**{title}**: ms (as a ratio to {yardstick}), MB of tensors at the peak\n",
@@ -229,7 +229,7 @@ def scaling(rows: Rows, options: dict[str, Any]) -> str:
                 ["task" if claim else sweep, *variants],
                 [
                     (str(x), *(cells.get((x, name), "-") for name in variants))
-                    for x in dict.fromkeys(row["x"] for row in own)
+                    for x in dict.fromkeys(row["x"] for row in points)
                 ],
                 words=int(claim),
             ),

@@ -63,18 +63,18 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=6, warmup=1)
-    made.add_argument("--data-dir", type=Path)
-    made.add_argument("--rows", type=int, default=16)
-    made.add_argument("--tokens", type=int, default=32)
-    made.add_argument("--lengths", type=numbers, default=[1, 5, 10, 20, 50, 100])
-    made.add_argument("--masks", type=numbers, default=[1, 2, 4, 8, 16])
-    made.add_argument("--texts", type=numbers, default=[16, 32, 64, 128, 256, 512])
-    made.add_argument("--text-rows", type=int, default=8)
-    made.add_argument("--lanes", type=numbers, default=[1, 2, 4, 8, 16])
-    made.add_argument("--lane-rows", type=int, default=4)
-    made.add_argument("--sample", type=int, default=12)
-    options = parse(made, rounds=2, lengths=[1, 100], masks=[1, 16], texts=[16, 512], lanes=[1, 16], sample=3)
+    arguments = parser(__doc__, rounds=6, warmup=1)
+    arguments.add_argument("--data-dir", type=Path)
+    arguments.add_argument("--rows", type=int, default=16)
+    arguments.add_argument("--tokens", type=int, default=32)
+    arguments.add_argument("--lengths", type=numbers, default=[1, 5, 10, 20, 50, 100])
+    arguments.add_argument("--masks", type=numbers, default=[1, 2, 4, 8, 16])
+    arguments.add_argument("--texts", type=numbers, default=[16, 32, 64, 128, 256, 512])
+    arguments.add_argument("--text-rows", type=int, default=8)
+    arguments.add_argument("--lanes", type=numbers, default=[1, 2, 4, 8, 16])
+    arguments.add_argument("--lane-rows", type=int, default=4)
+    arguments.add_argument("--sample", type=int, default=12)
+    options = parse(arguments, rounds=2, lengths=[1, 100], masks=[1, 16], texts=[16, 512], lanes=[1, 16], sample=3)
 
     rows: list[Row] = []
     for sweep, points in sweeps(options).items():
@@ -115,8 +115,8 @@ def sweeps(options: Any) -> dict[str, Iterator[Point]]:
     path, rows, tokens = options.model, options.rows, options.tokens
     limit = fresh(path).config.max_position_embeddings
 
-    def attached(made: sp.MethodConfig) -> Any:
-        return sp.attach(fresh(path), made, seed=0)
+    def attached(settings: sp.MethodConfig) -> Any:
+        return sp.attach(fresh(path), settings, seed=0)
 
     def of_length(length: int) -> Variants:
         return {name: attached(config(name, length)) for name in METHODS}
@@ -126,16 +126,16 @@ def sweeps(options: Any) -> dict[str, Iterator[Point]]:
         return {"multi-mask": attached(masked), "prefix-tuning": attached(config("prefix-tuning"))}
 
     def of_text(length: int) -> Variants:
-        made = {name: config(name) for name in METHODS}
-        return {name: attached(one) for name, one in made.items() if not one.uses_tokens or length + LENGTH <= limit}
+        configs = {name: config(name) for name in METHODS}
+        return {name: attached(one) for name, one in configs.items() if not one.uses_tokens or length + LENGTH <= limit}
 
     def of_lanes(count: int) -> Variants:
-        made = {}
+        models = {}
         for name in ("prefix-tuning", "selective-prefix", "prompt-tuning"):
-            made[name] = sp.attach(fresh(path))
+            models[name] = sp.attach(fresh(path))
             for number in range(count):
-                made[name].add_prompt(f"lane{number}", config(name), seed=number)
-        return made
+                models[name].add_prompt(f"lane{number}", config(name), seed=number)
+        return models
 
     def lanes(count: int) -> Inputs:
         return {**batch(count * options.lane_rows, tokens), "prompt_names": lane_names(options, count)}

@@ -59,11 +59,11 @@ Request = tuple[str, tuple[str, ...]]
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=3)
-    made.add_argument("--requests", type=int, default=1000)
-    made.add_argument("--clients", type=int, default=64)
-    made.add_argument("--prompts", type=int, default=20)
-    options = parse(made, rounds=1, requests=200)
+    arguments = parser(__doc__, rounds=3)
+    arguments.add_argument("--requests", type=int, default=1000)
+    arguments.add_argument("--clients", type=int, default=64)
+    arguments.add_argument("--prompts", type=int, default=20)
+    options = parse(arguments, rounds=1, requests=200)
     busy: dict[str, list[float]] = {"one by one": [], "together": []}
     with tempfile.TemporaryDirectory() as folder:
         forms = save_prompts(Path(folder), options.model, options.prompts)
@@ -115,16 +115,16 @@ def save_prompts(folder: Path, name: str, count: int) -> dict[str, Form]:
     for number in range(count):
         task = list(TASKS)[number // len(METHODS) % len(TASKS)]
         method, form = METHODS[number % len(METHODS)], TASKS[task]
-        made = sp.make_config(method) if method == "lora" else config(method, 5 + 5 * (number % 2))
+        settings = sp.make_config(method) if method == "lora" else config(method, 5 + 5 * (number % 2))
         labels = list(form.labels) or None
-        model.add_prompt("made", made, labels=labels, num_labels=None if labels else 1, seed=number)
+        model.add_prompt("random", settings, labels=labels, num_labels=None if labels else 1, seed=number)
         draw = torch.Generator().manual_seed(number)
-        for parameter in model.prompts["made"].parameters():
+        for parameter in model.prompts["random"].parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)
-        own = f"{method}-{task}-{number}"
-        model.save_prompt("made", folder / own, {"task": task, "task_form": form.to_dict(), "max_length": 128})
-        model.delete_prompt("made")
-        forms[own] = form
+        prompt = f"{method}-{task}-{number}"
+        model.save_prompt("random", folder / prompt, {"task": task, "task_form": form.to_dict(), "max_length": 128})
+        model.delete_prompt("random")
+        forms[prompt] = form
     return forms
 
 
@@ -159,10 +159,10 @@ def server(folder: Path, threads: int) -> Iterator[tuple[int, psutil.Process]]:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-            if found is None:
+            address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+            if address is None:
                 raise SystemExit(f"the server did not start: {line!r}")
-            yield int(found[1]), psutil.Process(process.pid)
+            yield int(address[1]), psutil.Process(process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(START_SECONDS)

@@ -49,11 +49,11 @@ Variant = tuple[Any, Callable[[], None]]  # a model, and a step of it
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=30, warmup=3)
-    made.add_argument("--batch", type=int, default=32)
-    made.add_argument("--tokens", type=int, default=48)
-    made.add_argument("--no-memory", dest="memory", action="store_false")
-    options = parse(made, rounds=5, warmup=1, memory=False)
+    arguments = parser(__doc__, rounds=30, warmup=3)
+    arguments.add_argument("--batch", type=int, default=32)
+    arguments.add_argument("--tokens", type=int, default=48)
+    arguments.add_argument("--no-memory", dest="memory", action="store_false")
+    options = parse(arguments, rounds=5, warmup=1, memory=False)
 
     made_of = variants(options)
     times = interleave({name: make()[1] for name, make in made_of.items()}, options.rounds, options.warmup)

@@ -37,18 +37,18 @@ TASKS = (
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=1)
-    made.add_argument("--data-dir", type=Path, required=True)
-    made.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
-    made.add_argument("--methods", type=lambda text: text.split(","), default=["head-only", "prefix-tuning"])
-    made.add_argument("--steps", type=int, default=400)
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--max-length", type=int, default=192)
-    made.add_argument("--max-train", type=int)
-    made.add_argument("--max-validation", type=int)
-    made.add_argument("--runs", type=Path, default=Path("build/task_scores"))
-    made.add_argument("--out", type=Path)
-    options = parse(made, steps=10, max_train=200, max_validation=50, max_length=64)
+    arguments = parser(__doc__, rounds=1)
+    arguments.add_argument("--data-dir", type=Path, required=True)
+    arguments.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
+    arguments.add_argument("--methods", type=lambda text: text.split(","), default=["head-only", "prefix-tuning"])
+    arguments.add_argument("--steps", type=int, default=400)
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--max-length", type=int, default=192)
+    arguments.add_argument("--max-train", type=int)
+    arguments.add_argument("--max-validation", type=int)
+    arguments.add_argument("--runs", type=Path, default=Path("build/task_scores"))
+    arguments.add_argument("--out", type=Path)
+    options = parse(arguments, steps=10, max_train=200, max_validation=50, max_length=64)
 
     lines = []
     for name in options.tasks:

@@ -56,18 +56,18 @@ Run = dict[str, Any]
 
 
 def main() -> None:
-    made = parser(__doc__, rounds=2)
-    made.add_argument("--data-dir", type=Path)
-    made.add_argument("--tasks", type=lambda text: text.split(","))
-    made.add_argument("--tokens", type=int, default=LENGTH)
-    made.add_argument("--steps", type=int, default=120)
-    made.add_argument("--every", type=int, default=20)
-    made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--train-rows", type=int, default=4000)
-    made.add_argument("--eval-rows", type=int, default=256)
-    made.add_argument("--seeds", type=int, default=5)
-    made.add_argument("--rates", type=lambda text: [float(part) for part in text.split(",")], default=[*RATES])
-    options = parse(made, rounds=1, steps=20, every=10, train_rows=400, eval_rows=60, seeds=2, rates=[0.01, 0.03])
+    arguments = parser(__doc__, rounds=2)
+    arguments.add_argument("--data-dir", type=Path)
+    arguments.add_argument("--tasks", type=lambda text: text.split(","))
+    arguments.add_argument("--tokens", type=int, default=LENGTH)
+    arguments.add_argument("--steps", type=int, default=120)
+    arguments.add_argument("--every", type=int, default=20)
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--train-rows", type=int, default=4000)
+    arguments.add_argument("--eval-rows", type=int, default=256)
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--rates", type=lambda text: [float(part) for part in text.split(",")], default=[*RATES])
+    options = parse(arguments, rounds=1, steps=20, every=10, train_rows=400, eval_rows=60, seeds=2, rates=[0.01, 0.03])
 
     rows = []
     for name in options.tasks or ["reviews", *(["glue/sst2"] if options.data_dir else [])]:

@@ -2,7 +2,7 @@
 
     python examples/lm_eval_harness.py --model HuggingFaceTB/SmolLM2-135M
 
-The harness takes model objects: HFLM(pretrained=model, tokenizer=tokenizer). The prompt set on it joins every row.
+The harness takes model objects: HFLM(pretrained=model, tokenizer=tokenizer). Every row uses the active prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import softprompts as sp
 
 
 def write_task(folder: Path, rows: int) -> None:
-    """A task for the harness: which of two words follows is decided by their log-likelihoods."""
+    """Writes a task for the harness: the likelier of two words is chosen as the label."""
     data = folder / "reviews.jsonl"
     lines = [{"text": text, "gold": int(label == "positive")} for text, label in reviews("validation", rows)]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

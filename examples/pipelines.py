@@ -20,7 +20,7 @@ TEXTS = ["A good thriller.", "Idiotic and ugly."]
 
 
 def main() -> dict[str, Any]:
-    """Asks each pipeline; returns what they answered."""
+    """Runs each pipeline; returns their outputs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--decoder", help="a causal language model; default: a small random one")
@@ -28,7 +28,7 @@ def main() -> dict[str, Any]:
     encoder = packaged.resolve_model(options.encoder)
     decoder = options.decoder or small_model("llama", tempfile.mkdtemp())
     words = transformers.AutoTokenizer.from_pretrained(encoder)
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     # In place of add_prompt, model.load_prompt(folder) brings a trained one.
     model = sp.attach(transformers.AutoModelForSequenceClassification.from_pretrained(encoder))
@@ -37,16 +37,16 @@ def main() -> dict[str, Any]:
     classify = transformers.pipeline("text-classification", model=model, tokenizer=words, device="cpu")
     for prompt in model.prompts:
         model.set_prompt(prompt)
-        found[prompt] = classify(TEXTS, top_k=None)
-    # A batch of both, past the pipeline: one forward pass, every row its own prompt and labels.
+        outputs[prompt] = classify(TEXTS, top_k=None)
+    # Both prompts in one forward pass, without the pipeline: each row has its own prompt and labels.
     with torch.no_grad():
         logits = model(**words(TEXTS, padding=True, return_tensors="pt"), prompt_names=["sentiment", "topic"]).logits
-    found["mixed"] = logits.softmax(-1)
+    outputs["mixed"] = logits.softmax(-1)
 
     tagger = transformers.AutoModelForTokenClassification.from_pretrained(encoder)
     sp.attach(tagger, sp.PrefixTuningConfig(num_virtual_tokens=5), name="ner", labels=["O", "PER", "LOC"], seed=0)
     tag = transformers.pipeline("token-classification", model=tagger, tokenizer=words, device="cpu")
-    found["ner"] = tag("Rob Reiner films in Boston.")
+    outputs["ner"] = tag("Rob Reiner films in Boston.")
 
     writer = transformers.AutoModelForCausalLM.from_pretrained(decoder)
     sp.attach(writer, sp.PromptTuningConfig(num_virtual_tokens=5), name="review", seed=0)
@@ -56,10 +56,10 @@ def main() -> dict[str, Any]:
         tokenizer=transformers.AutoTokenizer.from_pretrained(decoder, padding_side="left"),
         device="cpu",
     )
-    found["review"] = generate(["The film is", "It"], max_new_tokens=5, do_sample=False, batch_size=2)
-    for name, answer in found.items():
+    outputs["review"] = generate(["The film is", "It"], max_new_tokens=5, do_sample=False, batch_size=2)
+    for name, answer in outputs.items():
         print(name, answer)
-    return found
+    return outputs
 
 
 if __name__ == "__main__":

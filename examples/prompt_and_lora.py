@@ -62,7 +62,7 @@ def main() -> dict[str, Any]:
         eval_dataset=test,
         processing_class=tokenizer,
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
+        compute_metrics=lambda result: {"accuracy": float((result.predictions.argmax(-1) == result.label_ids).mean())},
     )
     trainer.train()
     accuracy = trainer.evaluate()["eval_accuracy"]
@@ -76,14 +76,14 @@ def main() -> dict[str, Any]:
         trained = model(**batch, prompt_names="both").logits
         again = loaded(**batch).logits
         mixed = model(**batch, prompt_names=["both", "plain", "both", "plain"]).logits
-    found = {
+    results = {
         "accuracy": accuracy,
         "after loading": float((trained - again).abs().max()),
         "in a mixed batch": float((mixed[[0, 2]] - trained[[0, 2]]).abs().max()),
         "files": sorted(file.name for file in folder.iterdir()),
     }
-    print(found)
-    return found
+    print(results)
+    return results
 
 
 if __name__ == "__main__":

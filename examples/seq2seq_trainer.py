@@ -35,20 +35,20 @@ def main() -> dict[str, float]:
     sp.attach(model, sp.PrefixTuningConfig(num_virtual_tokens=10), name="reviews", tokenizer=tokenizer, seed=0)
 
     def rows(split: str, count: int) -> list[dict[str, Any]]:
-        found = []
+        features = []
         for text, label in reviews(split, count):
             encoded = tokenizer(f"review : {text}", truncation=True, max_length=96)
             answer = tokenizer(label)["input_ids"]
             ids = answer if answer[-1] == tokenizer.eos_token_id else [*answer, tokenizer.eos_token_id]
-            found.append({key: encoded[key] for key in ("input_ids", "attention_mask")} | {"labels": ids})
-        return found
+            features.append({key: encoded[key] for key in ("input_ids", "attention_mask")} | {"labels": ids})
+        return features
 
-    def metrics(found: transformers.EvalPrediction) -> dict[str, float]:
+    def metrics(prediction: transformers.EvalPrediction) -> dict[str, float]:
         def words(ids: Any) -> list[str]:
             ids[ids == -100] = tokenizer.pad_token_id
             return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-        pairs = list(zip(words(found.predictions), words(found.label_ids), strict=True))
+        pairs = list(zip(words(prediction.predictions), words(prediction.label_ids), strict=True))
         return {
             "accuracy": sum(one == other for one, other in pairs) / len(pairs),
             "valid": sum(one in ("negative", "positive") for one, _ in pairs) / len(pairs),

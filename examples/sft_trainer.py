@@ -2,8 +2,8 @@
 
     python examples/sft_trainer.py --model meta-llama/Llama-3.2-1B --method prefix-tuning
 
-SFTTrainer computes its loss past the model's forward. `PromptTraining` tells prompts what is context there, and counts
-their penalties; a method that needs it is refused without.
+SFTTrainer computes its loss without the model's forward. `PromptTraining` hides the targets from the prompts there and
+adds their penalties; methods that need this are refused without it.
 """
 
 from __future__ import annotations

@@ -29,10 +29,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def reviews(split: str, rows: int) -> list[tuple[str, str]]:
-    """Some of the packaged reviews with the word for what they say of their film."""
+    """Some of the packaged film reviews with the names of their labels."""
     task = load_task("reviews")
-    there = getattr(task, split)  # those of a kind lie together
-    chosen = random.Random(0).sample(there, min(rows, len(there)))
+    examples = getattr(task, split)  # sorted by label
+    chosen = random.Random(0).sample(examples, min(rows, len(examples)))
     return [(row.fields["sentence"], task.label_names[row.label]) for row in chosen]
 
 
@@ -58,5 +58,5 @@ def small_model(kind: str, folder: str | Path) -> str:
 
 
 def pre_tokenizer() -> Any:
-    """Words and signs apart."""
+    """Splits texts into words and punctuation."""
     return pre_tokenizers.BertPreTokenizer()

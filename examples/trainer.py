@@ -19,7 +19,7 @@ from softprompts.trainers import PromptTraining
 
 
 class PromptTrainer(PromptTraining, transformers.Trainer):
-    """Trainer with the prompts' own learning rates, and what else their methods ask for."""
+    """Trainer with the prompts' own learning rates and the further losses of their methods."""
 
     learning_rates: ClassVar[dict[str, float]] = {"plain": 0.05, "masked": 0.03, "masked.head": 0.01}
 
@@ -40,12 +40,12 @@ def main() -> dict[str, float]:
     model.add_prompt("masked", sp.MultiMaskConfig(num_virtual_tokens=10, num_masks=4), seed=0)
 
     def rows(split: str, count: int) -> list[dict[str, Any]]:
-        found = []
+        features = []
         for text, label in reviews(split, count):
             encoded = tokenizer(text, truncation=True, max_length=64)
-            for prompt in model.prompts:  # every row once for each prompt, all in one pass of the model
-                found.append({**encoded, "labels": int(label == "positive"), "prompt_names": prompt})
-        return found
+            for prompt in model.prompts:  # each row once for every prompt, all in the same forward passes
+                features.append({**encoded, "labels": int(label == "positive"), "prompt_names": prompt})
+        return features
 
     def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
         texts = [{key: f[key] for key in ("input_ids", "attention_mask")} for f in features]
@@ -56,10 +56,10 @@ def main() -> dict[str, float]:
 
     test = rows("validation", max(8, options.rows // 4))
 
-    def metrics(found: transformers.EvalPrediction) -> dict[str, float]:
-        right = found.predictions.argmax(-1) == found.label_ids
-        owner = np.array([row["prompt_names"] for row in test])
-        return {name: float(right[owner == name].mean()) for name in model.prompts}
+    def metrics(prediction: transformers.EvalPrediction) -> dict[str, float]:
+        correct = prediction.predictions.argmax(-1) == prediction.label_ids
+        prompts = np.array([row["prompt_names"] for row in test])
+        return {name: float(correct[prompts == name].mean()) for name in model.prompts}
 
     trainer = PromptTrainer(
         model,
@@ -87,9 +87,9 @@ def main() -> dict[str, float]:
     trainer.train()
     trainer.save_model(options.out)  # a folder for each prompt, and nothing of the backbone
     scores = trainer.evaluate()
-    found = {name: scores[f"eval_{name}"] for name in model.prompts}
-    print({"best step": trainer.state.best_global_step, **found})
-    return found
+    accuracies = {name: scores[f"eval_{name}"] for name in model.prompts}
+    print({"best step": trainer.state.best_global_step, **accuracies})
+    return accuracies
 
 
 if __name__ == "__main__":

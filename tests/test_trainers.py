@@ -98,8 +98,8 @@ def test_trls_loss_is_the_models_own(method: str, tmp_path: Path) -> None:
     own = model(**batch).loss
     loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
     torch.testing.assert_close(loss, own, rtol=1e-4, atol=1e-5)
-    found = torch.autograd.grad(loss, list(model.prompts.parameters()), allow_unused=True)
-    for one, other in zip(found, wanted, strict=True):
+    gradients = torch.autograd.grad(loss, list(model.prompts.parameters()), allow_unused=True)
+    for one, other in zip(gradients, wanted, strict=True):
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 

@@ -119,14 +119,8 @@ def _add_rows(router: APIRouter, service: Service) -> None:
         return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
 
 
-def _request_rows(
-    service: Service, body: schemas.PredictRequest | schemas.ScoreRequest | schemas.GenerateRequest
-) -> list[RequestRow]:
-    """The rows of a request with their prompts.
-
-    Raises:
-        RequestError: a row exceeds a limit or names an unknown prompt, or there are too many rows.
-    """
+def _request_rows(service: Service, body: Any) -> list[RequestRow]:
+    """The rows of a request with their prompts, within the limits."""
     rows: Sequence[Any] = body.inputs
     limit = service.settings.max_rows
     count = sum(len(getattr(row, "choices", None) or getattr(row, "continuations", None) or "1") for row in rows)

@@ -128,10 +128,7 @@ class Engine:
             return model
 
     def read(self, folder: Path) -> tuple[Any, Prompt, dict[str, Any]]:
-        """Reads a saved prompt; for any thread.
-
-        Returns:
-            The model of the class that it needs, the prompt, and its config.
+        """Reads a saved prompt, for any thread: the model of the class that it needs, the prompt, and its config.
 
         Raises:
             SoftPromptError: it is damaged, or for another backbone.
@@ -147,11 +144,7 @@ class Engine:
             return model, prompt, config
 
     def with_reader(self, name: str, stamp: Any, model: Any, prompt: Prompt, config: dict[str, Any]) -> LoadedPrompt:
-        """A prompt from `read` with the reader of its task; for the thread that uses the tokenizer.
-
-        Raises:
-            SoftPromptError: its description of its task is damaged.
-        """
+        """A prompt from `read` with the reader of its task; for the thread that uses the tokenizer."""
         with _refusing_damage(name):
             room = context_room(model, self.tokenizer, prompt.config.input_tokens)
             reader = TaskReader(config, prompt.labels, self.tokenizer, self.kind, room, name)

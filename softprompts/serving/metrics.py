@@ -11,12 +11,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Metrics of one server.
-
-    Args:
-        queued: returns how many rows wait or run.
-        prompts: returns how many prompts are loaded.
-    """
+    """Metrics of one server; ``queued`` and ``prompts`` return its waiting rows and loaded prompts."""
 
     def __init__(self, queued: Callable[[], int], prompts: Callable[[], int]):
         self.registry = registry = CollectorRegistry()

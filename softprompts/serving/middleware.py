@@ -32,12 +32,7 @@ _log = logging.getLogger("softprompts.serving")
 
 
 class RequestMiddleware:
-    """Passes requests that may be answered to the app, with their whole body.
-
-    Args:
-        app: the app.
-        service: has the settings and counts the requests.
-    """
+    """Passes requests that may be answered to the app, with their whole body."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service, self.settings = app, service, service.settings
@@ -80,7 +75,7 @@ class RequestMiddleware:
 
     async def _check(self, request: Request) -> None:
         """Refuses requests without the key, and those of pages of other sites in a browser."""
-        path, headers = request.url.path, request.headers
+        path, headers = request.scope["path"], request.headers  # `request.url` trusts the Host header
         if path not in ("/healthz", "/readyz"):
             self.service.refuse_while_draining()
         if self.settings.api_key and path not in _WITHOUT_KEY and not await self._has_key(request):

@@ -15,14 +15,7 @@ _RUN = "config.yaml"
 
 
 class PromptStore:
-    """A folder whose sub-folders are saved prompts or run folders.
-
-    Args:
-        folder: the folder.
-
-    Raises:
-        SoftPromptError: no such folder, or a single prompt.
-    """
+    """A folder whose sub-folders are saved prompts or run folders; a folder that is a prompt itself is refused."""
 
     def __init__(self, folder: str | Path):
         path = Path(folder)

@@ -1,6 +1,6 @@
 """Makes jobs for the model from the rows of a request, and answers from their results.
 
-Runs in the one thread that uses the tokenizer.
+Runs in the one thread that uses the tokenizer. A row that cannot be read raises a `RequestError` with its number.
 """
 
 from __future__ import annotations
@@ -22,11 +22,7 @@ from softprompts.training.prediction import Prediction, prediction_of
 
 
 def predict_jobs(engine: Engine, rows: Sequence[RequestRow]) -> list[Job]:
-    """Jobs that label rows, one for each prompt.
-
-    Raises:
-        RequestError: a row does not fit its prompt's task; names the row.
-    """
+    """Jobs that label rows, one for each prompt."""
     indices: dict[LoadedPrompt, list[int]] = {}
     for index, row in enumerate(rows):
         indices.setdefault(row.prompt, []).append(index)
@@ -77,11 +73,7 @@ def _prediction(prompt: LoadedPrompt, answer: Answer) -> dict[str, Any]:
 
 
 def score_jobs(engine: Engine, rows: Sequence[RequestRow], options: ScoreRequest) -> list[Job]:
-    """Jobs that score the continuations of rows under a language model, one for each row.
-
-    Raises:
-        RequestError: the model is an encoder, or a row cannot be read; names the row.
-    """
+    """Jobs that score the continuations of rows under a language model, one for each row."""
     jobs = []
     for index, row in enumerate(rows):
         input_ids = _input_ids(engine, index, row, options.template)
@@ -115,9 +107,6 @@ def generate_jobs(
     """Jobs that generate text by a language model, one for each row.
 
     ``emit`` is called in the model's thread with the number of a row and each of its tokens.
-
-    Raises:
-        RequestError: the model is an encoder, or a row cannot be read; names the row.
     """
     jobs = []
     for index, row in enumerate(rows):
@@ -126,9 +115,8 @@ def generate_jobs(
         if limit is not None:
             left = limit - len(input_ids) if engine.kind == "decoder" else limit
             if len(input_ids) > limit or left < 1:
-                raise RequestError(
-                    f"inputs[{index}]: {len(input_ids)} tokens are too long; there is room for {limit - 1}"
-                )
+                text = f"{len(input_ids)} tokens are too long; there is room for {limit - 1}"
+                raise RequestError(f"inputs[{index}]: {text}")
             count = min(count, left)
         seed = None if options.seed is None else options.seed + index
         sampler = Sampler(options.temperature, options.top_p, seed) if options.temperature else None

@@ -115,9 +115,6 @@ class Service:
 
         Returns:
             "loaded", "reloaded" or "unchanged".
-
-        Raises:
-            RequestError: it cannot be served.
         """
         async with self._changing:
             old = self.prompts.get(name)
@@ -185,15 +182,10 @@ class Service:
         return request
 
     async def wait(self, request: PendingRequest, future: asyncio.Future[T], receive: Receive) -> T:
-        """Waits for the answers of a request, or for a first part of them; drops the request where they do not come.
-
-        Args:
-            request: the request.
-            future: resolves to what is waited for.
-            receive: of ASGI; reports that the client hung up.
+        """Waits for the answers of a request, or for a first part of them.
 
         Raises:
-            RequestError: the request failed or took too long, or the client hung up.
+            RequestError: the request failed or took too long, or the client hung up; the request is dropped.
         """
         hung_up = asyncio.ensure_future(_hang_up(receive))
         try:

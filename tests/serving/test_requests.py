@@ -126,7 +126,8 @@ def test_a_body_that_does_not_come_is_given_up(films: Path) -> None:
 def test_a_key_is_asked_for(films: Path) -> None:
     with running(service_of("bert", films, api_key="söcret")) as server:
         key = "söcret".encode().decode("latin-1")
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": key}, {"X-API-Key": "x"}):
+        wrong = ({"Authorization": "Bearer wrong"}, {"Authorization": key}, {"X-API-Key": "x"})
+        for headers in ({}, *wrong, {"Host": "x/healthz?"}):
             for method, path in (("GET", "/v1/prompts"), ("POST", "/v1/predict"), ("GET", "/metrics"), ("GET", "/x")):
                 status, content, found = server.ask(method, path, ROW, headers)
                 assert status == 401 and "API key" in content["error"] and found["www-authenticate"] == "Bearer"
