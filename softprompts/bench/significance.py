@@ -122,7 +122,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "better", "worse", "not told apart", or "too few pairs"."""
+        """One of "better", "worse", "not told apart", or "too few pairs"."""
         if self.mean is None or self.low is None or self.high is None or self.p is None:
             return "too few pairs"
         if self.p >= 0.05 or self.low <= 0 <= self.high:

@@ -15,7 +15,7 @@ from softprompts.bench import figures, report
 from softprompts.bench.report import write_report
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB
-from tests.bench.found import findings_of, recipe_of
+from tests.bench.findings_on_disk import findings_of, recipe_of
 
 NASTY = """<script>document.title = "got you"</script> <b class="got">& "it's" $x$ {{ 7 * 7 }}"""
 
@@ -39,7 +39,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_opens_offline_without_complaint_and_is_readable(browser: Any, quick: Path, scheme: str, width: int) -> None:
     with Page(browser, quick, width=width, scheme=scheme) as opened:
         assert opened.said == [] and opened.asked == [quick.as_uri()]
-        assert opened.page.locator("figure svg").count() == 3
+        assert (
+            opened.page.locator("figure svg").count()
+            == opened.page.locator("figure [role=img][aria-label]").count()
+            == 3
+        )
         opened.page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
         # The page does not scroll sideways; what is too wide does, in a box.
         assert opened.page.evaluate("document.documentElement.scrollWidth") == width

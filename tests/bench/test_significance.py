@@ -11,7 +11,7 @@ from softprompts.bench.result_tables import tables_of
 from softprompts.bench.significance import LEAST_PAIRS, paired_difference, significance, standardized
 from softprompts.bench.tables import Entry, Line, Table
 from softprompts.errors import SoftPromptError
-from tests.bench.made_findings import findings, recipe
+from tests.bench.findings_in_memory import findings, recipe
 from tests.bench.markup import check_latex, read
 
 

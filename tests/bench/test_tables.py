@@ -10,7 +10,7 @@ from softprompts.bench.column_names import AVERAGE
 from softprompts.bench.result_tables import table_of, tables_of
 from softprompts.bench.tables import Entry, Line, Table, average_of, with_average
 from softprompts.errors import SoftPromptError
-from tests.bench.made_findings import BACKBONE, findings, recipe
+from tests.bench.findings_in_memory import BACKBONE, findings, recipe
 from tests.bench.markup import check_latex, read
 
 
