@@ -17,7 +17,7 @@ _COMMAND = "python docs/tools/published_page.py > docs/published.md"
 
 def page() -> str:
     """All of docs/published.md."""
-    found = slips()
+    listed = slips()
     parts = [
         "# The papers' tables, recomputed",
         f"Made by `{_COMMAND}` from the numbers in `softprompts/bench/published/`; a test keeps it up to date. "
@@ -30,7 +30,7 @@ def page() -> str:
     ]
     for kind, heading in KINDS.items():
         parts.append(f"### {heading}")
-        parts.append(_list([slip for slip in found if slip.kind == kind]))
+        parts.append(_list([slip for slip in listed if slip.kind == kind]))
     parts.append("## The tables")
     for name in published_tables():
         parts += [f"### {name}", reprint(published(name)).markdown().rstrip()]
@@ -79,8 +79,8 @@ def _lines() -> list[Line]:
     return [line for name in published_tables() for line in reprint(published(name)).lines]
 
 
-def _list(found: list[Slip]) -> str:
-    return "\n".join(f"- {slip.paper}, {slip.where}: {slip.text}." for slip in found) or "None."
+def _list(listed: list[Slip]) -> str:
+    return "\n".join(f"- {slip.paper}, {slip.where}: {slip.text}." for slip in listed) or "None."
 
 
 if __name__ == "__main__":

@@ -310,10 +310,12 @@ def _measured(findings: Findings, row: Row, columns: Sequence[Column], model: st
             return {}
         return {0: statistics.fmean(c[0] if what == "seconds" else c[1] / 1e9 for c in costs if c is not None)}
     scores = [(column.task, findings.scores(row, column, model)) for column in columns]
-    seeds = set.intersection(*(set(found) for _, found in scores)) if scores else set()
+    seeds = set.intersection(*(set(by_seed) for _, by_seed in scores)) if scores else set()
     # A task with two metrics counts once.
     return {
-        seed: statistics.fmean(statistics.fmean(found[seed] for on, found in scores if on == task) for task in tasks)
+        seed: statistics.fmean(
+            statistics.fmean(by_seed[seed] for on, by_seed in scores if on == task) for task in tasks
+        )
         for seed in sorted(seeds)
     }
 
