@@ -10,7 +10,7 @@ from softprompts.bench.column_names import AVERAGE
 from softprompts.bench.published import published, published_tables, recomputed_average
 from softprompts.bench.reprint import OFF, reprint
 from softprompts.bench.significance import standardized
-from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tables import Line, Table, TableEntry
 
 _COMMAND = "python docs/tools/published_page.py > docs/published.md"
 
@@ -49,7 +49,7 @@ def standardized_table() -> Table:
         entries = []
         for model in printed.columns:
             score = overall[model, row]
-            entries.append(Entry((score.mean,), known_std=score.std).beside(printed, row, model))
+            entries.append(TableEntry((score.mean,), known_std=score.std).beside(printed, row, model))
         lines.append(Line(row, tuple(entries), ranked=row not in printed.reference))
     return Table(
         title="SuperPos, Table 2, made from the numbers of Table 1",

@@ -20,7 +20,7 @@ PAPER = "paper"  # the recipe as it is written
 COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
 
 
-class Row(RowFields):
+class RecipeRow(RowFields):
     """A line of the table: a method at fixed settings, with one combination of its grid's values.
 
     Attributes:
@@ -76,7 +76,7 @@ class Cell:
         source: name of the source that it trains; None for a run of the table.
     """
 
-    row: Row
+    row: RecipeRow
     task: str
     model: str
     seed: int
@@ -102,7 +102,7 @@ class Recipe(RecipeFields):
     """
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[RecipeRow, ...]
     columns: tuple[Column, ...]
     scale: str
     same_setting: bool
@@ -127,7 +127,7 @@ class Recipe(RecipeFields):
         cells = []
         for name, source in self.sources.items():
             layers = {layer: getattr(source, layer) for layer in ("settings", "training", "data")}
-            row = Row(label=f"source {name}", name=f"source {name}", method=source.method, **layers)
+            row = RecipeRow(label=f"source {name}", name=f"source {name}", method=source.method, **layers)
             cells += [Cell(row, name, model, 0, source=name) for model in self.models if (model, name) in needed]
         return cells
 

@@ -27,7 +27,7 @@ from softprompts.bench.recipe import (
     Cell,
     Column,
     Recipe,
-    Row,
+    RecipeRow,
     as_text,
     last_part,
     overlaid,
@@ -260,7 +260,7 @@ def _kept(items: Sequence[Any], names: Sequence[str], names_of: Callable[[Any], 
     return [item for item in items if set(names_of(item)) & set(names)]
 
 
-def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[Row]:
+def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[RecipeRow]:
     """The lines of the table that a row of the recipe stands for: one, or one for each combination of its grid."""
     here = f"{where}: row '{row.name}'"
     by_model = row.models if isinstance(row.models, dict) else {}
@@ -280,7 +280,7 @@ def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[Row]:
             "published": _filled(row.published, {"name": row.name, "model": "{model}", **values}, here),
         }
         del fields["grid"]
-        lines.append(Row(**fields, by_model=by_model, combination=combination))
+        lines.append(RecipeRow(**fields, by_model=by_model, combination=combination))
     return lines
 
 

@@ -23,7 +23,7 @@ import scipy.stats
 
 from softprompts.bench.column_names import tasks_of
 from softprompts.bench.table_forms import html_table, in_full
-from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tables import Line, Table, TableEntry
 from softprompts.errors import SoftPromptError
 from softprompts.storage.markdown import escape, markdown_table
 
@@ -340,6 +340,6 @@ def _pairs(table: Table, line: Line) -> dict[tuple[str, int], float]:
     return pairs
 
 
-def _task_score(entries: Sequence[Entry], places: Sequence[int]) -> float | None:
+def _task_score(entries: Sequence[TableEntry], places: Sequence[int]) -> float | None:
     means = [entries[place].mean for place in places]
     return None if any(mean is None for mean in means) else statistics.fmean(mean or 0.0 for mean in means)
