@@ -10,14 +10,14 @@ from softprompts.bench.column_names import AVERAGE
 from softprompts.bench.published import published, published_tables, recomputed_average
 from softprompts.bench.reprint import OFF, reprint
 from softprompts.bench.significance import standardized
-from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tables import Line, Table, TableEntry
 
 _COMMAND = "python docs/tools/published_page.py > docs/published.md"
 
 
 def page() -> str:
     """All of docs/published.md."""
-    found = slips()
+    listed = slips()
     parts = [
         "# The papers' tables, recomputed",
         f"Made by `{_COMMAND}` from the numbers in `softprompts/bench/published/`; a test keeps it up to date. "
@@ -30,7 +30,7 @@ def page() -> str:
     ]
     for kind, heading in KINDS.items():
         parts.append(f"### {heading}")
-        parts.append(_list([slip for slip in found if slip.kind == kind]))
+        parts.append(_list([slip for slip in listed if slip.kind == kind]))
     parts.append("## The tables")
     for name in published_tables():
         parts += [f"### {name}", reprint(published(name)).markdown().rstrip()]
@@ -49,7 +49,7 @@ def standardized_table() -> Table:
         entries = []
         for model in printed.columns:
             score = overall[model, row]
-            entries.append(Entry((score.mean,), known_std=score.std).beside(printed, row, model))
+            entries.append(TableEntry((score.mean,), known_std=score.std).beside(printed, row, model))
         lines.append(Line(row, tuple(entries), ranked=row not in printed.reference))
     return Table(
         title="SuperPos, Table 2, made from the numbers of Table 1",
@@ -79,8 +79,8 @@ def _lines() -> list[Line]:
     return [line for name in published_tables() for line in reprint(published(name)).lines]
 
 
-def _list(found: list[Slip]) -> str:
-    return "\n".join(f"- {slip.paper}, {slip.where}: {slip.text}." for slip in found) or "None."
+def _list(listed: list[Slip]) -> str:
+    return "\n".join(f"- {slip.paper}, {slip.where}: {slip.text}." for slip in listed) or "None."
 
 
 if __name__ == "__main__":

@@ -50,43 +50,43 @@ class Slip:
 def slips() -> tuple[Slip, ...]:
     """All that arithmetic finds: averages, the same row in two tables, marks, and claims of the text."""
     tables = [published(name) for name in published_tables()]
-    found: list[Slip] = []
+    listed: list[Slip] = []
     for table in tables:
-        found += _averages(table)
-        found += _printed_marks(table)
+        listed += _averages(table)
+        listed += _printed_marks(table)
         for name in table.same:
-            found += _two_tables(table, published(name))
-    found += _garbled(tables)
-    found += _claims()
-    found += _sizes()
-    found += _costs()
-    return tuple(found)
+            listed += _two_tables(table, published(name))
+    listed += _garbled(tables)
+    listed += _claims()
+    listed += _sizes()
+    listed += _costs()
+    return tuple(listed)
 
 
 def _averages(table: PublishedTable) -> list[Slip]:
     """Printed averages that no rounding explains."""
-    found: list[Slip] = []
+    listed: list[Slip] = []
     if AVERAGE not in table.columns:
-        return found
+        return listed
     for row in table.rows:
-        there, mean = table.printed(row, AVERAGE), recomputed_average(table, row)
-        if there.value in MISSING or mean is None:
+        cell, mean = table.printed(row, AVERAGE), recomputed_average(table, row)
+        if cell.value in MISSING or mean is None:
             continue
-        if abs(float(there.value) - mean[0]) > mean[1] + 1e-9:
-            text = f"average printed as {there.value}, the mean of the row is {mean[0]:.2f}"
-            found.append(Slip(table.paper, f"{table.shows}, {row}", "average", text))
-    if found:
-        found += _order(table)
-    return found
+        if abs(float(cell.value) - mean[0]) > mean[1] + 1e-9:
+            text = f"average printed as {cell.value}, the mean of the row is {mean[0]:.2f}"
+            listed.append(Slip(table.paper, f"{table.shows}, {row}", "average", text))
+    if listed:
+        listed += _order(table)
+    return listed
 
 
 def _order(table: PublishedTable) -> list[Slip]:
     """Whether other rows are the best two by the recomputed averages, rows for reference aside."""
     both = {
-        row: (there[0], mean[0])
+        row: (value[0], mean[0])
         for row in table.rows
         if row not in table.reference
-        and (there := table.value(row, AVERAGE)) is not None
+        and (value := table.value(row, AVERAGE)) is not None
         and (mean := recomputed_average(table, row)) is not None
     }
     sign = -1 if table.higher_is_better else 1
@@ -100,17 +100,17 @@ def _order(table: PublishedTable) -> list[Slip]:
 
 def _two_tables(table: PublishedTable, other: PublishedTable) -> list[Slip]:
     """Rows that stand in two tables with different numbers, more than the fewer decimals explain."""
-    found = []
+    listed = []
     for row in table.rows:
-        there = table.same_rows.get(row, row)
-        if there not in other.rows:
+        other_row = table.same_rows.get(row, row)
+        if other_row not in other.rows:
             continue
         differ = []
         for column in table.columns:
             name = table.same_columns.get(column, column)
             if name not in other.columns:
                 continue
-            here, again = table.printed(row, column), other.printed(there, name)
+            here, again = table.printed(row, column), other.printed(other_row, name)
             for what, one, two in (
                 ("", here.meant, again.meant),
                 ("standard deviation of ", here.meant_std, again.meant_std),
@@ -121,18 +121,18 @@ def _two_tables(table: PublishedTable, other: PublishedTable) -> list[Slip]:
                 differ.append(f"{what}{column} {one} and {two}{how}")
         if differ:
             where = f"{table.shows} and {other.shows}, {row}"
-            found.append(Slip(table.paper, where, "two tables", "; ".join(differ)))
-    return found
+            listed.append(Slip(table.paper, where, "two tables", "; ".join(differ)))
+    return listed
 
 
 def _printed_marks(table: PublishedTable) -> list[Slip]:
     """Numbers in bold that are not the best of their column, rows for reference aside."""
-    found = []
+    listed = []
     for column in table.columns:
         values = {
-            row: there[0]
+            row: value[0]
             for row in table.rows
-            if row not in table.reference and (there := table.value(row, column)) is not None
+            if row not in table.reference and (value := table.value(row, column)) is not None
         }
         bold = [row for row in values if table.printed(row, column).printed_as == "best"]
         if not bold:
@@ -147,42 +147,42 @@ def _printed_marks(table: PublishedTable) -> list[Slip]:
                 else sum(value < values[wrong[0]] for value in values.values())
             )
             text = f"{values[wrong[0]]:g} is in bold, {better} rows are better, the best {best[0]} with {top:g}"
-            found.append(Slip(table.paper, f"{table.shows}, {column}, {wrong[0]}", "marks", text))
+            listed.append(Slip(table.paper, f"{table.shows}, {column}, {wrong[0]}", "marks", text))
         elif len(bold) < len(best):
             others = ", ".join(row for row in best if row not in bold)
             text = f"{top:g} is in bold, {others} has the same number and is not"
-            found.append(Slip(table.paper, f"{table.shows}, {column}, {bold[0]}", "marks", text))
-    return found
+            listed.append(Slip(table.paper, f"{table.shows}, {column}, {bold[0]}", "marks", text))
+    return listed
 
 
 def _garbled(tables: Iterable[PublishedTable]) -> list[Slip]:
     """Prints that were corrected."""
-    found = []
+    listed = []
     for table in tables:
-        for (row, column), there in table.cells.items():
-            if there.corrected:
+        for (row, column), cell in table.cells.items():
+            if cell.corrected:
                 text = (
-                    f"printed as {there.value} ({there.std}), read here as {there.corrected} ({there.corrected_std}): "
+                    f"printed as {cell.value} ({cell.std}), read here as {cell.corrected} ({cell.corrected_std}): "
                     "a digit has gone into the subscript"
                 )
-                found.append(Slip(table.paper, f"{table.shows}, {row}, {column}", "garbled", text))
-    return found
+                listed.append(Slip(table.paper, f"{table.shows}, {row}, {column}", "garbled", text))
+    return listed
 
 
 def _claims() -> list[Slip]:
     """Sentences about two numbers of a table that these do not bear out."""
-    found = []
+    listed = []
     claims = read_csv(Path(__file__).with_name("claims.csv"))
     for claim in claims:
         table = published(claim["table"])
-        there = [table.printed(claim[row], claim["column"]).meant for row in ("row", "against")]
-        ours, theirs = map(float, there)
-        halves = [half_unit(text) for text in there]
+        numbers = [table.printed(claim[row], claim["column"]).meant for row in ("row", "against")]
+        ours, theirs = map(float, numbers)
+        halves = [half_unit(text) for text in numbers]
         where = f"{table.shows}, {claim['column']}"
-        pair = f"{claim['row']} has {there[0]}, {claim['against']} {there[1]}"
+        pair = f"{claim['row']} has {numbers[0]}, {claim['against']} {numbers[1]}"
         if claim["operation"] == "above":
             if ours <= theirs:
-                found.append(Slip(claim["paper"], where, "claim", f"{claim['text']}: {pair}"))
+                listed.append(Slip(claim["paper"], where, "claim", f"{claim['text']}: {pair}"))
             continue
         printed = float(claim["printed"])
         ways = {
@@ -199,11 +199,11 @@ def _claims() -> list[Slip]:
         if claim["operation"] == "percent" and abs(points - printed) <= slack + half_unit(claim["printed"]) + 1e-9:
             text += f" and {points:.2f} points"
         if claim["operation"] == "percent" and claim["column"] == AVERAGE:
-            own = [float(other["printed"]) for other in claims if _of_a_task(other, claim)]
-            if own and abs(statistics.fmean(own) - printed) <= half_unit(claim["printed"]) + 1e-9:
-                text += f"; {printed} is the mean of the {len(own)} tasks' own percentages"
-        found.append(Slip(claim["paper"], where, "claim", text))
-    return found
+            percentages = [float(other["printed"]) for other in claims if _of_a_task(other, claim)]
+            if percentages and abs(statistics.fmean(percentages) - printed) <= half_unit(claim["printed"]) + 1e-9:
+                text += f"; {printed} is the mean of the {len(percentages)} tasks' own percentages"
+        listed.append(Slip(claim["paper"], where, "claim", text))
+    return listed
 
 
 def _of_a_task(claim: Mapping[str, str], of_average: Mapping[str, str]) -> bool:
@@ -214,7 +214,7 @@ def _of_a_task(claim: Mapping[str, str], of_average: Mapping[str, str]) -> bool:
 
 def _sizes() -> list[Slip]:
     """Datasets that two papers give different sizes for; what one calls validation rows, the other has split in two."""
-    found = []
+    listed = []
     one, two = published("multi-mask/datasets"), published("ept/datasets")
     for row in one.rows:
         if row not in two.rows:
@@ -228,13 +228,13 @@ def _sizes() -> list[Slip]:
         ]
         if differ:
             where = f"{one.shows}; {two.paper}, {two.shows}, {row}"
-            found.append(Slip(one.paper, where, "two papers", "; ".join(differ)))
-    return found
+            listed.append(Slip(one.paper, where, "two papers", "; ".join(differ)))
+    return listed
 
 
 def _costs() -> list[Slip]:
     """Multi-mask does all that prefix tuning of the same length does, and more."""
-    found = []
+    listed = []
     for name in ("multi-mask/table-3", "multi-mask/table-4"):
         table = published(name)
         pairs = {
@@ -249,17 +249,17 @@ def _costs() -> list[Slip]:
             text = (
                 f"Multi-mask costs less than prefix tuning of the same length, of which it does all: {'; '.join(less)}"
             )
-            found.append(Slip(table.paper, table.shows, "cost", text))
+            listed.append(Slip(table.paper, table.shows, "cost", text))
         lengths = [table.fact("SMoP (l=5)", fact) for fact in ("total prompt length", "used prompt length")]
         if lengths[0] == lengths[1]:
             text = f"total and used prompt length are both {lengths[0]}: a mixture of one prompt"
-            found.append(Slip(table.paper, f"{table.shows}, SMoP", "cost", text))
-    return found
+            listed.append(Slip(table.paper, f"{table.shows}, SMoP", "cost", text))
+    return listed
 
 
 def _count(table: PublishedTable, row: str, column: str) -> int:
-    there = table.value(row, column)
-    return 0 if there is None else int(there[0])
+    value = table.value(row, column)
+    return 0 if value is None else int(value[0])
 
 
 def _agree(one: str, two: str) -> bool:

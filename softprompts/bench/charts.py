@@ -149,7 +149,7 @@ def bars_of(
         tasks: order of the groups.
         styles: number for `style_of`, by method.
     """
-    labels, tasks = list(costs), [task for task in tasks if any(task in found for found in costs.values())]
+    labels, tasks = list(costs), [task for task in tasks if any(task in by_task for by_task in costs.values())]
     count = len(labels) * len(tasks)
     width = min(12.0, max(7.0, 1.5 + 0.32 * count))
     figure, places = new_figure(width, 5.4 + 0.22 * legend_rows(labels, width), 2, 1, sharex=True)

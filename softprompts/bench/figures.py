@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from softprompts.analysis import Saved
-    from softprompts.bench.recipe import Column, Row
+    from softprompts.bench.recipe import Column, RecipeRow
     from softprompts.bench.recipe_schema import FigureSpec
     from softprompts.bench.results import Findings
 
@@ -298,7 +298,7 @@ def _opened(prompts: Iterable[Prompt]) -> dict[Prompt, Saved]:
     return dict(zip(prompts, saved, strict=True))
 
 
-def _measured(findings: Findings, row: Row, columns: Sequence[Column], model: str, what: str) -> dict[int, float]:
+def _measured(findings: Findings, row: RecipeRow, columns: Sequence[Column], model: str, what: str) -> dict[int, float]:
     """A row's values by seed (cost and size: one value), each the mean over tasks; {} where a column is missing."""
     if what == "parameters":
         sizes = findings.trained(row, model)
@@ -310,10 +310,12 @@ def _measured(findings: Findings, row: Row, columns: Sequence[Column], model: st
             return {}
         return {0: statistics.fmean(c[0] if what == "seconds" else c[1] / 1e9 for c in costs if c is not None)}
     scores = [(column.task, findings.scores(row, column, model)) for column in columns]
-    seeds = set.intersection(*(set(found) for _, found in scores)) if scores else set()
+    seeds = set.intersection(*(set(by_seed) for _, by_seed in scores)) if scores else set()
     # A task with two metrics counts once.
     return {
-        seed: statistics.fmean(statistics.fmean(found[seed] for on, found in scores if on == task) for task in tasks)
+        seed: statistics.fmean(
+            statistics.fmean(by_seed[seed] for on, by_seed in scores if on == task) for task in tasks
+        )
         for seed in sorted(seeds)
     }
 
@@ -329,7 +331,7 @@ def _steps(histories: Sequence[Sequence[Mapping[str, Any]]], what: str, factor: 
     return tuple(Spread(step, tuple(curve[step] for curve in curves)) for step in sorted(steps))
 
 
-def _rows(findings: Findings, spec: FigureSpec) -> list[Row]:
+def _rows(findings: Findings, spec: FigureSpec) -> list[RecipeRow]:
     """The rows a figure is of: those with these names or labels, or all."""
     rows = findings.recipe.rows
     wanted = _selected(spec.rows, [name for row in rows for name in (row.name, row.label)])
@@ -351,7 +353,7 @@ def _selected(names: Sequence[str] | None, every: Iterable[str]) -> list[str]:
     return [name for name in dict.fromkeys(every) if names is None or name in names]
 
 
-def _labels_of_sweep(rows: Sequence[Row], key: str) -> dict[str, str]:
+def _labels_of_sweep(rows: Sequence[RecipeRow], key: str) -> dict[str, str]:
     """By row, the label of its line: the row's name, with the other values of its grid where they differ."""
     others = {row.label: {k: v for k, v in row.values.items() if k != key} for row in rows}
     labels = {}
@@ -363,12 +365,12 @@ def _labels_of_sweep(rows: Sequence[Row], key: str) -> dict[str, str]:
     return labels
 
 
-def _best_of_each(findings: Findings, rows: list[Row], model: str) -> tuple[list[Row], str]:
+def _best_of_each(findings: Findings, rows: list[RecipeRow], model: str) -> tuple[list[RecipeRow], str]:
     """The rows to draw, and a note: of too many, the setting with the best mean score for each method."""
     if len(rows) <= MOST_LINES:
         return rows, ""
 
-    def score(row: Row) -> float:
+    def score(row: RecipeRow) -> float:
         values = [v for column in findings.recipe.columns for v in findings.scores(row, column, model).values()]
         return statistics.fmean(values) if values else -math.inf
 

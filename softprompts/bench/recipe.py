@@ -1,10 +1,11 @@
-"""A recipe: a grid of runs (methods x tasks x settings x seeds x models), and what decides each of them.
+"""A recipe: a grid of runs (methods x tasks x settings x seeds x models), and the settings of each run.
 
 `softprompts.bench.recipe_file` makes it from a YAML file; docs/benchmarks.md explains every key.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ PAPER = "paper"  # the recipe as it is written
 COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
 
 
-class Row(RowFields):
+class RecipeRow(RowFields):
     """A line of the table: a method at fixed settings, with one combination of its grid's values.
 
     Attributes:
@@ -75,7 +76,7 @@ class Cell:
         source: name of the source that it trains; None for a run of the table.
     """
 
-    row: Row
+    row: RecipeRow
     task: str
     model: str
     seed: int
@@ -101,7 +102,7 @@ class Recipe(RecipeFields):
     """
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[RecipeRow, ...]
     columns: tuple[Column, ...]
     scale: str
     same_setting: bool
@@ -109,7 +110,7 @@ class Recipe(RecipeFields):
     plain: Mapping[str, Any]
 
     def cells(self) -> list[Cell]:
-        """Every run of the grid, those of a task and model together, seed by seed."""
+        """Every run of the grid, model by model, task by task, seed by seed."""
         cells = []
         for model, task, seed, row in itertools.product(self.models, self.tasks, self.seeds, self.rows):
             if model in row.models and (not row.only_tasks or task in row.only_tasks):
@@ -121,12 +122,12 @@ class Recipe(RecipeFields):
         return cells
 
     def source_cells(self) -> list[Cell]:
-        """The runs whose prompts others start from: those that are needed, on the models where they are."""
+        """The runs of the sources that rows name, on the models of these rows."""
         needed = {(model, name) for row in self.rows for model in row.models for name in source_names(row.sources)}
         cells = []
         for name, source in self.sources.items():
             layers = {layer: getattr(source, layer) for layer in ("settings", "training", "data")}
-            row = Row(label=f"source {name}", name=f"source {name}", method=source.method, **layers)
+            row = RecipeRow(label=f"source {name}", name=f"source {name}", method=source.method, **layers)
             cells += [Cell(row, name, model, 0, source=name) for model in self.models if (model, name) in needed]
         return cells
 
@@ -160,11 +161,11 @@ class Recipe(RecipeFields):
         return settings
 
     def layers(self, cell: Cell, kind: str) -> tuple[str, dict[str, Any]]:
-        """The task's name in `softprompts.tasks`, and what decides a cell's settings, training or data, merged."""
+        """The task's name in `softprompts.tasks`, and a cell's settings, training or data, merged from all layers."""
         row = cell.row
         everyone: Mapping[str, Any] = {"training": self.training, "data": self.data}.get(kind, {})
         if cell.source is not None:
-            # Few rows are for the targets: a source is trained on all that it has.
+            # Few-shot training is for the targets: a source is trained on all of its rows.
             shared = {key: value for key, value in everyone.items() if key != "few_shot"}
             return self.sources[cell.source].task, merged(shared, getattr(row, kind))
         task = self.tasks[cell.task]
@@ -175,34 +176,36 @@ class Recipe(RecipeFields):
         return task.task, merged(everyone, of_task, getattr(row, kind), *changes, *grid)
 
 
-def overlaid(base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[str] = ()) -> dict[str, Any]:
-    """A mapping with another laid over it, key by key; None takes a key out; ``whole`` keys are replaced."""
+def overlaid(
+    base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[str] = (), *, null_removes: bool = True
+) -> dict[str, Any]:
+    """A mapping with another laid over it, key by key.
+
+    Args:
+        base: below.
+        over: on top.
+        whole: keys whose mappings are replaced, not overlaid.
+        null_removes: whether None removes a key; else it is a value ("alpha: null" is no mask).
+    """
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        if value is None:
+        if value is None and null_removes:
             result.pop(key, None)
         elif isinstance(value, Mapping) and key not in whole:
-            result[key] = overlaid(below if isinstance(below, Mapping) else {}, value)
+            result[key] = overlaid(below if isinstance(below, Mapping) else {}, value, null_removes=null_removes)
         else:
             result[key] = value
     return result
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """What the layers of a cell come to, the later ones on top; here None is a value ("alpha: null" is no mask)."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = result.get(key)
-            if isinstance(value, Mapping) and isinstance(below, Mapping):
-                value = merged(below, value)
-            result[key] = value
-    return result
+    """The layers of a cell laid over each other, the later ones on top."""
+    return functools.reduce(lambda base, over: overlaid(base, over, null_removes=False), layers, {})
 
 
 def of_kind(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of settings by their full names ("training.learning_rates.router"), those of a kind, nested."""
+    """Those of a kind among settings by their full names ("training.learning_rates.router"), as nested mappings."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
         first, dot, rest = name.partition(".")

@@ -1,9 +1,9 @@
-"""Recipes as YAML files: the recipe, a scale laid over it, and what is wrong with it, told in a line.
+"""Reads recipes from YAML files, lays a scale over them, and checks that every run can be set up.
 
-A recipe is written for the paper's own models and budgets; under ``scales`` it says what is different at ``small`` and
-``tiny``: a mapping that is laid over the recipe key by key (null takes a key out; all but mappings is replaced, and so
-are ``models`` and ``columns``). ``rows`` there is a mapping from a row's name to what is different in it, or a list in
-place of the whole list; ``only_rows`` and ``only_tasks`` keep some.
+A recipe has the paper's own models and budgets; ``scales`` has what is different at ``small`` and ``tiny``: a mapping
+that is laid over the recipe key by key. Null removes a key; ``models``, ``columns`` and all values but mappings are
+replaced. ``rows`` in a scale is a mapping from a row's name to its changes, or a list in place of the recipe's list;
+``only_rows`` and ``only_tasks`` keep some.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from softprompts.bench.recipe import (
     Cell,
     Column,
     Recipe,
-    Row,
+    RecipeRow,
     as_text,
     last_part,
     overlaid,
@@ -50,12 +50,19 @@ from softprompts.tasks.data import Data
 from softprompts.tasks.yaml_tasks import is_declaration
 
 EVERY = "*"  # a name for all rows in an overlay
-_WHOLE = ("models", "columns")  # of which an overlay has all or nothing
-_PLACES = ("task", "data_dir", "train", "validation", "test", "few_shot_seed")  # of Data, that a recipe does not set
+_WHOLE = ("models", "columns")  # an overlay replaces them as a whole
+_PLACES = (
+    "task",
+    "data_dir",
+    "train",
+    "validation",
+    "test",
+    "few_shot_seed",
+)  # of Data, not for recipes
 
 
 def recipes_folder() -> Path:
-    """Where the recipes that come with the package lie: in it, or beside it in a checkout."""
+    """The folder of the recipes that come with the package: in it, or beside it in a checkout."""
     inside = Path(__file__).resolve().parent.parent / "recipes"
     return inside if inside.is_dir() else inside.parent.parent / "recipes"
 
@@ -75,13 +82,13 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
         changes: laid over the recipe as a scale is; its numbers no longer count as the paper's setting.
 
     Raises:
-        SoftPromptError: there is no such recipe, or something in it cannot be used; file and place are named.
+        SoftPromptError: there is no such recipe, or a value in it cannot be used; file and place are named.
     """
     path = _find(source)
     plain = _read(path)
     check_part(RecipeFile, plain, path)
     base = {key: value for key, value in plain.items() if key != "scales"}
-    scales = plain.get("scales") or {}
+    scales = {name: overlay or {} for name, overlay in (plain.get("scales") or {}).items()}
     known = [name for name in SCALES if name in scales or name == PAPER]
     if scale is None and len(known) > 1:
         raise SoftPromptError(f"{path.stem}: say at which scale (--scale): {', '.join(known)}")
@@ -96,7 +103,7 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
     base = _located(base, path.parent)
     _known_names(base, [base, *scales.values(), changes or {}], path)
     if scale != PAPER:
-        base = _overlay(base, _located(scales[scale] or {}, path.parent), path)
+        base = _overlay(base, _located(scales[scale], path.parent), path)
     if changes:
         check_part(Overlay, changes, path)
         base = _overlay(base, _located(changes, Path()), path)
@@ -121,7 +128,7 @@ def read_recipe(
     """A recipe from plain values, scales laid over already.
 
     Raises:
-        SoftPromptError: something in it cannot be used.
+        SoftPromptError: a value in it cannot be used.
     """
     where = path or Path(name)
     spec = checked(RecipeSpec, plain, where)
@@ -149,7 +156,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _known_names(base: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Refuses rows that speak of a task or a model that is there at no scale: a scale may leave some out."""
+    """Refuses rows that name a task or a model of no scale. Rows may name those that a scale leaves out."""
     for key in ("tasks", "models"):
         known = {name for layer in layers for name in layer.get(key) or ()}
         for row in base["rows"]:
@@ -178,7 +185,7 @@ def _find(source: str | Path) -> Path:
 
 
 def _located(plain: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A recipe whose own tasks (YAML files) are named by absolute paths, beside the recipe where they lie there."""
+    """The recipe with absolute paths of its tasks' YAML files, which lie beside it."""
 
     def absolute(task: Any) -> Any:
         beside = folder / str(task)
@@ -243,7 +250,7 @@ def _figures_left(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> list[
 
 
 def _names_of(row: Mapping[str, Any]) -> list[str]:
-    """What an overlay may call a row: its name, or its label as it is written."""
+    """The names by which an overlay can change a row: its name, and its label as it is written."""
     return [row[key] for key in ("name", "label") if row.get(key)]
 
 
@@ -253,7 +260,7 @@ def _kept(items: Sequence[Any], names: Sequence[str], names_of: Callable[[Any], 
     return [item for item in items if set(names_of(item)) & set(names)]
 
 
-def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[Row]:
+def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[RecipeRow]:
     """The lines of the table that a row of the recipe stands for: one, or one for each combination of its grid."""
     here = f"{where}: row '{row.name}'"
     by_model = row.models if isinstance(row.models, dict) else {}
@@ -273,7 +280,7 @@ def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[Row]:
             "published": _filled(row.published, {"name": row.name, "model": "{model}", **values}, here),
         }
         del fields["grid"]
-        lines.append(Row(**fields, by_model=by_model, combination=combination))
+        lines.append(RecipeRow(**fields, by_model=by_model, combination=combination))
     return lines
 
 
@@ -287,7 +294,7 @@ def _combinations(grids: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _filled(pattern: str | None, values: Mapping[str, Any], here: str) -> str | None:
-    """A label with the grid's values in it."""
+    """A pattern filled with the grid's values."""
     if pattern is None:
         return None
     try:
@@ -322,7 +329,7 @@ def _columns(spec: RecipeSpec, where: Path) -> tuple[Column, ...]:
 
 
 def _check(recipe: Recipe, where: Path) -> None:
-    """Makes sure that every cell can be set up, as far as can be told without models and data."""
+    """Makes sure that every cell can be set up, as far as that shows without models and data."""
     pairs: set[tuple[str, str]] = set()
     for row in recipe.rows:
         for model in row.models:

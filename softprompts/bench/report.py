@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from softprompts.bench.charts import value_text
 from softprompts.bench.figures import ReportFigure, figures_of
@@ -52,7 +56,6 @@ def write_report(
     tables: Sequence[Table] | None = None,
     figures: Sequence[ReportFigure] | None = None,
     compared: Sequence[Significance] | None = None,
-    command: str | None = None,
 ) -> list[Path]:
     """Writes ``report.html`` and, of each figure, ``figures/*.svg``, ``*.png`` and ``*.csv``.
 
@@ -62,46 +65,20 @@ def write_report(
         tables: the tables; None: those of `tables_of`.
         figures: the figures; None: those of the recipe.
         compared: differences between the lines of each table; None: `compared_of`.
-        command: the command that repeats the bench; None: for a shipped recipe, the one that runs it.
 
     Returns:
         What was written, the page first.
 
     Raises:
-        SoftPromptError: the folder is a file, or the recipe asks for a figure of something that it does not have.
+        SoftPromptError: the folder is a file, or a prompt that is to be pictured is missing.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     folder = Path(folder)
     require_folder(folder, "the report")
     tables = tables_of(findings) if tables is None else tables
     figures = figures_of(findings) if figures is None else figures
-    written = [folder / REPORT]
-    shown = []
-    for one in figures:
-        paths = write_files(one.figure, folder / FIGURES, one.name, one.csv)
-        written += paths
-        vector = next((path for path in paths if path.suffix == ".svg"), None)
-        picture = "" if vector is None else vector.read_text(encoding="utf-8")
-        shown.append(
-            {
-                "name": one.name,
-                "title": one.title,
-                "caption": one.caption,
-                "svg": Markup(picture[picture.find("<svg") :]),
-                "width": 0 if one.figure is None else round(96 * one.figure.get_figwidth()),
-                "files": [
-                    ({"csv": "numbers (CSV)"}.get(path.suffix[1:], path.suffix[1:].upper()), f"{FIGURES}/{path.name}")
-                    for path in paths
-                ],
-            }
-        )
+    paths = [write_files(one.figure, folder / FIGURES, one.name, one.csv) for one in figures]
     compared = compared_of(findings, tables) if compared is None else compared
-    if command is None and findings.recipe.name in recipe_names() and not findings.recipe.variant:
-        scale = f" --scale {findings.recipe.scale}" if findings.recipe.scale else ""
-        command = f"softprompts bench run {findings.recipe.name}{scale}"
-    page = files("softprompts.bench") / "page"
+    page = resources.files("softprompts.bench") / "page"
     script = (page / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -111,9 +88,9 @@ def write_report(
         kicker=_kicker(findings),
         state=_state(findings),
         facts=list(_facts(findings)),
-        command=command,
+        command=_command(findings),
         tables=[_shown(table) for table in tables],
-        figures=shown,
+        figures=[_figure(one, files) for one, files in zip(figures, paths, strict=True)],
         no_pictures=None if have_matplotlib() else f"{NO_MATPLOTLIB}.",
         significance=[
             {"title": one.title, "html": Markup(one.html()), "notes": one.notes()}
@@ -126,8 +103,8 @@ def write_report(
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
-    write_text_atomic(written[0], text)
-    return written
+    write_text_atomic(folder / REPORT, text)
+    return [folder / REPORT, *itertools.chain.from_iterable(paths)]
 
 
 def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significance]:
@@ -135,10 +112,30 @@ def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significanc
     return [significance(table) for table in tables] if findings.recipe.measure == "score" else []
 
 
+def _command(findings: Findings) -> str | None:
+    """The command that repeats the bench of a shipped recipe."""
+    recipe = findings.recipe
+    if recipe.name not in recipe_names() or recipe.variant:
+        return None
+    return f"softprompts bench run {recipe.name}{f' --scale {recipe.scale}' if recipe.scale else ''}"
+
+
+def _figure(figure: ReportFigure, files: Sequence[Path]) -> dict[str, Any]:
+    """A figure for the page, with links to its files."""
+    names = {".svg": "SVG", ".png": "PNG", ".csv": "numbers (CSV)"}
+    svg = "".join(path.read_text(encoding="utf-8") for path in files if path.suffix == ".svg")
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "svg": Markup(svg[svg.find("<svg") :]),
+        "width": 0 if figure.figure is None else round(96 * figure.figure.get_figwidth()),
+        "files": [(names[path.suffix], f"{FIGURES}/{path.name}") for path in files],
+    }
+
+
 def _shown(table: Table) -> dict[str, Any]:
     """A table for the page, its notes apart: they stand below the box in which it scrolls."""
-    from markupsafe import Markup
-
     return {
         "title": table.title,
         "html": Markup(replace(table, notes=(), legend=False).html()),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from softprompts.bench.column_names import AVERAGE
 from softprompts.bench.published import PublishedTable, recomputed_average
-from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tables import Line, Table, TableEntry
 
 _INVALID = "‡"
 OFF = "!"  # behind a printed average that rounding does not explain
@@ -52,23 +52,23 @@ def reprint(table: PublishedTable) -> Table:
     return replace(reprinted, notes=(*notes, *table.notes))
 
 
-def _average(table: PublishedTable, row: str, column: str) -> Entry:
+def _average(table: PublishedTable, row: str, column: str) -> TableEntry:
     mean = recomputed_average(table, row)
     if mean is None:
-        return Entry()
+        return TableEntry()
     has_column = column in table.columns
     value = table.value(row, column) if has_column else None
     decimals = len(table.printed(row, column).value.partition(".")[2]) if has_column else 0
     mark = OFF if value is not None and abs(value[0] - mean[0]) > mean[1] + 1e-9 else ""
     printed = f"{mean[0]:.{max(table.digits, decimals)}f}"
-    return Entry((mean[0],), printed=printed, mark=mark).beside(table, row, column)
+    return TableEntry((mean[0],), printed=printed, mark=mark).beside(table, row, column)
 
 
-def _entry(table: PublishedTable, row: str, column: str) -> Entry:
+def _entry(table: PublishedTable, row: str, column: str) -> TableEntry:
     value, cell = table.value(row, column), table.printed(row, column)
     if value is None:
-        return Entry()
-    return Entry(
+        return TableEntry()
+    return TableEntry(
         (value[0],),
         known_std=value[1],
         mark=_INVALID if cell.printed_as == "invalid labels" else "",

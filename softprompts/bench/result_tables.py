@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from softprompts.bench.column_names import AVERAGE, tasks_of
 from softprompts.bench.published import PublishedTable, published
-from softprompts.bench.recipe import Column, Recipe, Row
+from softprompts.bench.recipe import Column, Recipe, RecipeRow
 from softprompts.bench.results import Findings
 from softprompts.bench.significance import standardized
-from softprompts.bench.tables import Entry, Line, Table, with_average
+from softprompts.bench.tables import Line, Table, TableEntry, with_average
 from softprompts.errors import SoftPromptError
 
 _UNITS = {"seconds_per_100_steps": "s/100 steps", "peak_memory": "GB"}
@@ -79,7 +79,7 @@ def tables_of(
     return (table_of(findings, model, deltas=deltas, against=against),)
 
 
-def _rows(findings: Findings, model: str | None) -> Iterator[tuple[Row, str]]:
+def _rows(findings: Findings, model: str | None) -> Iterator[tuple[RecipeRow, str]]:
     """The rows with the models that they are run on, model by model."""
     recipe = findings.recipe
     if model is not None and model not in recipe.models:
@@ -92,12 +92,17 @@ def _reference(recipe: Recipe, against: bool) -> PublishedTable | None:
     return published(recipe.published) if against and recipe.published is not None else None
 
 
-def _published_row(reference: PublishedTable | None, row: Row, model: str) -> str | None:
+def _published_row(reference: PublishedTable | None, row: RecipeRow, model: str) -> str | None:
     return None if reference is None or row.published is None else reference.row_of(row.published, model)
 
 
 def _line(
-    findings: Findings, row: Row, model: str, entries: tuple[Entry, ...], published_row: str | None, only: str | None
+    findings: Findings,
+    row: RecipeRow,
+    model: str,
+    entries: tuple[TableEntry, ...],
+    published_row: str | None,
+    only: str | None,
 ) -> Line:
     facts, ranked = ("-", "-"), True
     results = [run.result for task in findings.recipe.tasks for run in findings.runs(row, task, model)]
@@ -111,10 +116,10 @@ def _line(
     return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked, published_row)
 
 
-def _score_entry(findings: Findings, row: Row, column: Column, model: str) -> Entry:
+def _score_entry(findings: Findings, row: RecipeRow, column: Column, model: str) -> TableEntry:
     scores = dict(sorted(findings.scores(row, column, model).items()))
     failed = not scores and bool(findings.runs(row, column.task, model))
-    return Entry(tuple(scores.values()), tuple(scores), wanted=len(findings.recipe.seeds), failed=failed)
+    return TableEntry(tuple(scores.values()), tuple(scores), wanted=len(findings.recipe.seeds), failed=failed)
 
 
 def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, against: bool) -> Table:
@@ -131,7 +136,7 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
         for task in tasks:
             cost = findings.cost(row, task, name)
             values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9,)
-            entries.append(Entry(values).beside(reference, published_row, task))
+            entries.append(TableEntry(values).beside(reference, published_row, task))
         lines.append(replace(_line(findings, row, name, tuple(entries), published_row, model), ranked=True))
     kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"
     table = Table(
@@ -162,7 +167,7 @@ def _standardized_table(findings: Findings, model: str | None, against: bool) ->
         entries = []
         for name in models:
             score = overall.get((name if len(recipe.models) > 1 else None, row.label))
-            entry = Entry() if score is None else Entry((score.mean,), known_std=score.std)
+            entry = TableEntry() if score is None else TableEntry((score.mean,), known_std=score.std)
             entries.append(entry.beside(reference, _published_row(reference, row, name), name))
         ranked = all(line.ranked for line in scores.lines if line.name == row.label)
         lines.append(Line(row.label, tuple(entries), row.group, None, (), row.baseline, ranked))

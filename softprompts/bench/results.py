@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.bench.plan import failures, load_plan
-from softprompts.bench.recipe import Column, Recipe, Row
+from softprompts.bench.recipe import Column, Recipe, RecipeRow
 from softprompts.experiments.compare import score_of
 from softprompts.storage import run_folder
 
@@ -30,7 +30,7 @@ class Outcome:
         result: what is in its result.json.
     """
 
-    row: Row
+    row: RecipeRow
     task: str
     model: str
     seed: int
@@ -76,11 +76,11 @@ class Findings:
         best = {key: max(variants.values(), key=_merit) for key, variants in groups.items()}
         return {key: sorted(runs, key=lambda run: run.seed) for key, runs in best.items()}
 
-    def runs(self, row: Row, task: str, model: str) -> list[Outcome]:
+    def runs(self, row: RecipeRow, task: str, model: str) -> list[Outcome]:
         """The runs of a cell of the table, by seed: of several choices, those of the best mean validation score."""
         return list(self._chosen.get((row.label, task, model), []))
 
-    def scores(self, row: Row, column: Column, model: str) -> dict[int, float]:
+    def scores(self, row: RecipeRow, column: Column, model: str) -> dict[int, float]:
         """By seed, the score x 100: on test rows where there are some, else the best on validation rows.
 
         A run that diverged has none. Of costs: seconds per 100 steps, or peak memory in GB.
@@ -96,14 +96,14 @@ class Findings:
                 scores[outcome.seed] = 100 * score
         return scores
 
-    def trained(self, row: Row, model: str) -> tuple[int, int] | None:
+    def trained(self, row: RecipeRow, model: str) -> tuple[int, int] | None:
         """Number of trained parameters and of the backbone's, of the first task that has a run; None without one."""
         for task in self.recipe.tasks:
             for outcome in self.runs(row, task, model):
                 return outcome.result["trained_parameters"], outcome.result["backbone_parameters"]
         return None
 
-    def cost(self, row: Row, task: str, model: str) -> tuple[float, float] | None:
+    def cost(self, row: RecipeRow, task: str, model: str) -> tuple[float, float] | None:
         """Seconds per 100 steps (median over seeds) and peak memory in bytes (largest); None without a run.
 
         Training runs share passes: their seconds are an even share, their memory is that of the whole process.

@@ -23,7 +23,7 @@ import scipy.stats
 
 from softprompts.bench.column_names import tasks_of
 from softprompts.bench.table_forms import html_table, in_full
-from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tables import Line, Table, TableEntry
 from softprompts.errors import SoftPromptError
 from softprompts.storage.tables import escape, markdown_table
 
@@ -122,7 +122,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """One of "better", "worse", "not told apart" and "too few pairs"."""
+        """One of "better", "worse", "not told apart", or "too few pairs"."""
         if self.mean is None or self.low is None or self.high is None or self.p is None:
             return "too few pairs"
         if self.p >= 0.05 or self.low <= 0 <= self.high:
@@ -223,7 +223,7 @@ def significance(table: Table, against: str | None = None) -> Significance:
     if against is not None and all(line.name != against for line in table.lines):
         names = ", ".join(dict.fromkeys(line.name for line in table.lines))
         raise SoftPromptError(f"table '{table.title}': no line '{against}'; there are {names}")
-    found = []
+    differences = []
     for model in table.models():
         lines = [line for line in table.lines if line.model == model]
         base = _base(table, lines, model, against)
@@ -235,8 +235,8 @@ def significance(table: Table, against: str | None = None) -> Significance:
         for line in lines:
             if line is not base:
                 sign = 1.0 if table.higher_is_better else -1.0
-                found.append(paired_difference(_pairs(table, line), theirs, line.name, base.name, model, sign))
-    return Significance(table.title, tuple(found), table.digits)
+                differences.append(paired_difference(_pairs(table, line), theirs, line.name, base.name, model, sign))
+    return Significance(table.title, tuple(differences), table.digits)
 
 
 def paired_difference(
@@ -294,16 +294,16 @@ def _interval(difference: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of the mean."""
     if np.ptp(difference) <= _TIE:  # all are equal
         return float(difference.mean()), float(difference.mean())
-    found = scipy.stats.bootstrap(
+    bootstrap = scipy.stats.bootstrap(
         (difference,), np.mean, n_resamples=_RESAMPLES, method="BCa", random_state=np.random.default_rng(_SEED)
     )
-    low, high = found.confidence_interval
+    low, high = bootstrap.confidence_interval
     return float(low), float(high)
 
 
 def _sign_flips(a: np.ndarray, b: np.ndarray) -> float:
     """The two-sided p of the mean difference; exact where there are few ways to flip signs."""
-    found = scipy.stats.permutation_test(
+    test = scipy.stats.permutation_test(
         (a, b),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
@@ -311,7 +311,7 @@ def _sign_flips(a: np.ndarray, b: np.ndarray) -> float:
         n_resamples=_RESAMPLES,
         random_state=np.random.default_rng(_SEED),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def _base(table: Table, lines: Sequence[Line], model: str | None, against: str | None) -> Line | None:
@@ -340,6 +340,6 @@ def _pairs(table: Table, line: Line) -> dict[tuple[str, int], float]:
     return pairs
 
 
-def _task_score(entries: Sequence[Entry], places: Sequence[int]) -> float | None:
+def _task_score(entries: Sequence[TableEntry], places: Sequence[int]) -> float | None:
     means = [entries[place].mean for place in places]
     return None if any(mean is None for mean in means) else statistics.fmean(mean or 0.0 for mean in means)

@@ -23,7 +23,7 @@ DELTAS = ("none", "difference", "ratio")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """The scores in one place of a table.
 
     Attributes:
@@ -66,7 +66,7 @@ class Entry:
             return statistics.stdev(self.scores)
         return self.known_std if self.scores else None
 
-    def beside(self, reference: PublishedTable | None, row: str | None, column: str) -> Entry:
+    def beside(self, reference: PublishedTable | None, row: str | None, column: str) -> TableEntry:
         """The entry with the published number of a place beside it, where there is one."""
         if reference is None or row is None or column not in reference.columns:
             return self
@@ -95,7 +95,7 @@ class Line:
     """
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: tuple[TableEntry, ...]
     group: str | None = None
     model: str | None = None
     facts: tuple[str, ...] = ()
@@ -345,11 +345,11 @@ def with_average(table: Table, reference: PublishedTable | None = None) -> Table
     return replace(table, columns=(*table.columns, AVERAGE), lines=tuple(lines))
 
 
-def average_of(table: Table, line: Line) -> Entry:
+def average_of(table: Table, line: Line) -> TableEntry:
     """The average of a line over tasks, see `with_average`."""
     tasks = tasks_of(table.columns)
     if not tasks or any(line.entries[place].mean is None for places in tasks.values() for place in places):
-        return Entry()
+        return TableEntry()
     seeds = {line.entries[place].seeds for places in tasks.values() for place in places}
     if len(seeds) == 1 and (shared := next(iter(seeds))):
         by_seed = [
@@ -358,6 +358,6 @@ def average_of(table: Table, line: Line) -> Entry:
             )
             for at in range(len(shared))
         ]
-        return Entry(tuple(by_seed), shared)
+        return TableEntry(tuple(by_seed), shared)
     means = [statistics.fmean(line.entries[place].mean or 0.0 for place in places) for places in tasks.values()]
-    return Entry((statistics.fmean(means),))
+    return TableEntry((statistics.fmean(means),))

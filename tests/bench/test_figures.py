@@ -17,7 +17,7 @@ from softprompts.bench.results import Findings
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB, style_of
 from softprompts.storage.run_folder import load_metrics
-from tests.bench.found import METHODS, QUICK, findings_of, recipe_of
+from tests.bench.findings_on_disk import METHODS, QUICK, findings_of, recipe_of
 
 pytest.importorskip("matplotlib")
 GRID: dict[str, Any] = {

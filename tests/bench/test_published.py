@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import slips as slips_of_papers
 from published_page import page
+from saved import Cli
 from slips import KINDS, slips
 
 from softprompts.bench.column_names import AVERAGE
@@ -191,3 +192,11 @@ def test_numbers_are_drawn_as_they_are_printed() -> None:
 
 def test_page_is_up_to_date() -> None:
     assert (DOCS / "published.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_command_shows_one_table_or_all(cli: Cli) -> None:
+    one = cli.fine("bench", "published", "multi-mask/table-4").out
+    assert "Multi-mask Prefix Tuning, Table 4" in one and "44.06" in one and "EPT" not in one
+    every = cli.fine("bench", "published").out
+    assert [published(name).shows in every for name in published_tables()] == [True] * len(published_tables())
+    assert every == "\n\n".join(reprint(published(name)).markdown() for name in published_tables())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +248,63 @@ def test_overlays() -> None:
     assert overlaid(base, {"a": {"b": None, "e": 3}, "d": [2]}) == {"a": {"c": 2, "e": 3}, "d": [2]}
     assert overlaid(base, {"a": {"e": 3}}, whole=("a",)) == {"a": {"e": 3}, "d": [1]}
     assert base == {"a": {"b": 1, "c": 2}, "d": [1]}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("data",), "x", "data must be a mapping"),
+        (("tasks",), None, "tasks is missing"),
+        (("tasks", "First"), 3, "tasks.First must be text or a mapping, not 3"),
+        (("tasks", 2024), "first.yaml", "tasks.2024 must be text, not 2024 (put it in quotes)"),
+        (("models", "Tiny"), 3, "models.Tiny must be text, not 3"),
+        (("columns",), ["First"], "columns must be a mapping"),
+        (
+            ("data",),
+            {"text": date(2024, 1, 1)},
+            "data.text must be text, not datetime.date(2024, 1, 1) (put it in quotes)",
+        ),
+        (("rows", 0, "settings"), {"n": [date(2024, 1, 1)]}, "rows[Head].settings.n[0] must be text"),
+        (("scales",), {"tiny": {"training": 3}}, "scales.tiny.training must be a mapping"),
+        (("rows",), None, "rows is missing"),
+        (("rows", 0), "x", "rows[0] must be a mapping"),
+        (("rows", 0, "baseline"), "no", "rows[Head].baseline must be true or false"),
+        (("rows", 0, "models"), 3, "rows[Head].models must be a list or a mapping, not 3"),
+        (("rows", 0, "models"), {"Tiny": {"tasks": ["First"]}}, "rows[Head].models.Tiny.tasks must be a mapping"),
+        (("rows", 0, "choose"), {"training.max_steps": 3}, "must be a list, not 3"),
+        (("rows", 0, "grid"), {"training.max_steps": []}, "no values for 'training.max_steps'"),
+        (("rows", 0, "only_tasks"), [["First"]], "rows[Head].only_tasks[0] must be text"),
+        (("rows", 0, "sources"), 3, "rows[Head].sources must be a list or a mapping, not 3"),
+        (("rows", 0, "label"), "{", "Single '{'"),
+        (("rows", 0, "label"), "{}", "which its grid does not"),
+        (("sources",), {"S": {"task": "first.yaml", "method": None}}, "sources.S.method is missing"),
+        (("figures",), [{"kind": [1]}], "figures[0].kind must be one of sweep"),
+        (("scales",), {"tiny": {"rows": {"Head": 3}}}, "scales.tiny.rows.Head must be a mapping"),
+        (("scales",), {"tiny": {"only_rows": 3}}, "scales.tiny.only_rows must be a list"),
+    ],
+)
+def test_recipes_of_odd_shapes_are_told_in_a_line(
+    tmp_path: Path, place: tuple[Any, ...], value: Any, told: str
+) -> None:
+    path = write_grid(tmp_path)
+    plain = yaml.safe_load(path.read_text())
+    node = made = copy.deepcopy(plain)
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    path.write_text(yaml.safe_dump(made))
+    with pytest.raises(SoftPromptError) as error:
+        load_recipe(path, "tiny" if "scales" in made else None)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_tasks_of_a_scale_lie_beside_the_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    path = write_grid(tmp_path / "there", scales={"tiny": {"tasks": {"First": {"task": "second.yaml"}}}})
+    assert load_recipe(path, "tiny").tasks["First"].task == str(tmp_path / "there" / "second.yaml")
+
+
+def test_a_scale_may_change_nothing_and_leave_out_tasks_by_null(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", scales={"tiny": None, "small": {"tasks": {"RTE": None}}})
+    assert load_recipe(path, "tiny").cells() == load_recipe(path, "paper").cells()
+    assert list(load_recipe(path, "small").tasks) == ["Films"]

@@ -15,7 +15,7 @@ from softprompts.bench import figures, report
 from softprompts.bench.report import write_report
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB
-from tests.bench.found import findings_of, recipe_of
+from tests.bench.findings_on_disk import findings_of, recipe_of
 
 NASTY = """<script>document.title = "got you"</script> <b class="got">& "it's" $x$ {{ 7 * 7 }}"""
 
@@ -31,7 +31,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ended=lambda cell: not (cell.task == "Tweets" and cell.row.method == "superpos"),
         failed={"0123456789ab": "SoftPromptError: out of memory <at> step 3"},
     )
-    return write_report(findings, folder / "report", command="softprompts bench run quick --scale tiny")[0]
+    return write_report(findings, folder / "report")[0]
 
 
 @pytest.mark.parametrize("width", [360, 1200])
@@ -39,7 +39,11 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_opens_offline_without_complaint_and_is_readable(browser: Any, quick: Path, scheme: str, width: int) -> None:
     with Page(browser, quick, width=width, scheme=scheme) as opened:
         assert opened.said == [] and opened.asked == [quick.as_uri()]
-        assert opened.page.locator("figure svg").count() == 3
+        assert (
+            opened.page.locator("figure svg").count()
+            == opened.page.locator("figure [role=img][aria-label]").count()
+            == 3
+        )
         opened.page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
         # The page does not scroll sideways; what is too wide does, in a box.
         assert opened.page.evaluate("document.documentElement.scrollWidth") == width
@@ -152,7 +156,7 @@ def test_whatever_users_write_is_text(browser: Any, tmp_path: Path) -> None:
         seeds=[0, 1], figures=figures_wanted,
     )  # fmt: skip
     findings = findings_of(tmp_path / "runs", recipe, failed={NASTY: NASTY})
-    path = write_report(findings, tmp_path / "report", command=NASTY)[0]
+    path = write_report(findings, tmp_path / "report")[0]
     with Page(browser, path) as opened:
         assert opened.said == [] and opened.asked == [path.as_uri()]
         # The page's title is put in order by the browser, as every title is.
@@ -161,7 +165,7 @@ def test_whatever_users_write_is_text(browser: Any, tmp_path: Path) -> None:
         assert (
             opened.page.locator("h1").text_content() == NASTY and "49" not in opened.page.locator("h1").text_content()
         )
-        assert NASTY in opened.names(".again code") and NASTY in opened.names("#runs td.words")
+        assert NASTY in opened.names("#runs td.words")
         assert opened.page.locator("svg text", has_text='& "it').count() >= 1
 
 

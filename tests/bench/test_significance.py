@@ -9,20 +9,18 @@ from softprompts.bench.published import published
 from softprompts.bench.reprint import reprint
 from softprompts.bench.result_tables import tables_of
 from softprompts.bench.significance import LEAST_PAIRS, paired_difference, significance, standardized
-from softprompts.bench.tables import Entry, Line, Table
+from softprompts.bench.tables import Line, Table, TableEntry
 from softprompts.errors import SoftPromptError
-from tests.bench.made_findings import findings, recipe
+from tests.bench.findings_in_memory import findings, recipe
 from tests.bench.markup import check_latex, read
 
 
 def table(lines: dict[str, list[list[float]]], columns: tuple[str, ...] = ("A", "B"), **more: object) -> Table:
-    made = tuple(
-        Line(
-            name, tuple(Entry(tuple(scores), tuple(range(len(scores)))) for scores in entries), baseline=name == "base"
-        )
-        for name, entries in lines.items()
-    )
-    return Table("t", columns, made, **more)  # type: ignore[arg-type]
+    made = []
+    for name, entries in lines.items():
+        cells = tuple(TableEntry(tuple(scores), tuple(range(len(scores)))) for scores in entries)
+        made.append(Line(name, cells, baseline=name == "base"))
+    return Table("t", columns, tuple(made), **more)  # type: ignore[arg-type]
 
 
 def test_superpos_table_2_follows_from_table_1() -> None:
@@ -172,7 +170,7 @@ def test_significance_pairs_tasks_and_seeds() -> None:
 
 
 def test_without_seeds_nothing_is_compared() -> None:
-    lines = (Line("base", (Entry((1.0,)),), baseline=True), Line("a", (Entry((2.0,)),)))
+    lines = (Line("base", (TableEntry((1.0,)),), baseline=True), Line("a", (TableEntry((2.0,)),)))
     found = significance(Table("t", ("A",), lines))
     assert found.differences == () and found.markdown() == ""
 

@@ -8,14 +8,14 @@ import pytest
 
 from softprompts.bench.column_names import AVERAGE
 from softprompts.bench.result_tables import table_of, tables_of
-from softprompts.bench.tables import Entry, Line, Table, average_of, with_average
+from softprompts.bench.tables import Line, Table, TableEntry, average_of, with_average
 from softprompts.errors import SoftPromptError
-from tests.bench.made_findings import BACKBONE, findings, recipe
+from tests.bench.findings_in_memory import BACKBONE, findings, recipe
 from tests.bench.markup import check_latex, read
 
 
-def entry(*scores: float, **more: object) -> Entry:
-    return Entry(scores, tuple(range(len(scores))), **more)  # type: ignore[arg-type]
+def entry(*scores: float, **more: object) -> TableEntry:
+    return TableEntry(scores, tuple(range(len(scores))), **more)  # type: ignore[arg-type]
 
 
 def small(**changes: object) -> Table:
@@ -154,11 +154,11 @@ def test_average_counts_a_task_once_and_is_made_for_every_seed() -> None:
 
 
 def test_average_without_all_seeds_is_that_of_the_means() -> None:
-    table = Table("t", ("A", "B"), (Line("a", (entry(80.0, 90.0), Entry((60.0,), (1,)))),))
+    table = Table("t", ("A", "B"), (Line("a", (entry(80.0, 90.0), TableEntry((60.0,), (1,)))),))
     average = average_of(table, table.lines[0])
     assert average.scores == (pytest.approx((85 + 60) / 2),) and average.std is None
     lacking = Table("t", ("A", "B"), (Line("a", (entry(80.0), entry())),))
-    assert average_of(lacking, lacking.lines[0]) == Entry()
+    assert average_of(lacking, lacking.lines[0]) == TableEntry()
 
 
 NASTY = r"a_b & 50 % <script>alert(1)</script> $x$ #{y}~^\ | *z* `q` λ"
@@ -211,7 +211,7 @@ def test_shapes_are_checked() -> None:
     with pytest.raises(SoftPromptError, match="deltas is one of none, difference, ratio, not 'percent'"):
         Table("t", (), (), deltas="percent")
     with pytest.raises(SoftPromptError, match="2 scores have 1 seeds"):
-        Entry((1.0, 2.0), (0,))
+        TableEntry((1.0, 2.0), (0,))
 
 
 def accuracy(table: dict[tuple[str, str], float]):
