@@ -26,11 +26,6 @@ from softprompts.tasks.data import Data
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
-@pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder is an empty one with data.csv beside it; runs go to runs/ below it."""
     (tmp_path / "here").mkdir()

@@ -13,11 +13,6 @@ from softprompts.commands.methods_page import BACKBONES, _prose, about, count, e
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
 @pytest.mark.parametrize("name", sorted(known()))
 def test_every_method_says_what_it_is(name: str) -> None:
     assert known()[name].about is not None, f"{name} has no 'about', of which docs/methods.md is made"
