@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {"docs": "test_docs.py", "examples": "examples", "recipes": "bench"}
+ELSEWHERE = {"docs": "docs", "examples": "examples", "recipes": "bench"}  # the tests of what is no package
 
 
 def changed_files(main: str) -> list[str]:
@@ -24,7 +24,7 @@ def changed_files(main: str) -> list[str]:
     return [*git("diff", "--name-only", base), *git("ls-files", "--others", "--exclude-standard")]
 
 
-def tests_of(file: str, tests: Path) -> Path | None:
+def path_for(file: str, tests: Path) -> Path | None:
     """The test file or folder for a file of the repository; None: there is none."""
     top, *rest = PurePosixPath(file).parts
     if top == "tests":
@@ -49,6 +49,6 @@ def outermost(paths: Iterable[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    found = [tests_of(file, ROOT / "tests") for file in changed_files(*(sys.argv[1:] or ["main"]))]
+    found = [path_for(file, ROOT / "tests") for file in changed_files(*(sys.argv[1:] or ["main"]))]
     for path in outermost(path for path in found if path is not None):
         print(path.relative_to(ROOT))

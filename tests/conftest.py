@@ -10,8 +10,10 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command line does
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from browsing import browser as browser  # a fixture
+from saved import Cli
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -26,6 +28,12 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data folder next to the checkout (shared/data)")
     return SHARED_DATA
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line, in this process."""
+    return Cli(monkeypatch, capsys)
 
 
 @pytest.fixture(autouse=True)

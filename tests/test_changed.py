@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from changed import outermost, tests_of
+from changed import outermost, path_for
 
 TESTS = Path(__file__).parent
 
@@ -20,13 +20,13 @@ TESTS = Path(__file__).parent
         ("tests/bench/grids.py", "bench"),
         ("tests/conftest.py", "."),
         ("recipes/quick.yaml", "bench"),
-        ("docs/index.md", "test_docs.py"),
+        ("docs/index.md", "docs"),
         ("tests/storage/test_gone.py", None),
         ("README.md", None),
     ],
 )
 def test_a_files_tests_are_those_of_its_room(file: str, tests: str | None) -> None:
-    assert tests_of(file, TESTS) == (None if tests is None else TESTS / tests)
+    assert path_for(file, TESTS) == (None if tests is None else TESTS / tests)
 
 
 def test_what_lies_in_a_chosen_folder_is_not_named_again() -> None:

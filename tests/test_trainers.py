@@ -9,13 +9,13 @@ import pytest
 import tiny
 import torch
 import transformers as tf
+from trainer_inputs import arguments, prompt_state, tokenizer
+from trainer_inputs import rows as dataset
 
 import softprompts as sp
 from softprompts.trainers import PromptTraining, parameter_groups
 from softprompts.training.extra_passes import comparisons
 from softprompts.training.losses import run_pass
-from tests.model.test_trainer import arguments, prompt_state, tokenizer
-from tests.model.test_trainer import rows as dataset
 
 
 class PromptTrainer(PromptTraining, tf.Trainer):

@@ -1,4 +1,4 @@
-"""What the modules of a backbone are for, told without names: every family of tests/tiny.py, and models beyond."""
+"""What the modules of a backbone are for, told without names: every family of `tiny`, and models beyond."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ import torch
 import transformers as tf
 from saved import Cli, model_folder, rows, write_csv
 from torch import Tensor
+from trainer_inputs import arguments, prompt_state
+from trainer_inputs import rows as dataset
 
 import softprompts as sp
 from softprompts.backbones import quantized
@@ -22,8 +24,6 @@ from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig, load_result
-from tests.model.test_trainer import arguments, prompt_state
-from tests.model.test_trainer import rows as dataset
 
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("torchao")

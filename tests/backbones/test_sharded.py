@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sharded_scenarios as scenarios
 import tiny
 import torch
 import warm
@@ -20,6 +19,7 @@ from saved import Cli, model_folder, rows, write_csv
 import softprompts as sp
 from softprompts import processes
 from softprompts.backbones import sharded
+from tests.backbones import sharded_scenarios as scenarios
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.xdist_group("two processes")
@@ -32,11 +32,11 @@ def both(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
     if kind != "fsdp" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     out = tmp_path_factory.mktemp(kind)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'helpers'}", "OMP_NUM_THREADS": "1"}
     # Accelerate's state holds DeepSpeed apart from the CPU.
     environment |= {"ACCELERATE_USE_CPU": "true"} if kind == "fsdp" else {"DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = warm.run([*command, str(ROOT / "tests" / "sharded_scenarios.py"), kind, str(out)], environment, ROOT)
+    done = warm.run([*command, scenarios.__file__, kind, str(out)], environment, ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((out / "found.json").read_text()), out
 

@@ -25,11 +25,6 @@ for needed in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(needed)
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
 def save(folder: Path, name: str, family: str = "bert", model: str | None = None) -> Path:
     form = Form(labels=("negative", "positive"))
     made = sp.attach(load_backbone(model or model_folder(family))[1])

@@ -476,11 +476,6 @@ def test_ties_go_to_the_earlier() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
 def command(data: str | None, *more: str) -> list[str]:
     return ["search", "-m", model_folder("bert"), "--data", str(data), "--steps", "4", "--min-steps", "2", *more]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import tiny
 

@@ -248,11 +248,6 @@ def test_attach_refuses_what_only_a_new_prompt_has(good: dict[str, Path]) -> Non
 # --- the command line ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
 def refused(cli: Cli, *arguments: str) -> str:
     """The one line with which a command refuses."""
     done = cli(*arguments)

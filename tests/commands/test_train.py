@@ -1,4 +1,4 @@
-"""The commands, end to end, on tiny models and files of one's own."""
+"""`softprompts train`, end to end, on tiny models and files of one's own: what it leaves, what it refuses."""
 
 from __future__ import annotations
 
@@ -6,112 +6,15 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pytest
 import torch
-import warm
-import yaml
-from saved import LENGTH, Cli, files_below, model_folder, rows, write_csv, write_jsonl
+from saved import Cli, model_folder, rows, write_csv, write_jsonl
 
-from softprompts.__main__ import _fail
-from softprompts.commands.parsing import value_of
-from softprompts.errors import SoftPromptError
 from softprompts.tasks.data import Data
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(monkeypatch, capsys)
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder is an empty one with data.csv beside it; runs go to runs/ below it."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return write_csv(tmp_path / "data.csv", rows())
-
-
-def train(data: Path, family: str = "bert", steps: int = 2) -> list[str]:
-    return ["train", "-m", model_folder(family), "--data", str(data), "--steps", str(steps)]
-
-
-def result(folder: str | Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((Path(folder) / "result.json").read_text())
-    return loaded
-
-
-def config(folder: str | Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((Path(folder) / "config.yaml").read_text())
-    return loaded
-
-
-# --- lists ------------------------------------------------------------------------------------------------------------
-
-
-def test_methods_lists_each_method_with_its_settings_in_80_columns(cli: Cli) -> None:
-    out = cli.fine("methods").out
-    for name in ("prompt-tuning", "prefix-tuning", "superpos", "ept", "multi-mask", "selective-prefix", "head-only"):
-        assert f"│ {name} " in out
-    assert "num_masks" in out and "folded" not in out
-    assert max(map(len, out.splitlines())) <= 80
-
-
-def test_tasks_lists_each_task(cli: Cli) -> None:
-    out = cli.fine("tasks").out
-    assert "reviews/tweets" in out and "glue/rte" in out and "--data FILE" in out
-    assert max(map(len, out.splitlines())) <= 80
-
-
-def test_tasks_show(cli: Cli, tmp_path: Path, data: Path) -> None:
-    flags = ["--data", str(data), "-m", model_folder("bert"), "--max-length", "6"]
-    done = cli.fine("tasks", "show", *flags)
-    for part in ("fields      text", "classification: one of several labels", "takes 40 tokens", "over 6", "over 40"):
-        assert part in done.out
-    assert "18 (50.0 %)" in done.out and done.out.count("language model") == done.out.count("  encoder") == 3
-    assert max(map(len, done.out.splitlines())) <= 80
-    said = json.loads(cli.fine("tasks", "show", *flags, "--json", "--examples", "1").out)
-    assert said["splits"]["train"]["tokens"]["longest"] == 6 and said["splits"]["train"]["over_max_length"] == 0
-    assert len(said["examples"]) == 1 and said["context"] == LENGTH and said["templates"] == []
-    (tmp_path / "mine.yaml").write_text("about: films\ntemplates: {bare: {source: '{text}'}}\ntrain: data.csv\n")
-    done = cli.fine("tasks", "show", "../mine.yaml", "-m", model_folder("t5"), "--template", "bare")
-    assert "mine: films" in done.out and "default, bare (below: bare)" in done.out
-    for flags, message in (
-        ([], "name a task, or give --data FILE"),
-        (["glue/rt"], "unknown task 'glue/rt': did you mean 'glue/rte'?"),
-        (["../none.yaml"], "none.yaml: no such file"),
-        (["../mine.yaml", "--template", "bear"], "no template 'bear': did you mean 'bare'?"),
-        (["../mine.yaml", "-m", "./none"], "no such model './none'"),
-    ):
-        refuse(cli, message, "tasks", "show", *flags)
-
-
-def test_help_names_every_choice(cli: Cli) -> None:
-    from softprompts.tasks.answers import RULES
-    from softprompts.tasks.form import ANSWERS
-    from softprompts.tasks.splits import PROTOCOLS
-
-    said = " ".join(cli.fine("train", "--help").out.replace("│", " ").split())
-    for flag, names in (("--answer", ANSWERS), ("--invalid", RULES), ("--split", PROTOCOLS)):
-        line = said[said.index(flag) :][:250]
-        assert all(name in line for name in names), flag
-
-
-@pytest.mark.parametrize(
-    "command", ["tasks show", "", "train", "compare", "search", "transfer", "demo", "predict", "inspect"]
-)
-def test_help_of_each_command(cli: Cli, command: str) -> None:
-    done = cli.fine(*command.split(), "--help")
-    assert "Usage" in done.out and not done.err
-
-
-# --- train ------------------------------------------------------------------------------------------------------------
+from tests.commands.running import config, interrupt, refuse, result, started, train
 
 
 def test_train_leaves_a_run_folder_that_says_all(cli: Cli, data: Path) -> None:
@@ -176,30 +79,6 @@ def test_several_methods_in_one_prompt(cli: Cli, data: Path) -> None:
     both = ["--methods", "head-only,superpos+multi-mask", "--seeds", "0", "--set", "multi-mask.num_masks=3"]
     done = cli.fine("compare", *train(data, steps=1)[1:], *both, "--set", "num_virtual_tokens=2")
     assert "superpos+multi-mask" in "".join(done.out.split())
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "value"),
-    [
-        ("4", int, 4),
-        ("1e-3", float, 0.001),
-        (".5", float, 0.5),
-        ("True", bool, True),
-        ("none", int | None, None),
-        ("none", str, "none"),
-        ("good, bad and so on", str | None, "good, bad and so on"),
-        ("7", str | None, "7"),
-        ("good,bad", tuple[str, ...] | None, ["good", "bad"]),
-        ('["a,b", "c"]', tuple[str, ...] | None, ["a,b", "c"]),
-        ("good", tuple[str, ...] | None, ["good"]),
-        ("abc", int, "abc"),
-        ("none", Literal["none", "linear"], "none"),
-        ("4", Annotated[int, "what a field says more"] | None, 4),
-        ("a,b", None, ["a", "b"]),
-    ],
-)
-def test_values_are_read_by_the_type_of_their_setting(text: str, kind: str, value: Any) -> None:
-    assert value_of(text, kind) == value and type(value_of(text, kind)) is type(value)
 
 
 def test_a_text_with_commas_stays_one_text(cli: Cli, data: Path) -> None:
@@ -449,135 +328,6 @@ def test_the_packaged_encoder(cli: Cli, data: Path) -> None:
     assert cli.fine("predict", "run", "a wonderful film").out.split("\t")[0] in ("negative", "positive")
 
 
-# --- predict and inspect ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", ["t5", "llama", "bert"])
-def test_predict_gives_a_label_of_the_task_and_its_probability(cli: Cli, data: Path, family: str) -> None:
-    method = "prefix-tuning" if family == "bert" else "prompt-tuning"
-    done = cli.fine(*train(data, family), "--method", method, "--folder", "run")
-    assert "run folder" in done.out
-    for source in ("run", "run/prompt"):
-        lines = cli.fine("predict", source, "the film was good", "a [/] bad [red]plot").out.splitlines()
-        assert len(lines) == 2 and lines[1].endswith("a [/] bad [red]plot")
-        for line in lines:
-            label, probability, _ = line.split("\t")
-            assert label in ("negative", "positive") and 0.5 <= float(probability) <= 1
-
-
-def test_predict_reads_files_and_writes_csv(cli: Cli, tmp_path: Path, data: Path) -> None:
-    renamed = [{"review": row["text"], "label": row["label"]} for row in rows()]
-    path = write_csv(tmp_path / "renamed.csv", renamed)
-    cli.fine(*train(path), "--text", "review", "--folder", "run")
-    texts = [row["review"] for row in renamed]
-    (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n\n")
-    inputs = [path, write_jsonl(tmp_path / "renamed.jsonl", renamed), tmp_path / "lines.txt"]
-    answers = []
-    for given in inputs:
-        done = cli.fine("predict", "run", "--file", given, "--output", tmp_path / "out.csv")
-        assert "40 rows written to" in done.out
-        answers.append(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines())))
-    assert answers[0] == answers[1] == answers[2] and [row["review"] for row in answers[0]] == texts
-    assert list(answers[0][0]) == ["review", "label", "probability"]
-    lines = cli.fine("predict", "run", "--file", data).out.splitlines()  # it has no "review" column, but "text"
-    assert [line.split("\t")[2] for line in lines] == [row["text"] for row in rows()]
-
-
-def test_pairs(cli: Cli, tmp_path: Path, data: Path) -> None:
-    pairs = [{"first": row["text"], "second": "a plot .", "label": row["label"]} for row in rows()]
-    path = write_csv(tmp_path / "pairs.csv", pairs)
-    columns = ["--text", "first", "--text-pair", "second"]
-    for family in ("bert", "llama"):
-        cli.fine(*train(path, family), *columns, "--folder", family)
-        assert cli.fine("predict", family, "the film was good", "--text-pair", "a plot .").out.count("\n") == 1
-        assert cli.fine("predict", family, "--file", path).out.count("\n") == 40
-        done = cli("predict", family, "the film was good")
-        assert done.code == 2 and "reads pairs" in done.err and "--text-pair" in done.err
-    done = cli("predict", "bert", "one", "two", "--text-pair", "three")
-    assert done.code == 2 and "goes with one text" in done.err
-    cli.fine(*train(data), "--folder", "single")
-    done = cli("predict", "single", "one", "--text-pair", "two")
-    assert done.code == 2 and "reads single texts" in done.err
-
-
-def test_predict_leaves_room_for_the_prompt(cli: Cli, data: Path) -> None:
-    """A text longer than what the context leaves beside the prompt is cut, and that is said."""
-    flags = ["--method", "prompt-tuning", "--set", "num_virtual_tokens=30"]
-    cli.fine(*train(data), *flags, "--folder", "run")
-    assert result("run")["max_length"] == LENGTH - 30
-    done = cli.fine("predict", "run", "the film was good " * 10)
-    assert done.err == "1 of 1 rows were cut to 10 tokens; of them the field 'text'\n"
-
-
-def test_inspect(cli: Cli, data: Path) -> None:
-    cli.fine(*train(data), "--folder", "run")
-    out = cli.fine("inspect", "run").out
-    assert "prefix-tuning" in out and "negative, positive" in out and "method.prefix" in out and "10 x 64" in out
-    assert max(map(len, out.splitlines())) <= 80
-    as_json = json.loads(cli.fine("inspect", "run/prompt", "--json").out)
-    assert as_json["method"] == "prefix-tuning" and as_json["tensors"]["method.prefix"]["shape"] == [10, 64]
-
-
-# --- compare ----------------------------------------------------------------------------------------------------------
-
-
-def test_compare_writes_its_report_and_does_nothing_twice(cli: Cli, data: Path) -> None:
-    flags = ["--methods", "head-only,prompt-tuning,multi-mask", "--seeds", "0,1", "--set", "num_virtual_tokens=3"]
-    command = ["compare", *train(data)[1:], *flags, "--set", "multi-mask.num_masks=2"]
-    done = cli.fine(*command)
-    told = [line.split(":")[0].split(" ", 1) for line in done.err.splitlines()[2:]]
-    assert [number for number, _ in told] == [f"[{number}/6]" for number in range(1, 7)]
-    # Runs that share passes end together.
-    names = ("head-only", "prompt-tuning", "multi-mask")
-    assert sorted(name for _, name in told) == sorted(f"{name}, seed {seed}" for name in names for seed in (0, 1))
-    for part in ("peak GB", "head-only", "multi-mask", " ± ", "4 validation rows", "over 2 seeds", "(95 %)"):
-        assert part in " ".join(done.out.split())
-    assert max(map(len, done.out.splitlines()[:-1])) <= 80
-    assert {"table.md", "table.csv", "accuracy.png"} == set(os.listdir("runs/compare"))
-    assert Path("runs/compare/accuracy.png").read_bytes().startswith(b"\x89PNG")
-    assert "| multi-mask |" in Path("runs/compare/table.md").read_text()
-    table = list(csv.DictReader(Path("runs/compare/table.csv").read_text().splitlines()))
-    assert [row["method"] for row in table] == ["head-only", "prompt-tuning", "multi-mask"]
-    settings = [result(path.parent)["settings"] for path in Path("runs").glob("*/result.json")]
-    assert (
-        sum(s.get("num_masks") == 2 for s in settings) == 2 and sum(s["num_virtual_tokens"] == 3 for s in settings) == 4
-    )
-
-    before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/*") if "compare" not in str(path)}
-    again = cli.fine(*command)
-    assert again.out == done.out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-def test_compare_refuses_before_it_trains(cli: Cli, data: Path) -> None:
-    command = ["compare", *train(data)[1:]]
-    for flags, message in (
-        (["--seeds", "0,x"], "'x' is not a whole number"),
-        (["--seeds", "0,-1"], "'-1' is not a whole number"),
-        (["--seeds", ","], "--seeds names nothing"),
-        (["--seeds", "1,1"], "--seeds names 1 twice"),
-        (["--methods", ""], "--methods names nothing"),
-        (["--methods", "prompt-tuning,prompt-tuning"], "twice"),
-        (["--methods", "prompt-tuning,prefx-tuning"], "did you mean 'prefix-tuning'?"),
-        (["--set", "num_maks=2"], "none of the methods has this setting"),
-        (["--set", "multi-mass.num_masks=2"], "did you mean 'multi-mask'?"),
-        (["--methods", "head-only,prompt-tuning", "--lr-of", "prompt=0.1"], "no component 'prompt'"),
-        (["--report", str(data)], "is a file"),
-    ):
-        refuse(cli, message, *command, *flags)
-
-
-# --- bad input: one line, exit code 2, nothing on disk ----------------------------------------------------------------
-
-
-def refuse(cli: Cli, message: str, *command: str | Path) -> None:
-    before = files_below(Path.cwd())
-    done = cli(*command)
-    assert done.code == 2 and not done.out
-    assert message in done.err and done.err.startswith("error: ") and done.err.count("\n") == 1
-    assert files_below(Path.cwd()) == before
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -673,74 +423,6 @@ def test_train_refuses_folders(cli: Cli, data: Path) -> None:
     refuse(cli, "is a file; name a folder", *train(data), "--out", data)
 
 
-def test_damaged_results_of_a_comparison(cli: Cli, data: Path) -> None:
-    command = ["compare", *train(data)[1:], "--methods", "head-only", "--seeds", "0"]
-    cli.fine(*command)
-    (path,) = Path("runs").glob("*/result.json")
-    for content, message in (("{", "is not valid JSON"), ("{}", "lacks 'metrics'"), ("[1]", "lacks 'metrics'")):
-        path.write_text(content)
-        refuse(cli, message, *command)
-    cli_again = path.parent
-    path.unlink()  # the checkpoint is that of the last step
-    cli.fine(*command)
-    assert result(cli_again)["steps"] == 2
-
-
-def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> None:
-    cli.fine(*train(data), "--folder", "run")
-    (tmp_path / "empty.txt").write_text("\n")
-    (tmp_path / "hole.csv").write_text("text\ngood\n \n")
-    (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1"))
-    both = "give texts, or --file FILE with texts, and not both"
-    for arguments, message in (
-        (["run"], both),
-        (["run", "text", "--file", str(data)], both),
-        (["run", " "], "empty text"),
-        (["run", "--file", "none.csv"], "no such file"),
-        (["run", "--file", "none.txt"], "no such file"),
-        (["run", "--file", str(tmp_path / "empty.txt")], "holds no texts"),
-        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is empty"),
-        (["run", "--file", str(tmp_path / "latin.txt")], "not UTF-8"),
-        (["run", "--file", str(data), "--text", "txt"], "no column 'txt'"),
-        (["run", "text", "--output", "."], "is a folder"),
-        (["none", "text"], "none: no such folder"),
-        (["nobody/none", "text"], "no such prompt on the hub"),
-        ([str(data), "text"], "is a file"),
-        ([".", "text"], "holds no saved prompt"),
-    ):
-        refuse(cli, message, "predict", *arguments)
-    refuse(cli, "no such folder", "inspect", "./none")
-    Path("run/prompt/softprompt.safetensors").write_bytes(b"damaged")
-    for command in (["inspect", "run"], ["predict", "run", "text"]):
-        refuse(cli, "is not the file that", *command)
-    for path in Path("run/prompt").iterdir():
-        path.unlink()
-    refuse(cli, "has not saved a prompt yet", "predict", "run", "text")
-
-
-# --- Ctrl-C -----------------------------------------------------------------------------------------------------------
-
-
-def started(command: list[str]) -> warm.Warm:
-    """A command in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    return warm.Warm([sys.executable, "-m", "softprompts", *command], environment)
-
-
-def interrupt(command: list[str], ready: str, count: int = 1) -> subprocess.CompletedProcess[str]:
-    """Runs a command in a process of its own and sends it Ctrl-C once so many files are there."""
-    process = started(command)
-    try:
-        until = time.monotonic() + 60
-        while len(list(Path.cwd().glob(ready))) < count and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-
 def test_an_interrupted_run_goes_on_to_the_same_end(data: Path) -> None:
     flags = ["--eval-every", "20", "--batch-size", "4", "--method", "multi-mask", "--set", "router_noise=true"]
     command = [*train(data, steps=400), *flags]
@@ -760,24 +442,3 @@ def test_an_interrupted_run_goes_on_to_the_same_end(data: Path) -> None:
     assert {k: v for k, v in ended.items() if k not in changing} == {k: v for k, v in calm.items() if k not in changing}
     for name in ("metrics.jsonl", "prompt/softprompt.safetensors"):
         assert Path("stopped", name).read_bytes() == Path("calm", name).read_bytes()
-
-
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_an_interrupted_comparison_goes_on_where_it_was(cli: Cli, data: Path, lanes: int) -> None:
-    command = ["compare", *train(data, steps=300)[1:], "--methods", "head-only,prefix-tuning", "--seeds", "0"]
-    command += ["--eval-every", "10", "--batch-size", "4", "--lanes", str(lanes)]
-    stopped = interrupt(command, "runs/*/metrics.jsonl", count=2)
-    assert stopped.returncode == 130, stopped.stderr
-    assert "the same command goes on from there" in stopped.stderr
-    done = list(Path("runs").glob("*/result.json"))
-    assert len(done) == 2 - lanes  # one after the other, or both half done
-    before = [path.stat().st_mtime_ns for path in done]
-    cli.fine(*command)
-    assert [path.stat().st_mtime_ns for path in done] == before
-    assert {result(path.parent)["steps"] for path in Path("runs").glob("*/result.json")} == {300}
-
-
-def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        _fail(str(SoftPromptError("first\n second [bold]")))
-    assert stop.value.code == 2 and capsys.readouterr().err == "error: first second [bold]\n"

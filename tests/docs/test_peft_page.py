@@ -12,7 +12,7 @@ import pytest
 from softprompts.backbones import packaged
 from softprompts.errors import SoftPromptError
 
-PAGE = Path(__file__).parents[3] / "docs" / "peft.md"
+PAGE = Path(__file__).parents[2] / "docs" / "peft.md"
 
 
 def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

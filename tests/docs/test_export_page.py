@@ -25,7 +25,7 @@ from methods_page import example, known
 import softprompts as sp
 from softprompts.model.interop.embeddings import decode_embeds, prompt_embeds
 
-PAGE = Path(__file__).parents[3] / "docs" / "export.md"
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 FAMILIES = ("llama", "gpt2", "t5")
 
 

@@ -1,0 +1,100 @@
+"""`softprompts predict`, end to end: what it answers and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from saved import LENGTH, Cli, rows, write_csv, write_jsonl
+
+from tests.commands.running import refuse, result, train
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "bert"])
+def test_predict_gives_a_label_of_the_task_and_its_probability(cli: Cli, data: Path, family: str) -> None:
+    method = "prefix-tuning" if family == "bert" else "prompt-tuning"
+    done = cli.fine(*train(data, family), "--method", method, "--folder", "run")
+    assert "run folder" in done.out
+    for source in ("run", "run/prompt"):
+        lines = cli.fine("predict", source, "the film was good", "a [/] bad [red]plot").out.splitlines()
+        assert len(lines) == 2 and lines[1].endswith("a [/] bad [red]plot")
+        for line in lines:
+            label, probability, _ = line.split("\t")
+            assert label in ("negative", "positive") and 0.5 <= float(probability) <= 1
+
+
+def test_predict_reads_files_and_writes_csv(cli: Cli, tmp_path: Path, data: Path) -> None:
+    renamed = [{"review": row["text"], "label": row["label"]} for row in rows()]
+    path = write_csv(tmp_path / "renamed.csv", renamed)
+    cli.fine(*train(path), "--text", "review", "--folder", "run")
+    texts = [row["review"] for row in renamed]
+    (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n\n")
+    inputs = [path, write_jsonl(tmp_path / "renamed.jsonl", renamed), tmp_path / "lines.txt"]
+    answers = []
+    for given in inputs:
+        done = cli.fine("predict", "run", "--file", given, "--output", tmp_path / "out.csv")
+        assert "40 rows written to" in done.out
+        answers.append(list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines())))
+    assert answers[0] == answers[1] == answers[2] and [row["review"] for row in answers[0]] == texts
+    assert list(answers[0][0]) == ["review", "label", "probability"]
+    lines = cli.fine("predict", "run", "--file", data).out.splitlines()  # it has no "review" column, but "text"
+    assert [line.split("\t")[2] for line in lines] == [row["text"] for row in rows()]
+
+
+def test_pairs(cli: Cli, tmp_path: Path, data: Path) -> None:
+    pairs = [{"first": row["text"], "second": "a plot .", "label": row["label"]} for row in rows()]
+    path = write_csv(tmp_path / "pairs.csv", pairs)
+    columns = ["--text", "first", "--text-pair", "second"]
+    for family in ("bert", "llama"):
+        cli.fine(*train(path, family), *columns, "--folder", family)
+        assert cli.fine("predict", family, "the film was good", "--text-pair", "a plot .").out.count("\n") == 1
+        assert cli.fine("predict", family, "--file", path).out.count("\n") == 40
+        done = cli("predict", family, "the film was good")
+        assert done.code == 2 and "reads pairs" in done.err and "--text-pair" in done.err
+    done = cli("predict", "bert", "one", "two", "--text-pair", "three")
+    assert done.code == 2 and "goes with one text" in done.err
+    cli.fine(*train(data), "--folder", "single")
+    done = cli("predict", "single", "one", "--text-pair", "two")
+    assert done.code == 2 and "reads single texts" in done.err
+
+
+def test_predict_leaves_room_for_the_prompt(cli: Cli, data: Path) -> None:
+    """A text longer than what the context leaves beside the prompt is cut, and that is said."""
+    flags = ["--method", "prompt-tuning", "--set", "num_virtual_tokens=30"]
+    cli.fine(*train(data), *flags, "--folder", "run")
+    assert result("run")["max_length"] == LENGTH - 30
+    done = cli.fine("predict", "run", "the film was good " * 10)
+    assert done.err == "1 of 1 rows were cut to 10 tokens; of them the field 'text'\n"
+
+
+def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> None:
+    cli.fine(*train(data), "--folder", "run")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "hole.csv").write_text("text\ngood\n \n")
+    (tmp_path / "latin.txt").write_bytes("schön".encode("latin-1"))
+    both = "give texts, or --file FILE with texts, and not both"
+    for arguments, message in (
+        (["run"], both),
+        (["run", "text", "--file", str(data)], both),
+        (["run", " "], "empty text"),
+        (["run", "--file", "none.csv"], "no such file"),
+        (["run", "--file", "none.txt"], "no such file"),
+        (["run", "--file", str(tmp_path / "empty.txt")], "holds no texts"),
+        (["run", "--file", str(tmp_path / "hole.csv")], "line 3: 'text' is empty"),
+        (["run", "--file", str(tmp_path / "latin.txt")], "not UTF-8"),
+        (["run", "--file", str(data), "--text", "txt"], "no column 'txt'"),
+        (["run", "text", "--output", "."], "is a folder"),
+        (["none", "text"], "none: no such folder"),
+        (["nobody/none", "text"], "no such prompt on the hub"),
+        ([str(data), "text"], "is a file"),
+        ([".", "text"], "holds no saved prompt"),
+    ):
+        refuse(cli, message, "predict", *arguments)
+    refuse(cli, "no such folder", "inspect", "./none")
+    Path("run/prompt/softprompt.safetensors").write_bytes(b"damaged")
+    for command in (["inspect", "run"], ["predict", "run", "text"]):
+        refuse(cli, "is not the file that", *command)
+    for path in Path("run/prompt").iterdir():
+        path.unlink()
+    refuse(cli, "has not saved a prompt yet", "predict", "run", "text")
