@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
@@ -194,6 +193,8 @@ def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
     """Downloads the files of a prompt, and nothing else of its repository, into the hub's cache."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:  # no hub id
         raise SoftPromptError(f"{name}: no such folder")
+    import huggingface_hub  # here: the list of methods need not wait for it
+
     within = "" if subfolder is None else f"{subfolder}/"
     files = [f"{within}{file}" for file in _FILES]
     # The configs of folders beside it tell which other prompts there are.
