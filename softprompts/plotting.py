@@ -186,15 +186,8 @@ def draw_points(axes: Axes, points: Sequence[Point], *, label: bool = True) -> N
 
     for point in points:
         style = style_of(point.style)
-        axes.errorbar(
-            point.trained,
-            point.mean,
-            yerr=point.std or None,
-            fmt=style["marker"],
-            color=style["color"],
-            capsize=4,
-            markersize=7,
-        )
+        look = {"fmt": style["marker"], "color": style["color"], "capsize": 4, "markersize": 7}
+        axes.errorbar(point.trained, point.mean, yerr=point.std or None, **look)
         axes.plot([point.trained] * len(point.scores), point.scores, ".", color=style["color"], alpha=0.45)
     for name in dict.fromkeys(point.join for point in points if point.join is not None):
         joined = sorted((p for p in points if p.join == name), key=lambda p: (p.trained, p.mean))
@@ -258,13 +251,12 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
             left = x + across * unit - width * _share_before(across)
             foot = y + along * unit - height * _share_before(0 if across else along)
             boxes[across, along] = Bbox.from_bounds(left, foot, width, height)
-
-        def lost(offset: tuple[float, float], boxes: dict[Any, Any] = boxes) -> float:
-            box = boxes[offset]
-            outside = float(box.width * box.height) - _shared(box, frame)
-            return sum(_shared(box, other) for other in taken) + 2 * outside
-
-        across, along = next((offset for offset in _OFFSETS if lost(offset) < 0.5), None) or min(_OFFSETS, key=lost)
+        lost = {
+            offset: sum(_shared(box, other) for other in taken) + 2 * (width * height - _shared(box, frame))
+            for offset, box in boxes.items()
+        }
+        free = (offset for offset in lost if lost[offset] < 0.5)
+        across, along = next(free, min(lost, key=lambda offset: lost[offset]))
         note.set_position((across, along))
         note.set_horizontalalignment("left" if across > 0 else "right" if across else "center")
         note.set_verticalalignment("center" if across else "bottom" if along > 0 else "top")
