@@ -156,10 +156,9 @@ class InputHooks:
                 "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
             )
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            if not inserts and not (pass_.needs_input and first_time):
+            if first_time and not inserts and not pass_.needs_input:
                 pass_.prepare(rows, device)
-                inserts = pass_.update is not None
-            if inserts or not pass_.ready:
+            if inserts or not pass_.ready or pass_.update is not None:
                 raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
             pass_.layout, pass_.view = None, View(later=seen > 0)
             return
@@ -168,17 +167,17 @@ class InputHooks:
             real = real[:, -columns:]
 
         embeddings = given
-        if embeddings is None and (inserts or (pass_.needs_input and first_time)):
-            embeddings = self.backbone.embeddings(ids)
         if first_time:
+            if given is None and pass_.needs_input:
+                embeddings = self.backbone.embeddings(ids)
             visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
             pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
-            if embeddings is not given and pass_.changes_modules:
-                embeddings = self.backbone.embeddings(ids)  # those of the prompts that have their own
-        if embeddings is None and pass_.update is not None:  # a change of the input without any token
+            if pass_.changes_modules:
+                embeddings = given  # looked up again: prompts may change the table
+        if embeddings is None and (inserts or pass_.update is not None):
             embeddings = self.backbone.embeddings(ids)
         tokens = pass_.tokens
         if real is None and seen and tokens is not None and tokens.counts is not None:
