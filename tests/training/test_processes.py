@@ -20,7 +20,6 @@ from softprompts.training import load_result
 from softprompts.training.row_draws import RowDraws
 from tests.training import scenarios
 
-pytestmark = pytest.mark.xdist_group("two processes")
 ROOT = Path(__file__).parents[2]
 # OMP: tiny matrices gain nothing from threads. COLUMNS: no table is cut.
 ENVIRONMENT = {
