@@ -29,7 +29,6 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.locks import is_held
 
-
 SOURCES = {"Second": {"task": "second.yaml", "method": "prompt-tuning", "training": {"max_steps": 2}}}
 
 
