@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
-TEST := $(RUN) -m pytest -q -n 2 --dist loadgroup
+# Each file in one process, which makes what its tests share once; in their order, which has the long ones early.
+TEST := $(RUN) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 MEASURED := build/benchmarks
 WITH_DATA = $(if $(DATA),--data-dir '$(DATA)')
 
@@ -16,7 +17,6 @@ demo: $(VENV)/.core
 quick: $(VENV)/.core
 	$(RUN) -m softprompts bench run recipes/quick.yaml
 
-# Tests that share what is dear to set up stay together: `pytest.mark.xdist_group`.
 test: lint
 	$(TEST)
 

@@ -22,7 +22,6 @@ from softprompts.backbones import sharded
 from tests.backbones import sharded_scenarios as scenarios
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("two processes")
 KINDS = ["fsdp", "zero3", "zero3-init"]
 
 

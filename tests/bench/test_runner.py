@@ -29,8 +29,6 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.locks import is_held
 
-pytestmark = pytest.mark.xdist_group("undisturbed bench")
-
 SOURCES = {"Second": {"task": "second.yaml", "method": "prompt-tuning", "training": {"max_steps": 2}}}
 
 

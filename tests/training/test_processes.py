@@ -19,7 +19,6 @@ from softprompts.storage.run_folder import load_metrics
 from softprompts.training import load_result
 from tests.training import scenarios
 
-pytestmark = pytest.mark.xdist_group("two processes")
 ROOT = Path(__file__).parents[2]
 # OMP: tiny matrices gain nothing from threads. COLUMNS: no table is cut.
 ENVIRONMENT = {
