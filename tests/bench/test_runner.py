@@ -135,16 +135,16 @@ def test_a_run_that_fails_is_noted_and_the_others_of_its_job_get_through(
     root, folder = tmp_path / "runs", tmp_path / "bench"
     made = plan(recipe, root=root)
     made.save(folder)
-    from softprompts.experiments import workbench
+    from softprompts.experiments.attached_backbone import AttachedBackbone
 
-    real = workbench.Workbench._add
+    real = AttachedBackbone.add
 
-    def broken(self: Any, name: str, method: Any, seed: int) -> None:
+    def broken(self: Any, name: str, method: Any, *args: Any) -> None:
         if method.method == "prefix-tuning":
             raise RuntimeError("no luck")
-        real(self, name, method, seed)
+        real(self, name, method, *args)
 
-    monkeypatch.setattr(workbench.Workbench, "_add", broken)
+    monkeypatch.setattr(AttachedBackbone, "add", broken)
     alone(made, root, folder)
     findings = load_findings(folder, root)
     assert {one.row.name for one in findings.outcomes} == {"Head"} and findings.missing == 2
