@@ -11,30 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.bench.plan import failures, load_plan
-from softprompts.bench.recipe import Column, Recipe, RecipeRow
+from softprompts.bench.recipe import Cell, Column, Recipe, RecipeRow
 from softprompts.experiments.compare import score_of
 from softprompts.storage import run_folder
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Cell):
     """A run of the grid that has ended.
 
     Attributes:
-        row: its row.
-        task: name of the recipe's entry.
-        model: its short name.
-        seed: its seed.
-        choice: its value of each setting that the row chooses.
         folder: the run folder.
         result: what is in its result.json.
     """
 
-    row: RecipeRow
-    task: str
-    model: str
-    seed: int
-    choice: Mapping[str, Any]
     folder: Path
     result: Mapping[str, Any]
 
@@ -145,6 +135,5 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
         if one.run is None or not run_folder.is_done(path):
             missing.append(str(one.run))
         elif cell.source is None:
-            result = run_folder.load_result(path)
-            outcomes.append(Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, result))
+            outcomes.append(Outcome(**vars(cell), folder=path, result=run_folder.load_result(path)))
     return Findings(recipe, tuple(outcomes), len(missing), failures(folder, missing))

@@ -137,16 +137,16 @@ def test_a_run_that_fails_is_noted_and_the_others_of_its_job_get_through(
     root, folder = tmp_path / "runs", tmp_path / "bench"
     made = plan(recipe, root=root)
     made.save(folder)
-    from softprompts.experiments import workbench
+    from softprompts.experiments.attached_backbone import AttachedBackbone
 
-    real = workbench.Workbench._add
+    real = AttachedBackbone.add
 
-    def broken(self: Any, name: str, method: Any, seed: int) -> None:
+    def broken(self: Any, name: str, method: Any, task: Any, seed: int) -> None:
         if method.method == "prefix-tuning":
             raise RuntimeError("no luck")
-        real(self, name, method, seed)
+        real(self, name, method, task, seed)
 
-    monkeypatch.setattr(workbench.Workbench, "_add", broken)
+    monkeypatch.setattr(AttachedBackbone, "add", broken)
     alone(made, root, folder)
     findings = load_findings(folder, root)
     assert {one.row.name for one in findings.outcomes} == {"Head"} and findings.missing == 2
@@ -173,8 +173,8 @@ def test_costs_are_measured_once_and_written(tmp_path: Path) -> None:
     assert not made.jobs(root)
     scored = plan(load_recipe(write_grid(tmp_path, seeds=[0])), root=root)
     assert not {one.run for one in scored.runs} & {one.run for one in made.runs}
-    written = write_outputs(folder, root)
-    assert len(written.tables) == 2 and "GB" in written.tables[1].markdown()
+    tables, _ = write_outputs(folder, root)
+    assert len(tables) == 2 and "GB" in tables[1].markdown()
 
 
 def test_locks_end_with_their_process(tmp_path: Path) -> None:
