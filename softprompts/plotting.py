@@ -89,17 +89,9 @@ def empty_figure(width: float, height: float) -> Figure:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the package's style.
+    """An empty figure of so many inches in the package's style, and its panels, row by row.
 
-    Args:
-        width: inches.
-        height: inches.
-        rows: of panels.
-        columns: of panels.
-        subplots: further arguments of `Figure.subplots`, such as ``sharex``.
-
-    Returns:
-        The figure and its panels, row by row.
+    ``subplots`` are further arguments of `Figure.subplots`, such as ``sharex``.
     """
     figure = empty_figure(width, height)
     panels = [axes for line in figure.subplots(rows, columns, squeeze=False, **subplots) for axes in line]
@@ -119,14 +111,7 @@ def legend_rows(labels: Sequence[str], width: float) -> int:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float) -> None:
-    """One legend for all panels, under them, in as few lines as it takes, evenly filled.
-
-    Args:
-        figure: the figure.
-        handles: what was drawn.
-        labels: as many names.
-        width: of the figure, in inches.
-    """
+    """One legend for all panels, under a figure of so many inches, in as few lines as it takes, evenly filled."""
     if not labels:
         return
     columns = -(-len(labels) // legend_rows(labels, width))
@@ -260,9 +245,8 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
         note.set_verticalalignment("center" if across else "bottom" if along > 0 else "top")
         if math.hypot(across, along) > 20:
             line = {"arrowstyle": "-", "color": style_of(point.style)["color"], "alpha": 0.6, "linewidth": 0.8}
-            axes.annotate("", place, xytext=(across, along), textcoords="offset points", arrowprops=line).set_in_layout(
-                False
-            )
+            arrow = axes.annotate("", place, xytext=(across, along), textcoords="offset points", arrowprops=line)
+            arrow.set_in_layout(False)
         taken.append(boxes[across, along])
         notes[index] = note
     return [notes[index] for index in range(len(points))]

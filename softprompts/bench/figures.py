@@ -152,7 +152,7 @@ def _sweep(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
 def _curves(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Validation score and training loss against steps."""
     rows = _rows(findings, spec)
-    tasks = _selected(spec.tasks, _tasks(findings))
+    tasks = _tasks(findings, spec)
     rows, note = _best_of_each(findings, rows, model)
     above, below = [], []
     table: list[tuple[Any, ...]] = [("task", "line", "what", "step", "mean", "std", "n", "values")]
@@ -223,14 +223,14 @@ def _parameters(findings: Findings, spec: FigureSpec, model: str) -> ReportFigur
 def _cost(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Seconds per 100 steps and peak memory, by task and method."""
     rows = _rows(findings, spec)
-    tasks = _selected(spec.tasks, _tasks(findings))
+    tasks = _tasks(findings, spec)
     costs: dict[str, dict[str, tuple[float, float]]] = {}
     table: list[tuple[Any, ...]] = [("task", "line", "seconds_per_100_steps", "peak_memory_gb")]
     for task in tasks:
         for row in rows:
             if cost := findings.cost(row, task, model):
-                costs.setdefault(row.label, {})[task] = (cost[0], cost[1] / 1e9)
-                table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1] / 1e9:.6g}"))
+                costs.setdefault(row.label, {})[task] = cost
+                table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1]:.6g}"))
     title = spec.title or "Time and memory"
     if not costs:
         return ReportFigure("cost", title, NO_RESULT)
@@ -265,7 +265,7 @@ def _prompts(findings: Findings, spec: FigureSpec, models: Sequence[str]) -> lis
     """The run folder and label of the first seed's prompt, for each row and task."""
     prompts = []
     for model, row in itertools.product(models, _rows(findings, spec)):
-        for task in _selected(spec.tasks, _tasks(findings)):
+        for task in _tasks(findings, spec):
             if runs := findings.runs(row, task, model):
                 parts = [row.label, task, *([model] if len(findings.recipe.models) > 1 else [])]
                 prompts.append((runs[0].folder, ", ".join(parts)))
@@ -293,7 +293,7 @@ def _measured(findings: Findings, row: RecipeRow, columns: Sequence[Column], mod
         costs = [findings.cost(row, task, model) for task in tasks]
         if not costs or any(cost is None for cost in costs):
             return {}
-        return {0: statistics.fmean(c[0] if what == "seconds" else c[1] / 1e9 for c in costs if c is not None)}
+        return {0: statistics.fmean(cost[0] if what == "seconds" else cost[1] for cost in costs if cost is not None)}
     scores = [(column.task, findings.scores(row, column, model)) for column in columns]
     seeds = set.intersection(*(set(by_seed) for _, by_seed in scores)) if scores else set()
     # A task with two metrics counts once.
@@ -329,8 +329,8 @@ def _columns(findings: Findings, spec: FigureSpec) -> list[Column]:
     return [column for column in columns if column.name in wanted or column.task in wanted]
 
 
-def _tasks(findings: Findings) -> list[str]:
-    return list(dict.fromkeys(column.task for column in findings.recipe.columns))
+def _tasks(findings: Findings, spec: FigureSpec) -> list[str]:
+    return _selected(spec.tasks, [column.task for column in findings.recipe.columns])
 
 
 def _selected(names: Sequence[str] | None, every: Iterable[str]) -> list[str]:

@@ -204,12 +204,8 @@ def failures(folder: str | Path, left: Collection[str]) -> dict[str, str]:
         left: ids of the runs without a result. Notes of other runs are older than the plan, or than a result that
             another bench has come to.
     """
-    reasons = {}
-    for path in sorted((Path(folder) / FAILURES).glob("*.txt")):
-        if path.stem in left:
-            lines = path.read_text(encoding="utf-8").strip().splitlines()
-            reasons[path.stem] = lines[-1] if lines else "failed"
-    return reasons
+    paths = [path for path in sorted((Path(folder) / FAILURES).glob("*.txt")) if path.stem in left]
+    return {path.stem: ["failed", *path.read_text(encoding="utf-8").strip().splitlines()][-1] for path in paths}
 
 
 def diverged(folder: str | Path) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import string
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,15 +184,17 @@ def _overlay(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> di
     elif rows is not None:
         result["rows"] = rows
     if only_rows is not None:
-        result["rows"] = _kept(result["rows"], only_rows, _names_of, path)
+        names = [name for row in result["rows"] for name in _names_of(row)]
+        _require_known(only_rows, names, f"{path}: the scale keeps")
+        result["rows"] = [row for row in result["rows"] if set(_names_of(row)) & set(only_rows)]
     if only_tasks is not None:
-        kept = _kept(list(result["tasks"]), only_tasks, lambda name: [name], path)
-        result["tasks"] = {name: result["tasks"][name] for name in kept}
+        _require_known(only_tasks, result["tasks"], f"{path}: the scale keeps")
+        result["tasks"] = {name: task for name, task in result["tasks"].items() if name in only_tasks}
         if result.get("columns"):
             result["columns"] = {
                 name: column
                 for name, column in result["columns"].items()
-                if (column.get("task", name) if isinstance(column, Mapping) else name) in kept
+                if (column.get("task", name) if isinstance(column, Mapping) else name) in only_tasks
             }
     if only_rows is not None or only_tasks is not None or "models" in over:
         result["figures"] = _figures_left(result, base)
@@ -220,12 +222,6 @@ def _figures_left(recipe: Mapping[str, Any], before: Mapping[str, Any]) -> list[
 def _names_of(row: Mapping[str, Any]) -> list[str]:
     """The names by which an overlay can change a row: its name, and its label as it is written."""
     return [row[key] for key in ("name", "label") if row.get(key)]
-
-
-def _kept(items: Sequence[Any], names: Sequence[str], names_of: Callable[[Any], list[str]], path: Path) -> list[Any]:
-    known = [name for item in items for name in names_of(item)]
-    _require_known(names, known, f"{path}: the scale keeps")
-    return [item for item in items if set(names_of(item)) & set(names)]
 
 
 def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[RecipeRow]:

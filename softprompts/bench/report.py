@@ -174,11 +174,10 @@ def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
     for title, settings in (("Training", recipe.training), ("Data", recipe.data)):
         if settings:
             yield title, ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in settings.items())
-    versions: dict[str, list[str]] = {}
+    versions: dict[str, dict[str, None]] = {}
     for result in results:
         for name, number in result.get("versions", {}).items():
-            if number not in versions.setdefault(name, []):
-                versions[name].append(number)
+            versions.setdefault(name, {})[number] = None
     if versions:
         yield "Versions", ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in versions.items())
     devices = list(dict.fromkeys(str(result["device"]) for result in results if result.get("device")))

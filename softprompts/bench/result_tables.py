@@ -117,7 +117,7 @@ def _cost_table(findings: Findings, what: str) -> Table:
         entries = []
         for task in tasks:
             cost = findings.cost(row, task, name)
-            values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9,)
+            values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1],)
             entries.append(TableEntry(values).beside(reference, published_row, task))
         lines.append(replace(_line(findings, row, name, tuple(entries), published_row), ranked=True))
     kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"

@@ -80,9 +80,7 @@ class Findings:
             if self.recipe.measure == "cost":
                 value = float(outcome.result["cost"][column.metric])
                 scores[outcome.seed] = value / 1e9 if column.metric == "peak_memory" else value
-                continue
-            score = None if outcome.diverged else score_of(dict(outcome.result), column.metric)
-            if score is not None:
+            elif not outcome.diverged and (score := score_of(dict(outcome.result), column.metric)) is not None:
                 scores[outcome.seed] = 100 * score
         return scores
 
@@ -94,7 +92,7 @@ class Findings:
         return None
 
     def cost(self, row: RecipeRow, task: str, model: str) -> tuple[float, float] | None:
-        """Seconds per 100 steps (median over seeds) and peak memory in bytes (largest); None without a run.
+        """Seconds per 100 steps (median over seeds) and peak memory in GB (largest); None without a run.
 
         Training runs share passes: their seconds are an even share, their memory is that of the whole process.
         """
@@ -105,7 +103,7 @@ class Findings:
         else:
             seconds = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
             memory = [float(result["peak_memory"]) for result in results]
-        return (statistics.median(seconds), max(memory)) if seconds else None
+        return (statistics.median(seconds), max(memory) / 1e9) if seconds else None
 
 
 def _merit(runs: Sequence[Outcome]) -> tuple[int, float]:

@@ -115,12 +115,11 @@ def run_recipe(
             on_start(state)
         if not current.jobs(root):
             return state
-        pool: Workers
+        count = 1 if recipe.measure == "cost" else workers
         if engine == "ray":
-            pool = RayWorkers(root, folder, 1 if recipe.measure == "cost" else workers)
+            pool: Workers = RayWorkers(root, folder, count)
         else:
-            count = 1 if recipe.measure == "cost" else workers or count_of(processes)
-            pool = LocalWorkers(root, folder, count, processes)
+            pool = LocalWorkers(root, folder, count or count_of(processes), processes)
         try:
             with _interruptible():  # again: Ray has set a handler of its own
                 return _carry_out(current, make_plan, pool, root, folder, on_change)

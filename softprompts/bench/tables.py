@@ -6,6 +6,7 @@ superscript and the published number in brackets; the best of a column is bold, 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -342,17 +343,13 @@ def with_average(table: Table, reference: PublishedTable | None = None) -> Table
 
 def average_of(table: Table, line: Line) -> TableEntry:
     """The average of a line over tasks, see `with_average`."""
-    tasks = tasks_of(table.columns)
-    if not tasks or any(line.entries[place].mean is None for places in tasks.values() for place in places):
+    tasks = [[line.entries[place] for place in places] for places in tasks_of(table.columns).values()]
+    entries = list(itertools.chain(*tasks))
+    if not entries or any(entry.mean is None for entry in entries):
         return TableEntry()
-    seeds = {line.entries[place].seeds for places in tasks.values() for place in places}
+    seeds = {entry.seeds for entry in entries}
     if len(seeds) == 1 and (shared := next(iter(seeds))):
-        by_seed = [
-            statistics.fmean(
-                statistics.fmean(line.entries[place].scores[at] for place in places) for places in tasks.values()
-            )
-            for at in range(len(shared))
-        ]
-        return TableEntry(tuple(by_seed), shared)
-    means = [statistics.fmean(line.entries[place].mean or 0.0 for place in places) for places in tasks.values()]
+        by_task = [[*map(statistics.fmean, zip(*(entry.scores for entry in task), strict=True))] for task in tasks]
+        return TableEntry(tuple(map(statistics.fmean, zip(*by_task, strict=True))), shared)
+    means = [statistics.fmean(entry.mean or 0.0 for entry in task) for task in tasks]
     return TableEntry((statistics.fmean(means),))

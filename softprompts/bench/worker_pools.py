@@ -329,11 +329,6 @@ class RayWorkers(Workers):
             self._ray.kill(self._actors[place])
             self._actors[place], self._workbenches[place] = None, ""
 
-    def at_work_pids(self) -> list[int]:
-        """Process ids of the actors with a job, each on its own machine."""
-        pids: list[int] = self._ray.get([self._pids[place] for place, _ in self._at_work.values()])
-        return pids
-
     def stop(self) -> None:
         """Ends the actors at once; a later call continues their runs from the last checkpoint."""
         for actor in self._actors:

@@ -323,7 +323,8 @@ class Seen(worker_pools.RayWorkers):
 runner.RayWorkers = Seen
 def change(state, fresh):
     if list(Path({root!r}).glob("*/metrics.jsonl")) and not killed:
-        killed.append(pools[0].at_work_pids()[0])
+        at_work = [place for place, _ in pools[0]._at_work.values()]
+        killed.append(pools[0]._ray.get(pools[0]._pids[at_work[0]]))
         os.kill(killed[0], signal.SIGKILL)
 state = runner.run_recipe(load_recipe({recipe!r}), root={root!r}, engine="ray", workers=2, lanes=2, on_change=change)
 print(json.dumps({{"killed": killed, "done": state.done, "failed": state.failed}}))
