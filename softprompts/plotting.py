@@ -27,18 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_MATPLOTLIB = "no pictures: pip install 'softprompts[plots]'"
-PALETTE = (
-    "#2f7ed8",
-    "#d9650b",
-    "#1f9a5f",
-    "#c9509f",
-    "#8a7d1a",
-    "#8f63d2",
-    "#d6404e",
-    "#0f95a0",
-    "#7b8494",
-    "#a5673f",
-)
+PALETTE = ("#2f7ed8", "#d9650b", "#1f9a5f", "#c9509f", "#8a7d1a", "#8f63d2", "#d6404e", "#0f95a0", "#7b8494", "#a5673f")
 MARKERS = "osD^vPX<>p"
 LINES = ("-", "--", "-.", ":")
 ON_COLOUR = "#010101"  # dark text on a heat map, which is not ink
@@ -100,17 +89,9 @@ def empty_figure(width: float, height: float) -> Figure:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the package's style.
+    """An empty figure of so many inches in the package's style, and its panels, row by row.
 
-    Args:
-        width: inches.
-        height: inches.
-        rows: of panels.
-        columns: of panels.
-        subplots: further arguments of `Figure.subplots`, such as ``sharex``.
-
-    Returns:
-        The figure and its panels, row by row.
+    ``subplots`` are further arguments of `Figure.subplots`, such as ``sharex``.
     """
     figure = empty_figure(width, height)
     panels = [axes for line in figure.subplots(rows, columns, squeeze=False, **subplots) for axes in line]
@@ -130,14 +111,7 @@ def legend_rows(labels: Sequence[str], width: float) -> int:
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], width: float) -> None:
-    """One legend for all panels, under them, in as few lines as it takes, evenly filled.
-
-    Args:
-        figure: the figure.
-        handles: what was drawn.
-        labels: as many names.
-        width: of the figure, in inches.
-    """
+    """One legend for all panels, under a figure of so many inches, in as few lines as it takes, evenly filled."""
     if not labels:
         return
     columns = -(-len(labels) // legend_rows(labels, width))
@@ -146,32 +120,41 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], 
 
 
 @dataclass(frozen=True)
-class Point:
-    """One method in a picture of score against size.
+class Spread:
+    """The values of several seeds at one place of an axis.
+
+    Attributes:
+        x: the place.
+        values: one per seed, as they are shown.
+    """
+
+    x: Any
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds; 0 for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Point(Spread):
+    """One method in a picture of score against size: ``x`` is the number of trained parameters, at least 1.
 
     Attributes:
         label: its name.
-        trained: number of trained parameters, at least 1.
-        scores: one per seed, as they are shown.
         style: number for `style_of`.
         join: points with the same text are joined by a line; None: it stands alone.
     """
 
     label: str
-    trained: int
-    scores: tuple[float, ...]
     style: int = 0
     join: str | None = None
-
-    @property
-    def mean(self) -> float:
-        """Mean score."""
-        return statistics.fmean(self.scores)
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation; 0 for one seed."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
 def draw_points(axes: Axes, points: Sequence[Point], *, label: bool = True) -> None:
@@ -187,13 +170,13 @@ def draw_points(axes: Axes, points: Sequence[Point], *, label: bool = True) -> N
     for point in points:
         style = style_of(point.style)
         look = {"fmt": style["marker"], "color": style["color"], "capsize": 4, "markersize": 7}
-        axes.errorbar(point.trained, point.mean, yerr=point.std or None, **look)
-        axes.plot([point.trained] * len(point.scores), point.scores, ".", color=style["color"], alpha=0.45)
+        axes.errorbar(point.x, point.mean, yerr=point.std or None, **look)
+        axes.plot([point.x] * len(point.values), point.values, ".", color=style["color"], alpha=0.45)
     for name in dict.fromkeys(point.join for point in points if point.join is not None):
-        joined = sorted((p for p in points if p.join == name), key=lambda p: (p.trained, p.mean))
+        joined = sorted((p for p in points if p.join == name), key=lambda p: (p.x, p.mean))
         color = style_of(joined[0].style)["color"]
-        axes.plot([p.trained for p in joined], [p.mean for p in joined], color=color, alpha=0.4)
-    low, high = min(p.trained for p in points), max(p.trained for p in points)
+        axes.plot([p.x for p in joined], [p.mean for p in joined], color=color, alpha=0.4)
+    low, high = min(p.x for p in points), max(p.x for p in points)
     axes.set_xscale("log")
     axes.set_xlim(low / 3, high * (5 if label else 3))
     axes.xaxis.set_major_locator(LogLocator(numticks=8))
@@ -231,18 +214,18 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
     figure.draw_without_rendering()  # lays the panels out
     unit = figure.dpi / 72
     frame = axes.get_window_extent(renderer)
-    centres = [axes.transData.transform((point.trained, point.mean)) for point in points]
+    centres = [axes.transData.transform((point.x, point.mean)) for point in points]
     taken: list[Any] = []
     for point, (x, y) in zip(points, centres, strict=True):
-        spread = (*point.scores, point.mean - point.std, point.mean + point.std)
-        ends = axes.transData.transform([(point.trained, score) for score in spread])[:, 1]
+        spread = (*point.values, point.mean - point.std, point.mean + point.std)
+        ends = axes.transData.transform([(point.x, score) for score in spread])[:, 1]
         taken.append(Bbox.from_bounds(x - 5 * unit, y - 5 * unit, 10 * unit, 10 * unit))
         taken.append(Bbox.from_extents(x - 3 * unit, min(ends), x + 3 * unit, max(ends)))
     notes: dict[int, Any] = {}
     # From the top down: what stands highest has the panel's free room above it.
-    for index in sorted(range(len(points)), key=lambda i: (-points[i].mean, points[i].trained)):
+    for index in sorted(range(len(points)), key=lambda i: (-points[i].mean, points[i].x)):
         point, (x, y) = points[index], centres[index]
-        place, text = (point.trained, point.mean), plain(point.label)
+        place, text = (point.x, point.mean), plain(point.label)
         note = axes.annotate(text, place, xytext=(0, 0), textcoords="offset points", fontsize=9)
         note.set_in_layout(False)
         width, height = note.get_window_extent(renderer).size
@@ -262,9 +245,8 @@ def place_labels(axes: Axes, points: Sequence[Point]) -> list[Any]:
         note.set_verticalalignment("center" if across else "bottom" if along > 0 else "top")
         if math.hypot(across, along) > 20:
             line = {"arrowstyle": "-", "color": style_of(point.style)["color"], "alpha": 0.6, "linewidth": 0.8}
-            axes.annotate("", place, xytext=(across, along), textcoords="offset points", arrowprops=line).set_in_layout(
-                False
-            )
+            arrow = axes.annotate("", place, xytext=(across, along), textcoords="offset points", arrowprops=line)
+            arrow.set_in_layout(False)
         taken.append(boxes[across, along])
         notes[index] = note
     return [notes[index] for index in range(len(points))]

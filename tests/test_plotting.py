@@ -31,8 +31,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.image import imread
 
 # Twelve methods in a crowd, and one far away.
-CROWD = [Point(f"method-{i}", 20_000 + 900 * i, (70 + 0.3 * i, 70.8 + 0.3 * i), i) for i in range(12)]
-POINTS = [*CROWD, Point("full", 22_000_000, (90.0,), 12)]
+CROWD = [Point(20_000 + 900 * i, (70 + 0.3 * i, 70.8 + 0.3 * i), f"method-{i}", i) for i in range(12)]
+POINTS = [*CROWD, Point(22_000_000, (90.0,), "full", 12)]
 
 
 def luminance(colour: str) -> float:
@@ -75,7 +75,7 @@ def test_names_lie_on_no_other_name_and_on_no_point() -> None:
     frame = axes.get_window_extent(renderer)
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in boxes)
     for point in POINTS:
-        x, y = axes.transData.transform((point.trained, point.mean))
+        x, y = axes.transData.transform((point.x, point.mean))
         assert not any(box.contains(x, y) for box in boxes)
 
 

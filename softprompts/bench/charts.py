@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
+
 from softprompts.plotting import (
     PALETTE,
     Point,
+    Spread,
     draw_points,
     legend_below,
     legend_rows,
@@ -22,29 +24,6 @@ from softprompts.plotting import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The values of several seeds at one place of a line.
-
-    Attributes:
-        x: the place.
-        values: one per seed.
-    """
-
-    x: Any
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.values)
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation over seeds; 0 for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -174,20 +153,12 @@ def bars_of(
 
 def _fill(index: int) -> dict[str, Any]:
     """Colour and hatching of a bar; hatching tells methods of the same colour apart."""
-    turn = index // len(PALETTE)
-    return {
-        "facecolor": style_of(index)["color"],
-        "edgecolor": "#80808080",
-        "hatch": ("", "///", "...", "xx")[turn % 4],
-    }
+    hatch = ("", "///", "...", "xx")[index // len(PALETTE) % 4]
+    return {"facecolor": style_of(index)["color"], "edgecolor": "#80808080", "hatch": hatch}
 
 
 def _axis(axes: Any, panel: Panel) -> Callable[[Any], float]:
-    """Sets up the axis of a sweep.
-
-    Returns:
-        A function from a value to its place on the axis.
-    """
+    """Sets up the axis of a sweep; returns a function from a value to its place on the axis."""
     from matplotlib.ticker import NullLocator
 
     values = list(dict.fromkeys(s.x for line in panel.series for s in line.spreads if not line.level))
@@ -225,8 +196,9 @@ def _line(axes: Any, line: Series, index: int, where: Callable[[Any], float], ma
         style["marker"] = None
     axes.plot(at, means, **style, linewidth=1.6, markersize=5)
     if any(stds):
-        low, high = [m - s for m, s in zip(means, stds, strict=True)], [m + s for m, s in zip(means, stds, strict=True)]
-        axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            at, np.subtract(means, stds), np.add(means, stds), color=style["color"], alpha=0.15, linewidth=0
+        )
 
 
 def _handle(index: int, *, mark: bool = True, level: bool = False, line: bool = True) -> Any:

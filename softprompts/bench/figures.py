@@ -6,8 +6,6 @@ says so in its caption. Without matplotlib there are numbers and captions, and n
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import re
@@ -17,20 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softprompts.bench.charts import (
-    Panel,
-    Series,
-    Spread,
-    bars_of,
-    is_number,
-    lines_of,
-    points_of,
-    value_text,
-)
+from softprompts.bench.charts import Panel, Series, bars_of, is_number, lines_of, points_of, value_text
 from softprompts.bench.recipe import last_part
 from softprompts.errors import SoftPromptError
-from softprompts.plotting import NO_MATPLOTLIB, Point, have_matplotlib
+from softprompts.plotting import NO_MATPLOTLIB, Point, Spread, have_matplotlib
 from softprompts.storage.run_folder import load_metrics
+from softprompts.storage.tables import csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,12 +69,7 @@ def figures_of(findings: Findings) -> list[ReportFigure]:
     Raises:
         SoftPromptError: a run folder whose prompt is to be pictured has none.
     """
-    kinds: dict[str, Callable[[Findings, FigureSpec, str], ReportFigure]] = {
-        "sweep": _sweep,
-        "curves": _curves,
-        "parameters": _parameters,
-        "cost": _cost,
-    }
+    kinds = {"sweep": _sweep, "curves": _curves, "parameters": _parameters, "cost": _cost}
     specs = [(spec, _selected(spec.models, findings.recipe.models)) for spec in findings.recipe.figures]
     prompts = [_prompts(findings, spec, models) if spec.kind == "analysis" else [] for spec, models in specs]
     opened = _opened(itertools.chain.from_iterable(prompts))
@@ -133,7 +118,7 @@ def _sweep(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
                     lines.setdefault(labels[row.label], []).append(Spread(place, tuple(values.values())))
                 elif on in row.models:
                     left_out[row.label] = None
-        series = tuple(Series(label, tuple(_in_order(spreads)), label in levels) for label, spreads in lines.items())
+        series = tuple(Series(label, _in_order(spreads), label in levels) for label, spreads in lines.items())
         y_label = MEASURED[what] if what != "score" else _metric(shown[:1] if x == COLUMN else shown)
         panels.append(Panel(title, _words(key), y_label, series))
     name, title = f"sweep-{key}{'' if what == 'score' else f'-{what}'}", spec.title or f"By {_words(key)}"
@@ -167,7 +152,7 @@ def _sweep(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
 def _curves(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Validation score and training loss against steps."""
     rows = _rows(findings, spec)
-    tasks = _selected(spec.tasks, _tasks(findings))
+    tasks = _tasks(findings, spec)
     rows, note = _best_of_each(findings, rows, model)
     above, below = [], []
     table: list[tuple[Any, ...]] = [("task", "line", "what", "step", "mean", "std", "n", "values")]
@@ -204,7 +189,8 @@ def _parameters(findings: Findings, spec: FigureSpec, model: str) -> ReportFigur
     """Scores against the number of trained parameters."""
     columns, rows = _columns(findings, spec), _rows(findings, spec)
     names = list(dict.fromkeys(row.name for row in findings.recipe.rows))
-    points, shared, left_out = [], [], dict[str, None]()
+    points: list[Point] = []
+    shared, left_out = [], dict[str, None]()
     table: list[tuple[Any, ...]] = [("line", "trained", "total", "mean", "std", "n", "values")]
     for row in rows:
         sizes, scores = findings.trained(row, model), _measured(findings, row, columns, model, "score")
@@ -213,17 +199,16 @@ def _parameters(findings: Findings, spec: FigureSpec, model: str) -> ReportFigur
                 left_out[row.label] = None
             continue
         line = [other for other in rows if other.name == row.name]
-        values = tuple(scores.values())
         join = row.name if len(line) > 1 and len(row.values) == 1 else None
-        points.append(Point(row.label, sizes[0], values, names.index(row.name), join))
+        points.append(Point(sizes[0], tuple(scores.values()), row.label, names.index(row.name), join))
         shared.append(row.name if len(line) > 1 else row.label)
-        table.append((row.label, *sizes, *_summary(Spread(None, values))))
+        table.append((row.label, *sizes, *_summary(points[-1])))
     title = spec.title or "Score against trained parameters"
     if not points:
         return ReportFigure("parameters", title, NO_RESULT)
     if len(points) > MOST_NAMES:  # too many to name each: the settings of a method share a name
         points = [replace(point, label=label) for point, label in zip(points, shared, strict=True)]
-    seeds = max(len(point.scores) for point in points)
+    seeds = max(len(point.values) for point in points)
     caption = "Trained parameters on a logarithmic axis"
     if len(columns) > 1:
         caption += f"; the score is the mean over {', '.join(column.name for column in columns)}"
@@ -238,14 +223,14 @@ def _parameters(findings: Findings, spec: FigureSpec, model: str) -> ReportFigur
 def _cost(findings: Findings, spec: FigureSpec, model: str) -> ReportFigure:
     """Seconds per 100 steps and peak memory, by task and method."""
     rows = _rows(findings, spec)
-    tasks = _selected(spec.tasks, _tasks(findings))
+    tasks = _tasks(findings, spec)
     costs: dict[str, dict[str, tuple[float, float]]] = {}
     table: list[tuple[Any, ...]] = [("task", "line", "seconds_per_100_steps", "peak_memory_gb")]
     for task in tasks:
         for row in rows:
             if cost := findings.cost(row, task, model):
-                costs.setdefault(row.label, {})[task] = (cost[0], cost[1] / 1e9)
-                table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1] / 1e9:.6g}"))
+                costs.setdefault(row.label, {})[task] = cost
+                table.append((task, row.label, f"{cost[0]:.6g}", f"{cost[1]:.6g}"))
     title = spec.title or "Time and memory"
     if not costs:
         return ReportFigure("cost", title, NO_RESULT)
@@ -280,7 +265,7 @@ def _prompts(findings: Findings, spec: FigureSpec, models: Sequence[str]) -> lis
     """The run folder and label of the first seed's prompt, for each row and task."""
     prompts = []
     for model, row in itertools.product(models, _rows(findings, spec)):
-        for task in _selected(spec.tasks, _tasks(findings)):
+        for task in _tasks(findings, spec):
             if runs := findings.runs(row, task, model):
                 parts = [row.label, task, *([model] if len(findings.recipe.models) > 1 else [])]
                 prompts.append((runs[0].folder, ", ".join(parts)))
@@ -308,7 +293,7 @@ def _measured(findings: Findings, row: RecipeRow, columns: Sequence[Column], mod
         costs = [findings.cost(row, task, model) for task in tasks]
         if not costs or any(cost is None for cost in costs):
             return {}
-        return {0: statistics.fmean(c[0] if what == "seconds" else c[1] / 1e9 for c in costs if c is not None)}
+        return {0: statistics.fmean(cost[0] if what == "seconds" else cost[1] for cost in costs if cost is not None)}
     scores = [(column.task, findings.scores(row, column, model)) for column in columns]
     seeds = set.intersection(*(set(by_seed) for _, by_seed in scores)) if scores else set()
     # A task with two metrics counts once.
@@ -344,8 +329,8 @@ def _columns(findings: Findings, spec: FigureSpec) -> list[Column]:
     return [column for column in columns if column.name in wanted or column.task in wanted]
 
 
-def _tasks(findings: Findings) -> list[str]:
-    return list(dict.fromkeys(column.task for column in findings.recipe.columns))
+def _tasks(findings: Findings, spec: FigureSpec) -> list[str]:
+    return _selected(spec.tasks, [column.task for column in findings.recipe.columns])
 
 
 def _selected(names: Sequence[str] | None, every: Iterable[str]) -> list[str]:
@@ -382,23 +367,17 @@ def _best_of_each(findings: Findings, rows: list[RecipeRow], model: str) -> tupl
 
 
 def _styles(findings: Findings, names: Mapping[str, str]) -> dict[str, int]:
-    """A style for each line: that of its method, the same in all figures, unless several lines are of one method.
-
-    Args:
-        findings: of the bench.
-        names: by line, its method's row.
-    """
+    """By line, its style: that of its method, the same in all figures, unless several lines are of one method."""
     every = list(dict.fromkeys(row.name for row in findings.recipe.rows))
     if len(set(names.values())) == len(names):
         return {label: every.index(name) for label, name in names.items()}
     return {label: index for index, label in enumerate(names)}
 
 
-def _in_order(spreads: Sequence[Spread]) -> list[Spread]:
+def _in_order(spreads: Sequence[Spread]) -> tuple[Spread, ...]:
     """Numbers by size; all else as it came."""
-    if all(is_number(spread.x) for spread in spreads):
-        return sorted(spreads, key=lambda spread: float(spread.x))
-    return list(spreads)
+    numbers = all(is_number(spread.x) for spread in spreads)
+    return tuple(sorted(spreads, key=lambda spread: float(spread.x)) if numbers else spreads)
 
 
 def _metric(columns: Sequence[Column]) -> str:
@@ -434,16 +413,12 @@ def _missing(labels: Iterable[str]) -> str:
 
 
 def _csv(table: Sequence[Sequence[Any]]) -> str:
-    if len(table) < 2:
-        return ""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(table)
-    return out.getvalue()
+    return csv_text(table[0], table[1:], "\n") if len(table) > 1 else ""
 
 
 def _figure(
     name: str, title: str, caption: str, draw: Callable[[], Figure], table: Sequence[Sequence[Any]]
 ) -> ReportFigure:
     if not have_matplotlib():
-        return ReportFigure(name, title, f"{caption} ({NO_MATPLOTLIB})", None, _csv(table))
+        return ReportFigure(name, title, f"{caption} ({NO_MATPLOTLIB})", csv=_csv(table))
     return ReportFigure(name, title, caption, draw(), _csv(table))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.recipe import Cell, Recipe, source_names
+from softprompts.bench.recipe import Cell, Recipe
 from softprompts.bench.recipe_file import read_recipe
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.run_record import Run, resolved, shared_by
@@ -28,6 +28,7 @@ from softprompts.training import run_id
 LANES = 8  # most runs of a job by default; a step whose memory is short trains them in several passes
 PLAN = "plan.json"
 FAILURES = "failures"
+_FIELDS = ("name", "scale", "variant", "same_setting")  # of a recipe, beside its plain values
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,7 @@ class Planned(GridRun):
 
 @dataclass(frozen=True)
 class Job:
-    """Runs that one worker trains together.
-
-    Attributes:
-        runs: none of them twice.
-    """
+    """Runs that one worker trains together, none of them twice."""
 
     runs: tuple[Planned, ...]
 
@@ -135,10 +132,7 @@ class Plan:
         """Writes it into the bench's folder, for `load_plan`."""
         recipe = self.recipe
         plain = {
-            "name": recipe.name,
-            "scale": recipe.scale,
-            "variant": recipe.variant,
-            "same_setting": recipe.same_setting,
+            **{name: getattr(recipe, name) for name in _FIELDS},
             "recipe": recipe.plain,
             "cells": [{**_identity(planned.cell), "run": planned.run} for planned in self.runs],
         }
@@ -156,7 +150,7 @@ def load_plan(folder: str | Path) -> tuple[Recipe, list[GridRun]]:
         raise SoftPromptError(f"{folder} holds no bench ({PLAN} is missing); start it with 'softprompts bench run'")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        fields = {name: plain[name] for name in ("name", "scale", "same_setting", "variant")}
+        fields = {name: plain[name] for name in _FIELDS}
         recipe = read_recipe(plain["recipe"], path=path, **fields)
         cells = {_key(_identity(cell)): cell for cell in (*recipe.source_cells(), *recipe.cells())}
         return recipe, [GridRun(cells[_key(one)], run) for one in plain["cells"] for run in [one.pop("run")]]
@@ -210,12 +204,8 @@ def failures(folder: str | Path, left: Collection[str]) -> dict[str, str]:
         left: ids of the runs without a result. Notes of other runs are older than the plan, or than a result that
             another bench has come to.
     """
-    reasons = {}
-    for path in sorted((Path(folder) / FAILURES).glob("*.txt")):
-        if path.stem in left:
-            lines = path.read_text(encoding="utf-8").strip().splitlines()
-            reasons[path.stem] = lines[-1] if lines else "failed"
-    return reasons
+    paths = [path for path in sorted((Path(folder) / FAILURES).glob("*.txt")) if path.stem in left]
+    return {path.stem: ["failed", *path.read_text(encoding="utf-8").strip().splitlines()][-1] for path in paths}
 
 
 def diverged(folder: str | Path) -> bool:
@@ -244,9 +234,7 @@ def _planned(
     recipe: Recipe, cell: Cell, prompts: Mapping[str, str | None], data_dir: str | None, outlines: dict[Data, Outline]
 ) -> Planned:
     data, training, length = recipe.data_of(cell, data_dir), recipe.training_of(cell), recipe.length_of(cell)
-    if data not in outlines:
-        outlines[data] = _outline(data)
-    outline = outlines[data]
+    outline = outlines[data] = outlines.get(data) or _outline(data)
     workbench = {
         "model": recipe.models[cell.model],
         "data": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(data).items() if v is not None},
@@ -259,7 +247,7 @@ def _planned(
     steps = sum(cost.values()) if cost else steps
     rows = training.batch_size * training.gradient_accumulation_steps
     work = steps * rows * min(length, 8 + outline.characters / 4)
-    waits = any(folder is None for folder in (prompts.get(name) for name in source_names(cell.row.sources)))
+    waits = any(folder is None for folder in (prompts.get(name) for name in cell.row.source_names))
     if waits:
         return Planned(cell, None, workbench, cell.row.method, {}, {}, "", work, cost)
     settings = recipe.settings_of(cell, {name: str(folder) for name, folder in prompts.items()})

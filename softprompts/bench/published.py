@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -191,6 +191,7 @@ def published(name: str) -> PublishedTable:
             texts[row, column] = line["value"]
         else:
             cells[row, column] = Printed(**line)
+    digits = [decimals(cell.value) for cell in cells.values() if cell.value not in MISSING]
     return PublishedTable(
         name=name,
         rows=tuple(dict.fromkeys(row for row, _ in (*texts, *cells))),
@@ -198,7 +199,7 @@ def published(name: str) -> PublishedTable:
         cells=cells,
         texts=texts,
         groups=groups,
-        digits=_digits(cells.values()),
+        digits=statistics.mode(digits or [1]),
         **header,
     )
 
@@ -232,12 +233,6 @@ def decimals(text: str) -> int:
 def half_unit(text: str) -> float:
     """By how much rounding can have changed a printed number."""
     return 0.5 * 10.0 ** -decimals(text)
-
-
-def _digits(cells: Iterable[Printed]) -> int:
-    """Decimals of most numbers."""
-    counts = [decimals(cell.value) for cell in cells if cell.value not in MISSING]
-    return statistics.mode(counts) if counts else 1
 
 
 @cache

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from softprompts.bench.recipe_schema import Layer, ModelLayer, RecipeFields, RowFields, as_list
+from softprompts.bench.recipe_schema import Layer, ModelLayer, RecipeFields, RowFields
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
@@ -123,7 +123,7 @@ class Recipe(RecipeFields):
 
     def source_cells(self) -> list[Cell]:
         """The runs of the sources that rows name, on the models of these rows."""
-        needed = {(model, name) for row in self.rows for model in row.models for name in source_names(row.sources)}
+        needed = {(model, name) for row in self.rows for model in row.models for name in row.source_names}
         cells = []
         for name, source in self.sources.items():
             layers = {layer: getattr(source, layer) for layer in ("settings", "training", "data")}
@@ -217,11 +217,6 @@ def of_kind(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
                 place = place.setdefault(parent, {})
             place[last] = value
     return nested
-
-
-def source_names(sources: Mapping[str, Any]) -> list[str]:
-    """The sources that a row names."""
-    return [name for value in sources.values() for name in as_list(value)]
 
 
 def last_part(name: str) -> str:

@@ -13,36 +13,15 @@ import hashlib
 import itertools
 import json
 import string
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from softprompts.bench.published import published
-from softprompts.bench.recipe import (
-    COSTS,
-    PAPER,
-    SCALES,
-    Cell,
-    Column,
-    Recipe,
-    RecipeRow,
-    as_text,
-    last_part,
-    overlaid,
-    source_names,
-)
-from softprompts.bench.recipe_schema import (
-    ColumnSpec,
-    Overlay,
-    RecipeFile,
-    RecipeSpec,
-    RowSpec,
-    as_list,
-    check_part,
-    checked,
-)
+from softprompts.bench.recipe import COSTS, PAPER, SCALES, Column, Recipe, RecipeRow, as_text, last_part, overlaid
+from softprompts.bench.recipe_schema import ColumnSpec, Overlay, RecipeFile, RecipeSpec, RowSpec, check_part, checked
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods import make_config
 from softprompts.tasks.catalog import task_metrics
@@ -51,14 +30,7 @@ from softprompts.tasks.yaml_tasks import is_declaration
 
 EVERY = "*"  # a name for all rows in an overlay
 _WHOLE = ("models", "columns")  # an overlay replaces them as a whole
-_PLACES = (
-    "task",
-    "data_dir",
-    "train",
-    "validation",
-    "test",
-    "few_shot_seed",
-)  # of Data, not for recipes
+_PLACES = ("task", "data_dir", "train", "validation", "test", "few_shot_seed")  # of Data, not for recipes
 
 
 def recipes_folder() -> Path:
@@ -111,9 +83,8 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
     inside = path.resolve().is_relative_to(folder)
     name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
     variant = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6] if changes else ""
-    same_setting = scale == PAPER and not changes
-    shown_scale = scale if scales else ""
-    return read_recipe(base, name=name, scale=shown_scale, same_setting=same_setting, path=path, variant=variant)
+    same = scale == PAPER and not changes
+    return read_recipe(base, name=name, scale=scale if scales else "", same_setting=same, path=path, variant=variant)
 
 
 def read_recipe(
@@ -187,14 +158,11 @@ def _find(source: str | Path) -> Path:
 def _located(plain: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe with absolute paths of its tasks' YAML files, which lie beside it."""
 
-    def absolute(task: Any) -> Any:
-        beside = folder / str(task)
-        return str(beside.resolve()) if is_declaration(str(task)) and beside.is_file() else task
-
     def located(entry: Any) -> Any:
-        if not isinstance(entry, Mapping):
-            return absolute(entry)
-        return {**entry, "task": absolute(entry["task"])} if "task" in entry else entry
+        if isinstance(entry, Mapping):
+            return {**entry, "task": located(entry["task"])} if "task" in entry else entry
+        beside = folder / str(entry)
+        return str(beside.resolve()) if is_declaration(str(entry)) and beside.is_file() else entry
 
     named = {key: plain[key] for key in ("tasks", "sources") if plain.get(key)}
     return {**plain, **{key: {name: located(one) for name, one in entries.items()} for key, entries in named.items()}}
@@ -216,15 +184,17 @@ def _overlay(base: Mapping[str, Any], over: Mapping[str, Any], path: Path) -> di
     elif rows is not None:
         result["rows"] = rows
     if only_rows is not None:
-        result["rows"] = _kept(result["rows"], only_rows, _names_of, path)
+        names = [name for row in result["rows"] for name in _names_of(row)]
+        _require_known(only_rows, names, f"{path}: the scale keeps")
+        result["rows"] = [row for row in result["rows"] if set(_names_of(row)) & set(only_rows)]
     if only_tasks is not None:
-        kept = _kept(list(result["tasks"]), only_tasks, lambda name: [name], path)
-        result["tasks"] = {name: result["tasks"][name] for name in kept}
+        _require_known(only_tasks, result["tasks"], f"{path}: the scale keeps")
+        result["tasks"] = {name: task for name, task in result["tasks"].items() if name in only_tasks}
         if result.get("columns"):
             result["columns"] = {
                 name: column
                 for name, column in result["columns"].items()
-                if (column.get("task", name) if isinstance(column, Mapping) else name) in kept
+                if (column.get("task", name) if isinstance(column, Mapping) else name) in only_tasks
             }
     if only_rows is not None or only_tasks is not None or "models" in over:
         result["figures"] = _figures_left(result, base)
@@ -254,22 +224,19 @@ def _names_of(row: Mapping[str, Any]) -> list[str]:
     return [row[key] for key in ("name", "label") if row.get(key)]
 
 
-def _kept(items: Sequence[Any], names: Sequence[str], names_of: Callable[[Any], list[str]], path: Path) -> list[Any]:
-    known = [name for item in items for name in names_of(item)]
-    _require_known(names, known, f"{path}: the scale keeps")
-    return [item for item in items if set(names_of(item)) & set(names)]
-
-
 def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[RecipeRow]:
     """The lines of the table that a row of the recipe stands for: one, or one for each combination of its grid."""
     here = f"{where}: row '{row.name}'"
     by_model = row.models if isinstance(row.models, dict) else {}
     models = tuple(model for model in spec.models if by_model or not row.models or model in row.models)
     _require_known(() if by_model else row.models, spec.models, f"{here} is for the model")
-    _require_known(source_names(row.sources), spec.sources, f"{here} starts from")
+    _require_known(row.source_names, spec.sources, f"{here} starts from")
     _require_known(row.only_tasks, spec.tasks, f"{here} is for the task")
     lines = []
-    for combination in _combinations(row.grid):
+    combinations = [
+        dict(zip(grid, line, strict=True)) for grid in row.grid for line in itertools.product(*grid.values())
+    ]
+    for combination in combinations:
         values = {last_part(name): value for name, value in combination.items()}
         pattern = ", ".join(f"{key}={as_text(value)}" for key, value in values.items())
         label = _filled(row.label, {"name": row.name, **values}, here)
@@ -282,15 +249,6 @@ def _lines(row: RowSpec, spec: RecipeSpec, where: Path) -> list[RecipeRow]:
         del fields["grid"]
         lines.append(RecipeRow(**fields, by_model=by_model, combination=combination))
     return lines
-
-
-def _combinations(grids: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each combination of a grid's values; of several grids, those of each."""
-    return [
-        dict(zip(grid, values, strict=True))
-        for grid in grids
-        for values in itertools.product(*(as_list(value) for value in grid.values()))
-    ]
 
 
 def _filled(pattern: str | None, values: Mapping[str, Any], here: str) -> str | None:
@@ -344,21 +302,17 @@ def _check(recipe: Recipe, where: Path) -> None:
     _check_published(recipe, where)
     _check_figures(recipe, where)
     prompts = {name: f"source-{name}" for name in recipe.sources}
+    known = {field.name for field in dataclasses.fields(Data)} - set(_PLACES)
     for cell in (*recipe.source_cells(), *recipe.cells()):
         try:
-            _check_cell(recipe, cell, prompts)
+            task, data = recipe.layers(cell, "data")
+            task_metrics(task, data.get("template"))
+            _require_known(data, known, "in a recipe, data has no setting")
+            recipe.data_of(cell)
+            recipe.training_of(cell)
+            make_config(cell.row.method, **recipe.settings_of(cell, prompts))
         except SoftPromptError as error:
             raise SoftPromptError(f"{where}: {cell}: {error}") from None
-
-
-def _check_cell(recipe: Recipe, cell: Cell, prompts: Mapping[str, str]) -> None:
-    known = {field.name for field in dataclasses.fields(Data)} - set(_PLACES)
-    name, data = recipe.layers(cell, "data")
-    task_metrics(name, data.get("template"))
-    _require_known(data, known, "in a recipe, data has no setting")
-    recipe.data_of(cell)
-    recipe.training_of(cell)
-    make_config(cell.row.method, **recipe.settings_of(cell, prompts))
 
 
 def _check_published(recipe: Recipe, where: Path) -> None:

@@ -50,6 +50,10 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+# One value or several.
+Values = Annotated[Several[JsonValue], Field(min_length=1), BeforeValidator(as_list)]
+
+
 def _short_form(kind: Any, key: str, wanted: str) -> BeforeValidator:
     """Lets a value of a kind stand for the mapping that has it under a key."""
 
@@ -129,6 +133,11 @@ class RowFields(Layer):
     group: str | None = None
     baseline: bool = False
 
+    @property
+    def source_names(self) -> list[str]:
+        """The sources that it starts from."""
+        return [name for value in self.sources.values() for name in as_list(value)]
+
 
 class RowSpec(RowFields):
     """A row of the file.
@@ -144,16 +153,8 @@ class RowSpec(RowFields):
     models: Annotated[
         Annotated[Names, Tag("list")] | Annotated[dict[str, ModelLayer], Tag("mapping")], _ListOrMapping
     ] = ()
-    grid: Annotated[Several[Settings], BeforeValidator(as_list)] = ({},)
+    grid: Annotated[Several[dict[str, Values]], BeforeValidator(as_list)] = ({},)
     published: str | None = None
-
-    @field_validator("grid")
-    @classmethod
-    def _values(cls, grids: tuple[Settings, ...]) -> tuple[Settings, ...]:
-        empty = next((name for grid in grids for name, value in grid.items() if value == []), None)
-        if empty is not None:
-            raise ValueError(f"has no values for '{empty}'")
-        return grids
 
 
 class TaskSpec(Spec):

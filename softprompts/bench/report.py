@@ -98,7 +98,7 @@ def write_report(
             if one.differences
         ],
         notes=list(_notes(findings, tables)),
-        runs={"heads": _heads(findings), "rows": [_run(findings, one, folder) for one in findings.outcomes]},
+        runs=[_run(findings, one, folder) for one in findings.outcomes],
         style=Markup((page / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
@@ -171,15 +171,13 @@ def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
     yield "Rows of the table", f"{len(recipe.rows):,}"
     yield "Seeds", ", ".join(map(str, recipe.seeds))
     yield "Measures", "training cost" if recipe.measure == "cost" else "scores"
-    if recipe.training:
-        yield "Training", ", ".join(f"{_word(name)} {_value(value)}" for name, value in recipe.training.items())
-    if recipe.data:
-        yield "Data", ", ".join(f"{_word(name)} {_value(value)}" for name, value in recipe.data.items())
-    versions: dict[str, list[str]] = {}
+    for title, settings in (("Training", recipe.training), ("Data", recipe.data)):
+        if settings:
+            yield title, ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in settings.items())
+    versions: dict[str, dict[str, None]] = {}
     for result in results:
         for name, number in result.get("versions", {}).items():
-            if number not in versions.setdefault(name, []):
-                versions[name].append(number)
+            versions.setdefault(name, {})[number] = None
     if versions:
         yield "Versions", ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in versions.items())
     devices = list(dict.fromkeys(str(result["device"]) for result in results if result.get("device")))
@@ -224,43 +222,35 @@ def _notes(findings: Findings, tables: Sequence[Table]) -> Iterable[str]:
         yield "No published numbers belong to this recipe."
 
 
-def _heads(findings: Findings) -> list[str]:
-    several, chosen = len(findings.recipe.models) > 1, any(row.choose for row in findings.recipe.rows)
-    heads = ["row", "task", *(["model"] if several else []), "seed", *(["choice"] if chosen else [])]
-    measured = ["s/100 steps", "peak GB"] if findings.recipe.measure == "cost" else ["metric", "score", "validation"]
-    return [*heads, *measured, "steps", "stopped by", "seconds", "folder"]
-
-
-def _run(findings: Findings, one: Outcome, folder: Path) -> list[_Cell]:
-    """The cells of a run, by `_heads`."""
+def _run(findings: Findings, one: Outcome, folder: Path) -> dict[str, _Cell]:
+    """The cells of a run by the heads of their columns."""
     recipe, result = findings.recipe, one.result
-    cells = [_Cell(one.row.label), _Cell(one.task), *([_Cell(one.model)] if len(recipe.models) > 1 else [])]
-    cells.append(_Cell(str(one.seed), one.seed))
+    cells = {"row": _Cell(one.row.label), "task": _Cell(one.task)}
+    if len(recipe.models) > 1:
+        cells["model"] = _Cell(one.model)
+    cells["seed"] = _Cell(str(one.seed), one.seed)
     if any(row.choose for row in recipe.rows):
-        cells.append(_Cell(", ".join(f"{name} {_value(value)}" for name, value in one.choice.items())))
+        cells["choice"] = _Cell(", ".join(f"{name} {_value(value)}" for name, value in one.choice.items()))
     if recipe.measure == "cost":
         cost = result["cost"]
-        cells += [_number(cost["seconds_per_100_steps"], 2), _number(cost["peak_memory"] / 1e9, 2)]
+        cells["s/100 steps"] = _number(cost["seconds_per_100_steps"], 2)
+        cells["peak GB"] = _number(cost["peak_memory"] / 1e9, 2)
     else:
         metric = next((column.metric for column in recipe.columns if column.task == one.task), "")
         score, validation = score_of(dict(result), metric), result.get("metrics", {}).get(metric)
-        cells.append(_Cell(metric))
-        cells += [_number(None if score is None else 100 * score, 1)]
-        cells += [_number(None if validation is None else 100 * validation, 1)]
-    cells += [_number(result.get("steps"), 0), _Cell(str(result.get("stop_reason", "")))]
+        cells["metric"] = _Cell(metric)
+        cells["score"] = _number(None if score is None else 100 * score, 1)
+        cells["validation"] = _number(None if validation is None else 100 * validation, 1)
     try:
         link = quote(Path(os.path.relpath(one.folder, folder)).as_posix())
     except ValueError:  # another drive
         link = one.folder.resolve().as_uri()
-    return [*cells, _number(result.get("seconds"), 0), _Cell(one.folder.name, link=link)]
+    cells["steps"], cells["stopped by"] = _number(result.get("steps"), 0), _Cell(str(result.get("stop_reason", "")))
+    return cells | {"seconds": _number(result.get("seconds"), 0), "folder": _Cell(one.folder.name, link=link)}
 
 
 def _number(value: float | None, digits: int) -> _Cell:
     return _Cell("-") if value is None else _Cell(f"{value:,.{digits}f}", float(value))
-
-
-def _word(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _value(value: Any) -> str:
@@ -271,20 +261,15 @@ def _value(value: Any) -> str:
     return value_text(value)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The tables of a bench, and all files that were written."""
-
-    tables: tuple[Table, ...]
-    files: tuple[Path, ...]
-
-
-def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
+def write_outputs(folder: str | Path, root: str | Path) -> tuple[list[Table], list[Path]]:
     """Writes tables (Markdown, CSV, LaTeX, HTML) and report of the results that a bench has so far.
 
     Args:
         folder: the bench's folder.
         root: where run folders live.
+
+    Returns:
+        The tables, and all files that were written.
 
     Raises:
         SoftPromptError: there is no bench, or no run of it has ended.
@@ -307,4 +292,4 @@ def write_outputs(folder: str | Path, root: str | Path) -> Outputs:
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     files = [folder / name for name in texts]
-    return Outputs(tables, (*files, *write_report(findings, folder, tables=tables, compared=compared)))
+    return list(tables), [*files, *write_report(findings, folder, tables=tables, compared=compared)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from softprompts.bench.column_names import AVERAGE
-from softprompts.bench.published import PublishedTable, recomputed_average
+from softprompts.bench.published import PublishedTable, decimals, recomputed_average
 from softprompts.bench.tables import Line, Table, TableEntry
 
 _INVALID = "‡"
@@ -58,10 +58,9 @@ def _average(table: PublishedTable, row: str, column: str) -> TableEntry:
         return TableEntry()
     has_column = column in table.columns
     value = table.value(row, column) if has_column else None
-    decimals = len(table.printed(row, column).value.partition(".")[2]) if has_column else 0
+    digits = max(table.digits, decimals(table.printed(row, column).value) if has_column else 0)
     mark = OFF if value is not None and abs(value[0] - mean[0]) > mean[1] + 1e-9 else ""
-    printed = f"{mean[0]:.{max(table.digits, decimals)}f}"
-    return TableEntry((mean[0],), printed=printed, mark=mark).beside(table, row, column)
+    return TableEntry((mean[0],), printed=f"{mean[0]:.{digits}f}", mark=mark).beside(table, row, column)
 
 
 def _entry(table: PublishedTable, row: str, column: str) -> TableEntry:

@@ -19,43 +19,36 @@ _SHARE = "% trainable"
 _WHOLE = 0.5
 
 
-def table_of(findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True) -> Table:
-    """The table of a bench of scores.
-
-    Args:
-        findings: its results.
-        model: whose lines are shown; None: those of all models, in groups.
-        deltas: whether differences to the baseline row are shown, where there is one.
-        against: whether published numbers are shown, where there are some.
+def table_of(findings: Findings) -> Table:
+    """The table of a bench of scores; the lines of several models are in groups.
 
     Raises:
-        SoftPromptError: the bench measures costs (see `tables_of`), has no such model, or names published numbers that
-            do not exist.
+        SoftPromptError: the bench measures costs (see `tables_of`), or names published numbers that do not exist.
     """
     recipe = findings.recipe
     if recipe.measure == "cost":
         raise SoftPromptError(f"bench '{recipe.name}' measures costs, which are two tables: use tables_of")
-    reference = _reference(recipe, against)
+    reference = _reference(recipe)
     lines: list[Line] = []
-    for row, name in _rows(findings, model):
+    for row, name in _rows(recipe):
         published_row = _published_row(reference, row, name)
         entries = tuple(
             _score_entry(findings, row, column, name).beside(reference, published_row, column.name)
             for column in recipe.columns
         )
-        line = _line(findings, row, name, entries, published_row, model)
+        line = _line(findings, row, name, entries, published_row)
         if reference is not None and published_row is not None and _SHARE in reference.facts:
             trained, share = line.facts
             line = replace(line, facts=(trained, f"{share} ({reference.fact(published_row, _SHARE)})"))
         lines.append(line)
     table = Table(
-        title=_title(recipe, model),
+        title=_title(recipe),
         columns=tuple(column.name for column in recipe.columns),
         lines=tuple(lines),
         facts=("trained", _SHARE),
         comparable=recipe.same_setting,
         otherwise=_otherwise(recipe, reference),
-        deltas="difference" if deltas else "none",
+        deltas="difference",
         notes=_missing(findings),
     )
     if len(tasks_of(table.columns)) < 2 or AVERAGE in table.columns:
@@ -63,9 +56,7 @@ def table_of(findings: Findings, model: str | None = None, *, deltas: bool = Tru
     return with_average(table, reference)
 
 
-def tables_of(
-    findings: Findings, model: str | None = None, *, deltas: bool = True, against: bool = True
-) -> tuple[Table, ...]:
+def tables_of(findings: Findings) -> tuple[Table, ...]:
     """All tables of a bench: one of scores, or one of seconds per 100 steps and one of peak memory.
 
     Costs have ratios to the baseline row in place of differences, since only these carry over from machine to machine.
@@ -73,23 +64,19 @@ def tables_of(
     """
     recipe = findings.recipe
     if recipe.measure == "cost":
-        return tuple(_cost_table(findings, what, model, deltas, against) for what in _UNITS)
+        return tuple(_cost_table(findings, what) for what in _UNITS)
     if recipe.table == "standardized":
-        return (_standardized_table(findings, model, against),)
-    return (table_of(findings, model, deltas=deltas, against=against),)
+        return (_standardized_table(findings),)
+    return (table_of(findings),)
 
 
-def _rows(findings: Findings, model: str | None) -> Iterator[tuple[RecipeRow, str]]:
+def _rows(recipe: Recipe) -> Iterator[tuple[RecipeRow, str]]:
     """The rows with the models that they are run on, model by model."""
-    recipe = findings.recipe
-    if model is not None and model not in recipe.models:
-        raise SoftPromptError(f"bench '{recipe.name}' has no model '{model}'; it has {', '.join(recipe.models)}")
-    for name in recipe.models if model is None else (model,):
-        yield from ((row, name) for row in recipe.rows if name in row.models)
+    return ((row, model) for model in recipe.models for row in recipe.rows if model in row.models)
 
 
-def _reference(recipe: Recipe, against: bool) -> PublishedTable | None:
-    return published(recipe.published) if against and recipe.published is not None else None
+def _reference(recipe: Recipe) -> PublishedTable | None:
+    return None if recipe.published is None else published(recipe.published)
 
 
 def _published_row(reference: PublishedTable | None, row: RecipeRow, model: str) -> str | None:
@@ -97,12 +84,7 @@ def _published_row(reference: PublishedTable | None, row: RecipeRow, model: str)
 
 
 def _line(
-    findings: Findings,
-    row: RecipeRow,
-    model: str,
-    entries: tuple[TableEntry, ...],
-    published_row: str | None,
-    only: str | None,
+    findings: Findings, row: RecipeRow, model: str, entries: tuple[TableEntry, ...], published_row: str | None
 ) -> Line:
     facts, ranked = ("-", "-"), True
     results = [run.result for task in findings.recipe.tasks for run in findings.runs(row, task, model)]
@@ -112,7 +94,7 @@ def _line(
         # What trains copies of the whole backbone stands in its place; all else comes on top of it.
         shares = [100 * count / (count + backbone if ranked else max(count, backbone)) for count, backbone in counts]
         facts = _range([f"{count:,}" for count, _ in counts]), _range([_share(share) for share in shares])
-    several = only is None and len(findings.recipe.models) > 1
+    several = len(findings.recipe.models) > 1
     return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked, published_row)
 
 
@@ -122,25 +104,25 @@ def _score_entry(findings: Findings, row: RecipeRow, column: Column, model: str)
     return TableEntry(tuple(scores.values()), tuple(scores), wanted=len(findings.recipe.seeds), failed=failed)
 
 
-def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, against: bool) -> Table:
+def _cost_table(findings: Findings, what: str) -> Table:
     recipe = findings.recipe
-    reference = _reference(recipe, against)
+    reference = _reference(recipe)
     # A paper has a table of each: the recipe names one of them.
     if reference is not None and reference.unit != _UNITS[what]:
         reference = published(reference.companion) if reference.companion is not None else None
     tasks = tuple(dict.fromkeys(column.task for column in recipe.columns))
     lines: list[Line] = []
-    for row, name in _rows(findings, model):
+    for row, name in _rows(recipe):
         published_row = _published_row(reference, row, name)
         entries = []
         for task in tasks:
             cost = findings.cost(row, task, name)
-            values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1] / 1e9,)
+            values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1],)
             entries.append(TableEntry(values).beside(reference, published_row, task))
-        lines.append(replace(_line(findings, row, name, tuple(entries), published_row, model), ranked=True))
+        lines.append(replace(_line(findings, row, name, tuple(entries), published_row), ranked=True))
     kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"
     table = Table(
-        title=f"{_title(recipe, model)}: {kind}",
+        title=f"{_title(recipe)}: {kind}",
         columns=tasks,
         lines=tuple(lines),
         facts=("trained", _SHARE),
@@ -148,32 +130,30 @@ def _cost_table(findings: Findings, what: str, model: str | None, deltas: bool, 
         digits=2,
         comparable=False,  # another machine
         otherwise=f"{_otherwise(recipe, reference) or 'another machine'}; ratios carry over, seconds and bytes do not",
-        deltas="ratio" if deltas else "none",
+        deltas="ratio",
         notes=_missing(findings),
     )
     return with_average(table, reference) if len(tasks) > 1 else table
 
 
-def _standardized_table(findings: Findings, model: str | None, against: bool) -> Table:
+def _standardized_table(findings: Findings) -> Table:
     """One score over all tasks per row and model; the scale of a task spans the lines of all models."""
     recipe = findings.recipe
-    scores = replace(table_of(findings, deltas=False, against=False), deltas="none")
+    scores = table_of(findings)
     overall = standardized(scores)
-    models = tuple(recipe.models) if model is None else (model,)
-    list(_rows(findings, model))  # an unknown model is an error
-    reference = _reference(recipe, against)
+    reference = _reference(recipe)
     lines = []
     for row in recipe.rows:
         entries = []
-        for name in models:
+        for name in recipe.models:
             score = overall.get((name if len(recipe.models) > 1 else None, row.label))
             entry = TableEntry() if score is None else TableEntry((score.mean,), known_std=score.std)
             entries.append(entry.beside(reference, _published_row(reference, row, name), name))
         ranked = all(line.ranked for line in scores.lines if line.name == row.label)
         lines.append(Line(row.label, tuple(entries), row.group, None, (), row.baseline, ranked))
     return Table(
-        title=_title(recipe, None),
-        columns=models,
+        title=_title(recipe),
+        columns=tuple(recipe.models),
         lines=tuple(lines),
         comparable=recipe.same_setting,
         otherwise=_otherwise(recipe, reference),
@@ -185,9 +165,8 @@ def _standardized_table(findings: Findings, model: str | None, against: bool) ->
     )
 
 
-def _title(recipe: Recipe, model: str | None) -> str:
-    only = model or (next(iter(recipe.models)) if len(recipe.models) == 1 else None)
-    return recipe.title if only is None else f"{recipe.title} ({only})"
+def _title(recipe: Recipe) -> str:
+    return f"{recipe.title} ({next(iter(recipe.models))})" if len(recipe.models) == 1 else recipe.title
 
 
 def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:

@@ -11,30 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.bench.plan import failures, load_plan
-from softprompts.bench.recipe import Column, Recipe, RecipeRow
+from softprompts.bench.recipe import Cell, Column, Recipe, RecipeRow
 from softprompts.experiments.compare import score_of
 from softprompts.storage import run_folder
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Cell):
     """A run of the grid that has ended.
 
     Attributes:
-        row: its row.
-        task: name of the recipe's entry.
-        model: its short name.
-        seed: its seed.
-        choice: its value of each setting that the row chooses.
         folder: the run folder.
         result: what is in its result.json.
     """
 
-    row: RecipeRow
-    task: str
-    model: str
-    seed: int
-    choice: Mapping[str, Any]
     folder: Path
     result: Mapping[str, Any]
 
@@ -90,9 +80,7 @@ class Findings:
             if self.recipe.measure == "cost":
                 value = float(outcome.result["cost"][column.metric])
                 scores[outcome.seed] = value / 1e9 if column.metric == "peak_memory" else value
-                continue
-            score = None if outcome.diverged else score_of(dict(outcome.result), column.metric)
-            if score is not None:
+            elif not outcome.diverged and (score := score_of(dict(outcome.result), column.metric)) is not None:
                 scores[outcome.seed] = 100 * score
         return scores
 
@@ -104,7 +92,7 @@ class Findings:
         return None
 
     def cost(self, row: RecipeRow, task: str, model: str) -> tuple[float, float] | None:
-        """Seconds per 100 steps (median over seeds) and peak memory in bytes (largest); None without a run.
+        """Seconds per 100 steps (median over seeds) and peak memory in GB (largest); None without a run.
 
         Training runs share passes: their seconds are an even share, their memory is that of the whole process.
         """
@@ -115,7 +103,7 @@ class Findings:
         else:
             seconds = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
             memory = [float(result["peak_memory"]) for result in results]
-        return (statistics.median(seconds), max(memory)) if seconds else None
+        return (statistics.median(seconds), max(memory) / 1e9) if seconds else None
 
 
 def _merit(runs: Sequence[Outcome]) -> tuple[int, float]:
@@ -145,6 +133,5 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
         if one.run is None or not run_folder.is_done(path):
             missing.append(str(one.run))
         elif cell.source is None:
-            result = run_folder.load_result(path)
-            outcomes.append(Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, path, result))
+            outcomes.append(Outcome(**vars(cell), folder=path, result=run_folder.load_result(path)))
     return Findings(recipe, tuple(outcomes), len(missing), failures(folder, missing))

@@ -14,17 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from softprompts.bench.plan import (
-    FAILURES,
-    GridRun,
-    Job,
-    Plan,
-    Planned,
-    diverged,
-    failures,
-    load_plan,
-    plan,
-)
+from softprompts.bench.plan import FAILURES, GridRun, Job, Plan, Planned, diverged, failures, load_plan, plan
 from softprompts.bench.recipe import Recipe
 from softprompts.bench.worker_pools import LocalWorkers, RayWorkers, Workers, count_of
 from softprompts.errors import SoftPromptError
@@ -109,7 +99,9 @@ def run_recipe(
     require_folder(root, "runs")
     folder = bench_folder(root, recipe.name, recipe.scale, recipe.variant) if folder is None else Path(folder)
     require_folder(folder, "the bench")
-    with _interruptible(), _alone(folder):
+    with _interruptible(), lock_file(folder, "bench") as file:
+        if not lock(file, wait=False):
+            raise SoftPromptError(f"{folder}: another process is at work on this bench; wait for it or stop it")
         outlines: dict[Any, Any] = {}
 
         def make_plan() -> Plan:
@@ -123,12 +115,11 @@ def run_recipe(
             on_start(state)
         if not current.jobs(root):
             return state
-        pool: Workers
+        count = 1 if recipe.measure == "cost" else workers
         if engine == "ray":
-            pool = RayWorkers(root, folder, 1 if recipe.measure == "cost" else workers)
+            pool: Workers = RayWorkers(root, folder, count)
         else:
-            count = 1 if recipe.measure == "cost" else workers or count_of(processes)
-            pool = LocalWorkers(root, folder, count, processes)
+            pool = LocalWorkers(root, folder, count or count_of(processes), processes)
         try:
             with _interruptible():  # again: Ray has set a handler of its own
                 return _carry_out(current, make_plan, pool, root, folder, on_change)
@@ -155,12 +146,14 @@ def _carry_out(
     at_work: dict[str, Job] = {}
     given_up: set[str] = set()
     began = time.monotonic()
-    known = _done(current, root)
+    known = _done(current.runs, root)
     at_start = _work_done(current, root, known)
     while True:
         if idle := pool.idle():
             waiting = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
-            for job in _in_order(waiting, at_work)[:idle]:
+            # First those of a backbone and task that no other worker has: each worker then keeps its own.
+            taken = {job.workbench for job in at_work.values()}
+            for job in sorted(waiting, key=lambda job: job.workbench in taken)[:idle]:
                 at_work[job.name] = job
                 pool.give(job)
         if not at_work:
@@ -179,7 +172,7 @@ def _carry_out(
                     write_text_atomic(folder / FAILURES / f"{run}.txt", reason)
             if left and (not lost or tries[job.name] >= TRIES):
                 given_up.add(job.name)
-        before, known = known, _done(current, root, known)
+        before, known = known, _done(current.runs, root, known)
         fresh = [one for run, one in known.items() if run not in before]
         if on_change is not None:
             state = _state(current.runs, root, folder, known)
@@ -190,12 +183,6 @@ def _carry_out(
             on_change(state, fresh)
 
 
-def _in_order(jobs: list[Job], at_work: dict[str, Job]) -> list[Job]:
-    """The jobs, first those of a backbone and task that no other worker has: each worker then keeps its own."""
-    taken = {job.workbench for job in at_work.values()}
-    return sorted(jobs, key=lambda job: job.workbench in taken)
-
-
 def _unique(planned: Sequence[RunT]) -> list[RunT]:
     """The runs of a plan, each once; those without an id are different."""
     runs: dict[Any, RunT] = {}
@@ -204,9 +191,9 @@ def _unique(planned: Sequence[RunT]) -> list[RunT]:
     return list(runs.values())
 
 
-def _done(current: Plan, root: Path, known: Container[str] = ()) -> dict[str, Planned]:
+def _done(planned: Sequence[RunT], root: Path, known: Container[str] = ()) -> dict[str, RunT]:
     """The runs that have a result, by id; folders of ``known`` ones are not looked at again."""
-    runs = {one.run: one for one in current.runs if one.run is not None}
+    runs = {one.run: one for one in planned if one.run is not None}
     return {run: one for run, one in runs.items() if run in known or run_folder.is_done(root / run)}
 
 
@@ -227,8 +214,8 @@ def _state(planned: Sequence[GridRun], root: Path, folder: Path, known: Containe
     """How far a plan is, by the run folders; those of ``known`` runs are not looked at again."""
     unique = _unique(planned)
     ids = {one.run for one in unique if one.run is not None}
-    done = {run for run in ids if run in known or run_folder.is_done(root / run)}
-    failed = failures(folder, ids - done)
+    done = _done(planned, root, known)
+    failed = failures(folder, ids - done.keys())
     for one in unique:
         if one.cell.source is not None and one.run in done and diverged(root / one.run):
             failed[one.run] = f"{one.cell} diverged, and nothing can start from it; set its learning rate lower"
@@ -247,15 +234,6 @@ def read_state(folder: str | Path, root: str | Path) -> State:
     ids = {one.run for one in runs if one.run is not None}
     state.running = sum(is_held(root, run) for run in ids if not run_folder.is_done(Path(root) / run))
     return state
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second command away from the same bench."""
-    with lock_file(folder, "bench") as file:
-        if not lock(file, wait=False):
-            raise SoftPromptError(f"{folder}: another process is at work on this bench; wait for it or stop it")
-        yield
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ over tasks, its spread their population standard deviation. From the numbers of 
 from __future__ import annotations
 
 import html
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ class Significance:
         if not self.differences:
             return ""
         parts = []
-        for model, differences in self._by_model().items():
+        for model, differences in itertools.groupby(self.differences, lambda one: one.model):
             rows = [[*map(escape, self.cells(one))] for one in differences]
             table = markdown_table(self.HEADS, rows, "llrrrrrl")
             parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
@@ -186,7 +187,7 @@ class Significance:
     def html(self) -> str:
         """The table as HTML, to be sorted by ``data-value``, without the notes."""
         groups = []
-        for model, differences in self._by_model().items():
+        for model, differences in itertools.groupby(self.differences, lambda one: one.model):
             rows = []
             for one in differences:
                 wins = one.wins - one.losses
@@ -200,12 +201,6 @@ class Significance:
             groups.append(([] if model is None else [model], rows))
         heads = [(head, "") for head in self.HEADS]
         return html_table('class="significance"', f"{self.title}: significance", heads, groups)
-
-    def _by_model(self) -> dict[str | None, list[Difference]]:
-        groups: dict[str | None, list[Difference]] = {}
-        for one in self.differences:
-            groups.setdefault(one.model, []).append(one)
-        return groups
 
 
 def significance(table: Table, against: str | None = None) -> Significance:

@@ -77,23 +77,23 @@ class Form:
     """How one form writes a number.
 
     Attributes:
-        number: pattern of ``text``, ``mark``, ``std`` and ``delta``.
         best: pattern of the best number of a column.
         second: pattern of the second.
         std: pattern of a standard deviation.
         delta: pattern of a difference or ratio.
+        number: pattern of ``text``, ``mark``, ``std`` and ``delta``.
         published: pattern of a published number and its standard deviation.
         times: sign of a ratio.
         differences: whether differences are written, or ratios alone.
         escape: makes a text one without meaning.
     """
 
-    number: str
     best: str
     second: str
     std: str
     delta: str
-    published: str
+    number: str = "{text}{mark}{std}{delta}"
+    published: str = "{}{}"
     times: str = "×"
     differences: bool = True
     escape: Callable[[str], str] = str
@@ -146,29 +146,13 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-_MARKDOWN = Form(
-    "{text}{mark}{std}{delta}", "**{}**", "<ins>{}</ins>", "<sub>{}</sub>", "<sup>{}</sup>", "{}{}", escape=escape
-)
-_PLAIN = Form("{text}{mark}{std}{delta}", "*{}*", "{}", " ±{}", " {}", "{}", differences=False)
+_MARKDOWN = Form("**{}**", "<ins>{}</ins>", "<sub>{}</sub>", "<sup>{}</sup>", escape=escape)
+_PLAIN = Form("*{}*", "{}", " ±{}", " {}", published="{}", differences=False)
+_HTML = Form("<b>{}</b>", "<u>{}</u>", "<sub>{}</sub>", '<sup class="delta">{}</sup>', escape=html.escape)
 _LATEX = Form(
-    "${text}{std}{delta}${mark}",
-    r"\mathbf{{{}}}",
-    r"\underline{{{}}}",
-    "_{{{}}}",
-    "^{{{}}}",
-    "${}{}$",
-    times=r"\times",
-    escape=_tex,
-)
-_HTML = Form(
-    "{text}{mark}{std}{delta}",
-    "<b>{}</b>",
-    "<u>{}</u>",
-    "<sub>{}</sub>",
-    '<sup class="delta">{}</sup>',
-    "{}{}",
-    escape=html.escape,
-)
+    r"\mathbf{{{}}}", r"\underline{{{}}}", "_{{{}}}", "^{{{}}}",
+    number="${text}{std}{delta}${mark}", published="${}{}$", times=r"\times", escape=_tex,
+)  # fmt: skip
 
 
 def markdown(grid: Grid) -> str:

@@ -6,11 +6,9 @@ superscript and the published number in brackets; the best of a column is bold, 
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from softprompts.bench import table_forms
@@ -18,6 +16,7 @@ from softprompts.bench.column_names import AVERAGE, MEAN, tasks_of
 from softprompts.bench.published import PublishedTable
 from softprompts.bench.table_forms import DAGGER, Grid, GridLine, Number, in_full
 from softprompts.errors import SoftPromptError
+from softprompts.storage.tables import csv_text
 
 DELTAS = ("none", "difference", "ratio")
 
@@ -175,10 +174,8 @@ class Table:
 
     def csv(self) -> str:
         """One line per line and column, for programs; numbers in full, scores and seeds with blanks between."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
         numbers = ["mean", "std", "n", "scores", "seeds", "published", "published_std", "same_setting", "delta"]
-        writer.writerow(["model", "group", "line", *self.facts, "column", *numbers])
+        rows = []
         for line in self.lines:
             for place, (column, entry) in enumerate(zip(self.columns, line.entries, strict=True)):
                 same_setting = "" if entry.published is None else str(self.comparable).lower()
@@ -186,8 +183,8 @@ class Table:
                 published = (in_full(entry.published), in_full(entry.published_std), same_setting)
                 values = (in_full(entry.mean), in_full(entry.std), len(entry.scores), scores, seeds, *published)
                 delta = in_full(self._delta(line, place))
-                writer.writerow([line.model or "", line.group or "", line.name, *line.facts, column, *values, delta])
-        return out.getvalue()
+                rows.append([line.model or "", line.group or "", line.name, *line.facts, column, *values, delta])
+        return csv_text(["model", "group", "line", *self.facts, "column", *numbers], rows, "\n")
 
     def all_notes(self) -> tuple[str, ...]:
         """Its notes and, with a legend, those that explain the cells."""
@@ -241,12 +238,11 @@ class Table:
             before = key
         return groups
 
-    def _heads(self, groups: list[list[int]]) -> Iterator[str]:
-        """Heads of the columns that are shown."""
-        for group in groups:
-            names = [self.columns[place].partition(":") for place in group]
-            metrics = "/".join(metric for _, _, metric in names if metric)
-            yield f"{names[0][0]} ({metrics})" if metrics else names[0][0]
+    def _head(self, group: list[int]) -> str:
+        """Head of the columns that are shown as one."""
+        names = [self.columns[place].partition(":") for place in group]
+        metrics = "/".join(metric for _, _, metric in names if metric)
+        return f"{names[0][0]} ({metrics})" if metrics else names[0][0]
 
     def _grid(self) -> Grid:
         ranks, groups, before = self.ranks(), self._merged(), None
@@ -263,8 +259,8 @@ class Table:
             )
             indented = line.model is not None or line.group is not None
             lines.append(GridLine(tuple(headings), line.name, line.facts, cells, indented, line.baseline))
-        heads, notes = tuple(self._heads(groups)), self.all_notes()
-        return Grid(self.title, self.facts, heads, tuple(lines), notes, self.higher_is_better)
+        heads = tuple(map(self._head, groups))
+        return Grid(self.title, self.facts, heads, tuple(lines), self.all_notes(), self.higher_is_better)
 
     def ranks(self) -> dict[tuple[int, int], int]:
         """1 for the best and 2 for the second of a column, by line and column; numbers count as they are printed."""
@@ -347,17 +343,13 @@ def with_average(table: Table, reference: PublishedTable | None = None) -> Table
 
 def average_of(table: Table, line: Line) -> TableEntry:
     """The average of a line over tasks, see `with_average`."""
-    tasks = tasks_of(table.columns)
-    if not tasks or any(line.entries[place].mean is None for places in tasks.values() for place in places):
+    tasks = [[line.entries[place] for place in places] for places in tasks_of(table.columns).values()]
+    entries = list(itertools.chain(*tasks))
+    if not entries or any(entry.mean is None for entry in entries):
         return TableEntry()
-    seeds = {line.entries[place].seeds for places in tasks.values() for place in places}
+    seeds = {entry.seeds for entry in entries}
     if len(seeds) == 1 and (shared := next(iter(seeds))):
-        by_seed = [
-            statistics.fmean(
-                statistics.fmean(line.entries[place].scores[at] for place in places) for places in tasks.values()
-            )
-            for at in range(len(shared))
-        ]
-        return TableEntry(tuple(by_seed), shared)
-    means = [statistics.fmean(line.entries[place].mean or 0.0 for place in places) for places in tasks.values()]
+        by_task = [[*map(statistics.fmean, zip(*(entry.scores for entry in task), strict=True))] for task in tasks]
+        return TableEntry(tuple(map(statistics.fmean, zip(*by_task, strict=True))), shared)
+    means = [statistics.fmean(entry.mean or 0.0 for entry in task) for task in tasks]
     return TableEntry((statistics.fmean(means),))

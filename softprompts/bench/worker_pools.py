@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -12,9 +13,8 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import psutil
 import torch
@@ -32,15 +32,29 @@ _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 class Workers(ABC):
     """Workers, each with one job at most.
 
-    Attributes:
-        count: how many there are.
+    Args:
+        root: where run folders live.
+        folder: the bench's folder.
+        count: number of workers.
     """
 
-    count: int
+    def __init__(self, root: str | Path, folder: str | Path, count: int):
+        self.root, self.folder, self.count = Path(root).resolve(), Path(folder).resolve(), count
+        self._workbenches = [""] * count  # what each has loaded
+
+    def idle(self) -> int:
+        """Number of workers without a job, started or not."""
+        return len(self._free())
 
     @abstractmethod
-    def idle(self) -> int:
-        """Number of workers without a job."""
+    def _free(self) -> list[int]:
+        """Places of the workers without a job."""
+
+    def _place_for(self, job: Job) -> int:
+        """The place of a worker without a job, if possible of one that has the job's backbone and task."""
+        place = min(self._free(), key=lambda place: self._workbenches[place] != job.workbench)
+        self._workbenches[place] = job.workbench
+        return place
 
     @abstractmethod
     def give(self, job: Job) -> None:
@@ -93,26 +107,24 @@ class LocalWorkers(Workers):
                 f"{count} workers of {processes} processes need {count * processes} GPUs, and there are "
                 f"{torch.cuda.device_count()}; set --processes or --workers lower"
             )
-        self.root, self.folder = Path(root).resolve(), Path(folder).resolve()
-        self.count, self.processes = count, processes
-        self._answers: queue.Queue[tuple[_Process, str]] = queue.Queue()
+        super().__init__(root, folder, count)
+        self.processes = processes
+        self._answers: queue.Queue[tuple[_Process, str]] = queue.Queue()  # the last one of each process is empty
         self._workers: list[_Process | None] = [None] * count
 
-    def idle(self) -> int:
-        """Number of workers without a job, started or not."""
-        return sum(worker is None or worker.job is None for worker in self._workers)
+    def _free(self) -> list[int]:
+        return [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
 
     def give(self, job: Job) -> None:
         """Gives a job to a worker, and starts its process if necessary."""
-        free = [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
-        at = min(free, key=lambda place: getattr(self._workers[place], "workbench", "") != job.workbench)
-        worker = self._workers[at]
+        place = self._place_for(job)
+        worker = self._workers[place]
         # Memory is measured in a fresh process; processes that train together are started for each job.
-        if worker is not None and (job.runs[0].cost or self.processes > 1 or not worker.alive):
+        if worker is not None and (job.runs[0].cost or self.processes > 1 or worker.process.poll() is not None):
             worker.end()
             worker = None
         if worker is None:
-            worker = self._workers[at] = _Process(self, at, self._answers, job if self.processes > 1 else None)
+            worker = self._workers[place] = _Process(self, place, job if self.processes > 1 else None)
         worker.give(job)
 
     def ended(self, seconds: float) -> list[Job]:
@@ -126,7 +138,7 @@ class LocalWorkers(Workers):
                     continue
                 if not answer:  # its output has ended, so the process has
                     worker.end()
-                    self._workers[worker.place] = None
+                    self._workers[worker.place], self._workbenches[worker.place] = None, ""
                 if worker.job is not None and (not answer or json.loads(answer)["ended"] == worker.job.name):
                     jobs.append(worker.job)
                     worker.job = None
@@ -140,7 +152,8 @@ class LocalWorkers(Workers):
         end = time.monotonic() + PATIENCE
         try:
             for worker in workers:
-                worker.wait(max(0.0, end - time.monotonic()))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(max(0.0, end - time.monotonic()))
         finally:  # also after a second Ctrl-C
             for worker in workers:
                 worker.end()
@@ -160,17 +173,10 @@ class LocalWorkers(Workers):
 
 
 class _Process:
-    """A worker process.
+    """A worker process at a place of a pool; ``job`` is the only job of processes that train together."""
 
-    Args:
-        workers: its pool.
-        place: its place there.
-        answers: queue of its answers; the last one is empty.
-        job: the only job of processes that train together.
-    """
-
-    def __init__(self, workers: LocalWorkers, place: int, answers: queue.Queue[tuple[_Process, str]], job: Job | None):
-        self.place, self.job, self.workbench = place, job, ""
+    def __init__(self, workers: LocalWorkers, place: int, job: Job | None):
+        self.place, self.job, self._one_job = place, job, job is not None
         logs = workers.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "softprompts.bench.worker_process"]
@@ -180,14 +186,17 @@ class _Process:
             file = workers.folder / "jobs" / f"{job.name}.json"
             write_json_atomic(file, job.to_dict())
             options += ["--job", str(file)]
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
             launch = ["-m", "accelerate.commands.launch", "--num_processes", str(workers.processes)]
             launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-            launch += ["--multi_gpu", "--main_process_port", str(_free_port())]
+            launch += ["--multi_gpu", "--main_process_port", str(port)]
             command = [sys.executable, *launch, *command[1:]]
             if not torch.cuda.is_available():
                 environment["ACCELERATE_USE_CPU"] = "true"
         with open(logs / f"worker-{place}.log", "ab") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*command, *options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -197,20 +206,13 @@ class _Process:
                 errors="replace",  # processes that train together may print anything
                 start_new_session=True,  # Ctrl-C goes to the command alone, which stops its workers
             )
-        self._reader = threading.Thread(target=self._read, args=(answers,), daemon=True)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._input, self._output = self.process.stdin, self.process.stdout
+        self._reader = threading.Thread(target=self._read, args=(workers._answers,), daemon=True)
         self._reader.start()
 
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
     def give(self, job: Job) -> None:
-        self.job, self.workbench = job, job.workbench
+        self.job = job
         if self._one_job:
             return
         with contextlib.suppress(OSError):  # it has just died, and its output ends
@@ -222,37 +224,23 @@ class _Process:
         with contextlib.suppress(OSError):  # it is gone, and lines are left
             self._input.close()
 
-    def wait(self, seconds: float) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-
     def end(self) -> None:
         """Kills it, with all processes that it started."""
         children: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
-            children = psutil.Process(self.pid).children(recursive=True)  # a launcher's are not in its group
-        self._process.kill()
+            children = psutil.Process(self.process.pid).children(recursive=True)  # a launcher's are not in its group
+        self.process.kill()
         for child in children:
             with contextlib.suppress(psutil.Error):
                 child.kill()
-        self._process.wait()
+        self.process.wait()
         self.close_input()  # stops children that have lost their launcher
         self._reader.join(PATIENCE)
-        if self._process.stdout is not None and not self._reader.is_alive():
-            self._process.stdout.close()
-
-    @property
-    def _input(self) -> IO[str]:
-        assert self._process.stdin is not None
-        return self._process.stdin
-
-    @property
-    def _one_job(self) -> bool:
-        return "--job" in self._process.args  # type: ignore[operator]
+        if not self._reader.is_alive():
+            self._output.close()
 
     def _read(self, answers: queue.Queue[tuple[_Process, str]]) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._output:
             if line.startswith('{"ended"'):
                 answers.put((self, line))
         answers.put((self, ""))
@@ -273,8 +261,12 @@ class RayWorkers(Workers):
     """
 
     def __init__(self, root: str | Path, folder: str | Path, count: int | None = None):
-        self._ray = ray = load_ray()
-        self.root, self.folder = str(Path(root).resolve()), str(Path(folder).resolve())
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            self._ray = ray = importlib.import_module("ray")  # an extra
+        except ImportError as error:
+            raise SoftPromptError("--engine ray needs Ray: pip install 'softprompts[cluster]'") from error
         address = os.environ.get("RAY_ADDRESS")
         try:
             self._own = not ray.is_initialized()
@@ -287,29 +279,26 @@ class RayWorkers(Workers):
             raise SoftPromptError(f"Ray cannot be started or reached ({' '.join(str(error).split())[:200]})") from error
         resources = ray.cluster_resources()
         self._gpus = 1 if resources.get("GPU") else 0
-        self.count = count or int(resources["GPU"] if self._gpus else resources.get("CPU", 1)) or 1
+        super().__init__(root, folder, count or int(resources["GPU"] if self._gpus else resources.get("CPU", 1)) or 1)
         self._actors: list[Any] = [None] * self.count
         self._at_work: dict[Any, tuple[int, Job]] = {}
-        self._workbenches: list[str] = [""] * self.count
         self._pids: dict[int, Any] = {}
 
-    def idle(self) -> int:
-        """Number of actors without a job."""
-        return self.count - len(self._at_work)
+    def _free(self) -> list[int]:
+        return sorted({*range(self.count)} - {place for place, _ in self._at_work.values()})
 
     def give(self, job: Job) -> None:
         """Gives a job to an actor, and starts it if necessary."""
-        busy = {place for place, _ in self._at_work.values()}
-        free = [place for place in range(self.count) if place not in busy]
-        place = min(free, key=lambda place: self._workbenches[place] != job.workbench)
+        from softprompts.bench.worker_process import Worker  # slow to import, and needed with Ray alone
+
+        place = self._place_for(job)
         if job.runs[0].cost and self._actors[place] is not None:
             self._ray.kill(self._actors[place])
             self._actors[place] = None
         if self._actors[place] is None:
-            actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(_Actor)
+            actor = self._ray.remote(num_cpus=1, num_gpus=self._gpus)(Worker)
             self._actors[place] = actor.remote(self.root, self.folder)
             self._pids[place] = self._actors[place].pid.remote()
-        self._workbenches[place] = job.workbench
         self._at_work[self._actors[place].work.remote(job.to_dict())] = place, job
 
     def ended(self, seconds: float) -> list[Job]:
@@ -331,19 +320,14 @@ class RayWorkers(Workers):
 
     def _make_room(self) -> None:
         """Ends actors without a job while actors with one wait for a place in the cluster; they would wait for ever."""
-        busy = {place for place, _ in self._at_work.values()}
-        idle = [place for place, actor in enumerate(self._actors) if actor is not None and place not in busy]
+        idle = [place for place in self._free() if self._actors[place] is not None]
         if not idle:
             return
-        _, waiting = self._ray.wait([self._pids[place] for place in busy], num_returns=len(busy), timeout=0)
+        pids = [self._pids[place] for place, _ in self._at_work.values()]
+        _, waiting = self._ray.wait(pids, num_returns=len(pids), timeout=0)
         for place in idle[: len(waiting)]:
             self._ray.kill(self._actors[place])
             self._actors[place], self._workbenches[place] = None, ""
-
-    def at_work_pids(self) -> list[int]:
-        """Process ids of the actors with a job, each on its own machine."""
-        pids: list[int] = self._ray.get([self._pids[place] for place, _ in self._at_work.values()])
-        return pids
 
     def stop(self) -> None:
         """Ends the actors at once; a later call continues their runs from the last checkpoint."""
@@ -353,41 +337,3 @@ class RayWorkers(Workers):
         self._actors, self._at_work = [None] * self.count, {}
         if self._own:
             self._ray.shutdown()
-
-
-class _Actor:
-    """A worker as a Ray actor."""
-
-    def __init__(self, root: str, folder: str):
-        from softprompts.bench.worker_process import Worker
-
-        self._worker = Worker(root, folder)
-
-    def work(self, job: Mapping[str, Any]) -> None:
-        """Trains the runs of a job."""
-        self._worker.work(job)
-
-    def pid(self) -> int:
-        """Its process id."""
-        return os.getpid()
-
-
-def load_ray() -> Any:
-    """Imports Ray, which is an extra.
-
-    Raises:
-        SoftPromptError: it is not installed.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise SoftPromptError("--engine ray needs Ray: pip install 'softprompts[cluster]'") from error
-    return ray
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

@@ -72,37 +72,44 @@ class Worker:
                 for run in left:
                     self._fail(run, error)
                 return
-            try:
-                self._train(job, left)
-            except Exception as error:
-                if len(left) == 1 or _is_lost(error):
-                    self._fail_all(left, error)
-                    return
-                # One run failed: each is trained on its own, and the others get through.
-                for run in left:
-                    if not run_folder.is_done(self.root / run["run"]):
-                        try:
-                            self._train(job, [run])
-                        except Exception as alone:
-                            self._fail_all([run], alone)
+            self._train_each(job, left)
+
+    def pid(self) -> int:
+        """Its process id."""
+        return os.getpid()
+
+    def _train_each(self, job: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
+        """Trains runs together; if one fails, each on its own, so that the others get through."""
+        try:
+            self._train(job, runs)
+        except Exception as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error) and "CUDA error" in str(error):
+                raise  # the GPU can be used no more: all later runs of the process would fail, too
+            if len(runs) == 1:
+                self._fail(runs[0], error)
+                return
+            for run in runs:
+                if not run_folder.is_done(self.root / run["run"]):
+                    self._train_each(job, [run])
 
     def _train(self, job: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
         workbench, cost = self._open(job["workbench"]), job.get("cost")
         configs = [
             Run(make_config(run["method"], **run["settings"]), TrainConfig.from_dict(run["training"])) for run in runs
         ]
-        for run, config in zip(runs, configs, strict=True):
-            resolved = workbench.resolved(config.method, config.training)
-            if run_id({**resolved, "cost": cost} if cost else resolved) != run["run"]:
+        records = [workbench.resolved(config.method, config.training) for config in configs]
+        if cost:
+            records = [{**record, "cost": cost} for record in records]
+        for run, record in zip(runs, records, strict=True):
+            if run_id(record) != run["run"]:
                 raise SoftPromptError(f"{run['run']}: its data or sources are no longer what they were; start again")
         if not cost:
             workbench.run_all(configs, root=self.root, lanes=len(configs), progress=False)
             return
-        for config in configs:
+        for config, record in zip(configs, records, strict=True):
             result = workbench.cost(config, **cost)
             if is_main():
-                resolved = {**workbench.resolved(config.method, config.training), "cost": cost}
-                write_json_atomic(open_run(self.root, resolved, resume=True) / run_folder.RESULT, result)
+                write_json_atomic(open_run(self.root, record, resume=True) / run_folder.RESULT, result)
 
     def _open(self, wanted: Mapping[str, Any]) -> Workbench:
         """The workbench that is made of these values; backbone and task are kept from job to job where they agree."""
@@ -126,23 +133,11 @@ class Worker:
     def _note(self, run: Mapping[str, Any]) -> Path:
         return self.folder / FAILURES / f"{run['run']}.txt"
 
-    def _fail_all(self, runs: Sequence[Mapping[str, Any]], error: Exception) -> None:
-        """Notes that runs have failed, unless the device is at fault."""
-        if _is_lost(error):
-            raise error
-        for run in runs:
-            self._fail(run, error)
-
     def _fail(self, run: Mapping[str, Any], error: Exception) -> None:
         if is_main():
             reason = str(error) if isinstance(error, SoftPromptError) else f"{type(error).__name__}: {error}"
             text = "".join(traceback.format_exception(error))
             write_text_atomic(self._note(run), f"{text}\n{' '.join(reason.split())}\n")
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether the process can use its GPU no more: everything after such an error fails, too."""
-    return isinstance(error, RuntimeError) and not out_of_memory(error) and "CUDA error" in str(error)
 
 
 @contextlib.contextmanager

@@ -200,11 +200,11 @@ def _changes(set_: list[str] | None, model: str | None, seeds: str | None) -> di
 def _write(folder: Path, root: str) -> None:
     from softprompts.bench.report import REPORT, write_outputs
 
-    written = write_outputs(folder, root)
-    for table in written.tables:
+    tables, files = write_outputs(folder, root)
+    for table in tables:
         _print_table(table)
-    report = next(path for path in written.files if path.name == REPORT)
-    out.print(f"report: {report}; tables and figures beside it, {len(written.files)} files in all", soft_wrap=True)
+    report = next(path for path in files if path.name == REPORT)
+    out.print(f"report: {report}; tables and figures beside it, {len(files)} files in all", soft_wrap=True)
 
 
 def _progress(state: Any) -> str:

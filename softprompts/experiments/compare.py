@@ -257,7 +257,7 @@ def plot(comparison: Comparison, path: Path) -> Path:
     draw_points(
         axes,
         [
-            Point(row.method, row.trained, tuple(100 * score for score in row.scores), index)
+            Point(row.trained, tuple(100 * score for score in row.scores), row.method, index)
             for index, row in enumerate(rows)
         ],
     )

@@ -29,8 +29,8 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], sides: s
     return "\n".join([lines[0], f"|{ruler}|", *lines[1:]])
 
 
-def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in CSV, for programs."""
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[Any]], end: str = "\r\n") -> str:
+    """A table in CSV, for programs; ``end`` ends its lines."""
     out = io.StringIO()
-    csv.writer(out).writerows([head, *rows])
+    csv.writer(out, lineterminator=end).writerows([head, *rows])
     return out.getvalue()

@@ -72,5 +72,5 @@ def findings(
             "stop_reason": None,
             **said,
         }
-        outcomes.append(Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, Path("runs/none"), result))
+        outcomes.append(Outcome(**vars(cell), folder=Path("runs/none"), result=result))
     return Findings(made, tuple(outcomes), missing, {})

@@ -97,5 +97,5 @@ def findings_of(
         if recipe.measure == "cost":
             result["cost"] = {"seconds_per_100_steps": 8.0 + place, "peak_memory": result["peak_memory"]}
         (run / RESULT).write_text(json.dumps(result))
-        outcomes.append(Outcome(cell.row, cell.task, cell.model, cell.seed, cell.choice, run, result))
+        outcomes.append(Outcome(**vars(cell), folder=run, result=result))
     return Findings(recipe, tuple(outcomes), missing, failed or {})

@@ -272,7 +272,7 @@ def test_overlays() -> None:
         (("rows", 0, "models"), 3, "rows[Head].models must be a list or a mapping, not 3"),
         (("rows", 0, "models"), {"Tiny": {"tasks": ["First"]}}, "rows[Head].models.Tiny.tasks must be a mapping"),
         (("rows", 0, "choose"), {"training.max_steps": 3}, "must be a list, not 3"),
-        (("rows", 0, "grid"), {"training.max_steps": []}, "no values for 'training.max_steps'"),
+        (("rows", 0, "grid"), {"training.max_steps": []}, "rows[Head].grid.training.max_steps must be at least 1 long"),
         (("rows", 0, "only_tasks"), [["First"]], "rows[Head].only_tasks[0] must be text"),
         (("rows", 0, "sources"), 3, "rows[Head].sources must be a list or a mapping, not 3"),
         (("rows", 0, "label"), "{", "Single '{'"),

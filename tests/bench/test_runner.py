@@ -139,10 +139,10 @@ def test_a_run_that_fails_is_noted_and_the_others_of_its_job_get_through(
 
     real = AttachedBackbone.add
 
-    def broken(self: Any, name: str, method: Any, *args: Any) -> None:
+    def broken(self: Any, name: str, method: Any, task: Any, seed: int) -> None:
         if method.method == "prefix-tuning":
             raise RuntimeError("no luck")
-        real(self, name, method, *args)
+        real(self, name, method, task, seed)
 
     monkeypatch.setattr(AttachedBackbone, "add", broken)
     alone(made, root, folder)
@@ -171,8 +171,8 @@ def test_costs_are_measured_once_and_written(tmp_path: Path) -> None:
     assert not made.jobs(root)
     scored = plan(load_recipe(write_grid(tmp_path, seeds=[0])), root=root)
     assert not {one.run for one in scored.runs} & {one.run for one in made.runs}
-    written = write_outputs(folder, root)
-    assert len(written.tables) == 2 and "GB" in written.tables[1].markdown()
+    tables, _ = write_outputs(folder, root)
+    assert len(tables) == 2 and "GB" in tables[1].markdown()
 
 
 def test_locks_end_with_their_process(tmp_path: Path) -> None:
@@ -321,7 +321,8 @@ class Seen(worker_pools.RayWorkers):
 runner.RayWorkers = Seen
 def change(state, fresh):
     if list(Path({root!r}).glob("*/metrics.jsonl")) and not killed:
-        killed.append(pools[0].at_work_pids()[0])
+        at_work = [place for place, _ in pools[0]._at_work.values()]
+        killed.append(pools[0]._ray.get(pools[0]._pids[at_work[0]]))
         os.kill(killed[0], signal.SIGKILL)
 state = runner.run_recipe(load_recipe({recipe!r}), root={root!r}, engine="ray", workers=2, lanes=2, on_change=change)
 print(json.dumps({{"killed": killed, "done": state.done, "failed": state.failed}}))
