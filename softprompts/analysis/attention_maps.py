@@ -17,20 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    AttentionMaskInterface,
-)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from softprompts.analysis.sample import Sample
 from softprompts.analysis.saved import Saved
 from softprompts.attention.prefix import hold, implementation, let_go, prefix_at, prefix_heads, site_of
-from softprompts.backbones.backbone import (
-    attention_of,
-    restore_attention,
-    set_attention,
-)
+from softprompts.backbones.backbone import attention_of, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate
 from softprompts.training.prediction import evaluating

@@ -9,15 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
-from softprompts.analysis.drawing import (
-    Picture,
-    as_csv,
-    cells,
-    colour_bar,
-    file_name,
-    heat_map,
-    panels,
-)
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
 from softprompts.analysis.sample import sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError

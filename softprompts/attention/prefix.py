@@ -118,12 +118,7 @@ def _with_prefix(name: str) -> Kernel:
     """The kernel of that name, with the prefix of the calling module in front of keys and values."""
 
     def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         prefix = prefix_at(module, query.shape[0])
         if prefix is None:

@@ -80,10 +80,7 @@ class EPTConfig(StartedConfig):
             "N": "num_spaces",
             "h": ("space_hidden_size", "max_length"),
         },
-        sizes=(
-            {"multi_space": False},
-            {"num_virtual_tokens": 40, "rank": 45, "multi_space": False},
-        ),
+        sizes=({"multi_space": False}, {"num_virtual_tokens": 40, "rank": 45, "multi_space": False}),
         once="A B, fusion and the networks",
         per_row="the sum E(x) + A B",
         folds_to="tokens (s, d) and update (m, d)",

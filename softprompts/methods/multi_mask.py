@@ -54,11 +54,7 @@ class MultiMaskConfig(MethodConfig):
         trained="the prefix P (l, 2*S*w), k masks theta_j (l, S) and the router L_mu (k, d)",
         count="2*S*l*w + k*l*S + k*d",
         symbols={"k": "num_masks"},
-        sizes=(
-            {"sites": ("decoder.self",)},
-            {"num_virtual_tokens": 20, "num_masks": 1},
-            {"num_virtual_tokens": 5},
-        ),
+        sizes=({"sites": ("decoder.self",)}, {"num_virtual_tokens": 20, "num_masks": 1}, {"num_virtual_tokens": 5}),
         per_row="router and gate (l, S)",
         folds_to="prefix, with one mask only",
         differs="One mask entry gates key and value of a token at one site, as in the paper; released code tiles the "

@@ -131,11 +131,7 @@ def load_methods(
 
 
 def load_tokens(
-    owner: str,
-    paths: Sequence[str],
-    width: int,
-    length: int | None = None,
-    identity: Mapping[str, Any] | None = None,
+    owner: str, paths: Sequence[str], width: int, length: int | None = None, identity: Mapping[str, Any] | None = None
 ) -> list[Tensor]:
     """The input tokens that some sources fold to.
 
