@@ -81,7 +81,13 @@ class BottleneckMethod(ModuleMethod):
         name = key(path)
         projections = ((self.down[name], self.down_bias[name]), (self.up[name], self.up_bias[name]))
         (down, down_bias), (up, up_bias) = (self.choose(weight, bias) for weight, bias in projections)
-        return functools.partial(_behind, self.activation, down, down_bias, up, up_bias)
+
+        def behind(frozen: Frozen, x: Tensor) -> Tensor:
+            h = frozen(x)
+            inner = self.activation(functional.linear(h.to(down.dtype), down, down_bias))
+            return h + functional.linear(inner, up, up_bias).to(h.dtype)
+
+        return behind
 
     def choose(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The weight and bias of a projection that a pass takes."""
@@ -139,20 +145,6 @@ def ways_with(trained: nn.ParameterDict, names: Mapping[str, Mapping[str, str]])
         path: functools.partial(_replaced, {name: trained[copy] for name, copy in copied.items()})
         for path, copied in names.items()
     }
-
-
-def _behind(
-    activation: Callable[[Tensor], Tensor],
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    up_bias: Tensor,
-    frozen: Frozen,
-    x: Tensor,
-) -> Tensor:
-    h = frozen(x)
-    inner = activation(functional.linear(h.to(down.dtype), down, down_bias))
-    return h + functional.linear(inner, up, up_bias).to(h.dtype)
 
 
 def _replaced(tensors: Mapping[str, Tensor], frozen: Frozen, *args: Any, **kwargs: Any) -> Tensor:

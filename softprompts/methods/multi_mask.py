@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from softprompts.methods.about import About, Space, View
 from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -65,16 +65,8 @@ class MultiMaskConfig(MethodConfig):
     )
     modifies_prefix = True
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return MultiMask(self, shape)
 
-    def build_modifier(self, shape: Shape) -> Method:
-        """Masks and router alone."""
-        return MultiMask(self, shape, own_prefix=False)
-
-
-class MultiMask(PrefixMethod):
+class MultiMask(PrefixMethod, config=MultiMaskConfig):
     """Prefix ``(l, 2*S*w)``, masks ``(k, l, S)`` and router ``d -> k``."""
 
     config: MultiMaskConfig

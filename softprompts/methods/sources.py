@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
+from softprompts.methods.compose import make_config
 from softprompts.methods.contract import Method, MethodConfig, Shape, Vocabulary
 from softprompts.methods.folded import fold
-from softprompts.methods.making import make_config
 from softprompts.storage.saved_prompt import prompt_folder, read, read_config
 
 _SAME = ("model_type", "vocabulary")  # facts in which the backbones of prompts that go together agree

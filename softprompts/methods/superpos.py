@@ -66,12 +66,8 @@ class SuperPosConfig(MethodConfig):
         # Without softmax zero weights make a zero prompt, which passes no gradient to the embeddings.
         self.require(self.softmax or self.weights_init != "zeros", "weights_init='zeros' needs softmax=True")
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return SuperPos(self, shape)
 
-
-class SuperPos(Method):
+class SuperPos(Method, config=SuperPosConfig):
     """Embeddings ``(l, m, d)`` and weights ``(l, m)``."""
 
     def __init__(self, config: SuperPosConfig, shape: Shape):

@@ -68,12 +68,8 @@ class SMoPConfig(MethodConfig):
         super().__post_init__()
         self.require(self.top_k <= self.num_prompts, f"top_k={self.top_k} is more than num_prompts={self.num_prompts}")
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return SMoP(self, shape)
 
-
-class SMoP(Method):
+class SMoP(Method, config=SMoPConfig):
     """Prompts ``(k, l, d)`` and router ``d -> k``."""
 
     per_row = True
