@@ -50,7 +50,11 @@ def _configs(parts: Any) -> Any:
         return parts  # to be refused
     configs: list[MethodConfig] = []
     for part in parts:
-        config = _from_dict(part) if isinstance(part, Mapping) else part
+        config = part
+        if isinstance(part, Mapping):
+            if not isinstance(part.get("method"), str):
+                raise SoftPromptError("composed: a part without the name of its method")
+            config = config_of(part["method"], {name: value for name, value in part.items() if name != "method"})
         if not isinstance(config, MethodConfig):
             raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
         configs += config.parts if isinstance(config, ComposedConfig) else [config]
@@ -83,10 +87,9 @@ class ComposedConfig(MethodConfig):
             object.__setattr__(self, flag, any(getattr(part, flag, False) for part in self.parts))
         teachers = {part.taught_by() for part in self.parts} - {None}
         self.require(len(teachers) < 2, "its parts learn from different teachers; name one")
-        prefixes = [part for part in self.parts if part.uses_prefix and not part.modifies_prefix]
-        if len(prefixes) > 1:
-            both = " and ".join(part.method for part in prefixes)
-            self.require(False, f"{both} both are a prefix, and a prompt has one; leave one out")
+        prefixes = [part.method for part in self.parts if part.uses_prefix and not part.modifies_prefix]
+        both = " and ".join(prefixes)
+        self.require(len(prefixes) < 2, f"{both} both are a prefix, and a prompt has one; leave one out")
         owner = self.prefix_owner
         for part in self.modifiers:
             assert owner is not None
@@ -229,12 +232,7 @@ _MERGED: dict[str, Callable[[Any, Any], Any]] = {"tokens": _concatenated, "updat
 
 
 def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
-    """One prompt with the fields of two.
-
-    Args:
-        one: the prompt of the parts before.
-        other: the prompt of the next part.
-        name: the method of the next part.
+    """One prompt with the fields of two, that of the parts before and that of the next part, the method ``name``.
 
     Raises:
         SoftPromptError: both have a field of which a prompt can have one.
@@ -289,11 +287,3 @@ def make_config(method: str, **fields: Any) -> MethodConfig:
         for name in owners:
             settings_of[name][rest if dot else key] = value
     return compose(*(config_of(name, settings_of[name]) for name in names))
-
-
-def _from_dict(saved: Mapping[str, Any]) -> MethodConfig:
-    fields = dict(saved)
-    method = fields.pop("method", None)
-    if not isinstance(method, str):
-        raise SoftPromptError("composed: a part without the name of its method")
-    return config_of(method, fields)

@@ -60,14 +60,9 @@ class BottleneckMethod(ModuleMethod):
         self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
 
     def add(self, part: Part, width: int, std: float, downs: tuple[int, ...] = (), ups: tuple[int, ...] = ()) -> None:
-        """Makes the bottleneck behind a module.
+        """Makes the bottleneck of ``width`` behind a module: weights from N(0, std^2), biases 0.
 
-        Args:
-            part: the module.
-            width: ``b``, width inside.
-            std: the weights are drawn from N(0, std^2), biases are 0.
-            downs: number of equal down-projections, where there is more than one.
-            ups: number of equal up-projections, likewise.
+        ``downs`` and ``ups`` are the numbers of equal projections, where there is more than one.
         """
         name, out = key(part.path), part.out_features
         down, up = (nn.init.normal_(torch.empty(size), std=std) for size in ((width, out), (out, width)))

@@ -70,10 +70,10 @@ class SuperPosConfig(MethodConfig):
 class SuperPos(Method, config=SuperPosConfig):
     """Embeddings ``(l, m, d)`` and weights ``(l, m)``."""
 
+    config: SuperPosConfig
+
     def __init__(self, config: SuperPosConfig, shape: Shape):
         super().__init__(config)
-        self.softmax = config.softmax
-        self.weight_decay = config.weight_decay
         length, tokens = config.num_virtual_tokens, config.num_sampled_tokens
         rows = sampled_rows(shape, tokens, config.vocabulary_limit)
         self.embeddings = nn.Parameter(rows.repeat(length, 1, 1))
@@ -91,7 +91,7 @@ class SuperPos(Method, config=SuperPosConfig):
 
     def shares(self) -> Tensor:
         """``p' (l, m)``, normalised where the config says so."""
-        return self.weights.softmax(-1) if self.softmax else self.weights
+        return self.weights.softmax(-1) if self.config.softmax else self.weights
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The weights (their cosines are the paper's Figure 2d), and the embeddings that they are for."""
@@ -102,5 +102,5 @@ class SuperPos(Method, config=SuperPosConfig):
         """The embeddings, and the weights with their decay."""
         return {
             "embeddings": Component([self.embeddings], learning_rate=3e-3),
-            "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.weight_decay),
+            "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.config.weight_decay),
         }

@@ -32,7 +32,7 @@ def fresh(config: sp.MethodConfig, tmp_path: Path, seed: int = 0) -> Any:
     """The module of a prompt that was never trained, from a workbench of its own."""
     data = write_csv(tmp_path / "data.csv", rows())
     bench = Workbench(model_folder("bert"), Data(train=str(data)), max_length=12)
-    bench._add("fresh", config, seed)
+    bench.backbone.add("fresh", config, bench.task, seed)
     return bench.model.prompts["fresh"].method
 
 
