@@ -25,8 +25,8 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt
 from softprompts.injection.state import state_of
 from softprompts.methods.about import About
+from softprompts.methods.compose import make_config
 from softprompts.methods.contract import MethodConfig
-from softprompts.methods.making import make_config
 from softprompts.methods.registry import methods
 from softprompts.model.attach import attach
 

@@ -8,14 +8,7 @@ from softprompts.analysis.attention_maps import Attention, attention_maps
 from softprompts.analysis.drawing import Picture
 from softprompts.analysis.gates import Gates, gates_of
 from softprompts.analysis.masks import Masks, masks_of
-from softprompts.analysis.pictures import (
-    WHAT,
-    Drawn,
-    figures,
-    plots_folder,
-    save,
-    write_figures,
-)
+from softprompts.analysis.pictures import WHAT, Drawn, figures, plots_folder, save, write_figures
 from softprompts.analysis.routes import Load, load_by_class, load_of
 from softprompts.analysis.sample import Sample, sample_of
 from softprompts.analysis.saved import PromptTensors, Saved, open_prompts

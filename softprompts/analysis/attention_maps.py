@@ -10,27 +10,20 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    AttentionMaskInterface,
-)
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import AttentionInterface
 
 from softprompts.analysis.sample import Sample
 from softprompts.analysis.saved import Saved
-from softprompts.attention.prefix import hold, implementation, let_go, prefix_at, prefix_heads, site_of
-from softprompts.backbones.backbone import (
-    attention_of,
-    restore_attention,
-    set_attention,
-)
+from softprompts.attention.prefix import ATTENTION, attend_with, implementation, prefix_at, prefix_heads, site_of
+from softprompts.backbones.backbone import attention_of, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate
 from softprompts.training.prediction import evaluating
@@ -60,49 +53,27 @@ class Attention:
     sites: tuple[str, ...]
 
 
-@dataclass
-class _Sums:
-    before: dict[int, Tensor] = field(default_factory=dict)
-    after: dict[int, Tensor] = field(default_factory=dict)
-    scores: dict[int, np.ndarray] = field(default_factory=dict)
-    negative: dict[int, list[int]] = field(default_factory=dict)
-    queries: dict[int, int] = field(default_factory=dict)
-
-    def add(self, site: int, scores: Tensor, before: Tensor, after: Tensor) -> None:
-        """Adds one call of a site; each tensor is ``(1, heads, N, l)``."""
-        # Every head of every query counts alike.
-        for sums, part in ((self.before, before), (self.after, after)):
-            sums[site] = sums.get(site, 0) + part.double().sum((0, 1, 2))
-        counts, _ = np.histogram(scores.float().clamp(EDGES[0], EDGES[-1]).numpy(), EDGES)
-        self.scores[site] = self.scores.get(site, 0) + counts
-        below = self.negative.setdefault(site, [0, 0])
-        below[0] += int((scores < 0).sum())
-        below[1] += scores.numel()
-        self.queries[site] = self.queries.get(site, 0) + before[..., 0].numel()
-
-
-_WATCHED: ContextVar[_Sums | None] = ContextVar("watched", default=None)
+# By attention site, of each call: the weights of each prefix token before and after the mask, summed over heads and
+# queries; the histogram of the scores; how many of them are negative; and the number of heads times queries.
+_Calls = dict[int, list[tuple[Any, ...]]]
+_WATCHED: ContextVar[_Calls | None] = ContextVar("watched", default=None)
 
 
 def _observed(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    attend = ALL_ATTENTION_FUNCTIONS[implementation("eager")]
-    prefix = prefix_at(module, query.shape[0])
-    output, after = attend(module, query, key, value, mask, **kwargs)
-    sums = _WATCHED.get()
-    if prefix is None or sums is None:
-        return output, after
-    hold(module, dataclasses.replace(prefix, selectivity=None))
-    try:
-        _, before = attend(module, query, key, value, mask, **kwargs)
-    finally:
-        let_go(module)
+    prefix, calls = prefix_at(module, query.shape[0]), _WATCHED.get()
+    if prefix is None or calls is None:
+        return ATTENTION["eager"](module, query, key, value, mask, **kwargs)
+    output, after = attend_with(prefix, "eager", module, query, key, value, mask, **kwargs)
+    unmasked = dataclasses.replace(prefix, selectivity=None)
+    _, before = attend_with(unmasked, "eager", module, query, key, value, mask, **kwargs)
     keys = prefix_heads(prefix, prefix.keys, key).repeat_interleave(query.shape[1] // key.shape[1], 1)
     scaling = kwargs.get("scaling")
-    scores = query @ keys.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    length = keys.shape[2]
-    sums.add(site_of(module), scores.cpu(), cast(Tensor, before)[..., :length].cpu(), after[..., :length].cpu())
+    scores = (query @ keys.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)).cpu()
+    shares = (cast(Tensor, weights)[..., : keys.shape[2]].cpu().double().sum((0, 1, 2)) for weights in (before, after))
+    counts, _ = np.histogram(scores.float().clamp(EDGES[0], EDGES[-1]).numpy(), EDGES)
+    calls.setdefault(site_of(module), []).append((*shares, counts, int((scores < 0).sum()), scores[..., 0].numel()))
     return output, after
 
 
@@ -111,13 +82,13 @@ AttentionMaskInterface.register(OBSERVED, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 @contextmanager
-def _watching(model: PreTrainedModel) -> Iterator[_Sums]:
-    before, sums = attention_of(model), _Sums()
-    token = _WATCHED.set(sums)
+def _watching(model: PreTrainedModel) -> Iterator[_Calls]:
+    before, calls = attention_of(model), _Calls()
+    token = _WATCHED.set(calls)
     try:
         if not set_attention(model, OBSERVED):
             raise SoftPromptError(f"{type(model).__name__} does not let its attention be looked at")
-        yield sums
+        yield calls
     finally:
         restore_attention(before)
         _WATCHED.reset(token)
@@ -135,7 +106,7 @@ def attention_maps(saved: Saved, rows: Sample) -> Attention:
     prompt = model.prompts[saved.attached_name]
     if not prompt.sites:
         raise saved.lacks("has no prefix to attend to")
-    with evaluating(model), _watching(model) as sums:
+    with evaluating(model), _watching(model) as calls:
         for feature in rows.features:  # alone, so that there is no padding among the queries
             batch = {name: tensor.to(model.device) for name, tensor in collate([feature], rows.pad_id).items()}
             if model.backbone_kind == "encoder-decoder":
@@ -145,13 +116,14 @@ def attention_maps(saved: Saved, rows: Sample) -> Attention:
                 batch["use_cache"] = cast(Any, False)
             # Asking for hidden states keeps a classifier's last layer from leaving out all columns but the first.
             model(**batch, prompt_names=saved.attached_name, output_hidden_states=True)
-    seen = [site for site in prompt.sites if site in sums.queries]
-    places = [prompt.sites.index(site) for site in seen]
+    seen = [(place, calls[site]) for place, site in enumerate(prompt.sites) if site in calls]
+    totals = [[np.asarray(sum(numbers)) for numbers in zip(*site, strict=True)] for _, site in seen]
+    before, after, scores, negative, queries = (np.stack(numbers) for numbers in zip(*totals, strict=True))
     return Attention(
-        before=np.stack([(sums.before[site] / sums.queries[site]).numpy() for site in seen]),
-        after=np.stack([(sums.after[site] / sums.queries[site]).numpy() for site in seen]),
-        scores=np.stack([sums.scores[site] for site in seen]),
-        negative=np.array([sums.negative[site][0] / sums.negative[site][1] for site in seen]),
+        before=before / queries[:, None],
+        after=after / queries[:, None],
+        scores=scores,
+        negative=negative / scores.sum(1),
         rows=len(rows.features),
-        sites=tuple(saved.sites[place] for place in places),
+        sites=tuple(saved.sites[place] for place, _ in seen),
     )

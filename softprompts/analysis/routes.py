@@ -6,14 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import (
-    Picture,
-    as_csv,
-    cells,
-    colour_bar,
-    file_name,
-    heat_map,
-)
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map
 from softprompts.analysis.sample import Sample, sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.plotting import empty_figure

@@ -11,7 +11,6 @@ from torch import Tensor
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
-from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.tasks import Example, Form, Task, collate, encode_examples, padding_id
 from softprompts.tasks.batches import inputs_of
 from softprompts.tasks.data import Data, recorded_data
@@ -85,11 +84,7 @@ def _groups(task: Task, row: Example, inputs: int) -> Sequence[str]:
 
 def _task(saved: Saved, data_dir: str | None) -> Task:
     run = saved.place.parent
-    if (
-        saved.place.name == run_folder.PROMPT
-        and (run / run_folder.CONFIG).is_file()
-        and (saved.place / CONFIG_FILE).is_file()
-    ):
+    if saved.place.name == run_folder.PROMPT and (run / run_folder.CONFIG).is_file():
         data = recorded_data(run, data_dir)
     else:
         name = saved.meta.get("task")

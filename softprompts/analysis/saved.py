@@ -19,8 +19,8 @@ from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import state_of
 from softprompts.methods.about import View
+from softprompts.methods.compose import make_config
 from softprompts.methods.contract import Method, MethodConfig, Rows
-from softprompts.methods.making import make_config
 from softprompts.methods.sources import rebuilt
 from softprompts.model.load import load
 from softprompts.storage.hub import quiet_hub

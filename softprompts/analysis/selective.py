@@ -9,15 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
-from softprompts.analysis.drawing import (
-    Picture,
-    as_csv,
-    cells,
-    colour_bar,
-    file_name,
-    heat_map,
-    panels,
-)
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
 from softprompts.analysis.sample import sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
@@ -98,14 +90,11 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
         axes.tick_params(labelsize=7)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    table = as_csv(
-        ("alpha", "score", "mask", "plain", "masked"),
-        (
-            [float(each.alpha), *map(float, row)]
-            for each in curves
-            for row in zip(each.scores, each.mask, each.plain, each.masked, strict=True)
-        ),
-    )
+    columns = [
+        (np.full_like(each.scores, each.alpha), each.scores, each.mask, each.plain, each.masked) for each in curves
+    ]
+    lines = np.concatenate([np.column_stack(numbers) for numbers in columns])
+    table = as_csv(("alpha", "score", "mask", "plain", "masked"), lines)
     name = file_name("selective", prompts[0].name if len(prompts) == 1 else "")
     return Picture(name, caption, figure, table)
 
@@ -116,9 +105,8 @@ def draw_attention(saved: Saved, attention: Attention) -> Picture:
     figure = empty_figure(2.6 + 2 * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
     sides = panels(figure, 2, 2)
     high = max(float(attention.before.max()), float(attention.after.max()))
-    for axes, title, values in zip(
-        sides, ("before the mask", "after it"), (attention.before, attention.after), strict=True
-    ):
+    shares = (("before the mask", attention.before), ("after it", attention.after))
+    for axes, (title, values) in zip(sides, shares, strict=True):
         rows = attention.sites if axes is sides[0] else [""] * sites
         image = heat_map(axes, values, title=title, across="prefix token", rows=rows, low=0, high=high)
     colour_bar(figure, image, sides, "mean attention")

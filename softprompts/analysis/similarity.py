@@ -9,15 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softprompts.analysis.drawing import (
-    SIGNED,
-    Picture,
-    as_csv,
-    cells,
-    colour_bar,
-    heat_map,
-    panels,
-)
+from softprompts.analysis.drawing import SIGNED, Picture, as_csv, cells, colour_bar, heat_map, panels
 from softprompts.analysis.saved import PromptTensors, Saved
 from softprompts.analysis.superposition import between, cosines
 from softprompts.errors import SoftPromptError

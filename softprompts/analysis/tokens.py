@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.analysis.drawing import (
-    Picture,
-    as_csv,
-    cells,
-    colour_bar,
-    file_name,
-    heat_map,
-)
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Method

@@ -27,7 +27,6 @@ KERNELS = ("sdpa", "eager")
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
 _BIASED_BY = "_softprompt_biased_by"
-_HELD = "_softprompt_prefix"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -90,20 +89,8 @@ def unmark_site(module: nn.Module) -> None:
     module.__dict__.pop(_BIASED_BY, None)
 
 
-def hold(module: nn.Module, prefix: Prefix | None) -> None:
-    """Makes ``module`` use this prefix, without asking, until `let_go`."""
-    module.__dict__[_HELD] = prefix
-
-
-def let_go(module: nn.Module) -> None:
-    """Undoes `hold`."""
-    module.__dict__.pop(_HELD, None)
-
-
 def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
     """What an attention site is going to add for a batch of so many rows; None where that is nothing."""
-    if _HELD in module.__dict__:
-        return cast("Prefix | None", module.__dict__[_HELD])
     site = module.__dict__.get(_SITE)
     return cast("Prefix | None", site[0](site[1], rows)) if site is not None else None
 
@@ -117,47 +104,53 @@ def _kernel(module: nn.Module, name: str) -> Kernel:
 def _with_prefix(name: str) -> Kernel:
     """The kernel of that name, with the prefix of the calling module in front of keys and values."""
 
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    def attend(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         prefix = prefix_at(module, query.shape[0])
         if prefix is None:
-            return _kernel(module, name)(module, query, key, value, attention_mask, **kwargs)
-
-        causal = kwargs.pop("is_causal", None)
-        causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
-        if attention_mask is None and causal and key.shape[2] > query.shape[2] > 1:
-            # First step into a preallocated cache: what lies behind the last query is still empty.
-            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        bias = kwargs.get("position_bias")
-        if bias is not None:
-            kwargs["position_bias"] = once(
-                prefix, "bias", (bias,), lambda: _widen_bias(bias[..., : key.shape[2]], prefix, module)
-            )
-        mask = once(
-            prefix,
-            ("mask", query.shape[2], key.shape[2], causal),
-            (attention_mask, prefix.mask),
-            lambda: _widen(attention_mask, prefix, query, key, causal),
-        )
-        if prefix.selectivity is not None:
-            return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
-        if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
-            mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
-        key = torch.cat([prefix_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
-        value = torch.cat([prefix_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
-        if name == "sdpa" and "plain" in ACCELERATED:
-            output = ACCELERATED["plain"](query, key, value, mask, **kwargs)
-            if output is not None:
-                return output, None
-        return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
+            return _kernel(module, name)(module, query, *args, **kwargs)
+        return attend_with(prefix, name, module, query, *args, **kwargs)
 
     return attend
+
+
+def attend_with(
+    prefix: Prefix,
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attends by the kernel of that name, with a prefix in front of keys and values."""
+    causal = kwargs.pop("is_causal", None)
+    causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
+    if attention_mask is None and causal and key.shape[2] > query.shape[2] > 1:
+        # First step into a preallocated cache: what lies behind the last query is still empty.
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+    bias = kwargs.get("position_bias")
+    if bias is not None:
+        kwargs["position_bias"] = once(
+            prefix, "bias", (bias,), lambda: _widen_bias(bias[..., : key.shape[2]], prefix, module)
+        )
+    mask = once(
+        prefix,
+        ("mask", query.shape[2], key.shape[2], causal),
+        (attention_mask, prefix.mask),
+        lambda: _widen(attention_mask, prefix, query, key, causal),
+    )
+    if prefix.selectivity is not None:
+        return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
+    if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
+        mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
+    key = torch.cat([prefix_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
+    value = torch.cat([prefix_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+    if name == "sdpa" and "plain" in ACCELERATED:
+        output = ACCELERATED["plain"](query, key, value, mask, **kwargs)
+        if output is not None:
+            return output, None
+    return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
 
 def once(

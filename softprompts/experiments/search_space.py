@@ -18,8 +18,8 @@ from softprompts.experiments.run_record import Run
 from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.about import Span
+from softprompts.methods.compose import make_config
 from softprompts.methods.contract import MethodConfig
-from softprompts.methods.making import make_config
 from softprompts.training import TrainConfig
 from softprompts.training.optim import HEAD
 

@@ -28,6 +28,7 @@ from softprompts.methods.baselines.smop import SMoPConfig as SMoPConfig
 from softprompts.methods.baselines.spot import SPoTConfig as SPoTConfig
 from softprompts.methods.compose import ComposedConfig as ComposedConfig
 from softprompts.methods.compose import compose as compose
+from softprompts.methods.compose import make_config as make_config
 from softprompts.methods.contract import SITE_KINDS as SITE_KINDS
 from softprompts.methods.contract import Answers as Answers
 from softprompts.methods.contract import Component as Component
@@ -39,7 +40,6 @@ from softprompts.methods.contract import Vocabulary as Vocabulary
 from softprompts.methods.ept import EPTConfig as EPTConfig
 from softprompts.methods.folded import FoldedConfig as FoldedConfig
 from softprompts.methods.folded import fold as fold
-from softprompts.methods.making import make_config as make_config
 from softprompts.methods.multi_mask import MultiMaskConfig as MultiMaskConfig
 from softprompts.methods.registry import methods as methods
 from softprompts.methods.registry import register as register

@@ -42,7 +42,7 @@ def require_sites(config: MethodConfig, shape: Shape) -> None:
 
 
 def prefix_table(config: MethodConfig, shape: Shape, std: float) -> nn.Parameter:
-    """A prefix ``(l, 2*S*w)`` drawn from N(0, std^2); see `split_prefix` for the order of its columns."""
+    """A prefix ``(l, 2*S*w)`` drawn from N(0, std^2); see `plain_prefix` for the order of its columns."""
     require_sites(config, shape)
     table = torch.empty(config.num_virtual_tokens, 2 * shape.num_sites * shape.kv_width)
     return nn.Parameter(nn.init.normal_(table, std=std))
@@ -75,13 +75,13 @@ class PrefixMethod(Method):
         return {} if self.prefix is None else {"prefix": Component([self.prefix], learning_rate=3e-2)}
 
 
-def split_prefix(table: Tensor, num_sites: int) -> tuple[Tensor, Tensor]:
-    """Keys and values ``(S, 1, l, w)`` of a table ``(l, 2*S*w)``.
+def plain_prefix(table: Tensor, num_sites: int) -> SoftPrompt:
+    """A prompt of keys and values ``(S, 1, l, w)`` alone, from a table ``(l, 2*S*w)``.
 
     A row of the table holds key 0, value 0, key 1, value 1, ... as in P-tuning v2, so its tables fit as they are.
     """
     keys, values = table.view(len(table), num_sites, 2, -1).permute(2, 1, 0, 3).unsqueeze(2).unbind(0)
-    return keys, values
+    return SoftPrompt(keys=keys, values=values)
 
 
 def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Tensor:
@@ -89,12 +89,6 @@ def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Te
     if noise and training:
         return logits + torch.randn_like(logits) * logits.detach()
     return functional.dropout(logits, dropout, training)
-
-
-def plain_prefix(table: Tensor, num_sites: int) -> SoftPrompt:
-    """A prompt of a prefix table alone."""
-    keys, values = split_prefix(table, num_sites)
-    return SoftPrompt(keys=keys, values=values)
 
 
 def gated(prompt: SoftPrompt, gates: Tensor) -> SoftPrompt:

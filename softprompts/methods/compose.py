@@ -50,7 +50,11 @@ def _configs(parts: Any) -> Any:
         return parts  # to be refused
     configs: list[MethodConfig] = []
     for part in parts:
-        config = _from_dict(part) if isinstance(part, Mapping) else part
+        config = part
+        if isinstance(part, Mapping):
+            if not isinstance(part.get("method"), str):
+                raise SoftPromptError("composed: a part without the name of its method")
+            config = config_of(part["method"], {name: value for name, value in part.items() if name != "method"})
         if not isinstance(config, MethodConfig):
             raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
         configs += config.parts if isinstance(config, ComposedConfig) else [config]
@@ -83,10 +87,9 @@ class ComposedConfig(MethodConfig):
             object.__setattr__(self, flag, any(getattr(part, flag, False) for part in self.parts))
         teachers = {part.taught_by() for part in self.parts} - {None}
         self.require(len(teachers) < 2, "its parts learn from different teachers; name one")
-        prefixes = [part for part in self.parts if part.uses_prefix and not part.modifies_prefix]
-        if len(prefixes) > 1:
-            both = " and ".join(part.method for part in prefixes)
-            self.require(False, f"{both} both are a prefix, and a prompt has one; leave one out")
+        prefixes = [part.method for part in self.parts if part.uses_prefix and not part.modifies_prefix]
+        both = " and ".join(prefixes)
+        self.require(len(prefixes) < 2, f"{both} both are a prefix, and a prompt has one; leave one out")
         owner = self.prefix_owner
         for part in self.modifiers:
             assert owner is not None
@@ -124,7 +127,7 @@ class ComposedConfig(MethodConfig):
         return []
 
     def setting(self, name: str) -> Any:
-        """A setting of a part, by its name as `from_names` takes it."""
+        """A setting of a part, by its name as `make_config` takes it."""
         first, dot, rest = name.partition(".")
         for part in self.parts:
             if part.method == first if dot else name in part.settable():
@@ -135,10 +138,6 @@ class ComposedConfig(MethodConfig):
     def input_tokens(self) -> int:
         """Number of tokens by which all parts make an input longer."""
         return sum(part.input_tokens for part in self.parts)
-
-    def build(self, shape: Shape) -> Method:
-        """The modules of the parts, freshly initialised in their order."""
-        return Composed(self, shape)
 
     def to_dict(self) -> dict[str, Any]:
         """The parts as plain JSON values, each with its method's name."""
@@ -157,7 +156,7 @@ class ComposedConfig(MethodConfig):
         return next((part.taught_by() for part in self.parts if part.taught_by() is not None), None)
 
 
-class Composed(Method):
+class Composed(Method, config=ComposedConfig):
     """The modules of the parts, by the names of their methods."""
 
     def __init__(self, config: ComposedConfig, shape: Shape):
@@ -233,12 +232,7 @@ _MERGED: dict[str, Callable[[Any, Any], Any]] = {"tokens": _concatenated, "updat
 
 
 def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
-    """One prompt with the fields of two.
-
-    Args:
-        one: the prompt of the parts before.
-        other: the prompt of the next part.
-        name: the method of the next part.
+    """One prompt with the fields of two, that of the parts before and that of the next part, the method ``name``.
 
     Raises:
         SoftPromptError: both have a field of which a prompt can have one.
@@ -259,22 +253,23 @@ def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
     return SoftPrompt(**fields)
 
 
-def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
-    """The config of "part+part" from settings such as "multi-mask.num_masks".
+def make_config(method: str, **fields: Any) -> MethodConfig:
+    """The config of a method by its name; of several with "+" between their names, see `compose`.
 
     Args:
-        method: names of methods with "+" between them.
-        fields: settings. One without a part's name in front is for every part that has it.
+        method: the name or names.
+        **fields: settings. In a composition, "multi-mask.num_masks" is one of a part, "num_masks" one of every part
+            that has it.
 
     Raises:
-        SoftPromptError: an unknown method or setting, or parts that do not go together.
+        SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.
     """
+    if JOINT not in method:
+        return config_of(method, fields)
     names, known = method.split(JOINT), methods()
     for name in names:
         if name not in known:
             raise SoftPromptError(f"unknown method '{name}' in '{method}'; {nearest(name, listed(known))}")
-        if names.count(name) > 1:
-            raise SoftPromptError(f"{method}: {name} is there twice")
     if set(fields) == {"parts"}:  # as it was saved
         config = ComposedConfig(parts=fields["parts"])
         if config.method != method:
@@ -291,12 +286,4 @@ def from_names(method: str, fields: Mapping[str, Any]) -> MethodConfig:
             raise SoftPromptError(f"{method}: none of its parts has a setting '{key}'")
         for name in owners:
             settings_of[name][rest if dot else key] = value
-    return compose(*(config_of(name, values) for name, values in settings_of.items()))
-
-
-def _from_dict(saved: Mapping[str, Any]) -> MethodConfig:
-    fields = dict(saved)
-    method = fields.pop("method", None)
-    if not isinstance(method, str):
-        raise SoftPromptError("composed: a part without the name of its method")
-    return config_of(method, fields)
+    return compose(*(config_of(name, settings_of[name]) for name in names))

@@ -191,6 +191,7 @@ class MethodConfig:
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # for type checkers, to which `settings` makes no dataclass
     method: ClassVar[str] = ""  # the method's name; `register` sets it
+    module: ClassVar[type[Any]]  # what `build` makes; ``class MyMethod(Method, config=MyConfig)`` sets it
     about: ClassVar[About | None] = None
     listed: ClassVar[bool] = True  # False for a config that users do not choose by name
     uses_prefix: ClassVar[bool] = False  # whether the prompt has keys and values
@@ -242,11 +243,11 @@ class MethodConfig:
 
     def build(self, shape: Shape) -> Method:
         """A freshly initialised module, drawing from torch's global random state."""
-        raise NotImplementedError
+        return self.module(self, shape)  # type: ignore[no-any-return]
 
     def build_modifier(self, shape: Shape) -> Method:
         """The module without a prefix of its own, for `Method.modify` on that of another method."""
-        raise NotImplementedError
+        return self.module(self, shape, own_prefix=False)  # type: ignore[no-any-return]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values.
@@ -281,6 +282,8 @@ class MethodConfig:
 class Method(nn.Module):
     """The trained module of a method, which turns the input (or nothing) into a `SoftPrompt`.
 
+    ``class MyMethod(Method, config=MyConfig)`` is what ``MyConfig.build`` makes, as ``MyMethod(config, shape)``.
+
     Attributes:
         per_row: True when `forward` needs the rows; then every row gets its own tensors. Otherwise `forward` is
             called with None, once per step.
@@ -297,6 +300,11 @@ class Method(nn.Module):
     changes: tuple[str, ...] = ()
     compares: tuple[str, ...] = ()
     compares_states: bool = False
+
+    def __init_subclass__(cls, config: type[MethodConfig] | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if config is not None:
+            config.module = cls
 
     def __init__(self, config: MethodConfig):
         super().__init__()

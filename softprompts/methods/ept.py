@@ -80,10 +80,7 @@ class EPTConfig(StartedConfig):
             "N": "num_spaces",
             "h": ("space_hidden_size", "max_length"),
         },
-        sizes=(
-            {"multi_space": False},
-            {"num_virtual_tokens": 40, "rank": 45, "multi_space": False},
-        ),
+        sizes=({"multi_space": False}, {"num_virtual_tokens": 40, "rank": 45, "multi_space": False}),
         once="A B, fusion and the networks",
         per_row="the sum E(x) + A B",
         folds_to="tokens (s, d) and update (m, d)",
@@ -116,7 +113,6 @@ class EPT(Method):
 
     def __init__(self, config: EPTConfig, shape: Shape):
         super().__init__(config)
-        self.fusion, self.fusion_mode = config.fusion, config.fusion_mode
         length, width = config.num_virtual_tokens, shape.hidden_size
         low_rank = config.decomposition and config.rank > 0
         source = sampled_rows(shape, config.source_tokens if low_rank else length, config.vocabulary_limit)
@@ -135,7 +131,7 @@ class EPT(Method):
         update = None if self.a is None or self.b is None else self.a @ self.b
         result = SoftPrompt(update=None if update is None else update.unsqueeze(0))
         if self.prompt is not None:
-            prompt = self.prompt if update is None or not self.fusion else self.fuse(self.prompt, update)
+            prompt = self.prompt if update is None or not self.config.fusion else self.fuse(self.prompt, update)
             if self.gate is not None:
                 spaces = torch.stack([space(self.prompt) for space in self.spaces])
                 prompt = prompt + torch.einsum("pn,npd->pd", self.gate(self.prompt).softmax(-1), spaces)
@@ -150,8 +146,9 @@ class EPT(Method):
 
     def fuse(self, prompt: Tensor, update: Tensor) -> Tensor:
         """``P_f (s, d)`` from ``P_s (s, d)`` and ``A B (m, d)`` (Eq. 3-4)."""
-        weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if self.fusion_mode == "axis_p" else 1)
-        return prompt + (weights @ update if self.fusion_mode == "values_ab" else weights.sum(1, keepdim=True) * prompt)
+        mode = self.config.fusion_mode
+        weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if mode == "axis_p" else 1)
+        return prompt + (weights @ update if mode == "values_ab" else weights.sum(1, keepdim=True) * prompt)
 
     def components(self) -> dict[str, Component]:
         """The prompt, the factors and the spaces, as far as they are in use."""

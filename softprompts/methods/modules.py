@@ -60,14 +60,9 @@ class BottleneckMethod(ModuleMethod):
         self.down_bias, self.up_bias = nn.ParameterDict(), nn.ParameterDict()
 
     def add(self, part: Part, width: int, std: float, downs: tuple[int, ...] = (), ups: tuple[int, ...] = ()) -> None:
-        """Makes the bottleneck behind a module.
+        """Makes the bottleneck of ``width`` behind a module: weights from N(0, std^2), biases 0.
 
-        Args:
-            part: the module.
-            width: ``b``, width inside.
-            std: the weights are drawn from N(0, std^2), biases are 0.
-            downs: number of equal down-projections, where there is more than one.
-            ups: number of equal up-projections, likewise.
+        ``downs`` and ``ups`` are the numbers of equal projections, where there is more than one.
         """
         name, out = key(part.path), part.out_features
         down, up = (nn.init.normal_(torch.empty(size), std=std) for size in ((width, out), (out, width)))
@@ -81,7 +76,13 @@ class BottleneckMethod(ModuleMethod):
         name = key(path)
         projections = ((self.down[name], self.down_bias[name]), (self.up[name], self.up_bias[name]))
         (down, down_bias), (up, up_bias) = (self.choose(weight, bias) for weight, bias in projections)
-        return functools.partial(_behind, self.activation, down, down_bias, up, up_bias)
+
+        def behind(frozen: Frozen, x: Tensor) -> Tensor:
+            h = frozen(x)
+            inner = self.activation(functional.linear(h.to(down.dtype), down, down_bias))
+            return h + functional.linear(inner, up, up_bias).to(h.dtype)
+
+        return behind
 
     def choose(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The weight and bias of a projection that a pass takes."""
@@ -139,20 +140,6 @@ def ways_with(trained: nn.ParameterDict, names: Mapping[str, Mapping[str, str]])
         path: functools.partial(_replaced, {name: trained[copy] for name, copy in copied.items()})
         for path, copied in names.items()
     }
-
-
-def _behind(
-    activation: Callable[[Tensor], Tensor],
-    down: Tensor,
-    down_bias: Tensor,
-    up: Tensor,
-    up_bias: Tensor,
-    frozen: Frozen,
-    x: Tensor,
-) -> Tensor:
-    h = frozen(x)
-    inner = activation(functional.linear(h.to(down.dtype), down, down_bias))
-    return h + functional.linear(inner, up, up_bias).to(h.dtype)
 
 
 def _replaced(tensors: Mapping[str, Tensor], frozen: Frozen, *args: Any, **kwargs: Any) -> Tensor:

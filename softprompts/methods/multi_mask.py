@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from softprompts.methods.about import About, Space, View
 from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -54,11 +54,7 @@ class MultiMaskConfig(MethodConfig):
         trained="the prefix P (l, 2*S*w), k masks theta_j (l, S) and the router L_mu (k, d)",
         count="2*S*l*w + k*l*S + k*d",
         symbols={"k": "num_masks"},
-        sizes=(
-            {"sites": ("decoder.self",)},
-            {"num_virtual_tokens": 20, "num_masks": 1},
-            {"num_virtual_tokens": 5},
-        ),
+        sizes=({"sites": ("decoder.self",)}, {"num_virtual_tokens": 20, "num_masks": 1}, {"num_virtual_tokens": 5}),
         per_row="router and gate (l, S)",
         folds_to="prefix, with one mask only",
         differs="One mask entry gates key and value of a token at one site, as in the paper; released code tiles the "
@@ -69,16 +65,8 @@ class MultiMaskConfig(MethodConfig):
     )
     modifies_prefix = True
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return MultiMask(self, shape)
 
-    def build_modifier(self, shape: Shape) -> Method:
-        """Masks and router alone."""
-        return MultiMask(self, shape, own_prefix=False)
-
-
-class MultiMask(PrefixMethod):
+class MultiMask(PrefixMethod, config=MultiMaskConfig):
     """Prefix ``(l, 2*S*w)``, masks ``(k, l, S)`` and router ``d -> k``."""
 
     config: MultiMaskConfig

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from softprompts.methods.about import About, Space, View
 from softprompts.methods.common import PrefixMethod, penalised
-from softprompts.methods.contract import Method, MethodConfig, Rows, Shape
+from softprompts.methods.contract import MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -60,16 +60,8 @@ class SelectivePrefixConfig(MethodConfig):
     )
     modifies_prefix = True
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return SelectivePrefix(self, shape)
 
-    def build_modifier(self, shape: Shape) -> Method:
-        """The mask and the loss alone, without any parameter."""
-        return SelectivePrefix(self, shape, own_prefix=False)
-
-
-class SelectivePrefix(PrefixMethod):
+class SelectivePrefix(PrefixMethod, config=SelectivePrefixConfig):
     """A prefix table, with the mask and the loss."""
 
     def __init__(self, config: SelectivePrefixConfig, shape: Shape, own_prefix: bool = True):

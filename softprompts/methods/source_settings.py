@@ -93,12 +93,7 @@ class StartedConfig(FilesConfig):
     decisive: ClassVar[tuple[str, ...]] = ()  # settings that change the meaning of tensors without changing their sizes
 
     def started(self, method: MethodT, shape: Shape, fresh: Collection[str] = ()) -> MethodT:
-        """A new module with the tensors of the source, where there is one.
-
-        Args:
-            method: the module.
-            shape: what it was built for.
-            fresh: names of tensors that stay as they are.
+        """A new module with the tensors of the source, where there is one; those named in ``fresh`` stay as they are.
 
         Raises:
             SoftPromptError: the source is of another method, backbone or shape.

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
+from softprompts.methods.compose import make_config
 from softprompts.methods.contract import Method, MethodConfig, Shape, Vocabulary
 from softprompts.methods.folded import fold
-from softprompts.methods.making import make_config
 from softprompts.storage.saved_prompt import prompt_folder, read, read_config
 
 _SAME = ("model_type", "vocabulary")  # facts in which the backbones of prompts that go together agree
@@ -47,13 +47,7 @@ def name_of(path: str) -> str:
 
 
 def rebuilt(config: MethodConfig, saved: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> Method:
-    """The module of a saved prompt on the CPU, with its tensors but without its backbone.
-
-    Args:
-        config: its settings.
-        saved: the content of its config file.
-        tensors: those of its tensor file.
-        name: begins the error.
+    """The module of a saved prompt on the CPU, without its backbone; ``saved`` is what its config file says.
 
     Raises:
         SoftPromptError: config and tensors do not fit each other.
@@ -103,10 +97,8 @@ def load_methods(
         saved, tensors = read(prompt_folder(path))
         backbone = saved["backbone"]
         first = first or backbone
-        if backbone.get("hidden_size") != width:
-            raise SoftPromptError(
-                f"{source} is for a backbone of width {backbone.get('hidden_size')}, this one has {width}"
-            )
+        if (size := backbone.get("hidden_size")) != width:
+            raise SoftPromptError(f"{source} is for a backbone of width {size}, this one has {width}")
         if not _alike(backbone, first):
             raise SoftPromptError(
                 f"{owner}: the sources {paths[0]} and {path} were trained on different backbones "
@@ -131,23 +123,11 @@ def load_methods(
 
 
 def load_tokens(
-    owner: str,
-    paths: Sequence[str],
-    width: int,
-    length: int | None = None,
-    identity: Mapping[str, Any] | None = None,
+    owner: str, paths: Sequence[str], width: int, length: int | None = None, identity: Mapping[str, Any] | None = None
 ) -> list[Tensor]:
-    """The input tokens that some sources fold to.
+    """The input tokens ``(l, d)`` that each of some sources folds to, in float32.
 
-    Args:
-        owner: the method that loads them, which begins the errors.
-        paths: the sources.
-        width: ``d`` of the backbone that they are loaded for.
-        length: repeat the tokens of a shorter source from its first on, and cut a longer one; None: as they are.
-        identity: what saved prompts record of that backbone; None or empty where it is not known.
-
-    Returns:
-        Tokens ``(l, d)`` of each, in float32.
+    With a ``length``, those of a shorter source are repeated from its first on, and those of a longer one cut.
 
     Raises:
         SoftPromptError: see `load_methods`; or a source depends on the input or has more than tokens.

@@ -66,18 +66,14 @@ class SuperPosConfig(MethodConfig):
         # Without softmax zero weights make a zero prompt, which passes no gradient to the embeddings.
         self.require(self.softmax or self.weights_init != "zeros", "weights_init='zeros' needs softmax=True")
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return SuperPos(self, shape)
 
-
-class SuperPos(Method):
+class SuperPos(Method, config=SuperPosConfig):
     """Embeddings ``(l, m, d)`` and weights ``(l, m)``."""
+
+    config: SuperPosConfig
 
     def __init__(self, config: SuperPosConfig, shape: Shape):
         super().__init__(config)
-        self.softmax = config.softmax
-        self.weight_decay = config.weight_decay
         length, tokens = config.num_virtual_tokens, config.num_sampled_tokens
         rows = sampled_rows(shape, tokens, config.vocabulary_limit)
         self.embeddings = nn.Parameter(rows.repeat(length, 1, 1))
@@ -95,7 +91,7 @@ class SuperPos(Method):
 
     def shares(self) -> Tensor:
         """``p' (l, m)``, normalised where the config says so."""
-        return self.weights.softmax(-1) if self.softmax else self.weights
+        return self.weights.softmax(-1) if self.config.softmax else self.weights
 
     def views(self, rows: Rows | None = None) -> list[View]:
         """The weights (their cosines are the paper's Figure 2d), and the embeddings that they are for."""
@@ -106,5 +102,5 @@ class SuperPos(Method):
         """The embeddings, and the weights with their decay."""
         return {
             "embeddings": Component([self.embeddings], learning_rate=3e-3),
-            "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.weight_decay),
+            "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.config.weight_decay),
         }

@@ -24,7 +24,7 @@ from softprompts.backbones import sharded
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
 from softprompts.injection.state import state_of
-from softprompts.methods.making import make_config
+from softprompts.methods.compose import make_config
 from softprompts.model.card import card
 from softprompts.storage.files import write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of

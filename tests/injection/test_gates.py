@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import softprompts as sp
 from softprompts.injection.speedups.gated_prefix import gate
 from softprompts.injection.state import state_of
-from softprompts.methods.common import prefix_table, split_prefix
+from softprompts.methods.common import plain_prefix, prefix_table
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -48,7 +48,9 @@ class Gated(sp.Method):
 
     def forward(self, rows: sp.Rows | None = None) -> SoftPrompt:
         assert rows is not None
-        keys, values = split_prefix(self.table, self.num_sites)
+        prefix = plain_prefix(self.table, self.num_sites)
+        keys, values = prefix.keys, prefix.values
+        assert keys is not None and values is not None
         gates = self.scale * (1 + rows.mean().sum(-1)[:, None])
         if self.multiplied:
             return SoftPrompt(

@@ -291,7 +291,7 @@ def test_only_one_selectivity(shape):
         method()
 
 
-def test_from_names():
+def test_make_config_of_a_composition():
     config = sp.make_config("superpos+multi-mask", **{"multi-mask.num_masks": 2, "num_virtual_tokens": 7})
     assert config == compose(SuperPosConfig(num_virtual_tokens=7), MultiMaskConfig(num_virtual_tokens=7, num_masks=2))
     assert config.setting("multi-mask.num_masks") == 2

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from softprompts.methods.about import About, Space
 from softprompts.methods.common import divergence
-from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
+from softprompts.methods.contract import Answers, Component, Rows, Shape
 from softprompts.methods.modules import Activation, BottleneckMethod, ModuleConfig, with_role
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -65,12 +65,8 @@ class AdaMixConfig(ModuleConfig):
         "the released code, only RoBERTa's has it.",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return AdaMix(self, shape)
 
-
-class AdaMix(BottleneckMethod):
+class AdaMix(BottleneckMethod, config=AdaMixConfig):
     """By the path of the module they follow: ``W_down`` ``(N, b, d)``, ``W_up`` ``(N|1, d, b)`` and their biases."""
 
     def __init__(self, config: AdaMixConfig, shape: Shape):

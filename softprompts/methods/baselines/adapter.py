@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from softprompts.methods.about import About, Space
-from softprompts.methods.contract import Component, Method, Rows, Shape
+from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.modules import NORM, Activation, BottleneckMethod, ModuleConfig, copies, ways_with, with_role
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -54,10 +54,6 @@ class AdapterConfig(ModuleConfig):
         per_row="two thin products per adapter",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return Adapter(self, shape)
-
 
 @register("adapterdrop")
 @settings
@@ -83,37 +79,25 @@ class AdapterDropConfig(AdapterConfig):
         per_row="two thin products per adapter that is left",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised.
 
-        Raises:
-            SoftPromptError: no layer would be left.
-        """
-        return Adapter(self, shape, self.dropped_layers, self.robust)
+class Adapter(BottleneckMethod, config=AdapterConfig):
+    """The adapters, and the copies of the norms."""
 
-
-class Adapter(BottleneckMethod):
-    """The adapters, and the copies of the norms.
-
-    Args:
-        config: the settings.
-        shape: the sizes.
-        dropped: number of layers that are left out.
-        robust: leave out a random number in training.
-    """
-
-    def __init__(self, config: AdapterConfig, shape: Shape, dropped: int = 0, robust: bool = False):
+    def __init__(self, config: AdapterConfig, shape: Shape):
         super().__init__(config, config.activation)
-        self.dropped, self.robust = dropped, robust
+        self.dropped, self.robust = 0, False
+        if isinstance(config, AdapterDropConfig):
+            self.dropped, self.robust = config.dropped_layers, config.robust
         followed = [
             part
             for part in with_role(config, shape, ("attention.output", "ffn.out"))
             if config.cross or not part.site.endswith(".cross")
         ]
         self.num_layers = 1 + max((part.layer or 0 for part in followed), default=0)
-        config.require(dropped < self.num_layers, f"dropped_layers must be less than {self.num_layers}, not {dropped}")
-        if not robust:
-            followed = [part for part in followed if (part.layer or 0) >= dropped]
+        fits = self.dropped < self.num_layers
+        config.require(fits, f"dropped_layers must be less than {self.num_layers}, not {self.dropped}")
+        if not self.robust:
+            followed = [part for part in followed if (part.layer or 0) >= self.dropped]
         self.layers = {part.path: part.layer or 0 for part in followed}
         for part in followed:
             self.add(part, max(1, part.out_features // config.reduction), config.init_std)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from softprompts.methods.about import About, View
 from softprompts.methods.common import PrefixMethod, gated, gated_by_states
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import GateOf, SoftPrompt
 from softprompts.validation import settings
@@ -74,16 +74,8 @@ class AdaptivePrefixConfig(MethodConfig):
         """Whether the gates depend on what the sites are called with."""
         return self.token_gate and self.hidden_state
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return AdaptivePrefix(self, shape)
 
-    def build_modifier(self, shape: Shape) -> Method:
-        """The gates alone."""
-        return AdaptivePrefix(self, shape, own_prefix=False)
-
-
-class AdaptivePrefix(PrefixMethod):
+class AdaptivePrefix(PrefixMethod, config=AdaptivePrefixConfig):
     """Prefix ``(l, 2*S*w)``, projection ``W (S, d, l)`` or free gates ``(S, l)``, scales ``(S,)``; None where off.
 
     With all gates it starts as a plain prefix: ``sigmoid(0) = 1/2``, times a scale of 2.

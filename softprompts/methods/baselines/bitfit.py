@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
 from softprompts.methods.about import About
-from softprompts.methods.contract import Component, Method, Rows, Shape
+from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.modules import LINEAR, NORM, ModuleConfig, ModuleMethod, key
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Frozen, Part, SoftPrompt
@@ -42,12 +42,8 @@ class BitFitConfig(ModuleConfig):
         differs="what is added to a bias is kept, and not the bias: weight decay pulls to the frozen model's biases",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module; it starts at zero."""
-        return BitFit(self, shape)
 
-
-class BitFit(ModuleMethod):
+class BitFit(ModuleMethod, config=BitFitConfig):
     """The vector ``(out,)`` that is added to the output of each module, by its path."""
 
     def __init__(self, config: BitFitConfig, shape: Shape):

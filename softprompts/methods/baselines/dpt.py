@@ -57,12 +57,8 @@ class DPTConfig(MethodConfig):
             f"rank={self.rank} is more than num_virtual_tokens={self.num_virtual_tokens}; set it lower",
         )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return DPT(self, shape)
 
-
-class DPT(Method):
+class DPT(Method, config=DPTConfig):
     """Factors ``A (l, b)`` and ``B (b, d)``."""
 
     def __init__(self, config: DPTConfig, shape: Shape):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from softprompts.methods.about import About
-from softprompts.methods.contract import Component, Method, Rows, Shape
+from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.modules import ModuleConfig, ModuleMethod, copies, ways_with
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Part, SoftPrompt
@@ -43,12 +43,8 @@ class FullConfig(ModuleConfig):
         differs="tables of relative positions, which rows share (T5-base: 768 numbers), stay frozen by default",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module; it starts as the backbone is."""
-        return Full(self, shape)
 
-
-class Full(ModuleMethod):
+class Full(ModuleMethod, config=FullConfig):
     """The copies, by path and name."""
 
     def __init__(self, config: FullConfig, shape: Shape):

@@ -27,10 +27,7 @@ class HeadOnlyConfig(MethodConfig):
 
     searched: ClassVar[Space] = {"learning_rates.head": RATES}
     about = About(
-        paper="the usual linear baseline",
-        equation="y = head(f(x))",
-        trained="nothing but the task head",
-        count="0",
+        paper="the usual linear baseline", equation="y = head(f(x))", trained="nothing but the task head", count="0"
     )
 
     def build(self, shape: Shape) -> Method:

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
 from softprompts.methods.about import About, Space
-from softprompts.methods.contract import Component, Method, Rows, Shape
+from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.modules import ModuleConfig, ModuleMethod, key, with_role
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import Frozen, Part, PartWay, SoftPrompt
@@ -60,12 +60,8 @@ class LoraConfig(ModuleConfig):
         "a run draws the same whatever else is in the batch",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return Lora(self, shape)
 
-
-class Lora(ModuleMethod):
+class Lora(ModuleMethod, config=LoraConfig):
     """``A`` ``(r, in)`` and ``B`` ``(out, r)`` of every target, by its path."""
 
     def __init__(self, config: LoraConfig, shape: Shape):

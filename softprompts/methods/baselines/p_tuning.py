@@ -62,12 +62,8 @@ class PTuningConfig(MethodConfig):
             layers > 1 or not self.lstm_dropout, "lstm_dropout needs encoder='lstm' and lstm_layers of 2 or more"
         )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return PTuning(self, shape)
 
-
-class PTuning(Method):
+class PTuning(Method, config=PTuningConfig):
     """Embeddings ``(l, d)``, the LSTM (None with an MLP), and the linear layers, all with torch's own start."""
 
     def __init__(self, config: PTuningConfig, shape: Shape):

@@ -58,12 +58,8 @@ class ResidualConfig(MethodConfig):
         differs="Starting rows are different tokens (released code: drawn with replacement).",
     )
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return Residual(self, shape)
 
-
-class Residual(Method):
+class Residual(Method, config=ResidualConfig):
     """Prompt ``(l, d)`` and ``n`` networks, side by side: 1 or ``l``.
 
     Their weights are ``down (n, d, b)``, ``up (n, b, d)`` and biases ``(n, 1, b)``, ``(n, 1, d)``, starting as linear

@@ -68,21 +68,15 @@ class SMoPConfig(MethodConfig):
         super().__post_init__()
         self.require(self.top_k <= self.num_prompts, f"top_k={self.top_k} is more than num_prompts={self.num_prompts}")
 
-    def build(self, shape: Shape) -> Method:
-        """The module, freshly initialised."""
-        return SMoP(self, shape)
 
-
-class SMoP(Method):
+class SMoP(Method, config=SMoPConfig):
     """Prompts ``(k, l, d)`` and router ``d -> k``."""
 
     per_row = True
+    config: SMoPConfig
 
     def __init__(self, config: SMoPConfig, shape: Shape):
         super().__init__(config)
-        self.top_k = config.top_k
-        self.dropout = config.router_dropout
-        self.noise = config.router_noise
         size = (config.num_prompts, config.num_virtual_tokens, shape.hidden_size)
         if config.init == "random":
             prompts = torch.randn(size)
@@ -102,9 +96,9 @@ class SMoP(Method):
     def route(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """``p (R, k)``, and which of the prompts each row gets: 0 or 1, ``(R, k)``."""
         logits = self.router(rows.mean().to(self.router.weight))
-        logits = perturbed(logits, self.dropout, self.noise, self.training)
+        logits = perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training)
         # Stable: of two equal ones the first is taken, whatever the batch.
-        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.config.top_k]
         return logits.softmax(-1), torch.zeros_like(logits).scatter(1, chosen, 1.0)
 
     def views(self, rows: Rows | None = None) -> list[View]:

@@ -63,10 +63,10 @@ class SPoTConfig(SourcedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target is not None:
-            self.require(self.combine != "average", "combine='average' has no use for a target")
-        elif self.combine != "average" and not self.restored:
-            self.require(False, f"combine='{self.combine}' needs target, a prompt of the target task to be similar to")
+        average, target = self.combine == "average", self.target is not None
+        self.require(not (average and target), "combine='average' has no use for a target")
+        known = average or target or self.restored > 0
+        self.require(known, f"combine='{self.combine}' needs target, a prompt of the target task to be similar to")
 
     def build(self, shape: Shape) -> Method:
         """The module, with the prompt that the sources make."""

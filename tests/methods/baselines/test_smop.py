@@ -28,7 +28,7 @@ def naive(method, logits):
     for row in logits.tolist():
         total = sum(math.exp(x) for x in row)
         p = [math.exp(x) / total for x in row]
-        chosen = sorted(range(len(p)), key=lambda j: -p[j])[: method.top_k]
+        chosen = sorted(range(len(p)), key=lambda j: -p[j])[: method.config.top_k]
         out.append([[sum(p[c] * prompts[c][i][x] for c in chosen) for x in range(D)] for i in range(len(prompts[0]))])
     return torch.tensor(out, dtype=torch.float64)
 
@@ -50,7 +50,7 @@ def test_every_row_takes_its_own_prompt(shape, fields):
     many = Rows(torch.randn(12, 4, D, dtype=torch.float64), torch.rand(12, 4) < 0.6)
     method = built(shape, **fields).eval()
     torch.testing.assert_close(method(many).tokens, naive(method, naive_logits(method, many)))
-    if method.top_k == 1:
+    if method.config.top_k == 1:
         assert len(set(naive_logits(method, many).argmax(1).tolist())) == 3
 
 
