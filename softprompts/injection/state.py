@@ -1,15 +1,15 @@
 """What an attached model remembers, and which pass is under way.
 
-The pass under way belongs to the call and not to the model: it is held in a context variable, so that threads that
-share a model do not meet. `Scope` objects form a stack: around the whole of a ``generate`` (``inside=False``), and
+The pass under way belongs to the call and not to the model: each thread has its own, so that threads that share a model
+do not meet (torch.compile can trace a thread's own values, and no context variables). `Scope` objects form a stack: around the whole of a ``generate`` (``inside=False``), and
 inside the forward pass of the model.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -57,7 +57,11 @@ class LastLayer(Protocol):
         """Leaves the layer as it was."""
 
 
-_SCOPE: ContextVar[Scope | None] = ContextVar("softprompts_scope", default=None)
+class _Innermost(threading.local):
+    scope: Scope | None = None
+
+
+_INNERMOST = _Innermost()
 
 
 class State:
@@ -98,7 +102,7 @@ class State:
     @property
     def scope(self) -> Scope | None:
         """The innermost scope of this model in the call under way."""
-        scope = _SCOPE.get()
+        scope = _INNERMOST.scope
         while scope is not None and scope.state is not self:
             scope = scope.outer
         return scope
@@ -120,11 +124,12 @@ class State:
     @contextlib.contextmanager
     def activate(self, pass_: Pass | None, inside: bool = True) -> Iterator[None]:
         """Within this context, hooks and attention sites see ``pass_``; with ``inside=False``, forward passes do."""
-        token = _SCOPE.set(Scope(self, pass_, inside, _SCOPE.get()))
+        outer = _INNERMOST.scope
+        _INNERMOST.scope = Scope(self, pass_, inside, outer)
         try:
             yield
         finally:
-            _SCOPE.reset(token)
+            _INNERMOST.scope = outer
 
     @contextlib.contextmanager
     def under(self, names: str | Sequence[str | None]) -> Iterator[None]:
@@ -134,12 +139,12 @@ class State:
 
     def enter(self, pass_: Pass) -> None:
         """Begins a scope in a hook, where no context manager can be; the hook behind the module calls `leave`."""
-        _SCOPE.set(Scope(self, pass_, True, _SCOPE.get(), by_hook=True))
+        _INNERMOST.scope = Scope(self, pass_, True, _INNERMOST.scope, by_hook=True)
 
     def leave(self) -> None:
         """Ends the scope that `enter` began."""
         scope = self.scope
-        _SCOPE.set(None if scope is None else scope.outer)
+        _INNERMOST.scope = None if scope is None else scope.outer
 
     def open(self, names: str | Sequence[str | None] | None, context_mask: Any = None) -> Pass | None:
         """A pass for the named prompts, or for the active one; None when no row has a prompt.
