@@ -12,14 +12,7 @@ from typing import Any
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
-from softprompts.plotting import (
-    Point,
-    draw_points,
-    have_matplotlib,
-    new_figure,
-    plain,
-    png,
-)
+from softprompts.plotting import Point, draw_points, have_matplotlib, new_figure, plain, png
 from softprompts.storage.files import write_atomic, write_text_atomic
 from softprompts.storage.tables import csv_text, markdown_table
 from softprompts.training import TrainConfig

@@ -46,11 +46,7 @@ class EncodedRows:
         encoded = self.split(split, length)
         score = marker(self.task, getattr(self.task, split), encoded, self.tokenizer, self.kind)
         return Evaluation(
-            encoded.features,
-            score=score,
-            batch_size=batch_size,
-            label_ids=self.label_ids,
-            new_tokens=self.new_tokens,
+            encoded.features, score=score, batch_size=batch_size, label_ids=self.label_ids, new_tokens=self.new_tokens
         )
 
     def cut_note(self, splits: Sequence[str], length: int) -> str:

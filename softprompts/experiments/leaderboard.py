@@ -10,12 +10,7 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
-from softprompts.storage.files import (
-    replace_folder,
-    require_folder,
-    write_json_atomic,
-    write_text_atomic,
-)
+from softprompts.storage.files import replace_folder, require_folder, write_json_atomic, write_text_atomic
 from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.storage.tables import csv_text, markdown_table
 

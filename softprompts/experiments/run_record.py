@@ -104,10 +104,6 @@ def load_checked(path: Path) -> dict[str, Any]:
 def surroundings() -> dict[str, Any]:
     """Versions of the libraries, and where Accelerate trains: "cpu", or the kind of device and its name."""
     device = shared_state().device
-    versions = {
-        "softprompts": __version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }
+    versions = {"softprompts": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
     name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
     return {"versions": versions, "device": name}
