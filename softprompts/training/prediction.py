@@ -17,7 +17,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt, require
 from softprompts.injection.state import state_of
 from softprompts.tasks.batches import IGNORED, collate, inputs_of, length_of
-from softprompts.training.losses import model_inputs, pass_losses
+from softprompts.training.losses import model_inputs, run_pass
 
 Feature = Mapping[str, Any]
 
@@ -132,13 +132,7 @@ def predict(
 
 
 def prediction_of(features: Sequence[Feature], scores: list[Tensor], valued: bool = False) -> Prediction:
-    """The prediction that scores make, of rows of one form.
-
-    Args:
-        features: the rows.
-        scores: ``(P, C)`` of each row, see `Prediction`.
-        valued: whether a score is a value, not that of the only class.
-    """
+    """The prediction that ``scores`` make, see `Prediction`; with ``valued`` one is a value, not that of a class."""
     if "places" in features[0]:
         return Prediction([row.argmax(1).tolist() for row in scores], None, scores)
     if "choices" in features[0]:
@@ -162,19 +156,9 @@ def score_rows(
 ) -> list[Tensor]:
     """One pass over rows of many prompts, whose heads may be of different kinds: classes, values, choices, places.
 
-    The model is to be in eval mode, and gradients to be off.
-
-    Args:
-        model: a model with the prompts attached.
-        features: rows as for `predict`; under a head that scores every token each has ``places``.
-        names: the prompt of each row.
-        pad_id: fills shorter rows.
-        label_ids: for language models, the token ids of each answer that a row may have, row by row.
-        padding_side: "right" or "left".
-
-    Returns:
-        The scores of each row, as in `Prediction`, float64 on the CPU; with ``label_ids`` the log-likelihood of each
-        answer, ``(1, L)``.
+    The model is to be in eval mode, and gradients to be off. ``names`` has the prompt of each row, ``label_ids`` the
+    token ids of each answer that each row may have; for the rest see `predict`. Returns the scores of each row, as in
+    `Prediction`; with ``label_ids`` the log-likelihood of each answer, ``(1, L)``.
     """
     rows = [_context(model.backbone_kind, feature) for feature in features]
     if label_ids is None:
@@ -276,7 +260,7 @@ def _label_scores(
         owners = None
     else:
         owners = [name for name, answers in zip(names, label_ids, strict=True) for _ in answers]
-    return -pass_losses(model, batch, owners)
+    return -run_pass(model, batch, owners).losses
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:
