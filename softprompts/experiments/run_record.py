@@ -50,8 +50,7 @@ def resolved(
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as plain values; its hash is the run's id.
 
-    The arguments are those of `softprompts.experiments.workbench.Workbench`, which need not be loaded, and the
-    `rows_identity` of its task.
+    The arguments are those of a `Workbench`, which need not be loaded, and the `rows_identity` of its task.
     """
     return {
         "model": packaged.model_name(model),
@@ -88,17 +87,12 @@ def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequen
 
 
 def load_checked(path: Path) -> dict[str, Any]:
-    """The result of a finished run.
-
-    Raises:
-        SoftPromptError: it lacks what tables need.
-    """
-    result: Any = run_folder.load_result(path)
-    lacks = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
-    if lacks:
-        raise SoftPromptError(f"{path / run_folder.RESULT} lacks '{lacks[0]}'; delete the folder to train again")
-    checked: dict[str, Any] = result
-    return checked
+    """The result of a finished run, which must have what tables need."""
+    result = run_folder.load_result(path)
+    for key in _NEEDED:
+        if not isinstance(result, dict) or key not in result:
+            raise SoftPromptError(f"{path / run_folder.RESULT} lacks '{key}'; delete the folder to train again")
+    return result
 
 
 def surroundings() -> dict[str, Any]:

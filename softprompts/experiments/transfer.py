@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, require_whole
-from softprompts.experiments.compare import score_of
+from softprompts.experiments.compare import mean_and_spread, score_of
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, PromptTuningConfig, SPoTConfig
@@ -74,11 +74,8 @@ class Transfer:
 
     def cell(self, source: str, target: Target, shots: int) -> str:
         """Mean x 100, with the standard deviation where there are several seeds."""
-        scores = self.scores.get((source, target.name, shots), ())
-        if not scores:
-            return "-"
-        text = f"{100 * statistics.fmean(scores):.1f}"
-        return f"{text} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else text
+        scores = self.scores.get((source, target.name, shots))
+        return mean_and_spread(scores) if scores else "-"
 
     def best(self, target: Target, shots: int) -> str | None:
         """The source with the highest mean on a target; None where nothing was measured."""
@@ -104,11 +101,10 @@ class Transfer:
         if any(self.shots):
             text += (
                 f" With training rows: prompt tuning of {self.steps} steps that starts from the source ({NONE}: from "
-                "the vocabulary) with a fresh head, scored after the last step"
+                "the vocabulary) with a fresh head, scored after the last step; "
             )
-            text += (
-                f"; mean ± standard deviation over {len(self.seeds)} seeds." if len(self.seeds) > 1 else "; one seed."
-            )
+            seeds = len(self.seeds)
+            text += f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."
         if 0 in self.shots:
             text += " Without: the source's prompt and head as they are, where the tasks have the same labels."
         return text
@@ -224,14 +220,9 @@ def transfer(
             score = None if result is None else score_of(result, target.task.metrics[0])
             if score is not None:
                 scores[name, task, count] = (*scores.get((name, task, count), ()), score)
+    columns = tuple(map(_target, benches))
     return Transfer(
-        workbench.name,
-        (NONE, *names),
-        tuple(map(_target, benches)),
-        tuple(shots),
-        tuple(seeds),
-        training.max_steps or 0,
-        scores,
+        workbench.name, (NONE, *names), columns, tuple(shots), tuple(seeds), training.max_steps or 0, scores
     )
 
 

@@ -374,11 +374,10 @@ class Workbench:
     def _record(self, name: str, run: Run, length: int) -> dict[str, Any]:
         """What result.json says of an experiment beside its outcome; its prompt is on the model."""
         config = self.resolved(run.method, run.training)
+        shown = ("model", "quantize", "task", "method", "settings", "rows")
         backbone = sum(size(p) for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         return {
-            **{
-                key: config[key] for key in ("model", "quantize", "task", "method", "settings", "rows") if key in config
-            },
+            **{key: config[key] for key in shown if key in config},
             "data": self.data.to_dict(),
             "files": sorted(self.data.places()),
             "max_length_asked": self.max_length,
