@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def compare(
         KeyboardInterrupt: interrupted; the same call goes on where it was.
     """
     # Seed by seed, so that an interrupted comparison has as much of every method as there is.
-    runs = [Run(method, training).with_seed(seed) for seed in seeds for method, training in methods]
+    runs = [Run(method, replace(training, seed=seed)) for seed in seeds for method, training in methods]
     ended = workbench.run_all(
         runs, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=on_result
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,6 @@ class Run:
 
     method: MethodConfig
     training: TrainConfig
-
-    def with_seed(self, seed: int) -> Run:
-        """The same experiment from another seed."""
-        return Run(self.method, replace(self.training, seed=seed))
 
 
 def resolved(

@@ -61,10 +61,8 @@ def rungs(
             )
         return (steps,), eval_every
     shares = [steps / eta**power for power in range(count, 0, -1)]
-    if eval_every is None:
-        every = int(shares[0])
-        return (*(int(share / every) * every for share in shares), steps), every
-    return (*(math.ceil(share / eval_every) * eval_every for share in shares), steps), eval_every
+    every, whole = (int(shares[0]), math.floor) if eval_every is None else (eval_every, math.ceil)
+    return (*(whole(share / every) * every for share in shares), steps), every
 
 
 def search(
@@ -143,9 +141,7 @@ def search(
         raise KeyboardInterrupt(str(stop) or "interrupted") from None
     write_report(leaderboard, report, root)
     if not keep_cut:
-        freed, count = running.drop_checkpoints()
-        if count:
-            say(f"checkpoints of {count} runs that were cut are deleted ({decimal(freed)}); --keep-cut keeps them")
+        running.drop_checkpoints()
     say(f"{len(running.all)} run folders in {root} hold {decimal(sum(_bytes(trial.path) for trial in running.all))}")
     return leaderboard
 
@@ -223,7 +219,7 @@ class _Search:
                 continue
             if dot and not key.startswith(RATE_OF):
                 raise SoftPromptError(f"search: {key}: '{first}' is not among the methods; {nearest(first, names)}")
-            if not any(contender.knows(key) for contender in self.contenders):
+            if not any(key in contender.defaults for contender in self.contenders):
                 known = {name for contender in self.contenders for name in contender.defaults}
                 near = nearest(key, known)
                 raise SoftPromptError(f"search: none of the methods has a setting '{key}' to search; {near}")
@@ -325,13 +321,14 @@ class _Search:
             more = f"; {diverged} diverged" if diverged else ""
             self.say(f"best so far: {self.metric} {best.entry.score:.4f}, {best.entry}{more}")
 
-    def drop_checkpoints(self) -> tuple[int, int]:
-        """Deletes the checkpoints of runs that were cut; returns their bytes and number."""
+    def drop_checkpoints(self) -> None:
+        """Deletes the checkpoints of runs that were cut."""
         folders = [folder for trial in self.all if (folder := trial.cut_checkpoint()) is not None]
-        freed = sum(map(_bytes, folders))
+        freed = decimal(sum(map(_bytes, folders)))
         for folder in folders:
             shutil.rmtree(folder)
-        return freed, len(folders)
+        if folders:
+            self.say(f"checkpoints of {len(folders)} runs that were cut are deleted ({freed}); --keep-cut keeps them")
 
 
 def _bytes(folder: Path) -> int:

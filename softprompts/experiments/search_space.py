@@ -134,10 +134,6 @@ class Contender:
             return self.rates[key.removeprefix(RATE_OF)]
         return getattr(self.training if key in TRAINING_SETTINGS else self.config, key)
 
-    def knows(self, key: str) -> bool:
-        """Whether there is such a setting to search."""
-        return key in self._types
-
     def _part_of(self, space: Space) -> Space:
         """The part of a space that may concern this method, by bare names; what is said of it alone wins."""
         front = f"{self.name}."
@@ -152,9 +148,9 @@ class Contender:
         if self.training.learning_rate is not None:
             fixed.add("learning_rate")
         part = self._part_of(space)
-        part = {key: values for key, values in part.items() if self.knows(key) or f"{self.name}.{key}" in space}
+        part = {key: values for key, values in part.items() if key in self.defaults or f"{self.name}.{key}" in space}
         for key, values in part.items():
-            if not self.knows(key):
+            if key not in self.defaults:
                 raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._types)}")
             if key in fixed:
                 raise SoftPromptError(f"{self.name}: {key} is both set and searched; drop one of the two")
@@ -166,7 +162,7 @@ class Contender:
             for value in self.space[key].edges:
                 self._check(*self._built({**firsts, key: value}))
         for key, values in self.config.search_space().items():
-            if key in fixed or key in part or not self.knows(key):
+            if key in fixed or key in part or key not in self.defaults:
                 continue
             if isinstance(values, Span):
                 if self.defaults[key]:  # no factor takes a default of zero anywhere

@@ -16,21 +16,13 @@ from softprompts.training.lane import checkpoint_step
 
 @dataclass
 class Trial:
-    """A configuration while the search is on.
+    """A configuration while the search is on."""
 
-    Attributes:
-        entry: its line of the leaderboard, as far as it has come.
-        study: the study of Optuna that proposed it.
-        optuna_trial: the study's name for it.
-        run: the experiment.
-        path: its run folder.
-    """
-
-    entry: Entry
-    study: Any
-    optuna_trial: Any
+    entry: Entry  # its line of the leaderboard, as far as it has come
+    study: Any  # of Optuna, which proposed it
+    optuna_trial: Any  # the study's name for it
     run: Run
-    path: Path
+    path: Path  # the run's folder
 
     @property
     def diverged(self) -> bool:

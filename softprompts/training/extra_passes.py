@@ -25,17 +25,11 @@ ITSELF, TEACHER = "itself", "teacher"
 
 @dataclass(frozen=True)
 class TrainingLosses:
-    """All losses of a batch.
+    """All losses of a batch; by prompt only of prompts whose method has such a loss."""
 
-    Attributes:
-        rows: ``(R,)``, the summed loss of each row.
-        penalties: by prompt, the auxiliary loss of its method; nothing of methods without one.
-        extra: by prompt, the loss that further passes add, a sum; nothing of methods that need none.
-    """
-
-    rows: Tensor
-    penalties: Mapping[str, Tensor]
-    extra: Mapping[str, Tensor]
+    rows: Tensor  # (R,), the summed loss of each row
+    penalties: Mapping[str, Tensor]  # by prompt, the auxiliary loss of its method
+    extra: Mapping[str, Tensor]  # by prompt, the sum that further passes add
 
 
 def training_losses(
