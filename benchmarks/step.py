@@ -40,7 +40,7 @@ from common import (
 )
 
 import softprompts as sp
-from softprompts.training.peak_memory import PeakMemory
+from softprompts.training.memory import PeakMemory
 
 METHODS = ("prefix-tuning", "multi-mask", "selective-prefix", "prompt-tuning", "superpos", "ept", "head-only")
 STEPS = 3  # with memory
@@ -94,11 +94,11 @@ def memory(options: Any, name: str) -> int:
     model, run = variants(options)[name]()
     for tensor in [*model.parameters(), *model.buffers()]:  # weights are read from their file when first touched
         tensor.sum()
-    with PeakMemory(torch.device("cpu")) as peak:
-        before = psutil.Process().memory_info().rss
-        for _ in range(STEPS):
-            run()
-        return peak.read() - before
+    peak = PeakMemory(torch.device("cpu"))
+    before = psutil.Process().memory_info().rss
+    for _ in range(STEPS):
+        run()
+    return peak.read() - before
 
 
 def step(model: Any, inputs: Inputs) -> Variant:

@@ -42,10 +42,8 @@ def is_main() -> bool:
 def synchronized() -> Iterator[None]:
     """A block that fails in all processes when it fails in one, and that none leaves before all have reached its end.
 
-    Without it, a process whose disk is full would leave the others waiting for its gradients.
-
-    Raises:
-        SoftPromptError: in the processes where the block succeeded, naming one where it did not.
+    Without it, a process whose disk is full would leave the others waiting for its gradients. Where the block
+    succeeded, the error names a process where it did not.
     """
     state = shared_state()
     if state.num_processes == 1:
@@ -66,17 +64,10 @@ def synchronized() -> Iterator[None]:
 
 
 def on_main(make: Callable[[], T]) -> T:
-    """Calls ``make`` in the main process alone; returns its result in all processes.
-
-    Raises:
-        SoftPromptError: it failed there.
-    """
-    state = shared_state()
-    if state.num_processes == 1:
-        return make()
+    """Calls ``make`` in the main process alone; returns its result in all processes, or fails in all."""
     value: list[Any] = [None]
     with synchronized():
-        if state.process_index == 0:
+        if is_main():
             value = [make()]
     broadcast_object_list(value, from_process=0)
     return value[0]  # type: ignore[no-any-return]
@@ -96,11 +87,7 @@ def leave_group() -> None:
 
 
 def require_unsharded(environment: Mapping[str, str]) -> None:
-    """Makes sure that accelerate was not told to shard a run of our own loop.
-
-    Raises:
-        SoftPromptError: it was.
-    """
+    """Raises a `SoftPromptError` if accelerate was told to shard a run of our own loop."""
     for variable, name in _SHARDING.items():
         if environment.get(variable, "false").lower() == "true":
             raise SoftPromptError(

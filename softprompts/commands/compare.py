@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
@@ -46,9 +46,6 @@ def compare(
         show_workbench(bench)
         show_cut_rows(bench, configs)
 
-    def end(config: Any, seed: int, result: dict[str, Any]) -> None:
-        show_run(config.method, seed, result)
-
     with hint_when_interrupted():
         comparison = run_all(
             bench,
@@ -58,7 +55,7 @@ def compare(
             lanes=lanes,
             trackers=tracker,
             on_start=start,
-            on_result=end,
+            on_result=lambda run, result: show_run(run.method.method, run.training.seed, result),
         )
     show_comparison(comparison, folder)
 

@@ -10,11 +10,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.backbones.loading import _load_backbone, context_room
-from softprompts.backbones.quantized import require_backend
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import MethodConfig
 from softprompts.model.attach import attach
-from softprompts.processes import shared_state
 from softprompts.tasks import Task, padding_id
 from softprompts.tasks.kinds import KINDS
 
@@ -25,8 +23,6 @@ class AttachedBackbone:
     """A model with its tokenizer, attached; an encoder has a classifier of ``tokens`` or of rows."""
 
     def __init__(self, name: str, tokens: bool, backbone_dropout: bool, quantize: str | None):
-        if quantize is not None:
-            require_backend(quantize, shared_state().device)
         self.name, self.quantize = name, quantize
         self.tokenizer: PreTrainedTokenizerBase
         self.tokenizer, model, self._missing = _load_backbone(name, tokens, quantize)

@@ -5,21 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
-from softprompts.plotting import (
-    Point,
-    draw_points,
-    have_matplotlib,
-    new_figure,
-    plain,
-    png,
-)
+from softprompts.plotting import Point, draw_points, have_matplotlib, new_figure, plain, png
 from softprompts.storage.files import write_atomic, write_text_atomic
 from softprompts.storage.tables import csv_text, markdown_table
 from softprompts.training import TrainConfig
@@ -90,19 +83,12 @@ class Comparison:
 
     def cells(self, row: Row) -> list[str]:
         """A row as text, by `COLUMNS`."""
-        if not row.scores:
-            score = "failed"
-        elif row.std is None:
-            score = f"{100 * row.mean:.1f}"
-        else:
-            score = f"{100 * row.mean:.1f} ± {100 * row.std:.1f}"
-        share = 100 * row.trained / row.total
         return [
             row.method,
-            score,
+            mean_and_spread(row.scores) if row.scores else "failed",
             str(len(row.scores)),
             f"{row.trained:,}",
-            f"{share:.3f}",
+            f"{100 * row.trained / row.total:.3f}",
             "-" if math.isnan(row.step_seconds) else f"{row.step_seconds:.1f}",
             f"{row.peak_memory / 1e9:.2f}",
         ]
@@ -164,7 +150,7 @@ def compare(
     progress: bool = True,
     trackers: Sequence[str] | None = None,
     on_start: Callable[[], None] | None = None,
-    on_result: Callable[[MethodConfig, int, dict[str, Any]], None] | None = None,
+    on_result: Callable[[Run, dict[str, Any]], None] | None = None,
 ) -> Comparison:
     """Trains each method with each seed, several runs in shared passes; what is done already is not done again.
 
@@ -184,14 +170,9 @@ def compare(
         KeyboardInterrupt: interrupted; the same call goes on where it was.
     """
     # Seed by seed, so that an interrupted comparison has as much of every method as there is.
-    runs = [Run(method, training).with_seed(seed) for seed in seeds for method, training in methods]
-
-    def report(run: Run, result: dict[str, Any]) -> None:
-        if on_result is not None:
-            on_result(run.method, run.training.seed, result)
-
+    runs = [Run(method, replace(training, seed=seed)) for seed in seeds for method, training in methods]
     ended = workbench.run_all(
-        runs, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=report
+        runs, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=on_result
     )
     results = [result for _, result in ended if result is not None]
     by_method = [results[place :: len(methods)] for place in range(len(methods))]
@@ -208,6 +189,12 @@ def compare(
     )
 
 
+def mean_and_spread(scores: Sequence[float]) -> str:
+    """Mean x 100, with the standard deviation where there are several scores."""
+    text = f"{100 * statistics.fmean(scores):.1f}"
+    return f"{text} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else text
+
+
 def score_of(result: dict[str, Any], metric: str) -> float | None:
     """The main metric of a run: on test rows where there are some, else of the best evaluation."""
     metrics = result["test_metrics"] if result["test_rows"] else result["metrics"]
@@ -221,21 +208,17 @@ def _row(method: str, results: Sequence[dict[str, Any]], metric: str) -> Row:
     speed = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
     trained = results[0]["trained_parameters"]
     return Row(
-        method,
-        tuple(score for score in scores if score is not None),
-        trained,
-        trained + results[0]["backbone_parameters"],
-        statistics.median(speed) if speed else math.nan,
-        max(result["peak_memory"] for result in results),
+        method=method,
+        scores=tuple(score for score in scores if score is not None),
+        trained=trained,
+        total=trained + results[0]["backbone_parameters"],
+        step_seconds=statistics.median(speed) if speed else math.nan,
+        peak_memory=max(result["peak_memory"] for result in results),
     )
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes the table as Markdown and CSV and, where matplotlib is installed, the picture.
-
-    Returns:
-        What was written.
-    """
+    """Writes the table as Markdown and CSV and, where matplotlib is installed, the picture; returns the files."""
     folder = Path(folder)
     written = [folder / "table.md", folder / "table.csv"]
     write_text_atomic(written[0], comparison.markdown())
@@ -248,18 +231,11 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
 def plot(comparison: Comparison, path: Path) -> Path:
     """Score against trained parameters, one point a method with its spread over seeds."""
     figure, (axes,) = new_figure(7.2, 4.2)
-    rows = [row for row in comparison.rows if row.scores]
-    what = "held-out" if comparison.held_out else "validation"
-    axes.set_title(
-        plain(f"{comparison.model} on {comparison.task} ({comparison.rows_scored:,} {what} rows)"), fontsize=10
-    )
+    rows = f"{comparison.rows_scored:,} {'held-out' if comparison.held_out else 'validation'} rows"
+    axes.set_title(plain(f"{comparison.model} on {comparison.task} ({rows})"), fontsize=10)
     axes.set_ylabel(plain(f"{comparison.metric} x 100"))
-    draw_points(
-        axes,
-        [
-            Point(row.trained, tuple(100 * score for score in row.scores), row.method, index)
-            for index, row in enumerate(rows)
-        ],
-    )
+    scored = enumerate(row for row in comparison.rows if row.scores)
+    percents = [(place, row, tuple(100 * score for score in row.scores)) for place, row in scored]
+    draw_points(axes, [Point(row.trained, scores, row.method, place) for place, row, scores in percents])
     write_atomic(path, png(figure))
     return path

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.tasks import Task, label_ids, marker, new_tokens
-from softprompts.tasks.encode import Encoded, check_kind, encode_cached, say_cut
+from softprompts.tasks.encode import Encoded, check_kind, encode_cached
 from softprompts.training import Evaluation
 
 
@@ -46,14 +44,5 @@ class EncodedRows:
         encoded = self.split(split, length)
         score = marker(self.task, getattr(self.task, split), encoded, self.tokenizer, self.kind)
         return Evaluation(
-            encoded.features,
-            score=score,
-            batch_size=batch_size,
-            label_ids=self.label_ids,
-            new_tokens=self.new_tokens,
+            encoded.features, score=score, batch_size=batch_size, label_ids=self.label_ids, new_tokens=self.new_tokens
         )
-
-    def cut_note(self, splits: Sequence[str], length: int) -> str:
-        """Encodes splits; returns a line on which rows had to be cut, empty if none had."""
-        examples = sum(len(getattr(self.task, split)) for split in splits)
-        return say_cut([self.split(split, length) for split in splits], examples, length)

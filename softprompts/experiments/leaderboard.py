@@ -10,12 +10,7 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
-from softprompts.storage.files import (
-    replace_folder,
-    require_folder,
-    write_json_atomic,
-    write_text_atomic,
-)
+from softprompts.storage.files import replace_folder, require_folder, write_json_atomic, write_text_atomic
 from softprompts.storage.saved_prompt import CONFIG_FILE
 from softprompts.storage.tables import csv_text, markdown_table
 
@@ -23,7 +18,7 @@ BEST = "best"
 RECORDS = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A configuration and how far it came.
 
@@ -35,7 +30,7 @@ class Entry:
         training: all settings of the training.
         rates: the learning rate of each component.
         trained: number of trained parameters.
-        rung: the last rung it was trained to, from 1.
+        rung: the last rung it was trained to, from 1; 0 before.
         steps: steps taken.
         scores: its best score up to each rung; None where the metric is undefined there.
         state: "finished", "cut" or "diverged".
@@ -50,11 +45,11 @@ class Entry:
     training: Mapping[str, Any]
     rates: Mapping[str, float]
     trained: int
-    rung: int
-    steps: int
-    scores: tuple[float | None, ...]
-    state: str
-    test: float | None
+    rung: int = 0
+    steps: int = 0
+    scores: tuple[float | None, ...] = ()
+    state: str = "cut"
+    test: float | None = None
     run: str
 
     @property
@@ -63,9 +58,8 @@ class Entry:
         return self.scores[-1] if self.scores else None
 
     def __str__(self) -> str:
-        return f"trial {self.trial}, {self.method}" + (
-            f" with {_settings_text(self.proposed)}" if self.proposed else ""
-        )
+        settings = f" with {_settings_text(self.proposed)}" if self.proposed else ""
+        return f"trial {self.trial}, {self.method}{settings}"
 
 
 @dataclass(frozen=True)
@@ -95,8 +89,7 @@ class Leaderboard:
     @property
     def best(self) -> Entry | None:
         """The best configuration that has the full budget behind it; None where all of those diverged."""
-        first = self.entries[0] if self.entries else None
-        return first if first is not None and first.state == "finished" else None
+        return next((entry for entry in self.entries[:1] if entry.state == "finished"), None)
 
     def columns(self, full: bool = True) -> list[str]:
         """The table's columns; ``full``: with those that a narrow terminal has no room for."""
@@ -157,11 +150,7 @@ class Leaderboard:
 
 
 def check_report(folder: str | Path) -> None:
-    """Makes sure that a report can be written.
-
-    Raises:
-        SoftPromptError: something else is there.
-    """
+    """Raises a `SoftPromptError` if something else is where a report is to be written."""
     require_folder(folder, "the report")
     best = Path(folder) / BEST
     if best.exists() and not (best / CONFIG_FILE).is_file():
@@ -169,15 +158,9 @@ def check_report(folder: str | Path) -> None:
 
 
 def write_report(leaderboard: Leaderboard, folder: str | Path, root: str | Path) -> list[Path]:
-    """Writes the leaderboard as Markdown, CSV and JSON, and a copy of the best prompt.
+    """Writes the leaderboard as Markdown, CSV and JSON, and a copy of the best prompt, whose run folder is in ``root``.
 
-    Args:
-        leaderboard: the result.
-        folder: where to.
-        root: where the run folders are.
-
-    Returns:
-        What was written.
+    Returns what was written.
     """
     folder = Path(folder)
     check_report(folder)
@@ -197,7 +180,6 @@ def _percent(score: float | None) -> str:
 
 
 def _settings_text(values: Mapping[str, Any]) -> str:
-    """Settings as text."""
     return ", ".join(f"{name}={value_text(value)}" for name, value in values.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,6 @@ class Run:
     method: MethodConfig
     training: TrainConfig
 
-    def with_seed(self, seed: int) -> Run:
-        """The same experiment from another seed."""
-        return Run(self.method, replace(self.training, seed=seed))
-
 
 def resolved(
     model: str,
@@ -50,8 +46,7 @@ def resolved(
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as plain values; its hash is the run's id.
 
-    The arguments are those of `softprompts.experiments.workbench.Workbench`, which need not be loaded, and the
-    `rows_identity` of its task.
+    The arguments are those of a `Workbench`, which need not be loaded, and the `rows_identity` of its task.
     """
     return {
         "model": packaged.model_name(model),
@@ -88,26 +83,17 @@ def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequen
 
 
 def load_checked(path: Path) -> dict[str, Any]:
-    """The result of a finished run.
-
-    Raises:
-        SoftPromptError: it lacks what tables need.
-    """
-    result: Any = run_folder.load_result(path)
-    lacks = [key for key in _NEEDED if not isinstance(result, dict) or key not in result]
-    if lacks:
-        raise SoftPromptError(f"{path / run_folder.RESULT} lacks '{lacks[0]}'; delete the folder to train again")
-    checked: dict[str, Any] = result
-    return checked
+    """The result of a finished run, which must have what tables need."""
+    result = run_folder.load_result(path)
+    for key in _NEEDED:
+        if not isinstance(result, dict) or key not in result:
+            raise SoftPromptError(f"{path / run_folder.RESULT} lacks '{key}'; delete the folder to train again")
+    return result
 
 
 def surroundings() -> dict[str, Any]:
     """Versions of the libraries, and where Accelerate trains: "cpu", or the kind of device and its name."""
     device = shared_state().device
-    versions = {
-        "softprompts": __version__,
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-    }
+    versions = {"softprompts": __version__, "torch": str(torch.__version__), "transformers": transformers.__version__}
     name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device.type)
     return {"versions": versions, "device": name}

@@ -43,25 +43,12 @@ def rungs(
     """The steps at which a search cuts, and how often its runs are evaluated.
 
     As many rungs as it takes to get from all configurations to one, each ``eta`` times as long as the one before,
-    unless the first would be shorter than ``min_steps``. All but the last are rounded to whole evaluations.
-
-    Args:
-        steps: the full budget.
-        trials: number of configurations.
-        eta: one in so many goes on.
-        min_steps: least steps of the first rung.
-        eval_every: steps between evaluations; None: as many as the first rung has.
-
-    Returns:
-        The rungs, the last is ``steps``, and the steps between evaluations.
-
-    Raises:
-        SoftPromptError: a number is too small, or the budget is too short to cut anything.
+    unless the first would be shorter than ``min_steps``. The last rung is ``steps``, the others are rounded to whole
+    evaluations. Without ``eval_every`` there are as many steps between evaluations as the first rung has.
     """
-    require_whole("search", "trials", trials, 1)
-    require_whole("search", "eta", eta, 2)
-    require_whole("search", "min_steps", min_steps, 1)
-    require_whole("search", "steps", steps, 1)
+    counts = ("trials", trials, 1), ("eta", eta, 2), ("min_steps", min_steps, 1), ("steps", steps, 1)
+    for name, count, least in counts:
+        require_whole("search", name, count, least)
     least = max(min_steps, eval_every or 1)
     count = 0
     while eta ** (count + 1) <= min(trials, steps // least):
@@ -74,10 +61,8 @@ def rungs(
             )
         return (steps,), eval_every
     shares = [steps / eta**power for power in range(count, 0, -1)]
-    if eval_every is None:
-        every = int(shares[0])
-        return (*(int(share / every) * every for share in shares), steps), every
-    return (*(math.ceil(share / eval_every) * eval_every for share in shares), steps), eval_every
+    every, whole = (int(shares[0]), math.floor) if eval_every is None else (eval_every, math.ceil)
+    return (*(whole(share / every) * every for share in shares), steps), every
 
 
 def search(
@@ -156,9 +141,7 @@ def search(
         raise KeyboardInterrupt(str(stop) or "interrupted") from None
     write_report(leaderboard, report, root)
     if not keep_cut:
-        freed, count = running.drop_checkpoints()
-        if count:
-            say(f"checkpoints of {count} runs that were cut are deleted ({decimal(freed)}); --keep-cut keeps them")
+        running.drop_checkpoints()
     say(f"{len(running.all)} run folders in {root} hold {decimal(sum(_bytes(trial.path) for trial in running.all))}")
     return leaderboard
 
@@ -236,11 +219,10 @@ class _Search:
                 continue
             if dot and not key.startswith(RATE_OF):
                 raise SoftPromptError(f"search: {key}: '{first}' is not among the methods; {nearest(first, names)}")
-            if not any(contender.knows(key) for contender in self.contenders):
+            if not any(key in contender.defaults for contender in self.contenders):
                 known = {name for contender in self.contenders for name in contender.defaults}
-                raise SoftPromptError(
-                    f"search: none of the methods has a setting '{key}' to search; {nearest(key, known)}"
-                )
+                near = nearest(key, known)
+                raise SoftPromptError(f"search: none of the methods has a setting '{key}' to search; {near}")
 
     def _check(self, config: MethodConfig, training: TrainConfig) -> None:
         self.workbench.check(config, training, root=self.options["root"], resume=True, reuse=True)
@@ -262,7 +244,7 @@ class _Search:
             if place:
                 self._train(alive, place, "1 goes on" if len(alive) == 1 else f"{len(alive)} go on")
                 self._say_best(alive)
-            fit = sorted((trial for trial in alive if trial.state != "diverged"), key=Trial.order)
+            fit = sorted((trial for trial in alive if not trial.diverged), key=Trial.order)
             alive = fit[: max(1, len(alive) // self.settings.eta)]
             if not alive:
                 break
@@ -279,7 +261,7 @@ class _Search:
                 "methods": {contender.name: contender.to_dict() for contender in self.contenders},
                 "training": self.training.to_dict(),
             },
-            entries=tuple(trial.entry() for trial in sorted(self.all, key=Trial.order)),
+            entries=tuple(trial.entry for trial in sorted(self.all, key=Trial.order)),
         )
 
     def _first_rung(self) -> None:
@@ -290,7 +272,7 @@ class _Search:
             if not fresh:
                 self.say(f"there are no more than {len(self.all)} configurations in this space")
                 break
-            first, last = fresh[0].number, fresh[-1].number
+            first, last = fresh[0].entry.trial, fresh[-1].entry.trial
             which = f"configurations {first} to {last}" if last > first else f"configuration {first}"
             self._train(fresh, 0, f"{which} of {total}")
             self._say_best(self.all)
@@ -332,20 +314,21 @@ class _Search:
 
     def _say_best(self, trials: Sequence[Trial]) -> None:
         best = min(trials, key=Trial.order)
-        diverged = sum(trial.state == "diverged" for trial in trials)
-        if best.state == "diverged":
+        diverged = sum(trial.diverged for trial in trials)
+        if best.diverged:
             self.say(f"all {diverged} diverged")
-        elif best.scores[-1] is not None:
+        elif best.entry.score is not None:
             more = f"; {diverged} diverged" if diverged else ""
-            self.say(f"best so far: {self.metric} {best.scores[-1]:.4f}, {best.entry()}{more}")
+            self.say(f"best so far: {self.metric} {best.entry.score:.4f}, {best.entry}{more}")
 
-    def drop_checkpoints(self) -> tuple[int, int]:
-        """Deletes the checkpoints of runs that were cut; returns their bytes and number."""
+    def drop_checkpoints(self) -> None:
+        """Deletes the checkpoints of runs that were cut."""
         folders = [folder for trial in self.all if (folder := trial.cut_checkpoint()) is not None]
-        freed = sum(map(_bytes, folders))
+        freed = decimal(sum(map(_bytes, folders)))
         for folder in folders:
             shutil.rmtree(folder)
-        return freed, len(folders)
+        if folders:
+            self.say(f"checkpoints of {len(folders)} runs that were cut are deleted ({freed}); --keep-cut keeps them")
 
 
 def _bytes(folder: Path) -> int:
@@ -353,11 +336,7 @@ def _bytes(folder: Path) -> int:
 
 
 def load_optuna() -> Any:
-    """Optuna.
-
-    Raises:
-        SoftPromptError: it is not installed.
-    """
+    """Returns Optuna, or says how to install it."""
     try:
         import optuna
     except ImportError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.experiments.leaderboard import value_text
+from softprompts.experiments.leaderboard import Entry, value_text
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
@@ -120,9 +120,8 @@ class Contender:
         self.exhausted = False
 
     def __str__(self) -> str:
-        return f"{self.name}: " + (
-            "; ".join(f"{key} {axis}" for key, axis in self.space.items()) or "nothing to search"
-        )
+        searched = "; ".join(f"{key} {axis}" for key, axis in self.space.items())
+        return f"{self.name}: {searched or 'nothing to search'}"
 
     def to_dict(self) -> dict[str, Any]:
         """What it searches, as plain values."""
@@ -135,10 +134,6 @@ class Contender:
             return self.rates[key.removeprefix(RATE_OF)]
         return getattr(self.training if key in TRAINING_SETTINGS else self.config, key)
 
-    def knows(self, key: str) -> bool:
-        """Whether there is such a setting to search."""
-        return key in self._types
-
     def _part_of(self, space: Space) -> Space:
         """The part of a space that may concern this method, by bare names; what is said of it alone wins."""
         front = f"{self.name}."
@@ -148,18 +143,14 @@ class Contender:
     # --- what is searched -----------------------------------------------------------------------------------------
 
     def choose(self, space: Space) -> None:
-        """Decides what is searched: what was asked for, and the method's own space for other settings.
-
-        Raises:
-            SoftPromptError: what was asked for makes no sense.
-        """
+        """Decides what is searched: what was asked for, and the method's own space for other settings."""
         fixed = {*self.fixed, *(f"{RATE_OF}{component}" for component in self.training.learning_rates)}
         if self.training.learning_rate is not None:
             fixed.add("learning_rate")
         part = self._part_of(space)
-        part = {key: values for key, values in part.items() if self.knows(key) or f"{self.name}.{key}" in space}
+        part = {key: values for key, values in part.items() if key in self.defaults or f"{self.name}.{key}" in space}
         for key, values in part.items():
-            if not self.knows(key):
+            if key not in self.defaults:
                 raise SoftPromptError(f"{self.name} has no setting '{key}' to search; {nearest(key, self._types)}")
             if key in fixed:
                 raise SoftPromptError(f"{self.name}: {key} is both set and searched; drop one of the two")
@@ -171,7 +162,7 @@ class Contender:
             for value in self.space[key].edges:
                 self._check(*self._built({**firsts, key: value}))
         for key, values in self.config.search_space().items():
-            if key in fixed or key in part or not self.knows(key):
+            if key in fixed or key in part or key not in self.defaults:
                 continue
             if isinstance(values, Span):
                 if self.defaults[key]:  # no factor takes a default of zero anywhere
@@ -202,9 +193,8 @@ class Contender:
             raise SoftPromptError(f"{what} is no number; list the values to choose from")
         if not (math.isfinite(low) and math.isfinite(high) and low <= high) or (values.log and low <= 0):
             least = "above 0 " if values.log else ""
-            raise SoftPromptError(
-                f"{what}: a span needs two bounds {least}with the lower first, not {low:g} and {high:g}"
-            )
+            bounds = f"{low:g} and {high:g}"
+            raise SoftPromptError(f"{what}: a span needs two bounds {least}with the lower first, not {bounds}")
         if number is int:
             if not values.of_default and (low != int(low) or high != int(high)):
                 raise SoftPromptError(f"{what} takes whole numbers, not {low:g} to {high:g}")
@@ -252,11 +242,7 @@ class Contender:
             yield from (dict(zip(self.space, each, strict=True)) for each in itertools.product(*finite))
 
     def propose(self, number: int, folder_of: Callable[[Run], Path | None]) -> Trial | None:
-        """The next configuration for which ``folder_of`` returns a folder; None when there is no other.
-
-        Raises:
-            SoftPromptError: one proposal after the other makes no sense.
-        """
+        """The next configuration for which ``folder_of`` returns a folder; None when there is no other."""
         remaining, wrong, tries = self._all_codes(), None, 0
         while True:
             if tries >= _TRIES:  # chance finds no new one: go through what is left
@@ -274,8 +260,11 @@ class Contender:
                 path, wrong = None, error
             if path is not None:
                 self.proposed += 1
-                outline = self._workbench.outline(run.method, run.training)
-                return Trial(number, self.study, trial, values, run, path, *outline)
+                rates, trained = self._workbench.outline(run.method, run.training)
+                facts: dict[str, Any] = {"settings": run.method.to_dict(), "training": run.training.to_dict()}
+                facts |= {"method": run.method.method, "proposed": values, "rates": rates, "trained": trained}
+                entry = Entry(trial=number, run=path.name, **facts)
+                return Trial(entry, self.study, trial, run, path)
             self.study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         if wrong is not None and not self.proposed:
             raise wrong

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompts.errors import SoftPromptError, require_whole
-from softprompts.experiments.compare import score_of
+from softprompts.experiments.compare import mean_and_spread, score_of
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import MethodConfig, PromptTuningConfig, SPoTConfig
@@ -29,14 +29,7 @@ NONE = "no source"  # the row of prompts that start from the vocabulary
 
 @dataclass(frozen=True)
 class Target:
-    """A task that prompts were moved to.
-
-    Attributes:
-        name: of the task.
-        metric: the score's name.
-        rows: number of rows behind a score.
-        held_out: they are test rows; else validation rows.
-    """
+    """A task that prompts were moved to; its metric is computed on so many rows, ``held_out``: of the test."""
 
     name: str
     metric: str
@@ -67,24 +60,16 @@ class Transfer:
     steps: int
     scores: dict[tuple[str, str, int], tuple[float, ...]]
 
-    def mean(self, source: str, target: Target, shots: int) -> float | None:
-        """Mean score over seeds; None where there is none."""
-        scores = self.scores.get((source, target.name, shots))
-        return statistics.fmean(scores) if scores else None
-
     def cell(self, source: str, target: Target, shots: int) -> str:
         """Mean x 100, with the standard deviation where there are several seeds."""
-        scores = self.scores.get((source, target.name, shots), ())
-        if not scores:
-            return "-"
-        text = f"{100 * statistics.fmean(scores):.1f}"
-        return f"{text} ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else text
+        scores = self.scores.get((source, target.name, shots))
+        return mean_and_spread(scores) if scores else "-"
 
     def best(self, target: Target, shots: int) -> str | None:
         """The source with the highest mean on a target; None where nothing was measured."""
-        means = {source: self.mean(source, target, shots) for source in self.sources}
-        known = {source: mean for source, mean in means.items() if mean is not None}
-        return max(known, key=lambda source: known[source]) if known else None
+        of_source = {source: self.scores.get((source, target.name, shots)) for source in self.sources}
+        means = {source: statistics.fmean(scores) for source, scores in of_source.items() if scores}
+        return max(means, key=means.__getitem__) if means else None
 
     def lines(self, shots: int) -> list[list[str]]:
         """The matrix as text: a row for each source, with its name first, and a column for each target."""
@@ -104,11 +89,10 @@ class Transfer:
         if any(self.shots):
             text += (
                 f" With training rows: prompt tuning of {self.steps} steps that starts from the source ({NONE}: from "
-                "the vocabulary) with a fresh head, scored after the last step"
+                "the vocabulary) with a fresh head, scored after the last step; "
             )
-            text += (
-                f"; mean ± standard deviation over {len(self.seeds)} seeds." if len(self.seeds) > 1 else "; one seed."
-            )
+            seeds = len(self.seeds)
+            text += f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."
         if 0 in self.shots:
             text += " Without: the source's prompt and head as they are, where the tasks have the same labels."
         return text
@@ -131,8 +115,8 @@ class Transfer:
         """A line for each source, target and number of training rows, for programs."""
         lines = []
         for shots, target, source in itertools.product(self.shots, self.targets, self.sources):
-            mean, scores = self.mean(source, target, shots), self.scores.get((source, target.name, shots), ())
-            shown = "" if mean is None else f"{mean:.6f}", " ".join(f"{score:.6f}" for score in scores)
+            scores = self.scores.get((source, target.name, shots), ())
+            shown = f"{statistics.fmean(scores):.6f}" if scores else "", " ".join(f"{score:.6f}" for score in scores)
             lines.append([source, target.name, shots, target.metric, *shown])
         return csv_text(["source", "target", "shots", "metric", "mean", "scores"], lines)
 
@@ -214,7 +198,7 @@ def transfer(
             scores[name, target.task.name, 0] = _unchanged_score(target, path)
     for (task, count, seed), target in few_shot.items():
         ended = target.run_all(
-            [Run(method, training).with_seed(seed) for method in methods],
+            [Run(method, replace(training, seed=seed)) for method in methods],
             root=root,
             lanes=lanes,
             progress=progress,
@@ -224,20 +208,11 @@ def transfer(
             score = None if result is None else score_of(result, target.task.metrics[0])
             if score is not None:
                 scores[name, task, count] = (*scores.get((name, task, count), ()), score)
+    tasks = [target.task for target in benches]
+    columns = tuple(Target(t.name, t.metrics[0], len(t.test or t.validation), bool(t.test)) for t in tasks)
     return Transfer(
-        workbench.name,
-        (NONE, *names),
-        tuple(map(_target, benches)),
-        tuple(shots),
-        tuple(seeds),
-        training.max_steps or 0,
-        scores,
+        workbench.name, (NONE, *names), columns, tuple(shots), tuple(seeds), training.max_steps or 0, scores
     )
-
-
-def _target(workbench: Workbench) -> Target:
-    task = workbench.task
-    return Target(task.name, task.metrics[0], len(task.test or task.validation), bool(task.test))
 
 
 def _unchanged_score(workbench: Workbench, path: str) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,24 @@ from softprompts.training.lane import checkpoint_step
 
 @dataclass
 class Trial:
-    """A configuration while the search is on; see `Entry` for scores, state, steps and test.
+    """A configuration while the search is on."""
 
-    Attributes:
-        number: from 1, in the order of proposals.
-        study: the study of Optuna that proposed it.
-        optuna_trial: the study's name for it.
-        proposed: the searched settings.
-        run: the experiment.
-        path: its run folder.
-        rates: the learning rate of each component.
-        trained: number of trained parameters.
-    """
-
-    number: int
-    study: Any
-    optuna_trial: Any
-    proposed: dict[str, Any]
+    entry: Entry  # its line of the leaderboard, as far as it has come
+    study: Any  # of Optuna, which proposed it
+    optuna_trial: Any  # the study's name for it
     run: Run
-    path: Path
-    rates: dict[str, float]
-    trained: int
-    scores: list[float | None] = field(default_factory=list)
-    state: str = "cut"
-    steps: int = 0
-    test: float | None = None
+    path: Path  # the run's folder
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its run broke off."""
+        return self.entry.state == "diverged"
 
     def learn(self) -> None:
         """Tells the study the score of the first rung; none is worse than any."""
         from optuna.trial import TrialState
 
-        score = None if self.state == "diverged" else self.scores[0]
+        score = None if self.diverged else self.entry.scores[0]
         if score is None:
             self.study.tell(self.optuna_trial, state=TrialState.PRUNED)
         else:
@@ -54,26 +41,8 @@ class Trial:
 
     def order(self) -> tuple[bool, int, float, int]:
         """Sorts the best first."""
-        score = self.scores[-1] if self.scores else None
-        return self.state == "diverged", -len(self.scores), math.inf if score is None else -score, self.number
-
-    def entry(self) -> Entry:
-        """Its line of the leaderboard."""
-        return Entry(
-            trial=self.number,
-            method=self.run.method.method,
-            proposed=self.proposed,
-            settings=self.run.method.to_dict(),
-            training=self.run.training.to_dict(),
-            rates=self.rates,
-            trained=self.trained,
-            rung=len(self.scores) + (self.state == "diverged"),
-            steps=self.steps,
-            scores=tuple(self.scores),
-            state=self.state,
-            test=self.test,
-            run=self.path.name,
-        )
+        score = self.entry.score
+        return self.diverged, -len(self.entry.scores), math.inf if score is None else -score, self.entry.trial
 
     def needs(self, step: int, last: bool) -> bool:
         """Whether its run has not come to a step yet, or not to its end."""
@@ -81,24 +50,21 @@ class Trial:
         return not run_folder.is_done(self.path) and (last or not self._evaluated(step))
 
     def read(self, step: int, last: bool, metric: str) -> None:
-        """Notes its scores up to a step, even if its run has gone further since.
-
-        Raises:
-            SoftPromptError: its folder lacks the step.
-        """
+        """Notes its scores up to a step, even if its run has gone further since."""
+        rung = self.entry.rung + 1
         result = run_folder.load_result(self.path) if run_folder.is_done(self.path) else None
         if not self._evaluated(step):
             if result is None or result["stop_reason"] != run_folder.DIVERGED:
                 raise SoftPromptError(
                     f"{self.path / run_folder.METRICS} lacks step {step}; delete the folder to train again"
                 )
-            self.state, self.steps = "diverged", result["steps"]
+            self.entry = replace(self.entry, rung=rung, state="diverged", steps=result["steps"])
             return
         lines = [line for line in run_folder.load_metrics(self.path) if line["step"] <= step]
-        self.scores.append(max((line[metric] for line in lines if line[metric] is not None), default=None))
-        self.steps = step
+        best = max((line[metric] for line in lines if line[metric] is not None), default=None)
+        self.entry = replace(self.entry, rung=rung, scores=(*self.entry.scores, best), steps=step)
         if last and result is not None:
-            self.state, self.test = "finished", result["test_metrics"].get(metric)
+            self.entry = replace(self.entry, state="finished", test=result["test_metrics"].get(metric))
 
     def _evaluated(self, step: int) -> bool:
         return any(line["step"] == step for line in run_folder.load_metrics(self.path))
@@ -106,6 +72,6 @@ class Trial:
     def cut_checkpoint(self) -> Path | None:
         """The checkpoint of a run that was cut; None where there is none, or another search took the run further."""
         folder = self.path / run_folder.CHECKPOINT
-        if self.state != "cut" or not folder.is_dir() or run_folder.is_done(self.path):
+        if self.entry.state != "cut" or not folder.is_dir() or run_folder.is_done(self.path):
             return None
-        return folder if checkpoint_step(self.path) <= self.steps else None
+        return folder if checkpoint_step(self.path) <= self.entry.steps else None

@@ -6,9 +6,10 @@ Methods are trained one at a time, or several in shared passes; the backbone is 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from softprompts.storage.files import require_folder
 from softprompts.storage.names import JOINT
 from softprompts.storage.saved_prompt import prompt_folder
 from softprompts.tasks.data import MAX_LENGTH, Data, rows_identity
+from softprompts.tasks.encode import say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, train
 from softprompts.training.evaluation import evaluate as evaluate_prompts
@@ -117,7 +119,8 @@ class Workbench:
             SoftPromptError: the prompt leaves no room for the input.
         """
         splits = ["train", *(["validation"] if self.evaluate else []), *(["test"] if self.task.test else [])]
-        return self.rows.cut_note(splits, self.room(method))
+        length, examples = self.room(method), sum(len(getattr(self.task, split)) for split in splits)
+        return say_cut([self.rows.split(split, length) for split in splits], examples, length)
 
     def room(self, config: MethodConfig) -> int:
         """Most tokens of an input that fit next to a prompt.
@@ -178,10 +181,7 @@ class Workbench:
 
     def fitting(self, run: Run) -> int:
         """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""
-        name, length = "measured", self.room(run.method)
-        with self.backbone.trial(name, run.method, self.task, run.training.seed):
-            teacher = self._add_teacher(name, run.method)
-            lane = Lane(name, run.training, self.features("train", length), teacher=teacher)
+        with self._measured(run) as lane:
             return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
 
     # --- runs ---------------------------------------------------------------------------------------------------------
@@ -306,24 +306,21 @@ class Workbench:
         method, training, length = run.method, run.training, self.room(run.method)
         self.backbone.drop(name)
         self.backbone.add(name, method, self.task, training.seed)
-        teacher = self._add_teacher(name, method)
-        features = self.features("train", length)
-        validation = self.rows.evaluation("validation", length) if self.evaluate else None
-        test = self.rows.evaluation("test", length) if self.task.test else None
-        with synchronized():
-            if is_main():
-                open_folder(folder, self.resolved(method, training), self.data, method.files(), resume)
-        return Lane(
+        lane = Lane(
             name,
             training,
-            features,
-            validation=validation,
-            test=test,
+            self.features("train", length),
+            validation=self.rows.evaluation("validation", length) if self.evaluate else None,
+            test=self.rows.evaluation("test", length) if self.task.test else None,
             folder=folder,
             record=self._record(name, run, length),
             pause_at=pause_at,
-            teacher=teacher,
+            teacher=self._add_teacher(name, method),
         )
+        with synchronized():
+            if is_main():
+                open_folder(folder, self.resolved(method, training), self.data, method.files(), resume)
+        return lane
 
     def train_lanes(self, lanes: list[Lane], progress: bool = True, trackers: Sequence[str] | None = None) -> None:
         """Trains lanes to their ends and takes their teachers off the model.
@@ -347,15 +344,7 @@ class Workbench:
         Returns:
             What a run's result.json would have of model, task and method, and ``cost``.
         """
-        name, length = "measured", self.room(run.method)
-        with self.backbone.trial(name, run.method, self.task, run.training.seed):
-            lane = Lane(
-                name,
-                run.training,
-                self.features("train", length),
-                record=self._record(name, run, length),
-                teacher=self._add_teacher(name, run.method),
-            )
+        with self._measured(run) as lane:
             cost = step_cost(self.model, lane, pad_id=self.pad_id, steps=steps, warmup_steps=warmup_steps)
         threads = torch.get_num_threads()
         return {**lane.record, "batch_size": run.training.batch_size, "threads": threads, "cost": cost}
@@ -371,14 +360,21 @@ class Workbench:
         evaluations = [self.rows.evaluation(split, length, batch_size) for length in lengths]
         return evaluate_prompts(self.model, list(zip(names, evaluations, strict=True)), self.pad_id)
 
+    @contextlib.contextmanager
+    def _measured(self, run: Run) -> Iterator[Lane]:
+        """A lane to measure, whose prompt is on the model within this context."""
+        name, length = "measured", self.room(run.method)
+        with self.backbone.trial(name, run.method, self.task, run.training.seed):
+            teacher, record = self._add_teacher(name, run.method), self._record(name, run, length)
+            yield Lane(name, run.training, self.features("train", length), record=record, teacher=teacher)
+
     def _record(self, name: str, run: Run, length: int) -> dict[str, Any]:
         """What result.json says of an experiment beside its outcome; its prompt is on the model."""
         config = self.resolved(run.method, run.training)
+        shown = ("model", "quantize", "task", "method", "settings", "rows")
         backbone = sum(size(p) for n, p in self.model.named_parameters() if not n.startswith("prompts."))
         return {
-            **{
-                key: config[key] for key in ("model", "quantize", "task", "method", "settings", "rows") if key in config
-            },
+            **{key: config[key] for key in shown if key in config},
             "data": self.data.to_dict(),
             "files": sorted(self.data.places()),
             "max_length_asked": self.max_length,

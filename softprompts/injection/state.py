@@ -1,8 +1,8 @@
 """What an attached model remembers, and which pass is under way.
 
-The pass under way belongs to the call and not to the model: each thread has its own, so that threads that share a model
-do not meet (torch.compile can trace a thread's own values, and no context variables). `Scope` objects form a stack: around the whole of a ``generate`` (``inside=False``), and
-inside the forward pass of the model.
+The pass under way belongs to the call and not to the model: each thread has its own, so that threads that share a
+model do not meet (torch.compile can trace a thread's own values, and no context variables). `Scope` objects form a
+stack: around the whole of a ``generate`` (``inside=False``), and inside the forward pass of the model.
 """
 
 from __future__ import annotations

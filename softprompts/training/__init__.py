@@ -15,25 +15,18 @@ if TYPE_CHECKING:
     from softprompts.training.lane import LaneResult as LaneResult
     from softprompts.training.loop import train as train
     from softprompts.training.optim import build_optimizer as build_optimizer
-    from softprompts.training.optim import learning_rates as learning_rates
-    from softprompts.training.optim import schedule_factor as schedule_factor
     from softprompts.training.pass_size import lanes_that_fit as lanes_that_fit
     from softprompts.training.prediction import Prediction as Prediction
     from softprompts.training.prediction import predict as predict
 
 # Imported when first used: the command line reads `TrainConfig` and need not wait for torch.
-_NAMES = {
-    "evaluation": ("Evaluation",),
-    "lane": ("Lane", "LaneResult"),
-    "loop": ("train",),
-    "optim": ("build_optimizer", "learning_rates", "schedule_factor"),
-    "pass_size": ("lanes_that_fit",),
-    "prediction": ("Prediction", "predict"),
-}
-_HOMES = {name: f"softprompts.training.{module}" for module, names in _NAMES.items() for name in names}
+_HOMES = {
+    "Evaluation": "evaluation", "Lane": "lane", "LaneResult": "lane", "train": "loop", "build_optimizer": "optim",
+    "lanes_that_fit": "pass_size", "Prediction": "prediction", "predict": "prediction",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -85,11 +85,5 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The reverse of `to_dict`; settings that are left out keep their defaults.
-
-        ``compile``, a former setting that old runs contain, is ignored.
-
-        Raises:
-            SoftPromptError: a setting is unknown (the nearest known one is named) or a value makes no sense.
-        """
+        """The reverse of `to_dict`; what is left out keeps its default. Ignores ``compile``, a setting of old runs."""
         return cls(**{name: value for name, value in values.items() if name != "compile"})

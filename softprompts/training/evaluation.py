@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,8 @@ def evaluate(
 
     A prompt's own way to predict runs in the context ``within(name)``; for other arguments see `predict`. Returns the
     metrics of each prompt, in their order; None for one whose predictions are not finite.
-
-    Raises:
-        SoftPromptError: not even a single row fits into the memory.
     """
+    options = {"pad_id": pad_id, "padding_side": padding_side, "accelerator": accelerator}
     groups: dict[Any, list[int]] = {}
     for index, (name, evaluation) in enumerate(evaluations):
         groups.setdefault(_way(model, name, evaluation) or index, []).append(index)
@@ -91,8 +90,7 @@ def evaluate(
             with within(name):
                 predictions = [on_main(functools.partial(first.predict, model, first.features, name))]
         else:
-            members = [evaluations[index] for index in group]
-            predictions = _predictions(model, members, pad_id, padding_side, accelerator)
+            predictions = _predictions(model, [evaluations[index] for index in group], **options)
         for index, prediction in zip(group, predictions, strict=True):
             metrics[index] = evaluations[index][1].scores(prediction)
     return metrics
@@ -110,35 +108,24 @@ def _way(model: Any, name: str, evaluation: Evaluation) -> tuple[str, Any] | Non
     return "head", form or ("values" if model.prompts[name].num_labels == 1 else "classes")
 
 
-def _predictions(
-    model: Any,
-    evaluations: Sequence[tuple[str, Evaluation]],
-    pad_id: int,
-    padding_side: str,
-    accelerator: Accelerator | None,
-) -> list[Prediction]:
+def _predictions(model: Any, evaluations: Sequence[tuple[str, Evaluation]], **options: Any) -> list[Prediction]:
     """The predictions of prompts that predict in the same way, in smaller batches where memory runs out."""
     first = evaluations[0][1]
     rows = [row for _, evaluation in evaluations for row in evaluation.features]
     names = [name for name, evaluation in evaluations for _ in evaluation.features]
     size = max(evaluation.batch_size or EVAL_ROWS for _, evaluation in evaluations)
-    options: dict[str, Any] = {"pad_id": pad_id, "padding_side": padding_side, "accelerator": accelerator}
     options |= {"label_ids": first.label_ids, "new_tokens": first.new_tokens}
     while True:
         try:
             joint = predict(model, rows, names, batch_size=size, **options)
             break
         except Exception as error:
-            several = accelerator is not None and accelerator.num_processes > 1
-            if not out_of_memory(error) or several:
+            accelerator = options["accelerator"]
+            if not out_of_memory(error) or (accelerator is not None and accelerator.num_processes > 1):
                 raise
             if size == 1:
                 raise SoftPromptError("evaluation is out of memory with a single row; set max_length lower") from error
         release()
         size //= 2
-    predictions, start = [], 0
-    for _, evaluation in evaluations:
-        end = start + len(evaluation.features)
-        predictions.append(joint.part(start, end))
-        start = end
-    return predictions
+    counts = [len(evaluation.features) for _, evaluation in evaluations]
+    return [joint.part(end - count, end) for count, end in zip(counts, itertools.accumulate(counts), strict=True)]

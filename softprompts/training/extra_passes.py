@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,17 +25,11 @@ ITSELF, TEACHER = "itself", "teacher"
 
 @dataclass(frozen=True)
 class TrainingLosses:
-    """All losses of a batch.
+    """All losses of a batch; by prompt only of prompts whose method has such a loss."""
 
-    Attributes:
-        rows: ``(R,)``, the summed loss of each row.
-        penalties: by prompt, the auxiliary loss of its method; nothing of methods without one.
-        extra: by prompt, the loss that further passes add, a sum; nothing of methods that need none.
-    """
-
-    rows: Tensor
-    penalties: Mapping[str, Tensor]
-    extra: Mapping[str, Tensor]
+    rows: Tensor  # (R,), the summed loss of each row
+    penalties: Mapping[str, Tensor]  # by prompt, the auxiliary loss of its method
+    extra: Mapping[str, Tensor]  # by prompt, the sum that further passes add
 
 
 def training_losses(
@@ -49,23 +43,16 @@ def training_losses(
 
 def wants_states(model: Any, names: Sequence[str]) -> bool:
     """Whether a prompt among these compares hidden states."""
-    return any(model.prompts[name].method.compares_states for name in dict.fromkeys(names))
+    return any(model.prompts[name].method.compares_states for name in set(names))
 
 
 def comparisons(
     model: Any, batch: Mapping[str, Any], names: Sequence[str], first: PassOutput, teachers: Mapping[str, str | None]
 ) -> dict[str, Tensor]:
-    """The losses of prompts that compare passes.
+    """The losses of prompts that compare passes: by prompt, the sum over its lines; nothing of other prompts.
 
-    Args:
-        model: an attached model.
-        batch: of `collate`, with labels.
-        names: the prompt of each row.
-        first: the output of the batch's pass, with states where one of the prompts compares them.
-        teachers: by prompt, the prompt that teaches it.
-
-    Returns:
-        By prompt, the sum over its lines; nothing of prompts that compare nothing.
+    ``batch`` is of `collate`, ``names`` has the prompt of each of its rows, ``first`` is the output of its pass, with
+    states where a prompt compares them, and ``teachers`` has the teacher of each prompt.
     """
     wanted = {name: model.prompts[name].method.compares for name in dict.fromkeys(names)}
     others: dict[str, dict[str, Answers]] = {name: {} for name, kinds in wanted.items() if kinds}
@@ -85,17 +72,13 @@ def comparisons(
         method, student = model.prompts[name].method, _answers_of(first, names, name)
         # Beside prompts with more labels, a row has columns that are not its own.
         width = min(each.logits.shape[-1] for each in (student, *answers.values()))
-        narrow = {kind: _narrowed(each, width) for kind, each in answers.items()}
-        sums[name] = method.compare(_narrowed(student, width), narrow).sum()
+        student, *rest = (replace(each, logits=each.logits[:, :width]) for each in (student, *answers.values()))
+        sums[name] = method.compare(student, dict(zip(answers, rest, strict=True))).sum()
     return sums
 
 
 def check_teachers(model: Any, name: str, teacher: str | None) -> None:
-    """Makes sure that a prompt that learns from a teacher has one which answers as it does.
-
-    Raises:
-        SoftPromptError: it has none, or one with other labels.
-    """
+    """Raises a `SoftPromptError` if a prompt that learns from a teacher has none, or one with other labels."""
     prompt = model.prompts[name]
     if TEACHER not in prompt.method.compares:
         return
@@ -135,7 +118,3 @@ def _answers_of(output: PassOutput, names: Sequence[str], name: str) -> Answers:
     states = None if output.states is None else output.states.index_select(0, lines)
     real = None if output.real is None else output.real.index_select(0, lines)
     return Answers(output.logits.index_select(0, lines), states, real)
-
-
-def _narrowed(answers: Answers, width: int) -> Answers:
-    return Answers(answers.logits[:, :width], answers.states, answers.real)

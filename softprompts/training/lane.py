@@ -108,12 +108,10 @@ class Lane:
         teacher: for methods that learn from one, the prompt on the model that teaches it; it stays as it is.
 
     Attributes:
-        step: steps taken.
-        total_steps: steps of the whole run.
+        step: steps taken, of ``total_steps``.
         stop_reason: None while the run is on.
         loss: mean training loss of the last step.
-        last_metrics: the metrics of the last evaluation.
-        stale: evaluations since the best one.
+        last_metrics: the metrics of the last evaluation; ``stale`` evaluations have come since the best one.
         random_state: the state of its random sequence at the last checkpoint.
     """
 
@@ -192,11 +190,7 @@ class Lane:
     # --- training -------------------------------------------------------------------------------------------------
 
     def start(self, model: Any) -> None:
-        """Builds the optimizer and, where the folder has a checkpoint, goes back to it.
-
-        Raises:
-            SoftPromptError: this lane or its folder has a run behind it, or the checkpoint does not fit.
-        """
+        """Builds the optimizer and, where the folder has a checkpoint, goes back to it."""
         if self.step or self.stop_reason is not None:
             raise SoftPromptError(f"run '{self.name}' has been trained already; make a new Lane to go on or to repeat")
         if self.folder is not None:
@@ -280,7 +274,7 @@ class Lane:
         self.prompt.load_state_dict(self.best.prompt)
 
     def record_evaluation(self, metrics: dict[str, float] | None) -> None:
-        """Notes an evaluation's metrics, keeps the prompt if it is the best so far, stops the run when it should.
+        """Notes metrics, keeps the prompt if it is the best so far, stops the run when it should.
 
         Metrics are empty without an evaluation, and None where predictions were not finite.
         """
@@ -336,11 +330,7 @@ class Lane:
         files.write_atomic(_checkpoint(self.folder), lambda file: torch.save(state, file))
 
     def load_checkpoint(self) -> None:
-        """Goes back to the folder's checkpoint and drops the lines of metrics.jsonl written after it.
-
-        Raises:
-            SoftPromptError: it is damaged, or not of a run with these settings.
-        """
+        """Goes back to the folder's checkpoint, if it is of these settings; drops later lines of metrics.jsonl."""
         assert self.folder is not None
         path = _checkpoint(self.folder)
         try:
@@ -351,9 +341,8 @@ class Lane:
             raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
         changed = [name for name, value in self.config.to_dict().items() if value != state["config"].get(name)]
         if changed:
-            raise SoftPromptError(
-                f"run '{self.name}': its checkpoint was made with another {', '.join(changed)}; start a new run"
-            )
+            names = ", ".join(changed)
+            raise SoftPromptError(f"run '{self.name}': its checkpoint was made with another {names}; start a new run")
         self.prompt.load_state_dict(state["prompt"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = _Best(**state["best"])

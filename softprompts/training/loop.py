@@ -36,9 +36,8 @@ from softprompts.training.evaluation import Evaluation, evaluate
 from softprompts.training.extra_passes import check_teachers, training_losses
 from softprompts.training.lane import Lane, LaneResult, StepBatches
 from softprompts.training.losses import label_count
-from softprompts.training.memory import keep_pages, out_of_memory, release
+from softprompts.training.memory import PeakMemory, keep_pages, out_of_memory, release
 from softprompts.training.pass_size import PassSize, place, precision, train_mode
-from softprompts.training.peak_memory import PeakMemory
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
 
@@ -102,11 +101,7 @@ def train(
 
 
 class _Loop:
-    """Lanes while they train.
-
-    Attributes:
-        results: by lane, of those that have ended.
-    """
+    """Lanes while they train; ``results`` has those that have ended, by name."""
 
     def __init__(self, model: Any, lanes: list[Lane], pad_id: int, padding_side: str, accelerator: Accelerator):
         self.model, self.lanes, self.accelerator = model, lanes, accelerator
@@ -123,11 +118,10 @@ class _Loop:
         with (
             train_mode(self.model, self.lanes[0].config.backbone_dropout),
             Randomness(self.model, self.lanes, accelerator) as randomness,
-            PeakMemory(accelerator.device) as memory,
             Stop() as stop,
             Bar(self.lanes, progress and accelerator.is_main_process) as bar,
         ):
-            saved = time.perf_counter()
+            memory, saved = PeakMemory(accelerator.device), time.perf_counter()
             while active := [lane for lane in self.lanes if lane.active]:
                 began = time.perf_counter()
                 interrupted = self._step(active, stop, randomness)

@@ -47,11 +47,6 @@ class PassOutput:
     real: Tensor | None = None
 
 
-def pass_losses(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> Tensor:
-    """One forward pass, and the summed loss of each row, ``(R,)``; see `run_pass`."""
-    return run_pass(model, batch, prompt_names).losses
-
-
 def run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bool = False) -> PassOutput:
     """Runs one forward pass; returns its output at the positions that have a label.
 
@@ -64,9 +59,6 @@ def run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bo
         prompt_names: as for ``forward``, one for each row of ``batch["labels"]`` (a row of choices has one name).
         states: also return the last hidden states behind each line: that of the token that it is predicted from, for
             classes, scores and spans those of all tokens of the row.
-
-    Raises:
-        SoftPromptError: rows without labels, or the states of rows of choices.
     """
     if not states:
         return _run_pass(model, batch, prompt_names)
@@ -98,8 +90,7 @@ def _run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> PassOu
         prompt_names = [name for name, size in zip(prompt_names, sizes.tolist(), strict=True) for _ in range(size)]
     head = model.get_output_embeddings() if name == "labels" and labels.dim() == 2 else None
     if head is None:
-        logits = model(**inputs, prompt_names=prompt_names).logits
-        return output_of(model.backbone_kind, logits, batch)
+        return output_of(model.backbone_kind, model(**inputs, prompt_names=prompt_names).logits, batch)
     places = _Places(model.backbone_kind, labels)
     with at_places(head, labels.shape, places.flat) as narrowed:
         logits = model(**inputs, prompt_names=prompt_names).logits
@@ -147,15 +138,12 @@ def output_of(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> PassOut
         return places.output(logits.flatten(0, 1).index_select(0, places.flat.to(logits.device)))
     rows = torch.arange(len(labels))
     if "choices" in batch:
-        logits = _by_choice(logits[:, 0], batch["choices"])
+        # A line a row, -inf behind its last choice.
+        scores = logits[:, 0].split(batch["choices"].tolist())
+        logits = torch.nn.utils.rnn.pad_sequence(list(scores), True, NEG_INF)
     elif labels.is_floating_point() or logits.shape[-1] == 1:
         return PassOutput(logits, rows, mse_loss(logits[:, 0], labels.to(logits), reduction="none"))
     return PassOutput(logits, rows, cross_entropy(logits, labels.to(logits.device), reduction="none"))
-
-
-def _by_choice(scores: Tensor, sizes: Tensor) -> Tensor:
-    """Scores of all choices, one after the other, as a line a row: ``(R, most choices)``, -inf behind its last."""
-    return torch.nn.utils.rnn.pad_sequence(list(scores.split(sizes.tolist())), True, NEG_INF)
 
 
 def _span_output(logits: Tensor, spans: Tensor, mask: Tensor) -> PassOutput:
@@ -168,12 +156,9 @@ def _span_output(logits: Tensor, spans: Tensor, mask: Tensor) -> PassOutput:
 
 
 class _Places:
-    """The positions whose logits enter a loss, computed on the labels' device.
+    """The positions whose logits enter a loss; ``flat`` are their indices ``(P,)`` into the ``R*T`` positions.
 
-    With labels on the CPU, this does not wait for a GPU.
-
-    Attributes:
-        flat: ``(P,)``, indices into the ``R*T`` positions.
+    They are computed on the labels' device: with labels on the CPU, this does not wait for a GPU.
     """
 
     def __init__(self, kind: str, labels: Tensor):

@@ -1,4 +1,4 @@
-"""Memory: what a step takes, what is free, and what to do when it runs out."""
+"""Memory: what a step takes, what is in use and what is free, and what to do when it runs out."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 _CGROUP = Path("/sys/fs/cgroup")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device, or the machine, has no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, Exception) and bool(should_reduce_batch_size(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(should_reduce_batch_size(error))
 
 
 def release() -> None:
@@ -42,6 +41,42 @@ def free_memory(device: torch.device) -> int:
         limit = int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text())
         free = min(free, limit)
     return int(max(0, free))
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes in use: by tensors on a GPU, or the process's resident memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+class PeakMemory:
+    """Peak memory since it was made, in bytes: of the GPU's tensors, or the process's resident memory.
+
+    On Linux the kernel keeps the peak; elsewhere on the CPU only what is in use at each reading counts.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._seen = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            _CLEAR.write_text("5")  # resets the high-water mark
+        except OSError:
+            self._seen = memory_in_use(device)
+
+    def read(self) -> int:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        if not self._seen and _STATUS.exists():
+            for line in _STATUS.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        self._seen = max(self._seen, memory_in_use(self.device))
+        return self._seen
 
 
 def step_memory(step: Callable[[], Tensor], model: nn.Module, device: torch.device) -> int:

@@ -16,11 +16,7 @@ HEAD = "head"
 
 
 def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> dict[str, float]:
-    """The learning rate of each component.
-
-    Args:
-        components: in the method's order, its main one first.
-        config: says which defaults to change.
+    """The learning rate of each component; they come in the method's order, its main one first.
 
     Raises:
         SoftPromptError: ``config.learning_rates`` names a component that is not there.
@@ -36,14 +32,10 @@ def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> 
     # A method's components are tuned against each other, so a new main rate moves them together. A default of zero
     # has no ratio to keep: the main component then takes the rate and the others stay where they are.
     scale = config.learning_rate / default if config.learning_rate is not None and default else 1.0
-    rates = {}
-    for name, component in components.items():
-        rates[name] = component.learning_rate * (1.0 if name == HEAD else scale)
-        if config.learning_rate is not None and name == main:
-            rates[name] = config.learning_rate
-        if name in config.learning_rates:
-            rates[name] = config.learning_rates[name]
-    return rates
+    rates = {name: each.learning_rate * (1.0 if name == HEAD else scale) for name, each in components.items()}
+    if config.learning_rate is not None and main is not None:
+        rates[main] = config.learning_rate
+    return rates | dict(config.learning_rates)
 
 
 def build_optimizer(components: Mapping[str, Component], config: TrainConfig) -> Optimizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -14,12 +14,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.injection.prompt import Prompt, require
+from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of
 from softprompts.tasks.batches import IGNORED, collate, inputs_of, length_of
-from softprompts.training.losses import model_inputs, pass_losses
+from softprompts.training.losses import model_inputs, run_pass
 
 Feature = Mapping[str, Any]
+Answers = Sequence[Sequence[int]]  # the token ids of each allowed answer
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,7 @@ class Prediction:
 
     def part(self, start: int, end: int) -> Prediction:
         """The prediction for some of the rows."""
-        rows = slice(start, end)
-        return Prediction(
-            self.labels[rows],
-            None if self.probabilities is None else self.probabilities[rows],
-            self.scores[rows],
-            None if self.tokens is None else self.tokens[rows],
-        )
+        return replace(self, **{name: rows[start:end] for name, rows in vars(self).items() if rows is not None})
 
     @property
     def finite(self) -> bool:
@@ -75,7 +70,7 @@ def predict(
     *,
     pad_id: int,
     batch_size: int = 32,
-    label_ids: Sequence[Sequence[int]] | None = None,
+    label_ids: Answers | None = None,
     new_tokens: int | None = None,
     padding_side: str = "right",
     accelerator: Accelerator | None = None,
@@ -107,7 +102,12 @@ def predict(
         raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
     prompts = {name: require(model.prompts, name) for name in dict.fromkeys(names)}
     answered = label_ids is not None or new_tokens is not None
-    valued = not answered and _predict_values(prompts)
+    heads = set() if answered else {prompt.num_labels for prompt in prompts.values()}
+    if None in heads:
+        raise SoftPromptError("a language model predicts among answers: pass label_ids, or new_tokens to generate them")
+    valued = 1 in heads
+    if valued and len(heads) > 1:
+        raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
     # A prompt of input tokens makes its rows longer.
     added = {name: prompt.config.input_tokens for name, prompt in prompts.items()}
     order = sorted(range(len(features)), key=lambda index: length_of(features[index]) + added[names[index]])
@@ -132,13 +132,7 @@ def predict(
 
 
 def prediction_of(features: Sequence[Feature], scores: list[Tensor], valued: bool = False) -> Prediction:
-    """The prediction that scores make, of rows of one form.
-
-    Args:
-        features: the rows.
-        scores: ``(P, C)`` of each row, see `Prediction`.
-        valued: whether a score is a value, not that of the only class.
-    """
+    """The prediction that ``scores`` make, see `Prediction`; with ``valued`` one is a value, not that of a class."""
     if "places" in features[0]:
         return Prediction([row.argmax(1).tolist() for row in scores], None, scores)
     if "choices" in features[0]:
@@ -157,24 +151,14 @@ def score_rows(
     names: Sequence[str],
     *,
     pad_id: int,
-    label_ids: Sequence[Sequence[Sequence[int]]] | None = None,
+    label_ids: Sequence[Answers] | None = None,
     padding_side: str = "right",
 ) -> list[Tensor]:
     """One pass over rows of many prompts, whose heads may be of different kinds: classes, values, choices, places.
 
-    The model is to be in eval mode, and gradients to be off.
-
-    Args:
-        model: a model with the prompts attached.
-        features: rows as for `predict`; under a head that scores every token each has ``places``.
-        names: the prompt of each row.
-        pad_id: fills shorter rows.
-        label_ids: for language models, the token ids of each answer that a row may have, row by row.
-        padding_side: "right" or "left".
-
-    Returns:
-        The scores of each row, as in `Prediction`, float64 on the CPU; with ``label_ids`` the log-likelihood of each
-        answer, ``(1, L)``.
+    The model is to be in eval mode, and gradients to be off. ``names`` has the prompt of each row, ``label_ids`` the
+    token ids of each answer that each row may have; for the rest see `predict`. Returns the scores of each row, as in
+    `Prediction`; with ``label_ids`` the log-likelihood of each answer, ``(1, L)``.
     """
     rows = [_context(model.backbone_kind, feature) for feature in features]
     if label_ids is None:
@@ -195,16 +179,6 @@ def score_rows(
         for index, part in zip(members, parts, strict=True):
             results[index] = part[None]
     return results
-
-
-def _predict_values(prompts: Mapping[str, Prompt]) -> bool:
-    """Whether heads predict values, not classes."""
-    if any(prompt.num_labels is None for prompt in prompts.values()):
-        raise SoftPromptError("a language model predicts among answers: pass label_ids, or new_tokens to generate them")
-    valued = {prompt.num_labels == 1 for prompt in prompts.values()}
-    if len(valued) > 1:
-        raise SoftPromptError("some of the prompts predict classes and some values; predict with them one by one")
-    return valued.pop()
 
 
 def _context(kind: str, feature: Feature) -> dict[str, Any]:
@@ -248,12 +222,7 @@ def _generated(model: Any, features: list[Feature], names: list[str], pad_id: in
 
 
 def _label_scores(
-    model: Any,
-    rows: list[dict[str, Any]],
-    names: list[str],
-    pad_id: int,
-    side: str,
-    label_ids: Sequence[Sequence[Sequence[int]]],
+    model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str, label_ids: Sequence[Answers]
 ) -> Tensor:
     """Log-probability of each answer of each row, one after the other, from one pass of the decoder over all of them.
 
@@ -276,7 +245,7 @@ def _label_scores(
         owners = None
     else:
         owners = [name for name, answers in zip(names, label_ids, strict=True) for _ in answers]
-    return -pass_losses(model, batch, owners)
+    return -run_pass(model, batch, owners).losses
 
 
 def _encoded(model: Any, batch: Mapping[str, Tensor], names: list[str], times: int) -> Any:

@@ -106,10 +106,8 @@ def track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix:
 
 def tracker_folder(lanes: list[Lane]) -> Path:
     """Where trackers write: the run's folder, or the one above those of several runs."""
-    folders = [str(lane.folder) for lane in lanes if lane.folder is not None]
-    if not folders:
-        return Path("runs")
-    return Path(folders[0]) if len(folders) == 1 else Path(os.path.commonpath(folders))
+    folders = [lane.folder for lane in lanes if lane.folder is not None]
+    return Path(os.path.commonpath(folders) if folders else "runs")
 
 
 def flat(values: dict[str, Any], front: str = "") -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Randomness:
             torch.manual_seed(lane.config.seed)
             _set_random_state(lane.random_state, self.device)
             if self._apart:
-                self.sequences[lane.name] = _Sequence(_random_state(self.device), self.device)
+                self.sequences[lane.name] = _Sequence(self.device)
         self._state.random_contexts = self.sequences or None
         return self
 
@@ -80,13 +80,14 @@ class Randomness:
 
 
 class _Sequence:
-    """A random sequence: within this context, torch's generators continue it. May be entered again inside."""
+    """A random sequence from torch's present state: within this context, its generators continue the sequence.
 
-    def __init__(self, state: dict[str, Tensor], device: torch.device | None):
-        self.state = state
-        self.device = device
+    It may be entered again inside.
+    """
+
+    def __init__(self, device: torch.device | None):
+        self.state, self.device = _random_state(device), device
         self._depth = 0
-        self._outside: dict[str, Tensor] = {}
 
     def __enter__(self) -> None:
         if not self._depth:

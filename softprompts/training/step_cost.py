@@ -14,7 +14,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.tasks.batches import length_of
 from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.loop import train
-from softprompts.training.peak_memory import memory_in_use
+from softprompts.training.memory import memory_in_use
 
 
 class _Timed(Lane):
@@ -28,13 +28,11 @@ class _Timed(Lane):
 
     def next_batches(self) -> StepBatches:
         """Rows in their order, the last one of each batch replaced by the longest of all."""
-        size, parts = self.config.batch_size, self.config.gradient_accumulation_steps
+        rows, size, parts = self.train_features, self.config.batch_size, self.config.gradient_accumulation_steps
         batches = []
         for part in range(self.step * parts, (self.step + 1) * parts):
-            rows = [
-                self.train_features[at % len(self.train_features)] for at in range(part * size, (part + 1) * size - 1)
-            ]
-            batches.append([*rows, self._longest])
+            places = range(part * size, (part + 1) * size - 1)
+            batches.append([*(rows[at % len(rows)] for at in places), self._longest])
         return batches
 
     def update(self, loss: float, norm: float) -> None:
@@ -44,24 +42,14 @@ class _Timed(Lane):
 
 
 def step_cost(model: Any, lane: Lane, *, pad_id: int, steps: int = 100, warmup_steps: int = 20) -> dict[str, Any]:
-    """Trains a prompt for some steps and measures what they cost. The prompt is of no use afterwards.
+    """Trains a lane's prompt for some steps and measures what they cost. The prompt is of no use afterwards.
 
-    On a CPU memory is the process's, so only a process that has done nothing else gives a figure to compare.
-
-    Args:
-        model: a model with the prompt attached.
-        lane: the run; its number of steps and its evaluations do not count.
-        pad_id: fills shorter rows.
-        steps: that are timed.
-        warmup_steps: before them.
+    On a CPU memory is the process's, so only a process that has done nothing else gives a figure to compare. The
+    lane's own number of steps and its evaluations do not count; ``steps`` are timed after ``warmup_steps``.
 
     Returns:
         ``seconds_per_100_steps``; ``peak_memory`` and ``memory_before`` in bytes (of the GPU's tensors, or the
         process); ``tokens`` that a batch is padded to; ``steps`` and ``warmup_steps``.
-
-    Raises:
-        SoftPromptError: it diverged.
-        KeyboardInterrupt: it was interrupted.
     """
     total = steps + warmup_steps
     timed, before = _Timed(lane, total), memory_in_use(model.device)
@@ -70,11 +58,10 @@ def step_cost(model: Any, lane: Lane, *, pad_id: int, steps: int = 100, warmup_s
         raise KeyboardInterrupt(result.message)  # half a measurement is none
     if result.steps < total:
         raise SoftPromptError(f"{result.message or result.stop_reason}; its cost was not measured")
-    first = max(0, warmup_steps - 1)
-    count = len(timed.stamps) - 1 - first
-    seconds = timed.stamps[-1] - timed.stamps[first]
+    stamps = timed.stamps[max(0, warmup_steps - 1) :]
+    count = len(stamps) - 1
     return {
-        "seconds_per_100_steps": 100 * seconds / count,
+        "seconds_per_100_steps": 100 * (stamps[-1] - stamps[0]) / count,
         "peak_memory": result.peak_memory,
         "memory_before": before,
         "tokens": max(map(length_of, lane.train_features)),

@@ -14,6 +14,7 @@ from saved import model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts.experiments.compare import COLUMNS, Comparison, Row, compare, score_of, write_report
+from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
@@ -106,11 +107,10 @@ def test_compare_trains_once_and_sums_up(tmp_path: Path, monkeypatch: pytest.Mon
         (sp.HeadOnlyConfig(), TrainConfig(max_steps=3)),
         (sp.PrefixTuningConfig(num_virtual_tokens=2), TrainConfig(max_steps=3)),
     ]
-    told: list[tuple[str, int]] = []
-    first = compare(
-        bench, methods, [0, 1], root=tmp_path / "runs", on_result=lambda m, seed, _: told.append((m.method, seed))
-    )
-    assert told == [("head-only", 0), ("prefix-tuning", 0), ("head-only", 1), ("prefix-tuning", 1)]
+    told: list[Run] = []
+    first = compare(bench, methods, [0, 1], root=tmp_path / "runs", on_result=lambda run, _: told.append(run))
+    ended = [(run.method.method, run.training.seed) for run in told]
+    assert ended == [("head-only", 0), ("prefix-tuning", 0), ("head-only", 1), ("prefix-tuning", 1)]
     assert [row.method for row in first.rows] == ["head-only", "prefix-tuning"]
     assert first.rows[0].trained == 2 * 16 + 2 and first.rows_scored == 4 and not first.held_out
     assert all(len(row.scores) == 2 for row in first.rows)

@@ -18,7 +18,7 @@ from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
-from softprompts.experiments.leaderboard import Leaderboard
+from softprompts.experiments.leaderboard import Entry, Leaderboard
 from softprompts.experiments.search import rungs, search
 from softprompts.experiments.trial import Trial
 from softprompts.experiments.workbench import Workbench
@@ -460,17 +460,19 @@ def test_a_report_replaces_no_strange_folder(bench: Workbench, tmp_path: Path) -
 
 
 def test_ties_go_to_the_earlier() -> None:
-    trials = [
-        Trial(number, None, None, {}, None, Path(), {}, 0, scores, state)  # type: ignore[arg-type]
+    same: dict[str, Any] = {"proposed": {}, "settings": {}, "training": {}, "rates": {}, "trained": 0, "run": ""}
+    entries = [
+        Entry(trial=number, method="", scores=scores, state=state, **same)
         for number, scores, state in [
-            (5, [None], "cut"),
-            (4, [0.6, 0.6], "cut"),
-            (2, [0.9, 0.9], "diverged"),
-            (3, [0.6, 0.6], "cut"),
-            (1, [0.5], "cut"),
+            (5, (None,), "cut"),
+            (4, (0.6, 0.6), "cut"),
+            (2, (0.9, 0.9), "diverged"),
+            (3, (0.6, 0.6), "cut"),
+            (1, (0.5,), "cut"),
         ]
     ]
-    assert [trial.number for trial in sorted(trials, key=Trial.order)] == [3, 4, 1, 5, 2]
+    trials = [Trial(entry, None, None, None, Path()) for entry in entries]  # type: ignore[arg-type]
+    assert [trial.entry.trial for trial in sorted(trials, key=Trial.order)] == [3, 4, 1, 5, 2]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

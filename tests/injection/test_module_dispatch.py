@@ -19,7 +19,7 @@ from softprompts.injection.speedups import frozen_linear
 from softprompts.injection.state import state_of
 from softprompts.soft_prompt import Frozen
 from softprompts.training import predict
-from softprompts.training.losses import pass_losses
+from softprompts.training.losses import run_pass
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 CHANGING: dict[str, sp.MethodConfig] = {
@@ -189,10 +189,10 @@ def test_losses_at_a_few_places_are_those_of_each_row(family: str) -> None:
     labels[:, 1] = -100
     inputs = {**inputs, "decoder_input_ids": labels.clamp(min=0)} if family == "t5" else inputs
     for owners in (names, ["bitfit", "bitfit", "full", "full", "lora"]):
-        together = pass_losses(model, {**inputs, "labels": labels}, owners)
+        together = run_pass(model, {**inputs, "labels": labels}, owners).losses
         for index, name in enumerate(owners):
             row = {key: value[index : index + 1] for key, value in inputs.items()}
-            alone = pass_losses(model, {**row, "labels": labels[index : index + 1]}, [name])
+            alone = run_pass(model, {**row, "labels": labels[index : index + 1]}, [name]).losses
             torch.testing.assert_close(together[index : index + 1], alone, **EXACT)
             logits = model(**row, prompt_names=[name]).logits[0]
             shift = 0 if family == "t5" else 1

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 import softprompts as sp
 from softprompts.tasks import collate
-from softprompts.training.losses import label_count, model_inputs, output_of, pass_losses, run_pass
+from softprompts.training.losses import label_count, model_inputs, output_of, run_pass
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 LANGUAGE = tiny.DECODERS + tiny.SEQ2SEQ
@@ -55,7 +55,7 @@ def test_logits_are_computed_where_a_label_counts(family: str, method: str, side
     inputs, labels = model_inputs(model, batch), batch["labels"]
     shapes: list[torch.Size] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda _, args, made: shapes.append(made.shape))
-    losses = pass_losses(model, batch, method)
+    losses = run_pass(model, batch, method).losses
     logits = model(**inputs, prompt_names=method).logits
     handle.remove()
     counted = int((labels[:, model.backbone_kind == "decoder" :] != -100).sum())
@@ -75,9 +75,9 @@ def test_logits_are_computed_where_a_label_counts(family: str, method: str, side
 def test_checkpointed(family: str) -> None:
     model = tiny.attached(family, "prefix-tuning").train()
     batch = batch_of(family)
-    plain = gradients(model, pass_losses(model, batch, None).sum())
+    plain = gradients(model, run_pass(model, batch, None).losses.sum())
     model.gradient_checkpointing_enable()
-    checkpointed = gradients(model, pass_losses(model, batch, None).sum())
+    checkpointed = gradients(model, run_pass(model, batch, None).losses.sum())
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name], **CLOSE)
 
@@ -85,7 +85,7 @@ def test_checkpointed(family: str) -> None:
 def test_a_failing_pass_leaves_no_hook_behind() -> None:
     model = tiny.attached("llama", "prompt-tuning")
     with pytest.raises(sp.SoftPromptError):
-        pass_losses(model, tiny.batch("llama"), "prompt-tunin")
+        run_pass(model, tiny.batch("llama"), "prompt-tunin")
     assert not model.get_output_embeddings()._forward_pre_hooks
 
 
@@ -93,7 +93,7 @@ def test_no_label_at_all() -> None:
     model = tiny.attached("llama", "prompt-tuning")
     batch = tiny.batch("llama")
     batch["labels"] = torch.full_like(batch["labels"], -100)
-    assert pass_losses(model, batch, None).tolist() == [0, 0, 0]
+    assert run_pass(model, batch, None).losses.tolist() == [0, 0, 0]
 
 
 class Blocks(tf.LlamaForCausalLM):
@@ -111,7 +111,7 @@ def test_a_head_that_is_called_otherwise_runs_as_ever() -> None:
     batch = tiny.batch("llama")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     expected = naive("decoder", model(**inputs).logits, batch["labels"])
-    torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
+    torch.testing.assert_close(run_pass(model, batch, None).losses, expected, **CLOSE)
 
 
 def test_classes_and_values() -> None:
@@ -120,7 +120,7 @@ def test_classes_and_values() -> None:
     inputs, labels = model_inputs(model, batch), batch["labels"]
     logits = model(**inputs).logits
     expected = torch.stack([cross_entropy(row, label) for row, label in zip(logits, labels, strict=True)])
-    torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
+    torch.testing.assert_close(run_pass(model, batch, None).losses, expected, **CLOSE)
     values = torch.tensor([0.5, -1.0, 2.0])
     expected = (logits[:, 0] - values) ** 2
     torch.testing.assert_close(output_of("encoder", logits[:, :1], {"labels": values}).losses, expected, **CLOSE)
@@ -154,7 +154,7 @@ def test_spans(side: str) -> None:
     logits = model(**model_inputs(model, batch)).logits
     moved = 2 if side == "left" else 0
     expected = spans(logits, batch["attention_mask"], [(1, 3), (moved, moved)])
-    torch.testing.assert_close(pass_losses(model, batch, None), expected, **CLOSE)
+    torch.testing.assert_close(run_pass(model, batch, None).losses, expected, **CLOSE)
     assert label_count("encoder", rows) == 4
 
 

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from softprompts import Component, SoftPromptError
-from softprompts.training import TrainConfig, build_optimizer, learning_rates, schedule_factor
-from softprompts.training.optim import set_learning_rates
+from softprompts.training import TrainConfig
+from softprompts.training.optim import build_optimizer, learning_rates, schedule_factor, set_learning_rates
 
 
 def components() -> dict[str, Component]:
