@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
@@ -40,14 +40,10 @@ def compare(
     numbers = whole_numbers("--seeds", seeds)
     folder = options.report_folder(report, out_, "compare")
     bench = options.open_workbench(model, data, training)
-    show_run = run_counter(len(configs) * len(numbers))
 
     def start() -> None:
         show_workbench(bench)
         show_cut_rows(bench, configs)
-
-    def end(config: Any, seed: int, result: dict[str, Any]) -> None:
-        show_run(config.method, seed, result)
 
     with hint_when_interrupted():
         comparison = run_all(
@@ -58,7 +54,7 @@ def compare(
             lanes=lanes,
             trackers=tracker,
             on_start=start,
-            on_result=end,
+            on_result=run_counter(len(configs) * len(numbers)),
         )
     show_comparison(comparison, folder)
 

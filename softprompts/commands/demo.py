@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,13 +22,9 @@ def demo(
     from softprompts.experiments.demo import METHODS, run_demo
 
     folder = report_folder(report, out_, "demo")
-    show_run = run_counter(seeds * len(METHODS))
-
-    def end(config: Any, seed: int, result: dict[str, Any]) -> None:
-        show_run(config.method, seed, result)
-
+    counter = run_counter(seeds * len(METHODS))
     with hint_when_interrupted():
         comparison = run_demo(
-            out_, range(seeds), lanes=lanes, on_load=show_workbench, on_result=end, command=typed_command()
+            out_, range(seeds), lanes=lanes, on_load=show_workbench, on_result=counter, command=typed_command()
         )
     show_comparison(comparison, folder)

@@ -35,15 +35,12 @@ def show_cut_rows(bench: Workbench, configs: Sequence[MethodConfig]) -> None:
             err.print(line, soft_wrap=True)
 
 
-def run_counter(total: int) -> Callable[[str, int, dict[str, Any]], None]:
-    """A function that prints how a run has ended, given its label, its seed and its result, and that counts the runs.
-
-    Args:
-        total: number of runs.
-    """
+def run_counter(total: int) -> Callable[[MethodConfig | str, int, dict[str, Any]], None]:
+    """A function that counts ``total`` runs, and prints how each has ended: its config or label, seed and result."""
     numbers = itertools.count(1)
 
-    def show(label: str, seed: int, result: dict[str, Any]) -> None:
+    def show(run: MethodConfig | str, seed: int, result: dict[str, Any]) -> None:
+        label = run if isinstance(run, str) else run.method
         metrics = result["test_metrics"] or result["metrics"]
         scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
         time = f"{result['seconds']:.0f} s" + (f", beside {result['lanes'] - 1} more" if result["lanes"] > 1 else "")

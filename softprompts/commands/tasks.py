@@ -64,14 +64,9 @@ def show_task(
         loaded = (data if task is None else replace(data, task=task)).load()
         tokenizer, model_kind, limit = load_tokenizer(model.name)
         outline = describe(loaded, tokenizer, model_kind, limit, model.max_length, examples)
-    outline = {
-        **outline,
-        "about": about,
-        "templates": templates,
-        "template": data.template or (templates[0] if templates else None),
-        "model": model.name,
-        "model_kind": model_kind,
-    }
+    template = data.template or (templates[0] if templates else None)
+    outline |= {"about": about, "templates": templates, "template": template}
+    outline |= {"model": model.name, "model_kind": model_kind}
     if as_json:
         print(json.dumps(outline, indent=2, ensure_ascii=False))
     else:

@@ -14,11 +14,7 @@ _Name = Annotated[
 _FieldName = Annotated[str, Field(max_length=100)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _RowFields(_Body):
+class _RowFields(BaseModel, extra="forbid"):
     prompt: _Name | None = Field(None, description="The row's own prompt, in place of the request's.")
     text: str | None = Field(None, description="The task's first field, or the text itself.")
     text_pair: str | None = Field(None, description="The task's second field.")
@@ -44,7 +40,7 @@ _Inputs = Annotated[
 ]
 
 
-class _Request(_Body):
+class _Request(BaseModel, extra="forbid"):
     prompt: _Name | None = Field(None, description="The prompt of all rows that name none.")
 
 
