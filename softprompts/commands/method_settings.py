@@ -19,11 +19,7 @@ def method_configs(names: Sequence[str], settings: dict[str, str]) -> dict[str, 
 
 
 def method_config(name: str, settings: dict[str, str]) -> MethodConfig:
-    """The config of a method, or of several joined by "+".
-
-    Raises:
-        SoftPromptError: unknown method or setting, or a value out of range.
-    """
+    """The config of a method, or of several joined by "+"; refuses unknown names and values out of range."""
     from softprompts.methods import compose, make_config
     from softprompts.methods import methods as known
 

@@ -47,19 +47,10 @@ Scores = Tensor | FailedError
 
 
 class Engine:
-    """A frozen model and its tokenizer.
+    """A frozen model, by alias, folder or hub id, and its tokenizer; ``dtype`` None: as saved; ``device`` None: a GPU.
 
     A prompt whose head needs another class (labels for texts, tags for tokens) gets a model of that class, which shares
-    the frozen weights: they are in memory once.
-
-    Args:
-        model: alias, folder or hub id.
-        dtype: of the weights; None: as saved.
-        device: where they go; None: the GPU if there is one.
-        trust_remote_code: whether code that comes with the model may run.
-
-    Raises:
-        SoftPromptError: there is no such model, or it cannot be read.
+    the frozen weights: they are in memory once. A model that cannot be read raises a `SoftPromptError`.
     """
 
     def __init__(
@@ -100,19 +91,18 @@ class Engine:
         """
         with self._loading:
             cls: Any = getattr(transformers, name, None) if name else None
-            known = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
-            if name and not known and not self.trust_remote_code:
-                raise SoftPromptError(f"transformers has no model class '{name}'")
-            if known and not isinstance(self.config, getattr(cls, "config_class", None) or ()):
-                raise SoftPromptError(
-                    f"it was trained on another backbone: its class {name} is none for {self.config.model_type}"
-                )
-            if known and name in self.models:
-                return self.models[name]
-            if not known:
+            if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+                if name and not self.trust_remote_code:
+                    raise SoftPromptError(f"transformers has no model class '{name}'")
                 if self.models:
                     return next(iter(self.models.values()))
                 cls = getattr(transformers, _DEFAULT_CLASS[self.kind])
+            elif not isinstance(self.config, getattr(cls, "config_class", None) or ()):
+                raise SoftPromptError(
+                    f"it was trained on another backbone: its class {name} is none for {self.config.model_type}"
+                )
+            elif name in self.models:
+                return self.models[name]
             with model_files(self.name):
                 model = cls.from_pretrained(**self._load_options)
             if self.models:
