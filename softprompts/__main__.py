@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -23,6 +25,7 @@ VERBS = (
 
 def main() -> None:
     """Runs the command line: 0 fine, 2 the caller's mistake, 130 interrupted."""
+    atexit.register(gc.freeze)  # to look for garbage among what torch holds would end the process half a second later
     # Under a launcher all processes print the same; the main one does it.
     out.quiet = err.quiet = int(os.environ.get("RANK") or 0) > 0
     _quiet_libraries()

@@ -11,7 +11,7 @@ import typer
 import yaml
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from softprompts.commands.messages import hint_when_interrupted
 from softprompts.commands.parsing import whole_numbers
@@ -37,21 +37,20 @@ def list_recipes() -> None:
     from softprompts.bench.recipe import SCALES
     from softprompts.bench.recipe_file import load_recipe, recipe_names
 
-    table = Table("recipe", "what it is", *(f"{scale} runs" for scale in SCALES), box=box.SIMPLE_HEAD)
+    table = Table(Column("recipe", no_wrap=True), "what it is", box=box.SIMPLE_HEAD)
+    for scale in SCALES:
+        table.add_column(f"{scale} runs", justify="right")
     for name in recipe_names():
-        recipes: dict[str, Any] = {}
+        title, counts = "", []
         for scale in SCALES:
-            with contextlib.suppress(SoftPromptError):
-                recipes[scale] = load_recipe(name, scale)
-        recipe = next(iter(recipes.values()))
-        counts = [
-            f"{len(recipes[scale].cells()) + len(recipes[scale].source_cells()):,}" if scale in recipes else "-"
-            for scale in SCALES
-        ]
-        table.add_row(name, recipe.title, *counts)
-    table.columns[0].no_wrap = True
-    for column in table.columns[2:]:
-        column.justify = "right"
+            try:
+                recipe = load_recipe(name, scale)
+            except SoftPromptError:
+                counts.append("-")
+            else:
+                title = title or recipe.title
+                counts.append(f"{len(recipe.cells()) + len(recipe.source_cells()):,}")
+        table.add_row(name, title, *counts)
     out.print(table)
     out.print("Run one: softprompts bench run RECIPE --scale tiny")
 
@@ -60,9 +59,7 @@ def list_recipes() -> None:
 def run(
     recipe: Name,
     scale: Scale = None,
-    data_dir: Annotated[
-        str | None, typer.Option("--data-dir", help="Folder with a local copy of the tasks' data.")
-    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with a local copy of the tasks' data.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Another backbone for all rows.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Other seeds, separated by commas.")] = None,
     set_: Annotated[
@@ -98,8 +95,8 @@ def run(
             workers=workers,
             lanes=lanes,
             processes=processes,
-            on_start=display.start,
-            on_change=display.change,
+            on_start=display.show_total,
+            on_change=display.show_ended,
         )
     # Where all have failed there is nothing to write, and why they have is what matters.
     with contextlib.suppress(SoftPromptError) if state.failed else contextlib.nullcontext():
@@ -224,36 +221,23 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-class _ProgressDisplay:
+class _ProgressDisplay(Progress):
     """Progress: a bar on a terminal, else a line for each run that has ended."""
 
     def __init__(self, title: str) -> None:
-        self._title = title
-        self._bar = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            console=err,
-            disable=not err.is_terminal,
-        )
-        self._printed_at = time.monotonic()
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
+        super().__init__(*columns, console=err, disable=not err.is_terminal)
+        self._title, self._printed_at = title, time.monotonic()
 
-    def __enter__(self) -> _ProgressDisplay:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.stop()
-
-    def start(self, state: Any) -> None:
+    def show_total(self, state: Any) -> None:
         """Shows how many runs there are."""
         done = f", {state.done:,} of them done already" if state.done else ""
         err.print(f"{self._title}: {state.total:,} runs{done}", soft_wrap=True)
-        self._task = self._bar.add_task("starting", total=state.total, completed=state.done)
+        self._task = self.add_task("starting", total=state.total, completed=state.done)
 
-    def change(self, state: Any, fresh: list[Any]) -> None:
+    def show_ended(self, state: Any, fresh: list[Any]) -> None:
         """Shows the runs that have ended since the last call."""
-        self._bar.update(self._task, completed=state.done, total=state.total, description=_progress(state))
+        self.update(self._task, completed=state.done, total=state.total, description=_progress(state))
         first = state.done - len(fresh)
         for count, run in enumerate(fresh, start=1):
             err.print(f"[{first + count}/{state.total}] {run.cell}", soft_wrap=True)

@@ -40,7 +40,6 @@ def compare(
     numbers = whole_numbers("--seeds", seeds)
     folder = options.report_folder(report, out_, "compare")
     bench = options.open_workbench(model, data, training)
-    show_run = run_counter(len(configs) * len(numbers))
 
     def start() -> None:
         show_workbench(bench)
@@ -55,7 +54,7 @@ def compare(
             lanes=lanes,
             trackers=tracker,
             on_start=start,
-            on_result=lambda run, result: show_run(run.method.method, run.training.seed, result),
+            on_result=run_counter(len(configs) * len(numbers)),
         )
     show_comparison(comparison, folder)
 

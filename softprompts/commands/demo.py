@@ -22,15 +22,9 @@ def demo(
     from softprompts.experiments.demo import METHODS, run_demo
 
     folder = report_folder(report, out_, "demo")
-    show_run = run_counter(seeds * len(METHODS))
-
+    counter = run_counter(seeds * len(METHODS))
     with hint_when_interrupted():
         comparison = run_demo(
-            out_,
-            range(seeds),
-            lanes=lanes,
-            on_load=show_workbench,
-            on_result=lambda run, result: show_run(run.method.method, run.training.seed, result),
-            command=typed_command(),
+            out_, range(seeds), lanes=lanes, on_load=show_workbench, on_result=counter, command=typed_command()
         )
     show_comparison(comparison, folder)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 
-FORMS = ("embeddings", "model", "peft", "folded")
+# The forms, and the methods of a model that write them.
+_WRITERS = {"embeddings": "save_embeddings", "model": "materialize", "peft": "save_peft", "folded": "save_prompt"}
 
 
 def export(
@@ -32,8 +32,8 @@ def export(
     from softprompts.storage.hub import quiet_hub
     from softprompts.storage.saved_prompt import prompt_folder, read_config
 
-    if to not in FORMS:
-        raise SoftPromptError(f"--to {to}: {nearest(to, FORMS)}")
+    if to not in _WRITERS:
+        raise SoftPromptError(f"--to {to}: {nearest(to, _WRITERS)}")
     target = require_new_folder(folder)
     with err.status("loading the model"):
         place = prompt_folder(source)
@@ -43,17 +43,7 @@ def export(
             plain = {"quantize": None} if to == "model" else {}
             model = load(place, local_files_only=offline, **plain)
     with err.status("writing"):
-        _write(model, model.active_prompt, to, target)
+        if to == "folded":
+            model.fold(model.active_prompt)
+        getattr(model, _WRITERS[to])(model.active_prompt, target)
     out.print(f"{to}: {target} ({', '.join(sorted(file.name for file in target.iterdir()))})", soft_wrap=True)
-
-
-def _write(model: Any, name: str, to: str, target: Path) -> None:
-    if to == "embeddings":
-        model.save_embeddings(name, target)
-    elif to == "model":
-        model.materialize(name, target)
-    elif to == "folded":
-        model.fold(name)
-        model.save_prompt(name, target)
-    else:
-        model.save_peft(name, target)

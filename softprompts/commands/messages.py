@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from softprompts.commands.terminal import err
 
 if TYPE_CHECKING:
+    from softprompts.experiments.run_record import Run
     from softprompts.experiments.workbench import Workbench
     from softprompts.methods.contract import MethodConfig
 
@@ -35,20 +36,17 @@ def show_cut_rows(bench: Workbench, configs: Sequence[MethodConfig]) -> None:
             err.print(line, soft_wrap=True)
 
 
-def run_counter(total: int) -> Callable[[str, int, dict[str, Any]], None]:
-    """A function that prints how a run has ended, given its label, its seed and its result, and that counts the runs.
-
-    Args:
-        total: number of runs.
-    """
+def run_counter(total: int) -> Callable[[Run | str, dict[str, Any]], None]:
+    """A function that counts ``total`` runs, and prints how each has ended: the run or its label, and its result."""
     numbers = itertools.count(1)
 
-    def show(label: str, seed: int, result: dict[str, Any]) -> None:
+    def show(run: Run | str, result: dict[str, Any]) -> None:
+        label = run if isinstance(run, str) else run.method.method
         metrics = result["test_metrics"] or result["metrics"]
         scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
         time = f"{result['seconds']:.0f} s" + (f", beside {result['lanes'] - 1} more" if result["lanes"] > 1 else "")
         outcome = scores or result["stop_reason"]
-        err.print(f"[{next(numbers)}/{total}] {label}, seed {seed}: {outcome} ({time})", soft_wrap=True)
+        err.print(f"[{next(numbers)}/{total}] {label}, seed {result['seed']}: {outcome} ({time})", soft_wrap=True)
         if result["message"]:
             err.print(result["message"], soft_wrap=True)
 

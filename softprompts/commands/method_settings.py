@@ -14,20 +14,12 @@ if TYPE_CHECKING:
 
 
 def method_configs(names: Sequence[str], settings: dict[str, str]) -> dict[str, MethodConfig]:
-    """The config of each method, by its name, from the settings that concern it.
-
-    Raises:
-        SoftPromptError: unknown method or setting, or a value out of range.
-    """
+    """The config of each method, by its name, from the settings that concern it; see `method_config`."""
     return {name: method_config(name, settings_of(name, settings, names)) for name in names}
 
 
 def method_config(name: str, settings: dict[str, str]) -> MethodConfig:
-    """The config of a method, or of several joined by "+".
-
-    Raises:
-        SoftPromptError: unknown method or setting, or a value out of range.
-    """
+    """The config of a method, or of several joined by "+"; refuses unknown names and values out of range."""
     from softprompts.methods import compose, make_config
     from softprompts.methods import methods as known
 
@@ -41,14 +33,9 @@ def method_config(name: str, settings: dict[str, str]) -> MethodConfig:
 
 
 def settings_of(name: str, settings: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    """The settings that concern one method: those with its name in front, and general ones that it has.
+    """The settings that concern one of the methods ``names``: those with its name in front, and general ones it has.
 
     Those of a composition are those of its parts, still with the part's name in front.
-
-    Args:
-        name: the method.
-        settings: all settings that were given.
-        names: all methods that they were given for.
 
     Raises:
         SoftPromptError: a setting is of a method that is not among them, or none of them has it.

@@ -28,15 +28,8 @@ if TYPE_CHECKING:
 DATA, MODEL, METHOD, TRAINING, OUTPUT = "Task and data", "Model", "Method", "Training", "Output"
 
 
-def option(panel: str, help: str, flags: str = "", **more: Any) -> Any:
-    """An option of a group.
-
-    Args:
-        panel: title of the group.
-        help: what ``--help`` says of it.
-        flags: its flags, with spaces between them; by default ``--`` and the parameter's name.
-        **more: see `typer.Option`.
-    """
+def option(panel: str | None, help: str, flags: str = "", **more: Any) -> Any:
+    """An option of a group; ``flags``, with spaces between them, are by default ``--`` and the parameter's name."""
     return typer.Option(*flags.split(), help=help, rich_help_panel=panel, **more)
 
 
@@ -73,24 +66,15 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Options:
-    """Makes the fields of a settings class options of a verb, as the annotation of a parameter of the verb.
-
-    Attributes:
-        settings: the class.
-        panel: title of the options' group in ``--help``.
-        flags: flags of a field, where they are not ``--`` and its name.
-        without: fields that are no options of the verb.
-        defaults: the verb's own defaults, also of fields that are no options.
-        helps: the verb's own descriptions.
-        build: makes the settings from the options' values, in place of the class; its own parameters are options too.
-    """
+    """Makes the fields of a settings class options of a verb, as the annotation of a parameter of the verb."""
 
     settings: type[Any]
-    panel: str
-    flags: Mapping[str, str] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    helps: Mapping[str, str] = field(default_factory=dict)
+    panel: str | None = None  # title of the options' group in --help
+    flags: Mapping[str, str] = field(default_factory=dict)  # of fields whose flag is not -- and their name
+    without: tuple[str, ...] = ()  # fields that are no options of the verb
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # the verb's own, also of fields that are no options
+    helps: Mapping[str, str] = field(default_factory=dict)  # the verb's own descriptions
+    # Makes the settings from the options' values, in place of the class; its keyword-only parameters are options too.
     build: Callable[..., Any] | None = None
 
     def drop(self, *names: str) -> Options:
@@ -104,11 +88,7 @@ class Options:
         return [*(self._parameter(name, info) for name, info in self._fields().items()), *more]
 
     def read(self, values: Mapping[str, Any]) -> Any:
-        """The settings from the values of the options.
-
-        Raises:
-            SoftPromptError: a value makes no sense, or two do not go together.
-        """
+        """The settings from the values of the options; raises a `SoftPromptError` where these do not make sense."""
         fields = self._fields()
         parsed = {
             name: _parsed(fields[name].annotation, value, self._flags(name)[0]) if name in fields else value
@@ -200,11 +180,7 @@ def _data(
     regression: Annotated[bool, option(DATA, "As --kind regression: the labels are scores.", "--regression")] = False,
     **values: Any,
 ) -> Data:
-    """The data that options name; without any the packaged reviews.
-
-    Raises:
-        SoftPromptError: options that do not go together.
-    """
+    """The data that options name, without any the packaged reviews; refuses options that do not go together."""
     if values.get("task") is not None and values["train"] is not None:
         raise SoftPromptError("give --task or --data, not both")
     if regression and values["kind"] not in ("classification", "regression"):
@@ -248,11 +224,7 @@ MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"}
 
 
 def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> Workbench:
-    """Loads the rows and the model.
-
-    Raises:
-        SoftPromptError: a task, a file or a model that cannot be used.
-    """
+    """Loads the rows and the model; raises a `SoftPromptError` where one of them cannot be used."""
     from softprompts.experiments.workbench import Workbench
     from softprompts.processes import synchronized
 
@@ -268,11 +240,7 @@ def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> W
 
 
 def report_folder(report: str | None, root: str, name: str) -> Path:
-    """The folder of a report: the given one, or one beside the runs that can be written to.
-
-    Raises:
-        SoftPromptError: no folder can be made there; said before anything trains for minutes.
-    """
+    """The folder of a report: the given one, or one beside the runs; checked before anything trains for minutes."""
     folder = Path(report) if report is not None else Path(root) / name
     require_folder(folder, "the report")
     return folder

@@ -11,11 +11,7 @@ from softprompts.errors import SoftPromptError
 
 
 def pairs(given: list[str] | None, flag: str = "--set") -> dict[str, str]:
-    """NAME=VALUE pairs.
-
-    Raises:
-        SoftPromptError: one is no such pair, or a name is given twice.
-    """
+    """NAME=VALUE pairs; raises a `SoftPromptError` where one is no such pair, or a name is given twice."""
     settings: dict[str, str] = {}
     for pair in given or []:
         key, equals, value = pair.partition("=")
@@ -28,11 +24,7 @@ def pairs(given: list[str] | None, flag: str = "--set") -> dict[str, str]:
 
 
 def listed(flag: str, text: str) -> list[str]:
-    """The parts between commas.
-
-    Raises:
-        SoftPromptError: there are none, or one is given twice.
-    """
+    """The parts between commas; raises a `SoftPromptError` where there are none, or one is given twice."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
         raise SoftPromptError(f"{flag} names nothing")
@@ -43,11 +35,7 @@ def listed(flag: str, text: str) -> list[str]:
 
 
 def whole_numbers(flag: str, text: str) -> list[int]:
-    """The whole numbers between commas.
-
-    Raises:
-        SoftPromptError: there are none, one is given twice, or something else is there.
-    """
+    """The whole numbers between commas; as `listed`, raises a `SoftPromptError` also where something else is there."""
     parts = listed(flag, text)
     for part in parts:
         if not part.isdecimal():

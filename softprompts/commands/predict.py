@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,9 +24,7 @@ def predict(
     file: Annotated[
         str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, JSON, CoNLL, or .txt with one text a line.")
     ] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", help="Column of the text; default: as in training, else 'text'.")
-    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text; default: as in training, else 'text'.")] = None,
     text_pair: Annotated[
         str | None,
         typer.Option("--text-pair", help="Column of the second text or context; without --file, the text itself."),
@@ -36,9 +33,7 @@ def predict(
         list[str] | None,
         typer.Option("--field", help="A field of the task, NAME=TEXT; with --file its column, NAME=COLUMN."),
     ] = None,
-    choice: Annotated[
-        list[str] | None, typer.Option("--choice", help="One of the texts to choose from (multiple choice).")
-    ] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="One of the texts to choose from (multiple choice).")] = None,
     output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
     batch_size: BatchSize = 32,
 ) -> None:
@@ -59,20 +54,18 @@ def predict(
         predictor = Predictor(source)
     if file is not None:
         rows = predictor.read(file, text, text_pair, fields)
-    elif texts:
-        rows = [predictor.row(one, text_pair, fields, choice or ()) for one in texts]
     else:
-        rows = [predictor.row(None, text_pair, fields, choice or ())]
+        rows = [predictor.row(one, text_pair, fields, choice or ()) for one in (*(texts or (None,)),)]
     answers = predictor(rows, batch_size=batch_size)
     if predictor.cut:
         err.print(predictor.cut, soft_wrap=True)
     if output is not None:
         _write_answers(predictor, rows, answers, output)
         return
-    form = predictor.task.form
+    form, first = predictor.task.form, predictor.fields[0]
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
-            print("\t".join([answer.label, _probability(answer.probability), " ".join(_first(row, predictor).split())]))
+            print("\t".join([answer.label, _probability(answer.probability), " ".join(_text(row[first]).split())]))
         return
     if form.kind == "tagging":
         from softprompts.predictor import marked
@@ -82,19 +75,15 @@ def predict(
             out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
         return
     has_probabilities = any(answer.probability is not None for answer in answers)
-    table = Table("answer" if form.kind in ("span", "choice", "ranking") else "label")
-    for header in [*(["probability"] if has_probabilities else []), "text"]:
-        table.add_column(header)
+    header = "answer" if form.kind in ("span", "choice", "ranking") else "label"
+    table = Table(header, *["probability"] * has_probabilities, "text")
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(
-            answer.label, *([_probability(answer.probability)] if has_probabilities else []), _first(row, predictor)
-        )
+        table.add_row(answer.label, *[_probability(answer.probability)] * has_probabilities, _text(row[first]))
     out.print(table)
 
 
-def _first(row: Mapping[str, Any], predictor: Any) -> str:
-    """The text that stands for a row."""
-    value = row[predictor.fields[0]]
+def _text(value: Any) -> str:
+    """A field's text, or its words."""
     return value if isinstance(value, str) else " ".join(value)
 
 
@@ -105,8 +94,7 @@ def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: 
     extra = ["choices"] if form.chooses and not form.choices else []
     lines = [[*predictor.fields, *extra, "label", "probability"]]
     for row, answer in zip(rows, answers, strict=True):
-        values = [row[name] for name in predictor.fields]
-        values = [value if isinstance(value, str) else " ".join(value) for value in values]
+        values = [_text(row[name]) for name in predictor.fields]
         choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in extra]
         lines.append([*values, *choices, answer.label, _probability(answer.probability)])
     text = io.StringIO()

@@ -138,20 +138,19 @@ def _searched(key: str, text: str, names: list[str]) -> Any:
 def _show_leaderboard(leaderboard: Leaderboard, folder: Path, root: str) -> None:
     from softprompts.experiments.leaderboard import BEST, RECORDS
 
+    best = leaderboard.best
     rows = [leaderboard.cells(entry, full=False) for entry in leaderboard.entries]
-    place = leaderboard.entries.index(leaderboard.best) if leaderboard.best is not None else None
+    place = leaderboard.entries.index(best) if best is not None else None
     title = f"{leaderboard.model} on {leaderboard.task}"
     table = number_table(leaderboard.columns(full=False), rows, ("method", "settings"), title, place)
     out.print(table)
     out.print(leaderboard.note())
-    written = [folder / name for name in RECORDS]
-    best = leaderboard.best
+    if best is not None:
+        out.print(f"best: {best}", soft_wrap=True)
+        out.print(f"its run: {Path(root) / best.run}; its prompt: {folder / BEST}", soft_wrap=True)
+    out.print("written: " + ", ".join(str(folder / name) for name in RECORDS), soft_wrap=True)
     if best is None:
-        out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
         raise SoftPromptError(
             "no configuration reached its end; search lower learning rates (--space learning_rate=...)"
         )
-    out.print(f"best: {best}", soft_wrap=True)
-    out.print(f"its run: {Path(root) / best.run}; its prompt: {folder / BEST}", soft_wrap=True)
-    out.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
     out.print(f'try it: softprompts predict {folder / BEST} "..."', soft_wrap=True)

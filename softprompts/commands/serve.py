@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softprompts.commands.options import Options, with_options
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.serving.settings import ServerSettings
@@ -21,7 +23,22 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 API_KEY = "SOFTPROMPTS_API_KEY"
 
 
+def _limits(
+    *,
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="How long a busy model waits for more rows.")
+    ] = 1000 * ServerSettings.max_wait,
+    **values: Any,
+) -> ServerSettings:
+    return ServerSettings(max_wait=max_wait_ms / 1000, **values)
+
+
+_LIMITS = Options(ServerSettings, without=("max_wait", "max_choices", "api_key", "local"), build=_limits)
+
+
+@with_options
 def serve(
+    *,
     prompts: Annotated[str, typer.Option("--prompts", "-p", help="Folder of saved prompts or runs, one in each.")],
     model: Annotated[
         str | None,
@@ -29,23 +46,7 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    max_batch: Annotated[int, typer.Option(min=1, help="Most rows of a pass.")] = ServerSettings.max_batch,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a pass.")] = ServerSettings.max_tokens,
-    max_wait_ms: Annotated[
-        float, typer.Option(min=0, max=1000, help="How long a busy model waits for more rows.")
-    ] = 1000 * ServerSettings.max_wait,
-    queue: Annotated[int, typer.Option(min=1, help="Most rows that wait; more are refused.")] = ServerSettings.queue,
-    max_rows: Annotated[
-        int, typer.Option(min=1, help="Most rows of a request, choices counted.")
-    ] = ServerSettings.max_rows,
-    max_text: Annotated[int, typer.Option(min=1, help="Most characters of a text.")] = ServerSettings.max_text,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens written for a row.")
-    ] = ServerSettings.max_new_tokens,
-    max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = ServerSettings.max_body,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, max=86_400, help="Seconds until a request is given up.")
-    ] = ServerSettings.timeout,
+    limits: Annotated[ServerSettings, _LIMITS],
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: the GPU if there is one.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Do not start where a prompt cannot be loaded.")] = False,
@@ -70,22 +71,10 @@ def serve(
     store = PromptStore(prompts)
     key = os.environ.get(API_KEY, "").strip()
     name = model or _named(store)
-    settings = ServerSettings(
-        max_batch=max_batch,
-        max_tokens=max_tokens,
-        max_wait=max_wait_ms / 1000,
-        queue=queue,
-        max_rows=max_rows,
-        max_text=max_text,
-        max_new_tokens=max_new_tokens,
-        max_body=max_body,
-        timeout=timeout,
-        api_key=key,
-        local=not key and host in _LOOPBACK,
-    )
+    settings = replace(limits, api_key=key, local=not key and host in _LOOPBACK)
     with err.status("loading the model and its prompts"):
-        asked = None if dtype == "auto" else getattr(torch, dtype)
-        engine = Engine(name, dtype=asked, device=device, trust_remote_code=trust_remote_code)
+        weights_dtype = None if dtype == "auto" else getattr(torch, dtype)
+        engine = Engine(name, weights_dtype, device, trust_remote_code)
         service = Service(engine, store, settings)
         service.load_all(strict)
     for prompt, reason in service.left_out.items():
@@ -103,12 +92,12 @@ def serve(
 
 def _named(store: PromptStore) -> str:
     """The model that all prompts of a folder name."""
-    found = dict.fromkeys(store.backbones())
-    if not found:
+    models = list(dict.fromkeys(store.backbones()))
+    if not models:
         raise SoftPromptError(f"no prompt in {store.root} names a model: give it with --model")
-    if len(found) > 1:
-        raise SoftPromptError(f"the prompts name {len(found)} models ({', '.join(found)}): choose one with --model")
-    return next(iter(found))
+    if len(models) > 1:
+        raise SoftPromptError(f"the prompts name {len(models)} models ({', '.join(models)}): choose one with --model")
+    return models[0]
 
 
 def _check_device(device: str) -> None:

@@ -64,14 +64,9 @@ def show_task(
         loaded = (data if task is None else replace(data, task=task)).load()
         tokenizer, model_kind, limit = load_tokenizer(model.name)
         outline = describe(loaded, tokenizer, model_kind, limit, model.max_length, examples)
-    outline = {
-        **outline,
-        "about": about,
-        "templates": templates,
-        "template": data.template or (templates[0] if templates else None),
-        "model": model.name,
-        "model_kind": model_kind,
-    }
+    template = data.template or (templates[0] if templates else None)
+    outline |= {"about": about, "templates": templates, "template": template}
+    outline |= {"model": model.name, "model_kind": model_kind}
     if as_json:
         print(json.dumps(outline, indent=2, ensure_ascii=False))
     else:
@@ -99,15 +94,10 @@ def _show_outline(outline: Mapping[str, Any]) -> None:
     limits = {f"over {outline['max_length']:,}": "over_max_length"}
     if outline["context"] not in (None, outline["max_length"]):
         limits[f"over {outline['context']:,}"] = "over_context"
-    rows = [
-        [
-            split,
-            f"{said['rows']:,}",
-            *(f"{said['tokens'][part]:,}" for part in _PERCENTILES),
-            *(f"{said[key]:,}" for key in limits.values()),
-        ]
-        for split, said in outline["splits"].items()
-    ]
+    rows = []
+    for split, said in outline["splits"].items():
+        tokens = (said["tokens"][part] for part in _PERCENTILES)
+        rows.append([split, *(f"{n:,}" for n in (said["rows"], *tokens, *(said[key] for key in limits.values())))])
     percentiles = [f"{part} tokens" if part == "50%" else part for part in _PERCENTILES]
     out.print(number_table(["split", "rows", *percentiles, *limits], rows, ["split"]))
     _show_labels(outline["kind"], {split: said["labels"] for split, said in outline["splits"].items()})

@@ -62,7 +62,7 @@ def transfer(
     show_run = run_counter((len(sources) + 1) * len(targets) * len(numbers) * sum(count > 0 for count in counts))
 
     def end(source: str, target: str, count: int, result: dict[str, Any]) -> None:
-        show_run(f"{source} to {target} with {count} rows", result["seed"], result)
+        show_run(f"{source} to {target} with {count} rows", result)
 
     with hint_when_interrupted():
         matrices = run_transfer(

@@ -10,7 +10,7 @@ from softprompts.backbones import packaged
 from softprompts.experiments.compare import Comparison, compare
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
-from softprompts.methods.making import make_config
+from softprompts.methods.compose import make_config
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 

@@ -63,17 +63,11 @@ def create_app(service: Service) -> RequestMiddleware:
         description=_ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
-        exception_handlers={
-            RequestError: _request_error,
-            RequestValidationError: _validation_error,
-            HTTPException: _http_error,
-            Exception: _unexpected_error,
-        },
+        exception_handlers=dict.fromkeys((RequestError, RequestValidationError, HTTPException, Exception), _answer),
     )
-    _add_state(app, service)
     # The key is checked by the middleware; the dependencies put it into the OpenAPI document.
     router = APIRouter(dependencies=[Depends(BEARER), Depends(KEY_HEADER)] if service.settings.api_key else [])
-    _add_metrics(router, service)
+    _add_state(app, router, service)
     _add_prompts(router, service)
     _add_rows(router, service)
     app.include_router(router)
@@ -214,7 +208,7 @@ def _description(prompt: LoadedPrompt) -> dict[str, Any]:
 # --- the server itself ------------------------------------------------------------------------------------------------
 
 
-def _add_state(app: FastAPI, service: Service) -> None:
+def _add_state(app: FastAPI, router: APIRouter, service: Service) -> None:
     @app.get("/healthz", tags=["server"])
     async def healthz() -> dict[str, str]:
         """Says that the process runs."""
@@ -227,8 +221,6 @@ def _add_state(app: FastAPI, service: Service) -> None:
             raise RequestError("the server is going down" if service.draining else "the model's thread has ended", 503)
         return {"status": "ready"}
 
-
-def _add_metrics(router: APIRouter, service: Service) -> None:
     @router.get("/metrics", response_class=Response, responses=problems(503), tags=["server"])
     async def metrics() -> Response:
         """Metrics in the format of Prometheus."""
@@ -242,22 +234,15 @@ def _file(path: Path, media_type: str) -> Callable[[], Response]:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-async def _request_error(_: Request, error: Any) -> Response:
-    return error.response()  # type: ignore[no-any-return]
-
-
-async def _validation_error(_: Request, error: Any) -> Response:
-    return RequestError(_validation_text(error.errors())).response()
-
-
-async def _http_error(_: Request, error: Any) -> Response:
-    if error.status_code == 400:  # no text, or too deeply nested
-        return RequestError(_NOT_JSON).response()
-    return RequestError(str(error.detail), error.status_code, error.headers).response()
-
-
-async def _unexpected_error(_: Request, error: Any) -> Response:
-    return FailedError(f"the request failed ({type(error).__name__})").response()
+async def _answer(_: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        error = RequestError(_validation_text(error.errors()))
+    elif isinstance(error, HTTPException):
+        not_json = error.status_code == 400  # no text, or too deeply nested
+        error = RequestError(_NOT_JSON) if not_json else RequestError(error.detail, error.status_code, error.headers)
+    elif not isinstance(error, RequestError):
+        error = FailedError(f"the request failed ({type(error).__name__})")
+    return error.response()
 
 
 def _validation_text(errors: Sequence[Any]) -> str:

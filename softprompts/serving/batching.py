@@ -25,12 +25,8 @@ _log = logging.getLogger("softprompts.serving")
 class Batcher:
     """Runs jobs on the model, which no other thread may use.
 
-    Args:
-        engine: the model.
-        settings: sizes of batches and how long to wait.
-        expected: returns how many requests are being encoded.
-        finish: called with the jobs that a batch has finished.
-        count_batch: called with the rows and the seconds of each batch.
+    ``expected`` returns how many requests are being encoded; ``finish`` is called with the jobs that a batch has
+    finished, and ``count_batch`` with its rows and seconds.
     """
 
     def __init__(
@@ -47,7 +43,6 @@ class Batcher:
         self._calls: list[tuple[Callable[[], Any], Future[Any]]] = []
         self._scoring: deque[Job] = deque()
         self._generation: deque[GenerationRow] = deque()
-        self._done: list[Job] = []
         self._closed = False
         self._shared = False  # whether the last batch had rows of several requests
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -145,8 +140,7 @@ class Batcher:
             self.count_batch(len(rows), time.perf_counter() - began)
             for job in running:
                 job.results = [next(scores) for _ in job.scoring]
-        self._done += jobs
-        self._hand_over()
+        self.finish(jobs)
 
     def _generate(self) -> None:
         """Generates the text of the first waiting row and of all that fit beside it."""
@@ -163,16 +157,13 @@ class Batcher:
             began = time.perf_counter()
             error = self.engine.generate(running, between_steps=self._score)
             self.count_batch(len(running), time.perf_counter() - began)
+        done = []
         for row in rows:
             job = row.job
             job.error = job.error or (error if row.unfinished else None)
             job.remaining -= 1
             if not job.remaining:
                 job.results = [row.tokens for row in job.generation]
-                self._done.append(job)
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        if self._done:
-            jobs, self._done = self._done, []
-            self.finish(jobs)
+                done.append(job)
+        if done:
+            self.finish(done)

@@ -47,28 +47,14 @@ Scores = Tensor | FailedError
 
 
 class Engine:
-    """A frozen model and its tokenizer.
+    """A frozen model, by alias, folder or hub id, and its tokenizer; ``dtype`` None: as saved; ``device`` None: a GPU.
 
     A prompt whose head needs another class (labels for texts, tags for tokens) gets a model of that class, which shares
-    the frozen weights: they are in memory once.
-
-    Args:
-        model: alias, folder or hub id.
-        dtype: of the weights; None: as saved.
-        device: where they go; None: the GPU if there is one.
-        trust_remote_code: whether code that comes with the model may run.
-
-    Raises:
-        SoftPromptError: there is no such model, or it cannot be read.
+    the frozen weights: they are in memory once. A model that cannot be read raises a `SoftPromptError`.
     """
 
     def __init__(
-        self,
-        model: str,
-        *,
-        dtype: torch.dtype | None = None,
-        device: str | None = None,
-        trust_remote_code: bool = False,
+        self, model: str, dtype: torch.dtype | None = None, device: str | None = None, trust_remote_code: bool = False
     ):
         self.name, self.trust_remote_code = model, trust_remote_code
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -105,19 +91,18 @@ class Engine:
         """
         with self._loading:
             cls: Any = getattr(transformers, name, None) if name else None
-            known = isinstance(cls, type) and issubclass(cls, PreTrainedModel)
-            if name and not known and not self.trust_remote_code:
-                raise SoftPromptError(f"transformers has no model class '{name}'")
-            if known and not isinstance(self.config, getattr(cls, "config_class", None) or ()):
-                raise SoftPromptError(
-                    f"it was trained on another backbone: its class {name} is none for {self.config.model_type}"
-                )
-            if known and name in self.models:
-                return self.models[name]
-            if not known:
+            if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+                if name and not self.trust_remote_code:
+                    raise SoftPromptError(f"transformers has no model class '{name}'")
                 if self.models:
                     return next(iter(self.models.values()))
                 cls = getattr(transformers, _DEFAULT_CLASS[self.kind])
+            elif not isinstance(self.config, getattr(cls, "config_class", None) or ()):
+                raise SoftPromptError(
+                    f"it was trained on another backbone: its class {name} is none for {self.config.model_type}"
+                )
+            elif name in self.models:
+                return self.models[name]
             with model_files(self.name):
                 model = cls.from_pretrained(**self._load_options)
             if self.models:
@@ -169,7 +154,8 @@ class Engine:
 
     def _score_batch(self, model: Any, rows: list[ScoringRow]) -> list[Scores]:
         try:
-            with torch.inference_mode(), _outside_generation(model):
+            # A generation may be under way, between whose steps rows are scored: its prompts are set aside.
+            with torch.inference_mode(), state_of(model).activate(None, inside=False):
                 scores = score_rows(
                     model,
                     [row.feature for row in rows],
@@ -183,7 +169,9 @@ class Engine:
             return [_failure(rows[0].prompt, error)]
         finite = bool(torch.cat([values.flatten() for values in scores]).isfinite().all())
         return [
-            values if finite or bool(values.isfinite().all()) else _not_finite(row.prompt)
+            values
+            if finite or values.isfinite().all()
+            else FailedError(f"'{row.prompt.name}' gives scores that are not numbers")
             for row, values in zip(rows, scores, strict=True)
         ]
 
@@ -290,16 +278,10 @@ def _join(parts: list[Scores]) -> Scores:
 
 
 def batches(rows: Sequence[ScoringRow], max_rows: int, max_tokens: int, limit: int | None) -> Iterator[list[int]]:
-    """Groups rows of similar length into forward passes, as many rows as fit into each.
+    """Groups rows of one model class by length into forward passes, and yields the indices of each pass's rows.
 
-    Args:
-        rows: rows of one model class.
-        max_rows: most rows of a pass; a single row of several answers may take more.
-        max_tokens: most tokens of a pass with its padding; a single row may have more.
-        limit: positions of the model, which the longest input and the longest prompt of a pass share.
-
-    Yields:
-        Indices of the rows of a pass.
+    A pass has at most ``max_rows`` rows and ``max_tokens`` tokens with its padding; a single row may have more. Its
+    longest input and its longest prompt share the ``limit`` positions of the model.
     """
     widths, prompts, counts = zip(*((row.width, row.prompt.input_tokens, row.count) for row in rows), strict=True)
     order = sorted(range(len(rows)), key=lambda index: (rows[index].answers is None, widths[index] + prompts[index]))
@@ -325,13 +307,6 @@ def batches(rows: Sequence[ScoringRow], max_rows: int, max_tokens: int, limit: i
 
 
 @contextlib.contextmanager
-def _outside_generation(model: Any) -> Iterator[None]:
-    """Sets aside the prompts of a generation under way, between whose steps rows are scored."""
-    with state_of(model).activate(None, inside=False):
-        yield
-
-
-@contextlib.contextmanager
 def _refusing_damage(source: str | Path) -> Iterator[None]:
     """Turns any error of reading an edited prompt into one line, so that the other prompts can be served."""
     try:
@@ -350,10 +325,6 @@ def _share_weights(first: Any, other: Any) -> None:
         if weight is not None and weight.shape == parameter.shape:
             parent, _, name = path.rpartition(".")
             other.base_model.get_submodule(parent)._parameters[name] = weight
-
-
-def _not_finite(prompt: LoadedPrompt) -> FailedError:
-    return FailedError(f"'{prompt.name}' gives scores that are not numbers")
 
 
 def _failure(prompt: LoadedPrompt, error: Exception) -> FailedError:

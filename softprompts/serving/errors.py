@@ -10,13 +10,7 @@ from softprompts.errors import SoftPromptError
 
 
 class RequestError(SoftPromptError):
-    """A request that cannot be answered.
-
-    Args:
-        message: is put on one line.
-        status: HTTP status of the response.
-        headers: further headers of the response.
-    """
+    """A request that cannot be answered, why in one line, and the status and further headers of the HTTP response."""
 
     def __init__(self, message: str, status: int = 422, headers: Mapping[str, str] | None = None):
         super().__init__(" ".join(message.split()))

@@ -20,31 +20,18 @@ Answers = list[dict[str, Any]]
 
 @dataclass(eq=False)
 class LoadedPrompt:
-    """A prompt in memory.
+    """A prompt in memory."""
 
-    Attributes:
-        name: the name that requests use.
-        key: its name in the model; never reused, so that a prompt can be replaced while its rows are being answered.
-        model: the model of the class whose head it has.
-        module: the prompt itself.
-        reader: encodes rows and reads answers by the prompt's task.
-        config: of the saved prompt.
-        max_input_tokens: most tokens of an input beside the prompt; None for no limit.
-        stamp: state of its files when they were read, see `PromptStore.stamp`.
-        in_flight: number of its rows that are being answered; changed by the event loop only.
-        retired: whether it is removed from the model once these rows are answered.
-    """
-
-    name: str
-    key: str
-    model: Any
+    name: str  # in requests
+    key: str  # its name in the model; never reused, so that a prompt can be replaced while its rows are being answered
+    model: Any  # of the class whose head the prompt has
     module: Prompt
     reader: TaskReader
-    config: Mapping[str, Any]
-    max_input_tokens: int | None
-    stamp: Any
-    in_flight: int = 0
-    retired: bool = False
+    config: Mapping[str, Any]  # of the saved prompt
+    max_input_tokens: int | None  # beside the prompt; None for no limit
+    stamp: Any  # state of its files when they were read, see `PromptStore.stamp`
+    in_flight: int = 0  # number of its rows that are being answered; changed by the event loop only
+    retired: bool = False  # whether it is removed from the model once these rows are answered
 
     @property
     def input_tokens(self) -> int:
@@ -54,32 +41,20 @@ class LoadedPrompt:
 
 @dataclass(eq=False)
 class RequestRow:
-    """A row of a request.
-
-    Attributes:
-        prompt: its prompt.
-        content: a text, a pair, or a mapping with some of ``text``, ``text_pair``, ``fields``, ``words``, ``choices``.
-        continuations: texts that are scored as its continuation.
-    """
+    """A row of a request."""
 
     prompt: LoadedPrompt
-    content: Any
+    content: Any  # a text, a pair, or a mapping with some of text, text_pair, fields, words, choices
     continuations: Sequence[str] = ()
 
 
 @dataclass(eq=False)
 class ScoringRow:
-    """A row that the model scores.
-
-    Attributes:
-        prompt: its prompt.
-        feature: its token ids, see `softprompts.tasks.batches.collate`.
-        answers: token ids of the answers that a language model scores; None where a head scores.
-    """
+    """A row that the model scores."""
 
     prompt: LoadedPrompt
-    feature: Mapping[str, Any]
-    answers: Sequence[Sequence[int]] | None = None
+    feature: Mapping[str, Any]  # its token ids, see `softprompts.tasks.batches.collate`
+    answers: Sequence[Sequence[int]] | None = None  # token ids of what a language model scores; None: a head scores
 
     @property
     def width(self) -> int:
@@ -94,26 +69,15 @@ class ScoringRow:
 
 @dataclass(eq=False)
 class GenerationRow:
-    """A row for which the model generates text.
-
-    Attributes:
-        prompt: its prompt.
-        input_ids: token ids of the input.
-        max_new_tokens: most tokens to generate.
-        sampler: draws tokens; None takes the likeliest.
-        emit: called in the model's thread with each token.
-        tokens: the generated tokens, without the end-of-text token.
-        ended: whether the model generated the end-of-text token.
-        job: the job that the row belongs to.
-    """
+    """A row for which the model generates text."""
 
     prompt: LoadedPrompt
     input_ids: list[int]
     max_new_tokens: int
-    sampler: Sampler | None = None
-    emit: Callable[[int], None] | None = None
-    tokens: list[int] = field(default_factory=list)
-    ended: bool = False
+    sampler: Sampler | None = None  # None takes the likeliest tokens
+    emit: Callable[[int], None] | None = None  # called in the model's thread with each token
+    tokens: list[int] = field(default_factory=list)  # the generated ones, without the end-of-text token
+    ended: bool = False  # whether the model generated the end-of-text token
     job: Job = field(init=False)
 
     @property
@@ -124,27 +88,16 @@ class GenerationRow:
 
 @dataclass(eq=False)
 class Job:
-    """Rows of a request that are answered together; either all are scored or all are generated.
+    """Rows of a request that are answered together; either all are scored or all are generated."""
 
-    Attributes:
-        indices: numbers of its rows in the request.
-        read: turns the results into one answer for each row.
-        scoring: the rows to score.
-        generation: the rows to generate.
-        cut: number of rows that were cut to their prompt's longest input.
-        request: the request that the job belongs to.
-        results: the scores, or the tokens, of each row.
-        error: why there are no results.
-    """
-
-    indices: Sequence[int]
-    read: Callable[[list[Any]], Answers]
+    indices: Sequence[int]  # numbers of its rows in the request
+    read: Callable[[list[Any]], Answers]  # turns the results into one answer for each row
     scoring: Sequence[ScoringRow] = ()
     generation: Sequence[GenerationRow] = ()
-    cut: int = 0
+    cut: int = 0  # number of rows that were cut to their prompt's longest input
     request: PendingRequest = field(init=False)
-    results: Sequence[Tensor | FailedError | list[int]] = ()
-    error: Exception | None = None
+    results: Sequence[Tensor | FailedError | list[int]] = ()  # the scores, or the tokens, of each row
+    error: Exception | None = None  # why there are no results
 
     def __post_init__(self) -> None:
         self.count = sum(row.count for row in self.scoring)
@@ -155,24 +108,13 @@ class Job:
 
 @dataclass(eq=False)
 class PendingRequest:
-    """A request that is being answered.
-
-    Attributes:
-        rows: its rows.
-        future: resolves to the answers.
-        deadline: time of the event loop at which it is given up.
-        dropped: whether nobody waits for the answers any more; rows that have not run are skipped.
-        jobs: its jobs; empty until the rows are encoded.
-        remaining: number of jobs that are not done.
-        answers: one for each row, filled in as jobs are done.
-        error: the first error of a job.
-    """
+    """A request that is being answered."""
 
     rows: Sequence[RequestRow]
     future: asyncio.Future[Answers]
-    deadline: float
-    dropped: bool = False
-    jobs: Sequence[Job] = ()
-    remaining: int = 0
-    answers: Answers = field(default_factory=list)
-    error: Exception | None = None
+    deadline: float  # time of the event loop at which the request is given up
+    dropped: bool = False  # whether nobody waits for the answers any more; rows that have not run are skipped
+    jobs: Sequence[Job] = ()  # empty until the rows are encoded
+    remaining: int = 0  # number of jobs that are not done
+    answers: Answers = field(default_factory=list)  # one for each row, filled in as jobs are done
+    error: Exception | None = None  # the first error of a job

@@ -99,10 +99,7 @@ def _continuations(row: RequestRow, answers: Sequence[Sequence[int]], results: l
 
 
 def generate_jobs(
-    engine: Engine,
-    rows: Sequence[RequestRow],
-    options: GenerateRequest,
-    emit: Callable[[int, int], None] | None = None,
+    engine: Engine, rows: Sequence[RequestRow], options: GenerateRequest, emit: Callable[[int, int], None] | None = None
 ) -> list[Job]:
     """Jobs that generate text by a language model, one for each row.
 

@@ -14,11 +14,11 @@ _Name = Annotated[
 _FieldName = Annotated[str, Field(max_length=100)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+def _examples(*bodies: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
-class _RowFields(_Body):
+class _RowFields(BaseModel, extra="forbid"):
     prompt: _Name | None = Field(None, description="The row's own prompt, in place of the request's.")
     text: str | None = Field(None, description="The task's first field, or the text itself.")
     text_pair: str | None = Field(None, description="The task's second field.")
@@ -44,7 +44,7 @@ _Inputs = Annotated[
 ]
 
 
-class _Request(_Body):
+class _Request(BaseModel, extra="forbid"):
     prompt: _Name | None = Field(None, description="The prompt of all rows that name none.")
 
 
@@ -55,13 +55,9 @@ class _TextRequest(_Request):
 class PredictRequest(_Request):
     """Rows to be labelled."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "reviews", "inputs": ["a film to remember", "two hours of my life, gone"]},
-                {"inputs": [{"prompt": "reviews", "text": "good"}, {"prompt": "mrpc", "text": "a", "text_pair": "b"}]},
-            ]
-        }
+    model_config = _examples(
+        {"prompt": "reviews", "inputs": ["a film to remember", "two hours of my life, gone"]},
+        {"inputs": [{"prompt": "reviews", "text": "good"}, {"prompt": "mrpc", "text": "a", "text_pair": "b"}]},
     )
     inputs: _Inputs
 
@@ -87,10 +83,8 @@ class PredictResponse(BaseModel):
 class ScoreRequest(_TextRequest):
     """Texts whose continuations are scored by a language model."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"prompt": "reviews", "inputs": [{"text": "good film", "continuations": ["great", "bad"]}]}]
-        }
+    model_config = _examples(
+        {"prompt": "reviews", "inputs": [{"text": "good film", "continuations": ["great", "bad"]}]}
     )
     inputs: list[ScoreRow] = Field(min_length=1, fail_fast=True)
     end: bool = Field(True, description="Whether the end-of-text token behind a continuation is counted.")
@@ -121,9 +115,7 @@ class ScoreResponse(BaseModel):
 class GenerateRequest(_TextRequest):
     """Texts that a language model continues."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "titles", "inputs": ["the film was"], "max_new_tokens": 20}]}
-    )
+    model_config = _examples({"prompt": "titles", "inputs": ["the film was"], "max_new_tokens": 20})
     inputs: _Inputs
     max_new_tokens: int = Field(64, ge=1, description="Most tokens of each text.")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0 takes the likeliest token.")

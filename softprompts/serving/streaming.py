@@ -59,7 +59,7 @@ async def _events(
             left = request.deadline - asyncio.get_running_loop().time()
             token = await asyncio.wait_for(tokens.get(), max(0.001, left))
         for row, answer in enumerate(await request.future):
-            if text := decoders[row].rest():
+            if text := decoders[row].add(final=True):
                 yield _event("token", {"index": row, "text": text})
             yield _event("done", {"index": row, **answer})
     except TimeoutError:
@@ -84,16 +84,9 @@ class TokenDecoder:
         self._last: list[int] = []  # the tokens of the last piece of text
         self._new: list[int] = []
 
-    def add(self, token: int) -> str:
-        """The text that a token adds; empty while a character is incomplete."""
-        self._new.append(token)
-        return self._next(final=False)
-
-    def rest(self) -> str:
-        """The text that was held back."""
-        return self._next(final=True)
-
-    def _next(self, final: bool) -> str:
+    def add(self, *tokens: int, final: bool = False) -> str:
+        """The text that tokens add; an incomplete character at its end is held back, unless it is ``final``."""
+        self._new += tokens
         before, text = self._decode(self._last), self._decode(self._last + self._new)
         if len(text) <= len(before) or (text.endswith(_INCOMPLETE) and not final):
             return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def test_train_leaves_a_run_folder_that_says_all(cli: Cli, data: Path) -> None:
     flags = "--steps 4 --eval-every 2 --folder run --lr 0.02 --lr-of head=5e-3"
     assert ended["command"] == f"softprompts train -m bert --data data.csv {flags}" and "command" not in there
     assert json.loads(Path("run/prompt/softprompt_config.json").read_text())["metadata"]["command"] == ended["command"]
+
+
+def test_the_recorded_command_finds_its_run_again(cli: Cli, data: Path) -> None:
+    shutil.copytree(model_folder("bert"), "bert")
+    shutil.copy(data, "my data.csv")
+    typed = ["train", "-m", "bert", "--data", "my data.csv", "--steps", "2", "--set", "num_virtual_tokens=3"]
+    cli.fine(*typed)
+    (run,) = Path("runs").iterdir()
+    command = result(run)["command"]
+    assert json.loads((run / "prompt/softprompt_config.json").read_text())["metadata"]["command"] == command
+    assert shlex.split(command) == ["softprompts", *typed]
+    refuse(cli, f"{run} holds this run, finished", *shlex.split(command)[1:])
+    (run / "result.json").unlink()
+    refuse(cli, f"{run} holds this run, unfinished", *shlex.split(command)[1:])
+    assert f"run folder: {run}\n" in cli.fine(*shlex.split(command)[1:], "--resume").out
+    assert list(Path("runs").iterdir()) == [run] and result(run)["command"] == f"{command} --resume"
 
 
 def test_settings_on_the_command_line_reach_the_method(cli: Cli, data: Path) -> None:

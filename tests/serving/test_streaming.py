@@ -187,6 +187,6 @@ def test_characters_are_told_whole() -> None:
     text = TokenDecoder(_Bytes())
     parts = [text.add(byte) for byte in "aé€😀b".encode()]
     assert "".join(parts) == "aé€😀b" and [part for part in parts if part] == ["a", "é", "€", "😀", "b"]
-    assert text.rest() == ""
+    assert text.add(final=True) == ""
     text.add("é".encode()[0])
-    assert text.rest() == "\ufffd"
+    assert text.add(final=True) == "\ufffd"
