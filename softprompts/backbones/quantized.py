@@ -61,15 +61,11 @@ def quantization_config(name: str, skip: Sequence[str] = ()) -> Any:
     """Returns the ``quantization_config`` of ``from_pretrained`` for a quantisation.
 
     Args:
-        name: a key of `BACKENDS`.
+        name: a key of `BACKENDS`, see `require_backend`.
         skip: names of modules that stay as they are, such as a task head.
-
-    Raises:
-        SoftPromptError: no such quantisation, or its package is missing.
     """
     import transformers
 
-    require_backend(name)
     left = list(skip) or None
     if name == "torchao-int8":
         weight_only = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()

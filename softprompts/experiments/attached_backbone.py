@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from softprompts.backbones.loading import _load_backbone, context_room
+from softprompts.backbones.loading import context_room, load_backbone
 from softprompts.backbones.quantized import require_backend
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import MethodConfig
@@ -29,7 +29,7 @@ class AttachedBackbone:
             require_backend(quantize, shared_state().device)
         self.name, self.quantize = name, quantize
         self.tokenizer: PreTrainedTokenizerBase
-        self.tokenizer, model, self._missing = _load_backbone(name, tokens, quantize)
+        self.tokenizer, model, self._missing = load_backbone(name, tokens, quantize)
         self.model = attach(model, backbone_dropout=backbone_dropout)
         self.kind: str = self.model.backbone_kind
         self.pad_id = padding_id(self.tokenizer)

@@ -22,7 +22,6 @@ from softprompts.backbones.backbone import Backbone
 from softprompts.backbones.loading import load_for_prompt
 from softprompts.backbones.quantized import AS_TRAINED
 from softprompts.errors import SoftPromptError, nearest, shown
-from softprompts.injection.classification_loss import wide
 from softprompts.injection.prompt import new_prompt
 from softprompts.injection.state import state_of
 from softprompts.methods.baselines.prefix_tuning import PrefixTuningConfig
@@ -79,7 +78,7 @@ class SavedAdapter:
             SoftPromptError: the adapter does not fit the model; nothing is added then.
         """
         # Half precision is for storing: what is trained further is in single, as in PEFT.
-        tensors = {key: wide(value) for key, value in self.adapter.tensors.items()}
+        tensors = {key: task_head.wide(value) for key, value in self.adapter.tensors.items()}
         adapter = dataclasses.replace(self.adapter, tensors=tensors)
         state = state_of(model)
         backbone = state.backbone
