@@ -320,8 +320,9 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
 def _biased_by(module: nn.Module, earlier: list[nn.Module]) -> nn.Module | None:
     """Returns the module that makes the bias of relative positions of an attention: itself, or an earlier one (T5)."""
     for candidate in (module, *earlier):
-        compute, table = (getattr(candidate, name, None) for name in ("compute_bias", "relative_attention_bias"))
-        if isinstance(table, nn.Module) and "past_seen_tokens" in inspect.signature(compute).parameters:
+        compute: Any = getattr(candidate, "compute_bias", None)
+        biased = compute is not None and isinstance(getattr(candidate, "relative_attention_bias", None), nn.Module)
+        if biased and "past_seen_tokens" in inspect.signature(compute).parameters:
             return candidate
     return None
 

@@ -26,7 +26,7 @@ from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
 from softprompts.injection.state import state_of
 from softprompts.methods.making import make_config
 from softprompts.model.card import card
-from softprompts.storage.files import write_atomic, write_folder
+from softprompts.storage.files import require_folder, write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of
 from softprompts.version import __version__
 
@@ -60,12 +60,10 @@ def save_prompt(
         state: the model's state, if it has been gathered from several processes already.
     """
     prompt = require(model.prompts, name)
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
+    require_folder(path, "the prompt")
     config, content = serialize(model, name, metadata, state)
     if state is not None or sharded.writes_files(prompt):
-        write_folder(folder, files_of(config, content, card(config)))
+        write_folder(Path(path), files_of(config, content, card(config)))
 
 
 def serialize(

@@ -27,7 +27,7 @@ from softprompts.methods.folded import fold
 from softprompts.model.card import adapter_card
 from softprompts.model.interop.peft_adapter import PREFIX, PROMPT, TOKENS, head_start
 from softprompts.model.interop.peft_lora import lora_adapter
-from softprompts.storage.files import write_folder
+from softprompts.storage.files import require_folder, write_folder
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
 from softprompts.storage.saved_prompt import CONFIG_FILE
 
@@ -39,22 +39,10 @@ _TASKS = {
 
 
 def write_peft(model: Any, name: str, folder: str | Path) -> None:
-    """Writes one prompt of an attached model as an adapter that ``peft.PeftModel.from_pretrained`` loads.
-
-    Args:
-        model: the attached model.
-        name: the prompt.
-        folder: where; made if it is not there.
-
-    Raises:
-        SoftPromptError: unknown name, a folder with something else in it, or a prompt that PEFT cannot compute: one
-            that has no plain form, or whose tokens or positions are not where PEFT has them (the error says with
-            which placement to train).
-    """
+    """Writes one prompt of an attached model as an adapter of PEFT; see `PromptModel.save_peft`."""
     prompt = require(model.prompts, name)
+    require_folder(folder, "the adapter")
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(f"cannot write to {folder}: it is a file, not a folder")
     if (folder / CONFIG_FILE).exists():
         raise SoftPromptError(
             f"{folder} holds a saved prompt of ours, which would be read instead: name another folder"
