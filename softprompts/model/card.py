@@ -90,12 +90,7 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
 
 
 def index_card(configs: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    """Returns the card of a repository of several prompts, each in a folder of its own.
-
-    Args:
-        configs: the content of their configs, by the name of the folder.
-        place: the hub id.
-    """
+    """Returns the card of a hub repository of several prompts, given the config of each by the name of its folder."""
     configs = _one_line(configs)
     name, first = next(iter(configs.items()))
     front = _front("softprompts", first["backbone"], [config["method"] for config in configs.values()])
@@ -115,11 +110,7 @@ def index_card(configs: Mapping[str, Mapping[str, Any]], place: str) -> str:
 
 
 def materialized_card(config: Mapping[str, Any]) -> str:
-    """Returns the card of a model directory that a prompt was built into.
-
-    Args:
-        config: what the prompt's ``softprompt_config.json`` would hold.
-    """
+    """Returns the card of a model directory that a prompt was built into, given the config of the prompt."""
     config = _one_line(config)
     meta, base = _meta(config), _shown(config["backbone"])
     lines = [
@@ -143,13 +134,7 @@ def materialized_card(config: Mapping[str, Any]) -> str:
 
 
 def adapter_card(kind: str, backbone: Mapping[str, Any], method: str) -> str:
-    """Returns the card of an adapter of the PEFT library that a prompt was written as.
-
-    Args:
-        kind: PEFT's ``peft_type``.
-        backbone: see `Backbone.identity`.
-        method: the prompt's.
-    """
+    """Returns the card of a prompt that was written as an adapter of the PEFT library, of the ``peft_type`` `kind`."""
     lines = [
         _front("peft", backbone, [method]),
         f"# {kind} for {_text(_shown(backbone) or 'a frozen model')}",

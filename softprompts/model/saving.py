@@ -52,12 +52,7 @@ def save_prompt(
 ) -> None:
     """Writes one prompt of an attached model; see `PromptModel.save_prompt`.
 
-    Args:
-        model: the model.
-        name: the prompt.
-        path: the folder.
-        metadata: JSON values to keep with it.
-        state: the model's state, if it has been gathered from several processes already.
+    ``state`` is the model's state, if it has been gathered from several processes already.
     """
     prompt = require(model.prompts, name)
     require_folder(path, "the prompt")
@@ -69,14 +64,7 @@ def save_prompt(
 def serialize(
     model: Any, name: str, metadata: dict[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Any], bytes]:
-    """Returns the config of a prompt and its tensors as the bytes of a safetensors file.
-
-    Args:
-        model: an attached model.
-        name: the prompt.
-        metadata: JSON values to keep with it; None: those that it was loaded with.
-        state: see `save_prompt`.
-    """
+    """Returns the config of a prompt and its tensors as the bytes of a safetensors file; see `save_prompt`."""
     prompt = require(model.prompts, name)
     tensors = _tensors(prompt, f"prompts.{name}.", state)
     content = dump_tensors(tensors)
@@ -123,13 +111,7 @@ def save_all(
 
 
 def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], path: str) -> Prompt:
-    """Builds a saved prompt for an attached model, which is left as it is.
-
-    Args:
-        model: the model.
-        config: see `softprompts.storage.saved_prompt.read`.
-        tensors: likewise.
-        path: where they are from; begins errors.
+    """Builds the prompt that was read from ``path`` for an attached model, which is left as it is.
 
     Raises:
         SoftPromptError: it is damaged or for another backbone.

@@ -82,12 +82,7 @@ def _parts(backbone: Backbone) -> dict[str, Part]:
 
 
 def lora_adapter(method: Method, backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the settings and tensors of a LoRA adapter of PEFT for a prompt of our method, without its head.
-
-    Args:
-        method: the trained module.
-        backbone: what it is for.
-    """
+    """Returns the settings and tensors of a LoRA adapter of PEFT for a prompt of our method, without its head."""
     config = method.config
     assert isinstance(config, LoraConfig)
     changed = {path: part for path, part in _parts(backbone).items() if part.path in method.changes}

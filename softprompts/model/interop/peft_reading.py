@@ -71,14 +71,7 @@ class SavedAdapter:
         return config, adapter.tensors
 
     def add_to(self, model: Any, name: str | None = None) -> str:
-        """Adds the adapter to an attached model as a prompt.
-
-        Args:
-            model: the attached model.
-            name: the prompt's; None: "default".
-
-        Returns:
-            The prompt's name.
+        """Adds the adapter to an attached model as a prompt, and returns the prompt's name.
 
         Raises:
             SoftPromptError: the adapter does not fit the model; nothing is added then.
@@ -248,12 +241,7 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
 
 
 def _outputs(adapter: Adapter, head: nn.Module) -> int | None:
-    """Returns the number of outputs of the last layer of an adapter's head; None if the adapter lacks that layer.
-
-    Args:
-        adapter: the adapter.
-        head: the modules of the model's own task head.
-    """
+    """Returns the number of outputs of an adapter's head, by the model's last layer; None if it lacks that one."""
     last = task_head.last_linear(head)
     weight = None if last is None else adapter.head.get(f"{last[0]}.weight")
     if weight is not None and (weight.ndim != 2 or not len(weight)):

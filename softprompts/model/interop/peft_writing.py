@@ -65,13 +65,7 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
 
 
 class _Writer:
-    """Makes the config and the tensors of an adapter from one prompt.
-
-    Args:
-        name: the prompt's.
-        prompt: the prompt.
-        state: that of its model.
-    """
+    """Makes the config and the tensors of an adapter from one prompt."""
 
     def __init__(self, name: str, prompt: Prompt, state: State):
         self.name, self.prompt, self.state = name, prompt, state
