@@ -55,9 +55,7 @@ def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTr
     if num_labels is not None and num_outputs(head) != num_labels:
         last = last_linear(head)
         if last is None:
-            raise SoftPromptError(
-                f"cannot make a head for {num_labels} labels: {type(model).__name__} has no linear one"
-            )
+            raise SoftPromptError(f"can make no head for {num_labels} labels: {type(model).__name__} has no linear one")
         path, old = last
         layer = nn.Linear(old.in_features, num_labels, old.bias is not None, device=old.weight.device)
         nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", 0.02))

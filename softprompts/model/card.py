@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -129,9 +129,7 @@ def count_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
 # --- front matter ---------------------------------------------------------------------------------------------------
 
 
-def _front(
-    library: str, backbone: Mapping[str, Any], names: Iterable[str], relation: str = "adapter", **more: Any
-) -> str:
+def _front(library: str, backbone: Mapping[str, Any], names: list[str], relation: str = "adapter", **more: Any) -> str:
     base = str(backbone.get("name") or "")
     base = packaged.HUB_NAME if packaged.is_alias(base) else base
     if _HUB_ID.fullmatch(base):

@@ -75,9 +75,7 @@ class SavedPrompt:
             raise SoftPromptError(f"{self.where}: transformers has no model class '{backbone.get('class')}'")
         name = backbone.get("name")
         if not (isinstance(name, str) and name):
-            raise SoftPromptError(
-                f"{self.where} does not name its backbone: load the model, attach it, then model.load_prompt"
-            )
+            raise SoftPromptError(f"{self.where} names no backbone: load the model, attach it, then model.load_prompt")
         if quantize == AS_TRAINED:
             trained = str(backbone.get("quantization"))  # no key of `BACKENDS` if the model's own files are quantised
             quantize = trained if trained in BACKENDS and "quantization_config" not in kwargs else None

@@ -93,9 +93,7 @@ def _tensors(module: nn.Module, prefix: str, state: Mapping[str, Tensor] | None)
     }
 
 
-def save_all(
-    model: Any, path: str | Path, for_trainer: bool = False, state: Mapping[str, Tensor] | None = None
-) -> None:
+def save_all(model: Any, path: str | Path, for_trainer: bool, state: Mapping[str, Tensor] | None) -> None:
     """Writes every prompt of a model: one into ``path`` itself, several into a folder each; ``state`` as above."""
     folder = Path(path)
     names = list(model.prompts)
@@ -126,15 +124,11 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     stored = sum(value.numel() for value in tensors.values())
     for key, number in _numbers(settings):
         if number > max(stored, _LARGEST):  # before memory is taken for it
-            raise SoftPromptError(
-                f"{path}: its config asks for {key}={number}, its tensors hold {stored} numbers; was it edited?"
-            )
+            raise SoftPromptError(f"{path}: config has {key}={number}, tensors hold {stored} numbers; was it edited?")
     try:
         method = make_config(config["method"], **settings)
         if method.files():
-            raise SoftPromptError(
-                f"{path}: its config names {method.files()[0]!r}; a saved prompt needs no other files"
-            )
+            raise SoftPromptError(f"{path}: its config names {method.files()[0]!r}; saved prompts need no other files")
         sizes = sizes_of(state.backbone, method)
         if sizes is not None:
             _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, path, "method.")
@@ -144,9 +138,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     except SoftPromptError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
-        raise SoftPromptError(
-            f"{path}: no prompt can be made from its config ({first_line(error)}); was it edited?"
-        ) from error
+        raise SoftPromptError(f"{path}: its config makes no prompt ({first_line(error)}); was it edited?") from error
     fill(prompt, tensors, path)
     metadata = config.get("metadata")
     prompt.metadata = metadata if isinstance(metadata, dict) else {}
@@ -162,9 +154,7 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
             yield from _numbers(inner, str(name))
 
 
-def _check_tensors(
-    expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = ""
-) -> None:
+def _check_tensors(expected: dict[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = "") -> None:
     """Makes sure that the tensors whose names start so are the expected ones."""
     for key in expected.keys() ^ {key for key in tensors if key.startswith(start)}:
         kind = "lacks" if key in expected else "has the unknown tensor"

@@ -59,7 +59,7 @@ def prompt_folder(source: str | Path, revision: str | None = None, subfolder: st
     folder = Path(source)
     if subfolder is not None and not _SUBFOLDER.fullmatch(subfolder):
         raise SoftPromptError(
-            f"subfolder {subfolder!r}: name a folder by letters, digits, '_' and '-', with '/' between"
+            f"subfolder {subfolder!r}: name folders by letters, digits, '_' and '-', with '/' between"
         )
     if folder.is_dir():
         folder = folder if subfolder is None else folder / subfolder
@@ -127,9 +127,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Path]:
     try:
         _Config.model_validate(config)
     except ValidationError as error:
-        raise SoftPromptError(
-            f"{translated(error, str(config_path))}: it is no saved prompt, or an edited one"
-        ) from error
+        raise SoftPromptError(f"{translated(error, str(config_path))}: no saved prompt, or an edited one") from error
     return config, config_path
 
 

@@ -89,9 +89,8 @@ def inputs_with_prompt(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[s
     pass_ = state.open(name)
     assert pass_ is not None
     with state.activate(pass_):
-        _, inputs = state.hooks.before_entry(
-            state.backbone.entry, (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        )
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        _, inputs = state.hooks.before_entry(state.backbone.entry, (), given)
     return pass_, inputs
 
 

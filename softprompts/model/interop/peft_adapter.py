@@ -128,14 +128,10 @@ def read_adapter(path: Path) -> Adapter:
     if not isinstance(kind, str):
         raise SoftPromptError(f"{path / ADAPTER_CONFIG} has no peft_type: it is no PEFT adapter, or an edited one")
     if kind not in TENSORS:
-        raise SoftPromptError(
-            f"{path}: a PEFT adapter of type {shown(kind)} is not read; those that are: {', '.join(TENSORS)}"
-        )
+        raise SoftPromptError(f"{path}: a PEFT adapter of type {shown(kind)} is not read, only {', '.join(TENSORS)}")
     if (kind != LORA or task is not None) and (not isinstance(task, str) or task not in CLASSES):
         hint = nearest(task[:40], CLASSES) if isinstance(task, str) else f"one of {', '.join(CLASSES)}"
-        raise SoftPromptError(
-            f"{path}: task_type is {shown(task)}, with which PEFT applies no prompt; it must be set: {hint}"
-        )
+        raise SoftPromptError(f"{path}: task_type is {shown(task)}, with which PEFT applies no prompt; set it: {hint}")
     adapter = Adapter(path, kind, task or "", config, tensors)
     if kind != LORA:
         adapter.number("num_virtual_tokens")
@@ -158,9 +154,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     for key, value in tensors.items():
         if value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
-            raise SoftPromptError(
-                f"{file}: {shown(key)} holds {kind}; an adapter holds float32, or another plain float"
-            )
+            raise SoftPromptError(f"{file}: {shown(key)} holds {kind}; an adapter holds float32, or another float")
         if not torch.isfinite(value).all():
             raise SoftPromptError(f"{file}: {shown(key)} holds values that are not finite")
     return tensors

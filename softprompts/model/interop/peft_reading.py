@@ -87,9 +87,7 @@ class SavedAdapter:
                 f"which is {'an' if backbone.kind[0] == 'e' else 'a'} {backbone.kind}"
             )
         if self.task_id is not None and adapter.kind != MULTITASK:
-            raise SoftPromptError(
-                f"{adapter.path}: task_id is for multitask adapters; this one is of type {adapter.kind}"
-            )
+            raise SoftPromptError(f"{adapter.path}: task_id is for multitask adapters; this one is {adapter.kind}")
         if adapter.kind == peft_adapter.LORA:
             config, tensors = read_lora(adapter, backbone)
         elif adapter.kind == peft_adapter.PREFIX:
@@ -206,9 +204,7 @@ def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[st
     encoder_layers = sum(site.kind == "encoder.self" for site in backbone.sites)
     fitting = {len(sites), 2 * len(sites), max(encoder_layers, len(sites))} if twice else {len(sites)}
     if layers not in fitting:
-        raise SoftPromptError(
-            f"{adapter.path} was trained on another backbone: num_layers is {layers}, {name} has {len(sites)}"
-        )
+        raise SoftPromptError(f"{adapter.path} is of another backbone: num_layers is {layers}, {name} has {len(sites)}")
     slots = adapter.tensor(PROMPT, length, 2 * layers * width).view(length, 2 * layers, width)
     if twice:
         # PEFT writes the slots down twice and deals out four to a layer, of which T5's attention uses two: with as
@@ -226,9 +222,7 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
     name = type(model).__name__
     if not originals:
         wanted = peft_adapter.CLASSES.get(adapter.task, "a task head")
-        raise SoftPromptError(
-            f"{adapter.path} has a trained head, but {name} has none: load the backbone with {wanted}"
-        )
+        raise SoftPromptError(f"{adapter.path} has a trained head, but {name} has none: load it with {wanted}")
     modules = nn.ModuleDict(dict(originals))
     known = modules.state_dict()
     for key in head:

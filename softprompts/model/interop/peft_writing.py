@@ -44,9 +44,7 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
     require_folder(folder, "the adapter")
     folder = Path(folder)
     if (folder / CONFIG_FILE).exists():
-        raise SoftPromptError(
-            f"{folder} holds a saved prompt of ours, which would be read instead: name another folder"
-        )
+        raise SoftPromptError(f"{folder} holds a prompt of ours, which would be read instead: name another folder")
     state = state_of(model)
     config, tensors = _Writer(name, prompt, state).adapter()
     if prompt.head is not None:
@@ -141,9 +139,7 @@ class _Writer:
         if backbone.kind == "encoder" and not takes_cache:
             raise self.refusal(f"{self.model_name} takes no past_key_values, through which PEFT gives prefixes")
         if self.prompt.sites != indices:
-            raise self.refusal(
-                f"PEFT gives prefixes to {kind} attention only, and to all of it: train with sites=('{kind}',)"
-            )
+            raise self.refusal(f"PEFT's prefixes go to all {kind} attention and no other: train with sites=('{kind}',)")
         sites = [backbone.sites[index] for index in indices]
         length = keys.shape[1]
         if self.prompt.config.positions != "shifted":
