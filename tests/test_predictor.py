@@ -77,7 +77,7 @@ def test_a_prompt_finds_its_backbone_from_any_folder(tmp_path: Path, monkeypatch
 
 
 def test_a_prompt_saved_without_a_run_labels_texts_too(tmp_path: Path) -> None:
-    _, backbone = load_backbone(model_folder("bert"))
+    backbone = load_backbone(model_folder("bert"))[1]
     model = sp.attach(backbone, sp.PrefixTuningConfig(num_virtual_tokens=3), labels=["a", "b", "c"])
     model.save_prompt("default", tmp_path / "prompt")
     predictor = sp.Predictor(tmp_path / "prompt")

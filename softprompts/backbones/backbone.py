@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
 from softprompts.backbones import packaged, quantized, sharded
@@ -90,7 +87,7 @@ class Backbone:
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
-        self.max_tokens, self.first_position = position_limit(self.entry), first_position(self.entry)
+        self.max_tokens, self.first_position = position_table(self.entry)
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
@@ -184,10 +181,8 @@ def kind_of(config: Any) -> str:
     """Returns "encoder", "decoder" or "encoder-decoder", by the config and transformers' tables of model types."""
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
-    causal_only = (
-        config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
+    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal_only = config.model_type in causal and config.model_type not in masked
     return "decoder" if causal_only or getattr(config, "is_decoder", False) else "encoder"
 
 
@@ -210,24 +205,15 @@ def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
     return stack if called == [stack] else base
 
 
-def position_limit(entry: nn.Module) -> int | None:
-    """Returns the number of tokens that a learned position table has room for; None if there is no such table."""
-    for name, module in entry.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITION_TABLES:
-            return int(module.num_embeddings - getattr(module, "offset", _behind_padding(module)))
-    return None
-
-
-def first_position(entry: nn.Module) -> int:
-    """Returns the position id that a model gives a row's first token."""
-    for name, module in entry.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] == "position_embeddings":
-            return _behind_padding(module)
-    return 0
-
-
-def _behind_padding(table: nn.Embedding) -> int:
-    return 0 if table.padding_idx is None else table.padding_idx + 1
+def position_table(entry: nn.Module) -> tuple[int | None, int]:
+    """Returns how many tokens a learned position table has room for, None without one, and the id of a first token."""
+    for path, module in entry.named_modules():
+        name = path.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and name in _POSITION_TABLES:
+            behind_padding = 0 if module.padding_idx is None else module.padding_idx + 1
+            limit = module.num_embeddings - getattr(module, "offset", behind_padding)
+            return int(limit), behind_padding if name == "position_embeddings" else 0
+    return None, 0
 
 
 @contextlib.contextmanager
@@ -306,11 +292,7 @@ def attention_through(
 
 
 def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
-    """Finds the attention sites by a trial pass.
-
-    Returns:
-        The sites in the order in which they run; why there are none; and the trace of the pass.
-    """
+    """Returns the attention sites in the order in which they run; why there are none; and the trace of a trial pass."""
     trace = Trace(backbone.model)
     try:
         with attention_through(backbone.model, trace.attended) as recorded:
@@ -338,10 +320,9 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
 def _biased_by(module: nn.Module, earlier: list[nn.Module]) -> nn.Module | None:
     """Returns the module that makes the bias of relative positions of an attention: itself, or an earlier one (T5)."""
     for candidate in (module, *earlier):
-        compute = getattr(candidate, "compute_bias", None)
-        if compute is None or not isinstance(getattr(candidate, "relative_attention_bias", None), nn.Module):
-            continue
-        if "past_seen_tokens" in inspect.signature(compute).parameters:
+        compute: Any = getattr(candidate, "compute_bias", None)
+        biased = compute is not None and isinstance(getattr(candidate, "relative_attention_bias", None), nn.Module)
+        if biased and "past_seen_tokens" in inspect.signature(compute).parameters:
             return candidate
     return None
 

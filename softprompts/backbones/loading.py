@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts.backbones import packaged, task_head
-from softprompts.backbones.backbone import kind_of, position_limit, quiet
+from softprompts.backbones.backbone import kind_of, position_table, quiet
 from softprompts.backbones.quantized import quantization_config, require_backend
 from softprompts.errors import SoftPromptError, first_line, shown
 from softprompts.processes import shared_state
@@ -28,7 +28,7 @@ _OF_CONFIG = ("local_files_only", "cache_dir", "token", "trust_remote_code")  # 
 
 def load_backbone(
     model: str, tokens: bool = False, quantize: str | None = None
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
     """Loads the tokenizer and the model, a classifier for encoders and a language model otherwise.
 
     Args:
@@ -36,18 +36,12 @@ def load_backbone(
         tokens: whether an encoder gets a classifier of tokens in place of texts.
         quantize: see `Workbench`.
 
+    Returns:
+        The tokenizer, the model, and the names of the tensors that its files lack.
+
     Raises:
         SoftPromptError: there is no such model, it cannot be read, or not be quantised here.
     """
-    return _load_backbone(model, tokens, quantize)[:2]
-
-
-def _load_backbone(
-    model: str, tokens: bool = False, quantize: str | None = None
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, frozenset[str]]:
-    """Does the work of `load_backbone`; returns the names of tensors that the model's files lack too."""
-    if quantize is not None:
-        require_backend(quantize, shared_state().device)
     with model_files(model) as (path, local_files_only):
         config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
@@ -115,7 +109,7 @@ def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None
         with torch.device("meta"):
             empty = AutoModel.from_config(config)
     kind = kind_of(config)
-    limit = position_limit(empty.get_encoder() if kind == "encoder-decoder" else empty)
+    limit, _ = position_table(empty.get_encoder() if kind == "encoder-decoder" else empty)
     return tokenizer, kind, _said_context(config, tokenizer) if limit is None else limit
 
 
@@ -150,14 +144,9 @@ def model_files(model: str) -> Iterator[tuple[str, bool]]:
 
 
 def context_room(model: Any, tokenizer: PreTrainedTokenizerBase, taken: int) -> int | None:
-    """Tokens of an attached model's context that are left for the input; None where nothing limits them.
+    """Returns how many tokens an attached model takes behind those ``taken`` by a prompt; None: any number.
 
-    The context is the model's position table, or else what its config or tokenizer says.
-
-    Args:
-        model: the model.
-        tokenizer: its tokenizer.
-        taken: tokens that a prompt takes.
+    The limit is the model's position table, or else what its config or tokenizer says.
     """
     limit = _said_context(model.config, tokenizer) if model.max_tokens is None else int(model.max_tokens)
     return None if limit is None else limit - taken

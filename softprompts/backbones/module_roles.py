@@ -48,9 +48,6 @@ class _Call:
 class Trace:
     """Watches a pass, within its context: which modules run, in which order, and what attention is given.
 
-    Args:
-        model: the model.
-
     Attributes:
         attentions: the attention modules in the order in which they ran, with query, key and value of their first call.
         widths: the width of the hidden states that a module is called with; 0 if it is called with something else.
@@ -181,9 +178,6 @@ class Trace:
                 self._roles[module] = ["ffn.out" if ends and module is ends[-1] else "ffn.in"]
 
 
-_LINEAR = ("linear", "conv1d")
-
-
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer, torch's or GPT-2's."""
     return isinstance(module, nn.Linear | Conv1D)
@@ -209,10 +203,8 @@ def _is_leaf(module: nn.Module) -> bool:
 
 def _kind_of(module: nn.Module, call: _Call | None) -> str:
     if is_linear(module):
-        return _LINEAR[isinstance(module, Conv1D)]
-    if isinstance(module, nn.Embedding):
-        return "embedding"
-    if call is None:
+        return "conv1d" if isinstance(module, Conv1D) else "linear"
+    if call is None or isinstance(module, nn.Embedding):
         return "embedding"
     flat = all(tensor is None or tensor.ndim == 1 for tensor in module._parameters.values())
     return "norm" if flat and call.inputs == call.output else "other"

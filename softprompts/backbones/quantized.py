@@ -35,11 +35,7 @@ _PACKED = ("Params4bit", "Int8Params")
 
 
 def require_backend(name: str, device: torch.device | str = "cpu") -> None:
-    """Makes sure that a quantisation can be had here, before a model is loaded for it.
-
-    Args:
-        name: a key of `BACKENDS`.
-        device: where the model is going to be.
+    """Makes sure that a quantisation can be had on a device, before a model is loaded for it.
 
     Raises:
         SoftPromptError: no such quantisation, its package is missing, or it has nothing for the device.
@@ -58,18 +54,9 @@ def require_backend(name: str, device: torch.device | str = "cpu") -> None:
 
 
 def quantization_config(name: str, skip: Sequence[str] = ()) -> Any:
-    """Returns the ``quantization_config`` of ``from_pretrained`` for a quantisation.
-
-    Args:
-        name: a key of `BACKENDS`.
-        skip: names of modules that stay as they are, such as a task head.
-
-    Raises:
-        SoftPromptError: no such quantisation, or its package is missing.
-    """
+    """Returns the ``quantization_config`` of ``from_pretrained``; the modules ``skip`` (a head) stay as they are."""
     import transformers
 
-    require_backend(name)
     left = list(skip) or None
     if name == "torchao-int8":
         weight_only = importlib.import_module("torchao.quantization").Int8WeightOnlyConfig()

@@ -35,7 +35,8 @@ def _by_zero(tensor: Tensor) -> bool:
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """Returns a module's state with whole tensors, on the CPU. All processes must call it if the module is sharded."""
     partitioned = [parameter for parameter in module.parameters() if _by_zero(parameter)]
-    with _gathered(partitioned):
+    gather = importlib.import_module("deepspeed").zero.GatheredParameters if partitioned else contextlib.nullcontext
+    with gather(partitioned):
         return {key: whole_tensor(value) for key, value in module.state_dict().items()}
 
 
@@ -45,16 +46,6 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     full = full.full_tensor() if hasattr(full, "full_tensor") else full
     full = full.wait() if hasattr(full, "wait") else full  # it may not have been received yet
     return cast(Tensor, full.cpu().contiguous().clone())
-
-
-@contextlib.contextmanager
-def _gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Makes partitioned parameters whole within this context."""
-    if not parameters:
-        yield
-        return
-    with importlib.import_module("deepspeed").zero.GatheredParameters(parameters):
-        yield
 
 
 @contextlib.contextmanager

@@ -1,17 +1,20 @@
-"""Task heads: the modules of a model behind its backbone, and the copies of them that prompts train."""
+"""Task heads: the modules of a model behind its backbone, the copies of them that prompts train, and their losses."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softprompts.backbones import quantized, sharded
 from softprompts.errors import SoftPromptError
 
 DISPATCH = "_softprompt_head"  # where a head module of an attached model keeps what sends its rows to prompts' copies
+IGNORED = -100  # the class of rows that do not count, as in transformers
 
 
 def find(model: PreTrainedModel) -> list[str]:
@@ -52,9 +55,7 @@ def new(originals: Mapping[str, nn.Module], num_labels: int | None, model: PreTr
     if num_labels is not None and num_outputs(head) != num_labels:
         last = last_linear(head)
         if last is None:
-            raise SoftPromptError(
-                f"cannot make a head for {num_labels} labels: {type(model).__name__} has no linear one"
-            )
+            raise SoftPromptError(f"can make no head for {num_labels} labels: {type(model).__name__} has no linear one")
         path, old = last
         layer = nn.Linear(old.in_features, num_labels, old.bias is not None, device=old.weight.device)
         nn.init.normal_(layer.weight, std=getattr(model.config, "initializer_range", 0.02))
@@ -74,3 +75,35 @@ def _plain_copy(module: nn.Module) -> nn.Module:
         copied.__dict__.pop("forward", None)
     # A head trains, for which it needs plain weights, though transformers quantises it with the rest.
     return quantized.dequantized(copied)
+
+
+def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | None = None) -> Tensor:
+    """Returns the loss of each row of one prompt, ``(R,)``; 0 for rows with the class -100.
+
+    Args:
+        logits: ``(R, C)``, of which the first ``num_labels`` columns count.
+        labels: ``(R,)`` class ids, ``(R,)`` floats (regression) or ``(R, C)`` floats (several labels a row; columns
+            from ``num_labels`` on are padding).
+        num_labels: ``C`` of this prompt.
+        problem: transformers' ``problem_type``; None to tell from the labels.
+    """
+    logits = wide(logits[:, :num_labels])
+    problem = problem or problem_of(labels, num_labels)
+    if problem == "regression":
+        values = labels.reshape(len(logits), -1).to(logits)
+        return F.mse_loss(logits.reshape(len(logits), -1), values, reduction="none").mean(1)
+    if problem == "single_label_classification":
+        return F.cross_entropy(logits, labels.view(-1).long(), reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, labels[:, :num_labels].to(logits), reduction="none").mean(1)
+
+
+def problem_of(labels: Tensor, num_labels: int) -> str:
+    """Returns transformers' ``problem_type`` of labels; by their number and type."""
+    if num_labels == 1:
+        return "regression"
+    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Returns logits to compute a loss of: those in half precision in single precision."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -21,5 +21,5 @@ def push(
     from softprompts.model.push import push_saved
 
     with err.status("uploading"):
-        address = push_saved(source, repo, private or None, message, revision=revision, license=licence)
+        address = push_saved(source, repo, licence, private=private or None, commit_message=message, revision=revision)
     out.print(f"uploaded: {address}", soft_wrap=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from softprompts.backbones.loading import _load_backbone, context_room
+from softprompts.backbones.loading import context_room, load_backbone
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import MethodConfig
 from softprompts.model.attach import attach
@@ -25,7 +25,7 @@ class AttachedBackbone:
     def __init__(self, name: str, tokens: bool, backbone_dropout: bool, quantize: str | None):
         self.name, self.quantize = name, quantize
         self.tokenizer: PreTrainedTokenizerBase
-        self.tokenizer, model, self._missing = _load_backbone(name, tokens, quantize)
+        self.tokenizer, model, self._missing = load_backbone(name, tokens, quantize)
         self.model = attach(model, backbone_dropout=backbone_dropout)
         self.kind: str = self.model.backbone_kind
         self.pad_id = padding_id(self.tokenizer)

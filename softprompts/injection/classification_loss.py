@@ -8,40 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softprompts.backbones.task_head import IGNORED, problem_of, row_losses, wide
 from softprompts.injection.batch_pass import Pass
-
-IGNORED = -100  # the class of rows that do not count, as in transformers
-
-
-def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | None = None) -> Tensor:
-    """The loss of each row of one prompt, ``(R,)``; 0 for rows with the class -100.
-
-    Args:
-        logits: ``(R, C)``, of which the first ``num_labels`` columns count.
-        labels: ``(R,)`` class ids, ``(R,)`` floats (regression) or ``(R, C)`` floats (several labels a row; columns
-            from ``num_labels`` on are padding).
-        num_labels: ``C`` of this prompt.
-        problem: transformers' ``problem_type``; None to tell from the labels.
-    """
-    logits = wide(logits[:, :num_labels])
-    problem = problem or _problem_of(labels, num_labels)
-    if problem == "regression":
-        values = labels.reshape(len(logits), -1).to(logits)
-        return F.mse_loss(logits.reshape(len(logits), -1), values, reduction="none").mean(1)
-    if problem == "single_label_classification":
-        return F.cross_entropy(logits, labels.view(-1).long(), reduction="none")
-    return F.binary_cross_entropy_with_logits(logits, labels[:, :num_labels].to(logits), reduction="none").mean(1)
-
-
-def _problem_of(labels: Tensor, num_labels: int) -> str:
-    if num_labels == 1:
-        return "regression"
-    return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-
-
-def wide(logits: Tensor) -> Tensor:
-    """Logits to compute a loss of: those in half precision in single precision."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def classification_loss(
@@ -70,7 +38,7 @@ def classification_loss(
     for name, outputs, targets in zip(groups.names, groups.split(logits), groups.split(labels), strict=True):
         width = num_labels if name is None else pass_.prompts[name].num_labels or logits.shape[-1]
         losses.append(row_losses(outputs, targets, width, problem))
-        classes = (problem or _problem_of(targets, width)) == "single_label_classification"
+        classes = (problem or problem_of(targets, width)) == "single_label_classification"
         counted = counted + ((targets != IGNORED).sum() if classes else len(targets))
     total = torch.cat(losses).sum()
     # A row may have several labels.

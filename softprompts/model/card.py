@@ -1,7 +1,8 @@
 """Model cards: what a saved prompt is, its scores, the command that trained it and how to use it.
 
-Everything in a card comes from the prompt's config, whose texts (labels, names of tasks, paths) may be anybody's. They
-are put on one line each, escaped in Markdown, and quoted by the YAML writer in the front matter.
+The words stand in ``cards/``, as Jinja templates. What they are filled with comes from the prompt's config, whose texts
+(labels, names of tasks, paths) may be anybody's. They are put on one line each, escaped in Markdown, and quoted by the
+YAML writer in the front matter.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import PurePath
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from softprompts.backbones import packaged
 from softprompts.methods.registry import methods
@@ -59,106 +61,61 @@ def card(config: Mapping[str, Any], place: str = HERE, subfolder: str | None = N
         subfolder: its folder within a hub repository.
     """
     command = _meta(config).get("command")
+    # Any other text could end the code block, for instance.
+    shows_command = isinstance(command, str) and command.startswith("softprompts ") and len(command.splitlines()) == 1
     config = _one_line(config)
-    meta, backbone = _meta(config), config["backbone"]
-    base, method = _shown(backbone), config["method"]
+    meta, backbone, method = _meta(config), config["backbone"], config["method"]
     trained, frozen = count_parameters(config)
-    sizes = f"{trained:,} parameters" + (f" (and {frozen:,} numbers that stay as they are)" if frozen else "")
     name = place if _HUB_ID.fullmatch(place) else str(config.get("name") or method)
     results = _results(meta)
     index: dict[str, Any] = {"model_name": name, "eval_results": results} if results else {}
     plain = {key: value for key, value in meta.items() if isinstance(value, str | int | float)}
-    plain = {key: base if key == "model" else value for key, value in plain.items() if key not in _NOT_IN_TABLE}
-    versions = {"softprompts": config.get("softprompts_version", ""), **_mapping(meta.get("versions"))}
+    plain |= {"model": _shown(backbone)} if "model" in plain else {}
     facts = [("method", method), *_settings(config["config"])]
     facts += [("labels", ", ".join(config["labels"]))] if config.get("labels") else []
-    facts += [*plain.items(), *versions.items()]
-    lines = [
-        _front("softprompts", backbone, [method], **_about_task(meta), **index),
-        f"# {_text(method)} for {_text(base)}",
-        "",
-        f"A soft prompt of {sizes} for the frozen {_code(base)} ({_code(backbone.get('class'))}).",
-        "",
-        *_about_methods(config),
-        *_scores(config),
-        *_use(meta, place, subfolder),
-        *_training(command),
-        *("## Settings", "", "| | |", "|---|---|", *(_row(*fact) for fact in facts), ""),
-        *_licence(meta, base),
-    ]
-    return "\n".join(lines)
+    facts += [fact for fact in plain.items() if fact[0] not in _NOT_IN_TABLE]
+    facts += {"softprompts": config.get("softprompts_version", ""), **_mapping(meta.get("versions"))}.items()
+    return _TEMPLATES.get_template("prompt.md.jinja").render(
+        _about(config),
+        front=_front("softprompts", backbone, [method], **_about_task(meta), **index),
+        model_class=backbone.get("class"),
+        trained=f"{trained:,}",
+        frozen=f"{frozen:,}" if frozen else "",
+        place=place,
+        subfolder=subfolder,
+        predicts=isinstance(meta.get("task_form"), Mapping) and subfolder is None,
+        folder=shlex.quote(place) if place != HERE else "FOLDER",
+        command=command if shows_command else "",
+        facts=facts,
+    )
 
 
 def index_card(configs: Mapping[str, Mapping[str, Any]], place: str) -> str:
-    """Returns the card of a repository of several prompts, each in a folder of its own.
-
-    Args:
-        configs: the content of their configs, by the name of the folder.
-        place: the hub id.
-    """
-    configs = _one_line(configs)
-    name, first = next(iter(configs.items()))
-    front = _front("softprompts", first["backbone"], [config["method"] for config in configs.values()])
-    lines = [
-        front,
-        "# Soft prompts",
-        "",
-        _row("folder", "method", "task", "score", "parameters"),
-        "|---|---|---|---|---|",
-    ]
+    """Returns the card of a hub repository of several prompts, given the config of each by the name of its folder."""
+    configs, rows = _one_line(configs), []
     for folder, config in configs.items():
         meta = _meta(config)
         score = f"{meta['score']:.4f}" if isinstance(meta.get("score"), int | float) else ""
-        lines.append(_row(folder, config["method"], meta.get("task", ""), score, f"{count_parameters(config)[0]:,}"))
-    load = f"model = sp.load({json.dumps(place)}, subfolder={json.dumps(name)})"
-    return "\n".join([*lines, "", "```python", "import softprompts as sp", "", load, "```", ""])
+        rows.append((folder, config["method"], meta.get("task", ""), score, f"{count_parameters(config)[0]:,}"))
+    name, first = next(iter(configs.items()))
+    front = _front("softprompts", first["backbone"], [config["method"] for config in configs.values()])
+    return _TEMPLATES.get_template("index.md.jinja").render(front=front, rows=rows, place=place, subfolder=name)
 
 
 def materialized_card(config: Mapping[str, Any]) -> str:
-    """Returns the card of a model directory that a prompt was built into.
-
-    Args:
-        config: what the prompt's ``softprompt_config.json`` would hold.
-    """
+    """Returns the card of a model directory that a prompt was built into, given the config of the prompt."""
     config = _one_line(config)
-    meta, base = _meta(config), _shown(config["backbone"])
-    lines = [
-        _front("transformers", config["backbone"], [config["method"]], "finetune", **_about_task(meta)),
-        f"# {_text(base)} with a prompt ({_text(config['method'])})",
-        "",
-        f"A prompt that was trained with softprompts {_text(config.get('softprompts_version', ''))} is part of this "
-        "model and its tokenizer: load both with plain transformers.",
-        "",
-        *_about_methods(config),
-        *_scores(config),
-    ]
-    if any(_has_tokens(part) for part in _parts(config)):
-        lines += [
-            "The tokenizer puts the prompt into every text, as special tokens of the vocabulary; it must be this "
-            "directory's own. Text that is to be predicted, as a sequence-to-sequence model's targets, is encoded with "
-            "`add_special_tokens=False`. `generate` never writes these tokens.",
-            "",
-        ]
-    return "\n".join([*lines, *_licence(meta, base)])
+    front = _front("transformers", config["backbone"], [config["method"]], "finetune", **_about_task(_meta(config)))
+    version, has_tokens = config.get("softprompts_version", ""), any(map(_has_tokens, _parts(config)))
+    template = _TEMPLATES.get_template("materialized.md.jinja")
+    return template.render(_about(config), front=front, version=version, has_tokens=has_tokens)
 
 
 def adapter_card(kind: str, backbone: Mapping[str, Any], method: str) -> str:
-    """Returns the card of an adapter of the PEFT library that a prompt was written as.
-
-    Args:
-        kind: PEFT's ``peft_type``.
-        backbone: see `Backbone.identity`.
-        method: the prompt's.
-    """
-    lines = [
-        _front("peft", backbone, [method]),
-        f"# {kind} for {_text(_shown(backbone) or 'a frozen model')}",
-        *("", f"Trained with softprompts ({_text(method)}), written for PEFT:", "", "```python"),
-        "from peft import PeftModel",
-        'model = PeftModel.from_pretrained(base_model, "this folder")',
-        *("```", ""),
-    ]
-    return "\n".join(lines)
+    """Returns the card of a prompt that was written as an adapter of the PEFT library, of the ``peft_type`` `kind`."""
+    front = _front("peft", backbone, [method])
+    template = _TEMPLATES.get_template("adapter.md.jinja")
+    return template.render(front=front, kind=kind, base=_shown(backbone), method=method)
 
 
 def count_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -172,9 +129,7 @@ def count_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
 # --- front matter ---------------------------------------------------------------------------------------------------
 
 
-def _front(
-    library: str, backbone: Mapping[str, Any], names: Iterable[str], relation: str = "adapter", **more: Any
-) -> str:
+def _front(library: str, backbone: Mapping[str, Any], names: list[str], relation: str = "adapter", **more: Any) -> str:
     base = str(backbone.get("name") or "")
     base = packaged.HUB_NAME if packaged.is_alias(base) else base
     if _HUB_ID.fullmatch(base):
@@ -241,20 +196,33 @@ def _has_tokens(part: Mapping[str, Any]) -> bool:
     return bool(tokens and part["num_virtual_tokens"])
 
 
-def _about_methods(config: Mapping[str, Any]) -> list[str]:
-    """Returns a paragraph for each method: the equation and the paper."""
-    known, lines = methods(), []
+def _about(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the templates tell of a prompt: its methods with their papers, its task, scores and licence."""
+    meta, known, parts = _meta(config), methods(), []
     for part in _parts(config):
         source = part.get("source") if part["method"] == "folded" else None
-        if source:
-            lines += [f"It was trained with {_text(source)}, and folded to what is needed to use it.", ""]
-        for name in str(source or part["method"]).split(JOINT):
-            about = known[name].about if name in known else None
-            if about is not None:
-                paper, _, address = about.paper.rpartition(", http")
-                link = f"{_text(paper)}, <http{address}>" if paper else _text(about.paper)
-                lines += [f"**{_text(name)}**: {_code(about.equation)}. {link}.", ""]
-    return lines
+        names = [name for name in str(source or part["method"]).split(JOINT) if name in known]
+        parts.append((source, [(name, known[name].about) for name in names if known[name].about is not None]))
+    task, form = meta.get("task"), _mapping(meta.get("task_form"))
+    # Labels are those of a head, which only encoders have.
+    template = form.get("source") if config.get("labels") is None else form.get("reading")
+    pieces = [str(piece) for piece in (template if isinstance(template, list) else [template]) if piece]
+    values = {split: _metrics(meta, key) for split, (key, _) in _SPLITS.items()}
+    metrics = list(dict.fromkeys(name for numbers in values.values() for name in numbers))
+    scores = []
+    for split, numbers in values.items():
+        cells = [f"{numbers[name]:.4f}" if name in numbers else "" for name in metrics]
+        scores += [(split, meta.get(_SPLITS[split][1]) or "", meta.get("seed", ""), *cells)] if numbers else []
+    return {
+        "method": config["method"],
+        "base": _shown(config["backbone"]),
+        "parts": parts,
+        "task": task,
+        "template": pieces if task else [],
+        "metrics": metrics,
+        "scores": scores,
+        "licence": _stated_licence(meta),
+    }
 
 
 def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -267,53 +235,9 @@ def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _scores(config: Mapping[str, Any]) -> list[str]:
-    """Returns the task, its template, and a table of scores by split."""
-    meta = _meta(config)
-    task, form = meta.get("task"), _mapping(meta.get("task_form"))
-    lines = [f"Task: {_text(task)}."] if task else []
-    if task and form:
-        # Labels are those of a head, which only encoders have.
-        template = form.get("source") if config.get("labels") is None else form.get("reading")
-        pieces = [str(piece) for piece in (template if isinstance(template, list) else [template]) if piece]
-        lines += [f"Template: {', '.join(map(_code, pieces))}."] if pieces else []
-    scores = {split: _metrics(meta, key) for split, (key, _) in _SPLITS.items() if _metrics(meta, key)}
-    if not scores:
-        return [*lines, ""] if lines else []
-    names = list(dict.fromkeys(name for values in scores.values() for name in values))
-    lines += ["", "## Scores", "", _row("split", "rows", "seed", *names), "|---|---|---|" + "---|" * len(names)]
-    for split, values in scores.items():
-        cells = [f"{values[name]:.4f}" if name in values else "" for name in names]
-        lines.append(_row(split, meta.get(_SPLITS[split][1]) or "", meta.get("seed", ""), *cells))
-    return [*lines, "", "One run with one seed; other seeds differ.", ""]
-
-
-def _use(meta: Mapping[str, Any], place: str, subfolder: str | None) -> list[str]:
-    more = "" if subfolder is None else f", subfolder={json.dumps(subfolder)}"
-    lines = ["## How to use it", "", "```python", "import softprompts as sp", ""]
-    lines += [f"model = sp.load({json.dumps(place)}{more})  # the backbone with this prompt on it", "```", ""]
-    if isinstance(meta.get("task_form"), Mapping) and subfolder is None:
-        folder = shlex.quote(place) if place != HERE else "FOLDER"
-        lines += ["```bash", f'softprompts predict {folder} "..."', "```", ""]
-    return lines
-
-
-def _training(command: Any) -> list[str]:
-    """Returns the recorded command, unless it is something else: a line that could end the code block, for instance."""
-    if not isinstance(command, str) or len(command.splitlines()) != 1 or not command.startswith("softprompts "):
-        return []
-    return ["## How it was trained", "", "```bash", command, "```", ""]
-
-
 def _stated_licence(meta: Mapping[str, Any]) -> str | None:
     licence = meta.get("license")
     return licence if isinstance(licence, str) and licence else None
-
-
-def _licence(meta: Mapping[str, Any], base: str) -> list[str]:
-    licence = _stated_licence(meta)
-    stated = "None was stated for this prompt." if licence is None else f"{_text(licence)}."
-    return ["## Licence", "", f"{stated} Whoever uses it also needs {_code(base)}, which has a licence of its own.", ""]
 
 
 def _shown(backbone: Mapping[str, Any]) -> str:
@@ -352,6 +276,16 @@ def _code(value: Any) -> str:
     return f"`{str(value).replace('`', chr(39))}`"
 
 
-def _row(*cells: Any) -> str:
-    """Returns a row of a Markdown table."""
-    return f"| {' | '.join(map(_text, cells))} |"
+def _paper(text: str) -> str:
+    """Returns a paper as Markdown, with a link where the text ends with an address."""
+    paper, _, address = text.rpartition(", http")
+    return f"{_text(paper)}, <http{address}>" if paper else _text(text)
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("cards")),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+_TEMPLATES.filters |= {"text": _text, "code": _code, "paper": _paper, "json": json.dumps}

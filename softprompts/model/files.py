@@ -90,7 +90,8 @@ class PromptFiles:
         Raises:
             SoftPromptError: unknown name, no prompt, or the hub refused; says why.
         """
-        return push.push(self, repo_id, name, private, commit_message, token, revision, create_pr, license)
+        commit = {"commit_message": commit_message, "revision": revision, "create_pr": create_pr}
+        return push.push(self, repo_id, name, license, private=private, token=token, **commit)
 
     def save_embeddings(self, name: str, path: str | Path) -> None:
         """Writes a prompt's tokens as embeddings, for servers that take these (vLLM's prompt embeddings).
@@ -134,7 +135,8 @@ class PromptFiles:
             path: the folder; made if it is not there.
 
         Raises:
-            SoftPromptError: unknown name, or PEFT cannot compute what this prompt does (the reason is named).
+            SoftPromptError: unknown name; PEFT cannot compute what this prompt does (the reason is named, and the
+                placement to train with); or the folder holds a prompt of ours.
         """
         peft_writing.write_peft(self, name, path)
 

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from softprompts.backbones.loading import load_for_prompt
 from softprompts.backbones.quantized import AS_TRAINED, BACKENDS, require_backend
 from softprompts.errors import SoftPromptError
-from softprompts.model.interop.peft_adapter import is_adapter, read_adapter
+from softprompts.model.interop.peft_adapter import read_adapter
 from softprompts.model.interop.peft_reading import SavedAdapter
 from softprompts.model.saving import prompt_of
+from softprompts.storage.names import ADAPTER_CONFIG
 from softprompts.storage.saved_prompt import CONFIG_FILE, prompt_folder, read
 
 
@@ -35,7 +36,7 @@ def open_saved(
         SoftPromptError: the files are missing or damaged, or a task was chosen of a prompt of ours, which has one.
     """
     folder = prompt_folder(path, revision, subfolder)
-    if not (folder / CONFIG_FILE).is_file() and is_adapter(folder):
+    if not (folder / CONFIG_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
         return SavedAdapter(read_adapter(folder), task_id)
     if task_id is not None:
         raise SoftPromptError(f"{path}: task_id is for multitask adapters of PEFT; this is a prompt of one task")
@@ -74,27 +75,16 @@ class SavedPrompt:
             raise SoftPromptError(f"{self.where}: transformers has no model class '{backbone.get('class')}'")
         name = backbone.get("name")
         if not (isinstance(name, str) and name):
-            raise SoftPromptError(
-                f"{self.where} does not name its backbone: load the model, attach it, then model.load_prompt"
-            )
+            raise SoftPromptError(f"{self.where} names no backbone: load the model, attach it, then model.load_prompt")
         if quantize == AS_TRAINED:
-            quantize = None if "quantization_config" in kwargs else self._quantization()
+            trained = str(backbone.get("quantization"))  # no key of `BACKENDS` if the model's own files are quantised
+            quantize = trained if trained in BACKENDS and "quantization_config" not in kwargs else None
+        if quantize is not None and quantize == backbone.get("quantization"):
+            try:
+                require_backend(quantize)
+            except SoftPromptError as error:
+                raise SoftPromptError(
+                    f"{self.where} was trained on a quantised backbone: {error}; softprompts.load(..., quantize=None) "
+                    "takes the weights as they come"
+                ) from error
         return load_for_prompt(cls, name, backbone.get("revision"), self.where, quantize, **kwargs)
-
-    def _quantization(self) -> str | None:
-        """Returns how the backbone was quantised; None if it was not, or if the weights in its files are.
-
-        Raises:
-            SoftPromptError: its quantisation cannot be had here.
-        """
-        quantization = self.config["backbone"].get("quantization")
-        if not isinstance(quantization, str) or quantization not in BACKENDS:
-            return None
-        try:
-            require_backend(quantization)
-        except SoftPromptError as error:
-            raise SoftPromptError(
-                f"{self.where} was trained on a quantised backbone: {error}; softprompts.load(..., quantize=None) "
-                "takes the weights as they come"
-            ) from error
-        return quantization

@@ -26,7 +26,7 @@ from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
 from softprompts.injection.state import state_of
 from softprompts.methods.compose import make_config
 from softprompts.model.card import card
-from softprompts.storage.files import write_atomic, write_folder
+from softprompts.storage.files import require_folder, write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of
 from softprompts.version import __version__
 
@@ -52,33 +52,19 @@ def save_prompt(
 ) -> None:
     """Writes one prompt of an attached model; see `PromptModel.save_prompt`.
 
-    Args:
-        model: the model.
-        name: the prompt.
-        path: the folder.
-        metadata: JSON values to keep with it.
-        state: the model's state, if it has been gathered from several processes already.
+    ``state`` is the model's state, if it has been gathered from several processes already.
     """
     prompt = require(model.prompts, name)
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(f"cannot save to {folder}: it is a file, not a folder")
+    require_folder(path, "the prompt")
     config, content = serialize(model, name, metadata, state)
     if state is not None or sharded.writes_files(prompt):
-        write_folder(folder, files_of(config, content, card(config)))
+        write_folder(Path(path), files_of(config, content, card(config)))
 
 
 def serialize(
     model: Any, name: str, metadata: dict[str, Any] | None = None, state: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Any], bytes]:
-    """Returns the config of a prompt and its tensors as the bytes of a safetensors file.
-
-    Args:
-        model: an attached model.
-        name: the prompt.
-        metadata: JSON values to keep with it; None: those that it was loaded with.
-        state: see `save_prompt`.
-    """
+    """Returns the config of a prompt and its tensors as the bytes of a safetensors file; see `save_prompt`."""
     prompt = require(model.prompts, name)
     tensors = _tensors(prompt, f"prompts.{name}.", state)
     content = dump_tensors(tensors)
@@ -107,9 +93,7 @@ def _tensors(module: nn.Module, prefix: str, state: Mapping[str, Tensor] | None)
     }
 
 
-def save_all(
-    model: Any, path: str | Path, for_trainer: bool = False, state: Mapping[str, Tensor] | None = None
-) -> None:
+def save_all(model: Any, path: str | Path, for_trainer: bool, state: Mapping[str, Tensor] | None) -> None:
     """Writes every prompt of a model: one into ``path`` itself, several into a folder each; ``state`` as above."""
     folder = Path(path)
     names = list(model.prompts)
@@ -125,13 +109,7 @@ def save_all(
 
 
 def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], path: str) -> Prompt:
-    """Builds a saved prompt for an attached model, which is left as it is.
-
-    Args:
-        model: the model.
-        config: see `softprompts.storage.saved_prompt.read`.
-        tensors: likewise.
-        path: where they are from; begins errors.
+    """Builds the prompt that was read from ``path`` for an attached model, which is left as it is.
 
     Raises:
         SoftPromptError: it is damaged or for another backbone.
@@ -146,15 +124,11 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     stored = sum(value.numel() for value in tensors.values())
     for key, number in _numbers(settings):
         if number > max(stored, _LARGEST):  # before memory is taken for it
-            raise SoftPromptError(
-                f"{path}: its config asks for {key}={number}, its tensors hold {stored} numbers; was it edited?"
-            )
+            raise SoftPromptError(f"{path}: config has {key}={number}, tensors hold {stored} numbers; was it edited?")
     try:
         method = make_config(config["method"], **settings)
         if method.files():
-            raise SoftPromptError(
-                f"{path}: its config names {method.files()[0]!r}; a saved prompt needs no other files"
-            )
+            raise SoftPromptError(f"{path}: its config names {method.files()[0]!r}; saved prompts need no other files")
         sizes = sizes_of(state.backbone, method)
         if sizes is not None:
             _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, path, "method.")
@@ -164,9 +138,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     except SoftPromptError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
-        raise SoftPromptError(
-            f"{path}: no prompt can be made from its config ({first_line(error)}); was it edited?"
-        ) from error
+        raise SoftPromptError(f"{path}: its config makes no prompt ({first_line(error)}); was it edited?") from error
     fill(prompt, tensors, path)
     metadata = config.get("metadata")
     prompt.metadata = metadata if isinstance(metadata, dict) else {}
@@ -182,9 +154,7 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
             yield from _numbers(inner, str(name))
 
 
-def _check_tensors(
-    expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = ""
-) -> None:
+def _check_tensors(expected: dict[str, torch.Size], tensors: Mapping[str, Tensor], where: str, start: str = "") -> None:
     """Makes sure that the tensors whose names start so are the expected ones."""
     for key in expected.keys() ^ {key for key in tensors if key.startswith(start)}:
         kind = "lacks" if key in expected else "has the unknown tensor"

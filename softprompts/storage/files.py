@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, first_line
 
 
 def write_atomic(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
@@ -50,43 +50,38 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+        SoftPromptError: it is no JSON, or holds something else.
+        OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SoftPromptError(f"{path} is not valid JSON ({first_line(error)}): the file is damaged") from error
+    if not isinstance(value, dict):
+        raise SoftPromptError(f"{path} holds no settings but a JSON {type(value).__name__}: it was edited")
+    return value
+
+
 def replace_folder(source: str | Path, target: str | Path) -> None:
-    """Makes a folder a copy of another; readers see it with all of its old files or all of the new ones.
+    """Makes ``target`` a copy of ``source``; readers see it with all of its old files or all of the new ones.
 
     An old folder is moved away just before the new one takes its place; a crash between the two moves leaves none.
-
-    Args:
-        source: the folder to copy.
-        target: the copy.
     """
-    source, target = Path(source), Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = temporary_beside(target), temporary_beside(target)
-    try:
-        for path in sorted(source.rglob("*")):
-            if path.is_file():
-                write_atomic(temporary / path.relative_to(source), path.read_bytes())
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    sync_folder(target.parent)
+    with new_folder(Path(target), replace=True) as temporary:
+        shutil.copytree(source, temporary, copy_function=shutil.copyfile, dirs_exist_ok=True)
 
 
 def require_folder(folder: str | Path, what: str) -> None:
     """Makes sure that a folder is there or can be made.
 
-    Args:
-        folder: its path.
-        what: what it is for, as the error tells it: "the report".
-
     Raises:
-        SoftPromptError: something else is there.
+        SoftPromptError: something else is there; says by ``what`` what the folder is for, such as "the report".
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if Path(folder).exists() and not Path(folder).is_dir():
         raise SoftPromptError(f"{folder} is a file; name a folder for {what}")
 
 
@@ -106,18 +101,19 @@ def require_new_folder(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to write into under a temporary name: it gets its name at the end, and is removed after an error.
 
     Args:
         folder: its name; nothing is there yet, or an empty folder.
+        replace: it takes the place of a folder with something in it.
 
     Yields:
         The folder under its temporary name.
     """
     folder = folder.resolve()  # "." has a name too
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(folder)
+    temporary, old = temporary_beside(folder), temporary_beside(folder)
     try:
         temporary.mkdir()
         yield temporary
@@ -125,22 +121,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
+        if replace and folder.exists():
+            os.replace(folder, old)
         os.replace(temporary, folder)
-    except BaseException:
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        shutil.rmtree(old, ignore_errors=True)
     sync_folder(folder.parent)
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes a folder's files in this order; a folder that is not there yet appears with all of them."""
-    if folder.exists():
+    with contextlib.nullcontext(folder) if folder.exists() else new_folder(folder) as place:
         for name, content in contents.items():
-            write_atomic(folder / name, content)
-        return
-    with new_folder(folder) as temporary:
-        for name, content in contents.items():
-            write_atomic(temporary / name, content)
+            write_atomic(place / name, content)
 
 
 def temporary_beside(path: Path) -> Path:

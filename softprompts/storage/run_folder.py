@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from softprompts.errors import SoftPromptError
-from softprompts.storage.files import require_folder, write_text_atomic
+from softprompts.storage.files import read_json, require_folder, write_text_atomic
 from softprompts.storage.names import PROMPT as PROMPT
 
 CONFIG = "config.yaml"
@@ -59,14 +59,9 @@ def load_result(folder: str | Path) -> dict[str, Any]:
     Raises:
         SoftPromptError: there is none.
     """
-    path = Path(folder) / RESULT
-    if not path.is_file():
+    if not is_done(folder):
         raise SoftPromptError(f"{folder} holds no finished run ({RESULT} is missing)")
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise SoftPromptError(f"{path} is not valid JSON: {error}") from None
-    return result
+    return read_json(Path(folder) / RESULT)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, first_line, shown
+from softprompts.storage.files import read_json
 from softprompts.storage.hub import quiet_hub
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
 from softprompts.storage.names import PROMPT as PROMPT
@@ -58,7 +59,7 @@ def prompt_folder(source: str | Path, revision: str | None = None, subfolder: st
     folder = Path(source)
     if subfolder is not None and not _SUBFOLDER.fullmatch(subfolder):
         raise SoftPromptError(
-            f"subfolder {subfolder!r}: name a folder by letters, digits, '_' and '-', with '/' between"
+            f"subfolder {subfolder!r}: name folders by letters, digits, '_' and '-', with '/' between"
         )
     if folder.is_dir():
         folder = folder if subfolder is None else folder / subfolder
@@ -75,31 +76,18 @@ def prompt_folder(source: str | Path, revision: str | None = None, subfolder: st
 
 
 def files_of(config: dict[str, Any], content: bytes, card: str) -> dict[str, bytes]:
-    """Returns the content of each file of a saved prompt, in the order in which they are written.
-
-    Args:
-        config: the config.
-        content: the tensors, as the bytes of a safetensors file.
-        card: the model card.
-    """
+    """Returns the content of a saved prompt's files in the order of writing; ``content`` is the tensors' file."""
     config_text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
     return {"README.md": card.encode(), TENSOR_FILE: content, CONFIG_FILE: config_text.encode()}
 
 
-def read(
-    path: str | Path, revision: str | None = None, subfolder: str | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads and checks the config and tensors of a saved prompt. Downloads it first if ``path`` is a hub id.
-
-    Args:
-        path: the folder or the id.
-        revision: see `prompt_folder`.
-        subfolder: likewise.
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads and checks the config and tensors of the saved prompt in a folder, see `prompt_folder`.
 
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    config, config_path = read_config(path, revision, subfolder)
+    config, config_path = read_config(folder)
     tensor_path = config_path.with_name(TENSOR_FILE)
     if not tensor_path.is_file():
         raise SoftPromptError(f"{tensor_path} is missing: the saved prompt is incomplete")
@@ -115,23 +103,12 @@ def read(
     return config, tensors
 
 
-def read_config(
-    path: str | Path, revision: str | None = None, subfolder: str | None = None
-) -> tuple[dict[str, Any], Path]:
-    """Reads and checks the config of a saved prompt, but not its tensors. Downloads it first if ``path`` is a hub id.
-
-    Args:
-        path: the folder or the id.
-        revision: see `prompt_folder`.
-        subfolder: likewise.
-
-    Returns:
-        The config, and its file.
+def read_config(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Reads and checks the config of a saved prompt, but not its tensors; returns the config and its file.
 
     Raises:
         SoftPromptError: nothing there, damaged, or of an unknown format.
     """
-    folder = prompt_folder(path, revision, subfolder)
     config_path = folder / CONFIG_FILE
     if not config_path.is_file() and (folder / ADAPTER_CONFIG).is_file():
         raise SoftPromptError(
@@ -150,26 +127,8 @@ def read_config(
     try:
         _Config.model_validate(config)
     except ValidationError as error:
-        raise SoftPromptError(
-            f"{translated(error, str(config_path))}: it is no saved prompt, or an edited one"
-        ) from error
+        raise SoftPromptError(f"{translated(error, str(config_path))}: no saved prompt, or an edited one") from error
     return config, config_path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object.
-
-    Raises:
-        SoftPromptError: it is no JSON, or holds something else.
-        OSError: it cannot be read.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise SoftPromptError(f"{path} is not valid JSON ({first_line(error)}): the file is damaged") from error
-    if not isinstance(value, dict):
-        raise SoftPromptError(f"{path} holds no settings but a JSON {type(value).__name__}: it was edited")
-    return value
 
 
 def tensors_in(content: bytes, path: Path) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss
 
+from softprompts.backbones.task_head import wide
 from softprompts.errors import SoftPromptError
-from softprompts.injection.classification_loss import wide
 from softprompts.injection.speedups.logits_at import at_places
 from softprompts.injection.state import state_of
 from softprompts.tasks.batches import IGNORED, LABELS

@@ -62,7 +62,7 @@ def test_damaged_results_of_a_comparison(cli: Cli, data: Path) -> None:
     command = ["compare", *train(data)[1:], "--methods", "head-only", "--seeds", "0"]
     cli.fine(*command)
     (path,) = Path("runs").glob("*/result.json")
-    for content, message in (("{", "is not valid JSON"), ("{}", "lacks 'metrics'"), ("[1]", "lacks 'metrics'")):
+    for content, message in (("{", "is not valid JSON"), ("{}", "lacks 'metrics'"), ("[1]", "but a JSON list")):
         path.write_text(content)
         refuse(cli, message, *command)
     cli_again = path.parent

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from saved import Cli
 
 import softprompts as sp
+from softprompts.model.interop import peft_writing
 
 TEXTS = ["the film was good", "a very bad plot"]
 
@@ -75,9 +75,7 @@ print(json.dumps([logits.tolist(), model.config.id2label[1]]))
         written.append((type(model).__name__, name, folder))
         Path(folder).mkdir(parents=True)
 
-    stand_in = types.ModuleType("softprompts.model.interop.peft_writing")
-    monkeypatch.setattr(stand_in, "write_peft", write_peft, raising=False)
-    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(peft_writing, "write_peft", write_peft)
     cli.fine("export", run, "--to", "peft", "-o", "out/peft")
     assert written == [("BertForSequenceClassification", name, Path("out/peft"))]
 

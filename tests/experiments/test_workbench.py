@@ -102,7 +102,7 @@ def test_a_head_that_comes_with_the_backbone_is_where_training_starts(tmp_path: 
     three = [{**row, "label": ("a", "b", "c")[index % 3]} for index, row in enumerate(rows())]
     made = bench(Data(train=str(write_csv(tmp_path / "three.csv", three))))
     made.run(sp.HeadOnlyConfig(), TrainConfig(max_steps=1, learning_rates={"head": 1e-9}), root=tmp_path)
-    _, backbone = load_backbone(model_folder("bert"))
+    backbone = load_backbone(model_folder("bert"))[1]
     start = made.model.prompts["head-only-seed0"].head.classifier.weight
     assert torch.allclose(start, backbone.get_parameter("classifier.weight"), atol=1e-6)
 

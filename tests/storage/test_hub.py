@@ -165,7 +165,7 @@ def test_nothing_of_a_repository_is_run(hub: FakeHub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subfolder", ["..", "../other", "/etc", "a/../b", "", ".", "a//b", "a\\b", "*", "a\n"])
 def test_a_subfolder_stays_inside(subfolder: str, tmp_path: Path) -> None:
-    with pytest.raises(sp.SoftPromptError, match="subfolder .*name a folder by letters"):
+    with pytest.raises(sp.SoftPromptError, match="subfolder .*name folders by letters"):
         sp.load(tmp_path, subfolder=subfolder)
 
 

@@ -1,4 +1,4 @@
-from softprompts.storage.markdown import escape, markdown_table
+from softprompts.storage.tables import escape, markdown_table
 
 
 def test_a_table_has_names_to_the_left_and_numbers_to_the_right() -> None:

@@ -7,11 +7,10 @@ the model can use. Prefixes are keys and values inside of every attention, and h
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from softprompts.backbones.backbone import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.prompt import require
@@ -73,7 +73,7 @@ def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> T
         raise SoftPromptError(f"prompt_embeds takes the ids of one text, not a tensor of shape {tuple(ids.shape)}")
     if not state_of(model).backbone.text_input:
         raise SoftPromptError(f"{type(model).__name__} takes no token ids, so there are no embeddings to export")
-    with _evaluating(prompt.method):
+    with trial(prompt.method):
         pass_, inputs = inputs_with_prompt(model, name, ids)
     soft = pass_.soft[name]
     _refuse(prompt.config.method, soft, _OF_INPUT)
@@ -84,20 +84,13 @@ def prompt_embeds(model: Any, name: str, input_ids: Sequence[int] | Tensor) -> T
 
 
 def inputs_with_prompt(model: Any, name: str, ids: Tensor) -> tuple[Pass, dict[str, Any]]:
-    """Returns the pass of some rows, and the arguments that the base model or encoder would be called with.
-
-    Args:
-        model: an attached model.
-        name: the prompt.
-        ids: ``(M, n)``, without padding.
-    """
+    """Returns the pass of rows ``(M, n)`` without padding, and the arguments that the entry would be called with."""
     state = state_of(model)
     pass_ = state.open(name)
     assert pass_ is not None
     with state.activate(pass_):
-        _, inputs = state.hooks.before_entry(
-            state.backbone.entry, (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        )
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        _, inputs = state.hooks.before_entry(state.backbone.entry, (), given)
     return pass_, inputs
 
 
@@ -120,7 +113,7 @@ def input_tokens(method: Method, refusals: Mapping[str, str]) -> Tensor | None:
     """
     if method.per_row:
         raise SoftPromptError(f"{method.config.method}: {refusals['per_row']}")
-    with torch.no_grad(), _evaluating(method):
+    with trial(method):
         soft = method(None)
     _refuse(method.config.method, soft, refusals)
     return None if soft.tokens is None else cast(Tensor, soft.tokens[0].detach().clone())
@@ -131,16 +124,6 @@ def _refuse(method: str, soft: SoftPrompt, refusals: Mapping[str, str]) -> None:
     for field, reason in refusals.items():
         if present.get(field):
             raise SoftPromptError(f"{method}: {reason}")
-
-
-@contextlib.contextmanager
-def _evaluating(method: Method) -> Iterator[None]:
-    training = method.training
-    method.eval()
-    try:
-        yield
-    finally:
-        method.train(training)
 
 
 def save_embeddings(model: Any, name: str, path: str | Path) -> None:

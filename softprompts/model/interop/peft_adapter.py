@@ -14,19 +14,15 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest, shown
+from softprompts.storage.files import read_json
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
-from softprompts.storage.saved_prompt import FLOATS, read_json, tensors_in, types_of
+from softprompts.storage.saved_prompt import FLOATS, tensors_in
 
 PICKLE_FILE = "adapter_model.bin"
 PROMPT = "prompt_embeddings"
 COLUMNS, ROWS = "prefix_task_cols", "prefix_task_rows"
-LORA, MULTITASK, PREFIX, P_TUNING, TOKENS = (
-    "LORA",
-    "MULTITASK_PROMPT_TUNING",
-    "PREFIX_TUNING",
-    "P_TUNING",
-    "PROMPT_TUNING",
-)
+LORA, PREFIX, P_TUNING = "LORA", "PREFIX_TUNING", "P_TUNING"
+MULTITASK, TOKENS = "MULTITASK_PROMPT_TUNING", "PROMPT_TUNING"
 # The tensors of an adapter of each type, beside those of a trained head and of LoRA's products.
 TENSORS = {TOKENS: {PROMPT}, P_TUNING: {PROMPT}, PREFIX: {PROMPT}, MULTITASK: {PROMPT, COLUMNS, ROWS}, LORA: set[str]()}
 CLASSES = {
@@ -40,20 +36,6 @@ CLASSES = {
 LORA_START = "base_model.model."  # begins the names of all tensors of a LoRA adapter
 PRODUCT = {".lora_A.weight": "a", ".lora_B.weight": "b"}  # ends the names of a product's two factors
 _LARGEST = 2**31
-_DESCRIBED = (
-    "task_type",
-    "num_virtual_tokens",
-    "num_transformer_submodules",
-    "num_layers",
-    "num_ranks",
-    "num_tasks",
-    "r",
-)
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
 def is_product(name: str) -> bool:
@@ -131,31 +113,13 @@ class Adapter:
             )
         return value
 
-    def describe(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-        """Returns its config in the form of a saved prompt's, as far as it says so much, and its tensors."""
-        name = self.config.get("base_model_name_or_path")
-        backbone = {
-            "name": name if isinstance(name, str) and name.isprintable() else "",
-            "class": CLASSES.get(self.task, "any class"),
-        }
-        config = {
-            "method": f"{self.kind} of PEFT",
-            "config": {key: self.config[key] for key in _DESCRIBED if isinstance(self.config.get(key), str | int)},
-            "backbone": backbone,
-            "labels": None,
-            "tensors": types_of(self.tensors),
-            "metadata": {},
-        }
-        return config, self.tensors
 
-
-def read_adapter(folder: str | Path) -> Adapter:
-    """Reads and checks the config and tensors of an adapter.
+def read_adapter(path: Path) -> Adapter:
+    """Reads and checks the config and tensors of the adapter in a folder.
 
     Raises:
         SoftPromptError: something is missing, damaged, a pickle, or of a type that is not read.
     """
-    path = Path(folder)
     try:
         config, tensors = read_json(path / ADAPTER_CONFIG), _read_tensors(path)
     except OSError as error:
@@ -164,14 +128,10 @@ def read_adapter(folder: str | Path) -> Adapter:
     if not isinstance(kind, str):
         raise SoftPromptError(f"{path / ADAPTER_CONFIG} has no peft_type: it is no PEFT adapter, or an edited one")
     if kind not in TENSORS:
-        raise SoftPromptError(
-            f"{path}: a PEFT adapter of type {shown(kind)} is not read; those that are: {', '.join(TENSORS)}"
-        )
+        raise SoftPromptError(f"{path}: a PEFT adapter of type {shown(kind)} is not read, only {', '.join(TENSORS)}")
     if (kind != LORA or task is not None) and (not isinstance(task, str) or task not in CLASSES):
         hint = nearest(task[:40], CLASSES) if isinstance(task, str) else f"one of {', '.join(CLASSES)}"
-        raise SoftPromptError(
-            f"{path}: task_type is {shown(task)}, with which PEFT applies no prompt; it must be set: {hint}"
-        )
+        raise SoftPromptError(f"{path}: task_type is {shown(task)}, with which PEFT applies no prompt; set it: {hint}")
     adapter = Adapter(path, kind, task or "", config, tensors)
     if kind != LORA:
         adapter.number("num_virtual_tokens")
@@ -194,9 +154,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     for key, value in tensors.items():
         if value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
-            raise SoftPromptError(
-                f"{file}: {shown(key)} holds {kind}; an adapter holds float32, or another plain float"
-            )
+            raise SoftPromptError(f"{file}: {shown(key)} holds {kind}; an adapter holds float32, or another float")
         if not torch.isfinite(value).all():
             raise SoftPromptError(f"{file}: {shown(key)} holds values that are not finite")
     return tensors

@@ -11,7 +11,7 @@ from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError
 from softprompts.methods.baselines.lora import TARGETS, LoraConfig
 from softprompts.methods.contract import Method, MethodConfig
-from softprompts.methods.modules import LINEAR, key
+from softprompts.methods.modules import key
 from softprompts.model.interop.peft_adapter import LORA_START, PRODUCT, Adapter, is_product
 from softprompts.soft_prompt import Part
 
@@ -33,20 +33,16 @@ def read_lora(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[
         SoftPromptError: it does more than plain LoRA, or to other layers than our method's.
     """
     config, where, model_name = adapter.config, adapter.path, type(backbone.model).__name__
-    for setting, value in config.items():
-        if (value not in _PLAIN[setting]) if setting in _PLAIN else (value and setting not in _KNOWN):
-            raise SoftPromptError(
-                f"{where}: LoRA with {str(setting)[:40]}={str(value)[:40]} is not read; plain LoRA is"
-            )
+    for name, value in config.items():
+        if (value not in _PLAIN[name]) if name in _PLAIN else (value and name not in _KNOWN):
+            raise SoftPromptError(f"{where}: LoRA with {str(name)[:40]}={str(value)[:40]} is not read; plain LoRA is")
     rank = adapter.number("r")
     products: dict[str, dict[str, Tensor]] = {}
     for name, value in adapter.tensors.items():
         for end, factor in PRODUCT.items():
             if is_product(name) and name.endswith(end):
                 products.setdefault(name.removeprefix(LORA_START).removesuffix(end), {})[factor] = value
-    parts = {
-        path: part for path, part in _parts(backbone).items() if part.kind in LINEAR and {*part.roles} & {*TARGETS}
-    }
+    parts = {path: part for path, part in _parts(backbone).items() if {*part.roles} & {*TARGETS}}
     for path, factors in products.items():
         if path not in parts:
             raise SoftPromptError(
@@ -82,12 +78,7 @@ def _parts(backbone: Backbone) -> dict[str, Part]:
 
 
 def lora_adapter(method: Method, backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the settings and tensors of a LoRA adapter of PEFT for a prompt of our method, without its head.
-
-    Args:
-        method: the trained module.
-        backbone: what it is for.
-    """
+    """Returns the settings and tensors of a LoRA adapter of PEFT for a prompt of our method, without its head."""
     config = method.config
     assert isinstance(config, LoraConfig)
     changed = {path: part for path, part in _parts(backbone).items() if part.path in method.changes}

@@ -22,30 +22,21 @@ from softprompts.backbones.backbone import Backbone
 from softprompts.backbones.loading import load_for_prompt
 from softprompts.backbones.quantized import AS_TRAINED
 from softprompts.errors import SoftPromptError, nearest, shown
-from softprompts.injection.classification_loss import wide
 from softprompts.injection.prompt import new_prompt
 from softprompts.injection.state import state_of
 from softprompts.methods.baselines.prefix_tuning import PrefixTuningConfig
 from softprompts.methods.baselines.prompt_tuning import PromptTuningConfig
 from softprompts.methods.contract import MethodConfig, SiteKind
 from softprompts.methods.folded import FoldedConfig
-from softprompts.model.interop.peft_adapter import (
-    CLASSES,
-    COLUMNS,
-    LORA,
-    MULTITASK,
-    P_TUNING,
-    PREFIX,
-    PROMPT,
-    ROWS,
-    TOKENS,
-    Adapter,
-)
+from softprompts.model.interop import peft_adapter
+from softprompts.model.interop.peft_adapter import MULTITASK, PROMPT, TOKENS, Adapter
 from softprompts.model.interop.peft_lora import read_lora
 from softprompts.model.saving import fill
+from softprompts.storage.saved_prompt import types_of
 
 # The methods that the tokens of an adapter were trained with where PEFT computes them.
-_SOURCES = {P_TUNING: "p-tuning", MULTITASK: "mpt"}
+_SOURCES = {peft_adapter.P_TUNING: "p-tuning", MULTITASK: "mpt"}
+_SHOWN = ("task_type", "num_virtual_tokens", "num_transformer_submodules", "num_layers", "num_ranks", "num_tasks", "r")
 _KINDS = {"SEQ_2_SEQ_LM": ("encoder-decoder",), "CAUSAL_LM": ("decoder",)}  # of backbones, by task; others: one stack
 
 
@@ -62,24 +53,31 @@ class SavedAdapter:
     task_id: int | None = None
 
     def describe(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-        """See `Adapter.describe`."""
-        return self.adapter.describe()
+        """Returns its config in the form of a saved prompt's, as far as it says so much, and its tensors."""
+        adapter = self.adapter
+        name = adapter.config.get("base_model_name_or_path")
+        backbone = {
+            "name": name if isinstance(name, str) and name.isprintable() else "",
+            "class": peft_adapter.CLASSES.get(adapter.task, "any class"),
+        }
+        config = {
+            "method": f"{adapter.kind} of PEFT",
+            "config": {key: adapter.config[key] for key in _SHOWN if isinstance(adapter.config.get(key), str | int)},
+            "backbone": backbone,
+            "labels": None,
+            "tensors": types_of(adapter.tensors),
+            "metadata": {},
+        }
+        return config, adapter.tensors
 
     def add_to(self, model: Any, name: str | None = None) -> str:
-        """Adds the adapter to an attached model as a prompt.
-
-        Args:
-            model: the attached model.
-            name: the prompt's; None: "default".
-
-        Returns:
-            The prompt's name.
+        """Adds the adapter to an attached model as a prompt, and returns the prompt's name.
 
         Raises:
             SoftPromptError: the adapter does not fit the model; nothing is added then.
         """
         # Half precision is for storing: what is trained further is in single, as in PEFT.
-        tensors = {key: wide(value) for key, value in self.adapter.tensors.items()}
+        tensors = {key: task_head.wide(value) for key, value in self.adapter.tensors.items()}
         adapter = dataclasses.replace(self.adapter, tensors=tensors)
         state = state_of(model)
         backbone = state.backbone
@@ -89,12 +87,10 @@ class SavedAdapter:
                 f"which is {'an' if backbone.kind[0] == 'e' else 'a'} {backbone.kind}"
             )
         if self.task_id is not None and adapter.kind != MULTITASK:
-            raise SoftPromptError(
-                f"{adapter.path}: task_id is for multitask adapters; this one is of type {adapter.kind}"
-            )
-        if adapter.kind == LORA:
+            raise SoftPromptError(f"{adapter.path}: task_id is for multitask adapters; this one is {adapter.kind}")
+        if adapter.kind == peft_adapter.LORA:
             config, tensors = read_lora(adapter, backbone)
-        elif adapter.kind == PREFIX:
+        elif adapter.kind == peft_adapter.PREFIX:
             config, tensors = _prefix(adapter, backbone)
         else:
             config, tensors = _tokens(adapter, backbone, self.task_id)
@@ -127,7 +123,7 @@ class SavedAdapter:
         if odd or not (revision is None or (isinstance(revision, str) and revision.isprintable())):
             raise SoftPromptError(f"{where}: base_model_name_or_path {shown(base)} is no name of a model")
         kwargs.setdefault("trust_remote_code", False)  # or transformers may ask at the terminal
-        auto = getattr(transformers, CLASSES[adapter.task])
+        auto = getattr(transformers, peft_adapter.CLASSES[adapter.task])
         has_labels = adapter.task in ("SEQ_CLS", "TOKEN_CLS") and bool(adapter.head) and "num_labels" not in kwargs
 
         def labels_of(config: Any) -> dict[str, Any]:
@@ -174,9 +170,9 @@ def _check_submodules(adapter: Adapter, backbone: Backbone, allowed: set[int]) -
 
 def _of_task(adapter: Adapter, task_id: int | None, rows: int, width: int) -> Tensor:
     """Returns the factor ``(rows, width)`` of the shared prompt for one task."""
-    columns = adapter.tensor(COLUMNS, None, rows, None)
+    columns = adapter.tensor(peft_adapter.COLUMNS, None, rows, None)
     tasks, _, rank = columns.shape
-    factors = adapter.tensor(ROWS, tasks, rank, width)
+    factors = adapter.tensor(peft_adapter.ROWS, tasks, rank, width)
     if task_id is None and tasks != 1:
         raise SoftPromptError(f"{adapter.path} holds {tasks} tasks: choose one with task_id=0 to {tasks - 1}")
     task_id = 0 if task_id is None else task_id
@@ -208,9 +204,7 @@ def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[st
     encoder_layers = sum(site.kind == "encoder.self" for site in backbone.sites)
     fitting = {len(sites), 2 * len(sites), max(encoder_layers, len(sites))} if twice else {len(sites)}
     if layers not in fitting:
-        raise SoftPromptError(
-            f"{adapter.path} was trained on another backbone: num_layers is {layers}, {name} has {len(sites)}"
-        )
+        raise SoftPromptError(f"{adapter.path} is of another backbone: num_layers is {layers}, {name} has {len(sites)}")
     slots = adapter.tensor(PROMPT, length, 2 * layers * width).view(length, 2 * layers, width)
     if twice:
         # PEFT writes the slots down twice and deals out four to a layer, of which T5's attention uses two: with as
@@ -227,10 +221,8 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
         return None
     name = type(model).__name__
     if not originals:
-        wanted = CLASSES.get(adapter.task, "a task head")
-        raise SoftPromptError(
-            f"{adapter.path} has a trained head, but {name} has none: load the backbone with {wanted}"
-        )
+        wanted = peft_adapter.CLASSES.get(adapter.task, "a task head")
+        raise SoftPromptError(f"{adapter.path} has a trained head, but {name} has none: load it with {wanted}")
     modules = nn.ModuleDict(dict(originals))
     known = modules.state_dict()
     for key in head:
@@ -243,12 +235,7 @@ def _num_labels(adapter: Adapter, model: Any) -> int | None:
 
 
 def _outputs(adapter: Adapter, head: nn.Module) -> int | None:
-    """Returns the number of outputs of the last layer of an adapter's head; None if the adapter lacks that layer.
-
-    Args:
-        adapter: the adapter.
-        head: the modules of the model's own task head.
-    """
+    """Returns the number of outputs of an adapter's head, by the model's last layer; None if it lacks that one."""
     last = task_head.last_linear(head)
     weight = None if last is None else adapter.head.get(f"{last[0]}.weight")
     if weight is not None and (weight.ndim != 2 or not len(weight)):

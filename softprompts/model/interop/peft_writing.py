@@ -27,7 +27,7 @@ from softprompts.methods.folded import fold
 from softprompts.model.card import adapter_card
 from softprompts.model.interop.peft_adapter import PREFIX, PROMPT, TOKENS, head_start
 from softprompts.model.interop.peft_lora import lora_adapter
-from softprompts.storage.files import write_folder
+from softprompts.storage.files import require_folder, write_folder
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
 from softprompts.storage.saved_prompt import CONFIG_FILE
 
@@ -39,26 +39,12 @@ _TASKS = {
 
 
 def write_peft(model: Any, name: str, folder: str | Path) -> None:
-    """Writes one prompt of an attached model as an adapter that ``peft.PeftModel.from_pretrained`` loads.
-
-    Args:
-        model: the attached model.
-        name: the prompt.
-        folder: where; made if it is not there.
-
-    Raises:
-        SoftPromptError: unknown name, a folder with something else in it, or a prompt that PEFT cannot compute: one
-            that has no plain form, or whose tokens or positions are not where PEFT has them (the error says with
-            which placement to train).
-    """
+    """Writes one prompt of an attached model as an adapter of PEFT; see `PromptModel.save_peft`."""
     prompt = require(model.prompts, name)
+    require_folder(folder, "the adapter")
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise SoftPromptError(f"cannot write to {folder}: it is a file, not a folder")
     if (folder / CONFIG_FILE).exists():
-        raise SoftPromptError(
-            f"{folder} holds a saved prompt of ours, which would be read instead: name another folder"
-        )
+        raise SoftPromptError(f"{folder} holds a prompt of ours, which would be read instead: name another folder")
     state = state_of(model)
     config, tensors = _Writer(name, prompt, state).adapter()
     if prompt.head is not None:
@@ -77,13 +63,7 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
 
 
 class _Writer:
-    """Makes the config and the tensors of an adapter from one prompt.
-
-    Args:
-        name: the prompt's.
-        prompt: the prompt.
-        state: that of its model.
-    """
+    """Makes the config and the tensors of an adapter from one prompt."""
 
     def __init__(self, name: str, prompt: Prompt, state: State):
         self.name, self.prompt, self.state = name, prompt, state
@@ -159,9 +139,7 @@ class _Writer:
         if backbone.kind == "encoder" and not takes_cache:
             raise self.refusal(f"{self.model_name} takes no past_key_values, through which PEFT gives prefixes")
         if self.prompt.sites != indices:
-            raise self.refusal(
-                f"PEFT gives prefixes to {kind} attention only, and to all of it: train with sites=('{kind}',)"
-            )
+            raise self.refusal(f"PEFT's prefixes go to all {kind} attention and no other: train with sites=('{kind}',)")
         sites = [backbone.sites[index] for index in indices]
         length = keys.shape[1]
         if self.prompt.config.positions != "shifted":

@@ -26,7 +26,7 @@ class PromptTokens:
 
     Attributes:
         tokenizer: the tokenizer.
-        ids: ids of the prompt's tokens, in their order.
+        ids: of the prompt's tokens, in their order.
         keep: how many tokens of an input stay in front of them.
     """
 

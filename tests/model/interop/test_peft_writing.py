@@ -169,7 +169,7 @@ def test_folders_that_are_in_use_and_unknown_names(tmp_path: Path) -> None:
     model = attached("bert", "SEQ_CLS", FRONT)
     model.save_prompt("mine", tmp_path / "ours")
     (tmp_path / "file").write_text("")
-    for folder, says in (("ours", "another folder"), ("file", "not a folder")):
+    for folder, says in (("ours", "another folder"), ("file", "is a file; name a folder")):
         with pytest.raises(SoftPromptError, match=says):
             model.save_peft("mine", tmp_path / folder)
     with pytest.raises(SoftPromptError, match="unknown prompt"):
