@@ -120,7 +120,7 @@ class Data:
 
 
 def rows_identity(data: Data, task: Task) -> dict[str, Any]:
-    """What identifies a task's rows in a run's settings: a hash of the rows, wherever they lie, and how they are used."""
+    """What identifies a task's rows in a run's settings: a hash of the rows, and how they are used."""
     return {
         "task": task.name,
         "data": data.to_dict(),
