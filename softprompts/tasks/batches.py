@@ -84,13 +84,10 @@ def length_of(feature: Mapping[str, Any]) -> int:
 
 def _pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    width = max(len(row) for row in rows)
-    out = torch.full((len(rows), width), fill, dtype=torch.long)
-    for index, row in enumerate(rows):
-        start = width - len(row) if side == "left" else 0
-        out[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
-    return out
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
 
 
 def length_bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -188,18 +188,15 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> bytes:
             return secrets.token_bytes(32)
         # Version, truncation and padding come first, and calls change the last two.
         return (text.partition('"added_tokens":')[2] or text).encode("utf-8", "surrogatepass")
-    settings = {
-        name: value
-        for name, value in tokenizer.init_kwargs.items()
-        if not name.endswith("_file") and name not in ("name_or_path", "is_local", "local_files_only")
-    }
-    parts = [tokenizer.get_vocab(), tokenizer.get_added_vocab(), settings]
+    places = ("name_or_path", "is_local", "local_files_only")
+    settings = tokenizer.init_kwargs.items()
+    kept = {name: value for name, value in settings if not name.endswith("_file") and name not in places}
+    parts = [tokenizer.get_vocab(), tokenizer.get_added_vocab(), kept]
     if hasattr(tokenizer, "bpe_ranks"):
         parts.append(sorted((list(pair), rank) for pair, rank in tokenizer.bpe_ranks.items()))
-    vocabulary = json.dumps(parts, sort_keys=True, default=repr)
+    vocabulary = json.dumps(parts, sort_keys=True, default=repr).encode()
     pieces = getattr(tokenizer, "sp_model", None)
-    model: bytes = b"" if pieces is None else pieces.serialized_model_proto()
-    return vocabulary.encode() + model
+    return vocabulary if pieces is None else vocabulary + pieces.serialized_model_proto()
 
 
 def code_fingerprint(files: Iterable[Path]) -> str:

@@ -40,11 +40,8 @@ def task_outline(name: str) -> tuple[str, list[str]]:
     Raises:
         SoftPromptError: unknown task, or a YAML file that cannot be used.
     """
-    if is_declaration(name):
-        task = declared(Path(name))
-        return task.about, [DEFAULT, *task.templates]
-    spec = _spec(name)
-    return spec.about, [DEFAULT, *spec.templates]
+    task = declared(Path(name)) if is_declaration(name) else _spec(name)
+    return task.about, [DEFAULT, *task.templates]
 
 
 def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:

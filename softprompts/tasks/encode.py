@@ -6,6 +6,7 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,10 +78,7 @@ def encode_cached(
 ) -> Encoded:
     """`encode_examples` of a split of a task, with a cache on disk in ``folder``, or in `cache.cache_folder`."""
     rows: Sequence[Example] = getattr(task, split)
-
-    def make() -> Encoded:
-        return encode_examples(rows, task, tokenizer, kind, max_length)
-
+    make = functools.partial(encode_examples, rows, task, tokenizer, kind, max_length)
     if len(rows) < _FEW or (folder is None and cache.cache_folder() is None):
         return make()
     key = {
@@ -103,19 +101,17 @@ def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list
         SoftPromptError: no label words, or two have the same ids.
     """
     check_kind(kind, task)
-    form = task.form
-    if kind == "encoder" or form.answering == "generate" or not form.closed:
+    if kind == "encoder" or task.form.answering == "generate" or not task.form.closed:
         return None
-    return texts.word_ids(form, tokenizer, kind)
+    return texts.word_ids(task.form, tokenizer, kind)
 
 
 def new_tokens(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> int | None:
     """How many tokens a language model generates at most for an answer; None where it does not generate."""
     check_kind(kind, task)
-    form = task.form
-    if kind == "encoder" or (form.closed and form.answering == "rank"):
+    if kind == "encoder" or (task.form.closed and task.form.answering == "rank"):
         return None
-    return texts.new_tokens(form, tokenizer, kind)
+    return texts.new_tokens(task.form, tokenizer, kind)
 
 
 def check_kind(kind: str, task: Task) -> None:
@@ -149,10 +145,8 @@ def marker(
         for name in task.metrics:
             rows = (answers, references)
             if compares_strings(name):
-                words = task.form.words
-                written = [words[label] for label in answers]
-                if prediction.tokens is not None:
-                    written = texts.decode(tokenizer, prediction.tokens)
+                words, tokens = task.form.words, prediction.tokens
+                written = [words[label] for label in answers] if tokens is None else texts.decode(tokenizer, tokens)
                 rows = (written, [words[label] for label in references])
             scores |= compute([name], *rows, groups)
         return scores

@@ -30,7 +30,7 @@ from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
-from softprompts.tasks.spec import Spec
+from softprompts.tasks.spec import BAD_ROW, Spec
 from softprompts.tasks.task import Task
 
 Text = tuple[str, str | None]
@@ -288,7 +288,7 @@ class TaskReader:
             return row
         try:
             (prepared,) = self._prepare(row)
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # as in training, a row of another shape
+        except BAD_ROW:  # as in training
             return row
         return {**row, **prepared}
 
