@@ -26,13 +26,7 @@ _COPY = "refs/convert/parquet"
 
 
 def rows_of(name: str, split: str, data_dir: str | PathLike[str] | None = None) -> Rows:
-    """Loads a split of a task: its place (for errors), and its rows with the line each is on.
-
-    Args:
-        name: ``<benchmark>/<task>``.
-        split: "train" or "validation".
-        data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
-            ask the hub.
+    """Loads a split of a task, see `load_task`: its place (for errors), and its rows with the line each is on.
 
     Raises:
         SoftPromptError: no such file, one that cannot be read, or no way to the hub.

@@ -96,7 +96,7 @@ def load_files(
     texts = {"choices": choices, "labels": labels, "words": label_words, "metrics": metrics}
     given = {
         **{key: None if file is None else str(file) for key, file in files.items()},
-        **{key: [value] if isinstance(value, str) else list(value) for key, value in texts.items()},
+        **{key: [value] if isinstance(value, str) else list(value) for key, value in texts.items() if value},
         **{"kind": kind, "label": label, "sep": sep, "quoting": quoting},
         "fields": [column for column in (text, text_pair) if column is not None],
     }
