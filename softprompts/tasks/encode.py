@@ -6,7 +6,6 @@ encoder-decoder reads the form's source and answers; a decoder goes on from the 
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,7 +77,10 @@ def encode_cached(
 ) -> Encoded:
     """`encode_examples` of a split of a task, with a cache on disk in ``folder``, or in `cache.cache_folder`."""
     rows: Sequence[Example] = getattr(task, split)
-    make = functools.partial(encode_examples, rows, task, tokenizer, kind, max_length)
+
+    def make() -> Encoded:
+        return encode_examples(rows, task, tokenizer, kind, max_length)
+
     if len(rows) < _FEW or (folder is None and cache.cache_folder() is None):
         return make()
     key = {
