@@ -46,7 +46,7 @@ def normalise(text: str) -> str:
 
 
 def read_labels(texts: Iterable[str], words: Sequence[str], truth: Sequence[int] | None, rule: str) -> ReadAnswers:
-    """The class that each generated text names.
+    """The class that each generated text names, where ``words`` has one for each; only "opposite" needs the ``truth``.
 
     What becomes of a text that is none of the words:
 
@@ -56,12 +56,6 @@ def read_labels(texts: Iterable[str], words: Sequence[str], truth: Sequence[int]
       do so for F1 (after T5), where an invalid answer thus costs precision too. Their accuracy is the same under
       every rule; for Matthews and macro-F1 their code leaves invalid answers what they are, as the others do here.
     - "zero": -1, and whoever scores gives the whole task 0 if ``invalid`` is not 0, as SuperPos-Prompt does.
-
-    Args:
-        texts: what the model wrote, without special tokens.
-        words: the answer that stands for each class.
-        truth: the true class of each text; only "opposite" needs it.
-        rule: a key of `RULES`.
 
     Raises:
         SoftPromptError: unknown rule; fewer than two words, words that the rule cannot tell apart or that are empty
@@ -83,19 +77,15 @@ def read_labels(texts: Iterable[str], words: Sequence[str], truth: Sequence[int]
                 "choose words that differ"
             )
         classes[form] = label
-    texts = _texts(texts)
-    if truth is None and rule == "opposite":
-        raise SoftPromptError("rule 'opposite' needs the true labels")
+    labels = [classes.get(read(text), -1) for text in _texts(texts)]
+    invalid = labels.count(-1)
     if truth is not None:
-        _check_truth(truth, len(texts), len(words))
-    labels, invalid = [], 0
-    for row, text in enumerate(texts):
-        label = classes.get(read(text), -1)
-        if label < 0:
-            invalid += 1
-            if rule == "opposite" and truth is not None:
-                label = (int(truth[row]) + 1) % len(words)
-        labels.append(label)
+        _check_truth(truth, len(labels), len(words))
+    if rule == "opposite":
+        if truth is None:
+            raise SoftPromptError("rule 'opposite' needs the true labels")
+        wrong = [(int(true) + 1) % len(words) for true in truth]
+        labels = [other if label < 0 else label for label, other in zip(labels, wrong, strict=True)]
     return ReadAnswers(labels, invalid)
 
 
@@ -106,19 +96,11 @@ def read_scores(texts: Iterable[str], invalid: float = -1.0) -> ReadAnswers:
     for an answer with letters in it. (Its code removes the point first, "3.8" read as 38 on both sides, and stops at
     an empty answer; neither is repeated here.)
 
-    Args:
-        texts: what the model wrote, without special tokens.
-        invalid: the score of what is none.
-
     Raises:
         SoftPromptError: a text that is none.
     """
-    scores, failed = [], 0
-    for text in _texts(texts):
-        score = finite_number(text)
-        failed += score is None
-        scores.append(float(invalid) if score is None else score)
-    return ReadAnswers(scores, failed)
+    scores = [finite_number(text) for text in _texts(texts)]
+    return ReadAnswers([float(invalid) if score is None else score for score in scores], scores.count(None))
 
 
 def finite_number(text: str) -> float | None:
@@ -142,8 +124,7 @@ def score_string(value: float, snap: bool = True) -> str:
 
     Args:
         value: the score.
-        snap: to multiples of 0.2, as T5; else to one decimal, as the released code of ATTEMPT and DePT. Ties go to
-            the even one in both.
+        snap: to multiples of 0.2, as T5; else to one decimal, as the released code. Ties go to the even one in both.
 
     Raises:
         SoftPromptError: the value is not a finite number.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 LABELS = ("labels", "spans")  # what a batch holds beside its input
 _SIDES = ("left", "right")
+_POOL_BATCHES = 50  # that are sorted by length together
 
 
 def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: str = "right") -> dict[str, Tensor]:
@@ -83,40 +84,30 @@ def length_of(feature: Mapping[str, Any]) -> int:
 
 def _pad(rows: Sequence[Sequence[int]], fill: int, side: str) -> Tensor:
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    width = max(len(row) for row in rows)
-    out = torch.full((len(rows), width), fill, dtype=torch.long)
-    for index, row in enumerate(rows):
-        start = width - len(row) if side == "left" else 0
-        out[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
-    return out
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
 
 
-def length_bucketed_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, pool_batches: int = 50
-) -> list[list[int]]:
+def length_bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Shuffled batches in which rows are of similar length, so that little is spent on padding.
 
     Rows are shuffled and cut into pools; each pool is sorted by length and cut into batches; the batches are shuffled.
     Which rows meet in a batch depends on the seed. Which lengths come when does not: runs on the same rows with the
     same batch size see batches of like length in the same step, so runs that share a pass need little padding.
 
-    Args:
-        lengths: length of each row.
-        batch_size: rows of a batch; one batch may be smaller.
-        seed: the same seed and epoch give the same batches, on every machine.
-        epoch: counts the passes over the rows.
-        pool_batches: batches in a pool.
+    The same seed and epoch give the same batches, on every machine.
 
     Returns:
-        Indices of rows, every row in exactly one batch.
+        Indices of rows, every row in exactly one batch; one batch may be smaller.
     """
-    if batch_size < 1 or pool_batches < 1:
-        raise SoftPromptError(f"batch_size is {batch_size}, pool_batches {pool_batches}: both must be at least 1")
+    if batch_size < 1:
+        raise SoftPromptError(f"batch_size is {batch_size}: it must be at least 1")
     chance = random.Random(f"batches {seed} {epoch}")
     order = list(range(len(lengths)))
     chance.shuffle(order)
-    size = batch_size * pool_batches
+    size = batch_size * _POOL_BATCHES
     batches = []
     for start in range(0, len(order), size):
         pool = sorted(order[start : start + size], key=lambda index: lengths[index])

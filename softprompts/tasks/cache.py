@@ -42,8 +42,7 @@ _LEFT_OVER_SECONDS = 24 * 3600
 def cache_folder() -> Path | None:
     """Where tokenised rows are kept: "rows" in `default_cache_dir`.
 
-    Returns:
-        None where ``SOFTPROMPTS_CACHE`` is empty or "off", or there is no home folder: there is no cache then.
+    None, and no cache, where ``SOFTPROMPTS_CACHE`` is empty or "off", or there is no home folder.
     """
     if os.environ.get(_VARIABLE, "on").strip().lower() in ("", "off"):
         return None
@@ -56,7 +55,7 @@ def cache_folder() -> Path | None:
 def cached(
     key: Mapping[str, Any], make: Callable[[], Encoded], *, folder: Path | None = None, limit: int = LIMIT
 ) -> Encoded:
-    """Returns what ``make()`` gives, from the cache if it was made before.
+    """Returns what ``make()`` gives, or on a hit an equal copy of what it gave before.
 
     Args:
         key: all that decides the result, as JSON values: `digest` of the rows, `tokenizer_fingerprint`, the template,
@@ -64,12 +63,6 @@ def cached(
         make: makes the rows, called on a miss.
         folder: where files are kept; None: `cache_folder`.
         limit: most bytes of the folder; the files unused for longest are removed when there is more.
-
-    Returns:
-        On a hit an equal copy of what ``make()`` gave.
-
-    Raises:
-        SoftPromptError: the key holds something that JSON has no word for.
     """
     name = key_name(key)
     folder = cache_folder() if folder is None else folder
@@ -195,18 +188,15 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> bytes:
             return secrets.token_bytes(32)
         # Version, truncation and padding come first, and calls change the last two.
         return (text.partition('"added_tokens":')[2] or text).encode("utf-8", "surrogatepass")
-    settings = {
-        name: value
-        for name, value in tokenizer.init_kwargs.items()
-        if not name.endswith("_file") and name not in ("name_or_path", "is_local", "local_files_only")
-    }
-    parts = [tokenizer.get_vocab(), tokenizer.get_added_vocab(), settings]
+    places = ("name_or_path", "is_local", "local_files_only")
+    settings = tokenizer.init_kwargs.items()
+    kept = {name: value for name, value in settings if not name.endswith("_file") and name not in places}
+    parts = [tokenizer.get_vocab(), tokenizer.get_added_vocab(), kept]
     if hasattr(tokenizer, "bpe_ranks"):
         parts.append(sorted((list(pair), rank) for pair, rank in tokenizer.bpe_ranks.items()))
-    vocabulary = json.dumps(parts, sort_keys=True, default=repr)
+    vocabulary = json.dumps(parts, sort_keys=True, default=repr).encode()
     pieces = getattr(tokenizer, "sp_model", None)
-    model: bytes = b"" if pieces is None else pieces.serialized_model_proto()
-    return vocabulary.encode() + model
+    return vocabulary if pieces is None else vocabulary + pieces.serialized_model_proto()
 
 
 def code_fingerprint(files: Iterable[Path]) -> str:

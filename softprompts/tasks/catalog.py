@@ -6,7 +6,6 @@ from os import PathLike
 from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.tasks.example import Example
 from softprompts.tasks.glue import GLUE
 from softprompts.tasks.hub_rows import MISMATCHED, has_split, on_hub, rows_of
 from softprompts.tasks.ner import NER
@@ -41,11 +40,8 @@ def task_outline(name: str) -> tuple[str, list[str]]:
     Raises:
         SoftPromptError: unknown task, or a YAML file that cannot be used.
     """
-    if is_declaration(name):
-        task = declared(Path(name))
-        return task.about, [DEFAULT, *task.templates]
-    spec = _spec(name)
-    return spec.about, [DEFAULT, *spec.templates]
+    task = declared(Path(name)) if is_declaration(name) else _spec(name)
+    return task.about, [DEFAULT, *task.templates]
 
 
 def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
@@ -101,17 +97,10 @@ def load_task(
     rows = {split: spec.examples(*rows_of(name, split, data_dir)) for split in ("train", "validation")}
     benchmark, _, word = name.partition("/")
     place = (on_hub(name) or (benchmark,))[0]
-    task = Task(
-        name=name,
-        form=spec.form,
-        metrics=spec.metrics,
-        source=f"{place} ({word}){'' if data_dir is None else ', local copy'}",
-        train=rows["train"],
-        validation=rows["validation"],
-    )
-    mismatched: list[Example] = []
-    if MISMATCHED in spec.more and split != OFFICIAL and has_split(name, MISMATCHED, data_dir):
-        mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir))
+    source = f"{place} ({word}){'' if data_dir is None else ', local copy'}"
+    task = Task(name, spec.form, rows["train"], rows["validation"], metrics=spec.metrics, source=source)
+    more = MISMATCHED in spec.more and split != OFFICIAL and has_split(name, MISMATCHED, data_dir)
+    mismatched = spec.examples(*rows_of(name, MISMATCHED, data_dir)) if more else []
     return task.under(split, mismatched).limited(max_train, max_validation, seed)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from softprompts.errors import SoftPromptError, nearest
+from softprompts.errors import SoftPromptError
 from softprompts.tasks.answers import finite_number
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
-from softprompts.tasks.form import KINDS, Form, check_template
+from softprompts.tasks.form import Form, check_template
 
+Names = Sequence[str] | Mapping[str, str]
 WORDS = "words"  # the field of a tagged row
 WORD_COLUMNS = ("words", "tokens")
 OUTSIDE = "O"
@@ -86,13 +88,7 @@ class Columns:
 
 
 def find_columns(
-    place: Path,
-    row: Row,
-    kind: str,
-    fields: Sequence[str] | Mapping[str, str] = (),
-    label: str | None = None,
-    choices: str | Sequence[str] = (),
-    line: int | None = None,
+    place: Path, row: Row, kind: str, fields: Names, label: str | None, choices: tuple[str, ...], line: int | None
 ) -> Columns:
     """Finds the columns of a file: those that are named, else those with usual names.
 
@@ -100,16 +96,14 @@ def find_columns(
         place: names the file in errors.
         row: the first one.
         kind: of the task.
-        fields: columns of the fields, or the column of each field.
-        label: column of the label.
+        fields: columns of the fields, or the column of each field; empty: the usual names.
+        label: column of the label; None: the usual name.
         choices: column of each row's choices, the columns of the choices, or format strings over the fields.
         line: which line the row is on; None: that of the columns' names.
 
     Raises:
-        SoftPromptError: unknown kind, no such column, or none of the usual names.
+        SoftPromptError: no such column, or none of the usual names.
     """
-    if kind not in KINDS:
-        raise SoftPromptError(f"kind is '{kind}': {nearest(kind, KINDS)}")
     if not fields:
         usual = _FIELDS[kind]
         fields = next((names for names in usual if all(name in row for name in names)), ())
@@ -129,7 +123,6 @@ def find_columns(
         label = next((name for name in _LABELS[kind] if name in row), None)
         if label is None:
             raise SoftPromptError(_missing(place, "label", row, _LABELS[kind]))
-    choices = ((choices,) if choices else ()) if isinstance(choices, str) else tuple(choices)
     if kind not in ("choice", "ranking"):
         choices = ()
     elif not choices:
@@ -137,12 +130,11 @@ def find_columns(
         choices = tuple(listed[:1]) or numbered(name for name in row if name != label)
         if not choices:
             raise SoftPromptError(_missing(place, "choices", row, [*CHOICE_COLUMNS, "choice1 and choice2"]))
+    columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices)
     if any("{" in text for text in choices):
         for template in choices:
             check_template(template, named)
         columns = Columns(kind, named, label, templates=choices)
-    else:
-        columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices)
     check_columns(place, row, columns.wanted, line)
     return columns
 
@@ -150,10 +142,8 @@ def find_columns(
 def numbered(names: Iterable[str]) -> tuple[str, ...]:
     """The columns that are called choice1, choice2 and so on, in order; empty where there are not two."""
     matches = [match for name in names if (match := _NUMBERED.fullmatch(name))]
-    alike = sorted(
-        (match for match in matches if match[1] == matches[0][1]), key=lambda match: (int(match[2]), match[0])
-    )
-    return tuple(match[0] for match in alike) if len(alike) > 1 else ()
+    alike = sorted((int(match[2]), match[0]) for match in matches if match[1] == matches[0][1])
+    return tuple(name for _, name in alike) if len(alike) > 1 else ()
 
 
 def field_name(column: str) -> str:
@@ -180,7 +170,7 @@ class Labels:
     values: Mapping[str, int]
 
     @classmethod
-    def of(cls, names: Sequence[str] | Mapping[str, str]) -> Labels:
+    def of(cls, names: Names) -> Labels:
         """Labels that a user declares: names, which files may have in full or by index, or the name of each value.
 
         Raises:
@@ -216,20 +206,13 @@ class Labels:
             SoftPromptError: it is none of them; ``where`` says in words where they are from.
         """
         if value not in self.values:
-            few = len(self.names) <= 20
-            known = ", ".join(self.names) if few else f"{len(self.names)} labels"
+            known = ", ".join(self.names) if len(self.names) <= 20 else f"{len(self.names)} labels"
             raise SoftPromptError(f"{place}: label '{value[:_SHOWN]}' is not {where or 'one of the labels'}: {known}")
         return self.values[value]
 
 
 def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
     """Makes an example of a row; its label is a name, an index of a choice, names of tags, or a score.
-
-    Args:
-        columns: which column holds what.
-        path: names the file in errors.
-        line: and the line.
-        row: the row.
 
     Raises:
         SoftPromptError: a column is missing, or what is in it cannot be used; names the file and the line.
@@ -243,15 +226,14 @@ def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
         example = Example({name: text_of(place, column, row) for name, column in columns.fields.items()}, id=line)
     keys: Sequence[str] = ()
     if isinstance(columns.choices, str):
-        texts, keys = choices_of(place, columns.choices, row)
-        example = replace(example, choices=texts)
+        choices, keys = choices_of(place, columns.choices, row)
+        example = replace(example, choices=choices)
     elif columns.choices:
         more = {field_name(column): text_of(place, column, row) for column in columns.choices}
         example = replace(example, fields={**example.fields, **more}, choices=tuple(more.values()))
     elif columns.templates:
-        texts = tuple(template.format_map(example.fields) for template in columns.templates)
-        example = replace(example, choices=texts)
-    return _READERS[columns.kind](place, columns.label, row, example, keys)
+        example = replace(example, choices=tuple(text.format_map(example.fields) for text in columns.templates))
+    return replace(example, **_READERS[columns.kind](place, columns.label, row, example, keys))
 
 
 def text_of(place: str, column: str, row: Row) -> str:
@@ -306,7 +288,7 @@ def choices_of(place: str, column: str, row: Row) -> tuple[tuple[str, ...], Sequ
     return tuple(value), keys
 
 
-# Each turns an example without a label into one with it.
+# The readers of labels: each returns what changes in an example without a label.
 
 
 def _scalar(place: str, column: str, row: Row) -> str:
@@ -324,35 +306,28 @@ def _name(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
-def _classified(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
-    return replace(example, label=_scalar(place, column, row))
-
-
-def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = _scalar(place, column, row)
     score = finite_number(value)
     if score is None:
         raise SoftPromptError(f"{place}: the label '{column}' is '{value[:_SHOWN]}', not a number")
-    return replace(example, label=score)
+    return {"label": score}
 
 
-def _chosen(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+def _chosen(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value, count = _scalar(place, column, row), len(example.choices)
-    letters = [chr(ord("A") + index) for index in range(min(count, 26))]
-    for known in (list(keys), list(example.choices)):  # its name, or its text
-        if known.count(value) == 1:
-            return replace(example, label=known.index(value))
-    if value in letters:
-        return replace(example, label=letters.index(value))
+    for known in (keys, example.choices, string.ascii_uppercase[:count]):  # its name, its text or its letter
+        if list(known).count(value) == 1:
+            return {"label": known.index(value)}
     if not value.isdecimal() or int(value) >= count:
         raise SoftPromptError(
             f"{place}: label '{value[:_SHOWN]}' is not one of the {count} choices: give its text, its letter or its "
             f"index, 0 to {count - 1}"
         )
-    return replace(example, label=int(value))
+    return {"label": int(value)}
 
 
-def _tagged(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+def _tagged(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = row[column]
     tags = value.split() if isinstance(value, str) else value
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str | int) for tag in tags):
@@ -362,10 +337,10 @@ def _tagged(place: str, column: str, row: Row, example: Example, keys: Sequence[
     names = tuple(map(_name, tags))
     if not all(names):
         raise SoftPromptError(f"{place}: '{column}' has an empty tag")
-    return replace(example, label=names)
+    return {"label": names}
 
 
-def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     """The answers of a span and where they begin."""
     context_name, context = list(example.fields.items())[-1]
     given = row[column]
@@ -380,7 +355,7 @@ def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[s
             f'{place}: \'{column}\' is {_show(given)}, not answers: give {{"text": ["..."], "{_START}": [17]}}, '
             f"or a text of '{context_name}' (rows without an answer are not for this kind of task)"
         )
-    answers, starts = [], []
+    starts = []
     for text, start in pairs:
         if isinstance(start, str) and start.strip().isdecimal():
             start = int(start)
@@ -392,15 +367,13 @@ def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[s
             start = context.index(text)
         if isinstance(start, bool) or not isinstance(start, int) or start < 0:
             raise SoftPromptError(f"{place}: '{_START}' is {_show(start)}, not a number of characters")
-        if context[start : start + len(text)] != text:
-            at = context[start : start + len(text)]
+        if (at := context[start : start + len(text)]) != text:
             raise SoftPromptError(
                 f"{place}: the answer '{text[:_SHOWN]}' is not at character {start} of '{context_name}', "
                 f"where it says '{at[:_SHOWN]}'"
             )
-        answers.append(text)
         starts.append(start)
-    return replace(example, answers=tuple(answers), starts=tuple(starts))
+    return {"answers": tuple(text for text, _ in pairs), "starts": tuple(starts)}
 
 
 def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
@@ -413,17 +386,17 @@ def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
     return list(zip(texts, starts, strict=True)) if len(texts) == len(starts) else []
 
 
-def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> Example:
+def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = row[column]
     answers = [value] if isinstance(value, str) else value
     if not _texts(answers) or not answers:
         raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of texts")
     right = tuple(index for index, choice in enumerate(example.choices) if choice in answers)
-    return replace(example, label=right, answers=tuple(answers))
+    return {"label": right, "answers": tuple(answers)}
 
 
-_READERS: dict[str, Callable[[str, str, Row, Example, Sequence[str]], Example]] = {
-    "classification": _classified,
+_READERS: dict[str, Callable[[str, str, Row, Example, Sequence[str]], dict[str, Any]]] = {
+    "classification": lambda place, column, row, *_: {"label": _scalar(place, column, row)},
     "regression": _scored,
     "choice": _chosen,
     "ranking": _ranked,

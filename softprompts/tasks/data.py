@@ -22,6 +22,15 @@ _PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which d
 _PLACE = "#   "  # begins the line of a config.yaml that says where one of them was
 _USUAL_COLUMNS = (("text", "text"), ("label", "label"))  # names of columns where none are given, by setting
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
+_Text = str | None
+_Names = tuple[str, ...]
+_Count = Annotated[int | None, Field(ge=1)]
+_Seed = Annotated[int, Field(ge=0)]
+
+
+def doc(text: str) -> Any:
+    """The description of a setting, which the command line shows."""
+    return Field(description=text)
 
 
 @settings
@@ -30,62 +39,41 @@ class Data:
 
     owner: ClassVar[str] = "data"
 
-    task: Annotated[
-        str | None, Field(description="Task by name, see 'softprompts tasks', or your own as a YAML file.")
-    ] = None
-    data_dir: Annotated[
-        str | None, Field(description="Folder with a local copy of the task's data; default: the hub.")
-    ] = None
+    task: Annotated[_Text, doc("Task by name, see 'softprompts tasks', or your own as a YAML file.")] = None
+    data_dir: Annotated[_Text, doc("Folder with a local copy of the task's data; default: the hub.")] = None
     template: Annotated[
-        str | None,
-        Field(description="How the task's rows are written out, by name; see 'softprompts tasks show TASK'."),
+        _Text, doc("How the task's rows are written out, by name; see 'softprompts tasks show TASK'.")
     ] = None
     split: Annotated[
-        str, Field(description="How rows are parted into train, validation and test: official, smop, dept or residual.")
+        str, doc("How rows are parted into train, validation and test: official, smop, dept or residual.")
     ] = OFFICIAL
-    answering: Annotated[
-        str | None, Field(description="How a language model answers: rank (the label words) or generate (freely).")
-    ] = None
+    answering: Annotated[_Text, doc("How a language model answers: rank (label words) or generate (freely).")] = None
     invalid: Annotated[
-        str | None, Field(description="What a generated answer that is no label counts as: mismatch, opposite or zero.")
+        _Text, doc("What a generated answer that is no label counts as: mismatch, opposite or zero.")
     ] = None
-    train: Annotated[
-        str | None, Field(description="Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")
-    ] = None
-    kind: Annotated[
-        str, Field(description="What your file is about: classification, regression, choice, span or tagging.")
-    ] = "classification"
-    validation: Annotated[
-        str | None, Field(description="Your own file to score on; default: a part of the first one.")
-    ] = None
-    test: Annotated[str | None, Field(description="Your own file for the last score, not to choose by.")] = None
-    text: Annotated[
-        str | None, Field(description="Column of the text, the words or the question; default: its usual name.")
-    ] = None
-    text_pair: Annotated[str | None, Field(description="Column of the second text or the context.")] = None
-    label: Annotated[
-        str | None, Field(description="Column of the label, the tags or the answers; default: its usual name.")
-    ] = None
-    choices: Annotated[tuple[str, ...], Field(description="Columns of the choices, or the one of a list of them.")] = ()
+    train: Annotated[_Text, doc("Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")] = None
+    kind: Annotated[str, doc("What your file is about: classification, regression, choice, span or tagging.")] = (
+        "classification"
+    )
+    validation: Annotated[_Text, doc("Your own file to score on; default: a part of the first one.")] = None
+    test: Annotated[_Text, doc("Your own file for the last score, not to choose by.")] = None
+    text: Annotated[_Text, doc("Column of the text, the words or the question; default: its usual name.")] = None
+    text_pair: Annotated[_Text, doc("Column of the second text or the context.")] = None
+    label: Annotated[_Text, doc("Column of the label, the tags or the answers; default: its usual name.")] = None
+    choices: Annotated[_Names, doc("Columns of the choices, or the one of a list of them.")] = ()
     labels: Annotated[
-        tuple[str, ...],
-        Field(description="Names of the labels or tags, where the file has numbers; default: as it has them."),
+        _Names, doc("Names of the labels or tags, where the file has numbers; default: as it has them.")
     ] = ()
     label_words: Annotated[
-        tuple[str, ...],
-        Field(description="What a language model answers for each label of your file; default: its name."),
+        _Names, doc("What a language model answers for each label of your file; default: its name.")
     ] = ()
-    max_train: Annotated[int | None, Field(ge=1, description="At most so many rows to train on.")] = None
-    max_validation: Annotated[int | None, Field(ge=1, description="At most so many rows to score on.")] = None
-    max_test: Annotated[int | None, Field(ge=1, description="At most so many test rows.")] = None
-    few_shot: Annotated[
-        int | None, Field(ge=1, description="Train on so many rows in all, about evenly many of each label.")
-    ] = None
-    few_shot_seed: Annotated[int, Field(ge=0, description="Draws the few rows; the training's seed does not.")] = 0
-    few_shot_protocol: Annotated[
-        str, Field(description="How the few rows are drawn: even, or dept (as DePT's authors do).")
-    ] = "even"
-    seed: Annotated[int, Field(ge=0, description="Of what else is drawn or held out.")] = 0
+    max_train: Annotated[_Count, doc("At most so many rows to train on.")] = None
+    max_validation: Annotated[_Count, doc("At most so many rows to score on.")] = None
+    max_test: Annotated[_Count, doc("At most so many test rows.")] = None
+    few_shot: Annotated[_Count, doc("Train on so many rows in all, about evenly many of each label.")] = None
+    few_shot_seed: Annotated[_Seed, doc("Draws the few rows; the training's seed does not.")] = 0
+    few_shot_protocol: Annotated[str, doc("How the few rows are drawn: even, or dept (as DePT's authors do).")] = "even"
+    seed: Annotated[_Seed, doc("Of what else is drawn or held out.")] = 0
 
     def load(self) -> Task:
         """The task.
@@ -96,47 +84,27 @@ class Data:
         task = self._load()
         if self.max_test is not None:
             task = task.limited(max_test=self.max_test, seed=self.seed)
-        answers = {"answering": self.answering, "invalid": self.invalid}
-        changes = {name: value for name, value in answers.items() if value is not None}
-        task = task.with_form(**changes) if changes else task
+        changes = {name: getattr(self, name) for name in ("answering", "invalid") if getattr(self, name) is not None}
+        task = task.with_form(**changes)
         if self.few_shot is None:
             return task
         return task.few_shot(self.few_shot, self.few_shot_seed, self.few_shot_protocol)
 
     def _load(self) -> Task:
-        limits: dict[str, Any] = {
-            "split": self.split,
-            "max_train": self.max_train,
-            "max_validation": self.max_validation,
-            "seed": self.seed,
-        }
+        given = {name: getattr(self, name) for name in ("split", "max_train", "max_validation", "seed")}
         if self.train is not None:
-            return load_files(
-                self.train,
-                self.validation,
-                test=self.test,
-                text=self.text,
-                text_pair=self.text_pair,
-                label=self.label,
-                choices=self.choices,
-                kind=self.kind,
-                labels=self.labels,
-                label_words=self.label_words,
-                **limits,
-            )
+            names = ("test", "text", "text_pair", "label", "choices", "kind", "labels", "label_words")
+            given |= {name: getattr(self, name) for name in names}
+            return load_files(self.train, self.validation, **given)
         if self.task is None:
             raise SoftPromptError("name a task (--task) or a file of your own (--data)")
-        return load_task(self.task, self.data_dir, template=self.template, **limits)
+        return load_task(self.task, self.data_dir, template=self.template, **given)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that were given, as plain values, without the places where files lie."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        unused = {
-            *_PLACES,
-            *(_OF_FEW if self.few_shot is None else ()),
-            *(["split"] if self.split == OFFICIAL else []),
-            *(["task"] if self.declared else []),
-        }
+        unused = {*_PLACES, *(_OF_FEW if self.few_shot is None else ())}
+        unused |= {name for name, out in (("split", self.split == OFFICIAL), ("task", self.declared)) if out}
         plain.update({key: plain[key] or usual for key, usual in _USUAL_COLUMNS})
         return {key: value for key, value in plain.items() if value not in (None, []) and key not in unused}
 
@@ -152,12 +120,7 @@ class Data:
 
 
 def rows_identity(data: Data, task: Task) -> dict[str, Any]:
-    """What identifies a task's rows in a run's settings: a hash of the rows, wherever they lie, and how they are used.
-
-    Args:
-        data: the settings.
-        task: what they loaded.
-    """
+    """What identifies a task's rows in a run's settings: a hash of the rows, and how they are used."""
     return {
         "task": task.name,
         "data": data.to_dict(),

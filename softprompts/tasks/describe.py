@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from softprompts.tasks.example import Example
 from softprompts.tasks.form import CHOICE, KINDS
 from softprompts.tasks.task import Task
 
+Rows = Sequence[Example]
 SPLITS = ("train", "validation", "test")
 _ALL = 1_000_000_000  # tokens: no row is cut
 _PERCENT = (50, 90, 99)
@@ -61,11 +62,7 @@ def describe(
         "max_length": max_length,
         "context": context,
         "splits": {
-            split: {
-                "rows": len(rows),
-                "labels": label_counts(task, rows),
-                **_lengths(task, rows, tokenizer, kind, context, max_length),
-            }
+            split: _describe_rows(task, rows, tokenizer, kind, context, max_length)
             for split in SPLITS
             if (rows := getattr(task, split))
         },
@@ -73,29 +70,21 @@ def describe(
     }
 
 
-def label_counts(task: Task, rows: Sequence[Example]) -> dict[str, float]:
+def label_counts(task: Task, rows: Rows) -> dict[str, float]:
     """How many rows have each label or choice, how many words each tag; of scores the least, mean and largest."""
     form = task.form
     if task.kind == "regression":
         scores = [row.label for row in rows]
         return {"least": min(scores), "mean": sum(scores) / len(scores), "largest": max(scores)}
     counts: Counter[int] = Counter()
-    if task.kind in ("classification", "choice"):
-        counts.update(row.label for row in rows)
-    elif task.kind == "tagging":
-        for row in rows:
-            counts.update(row.label)
+    if task.kind in ("classification", "choice", "tagging"):
+        counts.update(label for row in rows for label in (row.label if task.kind == "tagging" else [row.label]))
     names = form.labels or form.words or tuple(map(str, range(max(counts, default=-1) + 1)))
     return {name: counts[index] for index, name in enumerate(names)} if counts else {}
 
 
-def _lengths(
-    task: Task,
-    rows: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    kind: str,
-    context: int | None,
-    max_length: int,
+def _describe_rows(
+    task: Task, rows: Rows, tokenizer: PreTrainedTokenizerBase, kind: str, context: int | None, max_length: int
 ) -> dict[str, Any]:
     # A decoder's answer lies behind its input and needs room too.
     encoded = encode_examples(rows, task, tokenizer, kind, _ALL, with_answer=kind == "decoder")
@@ -104,6 +93,8 @@ def _lengths(
         longest[owner] = max(longest.get(owner, 0), length_of(feature))
     lengths = sorted(longest.values())
     return {
+        "rows": len(rows),
+        "labels": label_counts(task, rows),
         "tokens": {**{f"{part}%": percentile(lengths, part) for part in _PERCENT}, "longest": lengths[-1]},
         "over_max_length": sum(length > max_length for length in lengths),
         "over_context": 0 if context is None else sum(length > context for length in lengths),
@@ -118,12 +109,10 @@ def percentile(ordered: Sequence[int], part: int) -> int:
 def render(task: Task, example: Example) -> dict[str, Any]:
     """A row as models read it."""
     form = task.form
-    readings: list[Mapping[str, str]] = [example.fields]
-    if form.chooses:
-        readings = [{**example.fields, CHOICE: choice} for choice in example.choices]
+    choices = [{CHOICE: choice} for choice in example.choices] if form.chooses else [{}]
     return {
         "id": example.id,
-        "encoder": [list(form.read(values)) for values in readings],
+        "encoder": [list(form.read({**example.fields, **choice})) for choice in choices],
         "language_model": None if task.kind == "tagging" else form.write(example.fields),
         "answer": answer_of(task, example),
         "written": _written(task, example),

@@ -62,32 +62,20 @@ def encode_examples(
 
 def say_cut(parts: Sequence[Encoded], examples: int, max_length: int) -> str:
     """One line for the user about rows that were cut: how many, and in which fields; empty: none was."""
-    rows = sum(each.truncated for each in parts)
+    rows = sum(part.truncated for part in parts)
     if not rows:
         return ""
-    fields: Counter[str] = Counter()
-    for each in parts:
-        fields.update(each.cut)
+    fields = sum((Counter(part.cut) for part in parts), Counter[str]())
+    what = ", ".join(f"'{name}' of {count:,}" for name, count in fields.items())
     if len(fields) == 1:
         what = f"the field '{next(iter(fields))}'"
-    else:
-        what = ", ".join(f"'{name}' of {count:,}" for name, count in fields.items())
     return f"{rows:,} of {examples:,} rows were cut to {max_length:,} tokens; of them {what}"
 
 
 def encode_cached(
     split: str, task: Task, tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int, folder: Path | None = None
 ) -> Encoded:
-    """`encode_examples` of a split of a task, with a cache on disk.
-
-    Args:
-        split: "train", "validation" or "test".
-        task: the task.
-        tokenizer: the model's tokenizer.
-        kind: as for `encode_examples`.
-        max_length: as for `encode_examples`.
-        folder: where rows are kept; None: `softprompts.tasks.cache.cache_folder`.
-    """
+    """`encode_examples` of a split of a task, with a cache on disk in ``folder``, or in `cache.cache_folder`."""
     rows: Sequence[Example] = getattr(task, split)
 
     def make() -> Encoded:
@@ -115,19 +103,17 @@ def label_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list
         SoftPromptError: no label words, or two have the same ids.
     """
     check_kind(kind, task)
-    form = task.form
-    if kind == "encoder" or form.answering == "generate" or not form.closed:
+    if kind == "encoder" or task.form.answering == "generate" or not task.form.closed:
         return None
-    return texts.word_ids(form, tokenizer, kind)
+    return texts.word_ids(task.form, tokenizer, kind)
 
 
 def new_tokens(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> int | None:
     """How many tokens a language model generates at most for an answer; None where it does not generate."""
     check_kind(kind, task)
-    form = task.form
-    if kind == "encoder" or (form.closed and form.answering == "rank"):
+    if kind == "encoder" or (task.form.closed and task.form.answering == "rank"):
         return None
-    return texts.new_tokens(form, tokenizer, kind)
+    return texts.new_tokens(task.form, tokenizer, kind)
 
 
 def check_kind(kind: str, task: Task) -> None:
@@ -143,11 +129,7 @@ def check_kind(kind: str, task: Task) -> None:
 
 
 def marker(
-    task: Task,
-    examples: Sequence[Example],
-    encoded: Encoded,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: str,
+    task: Task, examples: Sequence[Example], encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: str
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function that scores a `softprompts.training.Prediction` for all rows with the task's metrics."""
     read = answer_reader(task, examples, encoded, tokenizer, kind)
@@ -165,10 +147,8 @@ def marker(
         for name in task.metrics:
             rows = (answers, references)
             if compares_strings(name):
-                words = task.form.words
-                written = [words[label] for label in answers]
-                if prediction.tokens is not None:
-                    written = texts.decode(tokenizer, prediction.tokens)
+                words, tokens = task.form.words, prediction.tokens
+                written = [words[label] for label in answers] if tokens is None else texts.decode(tokenizer, tokens)
                 rows = (written, [words[label] for label in references])
             scores |= compute([name], *rows, groups)
         return scores
@@ -177,11 +157,7 @@ def marker(
 
 
 def answer_reader(
-    task: Task,
-    examples: Sequence[Example],
-    encoded: Encoded,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: str,
+    task: Task, examples: Sequence[Example], encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: str
 ) -> Callable[[Any], tuple[list[Any], bool]]:
     """Returns a function from a prediction to one answer per example, and to whether all of them are valid.
 

@@ -156,7 +156,7 @@ def _squad(text: str) -> Numbered | None:
         return None
     rows: Numbered = []
     line, place = 1, 0
-    for row in questions if articles else ():
+    for row in questions:
         start = max(text.find(json.dumps(row.get("id")), place), place)
         line, place = line + text.count("\n", place, start), start
         rows.append((line, row))
@@ -196,12 +196,8 @@ def _conll(path: Path, text: str) -> Numbered:
 
 
 def _csv(path: Path, text: str, separator: str, quoting: bool) -> Numbered:
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=separator,
-        strict=True,
-        quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-    )
+    quotes: Any = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quotes)
     rows: Numbered = []
     header: list[str] = []
     limit = csv.field_size_limit(2**31 - 1)  # a text may have any length
@@ -224,7 +220,6 @@ def _csv(path: Path, text: str, separator: str, quoting: bool) -> Numbered:
 
 def _header(path: Path, cells: list[str]) -> list[str]:
     header = [cell.strip() for cell in cells]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
+    if twice := sorted(name for name in header if header.count(name) > 1):
         raise SoftPromptError(f"{path}: the first line names the column '{twice[0]}' twice")
     return header

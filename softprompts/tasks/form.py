@@ -68,12 +68,9 @@ class Form:
             value = getattr(self, each.name)
             if isinstance(value, list):
                 object.__setattr__(self, each.name, tuple(value))
-        if self.kind not in KINDS:
-            raise SoftPromptError(f"kind is '{self.kind}': {nearest(self.kind, KINDS)}")
-        if self.answering not in ANSWERS:
-            raise SoftPromptError(f"answering is '{self.answering}': {nearest(self.answering, ANSWERS)}")
-        if self.invalid not in RULES:
-            raise SoftPromptError(f"invalid is '{self.invalid}': {nearest(self.invalid, RULES)}")
+        for setting, known in (("kind", KINDS), ("answering", ANSWERS), ("invalid", RULES)):
+            if (value := getattr(self, setting)) not in known:
+                raise SoftPromptError(f"{setting} is '{value}': {nearest(value, known)}")
         if not self.fields:
             raise SoftPromptError("a task needs at least one field")
         if not self.reading:
@@ -93,10 +90,10 @@ class Form:
         if len(self.reading) > 2:
             raise SoftPromptError(f"an encoder reads one text or a pair, not {len(self.reading)}")
         beside = (CHOICE,) if self.chooses else ()
-        for template, more in [(self.source, ()), *((text, beside) for text in self.reading)]:
-            check_template(template, (*self.fields, *more))
-        for template in self.choices:
+        for template in (self.source, *self.choices):
             check_template(template, self.fields)
+        for template in self.reading:
+            check_template(template, (*self.fields, *beside))
         for name in self.cut:
             if name not in (*self.fields, *beside):
                 raise SoftPromptError(f"cut names '{name}': {nearest(name, self.fields)}")
@@ -168,11 +165,7 @@ def check_template(template: str, known: Iterable[str]) -> None:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise SoftPromptError(
-            f"the template '{template}' is broken ({error}); write braces twice: {{{{ }}}}"
-        ) from error
+        raise SoftPromptError(f"template '{template}' is broken ({error}); write braces twice: {{{{ }}}}") from error
     for _, name, spec, conversion in parts:
-        if name is None:
-            continue
-        if spec or conversion or name not in known:
+        if name is not None and (spec or conversion or name not in known):
             raise SoftPromptError(f"the template '{template}' names the field '{name}': {nearest(name, known)}")

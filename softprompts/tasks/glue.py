@@ -25,20 +25,16 @@ def _templates(
 
 def _stsb(row: Row) -> Iterable[Row]:
     # The hub has scores in single precision, 3.8 as 3.799999952316284; a file may not.
-    yield {**row, "label": _score(row)}
+    score = row["label"]
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    yield {**row, "label": round(float(score), 5) if is_number else score}  # what is no number is refused
 
 
 def _stsb_cut(row: Row) -> Iterable[Row]:
     # Residual Prompt Tuning takes the first three characters: 3.75 becomes "3.7".
-    score = _score(row)
-    yield {**row, "label": float(str(score)[:3]) if isinstance(score, float) and score >= 0 else score}
-
-
-def _score(row: Row) -> Any:
-    value = row["label"]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value  # which is refused
-    return round(float(value), 5)
+    for rounded in _stsb(row):
+        score = rounded["label"]
+        yield {**row, "label": float(str(score)[:3]) if isinstance(score, float) and score >= 0 else score}
 
 
 _SENTENCES = ("sentence1", "sentence2")

@@ -26,20 +26,13 @@ _COPY = "refs/convert/parquet"
 
 
 def rows_of(name: str, split: str, data_dir: str | PathLike[str] | None = None) -> Rows:
-    """Loads a split of a task: its place (for errors), and its rows with the line each is on.
-
-    Args:
-        name: ``<benchmark>/<task>``.
-        split: "train" or "validation".
-        data_dir: folder with ``<benchmark>/<task>/{train,validation}.jsonl[.gz]``, columns named as on the hub; None:
-            ask the hub.
+    """Loads a split of a task, see `load_task`: its place (for errors), and its rows with the line each is on.
 
     Raises:
         SoftPromptError: no such file, one that cannot be read, or no way to the hub.
     """
     if data_dir is None:
-        benchmark, _, task = name.partition("/")
-        return _from_hub(benchmark, task, split)
+        return _from_hub(name, split)
     path = local_file(Path(data_dir) / name, split)
     return path, read_rows(path)
 
@@ -66,12 +59,12 @@ def local_file(folder: Path, split: str) -> Path:
     raise SoftPromptError(f"{folder}: neither {split}.jsonl nor {split}.jsonl.gz is there")
 
 
-def _from_hub(benchmark: str, task: str, split: str) -> Rows:
-    hub_place = on_hub(f"{benchmark}/{task}")
-    if hub_place is None:
-        raise SoftPromptError(f"'{benchmark}/{task}' is not on the hub: give data_dir, a folder with its files")
+def _from_hub(name: str, split: str) -> Rows:
+    if (hub_place := on_hub(name)) is None:
+        raise SoftPromptError(f"'{name}' is not on the hub: give data_dir, a folder with its files")
     import datasets  # type: ignore[import-untyped]  # takes a second, and only the hub needs it
 
+    task = name.partition("/")[2]
     place, config = hub_place[0], hub_place[1] and hub_place[1].format(task=task)
     hub_split = "validation_matched" if (task, split) == ("mnli", "validation") else split
     try:
@@ -84,7 +77,7 @@ def _from_hub(benchmark: str, task: str, split: str) -> Rows:
     except Exception as error:  # the hub's client raises many kinds; all mean that there is no data
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise SoftPromptError(
-            f"cannot load '{benchmark}/{task}' from the hub ({reason}): "
-            f"go online, or give data_dir, a folder with {benchmark}/{task}/{split}.jsonl"
+            f"cannot load '{name}' from the hub ({reason}): "
+            f"go online, or give data_dir, a folder with {name}/{split}.jsonl"
         ) from error
     return Path(place, task, hub_split), enumerate(rows, start=1)

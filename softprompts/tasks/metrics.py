@@ -7,6 +7,7 @@ seqeval; both are small enough to be written here, and the tests hold them again
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 import reprlib
 from collections import Counter, defaultdict
@@ -24,9 +25,7 @@ from softprompts.tasks.answers import normalise
 
 Array = np.ndarray
 _TAG = re.compile(r"O|[BI](?:-.+)?", re.DOTALL)
-
-
-# Classes
+_SIDES = ("predictions", "references")
 
 
 def _accuracy(predictions: Array, references: Array) -> float:
@@ -57,9 +56,6 @@ def _question_em(predictions: Array, references: Array, groups: Sequence[Hashabl
     return sum(right.values()) / len(right)
 
 
-# Scores
-
-
 def _correlation(function: Callable[[Array, Array], tuple[float, float]]) -> Callable[[Array, Array], float]:
     def score(predictions: Array, references: Array) -> float:
         if not (np.isfinite(predictions).all() and np.isfinite(references).all()):
@@ -69,9 +65,6 @@ def _correlation(function: Callable[[Array, Array], tuple[float, float]]) -> Cal
         return float(function(predictions, references)[0])
 
     return score
-
-
-# Answers in words, any of several accepted
 
 
 def _em(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -92,19 +85,15 @@ def _overlap(given: str, true: str) -> float:
     return 2 * shared / (len(given_words) + len(true_words))
 
 
-# Strings, each a class of its own
-
-
 def _of_strings(function: Callable[[Array, Array], float]) -> Callable[[Sequence[str], Sequence[str]], float]:
+    """The metric of strings, each a class of its own."""
+
     def score(predictions: Sequence[str], references: Sequence[str]) -> float:
         ids: defaultdict[str, int] = defaultdict(itertools.count().__next__)
         given, true = (np.array([ids[normalise(text)] for text in texts]) for texts in (predictions, references))
         return function(given, true)
 
     return score
-
-
-# Tags
 
 
 def _entities(rows: Iterable[Sequence[str]]) -> Iterator[tuple[int, int, int, str]]:
@@ -132,17 +121,12 @@ def _of_entities(function: Callable[[int, int, int], float]) -> Callable[[Any, A
 
 
 def _tag_accuracy(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
-    pairs = [
-        pair for given, true in zip(predictions, references, strict=True) for pair in zip(given, true, strict=True)
-    ]
-    return _share(sum(given == true for given, true in pairs), len(pairs))
+    given, true = (list(itertools.chain.from_iterable(rows)) for rows in (predictions, references))
+    return _share(sum(map(operator.eq, given, true)), len(true))
 
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-# What the rows of each kind of metric must be
 
 
 def _require(metric: str, side: str, rows: Sequence[Any], good: Callable[[Any], bool], wanted: str) -> None:
@@ -171,51 +155,56 @@ def _is_class(value: Any) -> bool:
     return _is_number(value) and value >= -1 and float(value).is_integer()
 
 
-def _classes(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Array, Array]:
-    _require(metric, "predictions", predictions, _is_class, "a class: a whole number from 0, or -1 for none")
-    _require(metric, "references", references, lambda value: _is_class(value) and value >= 0, "a class from 0")
-    return np.array(predictions, dtype=np.int64), np.array(references, dtype=np.int64)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not _is_text(value)
 
 
-def _numbers(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Array, Array]:
-    _require(metric, "predictions", predictions, _is_number, "a number")
-    _require(metric, "references", references, _is_number, "a number")
-    return np.array(predictions, dtype=np.float64), np.array(references, dtype=np.float64)
+def _are_texts(value: Any) -> bool:
+    return _is_list(value) and bool(value) and all(map(_is_text, value))
 
 
-def _accepted(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
-    def good(value: Any) -> bool:
-        return isinstance(value, Sequence) and not _is_text(value) and bool(value) and all(map(_is_text, value))
-
-    _require(metric, "predictions", predictions, _is_text, "a text")
-    _require(metric, "references", references, good, "a list of accepted texts, at least one")
-    return predictions, references
+Wanted = tuple[Callable[[Any], bool], str]  # what a value must be: a check, and its words
+Reader = Callable[[str, Sequence[Any], Sequence[Any]], Sequence[Any]]
+_TEXT: Wanted = (_is_text, "a text")
+_NUMBER: Wanted = (_is_number, "a number")
+_TAGS: Wanted = (_is_list, "a list of tags")
 
 
-def _strings(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
-    _require(metric, "predictions", predictions, _is_text, "a text")
-    _require(metric, "references", references, _is_text, "a text")
-    return predictions, references
+def _reader(prediction: Wanted, reference: Wanted, dtype: type | None = None) -> Reader:
+    def read(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
+        for side, rows, wanted in zip(_SIDES, sides, (prediction, reference), strict=True):
+            _require(metric, side, rows, *wanted)
+        return sides if dtype is None else [np.array(rows, dtype=dtype) for rows in sides]
+
+    return read
 
 
-def _tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
-    _any_tags(metric, predictions, references)
-    for side, rows in (("predictions", predictions), ("references", references)):
-        for row, tags in enumerate(rows):
-            for tag in tags:
-                if not (_is_text(tag) and _TAG.fullmatch(tag)):
-                    place = f"metric '{metric}': row {row} of the {side}"
-                    raise SoftPromptError(f"{place} has the tag {reprlib.repr(tag)}; BIO has O, B-TYPE and I-TYPE")
-    return predictions, references
+_classes = _reader(
+    (_is_class, "a class: a whole number from 0, or -1 for none"),
+    (lambda value: _is_class(value) and value >= 0, "a class from 0"),
+    np.int64,
+)
+_numbers = _reader(_NUMBER, _NUMBER, np.float64)
+_strings = _reader(_TEXT, _TEXT)
+_accepted = _reader(_TEXT, (_are_texts, "a list of accepted texts, at least one"))
 
 
-def _any_tags(metric: str, predictions: Sequence[Any], references: Sequence[Any]) -> tuple[Any, Any]:
-    for side, rows in (("predictions", predictions), ("references", references)):
-        _require(metric, side, rows, lambda tags: isinstance(tags, Sequence) and not _is_text(tags), "a list of tags")
-    for row, (given, true) in enumerate(zip(predictions, references, strict=True)):
+def _any_tags(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
+    _reader(_TAGS, _TAGS)(metric, *sides)
+    for row, (given, true) in enumerate(zip(*sides, strict=True)):
         if len(given) != len(true):
             raise SoftPromptError(f"metric '{metric}': row {row} has {len(given)} predicted tags for {len(true)} words")
-    return predictions, references
+    return sides
+
+
+def _tags(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
+    _any_tags(metric, *sides)
+    for side, rows in zip(_SIDES, sides, strict=True):
+        for row, tag in ((row, tag) for row, tags in enumerate(rows) for tag in tags):
+            if not (_is_text(tag) and _TAG.fullmatch(tag)):
+                place = f"metric '{metric}': row {row} of the {side}"
+                raise SoftPromptError(f"{place} has the tag {reprlib.repr(tag)}; BIO has O, B-TYPE and I-TYPE")
+    return sides
 
 
 @dataclass(frozen=True)
@@ -228,7 +217,7 @@ class Metric:
         grouped: scores groups of rows.
     """
 
-    read: Callable[[str, Sequence[Any], Sequence[Any]], tuple[Any, Any]]
+    read: Reader
     score: Callable[..., float]
     grouped: bool = False
 
@@ -315,7 +304,7 @@ def compute(
         SoftPromptError: unknown metric; no rows, numbers of rows that differ; groups that are missing; rows that are
             not what a metric takes.
     """
-    given, true = (_rows(side, rows) for side, rows in (("predictions", predictions), ("references", references)))
+    given, true = map(_rows, _SIDES, (predictions, references))
     if len(given) != len(true):
         raise SoftPromptError(f"{len(given)} predictions for {len(true)} references: give one for each row")
     if not given:

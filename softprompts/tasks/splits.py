@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.tasks.example import Example
 
+Rows = Sequence[Example]
 OFFICIAL = "official"
 PROTOCOLS = {
     OFFICIAL: "the official splits as they are; no test split where its labels are hidden",
@@ -52,12 +53,12 @@ class Splits(NamedTuple):
 def split(
     protocol: str,
     name: str,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    test: Sequence[Example] = (),
+    train: Rows,
+    validation: Rows,
+    test: Rows = (),
     *,
     kind: str = "classification",
-    mismatched: Sequence[Example] = (),
+    mismatched: Rows = (),
 ) -> Splits:
     """Cuts the official splits of a task up by a protocol.
 
@@ -109,7 +110,7 @@ def split(
     return Splits(list(train), list(validation), list(test))
 
 
-def _smop(owner: str, train: Sequence[Example], kind: str) -> tuple[list[Example], list[Example]]:
+def _smop(owner: str, train: Rows, kind: str) -> tuple[list[Example], list[Example]]:
     scored = kind == "regression"
     share, whole = (8, 9) if scored else (9, 10)
     classes = [row.label if isinstance(row.label, int) and not scored else None for row in train]
@@ -119,22 +120,14 @@ def _smop(owner: str, train: Sequence[Example], kind: str) -> tuple[list[Example
             what = "there is 1 training row" if name is None else f"label {name!r} has 1 training row"
             raise SoftPromptError(f"{owner}: {what}, it takes 2: one to train on and one for validation")
     seen: Counter[int | None] = Counter()
-    kept: list[Example] = []
-    held: list[Example] = []
+    kept, held = list[Example](), list[Example]()
     for row, name in zip(train, classes, strict=True):
         (held if seen[name] >= sizes[name] * share // whole else kept).append(row)
         seen[name] += 1
     return kept, held
 
 
-def _dept(
-    owner: str,
-    name: str,
-    train: Sequence[Example],
-    validation: Sequence[Example],
-    test: Sequence[Example],
-    mismatched: Sequence[Example],
-) -> Splits:
+def _dept(owner: str, name: str, train: Rows, validation: Rows, test: Rows, mismatched: Rows) -> Splits:
     if name == "mnli" and mismatched:
         return Splits(list(train), list(mismatched), list(validation))
     listed = name in _SMALL | _LARGE
@@ -150,25 +143,19 @@ def _dept(
     return Splits(_taken(train, order[_HELD_OUT:]), _taken(train, order[:_HELD_OUT]), list(test or validation))
 
 
-def _halves(owner: str, rows: Sequence[Example], order: Sequence[int]) -> tuple[list[Example], list[Example]]:
+def _halves(owner: str, rows: Rows, order: Sequence[int]) -> tuple[list[Example], list[Example]]:
     middle = len(rows) // 2
     if middle < 1:
         raise SoftPromptError(f"{owner}: the official validation has 1 row, too few to halve; use another protocol")
     return _taken(rows, order[:middle]), _taken(rows, order[middle:])
 
 
-def _taken(rows: Sequence[Example], order: Iterable[int]) -> list[Example]:
+def _taken(rows: Rows, order: Iterable[int]) -> list[Example]:
     return [rows[index] for index in order]
 
 
 def few_shot(
-    rows: Sequence[Example],
-    count: int,
-    classes: int | Sequence[str],
-    seed: int = 0,
-    *,
-    regression: bool = False,
-    protocol: str = "even",
+    rows: Rows, count: int, classes: Sequence[str], seed: int = 0, *, regression: bool = False, protocol: str = "even"
 ) -> list[Example]:
     """Draws ``count`` training rows in all, by one of two ways.
 
@@ -184,7 +171,7 @@ def few_shot(
     Args:
         rows: training rows; labels are class indices or scores. For the authors' draw, in the order of `split`.
         count: how many to draw.
-        classes: the number of labels or their names; 0 or 1: rows are drawn whatever their label.
+        classes: the labels' names; none or one: rows are drawn whatever their label.
         seed: draws the rows.
         regression: labels are scores.
         protocol: a key of `FEW_SHOT`.
@@ -198,7 +185,7 @@ def few_shot(
     require_whole("few_shot", "the number of rows", count, 1)
     if not evenly:  # NumPy takes no other seed
         require_whole("few-shot", "the seed", seed, 0)
-    names = _label_names(classes, regression)
+    names = ["low scores", "high scores"] if regression else list(classes) if len(classes) > 1 else ["any"]
     if regression and rows:
         labels = _halves_of_scores([float(row.label) for row in rows], evenly)
     else:
@@ -250,8 +237,7 @@ def digest(rows: Sequence[Any]) -> str:
     """sha256 over all that is in the rows, in their order: equal for the same rows on every machine."""
     total = hashlib.sha256()
     for row in rows:
-        line = json.dumps(vars(row), sort_keys=True, default=_plain)
-        total.update(line.encode() + b"\n")
+        total.update(json.dumps(vars(row), sort_keys=True, default=_plain).encode() + b"\n")
     return total.hexdigest()
 
 
@@ -277,21 +263,12 @@ def _numpy_order(count: int, seed: int) -> list[int]:
     return order
 
 
-def _label_names(classes: int | Sequence[str], regression: bool) -> list[str]:
-    if regression:
-        return ["low scores", "high scores"]
-    names = [str(index) for index in range(classes)] if isinstance(classes, int) else list(classes)
-    return names if len(names) > 1 else ["any"]
-
-
 def _halves_of_scores(scores: Sequence[float], evenly: bool) -> list[int]:
     """Labels of scores: 0 for low ones and 1 for high ones."""
     import numpy as np
 
-    if evenly:
-        middle = (min(scores) + max(scores)) / 2
-        return [int(score > middle) for score in scores]
-    return [int(score > _MIDDLE_SCORE) for score in np.round(np.array(scores), 1)]
+    middle = (min(scores) + max(scores)) / 2 if evenly else _MIDDLE_SCORE
+    return [int(score > middle) for score in (scores if evenly else np.round(np.array(scores), 1))]
 
 
 def _labels(rows: Sequence[Example], names: Sequence[str]) -> list[int]:
@@ -307,7 +284,7 @@ def _too_few(protocol: str, count: int, names: Sequence[str], taken: Mapping[int
     each, more = divmod(count, len(names))
     short = [label for label in range(len(names)) if taken[label] < each]
     have = f"'{names[short[0]]}' has {taken[short[0]]}" if short and len(names) > 1 else f"there are {rows}"
-    wanted = f"{each} training rows of each of {len(names)} labels" if len(names) > 1 else f"{each} training rows"
+    wanted = f"{each} training rows" + (f" of each of {len(names)} labels" if len(names) > 1 else "")
     way = "" if protocol == "even" else f" (protocol {protocol})"
     more_of = f" and {more} more" if more else ""
     return f"few_shot={count}{way} wants {wanted}{more_of}, but {have}"

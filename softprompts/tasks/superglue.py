@@ -14,6 +14,7 @@ _ANSWERED = ("em", "token_f1")
 _COPA = ("choice1", "choice2", "premise", "question")
 _MULTIRC = ("question", "answer", "paragraph")
 _WSC = ("span1_text", "span1_index", "span2_text", "span2_index", "text")
+_RECORD = "record query: {query} entities: {entities} passage: {passage}"
 _WIC = ("sentence1", "sentence2", "word")
 _WIC_ALL = ("start1", "end1", "sentence1", "start2", "end2", "sentence2", "word")
 _WIC_PAIR = ("{word}: {sentence1}", "{word}: {sentence2}")
@@ -29,7 +30,7 @@ SUPERGLUE: dict[str, Spec] = {
             cut=("passage",),
         ),
         templates={
-            "smop": {"source": "boolq passage: {passage} question: {question}", "metrics": _ACCURACY},
+            "smop": {},
             **dept("superglue-boolq", "question", "passage", classes=2),
             **residual("passage", "question", words=_FALSE_TRUE),
         },
@@ -80,7 +81,7 @@ SUPERGLUE: dict[str, Spec] = {
         prepare=rows.multirc,
         templates={
             "smop": {
-                "source": "question: {question} answer: {answer}. paragraph: {paragraph}",
+                "source": f"{keyed('question', 'answer')}. paragraph: {{paragraph}}",
                 "metrics": ("string_macro_f1",),
             },
             **dept("superglue-multirc", *_MULTIRC, classes=2, metrics=("f1",)),
@@ -94,19 +95,14 @@ SUPERGLUE: dict[str, Spec] = {
             kind="ranking",
             fields=("passage", "query", "entities"),
             reading=("{passage}", f"{{{CHOICE}}}"),
-            source="record query: {query} entities: {entities} passage: {passage}",
+            source=_RECORD,
             cut=("passage",),
         ),
         metrics=_ANSWERED,
         prepare=rows.record,
         templates={
             "ptuning": {"prepare": rows.record_listed, "metrics": ("token_f1", "em")},
-            **dept(
-                "superglue-record",
-                classes=0,
-                source="record query: {query} entities: {entities} passage: {passage}",
-                prepare=rows.record_each,
-            ),
+            **dept("superglue-record", classes=0, source=_RECORD, prepare=rows.record_each),
             "residual": {
                 "source": "passage : {passage} query: {query} entities: {entities}",
                 "metrics": ("em",),
@@ -123,7 +119,7 @@ SUPERGLUE: dict[str, Spec] = {
             cut=("premise",),
         ),
         templates={
-            "smop": {"source": "rte sentence1: {premise} sentence2: {hypothesis}"},
+            "smop": {},
             **dept("superglue-rte", "premise", "hypothesis", classes=2),
             **residual("premise", "hypothesis"),
         },
@@ -132,11 +128,9 @@ SUPERGLUE: dict[str, Spec] = {
         "does a word mean the same in two sentences",
         Form(labels=_NO_YES, fields=_WIC, reading=_WIC_PAIR, source=keyed(*_WIC, word="wic")),
         templates={
-            "ptuning-0": {
-                "reading": ("{sentence1} {sentence2} Does {word} have the same meaning in both sentences?",),
-            },
-            "ptuning-1": {"reading": _WIC_PAIR},
-            "smop": {"source": keyed(*_WIC, word="wic")},
+            "ptuning-0": {"reading": ("{sentence1} {sentence2} Does {word} have the same meaning in both sentences?",)},
+            "ptuning-1": {},
+            "smop": {},
             **dept("superglue-wic", *_WIC, classes=2),
             **residual(*_WIC_ALL, fields=_WIC_ALL, words=_FALSE_TRUE),
         },

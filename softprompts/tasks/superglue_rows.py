@@ -9,8 +9,6 @@ from typing import Any
 from softprompts.tasks.example import Row
 from softprompts.tasks.paper_templates import nested
 
-# COPA
-
 
 def copa(row: Row) -> Iterable[Row]:
     """Adds ``joiner``, the word that goes from a premise to its cause or effect."""
@@ -20,22 +18,15 @@ def copa(row: Row) -> Iterable[Row]:
     yield {**row, "joiner": "because" if question == "cause" else "so"}
 
 
-# MultiRC
-
-
 def multirc(row: Row) -> Iterable[Row]:
     """Removes markup, and names the question as group."""
     paragraph, question, answer = (nested(row, "idx", part) for part in ("paragraph", "question", "answer"))
     yield {
         **row,
-        **{name: _without_markup(row[name]) for name in ("paragraph", "question", "answer")},
+        **{name: re.sub("</?b>", "", re.sub("<br>", " ", row[name])) for name in ("paragraph", "question", "answer")},
         "id": f"{paragraph}-{question}-{answer}",
         "group": f"{paragraph}-{question}",
     }
-
-
-def _without_markup(text: str) -> str:
-    return re.sub("</?b>", "", re.sub("<br>", " ", text))
 
 
 # ReCoRD
@@ -53,7 +44,7 @@ def _prepared(row: Row, passage: str | None = None, separator: str = ", ") -> di
         if not isinstance(row.get(column, []), list):
             raise ValueError(f"'{column}' is {row[column]!r:.80}, not a list of texts")
     # What the passage does not name comes last: -1 is the remainder len(text).
-    entities = sorted(dict.fromkeys(row["entities"]), key=lambda name: (text.find(name) % (len(text) + 1), name))
+    entities = sorted(set(row["entities"]), key=lambda name: (text.find(name) % (len(text) + 1), name))
     prepared = {
         "passage": _sentences(text) if passage is None else passage,
         "query": query,
@@ -64,15 +55,13 @@ def _prepared(row: Row, passage: str | None = None, separator: str = ", ") -> di
     }
     if "answers" in row:
         known = {name: place for place, name in enumerate(entities)}
-        prepared["answers"] = sorted(
-            dict.fromkeys(row["answers"]), key=lambda name: (known.get(name, len(known)), name)
-        )
+        prepared["answers"] = sorted(set(row["answers"]), key=lambda name: (known.get(name, len(known)), name))
     return prepared
 
 
 def _sentences(passage: str) -> str:
     passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", passage)
-    return re.sub(r"\n@highlight\n", ". ", passage)
+    return passage.replace(f"\n{_HIGHLIGHT}", ". ")
 
 
 def record(row: Row) -> Iterable[Row]:
@@ -100,9 +89,6 @@ def record_joined(row: Row) -> Iterable[Row]:
         right = [place for place, name in enumerate(prepared["names"]) if name in prepared["answers"]]
         prepared.update(answers=["; ".join(prepared["answers"])], label=right)
     yield prepared
-
-
-# WSC
 
 
 def wsc(row: Row) -> Iterable[Row]:

@@ -54,13 +54,12 @@ class Task:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all rows used: two runs with the same one have seen the same data."""
-        digest = hashlib.sha256()
+        total = hashlib.sha256()
         for rows in (self.train, self.validation, self.test):
-            digest.update(b"split\n")
+            total.update(b"split\n")
             for row in rows:
-                line = json.dumps(list(vars(row).values()))
-                digest.update(line.encode() + b"\n")
-        return digest.hexdigest()
+                total.update(json.dumps(list(vars(row).values())).encode() + b"\n")
+        return total.hexdigest()
 
     def balance(self, split: str = "train") -> dict[str, int]:
         """Rows of each label or choice in a split; empty for other kinds."""
@@ -108,12 +107,10 @@ class Task:
         max_test: int | None = None,
     ) -> Task:
         """The task with at most so many rows, drawn by the seed and kept in their order."""
-        return replace(
-            self,
-            train=subsample(self.train, max_train, seed, "max_train"),
-            validation=subsample(self.validation, max_validation, seed, "max_validation"),
-            test=subsample(self.test, max_test, seed, "max_test"),
-        )
+        train = subsample(self.train, max_train, seed, "max_train")
+        validation = subsample(self.validation, max_validation, seed, "max_validation")
+        test = subsample(self.test, max_test, seed, "max_test")
+        return replace(self, train=train, validation=validation, test=test)
 
     def few_shot(self, count: int, seed: int = 0, protocol: str = "even") -> Task:
         """The task with ``count`` training rows in all, see `softprompts.tasks.splits.few_shot`.

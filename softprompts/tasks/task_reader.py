@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +30,7 @@ from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
-from softprompts.tasks.spec import Spec
+from softprompts.tasks.spec import BAD_ROW, Spec
 from softprompts.tasks.task import Task
 
 Text = tuple[str, str | None]
@@ -56,15 +56,8 @@ class Answer:
     value: float | None = field(default=None, compare=False)
 
 
-@dataclass(frozen=True)
-class ReadRows:
-    """Encoded rows and what they were encoded from.
-
-    Attributes:
-        task: says how they were written out.
-        examples: the rows.
-        encoded: their token ids.
-    """
+class ReadRows(NamedTuple):
+    """Encoded rows, and the examples and the task that they were encoded from."""
 
     task: Task
     examples: list[Example]
@@ -110,11 +103,9 @@ class TaskReader:
         meta = config.get("metadata") or {}
         form = meta.get("task_form")
         self.knows_task = form is not None
-        if not self.knows_task and str(config["backbone"].get("class")).endswith(_TOKEN_HEADS):
-            raise SoftPromptError(
-                f"{name} does not say what its labels of tokens are for; it was not trained by 'train'"
-            )
         if form is None:  # a text, and the labels of the head
+            if str(config["backbone"].get("class")).endswith(_TOKEN_HEADS):
+                raise SoftPromptError(f"{name} does not say what its labels of tokens are for: train it by 'train'")
             known = config["labels"] or []
             form = {"labels": known} if len(known) > 1 else {"kind": "regression"}
         self.task = Task(str(meta.get("task", name)), Form.from_dict(form), [], [])
@@ -124,9 +115,8 @@ class TaskReader:
         used = fields_of([*templates, *self.task.form.choices])
         # Some tasks have fields that only another kind of model reads.
         self.fields = tuple(name for name in self.task.form.fields if name in used)
-        self.max_length = int(meta.get("max_length", 256))
-        if max_tokens is not None:
-            self.max_length = min(self.max_length, max_tokens)
+        limits = (int(meta.get("max_length", 256)), max_tokens)
+        self.max_length = min(limit for limit in limits if limit is not None)
         self.label_ids = label_ids(self.task, tokenizer, kind) if self.reads else None
         self.new_tokens = new_tokens(self.task, tokenizer, kind) if self.reads else None
 
@@ -154,10 +144,7 @@ class TaskReader:
         return fitted
 
     def encode(self, texts: Sequence[str | Text | Row]) -> ReadRows:
-        """Encodes rows.
-
-        Args:
-            texts: see `softprompts.Predictor`.
+        """Encodes rows, see `softprompts.Predictor`.
 
         Raises:
             SoftPromptError: an empty text, or not a text for each field.
@@ -168,14 +155,8 @@ class TaskReader:
         return ReadRows(fitted.task, examples, encoded)
 
     def answers(self, rows: ReadRows, prediction: Any) -> list[Answer]:
-        """The answers for rows.
-
-        Args:
-            rows: of `encode`.
-            prediction: the `softprompts.training.prediction.Prediction` for all of their features.
-        """
-        read = answer_reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)
-        values, _ = read(prediction)
+        """The answers for rows of `encode`, from the `softprompts.training.prediction.Prediction` for all features."""
+        values, _ = answer_reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)(prediction)
         chances = prediction.probabilities or []
         if len(chances) != len(rows.examples):
             chances = [[]] * len(rows.examples)
@@ -209,11 +190,11 @@ class TaskReader:
         path = Path(file)
         names = self.fields
         if path.suffix.lower() == ".txt":
-            lines = [line for line in read_text(path).splitlines() if line.strip()]
-            if not lines:
+            rows: list[Row] = [{names[0]: line} for line in read_text(path).splitlines() if line.strip()]
+            if not rows:
                 raise SoftPromptError(f"{path} holds no texts")
-            self._require_fields({names[0]: ""}, path)
-            return [{names[0]: line} for line in lines]
+            self._require_fields(rows[0], path)
+            return rows
         columns = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
         columns.update(fields or {})
         for name in columns:
@@ -283,11 +264,10 @@ class TaskReader:
         return prepared
 
     def _example(self, text: str | Text | Row) -> Example:
-        fields = self.fields
         if not isinstance(text, Mapping):
             values = (text,) if isinstance(text, str) else tuple(value for value in text if value is not None)
-            text = dict(zip(fields, values, strict=False)) if len(values) <= len(fields) else {}
-            self._require_fields(text, given=len(values))
+            self._require_fields({}, given=len(values))
+            text = dict(zip(self.fields, values, strict=True))
         if self.task.kind == "tagging":
             words = text.get(WORDS) or ""
             if not any(map(_is_text, words.split() if isinstance(words, str) else words)):
@@ -295,7 +275,7 @@ class TaskReader:
             return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
         text = self._prepared(text)
         self._require_fields(text)
-        if not any(_is_text(text[name]) for name in fields[:1]):
+        if not any(_is_text(text[name]) for name in self.fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
         if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
             raise SoftPromptError(f"'{self.task.name}' chooses: give the choices too (--choice)")
@@ -308,7 +288,7 @@ class TaskReader:
             return row
         try:
             (prepared,) = self._prepare(row)
-        except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # as in training, a row of another shape
+        except BAD_ROW:  # as in training
             return row
         return {**row, **prepared}
 

@@ -92,17 +92,13 @@ def load_files(
     """
     if text is None and text_pair is not None:
         raise SoftPromptError(f"text_pair names the column '{text_pair}': name that of the first text too")
+    files = {"train": train, "validation": validation, "test": test}
     texts = {"choices": choices, "labels": labels, "words": label_words, "metrics": metrics}
     given = {
-        "train": str(train),
-        "validation": None if validation is None else str(validation),
-        "test": None if test is None else str(test),
-        "kind": kind,
-        "fields": [column for column in (text, text_pair) if column is not None],
-        "label": label,
+        **{key: None if file is None else str(file) for key, file in files.items()},
         **{key: [value] if isinstance(value, str) else list(value) for key, value in texts.items() if value},
-        "sep": sep,
-        "quoting": quoting,
+        **{"kind": kind, "label": label, "sep": sep, "quoting": quoting},
+        "fields": [column for column in (text, text_pair) if column is not None],
     }
     declaration = file_task("load_files", {key: value for key, value in given.items() if value not in (None, [])})
     task = declaration.load(name or Path(train).name.split(".")[0], seed=seed)
@@ -114,7 +110,7 @@ def _texts(value: Any, info: ValidationInfo) -> tuple[str, ...] | dict[str, str]
     named = isinstance(value, Mapping) and info.field_name in ("fields", "labels")
     texts = [value] if isinstance(value, str) else list(value.values()) if named else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"'{info.field_name}' is {value!r:.80}, not a list of texts")
+        raise ValueError(f"is {value!r:.80}, not a list of texts")
     return dict(value) if named else tuple(texts)
 
 
@@ -136,14 +132,9 @@ class Writing(BaseModel):
     invalid: _Text | None = None
     metrics: _Texts = ()
 
-    def form_settings(self) -> dict[str, Any]:
-        """Those settings of a `Form` that are given."""
-        given = {name: getattr(self, name) for name in Writing.model_fields if name != "metrics"}
-        return {name: value for name, value in given.items() if value}
-
     def changes(self) -> dict[str, Any]:
-        """What a template changes, see `Spec`."""
-        return {**self.form_settings(), **({"metrics": self.metrics} if self.metrics else {})}
+        """What is given, as a template of a `Spec`."""
+        return {name: value for name in Writing.model_fields if (value := getattr(self, name))}
 
 
 class FileTask(Writing):
@@ -179,17 +170,10 @@ class FileTask(Writing):
 
     def files(self, folder: Path) -> dict[str, Path]:
         """The file of each split that has one."""
-        given = {split: getattr(self, split) for split in _SPLITS}
-        return {split: folder / file for split, file in given.items() if file is not None}
+        return {split: folder / file for split in _SPLITS if (file := getattr(self, split)) is not None}
 
     def load(self, name: str, folder: Path = Path(), template: str | None = None, seed: int = 0) -> Task:
-        """Reads the files.
-
-        Args:
-            name: of the task.
-            folder: of the files.
-            template: a key of ``templates``; None: as it is.
-            seed: draws what is held out where there is no file to score on.
+        """Reads the files in a folder; the seed draws what is held out where there is no file to score on.
 
         Raises:
             SoftPromptError: anything wrong with the files or what was said of them.
@@ -223,18 +207,15 @@ class FileTask(Writing):
 
     def _read(self, files: Mapping[str, Path]) -> tuple[Columns, dict[str, list[Example]]]:
         """The columns, and the rows with labels as the files have them."""
-        rows = {
-            split: read_rows(path, self.sep, self.quoting, tagged=self.kind == "tagging")
-            for split, path in files.items()
-        }
+        tagged = self.kind == "tagging"
+        rows = {split: read_rows(path, self.sep, self.quoting, tagged) for split, path in files.items()}
         path, (line, first) = files["train"], rows["train"][0]
         place = line if path.name.lower().endswith(_JSON) else None
         columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, place)
-        examples = {
+        return columns, {
             split: [read_example(columns, files[split], line, row) for line, row in numbered]
             for split, numbered in rows.items()
         }
-        return columns, examples
 
     def _labels(self, path: Path, train: list[Example]) -> Labels | None:
         """The labels of the task, where its kind has labels."""
@@ -264,7 +245,7 @@ class FileTask(Writing):
         return indexed
 
     def _form(self, columns: Columns, first: Example, choices: int, labels: tuple[str, ...]) -> Form:
-        settings = self.form_settings()
+        settings = {name: value for name, value in self.changes().items() if name != "metrics"}
         texts = [f"{{{name}}}" for name in columns.fields]
         more: dict[str, Any] = {}
         if self.kind in ("choice", "ranking"):
@@ -278,7 +259,7 @@ class FileTask(Writing):
         if self.kind == "span":
             more["cut"] = tuple(columns.fields)[1:]  # an encoder reads it in windows instead
         if self.kind == "regression":
-            for word in settings.get("words", ()):
+            for word in self.words:
                 if finite_number(word) is None:
                     raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
         return Form(kind=self.kind, labels=labels, fields=tuple(first.fields), **{**more, **settings})
@@ -320,8 +301,7 @@ def _held_out(path: Path, rows: list[Example], seed: int) -> set[int]:
     for index, row in enumerate(rows):
         groups[row.label if isinstance(row.label, str) else ""].append(index)
     held: set[int] = set()
-    for name in sorted(groups):
-        group = groups[name]
+    for _, group in sorted(groups.items()):
         count = max(round(_HELD_OUT * len(group)), 1) if len(group) > 1 else 0
         held.update(chance.sample(group, count))
     if not held:

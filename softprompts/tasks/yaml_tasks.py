@@ -50,13 +50,7 @@ def is_declaration(name: str | PathLike[str]) -> bool:
 def load_declared(
     path: str | PathLike[str], data_dir: str | PathLike[str] | None = None, template: str | None = None, seed: int = 0
 ) -> Task:
-    """Loads a task that a YAML file declares (see the module).
-
-    Args:
-        path: the YAML file.
-        data_dir: folder of the files that it names; None: its own.
-        template: a key of its ``templates``; None: as it is.
-        seed: draws what is held out where no ``validation`` is named.
+    """Loads a task that a YAML file declares (see the module), from files in ``data_dir``, or else beside it.
 
     Raises:
         SoftPromptError: anything wrong with the declaration or the files; names the file.

@@ -200,7 +200,11 @@ def test_multirc_questions_that_smop_parts(data_dir: Path) -> None:
 
 
 def dept_few_shot(rows: list[Plain], count: int, classes: int, seed: int, **more: Any) -> list[Plain]:
-    return few_shot(rows, count, classes, seed, protocol="dept", **more)
+    return few_shot(rows, count, names(classes), seed, protocol="dept", **more)
+
+
+def names(classes: int) -> list[str]:
+    return [str(index) for index in range(classes)]
 
 
 def labelled(counts: dict[int, int]) -> list[Plain]:
@@ -217,7 +221,7 @@ def test_even_draws_stay_what_they_were() -> None:
     }
     for (count, seed), wanted in drawn.items():
         assert ids(few_shot(made, count, ("a", "b", "c"), seed)) == wanted
-    assert ids(few_shot(labelled({0: 10, 1: 10, 5: 3}), 6, 0, regression=True)) == [6, 12, 13, 20, 21, 22]
+    assert ids(few_shot(labelled({0: 10, 1: 10, 5: 3}), 6, (), regression=True)) == [6, 12, 13, 20, 21, 22]
 
 
 @pytest.mark.parametrize("protocol", FEW_SHOT)
@@ -226,13 +230,15 @@ def test_few_shot_draws_as_many_as_asked(protocol: str) -> None:
         made = rows([index * index % classes for index in range(80)])
         made = made + labelled(dict.fromkeys(range(classes), 40))
         for count in (1, 2, 4, 5, 16, 32):
-            few = few_shot(made, count, classes, 7, protocol=protocol)
+            few = few_shot(made, count, names(classes), 7, protocol=protocol)
             assert len(few) == count
             per_label = Counter(row.label for row in few)
             if classes > 1:
                 assert min(per_label[label] for label in range(classes)) >= count // classes - (protocol == "dept")
-            assert few == few_shot(made, count, classes, 7, protocol=protocol)
-    assert ids(few_shot(made, 16, 5, 1, protocol=protocol)) != ids(few_shot(made, 16, 5, 2, protocol=protocol))
+            assert few == few_shot(made, count, names(classes), 7, protocol=protocol)
+    assert ids(few_shot(made, 16, names(5), 1, protocol=protocol)) != ids(
+        few_shot(made, 16, names(5), 2, protocol=protocol)
+    )
 
 
 def test_dept_few_shot_draw() -> None:

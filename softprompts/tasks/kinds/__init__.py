@@ -34,16 +34,10 @@ class Kind:
 
 
 KINDS = {
-    "classification": Kind(
-        False, lambda form: len(form.labels), labels.encode, labels.answers, lambda rows, _: [row.label for row in rows]
-    ),
-    "regression": Kind(False, lambda _: 1, labels.encode, labels.answers, lambda rows, _: [row.label for row in rows]),
-    "choice": Kind(
-        False, lambda _: 1, candidates.encode_choices, labels.answers, lambda rows, _: [row.label for row in rows]
-    ),
-    "ranking": Kind(
-        False, lambda _: 2, candidates.encode_ranking, candidates.answers, lambda rows, _: [row.answers for row in rows]
-    ),
-    "span": Kind(True, lambda _: 2, spans.encode, spans.answers, lambda rows, _: [row.answers for row in rows]),
+    "classification": Kind(False, lambda form: len(form.labels), labels.encode, labels.answers, labels.references),
+    "regression": Kind(False, lambda _: 1, labels.encode, labels.answers, labels.references),
+    "choice": Kind(False, lambda _: 1, candidates.encode_choices, labels.answers, labels.references),
+    "ranking": Kind(False, lambda _: 2, candidates.encode_ranking, candidates.answers, spans.references),
+    "span": Kind(True, lambda _: 2, spans.encode, spans.answers, spans.references),
     "tagging": Kind(True, lambda form: len(form.labels), tags.encode, tags.answers, tags.references),
 }

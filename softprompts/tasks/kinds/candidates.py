@@ -35,10 +35,8 @@ def encode_ranking(
 ) -> Encoded:
     """A row for each candidate, ``label`` 1 for those that are right and 0 for the others."""
     owners, rows, cut = _read(examples, form, tokenizer, max_length)
-    features: list[dict[str, Any]] = [dict(row) for row in rows]
-    if with_answer:
-        right = [int(i in (one.label or ())) for one in examples for i in range(len(one.choices))]
-        features = [{**row, "label": label} for row, label in zip(features, right, strict=True)]
+    right = [{"label": int(i in (one.label or ()))} for one in examples for i in range(len(one.choices))]
+    features = [{**row, **(label if with_answer else {})} for row, label in zip(rows, right, strict=True)]
     return Encoded(features, len(cut), owners, tally(cut.values()))
 
 

@@ -13,6 +13,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.tasks.form import Form, fields_of
 
 Ids = dict[str, list[int]]
+Fields = Mapping[str, str]
 _GENEROUS = 40  # characters for each token: hardly a text has so many
 
 
@@ -34,7 +35,7 @@ class Encoded:
 
 
 def encode_texts(
-    values: Sequence[Mapping[str, str]], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int
+    values: Sequence[Fields], form: Form, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[Ids], dict[int, tuple[str, ...]]]:
     """Tokenises fields for an encoder; returns the rows, and for each row that was cut the fields that were."""
     if not values:
@@ -42,13 +43,13 @@ def encode_texts(
     paired = len(form.reading) == 2
     require_length(max_length, tokenizer.num_special_tokens_to_add(paired) + (2 if paired else 1))
 
-    def tokenize(rows: Sequence[Mapping[str, str]]) -> list[Ids]:
+    def tokenize(rows: Sequence[Fields]) -> list[Ids]:
         texts = list(zip(*map(form.read, rows), strict=True))
         batch = tokenizer(*map(list, texts), verbose=False)
         names = [name for name in ("input_ids", "token_type_ids") if name in batch]
         return [{name: batch[name][index] for name in names} for index in range(len(rows))]
 
-    def length(row: Mapping[str, str]) -> int:
+    def length(row: Fields) -> int:
         return len(tokenize([row])[0]["input_ids"])
 
     clipped = [clip(row, length, max_length) for row in values]
@@ -61,7 +62,7 @@ def encode_texts(
     return rows, cut
 
 
-def changed(values: Mapping[str, str], shorter: Mapping[str, str], templates: Iterable[str]) -> tuple[str, ...]:
+def changed(values: Fields, shorter: Fields, templates: Iterable[str]) -> tuple[str, ...]:
     """The fields that were cut, of those that templates name."""
     used = fields_of(templates)
     return tuple(name for name, text in values.items() if name in used and shorter[name] != text)
@@ -72,7 +73,7 @@ def tally(cut: Iterable[Iterable[str]]) -> dict[str, int]:
     return dict(Counter(name for names in cut for name in names))
 
 
-def clip(values: Mapping[str, str], length: Callable[[Mapping[str, str]], int], room: int) -> Mapping[str, str]:
+def clip(values: Fields, length: Callable[[Fields], int], room: int) -> Fields:
     """The fields of a row, of very long texts only a beginning that still has more than ``room`` tokens.
 
     Tokenising all of such a text, and again after each cut, takes many seconds.
@@ -93,29 +94,23 @@ def require_length(max_length: int, least: int) -> None:
 
 
 def shorten(
-    values: Mapping[str, str],
+    row: Fields,
     templates: Iterable[str],
     cut: Sequence[str],
-    length: Callable[[Mapping[str, str]], int],
+    length: Callable[[Fields], int],
     room: int,
     max_length: int,
 ) -> dict[str, str]:
-    """Cuts the fields of a row so that it has at most ``room`` tokens.
+    """Cuts the fields of a row that templates name, first those in ``cut``, so that it has at most ``room`` tokens.
 
-    Args:
-        values: the fields.
-        templates: those that are filled with them; no other field is cut.
-        cut: names what is cut first.
-        length: the number of tokens of a row with these fields.
-        room: most of them.
-        max_length: named in the error.
+    ``length`` counts the tokens of a row with these fields; ``max_length`` is named in the error.
 
     Raises:
         SoftPromptError: there is no room for anything.
     """
     used = fields_of(templates)
-    texts = {name: text for name, text in values.items() if name in used}
-    if length(dict.fromkeys(values, "")) >= room:
+    texts = {name: text for name, text in row.items() if name in used}
+    if length(dict.fromkeys(row, "")) >= room:
         require_length(max_length, max_length + 1)
     while (tokens := length(texts)) > room:
         first = next((name for name in cut if texts.get(name)), None)
@@ -123,4 +118,4 @@ def shorten(
         # A little less than what is too much, at least one character, and look again.
         characters = 0.9 * (tokens - room) * sum(map(len, texts.values())) / tokens
         texts[name] = texts[name][: max(0, len(texts[name]) - max(1, int(characters)))].rstrip()
-    return {**values, **texts}
+    return {**row, **texts}

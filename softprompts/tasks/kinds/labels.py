@@ -17,12 +17,16 @@ def encode(
 ) -> Encoded:
     """Rows with ``label``: a class, or a score."""
     rows, cut = encode_texts([example.fields for example in examples], form, tokenizer, max_length)
-    if not with_answer:
-        return Encoded([dict(row) for row in rows], len(cut), cut=tally(cut.values()))
-    features = [{**row, "label": one.label} for row, one in zip(rows, examples, strict=True)]
+    labels = [{"label": example.label} if with_answer else {} for example in examples]
+    features = [{**row, **label} for row, label in zip(rows, labels, strict=True)]
     return Encoded(features, len(cut), cut=tally(cut.values()))
 
 
 def answers(examples: Sequence[Example], form: Form, encoded: Encoded, prediction: Any) -> list[Any]:
     """The predicted class, choice or score of each row."""
     return list(prediction.labels)
+
+
+def references(examples: Sequence[Example], form: Form) -> list[Any]:
+    """The class, choice or score of each row."""
+    return [example.label for example in examples]

@@ -83,11 +83,8 @@ def _span(example: Example, row: dict[str, Any]) -> list[int]:
     """First and last token of the first answer; the first token of all where the window does not have it whole."""
     start = example.starts[0]
     end = start + len(example.answers[0])
-    inside = [
-        place
-        for place, begin, finish in zip(row["places"], row["begins"], row["ends"], strict=True)
-        if finish > start and begin < end
-    ]
+    tokens = zip(row["places"], row["begins"], row["ends"], strict=True)
+    inside = [place for place, begin, finish in tokens if finish > start and begin < end]
     whole = inside and row["begins"][0] <= start and row["ends"][-1] >= end
     return [inside[0], inside[-1]] if whole else [0, 0]
 
@@ -102,10 +99,14 @@ def answers(examples: Sequence[Example], form: Form, encoded: Encoded, predictio
         sums = start[:, None] + end[None, :]
         allowed = torch.ones_like(sums, dtype=torch.bool).triu().tril(_LONGEST - 1)
         sums = sums.masked_fill(~allowed, float("-inf"))
-        place = int(sums.argmax())
-        first, last = divmod(place, len(end))
+        first, last = divmod(int(sums.argmax()), len(end))
         score = float(sums[first, last])
         if score > best[owner][0]:
             context = form.read(examples[owner].fields)[1]
             best[owner] = (score, context[feature["begins"][first] : feature["ends"][last]])
     return [text for _, text in best]
+
+
+def references(examples: Sequence[Example], form: Form) -> list[Any]:
+    """The accepted answers of each example."""
+    return [example.answers for example in examples]

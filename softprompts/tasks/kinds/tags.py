@@ -45,18 +45,15 @@ def encode(
     truncated = 0
     for index, example in enumerate(examples):
         ids = batch["input_ids"][index]
+        tokens = zip(batch["offset_mapping"][index], batch["special_tokens_mask"][index], strict=True)
         spans = [
-            (place, span)
-            for place, (span, special) in enumerate(
-                zip(batch["offset_mapping"][index], batch["special_tokens_mask"][index], strict=True)
-            )
-            if not special and span[1] > span[0]
+            (place, start, end) for place, ((start, end), special) in enumerate(tokens) if not special and end > start
         ]
-        ends = [span[1] for _, span in spans]
+        ends = [end for _, _, end in spans]
         places, words, start = [], [], 0
         for number, word in enumerate(example.words):
             first = bisect.bisect_right(ends, start)  # the first token that ends behind the word's first character
-            if first < len(spans) and spans[first][1][0] < start + len(word):
+            if first < len(spans) and spans[first][1] < start + len(word):
                 places.append(spans[first][0])
                 words.append(number)
             start += len(word) + 1

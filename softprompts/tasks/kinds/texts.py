@@ -14,21 +14,17 @@ from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, changed, clip, shorten, tally
 
+Rows = Sequence[Example]
 _ANSWER = "\nanswer:"
 _FREE_TOKENS = 32  # generated for an answer that may be any text
 _SPARE_TOKENS = 2  # generated beyond the longest label word: what is longer is no label word
 
 
 def encode(
-    examples: Sequence[Example],
-    form: Form,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: str,
-    max_length: int,
-    with_answer: bool,
+    examples: Rows, form: Form, tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int, with_answer: bool
 ) -> Encoded:
     """See `softprompts.tasks.encode_examples`."""
-    answers = _answers(examples, form, tokenizer, kind, with_answer)
+    answers = _answers(examples, form, tokenizer, kind) if with_answer else []
     room = max_length
     if kind == "decoder":  # whether the answer is there or not: what is read must be the same
         least = 0 if form.closed else min(_FREE_TOKENS, max_length // 4)
@@ -63,12 +59,8 @@ def encode(
     return Encoded(features, len(cut), cut=tally(cut))
 
 
-def _answers(
-    examples: Sequence[Example], form: Form, tokenizer: PreTrainedTokenizerBase, kind: str, wanted: bool
-) -> list[list[int]]:
+def _answers(examples: Rows, form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]]:
     """The ids that each row is answered with."""
-    if not wanted:
-        return []
     if form.closed:
         words = word_ids(form, tokenizer, kind)
         return [words[form.label_index(example.label)] for example in examples]
@@ -114,31 +106,22 @@ def read(
     if form.kind == "regression":
         answers = read_scores(written)
     else:
-        truth = [example.label for example in examples]
-        if None in truth:  # rows to predict; without the truth, "opposite" leaves an answer that is no label invalid
-            answers = read_labels(written, form.words, None, "zero" if form.invalid == "opposite" else form.invalid)
-        else:
-            answers = read_labels(written, form.words, truth, form.invalid)
+        truth, rule = [example.label for example in examples], form.invalid
+        if None in truth and rule == "opposite":  # rows to predict, without the truth
+            rule = "zero"  # leaves an answer that is no label invalid
+        answers = read_labels(written, form.words, None if None in truth else truth, rule)
     return answers.values, not answers.invalid
 
 
 def continuation_ids(text: str, tokenizer: PreTrainedTokenizerBase, kind: str, end: bool) -> list[int]:
-    """Token ids of any text as a model is to write it.
-
-    Args:
-        text: the text.
-        tokenizer: the model's.
-        kind: the kind of model.
-        end: with the end-of-text token, if the tokenizer has one.
-    """
+    """Token ids of any text as a model is to write it, maybe with the end-of-text token if the tokenizer has one."""
     ids = _ids(text, tokenizer, kind)
     return ids if end or ids[-1:] != [tokenizer.eos_token_id] else ids[:-1]
 
 
 def _ids(word: str, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
-    ids = (
-        list(tokenizer(text_target=word)["input_ids"]) if kind == "encoder-decoder" else _continuation(tokenizer, word)
-    )
+    target = tokenizer(text_target=word)["input_ids"] if kind == "encoder-decoder" else _continuation(tokenizer, word)
+    ids = list(target)
     if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
     return ids
