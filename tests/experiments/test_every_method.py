@@ -200,7 +200,7 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
 def autoencoder(sources: Sources) -> str:
     """A space of prompts around some."""
     file = Path(sources[0]).parent / "autoencoder.safetensors"
-    tokens = read(sources[0])[1]["method.prompt"]
+    tokens = read(Path(sources[0]))[1]["method.prompt"]
     spread = tokens.std() * torch.randn(1024, *tokens.shape, generator=torch.Generator().manual_seed(0))
     sp.fit_autoencoder(tokens + spread, file, dim=min(1000, tokens.numel() // 2), kind="linear")
     return str(file)
