@@ -153,4 +153,7 @@ def complaint(
     hint = " (YAML takes 1e-3 for text: write 1.0e-3)" if wanted == "a number" and isinstance(given, str) else ""
     if wanted == "text" and not isinstance(given, Mapping | list | tuple | None):
         hint = " (put it in quotes)"
+    if kind == "literal_error":
+        near = nearest(str(given), wanted.removeprefix("one of ").split(", "))
+        hint = f"; {near}" if near.startswith("did you mean") else ""
     return SoftPromptError(f"{owner}: {name} must be {wanted}, not {shown(given)}{hint}")

@@ -19,6 +19,7 @@ class Base:
     rank: Annotated[int, Field(ge=1)] = 4
     rate: Annotated[float, Field(gt=0)] | None = None
     mode: Literal["a", "b"] = "a"
+    kind: Literal["values", "scores"] = "values"
     sites: tuple[str, ...] | None = None
     rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     flag: bool | None = None
@@ -47,6 +48,8 @@ class Derived(Base):
         ({"rate": "1e-3"}, "method: rate must be a number, not '1e-3' .YAML takes 1e-3 for text"),
         ({"rate": float("inf")}, "method: rate must be a finite number, not inf"),
         ({"mode": "c"}, "method: mode must be one of a, b, not 'c'"),
+        ({"mode": ["aa"]}, "method: mode must be one of a, b, not"),
+        ({"kind": "vlues"}, "method: kind must be one of values, scores, not 'vlues'; did you mean 'values'"),
         ({"rnk": 3}, "method has no setting 'rnk'; did you mean 'rank'"),
         ({"rates": {"a": "b"}}, "method: rates.a must be a number, not 'b'"),
         ({"flag": "yes"}, "method: flag must be true or false, not 'yes'"),
