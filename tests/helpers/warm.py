@@ -95,6 +95,7 @@ def _first(command: list[str], environment: dict[str, str], folder: str, out: st
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(handle, number)
         os.close(handle)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
     subprocess.Popen = _Forked  # type: ignore[misc]
     _interpret(command[1:], environment, folder)
 
