@@ -54,7 +54,7 @@ class PromptModel(PromptFiles):
         pass_ = state.surrounding or self._pass_of(inputs, prompt_names)
         if pass_ is None:
             labels = inputs.get("labels")
-            language_model = state.backbone.kind == "decoder" and not state.original_heads
+            language_model = state.backbone.kind == "decoder" and not state.backbone.heads
             if context_mask is None and language_model and labels is not None and labels.ndim == 2:
                 context_mask = context_of(labels)
             pass_ = state.open(prompt_names, context_mask)
@@ -62,11 +62,11 @@ class PromptModel(PromptFiles):
         state.last_pass = pass_
         sharded.hold(model, self.prompts)
         if pass_ is None:
-            with state.activate(None), self._own_labels() if state.original_heads else contextlib.nullcontext():
+            with state.activate(None), self._own_labels() if state.backbone.heads else contextlib.nullcontext():
                 return forward(**inputs)
         if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
-        own_loss = "labels" in inputs and bool(state.original_heads) and self._classifies is not None
+        own_loss = "labels" in inputs and bool(state.backbone.heads) and self._classifies is not None
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
         entry = state.backbone.entry
@@ -124,7 +124,7 @@ class PromptModel(PromptFiles):
             token = self._classifies == "ForTokenClassification"
             problem = "token_classification" if token else self.config.problem_type
             logits = output[0] if as_tuple else output.logits
-            number = state_of(self).labels[0] or 0
+            number = state_of(self).backbone.labels[0] or 0
             loss = classification_loss(logits, labels, pass_, number, problem, num_items) + penalty
             if as_tuple:
                 return (loss, *output)
@@ -243,12 +243,9 @@ class PromptModel(PromptFiles):
         Raises:
             SoftPromptError: the name is taken or not allowed, or the method does not fit the model.
         """
-        state = state_of(self)
         self._check_free(name)
         settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
-        return self.place_prompt(
-            name, new_prompt(state.backbone, state.original_heads, state.labels[1], config, **settings)
-        )
+        return self.place_prompt(name, new_prompt(state_of(self).backbone, config, **settings))
 
     def place_prompt(self, name: str, prompt: Prompt) -> Self:
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
@@ -290,12 +287,12 @@ class PromptModel(PromptFiles):
         state = state_of(self)
         state.active = name
         labels = self.prompts[name].labels if name is not None else []
-        number, id2label, label2id = state.labels
+        number, id2label, label2id = state.backbone.labels
         if labels:
             id2label = dict(enumerate(labels))
             label2id = {label: i for i, label in id2label.items()}
             number = len(labels)
-        if state.original_heads:  # pipelines and Trainer read the label names here
+        if state.backbone.heads:  # pipelines and Trainer read the label names here
             self.config.id2label, self.config.label2id = id2label, label2id
             if hasattr(self, "num_labels"):
                 self.num_labels = number
