@@ -82,7 +82,6 @@ class State:
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active
-        self.backbone_dropout = False  # whether the backbone keeps its dropout in training
         self.random_contexts: RandomContexts | None = None  # set by training
         self.last_pass: Pass | None = None  # of the last forward, for `PromptModel.penalties`
 
