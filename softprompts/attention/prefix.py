@@ -26,7 +26,6 @@ KERNELS = ("sdpa", "eager")
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
-_BIASED_BY = "_softprompt_biased_by"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -66,16 +65,11 @@ class Prefix:
 def mark_site(
     module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int, biased_by: nn.Module | None = None
 ) -> None:
-    """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
+    """Makes an attention module ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
 
-    Args:
-        module: the attention module.
-        prefix_of: gives the prefix.
-        index: the module's own.
-        biased_by: the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
+    ``biased_by`` is the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
     """
-    module.__dict__[_SITE] = (prefix_of, index)
-    module.__dict__[_BIASED_BY] = biased_by
+    module.__dict__[_SITE] = (prefix_of, index, biased_by)
 
 
 def site_of(module: nn.Module) -> int:
@@ -86,7 +80,6 @@ def site_of(module: nn.Module) -> int:
 def unmark_site(module: nn.Module) -> None:
     """Undoes `mark_site`."""
     module.__dict__.pop(_SITE, None)
-    module.__dict__.pop(_BIASED_BY, None)
 
 
 def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
@@ -213,7 +206,7 @@ def _widen_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
 
     They are zero where the prefix has no positions, or those of tokens ahead of the first.
     """
-    length, own = prefix.keys.shape[1], module.__dict__.get(_BIASED_BY)
+    length, own = prefix.keys.shape[1], module.__dict__[_SITE][2]
     if own is None or (isinstance(prefix.ahead, int) and not prefix.ahead):
         return F.pad(bias, (length, 0))
 

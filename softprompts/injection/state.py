@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from softprompts.backbones.backbone import Backbone, attention_of
 from softprompts.injection.batch_pass import Pass, RandomContexts
 from softprompts.injection.layout import Layout
-from softprompts.injection.prompt import PromptSet, require
+from softprompts.injection.prompt import PromptSet
 
 STATE = "_softprompt_state"
 
@@ -51,9 +51,6 @@ class LastLayer(Protocol):
 
     def read_column(self, layout: Layout) -> Any:
         """The column that the task head reads of a pass with this layout."""
-
-    def uninstall(self) -> None:
-        """Leaves the layer as it was."""
 
 
 class _Innermost(threading.local):
@@ -149,11 +146,9 @@ class State:
         """
         if names is None:
             names = self.active
-        distinct = [names] if names is None or isinstance(names, str) else list(dict.fromkeys(names))
-        for name in distinct:
-            if name is not None:
-                require(self.prompts, name)
-        return None if distinct == [None] else Pass(self.prompts, names, context_mask, self.random_contexts)
+        if names is None or (not isinstance(names, str) and set(names) == {None}):
+            return None
+        return Pass(self.prompts, names, context_mask, self.random_contexts)
 
 
 def state_of(model: Any) -> State:

@@ -179,8 +179,8 @@ class PromptModel(PromptFiles):
         # Preallocated caches must also hold the prompt tokens of a decoder-only model.
         state, base = state_of(self), cast(Any, super())
         if state.surrounding is not None and state.backbone.kind == "decoder":
-            named = [name for name in state.surrounding.names if name is not None]
-            max_cache_length += max((self.prompts[name].config.input_tokens for name in named), default=0)
+            prompts = state.surrounding.prompts.values()
+            max_cache_length += max((prompt.config.input_tokens for prompt in prompts), default=0)
         return base._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
