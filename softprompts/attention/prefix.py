@@ -36,30 +36,20 @@ def implementation(kernel: str) -> str:
 
 @dataclass
 class Prefix:
-    """What one attention site adds to its keys and values.
+    """What one attention site adds to its keys and values."""
 
-    Attributes:
-        keys: ``(M|1, l, w)``, or ``(P, l, w)`` with ``rows``.
-        values: like ``keys``.
-        mask: ``(M, l)`` bool, which columns a row owns; None when all rows own all.
-        selectivity: alpha of Selective Prefix Tuning, a float or ``(M,)`` with NaN for rows with plain attention.
-        widened: masks already widened in this pass; layers share them.
-        rows: ``(M,)``, which of ``P`` prefixes a row has; None where keys and values are those of the rows.
-        gates: ``(M|1, l)``, what keys and values are multiplied with; None: 1.
-        ahead: how many positions before a row's first token the prefix starts, one for all or ``(M,)``; 0: it has no
-            positions.
-        seen: columns in the cache of an encoder-decoder's decoder.
-    """
-
-    keys: Tensor
+    keys: Tensor  # (M|1, l, w), or (P, l, w) with ``rows``
     values: Tensor
-    mask: Tensor | None
-    selectivity: float | Tensor | None
-    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
-    rows: Tensor | None = None
-    gates: Tensor | None = None
+    mask: Tensor | None  # (M, l) bool, which columns a row owns; None when all rows own all
+    selectivity: (
+        float | Tensor | None
+    )  # alpha of Selective Prefix Tuning, or (M,) with NaN for rows with plain attention
+    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)  # masks of this pass; layers share them
+    rows: Tensor | None = None  # (M,), which of P prefixes a row has; None where keys and values are those of the rows
+    gates: Tensor | None = None  # (M|1, l), what keys and values are multiplied with; None: 1
+    # How many positions before a row's first token the prefix starts, one for all or (M,); 0: it has no positions.
     ahead: int | Tensor = 0
-    seen: Any = 0
+    seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
 
 
 def mark_site(

@@ -53,6 +53,9 @@ class Pass:
         self.given = names if isinstance(names, str) else list(names)
         distinct = [names] if isinstance(names, str) else dict.fromkeys(names)
         self.prompts = {name: require(prompts, name) for name in distinct if name is not None}
+        self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
+        self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
+        self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
         self.context_mask, self.random_contexts = context_mask, random_contexts or {}
         # Filled by `prepare`.
         self.ready = False
@@ -79,21 +82,6 @@ class Pass:
         self._gates_of_first_step: dict[int, Tensor] = {}
 
     # --- what is in it ------------------------------------------------------------------------------------------
-
-    @property
-    def needs_input(self) -> bool:
-        """Whether any prompt is computed from the input."""
-        return any(prompt.method.per_row for prompt in self.prompts.values())
-
-    @property
-    def has_input_part(self) -> bool:
-        """Whether any prompt changes the input embeddings."""
-        return any(prompt.config.uses_tokens for prompt in self.prompts.values())
-
-    @property
-    def changes_modules(self) -> bool:
-        """Whether any prompt changes modules of the backbone."""
-        return any(prompt.method.changes for prompt in self.prompts.values())
 
     @property
     def penalties(self) -> dict[str, Tensor]:
@@ -135,11 +123,8 @@ class Pass:
     ) -> None:
         """Runs every method in use once and joins what they hand over; does nothing the second time.
 
-        Args:
-            rows: number of rows the model runs.
-            device: where the row indices live.
-            embeddings: ``(rows, n, d)`` input embeddings; needed only by methods that look at them.
-            mask: ``(rows, n)`` bool, what they may look at.
+        Methods that look at the input need its ``embeddings`` ``(rows, n, d)``, and in ``mask`` ``(rows, n)`` what they
+        may look at. Row indices live on ``device``.
         """
         if self.ready:
             return
@@ -295,7 +280,7 @@ class Pass:
 def _spread(
     parts: Sequence[Tensor | None], places: Sequence[list[int]], empty: Tensor, fill: float = 0
 ) -> list[Tensor]:
-    """Parts ``(S', R|1, l', w)`` at their places among all sites, filled up to ``(S, R|1, l, w)``; ``empty`` for None."""
+    """Parts ``(S', R|1, l', w)`` at their places among all sites, filled up to ``(S, R|1, l, w)``; None: ``empty``."""
     spread = []
     for part, own_places in zip(parts, places, strict=True):
         if part is None:

@@ -140,7 +140,7 @@ class InputHooks:
         causal = self.backbone.kind == "decoder"
         cache = inputs.get("past_key_values") if causal else None
         seen = 0 if cache is None else int(cache.get_seq_length())
-        first_time, inserts, pass_.later = not pass_.ready, pass_.has_input_part, seen > 0
+        first_time, inserts, pass_.later = not pass_.ready, pass_.has_tokens, seen > 0
         if seen and inserts and first_time:
             raise SoftPromptError(
                 "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"

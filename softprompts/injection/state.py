@@ -26,21 +26,13 @@ STATE = "_softprompt_state"
 
 @dataclass(frozen=True)
 class Scope:
-    """A stretch of a call and the pass that belongs to it.
+    """A stretch of a call and the pass that belongs to it."""
 
-    Attributes:
-        state: of the model that is called.
-        pass_: the prompts of its rows; None: no row has one.
-        inside: whether the model's forward pass is under way; False around it, as in ``generate``.
-        outer: the scope around this one.
-        by_hook: whether a hook of the entry module began it and ends it.
-    """
-
-    state: State
-    pass_: Pass | None
-    inside: bool
-    outer: Scope | None
-    by_hook: bool = False
+    state: State  # of the model that is called
+    pass_: Pass | None  # the prompts of its rows; None: no row has one
+    inside: bool  # whether the model's forward pass is under way; False around it, as in ``generate``
+    outer: Scope | None  # the scope around this one
+    by_hook: bool = False  # whether a hook of the entry module began it and ends it
 
 
 class LastLayer(Protocol):

@@ -164,7 +164,7 @@ class PromptModel(PromptFiles):
             finally:
                 state.active = active
         cache = kwargs.get("past_key_values")
-        if cache is not None and state.backbone.kind == "decoder" and pass_.has_input_part and cache.get_seq_length():
+        if cache is not None and state.backbone.kind == "decoder" and pass_.has_tokens and cache.get_seq_length():
             raise SoftPromptError(
                 "generate cannot go on from past_key_values that hold prompt tokens, which it would count as input: "
                 "leave past_key_values out, or use a prefix method"
@@ -189,7 +189,7 @@ class PromptModel(PromptFiles):
         """Leaves a 2-D mask as it is while prompt tokens are in play: its columns are still to be widened."""
         state = state_of(self)
         pass_ = state.surrounding or state.current
-        if pass_ is not None and (pass_.has_input_part or pass_.needs_input) and "attention_mask" in kwargs:
+        if pass_ is not None and (pass_.has_tokens or pass_.needs_input) and "attention_mask" in kwargs:
             return kwargs["attention_mask"]
         own = getattr(state.model_class, "create_masks_for_generate", create_masks_for_generate)
         return own(*args, **kwargs)
