@@ -41,9 +41,7 @@ class Prefix:
     keys: Tensor  # (M|1, l, w), or (P, l, w) with ``rows``
     values: Tensor
     mask: Tensor | None  # (M, l) bool, which columns a row owns; None when all rows own all
-    selectivity: (
-        float | Tensor | None
-    )  # alpha of Selective Prefix Tuning, or (M,) with NaN for rows with plain attention
+    selectivity: float | Tensor | None  # alpha of Selective Prefix Tuning, or (M,); NaN: plain attention
     widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)  # masks of this pass; layers share them
     rows: Tensor | None = None  # (M,), which of P prefixes a row has; None where keys and values are those of the rows
     gates: Tensor | None = None  # (M|1, l), what keys and values are multiplied with; None: 1
