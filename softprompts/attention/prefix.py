@@ -26,7 +26,6 @@ KERNELS = ("sdpa", "eager")
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
-_BIASED_BY = "_softprompt_biased_by"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -37,45 +36,28 @@ def implementation(kernel: str) -> str:
 
 @dataclass
 class Prefix:
-    """What one attention site adds to its keys and values.
+    """What one attention site adds to its keys and values."""
 
-    Attributes:
-        keys: ``(M|1, l, w)``, or ``(P, l, w)`` with ``rows``.
-        values: like ``keys``.
-        mask: ``(M, l)`` bool, which columns a row owns; None when all rows own all.
-        selectivity: alpha of Selective Prefix Tuning, a float or ``(M,)`` with NaN for rows with plain attention.
-        widened: masks already widened in this pass; layers share them.
-        rows: ``(M,)``, which of ``P`` prefixes a row has; None where keys and values are those of the rows.
-        gates: ``(M|1, l)``, what keys and values are multiplied with; None: 1.
-        ahead: how many positions before a row's first token the prefix starts, one for all or ``(M,)``; 0: it has no
-            positions.
-        seen: columns in the cache of an encoder-decoder's decoder.
-    """
-
-    keys: Tensor
+    keys: Tensor  # (M|1, l, w), or (P, l, w) with ``rows``
     values: Tensor
-    mask: Tensor | None
-    selectivity: float | Tensor | None
-    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
-    rows: Tensor | None = None
-    gates: Tensor | None = None
+    mask: Tensor | None  # (M, l) bool, which columns a row owns; None when all rows own all
+    selectivity: float | Tensor | None  # alpha of Selective Prefix Tuning, or (M,); NaN: plain attention
+    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)  # masks of this pass; layers share them
+    rows: Tensor | None = None  # (M,), which of P prefixes a row has; None where keys and values are those of the rows
+    gates: Tensor | None = None  # (M|1, l), what keys and values are multiplied with; None: 1
+    # How many positions before a row's first token the prefix starts, one for all or (M,); 0: it has no positions.
     ahead: int | Tensor = 0
-    seen: Any = 0
+    seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
 
 
 def mark_site(
     module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int, biased_by: nn.Module | None = None
 ) -> None:
-    """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
+    """Makes an attention module ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
 
-    Args:
-        module: the attention module.
-        prefix_of: gives the prefix.
-        index: the module's own.
-        biased_by: the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
+    ``biased_by`` is the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
     """
-    module.__dict__[_SITE] = (prefix_of, index)
-    module.__dict__[_BIASED_BY] = biased_by
+    module.__dict__[_SITE] = (prefix_of, index, biased_by)
 
 
 def site_of(module: nn.Module) -> int:
@@ -86,7 +68,6 @@ def site_of(module: nn.Module) -> int:
 def unmark_site(module: nn.Module) -> None:
     """Undoes `mark_site`."""
     module.__dict__.pop(_SITE, None)
-    module.__dict__.pop(_BIASED_BY, None)
 
 
 def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
@@ -213,7 +194,7 @@ def _widen_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
 
     They are zero where the prefix has no positions, or those of tokens ahead of the first.
     """
-    length, own = prefix.keys.shape[1], module.__dict__.get(_BIASED_BY)
+    length, own = prefix.keys.shape[1], module.__dict__[_SITE][2]
     if own is None or (isinstance(prefix.ahead, int) and not prefix.ahead):
         return F.pad(bias, (length, 0))
 

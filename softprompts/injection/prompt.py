@@ -77,11 +77,7 @@ class PromptSet(nn.Module, Mapping[str, Prompt]):
 
 
 def require(prompts: Mapping[str, Prompt], name: str) -> Prompt:
-    """The prompt of that name.
-
-    Raises:
-        SoftPromptError: there is none; names the nearest.
-    """
+    """The prompt of that name; where there is none, a `SoftPromptError` names the nearest."""
     if name not in prompts:
         raise SoftPromptError(f"unknown prompt '{name}'; {nearest(name, prompts)}")
     return prompts[name]
@@ -108,18 +104,17 @@ def new_prompt(
     shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer))
     with seeded(seed), torch.device(device):
         method = config.build(shape)
-        if method.per_row and not backbone.text_input:
+        if (config.uses_tokens or method.per_row) and not backbone.text_input:
             raise SoftPromptError(
-                f"{config.method} looks at the input's embeddings, but {name} takes "
+                f"{config.method} looks at the input's tokens or adds some, but {name} takes "
                 f"{backbone.model.main_input_name}: use a plain prefix"
             )
         head = task_head.new(backbone.heads, num_labels, backbone.model)
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
-    for parameter in [*method.parameters(), *(head.parameters() if head else [])]:
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
     prompt = Prompt(config, method.to(device), head, sites)
+    for parameter in prompt.parameters():
+        parameter.data = task_head.wide(parameter.data)
     if prompt.num_labels is not None:
         _, known, _ = backbone.labels
         if len(known) != prompt.num_labels:
@@ -143,11 +138,6 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
         raise SoftPromptError(
             f"{config.method}: {config.input_tokens} virtual tokens leave no room for the input in the "
             f"{limit} positions of {name}"
-        )
-    if config.uses_tokens and not backbone.text_input:
-        raise SoftPromptError(
-            f"{config.method} puts tokens into the input, but {name} takes {backbone.model.main_input_name}: "
-            "use a prefix method"
         )
     return sites
 
