@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,9 @@ from softprompts.methods.contract import (
     Shape,
     Vocabulary,
 )
+
+# Keys and values ``(S, l, w)`` that the attention sites of these indices see of ``l`` tokens.
+PrefixOf = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
 
 
 class Prompt(nn.Module):
@@ -108,6 +112,7 @@ def new_prompt(
     labels: Sequence[str] | None = None,
     tokenizer: Any = None,
     seed: int | None = None,
+    prefix_of: PrefixOf | None = None,
 ) -> Prompt:
     """A freshly initialised prompt, not part of its model yet; see `PromptModel.add_prompt`.
 
@@ -120,6 +125,7 @@ def new_prompt(
         labels: see there.
         tokenizer: see there.
         seed: see there.
+        prefix_of: what attention sites see of tokens; None for a prompt whose tensors are loaded next.
 
     Raises:
         SoftPromptError: the method or the labels do not fit the model.
@@ -128,7 +134,7 @@ def new_prompt(
         num_labels = len(labels)
     name, device = type(backbone.model).__name__, backbone.device
     sites = _fitting_sites(backbone, config)
-    shape = _shape(backbone, config, sites, _vocabulary(backbone, tokenizer))
+    shape = _shape(backbone, config, sites, _vocabulary(backbone, tokenizer), prefix_of)
     with _seeded(seed), torch.device(device):
         method = config.build(shape)
         if method.per_row and not backbone.text_input:
@@ -173,9 +179,11 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
     return sites
 
 
-def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
+def _shape(
+    backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary, prefix_of: PrefixOf | None
+) -> Shape:
     first = backbone.sites[sites[0]] if sites else None
-    return Shape(
+    shape = Shape(
         hidden_size=backbone.hidden_size,
         num_sites=len(sites),
         kv_width=0 if first is None else first.kv_heads * first.head_dim,
@@ -184,17 +192,17 @@ def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabular
         causal=backbone.kind == "decoder",
         identity=backbone.identity,
         parts=backbone.described_parts(config.method) if config.uses_parts else (),
+        prefix_of=None if prefix_of is None else functools.partial(prefix_of, sites),
     )
+    return shape.blank() if prefix_of is None else shape
 
 
 def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
     """The shapes of a method's tensors by name, without memory for them; None where it can only be built for real."""
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
-    rows, width = backbone.vocabulary_size, backbone.hidden_size
-    sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
     try:
         with _seeded(0), torch.device("meta"):  # what is drawn there leaves the global state alone
-            built = config.build(_shape(backbone, config, sites, sizes))
+            built = config.build(_shape(backbone, config, sites, _vocabulary(backbone, None), None))
             return {key: value.shape for key, value in built.state_dict().items()}
     except SoftPromptError:
         raise

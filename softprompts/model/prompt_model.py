@@ -7,6 +7,7 @@ that class and `PromptModel`, as torch's ``fully_shard`` does it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
@@ -21,6 +22,7 @@ from softprompts.injection.batch_pass import Pass, context_of
 from softprompts.injection.classification_loss import classification_loss
 from softprompts.injection.input_hooks import restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
+from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
 from softprompts.injection.wiring import checkpoints, follow_checkpointing, follow_prompts
 from softprompts.methods.contract import MethodConfig
@@ -246,6 +248,7 @@ class PromptModel(PromptFiles):
         state = state_of(self)
         self._check_free(name)
         settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
+        settings["prefix_of"] = functools.partial(recorded_prefix, state)
         return self.place_prompt(
             name, new_prompt(state.backbone, state.original_heads, state.labels[1], config, **settings)
         )
