@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import RATES, About, Space, Span, View
+from softprompts.methods.about import RATES, About, Space, Span, View, Vital
 from softprompts.soft_prompt import Part, SoftPrompt
 from softprompts.validation import TEXTS, check_inherited, settings
 
@@ -173,12 +173,16 @@ class Component:
     Attributes:
         parameters: the tensors.
         learning_rate: the default for AdamW; measured on the packaged encoder and tried on a 135M decoder.
-        weight_decay: the default.
+        weight_decay: its own, which a run's does not reach; None: the run's, or 0 where that has none.
     """
 
     parameters: list[nn.Parameter]
     learning_rate: float
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
+
+    def decay(self, of_run: float | None) -> float:
+        """Its weight decay in a run."""
+        return (of_run or 0.0) if self.weight_decay is None else self.weight_decay
 
 
 @settings
@@ -208,6 +212,9 @@ class MethodConfig:
     method: ClassVar[str] = ""  # the method's name; `register` sets it
     module: ClassVar[type[Any]]  # what `build` makes; ``class MyMethod(Method, config=MyConfig)`` sets it
     about: ClassVar[About | None] = None
+    head_learning_rate: ClassVar[float] = 1e-2  # of a task head beside the components at their default rates
+    # Raised by one where the same settings give other numbers, such as other default rates do: runs get other ids.
+    revision: ClassVar[int] = 0
     listed: ClassVar[bool] = True  # False for a config that users do not choose by name
     uses_prefix: ClassVar[bool] = False  # whether the prompt has keys and values
     uses_tokens: ClassVar[bool] = False  # whether the prompt has input tokens
@@ -364,6 +371,16 @@ class Method(nn.Module):
 
         Args:
             rows: some input; views that depend on the input are left out without it.
+        """
+        return []
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """Numbers that say whether its parts act, measured at evaluations; none unless a method says so.
+
+        Called in eval mode and without gradients. It draws nothing at random.
+
+        Args:
+            rows: some training rows, also of methods that are not `per_row`; what needs them is left out without.
         """
         return []
 

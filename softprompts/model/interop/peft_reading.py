@@ -79,8 +79,7 @@ class SavedAdapter:
         # Half precision is for storing: what is trained further is in single, as in PEFT.
         tensors = {key: task_head.wide(value) for key, value in self.adapter.tensors.items()}
         adapter = dataclasses.replace(self.adapter, tensors=tensors)
-        state = state_of(model)
-        backbone = state.backbone
+        backbone = state_of(model).backbone
         if adapter.task and backbone.kind not in _KINDS.get(adapter.task, ("encoder", "decoder")):
             raise SoftPromptError(
                 f"{adapter.path} is for another kind of model (task_type {adapter.task}) than {type(model).__name__}, "
@@ -95,7 +94,7 @@ class SavedAdapter:
         else:
             config, tensors = _tokens(adapter, backbone, self.task_id)
         num_labels = _num_labels(adapter, model)
-        prompt = new_prompt(backbone, state.original_heads, state.labels[1], config, num_labels=num_labels, seed=0)
+        prompt = new_prompt(backbone, config, num_labels=num_labels, seed=0)
         # The head's tensors that the adapter lacks are the model's.
         head = {key: value for key, value in prompt.state_dict().items() if key.startswith("head.")}
         head |= {f"head.{key}": value for key, value in adapter.head.items()}
@@ -210,13 +209,13 @@ def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[st
         # PEFT writes the slots down twice and deals out four to a layer, of which T5's attention uses two: with as
         # many layers as the model has, layers i and i + L/2 get the same ones, and half are never used.
         slots = slots[:, [(4 * layer + part) % (2 * layers) for layer in range(len(sites)) for part in (0, 1)]]
-    config = PrefixTuningConfig(num_virtual_tokens=length, sites=kinds, positions="shifted")
+    config = PrefixTuningConfig(num_virtual_tokens=length, sites=kinds, positions="shifted", init="normal")
     return config, {"method.prefix": slots.reshape(length, -1).clone()}
 
 
 def _num_labels(adapter: Adapter, model: Any) -> int | None:
     """Returns the number of labels of an adapter's head, whose tensors must all be part of the model's head."""
-    head, originals = adapter.head, state_of(model).original_heads
+    head, originals = adapter.head, state_of(model).backbone.heads
     if not head:
         return None
     name = type(model).__name__
