@@ -1,9 +1,10 @@
 """EPT's readings, starts and rates on reviews and SST-2, at equal trained numbers.
 
-    python benchmarks/ept_variants.py STAGE --data-dir DIR [--tasks sst2,reviews] [--steps 150] [--batch 8]
-                                      [--seeds 1] [--size small] [--runs build/ept_variants] [--json FILE]
+    python benchmarks/ept_variants.py STAGE ... --data-dir DIR [--tasks sst2,reviews] [--steps 150] [--batch 8]
+                                      [--seeds 1000] [--size small] [--backbone encoder] [--start] [--shown]
+                                      [--runs build/ept_variants] [--json FILE]
 
-The packaged encoder. SST-2: 4,000 training sentences, none of which is a part of a validation sentence; the variants
+SST-2: 4,000 training sentences, none of which is a part of a validation sentence; the variants
 are compared on 300 other sentences of the training split, or with --shown on the validation set. Reviews: its training
 rows, compared on its validation rows, or with --shown on its test rows. Each run is scored once, after its last step.
 Sizes: "small" 10 tokens and 12 ranks of 40 tokens for 96 positions, "default" those of the method.
@@ -26,18 +27,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import backbones
 import torch
 from common import parse, parser, show, write_texts
 
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import make_config
+from softprompts.methods.contract import Method
 from softprompts.methods.ept import EPT
+from softprompts.methods.superpos import SuperPos
 from softprompts.tasks import Example, load_task
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
-TRAIN, OTHERS = 4000, 300
+TRAIN, OTHERS, MAX_LENGTH = 4000, 300, 96
 _KEPT = {"num_virtual_tokens": 10, "rank": 12, "max_length": 96}
 SIZES: dict[str, dict[str, dict[str, int]]] = {
     "small": {"ept": {**_KEPT, "source_tokens": 40, "space_hidden_size": 64}, "dept": _KEPT},
@@ -60,45 +64,53 @@ def rates(prompt: float, low_rank: float, spaces: float) -> dict[str, float]:
 
 def main() -> None:
     arguments = parser(__doc__, rounds=1)
-    arguments.add_argument("stage", choices=STAGES)
+    arguments.add_argument("stages", nargs="+", choices=STAGES)
     arguments.add_argument("--data-dir", type=Path, required=True)
     arguments.add_argument("--tasks", type=lambda text: text.split(","), default=["sst2", "reviews"])
     arguments.add_argument("--steps", type=int, default=150)
     arguments.add_argument("--batch", type=int, default=8)
     arguments.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[1000])
     arguments.add_argument("--size", choices=SIZES, default="small")
+    arguments.add_argument("--backbone", choices=backbones.KNOWN, default="encoder")
+    arguments.add_argument("--start", action="store_true", help="numbers at the start only, nothing is trained")
     arguments.add_argument("--shown", action="store_true", help="score on rows that tables show")
     arguments.add_argument("--runs", type=Path, default=Path("build/ept_variants"))
     options = parse(arguments, steps=10)
-    lines: dict[str, dict[str, Any]] = {}
-    for task in options.tasks:
-        bench = Workbench(options.model, rows_of(task, options), max_length=96)
-        for method, settings, component_rates in STAGES[options.stage]:
-            label = name(method, settings, component_rates)
-            config = make_config(method, **SIZES[options.size].get(method, {}), **settings)
-            for seed in options.seeds:
-                training = TrainConfig(
-                    max_steps=options.steps,
-                    batch_size=options.batch,
-                    eval_every=options.steps,
-                    seed=seed,
-                    learning_rates=component_rates,
-                )
-                ((folder, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
-                score = 0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0)
-                line = lines.setdefault(label, {})
-                line.setdefault(task, []).append(score)
-                if method == "ept":
-                    line.setdefault("numbers", numbers(bench, config, seed, folder / "prompt"))
-                print(f"{options.stage} {task} seed {seed} {label}: {100 * score:.1f} {line.get('numbers')}", flush=True)
-    cells = [
-        [label, *(scores(line[task]) for task in options.tasks), *line.get("numbers", {}).values()]
-        for label, line in lines.items()
-    ]
-    head = next((list(line["numbers"]) for line in lines.values() if "numbers" in line), [])
-    show(options.stage, ["variant", *options.tasks, *head], cells)
+    model = backbones.KNOWN[options.backbone]()
+    benches = {task: Workbench(model, rows_of(task, options), max_length=MAX_LENGTH) for task in options.tasks}
+    found = {stage: measured(stage, benches, options) for stage in options.stages}
     if options.json is not None:
-        options.json.write_text(json.dumps(lines, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def measured(stage: str, benches: Mapping[str, Workbench], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Scores by task, and numbers of the first seed's prompts, of each variant of a stage."""
+    lines: dict[str, dict[str, Any]] = {}
+    for (method, settings, component_rates), seed, task in itertools.product(STAGES[stage], options.seeds, benches):
+        bench, label = benches[task], name(method, settings, component_rates)
+        config = make_config(method, **SIZES[options.size].get(method, {}), **settings)
+        training = TrainConfig(
+            max_steps=options.steps,
+            batch_size=options.batch,
+            eval_every=options.steps,
+            seed=seed,
+            learning_rates=component_rates,
+        )
+        line = lines.setdefault(label, {})
+        if options.start:
+            line.setdefault(task, []).append(float("nan"))
+            line.setdefault("numbers", numbers(bench, config, seed))
+            continue
+        ((folder, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
+        line.setdefault(task, []).append(0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0))
+        line.setdefault("numbers", numbers(bench, config, seed, folder / "prompt"))
+        print(f"{stage} {task} seed {seed} {label}: {100 * line[task][-1]:.1f} {line['numbers']}", flush=True)
+    head = next(list(line["numbers"]) for line in lines.values())
+    cells = [
+        [label, *(scores(line[task]) for task in benches), *line["numbers"].values()] for label, line in lines.items()
+    ]
+    show(stage, ["variant", *benches, *head], cells)
+    return lines
 
 
 def scores(values: list[float]) -> str:
@@ -137,10 +149,12 @@ def apart(train: list[Example], shown: list[Example]) -> tuple[list[Example], li
     return drawn[:TRAIN], drawn[TRAIN:]
 
 
-def numbers(bench: Workbench, config: Any, seed: int, folder: Path) -> dict[str, str]:
-    """What the parts of the prompt do, at the start and after training."""
+def numbers(bench: Workbench, config: Any, seed: int, folder: Path | None = None) -> dict[str, str]:
+    """What the parts of the prompt do at the start and, with the ``folder`` of a trained one, after training."""
     with bench.backbone.trial("start", config, bench.task, seed):
         start = parts(bench, bench.model.prompts["start"].method)
+    if folder is None:
+        return {key: f"{value:.3g}" for key, value in start.items()}
     bench.model.load_prompt(folder, "end")
     end = parts(bench, bench.model.prompts["end"].method)
     bench.backbone.drop("end")
@@ -148,31 +162,36 @@ def numbers(bench: Workbench, config: Any, seed: int, folder: Path) -> dict[str,
 
 
 @torch.no_grad()
-def parts(bench: Workbench, method: EPT) -> dict[str, float]:
-    """The numbers of one prompt."""
-    config, found = method.config, method()
+def parts(bench: Workbench, method: Method) -> dict[str, float]:
+    """The numbers of one prompt; those that its method does not have are left out."""
+    found = method()
     table = bench.model.get_input_embeddings().weight
     length = table[: min(len(table), 5000)].float().norm(dim=1).mean()
-    prompt, update = method.prompt, method.a @ method.b
-    weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if config.fusion_mode == "axis_p" else 1)
-    fused = method.fuse(prompt, update) - prompt
-    spaces = found.tokens[0] / method.unit - prompt - fused
-    shares = weights / weights.sum(1, keepdim=True)
-    own = prompt.norm(dim=1).mean()
-    zero = update.norm(dim=1) < 1e-9
-    return {
-        "prompt": float(found.tokens.norm(dim=-1).mean() / length),
-        "update": float(found.update.norm(dim=-1).mean() / length),
-        "fusion": float(fused.norm(dim=1).mean() / own),
-        "spaces": float(spaces.norm(dim=1).mean() / own),
-        "on zeros": float(shares[:, zero].sum(1).mean()),
-        "rows": float(torch.exp(-(shares * (shares + 1e-30).log()).sum(1)).mean()),
-    }
+    shown = {"prompt": found.tokens.norm(dim=-1).mean() / length}
+    if found.update is not None:
+        shown["update"] = found.update.norm(dim=-1).mean() / length
+    if isinstance(method, SuperPos):
+        shares = method.weights.abs() / method.weights.abs().sum(1, keepdim=True)
+        shown["tokens mixed"] = torch.exp(-(shares * (shares + 1e-30).log()).sum(1)).mean()
+    if isinstance(method, EPT):
+        config, prompt, update = method.config, method.prompt, method.a @ method.b
+        weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if config.fusion_mode == "axis_p" else 1)
+        shares = weights / weights.sum(1, keepdim=True)
+        fused = method.fuse(prompt, update) - prompt
+        own = prompt.norm(dim=1).mean()
+        shown["fusion"] = fused.norm(dim=1).mean() / own
+        shown["spaces"] = (found.tokens[0] / method.unit - prompt - fused).norm(dim=1).mean() / own
+        shown["on zeros"] = shares[:, update.norm(dim=1) < 1e-9].sum(1).mean()
+        shown["rows"] = torch.exp(-(shares * (shares + 1e-30).log()).sum(1)).mean()
+    return {key: float(value) for key, value in shown.items()}
 
 
 RAW = {"units": "raw"}
-STAGES["readings-raw"] = [
-    ("ept", {**RAW, **reading}, rates(2e-2 * f, 1e-3 * f, 1e-3 * f)) for f in (0.3,) for reading in READINGS
+STAGES["starts"] = [
+    ("ept", {**reading, **units}, {})
+    for units in (RAW, {"units": "embeddings"})
+    for reading in READINGS
+    if reading["fusion_mode"] == "values_ab"
 ]
 UNITS = {"svd_scale": "sqrt", "align": "sample"}
 STAGES["units"] = [
@@ -186,6 +205,16 @@ STAGES["units"] = [
     ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 1e-3, 1e-3)),
     ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 3e-3, 3e-4)),
 ]
+
+STAGES["old"] = [
+    ("ept", {**RAW, "svd_scale": "none", "align": "zero", "update_scale": 1.0}, rates(f * 2e-2, f * 1e-3, f * 1e-3))
+    for f in (0.3, 1.0)
+]
+STAGES["superpos"] = [
+    ("superpos", {}, {"embeddings": embeddings, "weights": weights})
+    for embeddings, weights in ((3e-3, 1e-2), (1e-2, 1e-2), (3e-3, 3e-3), (1e-3, 1e-2))
+]
+STAGES["long"] = [("prompt-tuning", {"num_virtual_tokens": 60}, {"prompt": 6e-3})]
 
 if __name__ == "__main__":
     main()

@@ -129,7 +129,7 @@ def test_spaces_that_start_at_zero_say_nothing_and_learn(shape):
     method = EPTConfig(**SMALL, spaces_init="zeros", fusion=False).build(shape)
     torch.testing.assert_close(method().tokens[0], method.unit * method.prompt)
     method().tokens.square().sum().backward()
-    assert all(space[2].weight.grad.any() for space in method.spaces)
+    assert all(space[2].bias.grad.any() for space in method.spaces)
 
 
 def test_literal_fusion_doubles_the_prompt(shape):
