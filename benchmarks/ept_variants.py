@@ -10,9 +10,7 @@ rows, compared on its validation rows, or with --shown on its test rows. Each ru
 Sizes: "small" 10 tokens and 12 ranks of 40 tokens for 96 positions, "default" those of the method.
 What is done already is not done again: the same command goes on where it was interrupted.
 
-Numbers of a prompt, at the start and after training: update and prompt relative to the embeddings' norm, fusion and
-spaces relative to the prompt's, share of the fusion's weight on rows of zeros, and how many rows the weight is on
-(exp of its entropy).
+Beside the scores stand the vitals of the first seed's prompt at the start and after training.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
 import statistics
 from collections.abc import Mapping
@@ -28,18 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import backbones
-import torch
 from common import parse, parser, show, write_texts
 
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
-from softprompts.methods import make_config
-from softprompts.methods.contract import Method
-from softprompts.methods.ept import EPT
-from softprompts.methods.superpos import SuperPos
+from softprompts.methods import MethodConfig, make_config
 from softprompts.tasks import Example, load_task
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
+from softprompts.training.vitals import rows_to_look_at, vitals_of
 
 TRAIN, OTHERS, MAX_LENGTH = 4000, 300, 96
 _KEPT = {"num_virtual_tokens": 10, "rank": 12, "max_length": 96}
@@ -55,11 +49,36 @@ READINGS: list[Settings] = [
         ("values_ab", "literal", "axis_p"), ("none", "sqrt"), ("zero", "tile", "sample")
     )
 ]
-STAGES: dict[str, list[Variant]] = {}
-
-
-def rates(prompt: float, low_rank: float, spaces: float) -> dict[str, float]:
-    return {"prompt": prompt, "low_rank": low_rank, "spaces": spaces}
+PAPER = {"units": "raw", "update_scale": 1.0, "spaces_init": "linear"}
+OLD = {**PAPER, "align": "zero", "svd_scale": "none"}
+STAGES: dict[str, list[Variant]] = {
+    "readings": [("ept", reading, {}) for reading in READINGS],
+    "readings-paper": [("ept", {**reading, **PAPER}, {}) for reading in READINGS],
+    # The default, and what it differs by from the reading that was the default before, one at a time.
+    "parts": [
+        ("ept", {}, {}),
+        ("ept", OLD, {}),
+        *(("ept", {"update_scale": scale}, {}) for scale in (0.1, 1.0)),
+        *(("ept", {}, {"low_rank": rate}) for rate in (1e-3, 1e-2)),
+        ("ept", {}, {"prompt": 0.1}),
+        ("ept", {"align": "tile"}, {}),
+        ("ept", {"spaces_init": "linear"}, {}),
+        ("ept", {"units": "raw"}, {}),
+    ],
+    "old-new": [("ept", OLD, {}), ("ept", {}, {})],
+    "old-new-slow": [
+        ("ept", OLD, {"prompt": 6e-3, "low_rank": 3e-4, "spaces": 3e-4}),
+        ("ept", {}, {"prompt": 0.1, "low_rank": 1e-3, "spaces": 3e-4}),
+    ],
+    "dept": [("dept", {}, {"low_rank": rate}) for rate in (5e-3, 5e-4, 1e-4)],
+    "dpt": [
+        ("dpt", {"init_scale": scale}, {"factors": rate}) for scale, rate in ((0.5, 1e-2), (None, 1e-2), (None, 3e-3))
+    ],
+    "superpos": [
+        ("superpos", {}, {"embeddings": embeddings, "weights": weights})
+        for embeddings, weights in ((3e-3, 1e-2), (1e-2, 1e-2), (3e-3, 3e-3), (1e-3, 1e-3))
+    ],
+}
 
 
 def main() -> None:
@@ -96,24 +115,29 @@ def measured(stage: str, benches: Mapping[str, Workbench], options: argparse.Nam
             seed=seed,
             learning_rates=component_rates,
         )
-        line = lines.setdefault(label, {})
+        line = lines.setdefault(label, {task: [] for task in benches})
+        line.setdefault("start", start_of(bench, config, seed))
         if options.start:
-            line.setdefault(task, []).append(float("nan"))
-            line.setdefault("numbers", numbers(bench, config, seed))
             continue
-        ((folder, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
-        line.setdefault(task, []).append(0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0))
-        line.setdefault("numbers", numbers(bench, config, seed, folder / "prompt"))
-        print(f"{stage} {task} seed {seed} {label}: {100 * line[task][-1]:.1f} {line['numbers']}", flush=True)
-    head = next(list(line["numbers"]) for line in lines.values())
+        ((_, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
+        line[task].append(0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0))
+        line.setdefault("end", {} if result is None else result["vitals"])
+        print(
+            f"{stage} {task} seed {seed} {label}: {100 * line[task][-1]:.1f} {shown(line['start'], line['end'])}",
+            flush=True,
+        )
     cells = [
-        [label, *(scores(line[task]) for task in benches), *line["numbers"].values()] for label, line in lines.items()
+        [label, *(scores(line[task]) for task in benches), *shown(line["start"], line.get("end", {})).values()]
+        for label, line in lines.items()
     ]
-    show(stage, ["variant", *benches, *head], cells)
+    first = next(iter(lines.values()))
+    show(stage, ["variant", *benches, *shown(first["start"], first.get("end", {}))], cells)
     return lines
 
 
 def scores(values: list[float]) -> str:
+    if not values:
+        return "-"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
 
@@ -149,72 +173,18 @@ def apart(train: list[Example], shown: list[Example]) -> tuple[list[Example], li
     return drawn[:TRAIN], drawn[TRAIN:]
 
 
-def numbers(bench: Workbench, config: Any, seed: int, folder: Path | None = None) -> dict[str, str]:
-    """What the parts of the prompt do at the start and, with the ``folder`` of a trained one, after training."""
+def start_of(bench: Workbench, config: MethodConfig, seed: int) -> dict[str, float | None]:
+    """The vitals of a prompt at its start."""
+    rows = rows_to_look_at(bench.model, bench.features("train", bench.room(config)), bench.pad_id)
     with bench.backbone.trial("start", config, bench.task, seed):
-        start = parts(bench, bench.model.prompts["start"].method)
-    if folder is None:
-        return {key: f"{value:.3g}" for key, value in start.items()}
-    bench.model.load_prompt(folder, "end")
-    end = parts(bench, bench.model.prompts["end"].method)
-    bench.backbone.drop("end")
-    return {key: f"{start[key]:.3g} > {end[key]:.3g}" for key in start}
+        return vitals_of(bench.model.prompts["start"], rows).numbers
 
 
-@torch.no_grad()
-def parts(bench: Workbench, method: Method) -> dict[str, float]:
-    """The numbers of one prompt; those that its method does not have are left out."""
-    found = method()
-    table = bench.model.get_input_embeddings().weight
-    length = table[: min(len(table), 5000)].float().norm(dim=1).mean()
-    shown = {"prompt": found.tokens.norm(dim=-1).mean() / length}
-    if found.update is not None:
-        shown["update"] = found.update.norm(dim=-1).mean() / length
-    if isinstance(method, SuperPos):
-        shares = method.weights.abs() / method.weights.abs().sum(1, keepdim=True)
-        shown["tokens mixed"] = torch.exp(-(shares * (shares + 1e-30).log()).sum(1)).mean()
-    if isinstance(method, EPT):
-        config, prompt, update = method.config, method.prompt, method.a @ method.b
-        weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if config.fusion_mode == "axis_p" else 1)
-        shares = weights / weights.sum(1, keepdim=True)
-        fused = method.fuse(prompt, update) - prompt
-        own = prompt.norm(dim=1).mean()
-        shown["fusion"] = fused.norm(dim=1).mean() / own
-        shown["spaces"] = (found.tokens[0] / method.unit - prompt - fused).norm(dim=1).mean() / own
-        shown["on zeros"] = shares[:, update.norm(dim=1) < 1e-9].sum(1).mean()
-        shown["rows"] = torch.exp(-(shares * (shares + 1e-30).log()).sum(1)).mean()
-    return {key: float(value) for key, value in shown.items()}
+def shown(start: Mapping[str, float | None], end: Mapping[str, float | None]) -> dict[str, str]:
+    """Vitals from start to end, those that have both in front."""
+    both = {name: f"{value or 0:.2g} > {end[name] or 0:.2g}" for name, value in start.items() if name in end}
+    return both | {name: f"{value or 0:.2g}" for name, value in {**start, **end}.items() if name not in both}
 
-
-RAW = {"units": "raw"}
-STAGES["starts"] = [
-    ("ept", {**reading, **units}, {})
-    for units in (RAW, {"units": "embeddings"})
-    for reading in READINGS
-    if reading["fusion_mode"] == "values_ab"
-]
-UNITS = {"svd_scale": "sqrt", "align": "sample"}
-STAGES["units"] = [
-    ("ept", RAW, rates(2e-2, 1e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.3, 3e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 1.0, "spaces_init": "zeros"}, rates(0.3, 3e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "linear"}, rates(0.3, 3e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 1e-2, 1e-3)),
-    ("dept", {}, {"prompt": 2e-2, "low_rank": 5e-3}),
-    ("dept", {}, {"prompt": 2e-2, "low_rank": 5e-4}),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 1e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 3e-3, 3e-4)),
-]
-
-STAGES["old"] = [
-    ("ept", {**RAW, "svd_scale": "none", "align": "zero", "update_scale": 1.0}, rates(f * 2e-2, f * 1e-3, f * 1e-3))
-    for f in (0.3, 1.0)
-]
-STAGES["superpos"] = [
-    ("superpos", {}, {"embeddings": embeddings, "weights": weights})
-    for embeddings, weights in ((3e-3, 1e-2), (1e-2, 1e-2), (3e-3, 3e-3), (1e-3, 1e-2))
-]
-STAGES["long"] = [("prompt-tuning", {"num_virtual_tokens": 60}, {"prompt": 6e-3})]
 
 if __name__ == "__main__":
     main()

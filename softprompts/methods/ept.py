@@ -175,7 +175,11 @@ class EPT(Method):
         return [View("gates", self.gate(self.prompt).softmax(-1), ("token", "space"))]
 
     def vitals(self, rows: Rows | None = None) -> list[Vital]:
-        """What fusion and spaces add, relative to the prompt's norm; ``W`` on rows of under a tenth of the longest."""
+        """What fusion and spaces add, relative to the prompt's norm; how unlike the weights ``W`` of a token are.
+
+        "fusion.spread" is their standard deviation relative to their mean, "fusion.empty" the share of those on rows of
+        under a tenth of the longest.
+        """
         vitals = []
         if self.a is not None and self.b is not None:
             update = self.a @ self.b
@@ -184,9 +188,11 @@ class EPT(Method):
                 added = (self.fuse(self.prompt, update) - self.prompt).norm() / self.prompt.norm()
                 sizes = update.norm(dim=1)
                 weights = self.fusion_weights(self.prompt, update)
+                spread = (weights.std(1, correction=0) / weights.mean(1)).mean()
                 empty = weights[:, sizes < sizes.max() / 10].sum() / weights.sum()
                 vitals += [
                     Vital("fusion.norm", added, 0.01, "fusion: adds nothing to the prompt"),
+                    Vital("fusion.spread", spread, 0.1, "fusion: attends to all rows alike"),
                     Vital("fusion.empty", empty),
                 ]
         if self.prompt is not None and self.gate is not None:
