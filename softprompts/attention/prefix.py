@@ -9,7 +9,7 @@ no special case, and real tokens keep their positions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -50,9 +50,29 @@ class Prefix:
     seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
 
 
-def mark_site(
-    module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int, biased_by: nn.Module | None = None
-) -> None:
+@dataclass
+class Recorder:
+    """In place of a prefix: takes down the keys and values that attention sites see, and adds nothing to them.
+
+    Attributes:
+        seen: keys and values ``(1, kv_heads, n, head_dim)`` by the index of the site; of a module that attends several
+            times (ALBERT has one for all layers) the first time.
+    """
+
+    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def of(self, sites: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values ``(S, n, w)`` of these sites in float32."""
+        device = self.seen[sites[0]][0].device
+        flat = [[part[0].transpose(0, 1).flatten(1).float().to(device) for part in self.seen[site]] for site in sites]
+        keys, values = (torch.stack(parts) for parts in zip(*flat, strict=True))
+        return keys, values
+
+
+PrefixOf = Callable[[int, int], "Prefix | Recorder | None"]
+
+
+def mark_site(module: nn.Module, prefix_of: PrefixOf, index: int, biased_by: nn.Module | None = None) -> None:
     """Makes an attention module ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
 
     ``biased_by`` is the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
@@ -70,10 +90,10 @@ def unmark_site(module: nn.Module) -> None:
     module.__dict__.pop(_SITE, None)
 
 
-def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
+def prefix_at(module: nn.Module, rows: int) -> Prefix | Recorder | None:
     """What an attention site is going to add for a batch of so many rows; None where that is nothing."""
     site = module.__dict__.get(_SITE)
-    return cast("Prefix | None", site[0](site[1], rows)) if site is not None else None
+    return cast("Prefix | Recorder | None", site[0](site[1], rows)) if site is not None else None
 
 
 def _kernel(module: nn.Module, name: str) -> Kernel:
@@ -87,6 +107,9 @@ def _with_prefix(name: str) -> Kernel:
 
     def attend(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         prefix = prefix_at(module, query.shape[0])
+        if isinstance(prefix, Recorder):
+            prefix.seen.setdefault(site_of(module), (args[0], args[1]))
+            prefix = None
         if prefix is None:
             return _kernel(module, name)(module, query, *args, **kwargs)
         return attend_with(prefix, name, module, query, *args, **kwargs)

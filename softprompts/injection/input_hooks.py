@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softprompts.attention.prefix import Prefix, site_of
+from softprompts.attention.prefix import Prefix, Recorder, site_of
 from softprompts.backbones.backbone import states_given
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
@@ -31,7 +31,7 @@ class InputHooks:
 
     # --- attention sites ----------------------------------------------------------------------------------------
 
-    def prefix_of(self, site: int, rows: int) -> Prefix | None:
+    def prefix_of(self, site: int, rows: int) -> Prefix | Recorder | None:
         """Returns the prefix of an attention site for so many rows."""
         pass_ = self.state.current
         return None if pass_ is None else pass_.prefix(site, rows)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.contract import Component, Method, MethodConfig, Shape, Vocabulary
+
+# Keys and values ``(S, l, w)`` that the attention sites of these indices see of ``l`` tokens.
+PrefixOf = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
 
 
 class Prompt(nn.Module):
@@ -49,7 +53,7 @@ class Prompt(nn.Module):
         """The groups of trained parameters: the method's, and "head"."""
         groups = dict(self.method.components())
         if self.head is not None:
-            groups["head"] = Component(list(self.head.parameters()), learning_rate=1e-2)
+            groups["head"] = Component(list(self.head.parameters()), self.config.head_learning_rate)
         return groups
 
 
@@ -91,8 +95,11 @@ def new_prompt(
     labels: Sequence[str] | None = None,
     tokenizer: Any = None,
     seed: int | None = None,
+    prefix_of: PrefixOf | None = None,
 ) -> Prompt:
     """A freshly initialised prompt, not part of its model yet, made as `PromptModel.add_prompt` is told.
+
+    Without ``prefix_of`` it starts from zeros where others start from tokens: its tensors are loaded next.
 
     Raises:
         SoftPromptError: the method or the labels do not fit the model.
@@ -101,7 +108,7 @@ def new_prompt(
         num_labels = len(labels)
     name, device = type(backbone.model).__name__, backbone.device
     sites = _fitting_sites(backbone, config)
-    shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer))
+    shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer), prefix_of)
     with seeded(seed), torch.device(device):
         method = config.build(shape)
         if (config.uses_tokens or method.per_row) and not backbone.text_input:
@@ -142,10 +149,19 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
     return sites
 
 
-def shape_of(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
-    """What a method gets to know of a backbone: the sizes at the attention sites that its prefix goes to."""
+def shape_of(
+    backbone: Backbone,
+    config: MethodConfig,
+    sites: list[int],
+    vocabulary: Vocabulary,
+    prefix_of: PrefixOf | None = None,
+) -> Shape:
+    """What a method gets to know of a backbone: the sizes at the attention sites that its prefix goes to.
+
+    Without ``prefix_of`` all values of the backbone are zeros.
+    """
     first = backbone.sites[sites[0]] if sites else None
-    return Shape(
+    shape = Shape(
         hidden_size=backbone.hidden_size,
         num_sites=len(sites),
         kv_width=0 if first is None else first.kv_heads * first.head_dim,
@@ -154,7 +170,9 @@ def shape_of(backbone: Backbone, config: MethodConfig, sites: list[int], vocabul
         causal=backbone.kind == "decoder",
         identity=backbone.identity,
         parts=backbone.described_parts(config.method) if config.uses_parts else (),
+        prefix_of=None if prefix_of is None else functools.partial(prefix_of, sites),
     )
+    return shape.blank() if prefix_of is None else shape
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, SkipValidation
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.about import View
+from softprompts.methods.about import View, Vital
 from softprompts.methods.contract import Answers, Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import config_of, listed, methods
 from softprompts.soft_prompt import Part, SoftPrompt
@@ -54,7 +54,7 @@ def _configs(parts: Any) -> Any:
         if isinstance(part, Mapping):
             if not isinstance(part.get("method"), str):
                 raise SoftPromptError("composed: a part without the name of its method")
-            config = config_of(part["method"], {name: value for name, value in part.items() if name != "method"})
+            config = config_of(part["method"], {k: v for k, v in part.items() if k != "method"}, saved=True)
         if not isinstance(config, MethodConfig):
             raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
         configs += config.parts if isinstance(config, ComposedConfig) else [config]
@@ -109,6 +109,8 @@ class ComposedConfig(MethodConfig):
             len(placements) < 2, "its parts want their tokens in different places; give all the same placement"
         )
         object.__setattr__(self, "placement", next(iter(placements), self.placement))
+        object.__setattr__(self, "head_learning_rate", self.parts[0].head_learning_rate)
+        object.__setattr__(self, "revision", sum(part.revision for part in self.parts))
 
     @property
     def prefix_owner(self) -> MethodConfig | None:
@@ -203,6 +205,10 @@ class Composed(Method, config=ComposedConfig):
         """The views of all parts."""
         return [dataclasses.replace(view, part=name) for name, part in self._parts() for view in part.views(rows)]
 
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """The vitals of all parts."""
+        return [_vital_of(vital, name) for name, part in self._parts() for vital in part.vitals(rows)]
+
     def stored(self) -> ComposedConfig:
         """The parts as each is saved."""
         return ComposedConfig(parts=tuple(part.stored() for _, part in self._parts()))
@@ -215,6 +221,16 @@ class Composed(Method, config=ComposedConfig):
         """The reason of the first part that cannot be folded."""
         reasons = ((name, part.cannot_fold()) for name, part in self._parts())
         return next((f"of its part {name}, {reason}" for name, reason in reasons if reason is not None), None)
+
+
+def _vital_of(vital: Vital, part: str) -> Vital:
+    """A part's vital as one of the composition. What training measures of the whole prompt keeps its name."""
+    what, _, component = vital.name.partition(".")
+    if vital.value is not None:
+        name = f"{part}.{vital.name}"
+    else:
+        name = f"{what}.{part}.{component}" if what in ("moved", "gradient") else vital.name
+    return dataclasses.replace(vital, name=name, idle=f"{part}'s {vital.idle}" if vital.idle else "")
 
 
 def _concatenated(one: Tensor, other: Tensor) -> Tensor:
@@ -251,6 +267,15 @@ def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
         else:
             raise SoftPromptError(f"compose: {name} and a part before it both bring {field.name}; leave one out")
     return SoftPrompt(**fields)
+
+
+def restored_config(method: str, fields: Mapping[str, Any]) -> MethodConfig:
+    """The config that was saved with these settings, those that it lacks as they were before they existed.
+
+    Raises:
+        SoftPromptError: see `make_config`.
+    """
+    return make_config(method, **fields) if JOINT in method else config_of(method, fields, saved=True)
 
 
 def make_config(method: str, **fields: Any) -> MethodConfig:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import RATES, About, Space, Span, View
+from softprompts.methods.about import RATES, About, Space, Span, View, Vital
 from softprompts.soft_prompt import Part, SoftPrompt
 from softprompts.validation import TEXTS, check_inherited, settings
 
@@ -94,6 +94,8 @@ class Shape:
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
         identity: the facts that saved prompts record of their backbone ("name", "model_type", "vocabulary"), to compare
             this backbone with; empty where they are not known.
+        prefix_of: runs ``l`` tokens through the backbone, and returns the keys and the values ``(S, l, w)`` that each
+            attention site sees of them; None where there is no backbone to run.
     """
 
     hidden_size: int
@@ -104,10 +106,23 @@ class Shape:
     site_width: int | None = None
     causal: bool = False
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefix_of: Callable[[Sequence[int]], tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.site_width is None:
             object.__setattr__(self, "site_width", self.hidden_size)
+
+    def blank(self) -> Shape:
+        """The same sizes, and zeros for all values: for a method whose tensors are loaded next."""
+        sites, width = self.num_sites, self.kv_width
+        vocabulary = Vocabulary(
+            lambda ids: torch.zeros(len(ids), self.hidden_size), self.vocabulary.size, encode=lambda text: [0]
+        )
+        return dataclasses.replace(
+            self,
+            vocabulary=vocabulary,
+            prefix_of=lambda ids: (torch.zeros(sites, len(ids), width), torch.zeros(sites, len(ids), width)),
+        )
 
 
 @dataclass
@@ -158,12 +173,16 @@ class Component:
     Attributes:
         parameters: the tensors.
         learning_rate: the default for AdamW; measured on the packaged encoder and tried on a 135M decoder.
-        weight_decay: the default.
+        weight_decay: its own, which a run's does not reach; None: the run's, or 0 where that has none.
     """
 
     parameters: list[nn.Parameter]
     learning_rate: float
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
+
+    def decay(self, of_run: float | None) -> float:
+        """Its weight decay in a run."""
+        return (of_run or 0.0) if self.weight_decay is None else self.weight_decay
 
 
 @settings
@@ -193,12 +212,17 @@ class MethodConfig:
     method: ClassVar[str] = ""  # the method's name; `register` sets it
     module: ClassVar[type[Any]]  # what `build` makes; ``class MyMethod(Method, config=MyConfig)`` sets it
     about: ClassVar[About | None] = None
+    head_learning_rate: ClassVar[float] = 1e-2  # of a task head beside the components at their default rates
+    # Raised by one where the same settings give other numbers, such as other default rates do: runs get other ids.
+    revision: ClassVar[int] = 0
     listed: ClassVar[bool] = True  # False for a config that users do not choose by name
     uses_prefix: ClassVar[bool] = False  # whether the prompt has keys and values
     uses_tokens: ClassVar[bool] = False  # whether the prompt has input tokens
     modifies_prefix: ClassVar[bool] = False  # whether `Method.modify` can change another method's prefix
     uses_parts: ClassVar[bool] = False  # whether `build` needs `Shape.parts`
     searched: ClassVar[Space] = {}  # see `search_space`
+    # Of settings that came later, the values that stand for how it was without them; see `before`.
+    absent: ClassVar[Mapping[str, Any]] = {}
     # By a setting, those that have no effect while it is None or 0; `identity` leaves them out.
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -231,6 +255,11 @@ class MethodConfig:
         """The value of a setting."""
         return getattr(self, name)
 
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """The values that settings had before they existed: what a saved prompt or run that lacks them means."""
+        return {name: value for base in reversed(cls.__mro__) for name, value in vars(base).get("absent", {}).items()}
+
     @property
     def input_tokens(self) -> int:
         """Number of tokens by which the prompt makes an input longer."""
@@ -261,9 +290,13 @@ class MethodConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide a run's numbers, with hashes of files' contents in place of their names."""
+        """The settings that decide a run's numbers, with hashes of files' contents in place of their names.
+
+        Those that are as before they existed are left out: ids of runs are older.
+        """
         without_effect = [names for name, names in self.ignored_without.items() if not getattr(self, name)]
         ignored = {name for names in without_effect for name in names}
+        ignored |= {name for name, value in self.before().items() if getattr(self, name) == value}
         return {name: value for name, value in self.to_dict().items() if name not in ignored}
 
     def files(self) -> tuple[str, ...]:
@@ -338,6 +371,16 @@ class Method(nn.Module):
 
         Args:
             rows: some input; views that depend on the input are left out without it.
+        """
+        return []
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """Numbers that say whether its parts act, measured at evaluations; none unless a method says so.
+
+        Called in eval mode and without gradients. It draws nothing at random.
+
+        Args:
+            rows: some training rows, also of methods that are not `per_row`; what needs them is left out without.
         """
         return []
 

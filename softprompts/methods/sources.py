@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.compose import make_config
+from softprompts.methods.compose import restored_config
 from softprompts.methods.contract import Method, MethodConfig, Shape, Vocabulary
 from softprompts.methods.folded import fold
 from softprompts.storage.saved_prompt import prompt_folder, read, read_config
@@ -55,10 +55,8 @@ def rebuilt(config: MethodConfig, saved: Mapping[str, Any], tensors: Mapping[str
     backbone = saved["backbone"]
     width, size, sites = int(backbone["hidden_size"]), backbone.get("vocabulary"), backbone.get("sites") or []
     chosen = [kind for kind, _ in sites if config.uses_prefix and (config.sites is None or kind in config.sites)]
-    vocabulary = Vocabulary(
-        lambda ids: torch.zeros(len(ids), width), size if isinstance(size, int) else 1, encode=lambda text: [0]
-    )
-    shape = Shape(width, len(chosen), max((kv_width for _, kv_width in sites), default=0), vocabulary)
+    vocabulary = Vocabulary(lambda ids: ids, size if isinstance(size, int) else 1)
+    shape = Shape(width, len(chosen), max((kv_width for _, kv_width in sites), default=0), vocabulary).blank()
     # The tensors that are drawn here are overwritten; the caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         method = config.build(shape)
@@ -108,7 +106,7 @@ def load_methods(
             raise SoftPromptError(
                 f"{source} was trained on another backbone ({_name(backbone)}) than this one ({_name(identity)})"
             )
-        config = make_config(saved["method"], **saved["config"])
+        config = restored_config(saved["method"], saved["config"])
         if only is not None and type(config) is not only:
             raise SoftPromptError(
                 f"{source} is a {config.method} prompt: name one of {only.method}, whose tensors it can start from"

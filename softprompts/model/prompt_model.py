@@ -7,6 +7,7 @@ that class and `PromptModel`, as torch's ``fully_shard`` does it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
@@ -21,6 +22,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
 from softprompts.injection.input_hooks import restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
+from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
 from softprompts.injection.wiring import checkpoints, follow_checkpointing, follow_prompts
 from softprompts.methods.contract import MethodConfig
@@ -244,9 +246,10 @@ class PromptModel(PromptFiles):
             SoftPromptError: the name is taken or not allowed, or the method does not fit the model.
         """
         self._check_free(name)
-        backbone = state_of(self).backbone
-        prompt = new_prompt(backbone, config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed)
-        return self.place_prompt(name, prompt)
+        state = state_of(self)
+        settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
+        prefix_of = functools.partial(recorded_prefix, state)
+        return self.place_prompt(name, new_prompt(state.backbone, config, **settings, prefix_of=prefix_of))
 
     def place_prompt(self, name: str, prompt: Prompt) -> Self:
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.

@@ -25,7 +25,7 @@ from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import Prompt, new_prompt, require, seeded, shape_of
 from softprompts.injection.state import state_of
-from softprompts.methods.compose import make_config
+from softprompts.methods.compose import restored_config
 from softprompts.methods.contract import MethodConfig, Vocabulary
 from softprompts.model.card import card
 from softprompts.storage.files import require_folder, write_atomic, write_folder
@@ -128,7 +128,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
         if number > max(stored, _LARGEST):  # before memory is taken for it
             raise SoftPromptError(f"{path}: config has {key}={number}, tensors hold {stored} numbers; was it edited?")
     try:
-        method = make_config(config["method"], **settings)
+        method = restored_config(config["method"], settings)
         if method.files():
             raise SoftPromptError(f"{path}: its config names {method.files()[0]!r}; saved prompts need no other files")
         sizes = _sizes_of(state.backbone, method)
@@ -148,11 +148,9 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
 def _sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
     """The shapes of a method's tensors by name, without memory for them; None where it can only be built for real."""
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
-    rows, width = backbone.vocabulary_size, backbone.hidden_size
-    sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
     try:
         with seeded(0), torch.device("meta"):  # what is drawn there leaves the global state alone
-            built = config.build(shape_of(backbone, config, sites, sizes))
+            built = config.build(shape_of(backbone, config, sites, Vocabulary(backbone.embed, backbone.num_tokens)))
             return {key: value.shape for key, value in built.state_dict().items()}
     except SoftPromptError:
         raise

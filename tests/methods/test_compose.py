@@ -21,6 +21,7 @@ from softprompts.methods import (
     PromptTuningConfig,
     SelectivePrefixConfig,
     SuperPosConfig,
+    Vital,
     compose,
     fold,
     make_config,
@@ -98,6 +99,14 @@ def test_tokens_and_prefix(shape, rows):
     ]
     assert rates["superpos.weights"] == own["weights"]
     assert method.components()["superpos.weights"].weight_decay == 1e-5
+    assert method.components()["superpos.embeddings"].weight_decay == 0
+    assert method.config.revision == SUPERPOS.revision + MASKS.revision
+
+
+def test_the_heads_rate_is_that_of_the_first_part(monkeypatch):
+    monkeypatch.setattr(type(SUPERPOS), "head_learning_rate", 0.5)
+    assert compose(SUPERPOS, MASKS).head_learning_rate == 0.5
+    assert compose(MASKS, SUPERPOS).head_learning_rate == type(MASKS).head_learning_rate != 0.5
 
 
 def test_one_prefix_masked_twice(shape, rows):
@@ -314,3 +323,18 @@ def test_cosines_of_a_prefix_per_row():
     prefix = torch.randn(SITES, 2, 4, WIDTH, dtype=torch.float64)
     apart = torch.stack([mean_cosine(prefix[:, :1]), mean_cosine(prefix[:, 1:])])
     torch.testing.assert_close(mean_cosine(prefix), apart.mean(0))
+
+
+def test_vitals_carry_the_names_of_their_parts(shape, monkeypatch):
+    """What training measures of the whole prompt keeps its name."""
+    declared = [Vital("routes.spread", 0.5, 0.1, "router: idle"), Vital("balance", 2.0)]
+    measured = [Vital("penalty", None, 0.01, "loss: idle"), Vital("moved.prefix", None, 0.2, "prefix: idle")]
+    method = compose(SUPERPOS, PREFIX).build(shape)
+    monkeypatch.setattr(type(method.parts["superpos"]), "vitals", lambda self, rows: declared)
+    monkeypatch.setattr(type(method.parts["prefix-tuning"]), "vitals", lambda self, rows: measured)
+    assert method.vitals() == [
+        Vital("superpos.routes.spread", 0.5, 0.1, "superpos's router: idle"),
+        Vital("superpos.balance", 2.0),
+        Vital("penalty", None, 0.01, "prefix-tuning's loss: idle"),
+        Vital("moved.prefix-tuning.prefix", None, 0.2, "prefix-tuning's prefix: idle"),
+    ]
