@@ -22,15 +22,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from softprompts.analysis.sample import Sample
 from softprompts.analysis.saved import Saved
-from softprompts.attention.prefix import (
-    ATTENTION,
-    Prefix,
-    attend_with,
-    implementation,
-    prefix_at,
-    prefix_heads,
-    site_of,
-)
+from softprompts.attention.prefix import ATTENTION, attend_with, implementation, prefix_at, prefix_heads, site_of
 from softprompts.backbones.backbone import attention_of, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate
@@ -71,7 +63,7 @@ def _observed(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     prefix, calls = prefix_at(module, query.shape[0]), _WATCHED.get()
-    if not isinstance(prefix, Prefix) or calls is None:
+    if prefix is None or calls is None:
         return ATTENTION["eager"](module, query, key, value, mask, **kwargs)
     output, after = attend_with(prefix, "eager", module, query, key, value, mask, **kwargs)
     unmasked = dataclasses.replace(prefix, selectivity=None)
