@@ -20,7 +20,7 @@ class _Recording(Pass):
     """A pass without any prompt, whose attention sites are recorded."""
 
     def __init__(self, recorder: Recorder):
-        super().__init__({}, None)
+        super().__init__({}, [None])
         self.recorder = recorder
 
     def prefix(self, site: int, rows: int) -> Any:

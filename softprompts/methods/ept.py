@@ -46,8 +46,8 @@ class EPTConfig(StartedConfig):
         num_spaces, space_hidden_size: ``N`` and ``h``, the width inside; None for ``m``, as the paper's sizes suggest.
         fusion_mode: "values_ab" is attention from the prompt to the rows of ``A B``. "literal" is Eq. 4 as printed,
             whose weights sum to 1: ``P_f = 2 P_s``. "axis_p" normalises over the prompt: each token is scaled.
-        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, which fusion then attends to as well, "tile" repeats
-            it, so that fusion finds each token itself, "sample" draws ``m`` fresh rows.
+        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, which fusion then attends to as well, "tile"
+            repeats it, so that fusion finds each token itself, "sample" draws ``m`` fresh rows.
         svd_scale: "sqrt" shares out the singular values: ``A B`` approximates the ``m`` rows best. "none" takes the
             singular vectors as they are, so rows of ``A B`` have norm 1 at most, however large embeddings are.
         units: "embeddings" applies all equations to embeddings divided by ``u``, the root mean square of the numbers
@@ -150,9 +150,9 @@ class EPT(Method):
         self.spaces = nn.ModuleList(nn.Sequential(*layers) for layers in networks)
         self.gate = nn.Linear(width, spaces) if spaces else None
         if config.spaces_init == "zeros":
-            for space in self.spaces:
-                nn.init.zeros_(space[2].weight)
-                nn.init.zeros_(space[2].bias)
+            for name, parameter in self.spaces.named_parameters():
+                if name.partition(".")[2].startswith("2."):  # the outer layer
+                    nn.init.zeros_(parameter)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, s, d)`` and update ``(1, m, d)``."""
