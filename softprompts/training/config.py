@@ -59,6 +59,10 @@ class TrainConfig:
     max_grad_norm: Annotated[
         float | None, Field(gt=0, description="Gradients of a run are scaled down to this norm; None: never.")
     ] = 1.0
+    group_by_length: Annotated[
+        bool,
+        Field(description="Batches of rows of similar length, which need little padding; off: of rows at random."),
+    ] = True
     eval_every: Annotated[
         int | None, Field(ge=1, description="Updates between evaluations; default: an epoch. The end is always scored.")
     ] = None
@@ -80,8 +84,14 @@ class TrainConfig:
         return self.warmup_steps or math.ceil(self.warmup_ratio * total_steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; a run's id is made of all of them."""
-        return {**vars(self), "learning_rates": dict(self.learning_rates)}
+        """The settings as plain JSON values, of which a run's id is made.
+
+        ``group_by_length`` is left out where it is the default: ids of runs are older than it.
+        """
+        values = {**vars(self), "learning_rates": dict(self.learning_rates)}
+        if values["group_by_length"]:
+            del values["group_by_length"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
