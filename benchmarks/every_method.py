@@ -4,7 +4,7 @@
                                       [--rounds 3] [--runs build/every_method] [--out docs/comparison.md] [--quick]
 
 4,000 training sentences, the full validation set of 872, the packaged encoder. Each method tries its default learning
-rate and --factors of it (a component keeps its ratio to the main one; a head its own rate) with one seed, scored on 872
+rate and --factors of it (other components and the head keep their ratio to the main one) with one seed, scored on 872
 other sentences of the training split; the best factor, of equal ones the nearest to 1, then trains with --seeds other
 seeds. Each run is scored once, after its last step: nothing is chosen by the rows that the table shows.
 
@@ -140,12 +140,10 @@ def measured(
 ) -> Entry:
     """The search of the rate, and the runs that the table shows."""
     defaults, trained = search.outline(method, training)
-    main = next((name for name in defaults if name != "head"), None)
+    rate = next(iter(defaults.values()))
 
     def at(factor: float, seed: int) -> Run:
-        if main is None:  # nothing but a head
-            return Run(method, replace(training, seed=seed, learning_rates={"head": factor * defaults["head"]}))
-        return Run(method, replace(training, seed=seed, learning_rate=factor * defaults[main]))
+        return Run(method, replace(training, seed=seed, learning_rate=factor * rate))
 
     tried = search.run_all([at(factor, SEARCH_SEED) for factor in options.factors], root=options.runs)
     searched = {factor: score(result) for factor, (_, result) in zip(options.factors, tried, strict=True)}
@@ -155,7 +153,7 @@ def measured(
     return Entry(
         method=method.method,
         factor=factor,
-        rate=factor * defaults[main or "head"],
+        rate=factor * rate,
         searched=searched,
         scores=[score(result) for result in results],
         trained=trained,

@@ -33,7 +33,7 @@ def parameter_groups(
         model: an attached model.
         rates: learning rates by component ("rte.head") or, for all other components of a prompt, by prompt ("rte");
             defaults are the method's.
-        weight_decay: of all groups; None: each component's own.
+        weight_decay: of components that have none of their own.
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name`` ("rte.head").
@@ -54,7 +54,7 @@ def parameter_groups(
         {
             "params": parameters,
             "lr": rates.get(name, rates.get(name.partition(".")[0], component.learning_rate)),
-            "weight_decay": component.weight_decay if weight_decay is None else weight_decay,
+            "weight_decay": component.decay(weight_decay),
             "name": name,
         }
         for name, component in components.items()

@@ -33,6 +33,9 @@ def test_groups_are_components_with_their_own_rates() -> None:
     assert groups["multi-mask.head"]["lr"] == 0.25
     others = [name for name in own["multi-mask"] if name != "head"]
     assert all(groups[f"multi-mask.{n}"]["lr"] == own["multi-mask"][n].learning_rate for n in others)
+    decayed = parameter_groups(tiny.attached("bert", "superpos"), weight_decay=0.3)
+    decays = {group["name"].partition(".")[2]: group["weight_decay"] for group in decayed}
+    assert decays == {"embeddings": 0.0, "weights": 1e-5, "head": 0.3}
     listed = [id(p) for group in groups.values() for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     with pytest.raises(sp.SoftPromptError, match="no prompt or component 'multi-mask.haed'.*multi-mask.head"):

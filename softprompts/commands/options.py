@@ -104,7 +104,7 @@ class Options:
         return self.flags.get(name, f"--{name.replace('_', '-')}").split()
 
     def _parameter(self, name: str, info: Any) -> inspect.Parameter:
-        kind, metavar = _TEXT_TYPES.get(get_origin(info.annotation), (info.annotation, None))
+        kind, metavar = _TEXT_TYPES.get(_form(info.annotation), (info.annotation, None))
         least = [bound.ge for bound in info.metadata if hasattr(bound, "ge")]
         made = option(
             self.panel,
@@ -124,14 +124,22 @@ _TEXT_TYPES: dict[Any, Any] = {
     Literal: (str, None),
     tuple: (str | None, "<a,b,...>"),
     Mapping: (list[str] | None, "<name=number>"),
+    float: (str | None, "<number|word>"),
 }
 
 
+def _form(annotation: Any) -> Any:
+    """The key of `_TEXT_TYPES` for a field: float for one that takes a number or a word."""
+    return float if {float, Literal} <= kinds_of(annotation) else get_origin(annotation)
+
+
 def _parsed(annotation: Any, value: Any, flag: str) -> Any:
-    """The value of a field from that of its option: parts between commas for a tuple, NAME=NUMBER for a mapping."""
-    kind = get_origin(annotation)
+    """The value of a field from that of its option: parts between commas, NAME=NUMBER, or a number or a word."""
+    kind = _form(annotation)
     if kind is tuple:
         return () if value is None else tuple(part.strip() for part in value.split(","))
+    if kind is float:
+        return None if value is None else value_of(value)
     if kind is not Mapping:
         return value
     numbers = {}
@@ -211,6 +219,7 @@ TRAINING_OPTIONS = Options(
         "max_steps": "--steps",
         "gradient_accumulation_steps": "--accumulate",
         "learning_rate": "--lr",
+        "head_learning_rate": "--head-lr",
         "learning_rates": "--lr-of",
         "warmup_steps": "--warmup",
     },

@@ -54,6 +54,7 @@ def resolved(
         **rows,
         "method": method.method,
         "settings": method.identity(),
+        **({"revision": method.revision} if method.revision else {}),
         "max_length": max_length,
         "evaluate": evaluate,
         "training": training.to_dict(),

@@ -21,7 +21,6 @@ from softprompts.methods.about import Span
 from softprompts.methods.compose import make_config
 from softprompts.methods.contract import MethodConfig
 from softprompts.training import TrainConfig
-from softprompts.training.optim import HEAD
 
 # Settings of training that may differ between configurations; the budget and what is scored may not.
 TRAINING_SETTINGS = (
@@ -108,11 +107,9 @@ class Contender:
         # With the first of the values that are asked for: the model may have no room for the defaults.
         firsts = {key: v[0] for key, v in self._part_of(space).items() if key in settable and _is_list(v)}
         self.rates, _ = workbench.outline(make_config(name, **{**firsts, **fixed}), training)
-        self._main_rate = next((rate for component, rate in self.rates.items() if component != HEAD), None)
+        self._main_rate = next(iter(self.rates.values()))
         of_method, of_training = get_type_hints(type(self.config)), get_type_hints(TrainConfig)
         self._types = {key: of_method[key] for key in settable} | {key: of_training[key] for key in TRAINING_SETTINGS}
-        if self._main_rate is None:  # nothing but a head, which this does not change
-            del self._types["learning_rate"]
         self._types |= {f"{RATE_OF}{component}": float for component in self.rates}
         self.defaults = {key: self._default(key) for key in self._types}
         self.space: dict[str, Axis] = {}

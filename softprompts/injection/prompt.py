@@ -55,7 +55,7 @@ class Prompt(nn.Module):
         """The groups of trained parameters: the method's, and "head"."""
         groups = dict(self.method.components())
         if self.head is not None:
-            groups["head"] = Component(list(self.head.parameters()), learning_rate=1e-2)
+            groups["head"] = Component(list(self.head.parameters()), self.config.head_learning_rate)
         return groups
 
 

@@ -109,6 +109,8 @@ class ComposedConfig(MethodConfig):
             len(placements) < 2, "its parts want their tokens in different places; give all the same placement"
         )
         object.__setattr__(self, "placement", next(iter(placements), self.placement))
+        object.__setattr__(self, "head_learning_rate", self.parts[0].head_learning_rate)
+        object.__setattr__(self, "revision", sum(part.revision for part in self.parts))
 
     @property
     def prefix_owner(self) -> MethodConfig | None:

@@ -158,12 +158,16 @@ class Component:
     Attributes:
         parameters: the tensors.
         learning_rate: the default for AdamW; measured on the packaged encoder and tried on a 135M decoder.
-        weight_decay: the default.
+        weight_decay: its own, which a run's does not reach; None: the run's, or 0 where that has none.
     """
 
     parameters: list[nn.Parameter]
     learning_rate: float
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
+
+    def decay(self, of_run: float | None) -> float:
+        """Its weight decay in a run."""
+        return (of_run or 0.0) if self.weight_decay is None else self.weight_decay
 
 
 @settings
@@ -193,6 +197,9 @@ class MethodConfig:
     method: ClassVar[str] = ""  # the method's name; `register` sets it
     module: ClassVar[type[Any]]  # what `build` makes; ``class MyMethod(Method, config=MyConfig)`` sets it
     about: ClassVar[About | None] = None
+    head_learning_rate: ClassVar[float] = 1e-2  # of a task head beside the components at their default rates
+    # Raised by one where the same settings give other numbers, such as other default rates do: runs get other ids.
+    revision: ClassVar[int] = 0
     listed: ClassVar[bool] = True  # False for a config that users do not choose by name
     uses_prefix: ClassVar[bool] = False  # whether the prompt has keys and values
     uses_tokens: ClassVar[bool] = False  # whether the prompt has input tokens

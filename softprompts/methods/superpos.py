@@ -37,7 +37,7 @@ class SuperPosConfig(MethodConfig):
         weights_init: start of the weights, which the paper leaves open. "normal": N(0, 1/m), which gives prompt tokens
             about the norm of a token embedding; "uniform": in +-1/sqrt(m), as of a linear layer; "zeros": with softmax
             only, the mean of the tokens. None: "zeros" with softmax, otherwise "normal".
-        weight_decay: default weight decay of the weights.
+        weight_decay: of the weights, whatever the run's; the embeddings have none.
         vocabulary_limit: draw from this many first tokens only; None for all.
     """
 
@@ -48,6 +48,7 @@ class SuperPosConfig(MethodConfig):
     vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
     uses_tokens = True
+    revision = 1
     searched: ClassVar[Space] = {"num_sampled_tokens": (32, 128)}
     about = About(
         paper="SadraeiJavaeri, Asgari, McHardy and Rabiee, 2024, https://arxiv.org/abs/2406.05279",
@@ -101,6 +102,6 @@ class SuperPos(Method, config=SuperPosConfig):
     def components(self) -> dict[str, Component]:
         """The embeddings, and the weights with their decay."""
         return {
-            "embeddings": Component([self.embeddings], learning_rate=3e-3),
+            "embeddings": Component([self.embeddings], learning_rate=3e-3, weight_decay=0.0),
             "weights": Component([self.weights], learning_rate=1e-2, weight_decay=self.config.weight_decay),
         }

@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, shown
 from softprompts.validation import settings
+
+
+def _head_rate(value: Any) -> Any:
+    if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value < math.inf):
+        return value
+    raise ValueError(f"must be a number above 0 or 'main', not {shown(value)}")
 
 
 @settings
@@ -39,8 +45,16 @@ class TrainConfig:
         float | None,
         Field(
             gt=0,
-            description="Learning rate of the method's main component; its others keep their ratio to it, a task head "
-            "keeps its own rate. Default: the method's.",
+            description="Learning rate of the method's main component; its others and a task head keep their ratio to "
+            "it. Default: the method's.",
+        ),
+    ] = None
+    head_learning_rate: Annotated[
+        float | Literal["main"] | None,
+        BeforeValidator(_head_rate),
+        Field(
+            description="Learning rate of a task head: a number, or 'main' for that of the method's main component. "
+            "Default: the method's, in its ratio to the main component's."
         ),
     ] = None
     learning_rates: Annotated[
@@ -48,7 +62,8 @@ class TrainConfig:
         Field(description="Learning rate of one component by its name: router=0.001."),
     ] = field(default_factory=dict)
     weight_decay: Annotated[
-        float | None, Field(ge=0, description="Weight decay of all components; default: the method's.")
+        float | None,
+        Field(ge=0, description="Weight decay of all components but those that have their own; default: none."),
     ] = None
     schedule: Annotated[
         Literal["linear", "constant"],
@@ -86,10 +101,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values, of which a run's id is made.
 
-        ``group_by_length`` is left out where it is the default: ids of runs are older than it.
+        Ids are older than ``head_learning_rate`` and ``group_by_length``, which are left out where they do what was
+        always done.
         """
         values = {**vars(self), "learning_rates": dict(self.learning_rates)}
-        if values["group_by_length"]:
+        if self.head_learning_rate is None and (self.learning_rate is None or "head" in self.learning_rates):
+            del values["head_learning_rate"]
+        if self.group_by_length:
             del values["group_by_length"]
         return values
 

@@ -16,10 +16,12 @@ HEAD = "head"
 
 
 def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> dict[str, float]:
-    """The learning rate of each component; they come in the method's order, its main one first.
+    """The learning rate of each component; they come in the method's order, its main one first and a head last.
+
+    A head alone is the main component.
 
     Raises:
-        SoftPromptError: ``config.learning_rates`` names a component that is not there.
+        SoftPromptError: ``config`` has a rate of a component, or of a head, that is not there.
     """
     for name in config.learning_rates:
         if name not in components:
@@ -27,15 +29,21 @@ def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> 
                 f"learning_rates: this prompt has no component '{name}' (it has {', '.join(components)}); "
                 f"{nearest(name, components)}"
             )
-    main = next((name for name in components if name != HEAD), None)
-    default = 0.0 if main is None else components[main].learning_rate
+    head = config.head_learning_rate
+    if HEAD not in components and isinstance(head, float):
+        raise SoftPromptError("head_learning_rate: this prompt has no task head; leave it out")
+    main = next(iter(components), HEAD)
+    default = components[main].learning_rate if components else 0.0
     # A method's components are tuned against each other, so a new main rate moves them together. A default of zero
     # has no ratio to keep: the main component then takes the rate and the others stay where they are.
     scale = config.learning_rate / default if config.learning_rate is not None and default else 1.0
-    rates = {name: each.learning_rate * (1.0 if name == HEAD else scale) for name, each in components.items()}
-    if config.learning_rate is not None and main is not None:
+    rates = {name: each.learning_rate * scale for name, each in components.items()}
+    if config.learning_rate is not None and components:
         rates[main] = config.learning_rate
-    return rates | dict(config.learning_rates)
+    rates |= config.learning_rates
+    if head is not None and HEAD in components and HEAD not in config.learning_rates:
+        rates[HEAD] = rates[main] if head == "main" else head
+    return rates
 
 
 def build_optimizer(components: Mapping[str, Component], config: TrainConfig) -> Optimizer:
@@ -49,10 +57,9 @@ def build_optimizer(components: Mapping[str, Component], config: TrainConfig) ->
     rates = learning_rates(components, config)
     groups: list[dict[str, Any]] = []
     for name, component in components.items():
-        decay = component.weight_decay if config.weight_decay is None else config.weight_decay
         if component.parameters:
-            rate = {"lr": rates[name], "peak_lr": rates[name]}
-            groups.append({"params": component.parameters, **rate, "weight_decay": decay, "name": name})
+            more = {"peak_lr": rates[name], "weight_decay": component.decay(config.weight_decay), "name": name}
+            groups.append({"params": component.parameters, "lr": rates[name], **more})
     if not groups:
         raise SoftPromptError("this prompt has no parameters to train")
     if config.optimizer == "adamw":

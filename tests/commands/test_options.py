@@ -157,9 +157,17 @@ def test_every_training_option_reaches_the_config() -> None:
     given |= {"max_steps": 11, "gradient_accumulation_steps": 3, "learning_rate": 0.3, "warmup_steps": 7}
     expected = TrainConfig(**given, learning_rates={"router": 0.001})
     assert trained(TRAINING_OPTIONS, **given, learning_rates=["router=1e-3"]) == expected
-    assert {option.name for option in TRAINING_OPTIONS.parameters()} == {*given, "learning_rates"}
+    for text, rate in (("0.5", 0.5), ("5e-1", 0.5), ("main", "main"), (None, None)):
+        assert trained(TRAINING_OPTIONS, head_learning_rate=text).head_learning_rate == rate
+    with pytest.raises(SoftPromptError, match="head_learning_rate must be a number above 0 or 'main', not 'fast'"):
+        trained(TRAINING_OPTIONS, head_learning_rate="fast")
+    assert {option.name for option in TRAINING_OPTIONS.parameters()} == {*given, "learning_rates", "head_learning_rate"}
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
-    assert fields - {*given, "learning_rates"} == {"eval_batch_size", "warmup_ratio", "max_grad_norm"}
+    assert fields - {*given, "learning_rates", "head_learning_rate"} == {
+        "eval_batch_size",
+        "warmup_ratio",
+        "max_grad_norm",
+    }
     with pytest.raises(SoftPromptError, match="--lr-of router=x: a learning rate is a number"):
         trained(TRAINING_OPTIONS, learning_rates=["router=x"])
 

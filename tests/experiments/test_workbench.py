@@ -16,7 +16,7 @@ from saved import model_folder, rows, write_csv
 import softprompts as sp
 from softprompts.backbones.loading import load_backbone
 from softprompts.experiments import workbench
-from softprompts.experiments.run_record import Run
+from softprompts.experiments.run_record import Run, resolved
 from softprompts.experiments.workbench import Workbench
 from softprompts.storage import hub
 from softprompts.storage.run_folder import load_metrics
@@ -80,6 +80,18 @@ def test_a_run_folder_tells_where_its_rows_came_from(tmp_path: Path, data: Data)
 )
 def test_data_settings_decide_the_run(data: Data, change: dict[str, Any]) -> None:
     assert {**Data(**{**vars(data), **change}).to_dict()} != data.to_dict()
+
+
+def test_a_revision_of_a_method_gives_its_runs_new_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings(config: sp.MethodConfig) -> dict[str, Any]:
+        return resolved("m", {"task": "t"}, config, TrainConfig(), 64, True)
+
+    monkeypatch.setattr(sp.PromptTuningConfig, "revision", 0)
+    assert "revision" not in settings(sp.PromptTuningConfig())
+    monkeypatch.setattr(sp.PromptTuningConfig, "revision", 2)
+    monkeypatch.setattr(sp.LoraConfig, "revision", 1)
+    assert settings(sp.PromptTuningConfig())["revision"] == 2
+    assert settings(sp.compose(sp.PromptTuningConfig(), sp.LoraConfig()))["revision"] == 3
 
 
 @pytest.mark.parametrize("method", [sp.HeadOnlyConfig(), sp.MultiMaskConfig(num_virtual_tokens=3)])

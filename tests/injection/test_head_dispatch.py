@@ -388,6 +388,7 @@ def test_models_without_a_task_head_have_none() -> None:
 def test_a_heads_parameters_are_a_component() -> None:
     model = sp.attach(tiny.model("bert"), sp.PrefixTuningConfig())
     parts = model.prompts["default"].components()
+    assert parts["head"].learning_rate == model.prompts["default"].config.head_learning_rate
     assert list(parts) == ["prefix", "head"]
     listed = [id(p) for part in parts.values() for p in part.parameters]
     assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)

@@ -98,6 +98,14 @@ def test_tokens_and_prefix(shape, rows):
     ]
     assert rates["superpos.weights"] == own["weights"]
     assert method.components()["superpos.weights"].weight_decay == 1e-5
+    assert method.components()["superpos.embeddings"].weight_decay == 0
+    assert method.config.revision == SUPERPOS.revision + MASKS.revision
+
+
+def test_the_heads_rate_is_that_of_the_first_part(monkeypatch):
+    monkeypatch.setattr(type(SUPERPOS), "head_learning_rate", 0.5)
+    assert compose(SUPERPOS, MASKS).head_learning_rate == 0.5
+    assert compose(MASKS, SUPERPOS).head_learning_rate == type(MASKS).head_learning_rate != 0.5
 
 
 def test_one_prefix_masked_twice(shape, rows):

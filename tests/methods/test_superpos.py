@@ -69,6 +69,7 @@ def test_only_the_weights_decay(shape):
     parts = SuperPosConfig().build(shape).components()
     assert {name: part.weight_decay for name, part in parts.items()} == {"embeddings": 0, "weights": 1e-5}
     assert SuperPosConfig(weight_decay=0.1).build(shape).components()["weights"].weight_decay == 0.1
+    assert {name: part.decay(0.3) for name, part in parts.items()} == {"embeddings": 0, "weights": 1e-5}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,18 @@ from softprompts.training import TrainConfig
 
 
 def test_round_trip_through_json() -> None:
-    config = TrainConfig(max_steps=7, learning_rates={"head": 1e-3}, optimizer="adafactor", warmup_ratio=0.1)
-    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for head in (None, "main", 0.1):
+        config = TrainConfig(max_steps=7, learning_rates={"router": 1e-3}, warmup_ratio=0.1, head_learning_rate=head)
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_ids_are_older_than_the_heads_rate() -> None:
+    # It is left out where the head has the rate that it always had.
+    for given in ({}, {"learning_rates": {"prefix": 0.1}}, {"learning_rate": 0.1, "learning_rates": {"head": 0.2}}):
+        assert "head_learning_rate" not in TrainConfig(**given).to_dict()
+    assert TrainConfig(learning_rate=0.1).to_dict()["head_learning_rate"] is None
+    for rate in ("main", 0.1):
+        assert TrainConfig(head_learning_rate=rate).to_dict()["head_learning_rate"] == rate
 
 
 def test_runs_of_former_versions_still_load() -> None:
@@ -42,6 +52,9 @@ def test_unknown_field_names_the_nearest() -> None:
         ({"learning_rate": 0}, "learning_rate"),
         ({"learning_rate": "fast"}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"head_learning_rate": 0}, "head_learning_rate must be a number above 0 or 'main', not 0"),
+        ({"head_learning_rate": True}, "head_learning_rate must be a number above 0 or 'main'"),
+        ({"head_learning_rate": "fast"}, "head_learning_rate must be a number above 0 or 'main', not 'fast'"),
         ({"learning_rates": 0.1}, "learning_rates"),
         ({"learning_rates": {"head": -1}}, "learning_rates.head"),
         ({"weight_decay": -0.1}, "weight_decay"),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from softprompts.training.optim import build_optimizer, learning_rates, schedule
 
 def components() -> dict[str, Component]:
     return {
-        "prompt": Component([nn.Parameter(torch.ones(3, 4))], 0.1, 0.01),
+        "prompt": Component([nn.Parameter(torch.ones(3, 4))], 0.1),
         "mlp": Component([nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.zeros(4))], 0.002),
         "head": Component([nn.Parameter(torch.ones(2, 4))], 0.01),
     }
@@ -19,14 +21,47 @@ def test_defaults_are_the_components_own() -> None:
     assert learning_rates(components(), TrainConfig()) == {"prompt": 0.1, "mlp": 0.002, "head": 0.01}
 
 
-def test_a_new_main_rate_keeps_the_ratio_and_the_head() -> None:
+def test_a_new_main_rate_keeps_the_ratio_to_all_others() -> None:
     rates = learning_rates(components(), TrainConfig(learning_rate=0.3))
-    assert rates == {"prompt": 0.3, "mlp": pytest.approx(0.006), "head": 0.01}
+    assert rates == {"prompt": 0.3, "mlp": pytest.approx(0.006), "head": pytest.approx(0.03)}
 
 
-def test_single_rates_win() -> None:
-    config = TrainConfig(learning_rate=0.3, learning_rates={"head": 1.0, "mlp": 0.5})
+@pytest.mark.parametrize("head", ["main", 0.7, None])
+def test_single_rates_win(head: Any) -> None:
+    config = TrainConfig(learning_rate=0.3, learning_rates={"head": 1.0, "mlp": 0.5}, head_learning_rate=head)
     assert learning_rates(components(), config) == {"prompt": 0.3, "mlp": 0.5, "head": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "head"),
+    [
+        ({"head_learning_rate": 0.7}, 0.7),
+        ({"head_learning_rate": 0.7, "learning_rate": 0.3}, 0.7),
+        ({"head_learning_rate": "main"}, 0.1),
+        ({"head_learning_rate": "main", "learning_rate": 0.3}, 0.3),
+        ({"head_learning_rate": "main", "learning_rates": {"prompt": 0.4}}, 0.4),
+        ({"learning_rates": {"prompt": 0.4}}, 0.01),
+    ],
+)
+def test_the_rate_of_a_head(given: dict[str, Any], head: float) -> None:
+    assert learning_rates(components(), TrainConfig(**given))["head"] == head
+
+
+def test_a_head_alone_is_the_main_component() -> None:
+    alone = {"head": components()["head"]}
+    assert learning_rates(alone, TrainConfig()) == {"head": 0.01}
+    for given in ({"learning_rate": 0.3}, {"head_learning_rate": 0.3}, {"learning_rates": {"head": 0.3}}):
+        assert learning_rates(alone, TrainConfig(**given)) == {"head": 0.3}
+    assert learning_rates(alone, TrainConfig(learning_rate=0.3, head_learning_rate="main")) == {"head": 0.3}
+
+
+def test_without_a_head() -> None:
+    headless = {name: component for name, component in components().items() if name != "head"}
+    rates = {"prompt": 0.3, "mlp": pytest.approx(0.006)}
+    assert learning_rates(headless, TrainConfig(learning_rate=0.3)) == rates
+    assert learning_rates(headless, TrainConfig(learning_rate=0.3, head_learning_rate="main")) == rates
+    with pytest.raises(SoftPromptError, match="head_learning_rate: this prompt has no task head"):
+        learning_rates(headless, TrainConfig(head_learning_rate=0.3))
 
 
 def test_unknown_component_names_those_there() -> None:
@@ -37,10 +72,33 @@ def test_unknown_component_names_those_there() -> None:
 def test_one_group_per_component() -> None:
     optimizer = build_optimizer(components(), TrainConfig())
     assert [group["name"] for group in optimizer.param_groups] == ["prompt", "mlp", "head"]
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0, 0.0]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2, 1]
-    decayed = build_optimizer(components(), TrainConfig(weight_decay=0.2))
-    assert {group["weight_decay"] for group in decayed.param_groups} == {0.2}
+
+
+@pytest.mark.parametrize(("of_run", "plain"), [(None, 0.0), (0.0, 0.0), (0.2, 0.2)])
+def test_a_runs_weight_decay_spares_components_with_their_own(of_run: float | None, plain: float) -> None:
+    parts = components()
+    parts["prompt"].weight_decay, parts["mlp"].weight_decay = 0.0, 0.05
+    optimizer = build_optimizer(parts, TrainConfig(weight_decay=of_run))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.05, plain]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_weight_decay_shrinks_by_rate_times_decay(name: str) -> None:
+    # Without a gradient all that a step does is p <- p - lr * decay * p.
+    start = [parameter.double().clone() for part in components().values() for parameter in part.parameters]
+    parts = components()
+    parts["prompt"].weight_decay, parts["mlp"].weight_decay = 0.0, 0.05
+    config = TrainConfig(optimizer=name, learning_rate=0.2, weight_decay=0.5)
+    optimizer = build_optimizer(parts, config)
+    for component in parts.values():
+        for parameter in component.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    factors = [1.0, 1 - 0.004 * 0.05, 1 - 0.004 * 0.05, 1 - 0.02 * 0.5]
+    after = [parameter.data.double() for part in parts.values() for parameter in part.parameters]
+    for before, factor, value in zip(start, factors, after, strict=True):
+        torch.testing.assert_close(value, before * factor, rtol=1e-6, atol=0)
 
 
 def test_nothing_to_train() -> None:

@@ -5,9 +5,9 @@ y = head(f_frozen(x))
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from softprompts.methods.about import RATES, About, Space
+from softprompts.methods.about import About
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -25,7 +25,6 @@ class HeadOnlyConfig(MethodConfig):
 
     num_virtual_tokens: Literal[0] = 0
 
-    searched: ClassVar[Space] = {"learning_rates.head": RATES}
     about = About(
         paper="the usual linear baseline", equation="y = head(f(x))", trained="nothing but the task head", count="0"
     )
@@ -43,7 +42,7 @@ class HeadOnly(Method):
         return SoftPrompt()
 
     def components(self) -> dict[str, Component]:
-        """No component; the head has a learning rate of its own."""
+        """No component but the head, which every prompt has where its model has one."""
         return {}
 
     def cannot_fold(self) -> str | None:
