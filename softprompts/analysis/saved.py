@@ -19,7 +19,7 @@ from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import state_of
 from softprompts.methods.about import View
-from softprompts.methods.compose import make_config
+from softprompts.methods.compose import restored_config
 from softprompts.methods.contract import Method, MethodConfig, Rows
 from softprompts.methods.sources import rebuilt
 from softprompts.model.load import load
@@ -85,7 +85,7 @@ class Saved:
     @cached_property
     def method_config(self) -> MethodConfig:
         """The settings of its method."""
-        return make_config(self.config["method"], **self.config["config"])
+        return restored_config(self.config["method"], self.config["config"])
 
     @cached_property
     def sites(self) -> tuple[str, ...]:

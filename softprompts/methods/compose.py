@@ -54,7 +54,7 @@ def _configs(parts: Any) -> Any:
         if isinstance(part, Mapping):
             if not isinstance(part.get("method"), str):
                 raise SoftPromptError("composed: a part without the name of its method")
-            config = config_of(part["method"], {name: value for name, value in part.items() if name != "method"})
+            config = config_of(part["method"], {k: v for k, v in part.items() if k != "method"}, saved=True)
         if not isinstance(config, MethodConfig):
             raise SoftPromptError(f"compose takes configs of methods, not {part!r}")
         configs += config.parts if isinstance(config, ComposedConfig) else [config]
@@ -253,6 +253,15 @@ def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
         else:
             raise SoftPromptError(f"compose: {name} and a part before it both bring {field.name}; leave one out")
     return SoftPrompt(**fields)
+
+
+def restored_config(method: str, fields: Mapping[str, Any]) -> MethodConfig:
+    """The config that was saved with these settings, those that it lacks as they were before they existed.
+
+    Raises:
+        SoftPromptError: see `make_config`.
+    """
+    return make_config(method, **fields) if JOINT in method else config_of(method, fields, saved=True)
 
 
 def make_config(method: str, **fields: Any) -> MethodConfig:

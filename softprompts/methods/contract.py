@@ -206,6 +206,8 @@ class MethodConfig:
     modifies_prefix: ClassVar[bool] = False  # whether `Method.modify` can change another method's prefix
     uses_parts: ClassVar[bool] = False  # whether `build` needs `Shape.parts`
     searched: ClassVar[Space] = {}  # see `search_space`
+    # Of settings that came later, the values that stand for how it was without them; see `before`.
+    absent: ClassVar[Mapping[str, Any]] = {}
     # By a setting, those that have no effect while it is None or 0; `identity` leaves them out.
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -238,6 +240,11 @@ class MethodConfig:
         """The value of a setting."""
         return getattr(self, name)
 
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """The values that settings had before they existed: what a saved prompt or run that lacks them means."""
+        return {name: value for base in reversed(cls.__mro__) for name, value in vars(base).get("absent", {}).items()}
+
     @property
     def input_tokens(self) -> int:
         """Number of tokens by which the prompt makes an input longer."""
@@ -268,9 +275,13 @@ class MethodConfig:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide a run's numbers, with hashes of files' contents in place of their names."""
+        """The settings that decide a run's numbers, with hashes of files' contents in place of their names.
+
+        Those that are as before they existed are left out: ids of runs are older.
+        """
         without_effect = [names for name, names in self.ignored_without.items() if not getattr(self, name)]
         ignored = {name for names in without_effect for name in names}
+        ignored |= {name for name, value in self.before().items() if getattr(self, name) == value}
         return {name: value for name, value in self.to_dict().items() if name not in ignored}
 
     def files(self) -> tuple[str, ...]:

@@ -43,8 +43,13 @@ def listed(known: Mapping[str, type[MethodConfig]]) -> list[str]:
     return [name for name, config in known.items() if config.listed]
 
 
-def config_of(method: str, fields: Mapping[str, Any]) -> MethodConfig:
+def config_of(method: str, fields: Mapping[str, Any], saved: bool = False) -> MethodConfig:
     """The config of one method by its name.
+
+    Args:
+        method: the name.
+        fields: its settings.
+        saved: they were saved: what they lack did not exist then (see `MethodConfig.before`).
 
     Raises:
         SoftPromptError: unknown method or field (with the nearest known one), or a value out of range.
@@ -52,6 +57,8 @@ def config_of(method: str, fields: Mapping[str, Any]) -> MethodConfig:
     known = methods()
     if method not in known:
         raise SoftPromptError(f"unknown method '{method}'; {nearest(method, listed(known))}")
+    if saved:
+        fields = {**known[method].before(), **fields}
     names = {field.name for field in dataclasses.fields(known[method])}
     for field in fields:
         if field not in names:

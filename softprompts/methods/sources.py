@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.compose import make_config
+from softprompts.methods.compose import restored_config
 from softprompts.methods.contract import Method, MethodConfig, Shape, Vocabulary
 from softprompts.methods.folded import fold
 from softprompts.storage.saved_prompt import prompt_folder, read, read_config
@@ -108,7 +108,7 @@ def load_methods(
             raise SoftPromptError(
                 f"{source} was trained on another backbone ({_name(backbone)}) than this one ({_name(identity)})"
             )
-        config = make_config(saved["method"], **saved["config"])
+        config = restored_config(saved["method"], saved["config"])
         if only is not None and type(config) is not only:
             raise SoftPromptError(
                 f"{source} is a {config.method} prompt: name one of {only.method}, whose tensors it can start from"

@@ -24,7 +24,7 @@ from softprompts.backbones import sharded
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
 from softprompts.injection.state import state_of
-from softprompts.methods.compose import make_config
+from softprompts.methods.compose import restored_config
 from softprompts.model.card import card
 from softprompts.storage.files import require_folder, write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of
@@ -126,7 +126,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
         if number > max(stored, _LARGEST):  # before memory is taken for it
             raise SoftPromptError(f"{path}: config has {key}={number}, tensors hold {stored} numbers; was it edited?")
     try:
-        method = make_config(config["method"], **settings)
+        method = restored_config(config["method"], settings)
         if method.files():
             raise SoftPromptError(f"{path}: its config names {method.files()[0]!r}; saved prompts need no other files")
         sizes = sizes_of(state.backbone, method)
