@@ -63,6 +63,9 @@ class EPTConfig(StartedConfig):
     fusion_mode: Literal["values_ab", "literal", "axis_p"] = "values_ab"
     align: Literal["zero", "tile", "sample"] = "zero"
     svd_scale: Literal["none", "sqrt"] = "none"
+    units: Literal["embeddings", "raw"] = "embeddings"
+    update_scale: Annotated[float, Field(gt=0)] = 1.0
+    spaces_init: Literal["zeros", "linear"] = "linear"
     vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
     uses_tokens = True
@@ -110,14 +113,20 @@ class EPT(Method):
     """Prompt ``(s, d)``, factors ``A (m, r)`` and ``B (r, d)``, the spaces and their gate; None for what is off."""
 
     config: EPTConfig
+    unit: Tensor | float
 
     def __init__(self, config: EPTConfig, shape: Shape):
         super().__init__(config)
         length, width = config.num_virtual_tokens, shape.hidden_size
         low_rank = config.decomposition and config.rank > 0
         source = sampled_rows(shape, config.source_tokens if low_rank else length, config.vocabulary_limit)
+        if config.units == "raw":
+            self.unit = 1.0
+        else:
+            self.register_buffer("unit", source.square().mean().sqrt().clamp(min=1e-12))
+            source = source / self.unit
         self.prompt = nn.Parameter(source[:length].clone()) if length else None
-        factors = factorize(source, config, shape) if low_rank else (None, None)
+        factors = factorize(source, config, shape, self.unit) if low_rank else (None, None)
         self.a: nn.Parameter | None = factors[0]
         self.b: nn.Parameter | None = factors[1]
         hidden = config.space_hidden_size or config.max_length
@@ -125,17 +134,23 @@ class EPT(Method):
         networks = ((nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(spaces))
         self.spaces = nn.ModuleList(nn.Sequential(*layers) for layers in networks)
         self.gate = nn.Linear(width, spaces) if spaces else None
+        if config.spaces_init == "zeros":
+            for space in self.spaces:
+                nn.init.zeros_(space[2].weight)
+                nn.init.zeros_(space[2].bias)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, s, d)`` and update ``(1, m, d)``."""
         update = None if self.a is None or self.b is None else self.a @ self.b
-        result = SoftPrompt(update=None if update is None else update.unsqueeze(0))
+        result = SoftPrompt()
+        if update is not None:
+            result.update = self.config.update_scale * self.unit * update.unsqueeze(0)
         if self.prompt is not None:
             prompt = self.prompt if update is None or not self.config.fusion else self.fuse(self.prompt, update)
             if self.gate is not None:
                 spaces = torch.stack([space(self.prompt) for space in self.spaces])
                 prompt = prompt + torch.einsum("pn,npd->pd", self.gate(self.prompt).softmax(-1), spaces)
-            result.tokens = prompt.unsqueeze(0)
+            result.tokens = self.unit * prompt.unsqueeze(0)
         return result
 
     def views(self, rows: Rows | None = None) -> list[View]:
@@ -162,12 +177,12 @@ class EPT(Method):
         return parts
 
 
-def factorize(source: Tensor, config: EPTConfig, shape: Shape) -> tuple[nn.Parameter, nn.Parameter]:
+def factorize(source: Tensor, config: EPTConfig, shape: Shape, unit: Tensor | float) -> tuple[nn.Parameter, nn.Parameter]:
     """``A (m, r)`` and ``B (r, d)`` from the SVD of the source prompt aligned to ``m`` rows."""
     length, rank, width = config.max_length, config.rank, shape.hidden_size
     config.require(rank <= width, f"rank={rank} is more than the embedding width {width}")
     if config.align == "sample":
-        source = sampled_rows(shape, length, config.vocabulary_limit)
+        source = sampled_rows(shape, length, config.vocabulary_limit) / unit
     elif config.align == "tile":
         source = source.repeat(math.ceil(length / len(source)), 1)
     left, values, right = torch.linalg.svd(source[:length], full_matrices=False)
