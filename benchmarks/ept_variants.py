@@ -90,7 +90,9 @@ def main() -> None:
                 line.setdefault(task, []).append(score)
                 if method == "ept":
                     line.setdefault("numbers", numbers(bench, config, seed, folder / "prompt"))
-                print(f"{options.stage} {task} seed {seed} {label}: {100 * score:.1f} {line.get('numbers')}", flush=True)
+                print(
+                    f"{options.stage} {task} seed {seed} {label}: {100 * score:.1f} {line.get('numbers')}", flush=True
+                )
     cells = [
         [label, *(scores(line[task]) for task in options.tasks), *line.get("numbers", {}).values()]
         for label, line in lines.items()
