@@ -11,9 +11,9 @@ def setting_notes(recipe: Recipe) -> tuple[str, ...]:
     """How the setting differs from the paper's, and what the paper does not state; empty at scales on other models."""
     if recipe.scale in ELSEWHERE:
         return ()
-    notes = [f"Differs from the paper: {sentence}" for sentence in recipe.differences]
+    notes = [f"Differs from what was published: {sentence}" for sentence in recipe.differences]
     for sentence, places in _places_of(recipe).items():
-        notes += [f"Differs from the paper, {place}: {sentence}" for place in places]
+        notes += [f"Differs from what was published, {place}: {sentence}" for place in places]
     if recipe.unstated:
         notes.append(f"Not stated in the paper, taken here: {'; '.join(recipe.unstated)}")
     return tuple(note if note.endswith(".") else f"{note}." for note in notes)

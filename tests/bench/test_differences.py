@@ -41,7 +41,7 @@ def test_a_difference_of_the_recipe_marks_every_published_number() -> None:
     shown = table(made)
     assert set(daggers(shown).values()) == {True}
     (note,) = [note for note in shown.all_notes() if note.startswith("Differs")]
-    assert note == "Differs from the paper: plain batches, no buckets."
+    assert note == "Differs from what was published: plain batches, no buckets."
     for form in (shown.markdown(), shown.latex(), shown.html()):
         assert "plain batches, no buckets." in form
     assert "Published in another setting: see the lines below." in shown.markdown()
@@ -53,7 +53,7 @@ def test_a_difference_of_a_row_marks_its_numbers_and_their_average_only() -> Non
     shown = daggers(table(made))
     assert {line for (line, _), marked in shown.items() if marked} == {"Prefix Tuning (l=20)"}
     assert not any(marked for (line, _), marked in shown.items() if line == "Fine-tuning")
-    assert setting_notes(made) == ("Differs from the paper, Prefix Tuning (l=20): positions are kept.",)
+    assert setting_notes(made) == ("Differs from what was published, Prefix Tuning (l=20): positions are kept.",)
     text = table(made).markdown()
     assert "(78.8<sub>0.1</sub>†)" in text and "(81.9<sub>0.1</sub>)" in text
 
@@ -65,7 +65,7 @@ def test_a_difference_on_one_task_marks_that_column_and_the_average() -> None:
     score = {"test_metrics": dict.fromkeys(("accuracy", "string_macro_f1"), 0.5)}
     shown = daggers(table(made, **score))
     assert {column for (_, column), marked in shown.items() if marked} == {"CB", "Average"}
-    assert setting_notes(made) == ("Differs from the paper, all rows (CB): its rows are others.",)
+    assert setting_notes(made) == ("Differs from what was published, all rows (CB): its rows are others.",)
     # Of one row on one task: the average of that row alone.
     made = recipe(published="multi-mask/table-1", tasks=whole | {"CB": "super_glue/cb"}, rows=rows(
         tasks={"RTE": {"differences": ["x"]}}
@@ -89,9 +89,9 @@ def test_places_are_told_in_words() -> None:
         ],
     }
     assert set(setting_notes(read_recipe(plain, name="r", same_setting=True))) == {
-        "Differs from the paper, One, Two on B (BoolQ): the dense layer trains.",
-        "Differs from the paper, Two, Grid: start.",
-        "Differs from the paper, Grid: only here.",
+        "Differs from what was published, One, Two on B (BoolQ): the dense layer trains.",
+        "Differs from what was published, Two, Grid: start.",
+        "Differs from what was published, Grid: only here.",
     }
 
 
@@ -134,7 +134,7 @@ def test_costs_and_standardized_scores_have_the_lines_too() -> None:
     )
     cost = {"cost": {"seconds_per_100_steps": 1.0, "peak_memory": 1e9}}
     for shown in tables_of(findings(made, lambda *_: cost)):
-        assert "Differs from the paper: d." in shown.all_notes()
+        assert "Differs from what was published: d." in shown.all_notes()
         assert any("another machine; ratios carry over" in note for note in shown.all_notes())
     first, second = rows(differences=["e"])
     changed = [{**first, "published": "Full fine-tuning"}, {**second, "published": "Simple PT, dropout"}]
@@ -144,7 +144,7 @@ def test_costs_and_standardized_scores_have_the_lines_too() -> None:
     (shown,) = tables_of(
         findings(made, lambda label, *_: {**scores, "metrics": {"accuracy": 0.5 if "F" in label else 0.6}})
     )
-    assert "Differs from the paper, Prefix Tuning (l=20): e." in shown.all_notes()
+    assert "Differs from what was published, Prefix Tuning (l=20): e." in shown.all_notes()
     assert {line for (line, _), marked in daggers(shown).items() if marked} == {"Prefix Tuning (l=20)"}
 
 
