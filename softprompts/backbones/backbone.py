@@ -20,7 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
-from softprompts.backbones import packaged, quantized, sharded
+from softprompts.backbones import packaged, quantized, sharded, task_head
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
 from softprompts.errors import SoftPromptError, first_line
@@ -70,6 +70,8 @@ class Backbone:
         no_sites_reason: why there are none; "" where there are.
         text_input: whether the model takes token ids.
         parts: the modules that a prompt can change, each described, and the module itself.
+        heads: the modules of the model's own task head, by name; empty without one.
+        labels: number of the model's own labels, their names by id, and their ids by name.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -92,6 +94,9 @@ class Backbone:
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
         self.parts = _find_parts(self, trace)
+        self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
+        names, ids = cast("dict[int, str]", dict(model.config.id2label or {})), dict(model.config.label2id or {})
+        self.labels = (model.config.num_labels, names, ids)
 
     @property
     def hidden_size(self) -> int:
@@ -116,6 +121,25 @@ class Backbone:
     def vocabulary_size(self) -> int:
         """Rows of the input embeddings."""
         return int(sharded.shape_of(self._table)[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """How many of these rows stand for tokens; the others only round their number up."""
+        rows = self.vocabulary_size
+        return min(rows, getattr(self.model.config.get_text_config(), "vocab_size", None) or rows)
+
+    @property
+    def special_ids(self) -> set[int]:
+        """The special tokens that the config names; some name several of a kind."""
+        config = self.model.config.get_text_config()
+        named = [getattr(config, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos", "cls", "sep", "mask")]
+        lists = [value if isinstance(value, list | tuple) else [value] for value in named if value is not None]
+        return {token for tokens in lists for token in tokens}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Returns the embeddings of token ids, also of a model that is loaded in parts."""
+        with sharded.running(self.embeddings):
+            return cast(Tensor, self.embeddings(ids.to(self.device)))
 
     @property
     def device(self) -> torch.device:

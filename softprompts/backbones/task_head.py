@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,34 @@ def _plain_copy(module: nn.Module) -> nn.Module:
         copied.__dict__.pop("forward", None)
     # A head trains, for which it needs plain weights, though transformers quantises it with the rest.
     return quantized.dequantized(copied)
+
+
+def token_loss(logits: Tensor, labels: Tensor, num_items: Any = None) -> Tensor:
+    """Returns the mean loss over labelled tokens, of logits ``(B, n, C)`` and labels ``(B, n)``; see `mean_loss`."""
+    reduction = "mean" if num_items is None else "sum"
+    total = F.cross_entropy(wide(logits).flatten(0, -2), labels.flatten(), reduction=reduction)
+    return total if num_items is None else total / num_items
+
+
+def mean_loss(groups: Iterable[tuple[Tensor, Tensor, int]], problem: str | None, num_items: Any = None) -> Tensor:
+    """Returns the mean loss over rows, each by the labels of its own prompt; rows with the class -100 do not count.
+
+    Args:
+        groups: of the rows of each prompt, logits, labels and the number of labels; see `row_losses`.
+        problem: see `row_losses`.
+        num_items: HF Trainer's number of labels over an accumulated batch, which then divides the sum.
+    """
+    losses: list[Tensor] = []
+    counts: list[Any] = []
+    for logits, labels, num_labels in groups:
+        losses.append(row_losses(logits, labels, num_labels, problem))
+        classes = (problem or problem_of(labels, num_labels)) == "single_label_classification"
+        counts.append((labels != IGNORED).sum() if classes else len(labels))
+        labels_per_row = labels.numel() / len(labels)
+    total = torch.cat(losses).sum()
+    counted = sum(counts, start=total.new_zeros(()))
+    mean: Tensor = total / counted if num_items is None else total * labels_per_row / num_items
+    return mean
 
 
 def row_losses(logits: Tensor, labels: Tensor, num_labels: int, problem: str | None = None) -> Tensor:

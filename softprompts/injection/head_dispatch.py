@@ -15,14 +15,14 @@ from softprompts.injection.state import State
 
 def install(state: State) -> None:
     """Makes the model's own head modules send every row through its prompt's copy."""
-    for name, module in state.original_heads.items():
+    for name, module in state.backbone.heads.items():
         module.__dict__[DISPATCH] = (state, name)
         module.__dict__["forward"] = types.MethodType(_forward, module)
 
 
 def uninstall(state: State) -> None:
     """Undoes `install`."""
-    for module in state.original_heads.values():
+    for module in state.backbone.heads.values():
         del module.__dict__["forward"], module.__dict__[DISPATCH]
 
 

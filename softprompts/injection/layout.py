@@ -72,7 +72,7 @@ class Layout:
         token = torch.arange(self.length, device=device)[None].expand(rows, -1)
         held = token < counts[:, None]
         self.place = torch.cat(self._places(real, counts[:, None], token, held), 1)
-        self.new_mask = self._permuted(held, real)
+        self.new_mask = self._merged(held, real)
 
     def _pads_right(self, mask: Tensor) -> bool:
         """Whether the input's columns can stay in their order; under compilation, where nobody can look: no."""
@@ -84,37 +84,28 @@ class Layout:
     def _places(self, real: Tensor, counts: Tensor, token: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """The new column of each prompt token ``(M, l)`` and of each input column ``(M, n)``.
 
-        Args:
-            real: ``(M, n)``, which input columns are real.
-            counts: ``(M, 1)``, prompt tokens of each row.
-            token: ``(M, l)``, numbers of the prompt tokens.
-            held: ``(M, l)``, which prompt tokens the row has.
+        A row has ``counts`` ``(M, 1)`` of the prompt tokens, whose numbers are ``token`` ``(M, l)``: the ``held`` ones.
         """
         raise NotImplementedError
 
-    def _permuted(self, of_tokens: Tensor, of_input: Tensor) -> Tensor:
-        both = torch.cat([of_tokens, of_input], 1)
-        return torch.empty_like(both).scatter_(1, self.place, both)
-
-    def ids(self, given: Tensor, fill: int = 0) -> Tensor:
-        """Widens a ``(M, n)`` tensor such as token types, with ``fill`` at prompt columns."""
-        of_tokens = given.new_full((given.shape[0], self.length), fill)
+    def _merged(self, of_tokens: Tensor, of_input: Tensor) -> Tensor:
+        """Prompt columns ``(M, l, ...)`` and input columns ``(M, n, ...)`` in their new order."""
         if self.simple:
-            return torch.cat([given[:, : self.keep_first], of_tokens, given[:, self.keep_first :]], 1)
-        return self._permuted(of_tokens, given)
+            return torch.cat([of_input[:, : self.keep_first], of_tokens, of_input[:, self.keep_first :]], 1)
+        both = torch.cat([of_tokens, of_input], 1)
+        place = self.place if both.ndim == 2 else self.place[..., None].expand(-1, -1, both.shape[2])
+        return torch.empty_like(both).scatter_(1, place, both)
+
+    def ids(self, given: Tensor) -> Tensor:
+        """Widens a ``(M, n)`` tensor such as token types, with zeros at prompt columns."""
+        return self._merged(given.new_zeros(given.shape[0], self.length), given)
 
     def embeddings(self, given: Tensor, tokens: Tokens | None) -> Tensor:
         """The input embeddings ``(M, n, d)`` with the prompt tokens in place, ``(M, l + n, d)``."""
-        if tokens is not None:
-            prompt = repeat_rows(tokens.embeddings, given.shape[0]).to(device=given.device, dtype=given.dtype)
-            prompt = prompt.expand(given.shape[0], -1, -1)
-            if self.simple:
-                return torch.cat([given[:, : self.keep_first], prompt, given[:, self.keep_first :]], 1)
-            given = torch.cat([prompt, given], 1)
-        elif self.simple:
-            return given
-        index = self.place[..., None].expand(-1, -1, given.shape[2])
-        return torch.empty_like(given).scatter(1, index, given)
+        if tokens is None:
+            return given if self.simple else self._merged(given[:, :0], given)
+        prompt = repeat_rows(tokens.embeddings, given.shape[0]).to(device=given.device, dtype=given.dtype)
+        return self._merged(prompt.expand(given.shape[0], -1, -1), given)
 
     def positions(self, given: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Position ids of the widened batch: the caller's, shifted by each row's prompt, or those of the mask."""
@@ -122,24 +113,21 @@ class Layout:
             return None if self.new_mask is None else positions_of(self.new_mask)
         given = given.expand(max(given.shape[0], 1 if self.new_mask is None else self.new_mask.shape[0]), -1)
         token = torch.arange(self.length, device=given.device)[None].expand(len(given), -1)
-        if self.simple:
-            k = self.keep_first
-            return torch.cat([given[:, :k], given[:, :1] + k + token, given[:, k:] + self.length], 1)
         real = torch.ones_like(given, dtype=torch.bool) if mask is None else mask
         lead = real.long().argmax(1, keepdim=True)
-        counts = self.new_mask.sum(1, keepdim=True) - real.sum(1, keepdim=True)  # type: ignore[union-attr]
+        counts: Any = self.length
+        if self.new_mask is not None:
+            counts = self.new_mask.sum(1, keepdim=True) - real.sum(1, keepdim=True)
         column = torch.arange(self.columns, device=given.device)[None]
         shifted = torch.where(column < lead + self.keep_first, given, given + counts)
-        return self._permuted(given.gather(1, lead) + self.keep_first + token, shifted)
+        return self._merged(given.gather(1, lead) + self.keep_first + token, shifted)
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""
         if not self.simple:
             place = repeat_rows(self.place[:, self.length :], hidden.shape[0])
             return hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[2]))
-        if not self.length:
-            return hidden
-        if not self.keep_first:
+        if not self.length or not self.keep_first:
             return hidden[:, self.length :]
         return torch.cat([hidden[:, : self.keep_first], hidden[:, self.keep_first + self.length :]], 1)
 
@@ -164,11 +152,9 @@ class CausalLayout(Layout):
 class EncoderLayout(Layout):
     """A row's real columns come first, in order, with the prompt after the first of them or before all; then padding.
 
+    Besides the arguments of `Layout`:
+
     Args:
-        mask: see `Layout`, like ``shape``, ``tokens`` and ``device``.
-        shape: see there.
-        tokens: see there.
-        device: see there.
         keep_first: real tokens in front of the prompt, in rows whose tokens do not go to the front.
         read_first: the output at the input's first column is that of the first prompt token, in rows whose tokens go
             to the front.

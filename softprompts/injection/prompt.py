@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from softprompts.backbones import sharded, task_head
+from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.contract import (
-    Component,
-    Method,
-    MethodConfig,
-    Shape,
-    Vocabulary,
-)
+from softprompts.methods.contract import Component, Method, MethodConfig, Shape, Vocabulary
 
 
 class Prompt(nn.Module):
@@ -77,14 +71,9 @@ class PromptSet(nn.Module, Mapping[str, Prompt]):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._modules
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    # A module is equal to itself only, also where it is a mapping.
+    __eq__ = nn.Module.__eq__
+    __hash__ = nn.Module.__hash__
 
 
 def require(prompts: Mapping[str, Prompt], name: str) -> Prompt:
@@ -100,8 +89,6 @@ def require(prompts: Mapping[str, Prompt], name: str) -> Prompt:
 
 def new_prompt(
     backbone: Backbone,
-    originals: Mapping[str, nn.Module],
-    known_labels: Mapping[int, str],
     config: MethodConfig,
     *,
     num_labels: int | None = None,
@@ -109,17 +96,7 @@ def new_prompt(
     tokenizer: Any = None,
     seed: int | None = None,
 ) -> Prompt:
-    """A freshly initialised prompt, not part of its model yet; see `PromptModel.add_prompt`.
-
-    Args:
-        backbone: what it is for.
-        originals: the modules of the model's own task head, by name.
-        known_labels: the model's own label names.
-        config: which method, and its settings.
-        num_labels: as for `add_prompt`, like the rest.
-        labels: see there.
-        tokenizer: see there.
-        seed: see there.
+    """A freshly initialised prompt, not part of its model yet, made as `PromptModel.add_prompt` is told.
 
     Raises:
         SoftPromptError: the method or the labels do not fit the model.
@@ -128,15 +105,15 @@ def new_prompt(
         num_labels = len(labels)
     name, device = type(backbone.model).__name__, backbone.device
     sites = _fitting_sites(backbone, config)
-    shape = _shape(backbone, config, sites, _vocabulary(backbone, tokenizer))
-    with _seeded(seed), torch.device(device):
+    shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer))
+    with seeded(seed), torch.device(device):
         method = config.build(shape)
         if method.per_row and not backbone.text_input:
             raise SoftPromptError(
                 f"{config.method} looks at the input's embeddings, but {name} takes "
                 f"{backbone.model.main_input_name}: use a plain prefix"
             )
-        head = task_head.new(originals, num_labels, backbone.model)
+        head = task_head.new(backbone.heads, num_labels, backbone.model)
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
     for parameter in [*method.parameters(), *(head.parameters() if head else [])]:
@@ -144,7 +121,9 @@ def new_prompt(
             parameter.data = parameter.data.float()
     prompt = Prompt(config, method.to(device), head, sites)
     if prompt.num_labels is not None:
-        known = known_labels if len(known_labels) == prompt.num_labels else {}
+        _, known, _ = backbone.labels
+        if len(known) != prompt.num_labels:
+            known = {}
         numbered = [str(known.get(number, f"LABEL_{number}")) for number in range(prompt.num_labels)]
         prompt.labels = numbered if labels is None else list(labels)
         if len(prompt.labels) != prompt.num_labels:
@@ -173,7 +152,8 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
     return sites
 
 
-def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
+def shape_of(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
+    """What a method gets to know of a backbone: the sizes at the attention sites that its prefix goes to."""
     first = backbone.sites[sites[0]] if sites else None
     return Shape(
         hidden_size=backbone.hidden_size,
@@ -187,23 +167,9 @@ def _shape(backbone: Backbone, config: MethodConfig, sites: list[int], vocabular
     )
 
 
-def sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
-    """The shapes of a method's tensors by name, without memory for them; None where it can only be built for real."""
-    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
-    rows, width = backbone.vocabulary_size, backbone.hidden_size
-    sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
-    try:
-        with _seeded(0), torch.device("meta"):  # what is drawn there leaves the global state alone
-            built = config.build(_shape(backbone, config, sites, sizes))
-            return {key: value.shape for key, value in built.state_dict().items()}
-    except SoftPromptError:
-        raise
-    except Exception:  # whatever a method computes with values at its start
-        return None
-
-
 @contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draws repeatably within this context, and leaves the global random state as it was; nothing for None."""
     if seed is None:
         yield
         return
@@ -213,34 +179,14 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 
 def _vocabulary(backbone: Backbone, tokenizer: Any) -> Vocabulary:
-    model = backbone.model
-
-    def embed(ids: Tensor) -> Tensor:
-        with sharded.running(backbone.embeddings):
-            return cast(Tensor, backbone.embeddings(ids.to(backbone.device)))
-
     def encode(text: str) -> list[int]:
         source = tokenizer
         if source is None:
             try:
-                source = transformers.AutoTokenizer.from_pretrained(model.config._name_or_path)
+                source = transformers.AutoTokenizer.from_pretrained(backbone.model.config._name_or_path)
             except Exception as error:
                 raise SoftPromptError("initialisation from text needs the tokenizer: pass tokenizer=...") from error
         return list(source(text, add_special_tokens=False)["input_ids"])
 
-    config = model.config.get_text_config()
-    special = {
-        value
-        for key in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-        for value in _as_list(getattr(config, key, None))
-    }
-    if tokenizer is not None:
-        special |= set(tokenizer.all_special_ids)
-    rows = backbone.vocabulary_size
-    return Vocabulary(embed, min(rows, getattr(config, "vocab_size", None) or rows), special, encode)
-
-
-def _as_list(value: Any) -> Iterable[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, (list, tuple)) else [value]
+    special = backbone.special_ids | set(() if tokenizer is None else tokenizer.all_special_ids)
+    return Vocabulary(backbone.embed, backbone.num_tokens, special, encode)

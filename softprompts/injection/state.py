@@ -16,7 +16,6 @@ from typing import Any, Protocol, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone, attention_of
 from softprompts.injection.batch_pass import Pass, RandomContexts
 from softprompts.injection.layout import Layout
@@ -74,10 +73,7 @@ class State:
         self.attention = attention_of(model)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.modes = {module: module.training for module in model.modules()}
-        names = cast("dict[int, str]", dict(model.config.id2label or {}))
-        self.labels = (model.config.num_labels, names, dict(model.config.label2id or {}))  # number, names, ids
         self.ignored_on_save = model._keys_to_ignore_on_save
-        self.original_heads = {name: getattr(model, name) for name in task_head.find(model)}
         # What is installed in it, see `softprompts.injection.wiring`.
         self.hooks: Any = None  # the `InputHooks`
         self.handles: list[Any] = []  # of all hooks but those at attention sites
@@ -86,7 +82,6 @@ class State:
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active
-        self.backbone_dropout = False  # whether the backbone keeps its dropout in training
         self.random_contexts: RandomContexts | None = None  # set by training
         self.last_pass: Pass | None = None  # of the last forward, for `PromptModel.penalties`
 

@@ -43,8 +43,8 @@ def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:
     """
     quantized.keep_layout(model)  # before anything runs
     state = State(model)
-    state.backbone_dropout = backbone_dropout
     model.__dict__[STATE] = state
+    model.backbone_dropout = backbone_dropout
     model.requires_grad_(False)
     model.__class__ = attached_class
     model.add_module("prompts", PromptSet())
@@ -129,7 +129,7 @@ def detach(model: Any) -> Any:
     restore_attention(state.attention)
     quantized.free_layout(model)
     model.__dict__.pop("_hf_peft_config_loaded", None)
-    del model.prompts, model.__dict__[STATE]
+    del model.prompts, model.backbone_dropout, model.__dict__[STATE]
     model.__class__ = state.model_class
     model._keys_to_ignore_on_save = state.ignored_on_save
     for parameter in state.trained:

@@ -6,6 +6,7 @@ from types import ModuleType
 from softprompts.methods.about import About as About
 from softprompts.methods.about import Span as Span
 from softprompts.methods.about import View as View
+from softprompts.methods.about import Vital as Vital
 from softprompts.methods.baselines.adamix import AdaMixConfig as AdaMixConfig
 from softprompts.methods.baselines.adapter import AdapterConfig as AdapterConfig
 from softprompts.methods.baselines.adapter import AdapterDropConfig as AdapterDropConfig

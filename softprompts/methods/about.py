@@ -1,4 +1,4 @@
-"""What a method says of itself: its line in the table of methods, its pictures, and ranges to search in."""
+"""What a method says of itself: its line in the table of methods, pictures, vitals, and ranges to search in."""
 
 from __future__ import annotations
 
@@ -31,6 +31,24 @@ class View:
     axes: tuple[str, ...] = ()
     entries: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     part: str = ""
+
+
+@dataclass(frozen=True)
+class Vital:
+    """A number that says whether a part of a method acts; see `Method.vitals`.
+
+    Attributes:
+        name: "routes.spread", ... In a composition the part's name goes in front.
+        value: the number. None for a threshold on one that training measures of every prompt (see
+            `softprompts.training.vitals`): "penalty", "gates.spread", "moved.COMPONENT", ...
+        least: below this the part does not act; None for a number without a threshold.
+        idle: what is said then, after what does not act: "router: all rows get the same masks".
+    """
+
+    name: str
+    value: float | Tensor | None
+    least: float | None = None
+    idle: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.errors import SoftPromptError
+from softprompts.methods.about import Vital
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
 
@@ -89,6 +91,22 @@ def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Te
     if noise and training:
         return logits + torch.randn_like(logits) * logits.detach()
     return functional.dropout(logits, dropout, training)
+
+
+def route_vitals(shares: Tensor, least: float, idle: str) -> list[Vital]:
+    """How rows are spread over what they choose from, from their shares ``(R, k)``.
+
+    ``routes.spread``: standard deviation over rows, mean over routes; less than ``least`` means ``idle``.
+    ``routes.entropy``: that of a row's shares, mean over rows; 1 where all routes have the same share, 0 where one has
+    all. ``routes.balance``: the same of the mean shares.
+    """
+    longest = math.log(shares.shape[1])
+    spread = shares.std(0, correction=0).mean()
+    return [
+        Vital("routes.spread", spread, least, idle),
+        Vital("routes.entropy", torch.special.entr(shares).sum(1).mean() / longest),
+        Vital("routes.balance", torch.special.entr(shares.mean(0)).sum() / longest),
+    ]
 
 
 def gated(prompt: SoftPrompt, gates: Tensor) -> SoftPrompt:

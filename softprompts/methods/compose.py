@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, SkipValidation
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.about import View
+from softprompts.methods.about import View, Vital
 from softprompts.methods.contract import Answers, Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import config_of, listed, methods
 from softprompts.soft_prompt import Part, SoftPrompt
@@ -205,6 +205,10 @@ class Composed(Method, config=ComposedConfig):
         """The views of all parts."""
         return [dataclasses.replace(view, part=name) for name, part in self._parts() for view in part.views(rows)]
 
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """The vitals of all parts."""
+        return [_vital_of(vital, name) for name, part in self._parts() for vital in part.vitals(rows)]
+
     def stored(self) -> ComposedConfig:
         """The parts as each is saved."""
         return ComposedConfig(parts=tuple(part.stored() for _, part in self._parts()))
@@ -217,6 +221,16 @@ class Composed(Method, config=ComposedConfig):
         """The reason of the first part that cannot be folded."""
         reasons = ((name, part.cannot_fold()) for name, part in self._parts())
         return next((f"of its part {name}, {reason}" for name, reason in reasons if reason is not None), None)
+
+
+def _vital_of(vital: Vital, part: str) -> Vital:
+    """A part's vital as one of the composition. What training measures of the whole prompt keeps its name."""
+    what, _, component = vital.name.partition(".")
+    if vital.value is not None:
+        name = f"{part}.{vital.name}"
+    else:
+        name = f"{what}.{part}.{component}" if what in ("moved", "gradient") else vital.name
+    return dataclasses.replace(vital, name=name, idle=f"{part}'s {vital.idle}" if vital.idle else "")
 
 
 def _concatenated(one: Tensor, other: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods.about import RATES, About, Space, Span, View
+from softprompts.methods.about import RATES, About, Space, Span, View, Vital
 from softprompts.soft_prompt import Part, SoftPrompt
 from softprompts.validation import TEXTS, check_inherited, settings
 
@@ -356,6 +356,16 @@ class Method(nn.Module):
 
         Args:
             rows: some input; views that depend on the input are left out without it.
+        """
+        return []
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """Numbers that say whether its parts act, measured at evaluations; none unless a method says so.
+
+        Called in eval mode and without gradients. It draws nothing at random.
+
+        Args:
+            rows: some training rows, also of methods that are not `per_row`; what needs them is left out without.
         """
         return []
 

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Space, View
+from softprompts.methods.about import About, Space, View, Vital
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
@@ -173,11 +173,38 @@ class EPT(Method):
             return []
         return [View("gates", self.gate(self.prompt).softmax(-1), ("token", "space"))]
 
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """What fusion and spaces add, relative to the prompt's norm; ``W`` on rows of under a tenth of the longest."""
+        vitals = []
+        if self.a is not None and self.b is not None:
+            update = self.a @ self.b
+            vitals.append(Vital("update.norm", None, 0.01, "decomposition: the embeddings stay as they are"))
+            if self.prompt is not None and self.config.fusion:
+                added = (self.fuse(self.prompt, update) - self.prompt).norm() / self.prompt.norm()
+                sizes = update.norm(dim=1)
+                weights = self.fusion_weights(self.prompt, update)
+                empty = weights[:, sizes < sizes.max() / 10].sum() / weights.sum()
+                vitals += [
+                    Vital("fusion.norm", added, 0.01, "fusion: adds nothing to the prompt"),
+                    Vital("fusion.empty", empty),
+                ]
+        if self.prompt is not None and self.gate is not None:
+            shares = self.gate(self.prompt).softmax(-1)
+            added = torch.einsum("pn,npd->pd", shares, torch.stack([space(self.prompt) for space in self.spaces]))
+            idle = "spaces: add nothing to the prompt"
+            vitals.append(Vital("spaces.norm", added.norm() / self.prompt.norm(), 0.01, idle))
+        return vitals
+
     def fuse(self, prompt: Tensor, update: Tensor) -> Tensor:
         """``P_f (s, d)`` from ``P_s (s, d)`` and ``A B (m, d)`` (Eq. 3-4)."""
-        mode = self.config.fusion_mode
-        weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if mode == "axis_p" else 1)
-        return prompt + (weights @ update if mode == "values_ab" else weights.sum(1, keepdim=True) * prompt)
+        weights = self.fusion_weights(prompt, update)
+        values = self.config.fusion_mode == "values_ab"
+        return prompt + (weights @ update if values else weights.sum(1, keepdim=True) * prompt)
+
+    def fusion_weights(self, prompt: Tensor, update: Tensor) -> Tensor:
+        """``W (s, m)`` (Eq. 4)."""
+        axis = 0 if self.config.fusion_mode == "axis_p" else 1
+        return (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(axis)
 
     def components(self) -> dict[str, Component]:
         """The prompt, the factors and the spaces, as far as they are in use."""

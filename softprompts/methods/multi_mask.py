@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Space, View
-from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed
+from softprompts.methods.about import About, Space, View, Vital
+from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed, route_vitals
 from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -104,6 +104,18 @@ class MultiMask(PrefixMethod, config=MultiMaskConfig):
         if self.per_row and rows is not None:
             views.append(View("routes", self.mixture(rows), ("row", "mask")))
         return views
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """How rows are routed; how far masks are apart, as the mean difference of their gates over pairs of masks."""
+        if not self.per_row or rows is None:
+            return []
+        gates, masks = self.masks.sigmoid(), len(self.masks)
+        apart = (gates.unsqueeze(0) - gates.unsqueeze(1)).abs().mean((2, 3)).sum() / (masks * (masks - 1))
+        return [
+            *route_vitals(self.mixture(rows), 0.02, "router: all rows get the same masks"),
+            Vital("masks.apart", apart, 0.02, "masks: all of them are the same"),
+            Vital("gates.spread", None, 0.005, "gates: all rows get the same prefix"),
+        ]
 
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""

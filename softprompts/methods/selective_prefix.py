@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.methods.about import About, Space, View
-from softprompts.methods.common import PrefixMethod, penalised
+from softprompts.methods.about import About, Space, View, Vital
+from softprompts.methods.common import PrefixMethod, penalised, plain_prefix
 from softprompts.methods.contract import MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -83,6 +83,18 @@ class SelectivePrefix(PrefixMethod, config=SelectivePrefixConfig):
     def views(self, rows: Rows | None = None) -> list[View]:
         """``alpha`` of the mask (the curves of the paper's Figure 5)."""
         return [] if self.alpha is None else [View("selective", torch.tensor(self.alpha))]
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """Mean ``|cos|`` between rows of its own prefix, over keys and values of all sites; the weight of the loss."""
+        vitals = []
+        if self.prefix is not None:
+            own = plain_prefix(self.prefix, self.num_sites)
+            assert own.keys is not None
+            assert own.values is not None
+            vitals.append(Vital("cosine", torch.cat([mean_cosine(own.keys), mean_cosine(own.values)]).mean()))
+        if self.selective_loss:
+            vitals.append(Vital("penalty", None, 0.01, "selective loss: has no say in the gradient"))
+        return vitals
 
     def cannot_fold(self) -> str | None:
         """Only the variant without the mask folds."""

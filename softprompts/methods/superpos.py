@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Space, View
+from softprompts.methods.about import About, Space, View, Vital
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
@@ -98,6 +98,15 @@ class SuperPos(Method, config=SuperPosConfig):
         """The weights (their cosines are the paper's Figure 2d), and the embeddings that they are for."""
         axes = ("token", "sampled", "width")
         return [View("superposition", self.shares(), axes[:2]), View("embeddings", self.embeddings, axes)]
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """How many tokens each prompt token mixes: ``(sum |p'|)^2 / sum p'^2``, m where all weigh the same."""
+        sizes = self.shares().abs()
+        mixed = (sizes.sum(1).square() / sizes.square().sum(1)).mean()
+        return [
+            Vital("superposition.tokens", mixed, 2.0, "superposition: prompt tokens are single tokens"),
+            Vital("moved.weights", None, 0.01, "superposition: the weights stay as they started"),
+        ]
 
     def components(self) -> dict[str, Component]:
         """The embeddings, and the weights with their decay."""

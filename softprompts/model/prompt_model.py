@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
 from softprompts.backbones import quantized, sharded
+from softprompts.backbones.task_head import mean_loss, token_loss
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
-from softprompts.injection.classification_loss import classification_loss
 from softprompts.injection.input_hooks import restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.state import state_of
@@ -28,33 +28,35 @@ from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# Losses that we compute ourselves, as the number of labels is each prompt's own.
+_OWN_LOSSES = ("ForSequenceClassification", "ForTokenClassification")
 _ROW_INPUTS = ("input_ids", "inputs_embeds", "encoder_outputs", "input_features", "inputs", "decoder_input_ids")
 
 
 class PromptModel(PromptFiles):
-    """What `attach` adds to a transformers model: prompts by name. Not made by itself."""
+    """What `attach` adds to a transformers model: prompts by name. Not made by itself.
+
+    Attributes:
+        prompts: the prompts.
+        backbone_dropout: whether the frozen model keeps its dropout while training; takes effect with the next `train`.
+    """
 
     prompts: PromptSet
+    backbone_dropout: bool
     config: Any
+    loss_type: Any
 
     # --- forward and generate -------------------------------------------------------------------------------------
 
     def _prompted_forward(self, forward: Callable[..., Any], names: list[str], *args: Any, **kwargs: Any) -> Any:
-        """The forward pass, each row under its prompt.
-
-        Args:
-            forward: that of the model's own class.
-            names: of its parameters.
-            *args: those of ``forward``.
-            **kwargs: those of ``forward``, ``prompt_names`` and ``context_mask``.
-        """
+        """``forward``, which is that of the model's own class and has parameters of these names, under prompts."""
         state, model = state_of(self), cast(PreTrainedModel, self)
         inputs = dict(zip(names, args, strict=False)) | kwargs
         prompt_names, context_mask = inputs.pop("prompt_names", None), inputs.pop("context_mask", None)
         pass_ = state.surrounding or self._pass_of(inputs, prompt_names)
         if pass_ is None:
             labels = inputs.get("labels")
-            language_model = state.backbone.kind == "decoder" and not state.original_heads
+            language_model = state.backbone.kind == "decoder" and not state.backbone.heads
             if context_mask is None and language_model and labels is not None and labels.ndim == 2:
                 context_mask = context_of(labels)
             pass_ = state.open(prompt_names, context_mask)
@@ -62,11 +64,11 @@ class PromptModel(PromptFiles):
         state.last_pass = pass_
         sharded.hold(model, self.prompts)
         if pass_ is None:
-            with state.activate(None), self._own_labels() if state.original_heads else contextlib.nullcontext():
+            with state.activate(None), self._own_labels() if state.backbone.heads else contextlib.nullcontext():
                 return forward(**inputs)
         if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
-        own_loss = "labels" in inputs and bool(state.original_heads) and self._classifies is not None
+        own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
         entry = state.backbone.entry
@@ -121,11 +123,8 @@ class PromptModel(PromptFiles):
             penalty = penalty * ((labels != -100).sum() / num_items)  # Trainer adds up the parts of a batch
         as_tuple = isinstance(output, tuple)
         if own_loss and labels is not None:
-            token = self._classifies == "ForTokenClassification"
-            problem = "token_classification" if token else self.config.problem_type
             logits = output[0] if as_tuple else output.logits
-            number = state_of(self).labels[0] or 0
-            loss = classification_loss(logits, labels, pass_, number, problem, num_items) + penalty
+            loss = self._own_loss(logits, labels.to(logits.device), pass_, num_items) + penalty
             if as_tuple:
                 return (loss, *output)
             # Losses come first in transformers' outputs, and pipelines and Trainer rely on it.
@@ -136,6 +135,16 @@ class PromptModel(PromptFiles):
         if pass_.penalties and not as_tuple and output.get("loss") is not None:
             output.loss = output.loss + penalty
         return output
+
+    def _own_loss(self, logits: Tensor, labels: Tensor, pass_: Pass, num_items: Any) -> Tensor:
+        """The loss of a classifier, each row's by the labels of its prompt, or else by those of the model."""
+        if self.loss_type == "ForTokenClassification":
+            return token_loss(logits, labels, num_items)
+        groups, own_number = pass_.groups(len(logits), logits.device), state_of(self).backbone.labels[0] or 0
+        prompts = [None if name is None else self.prompts[name] for name in groups.names]
+        numbers = [own_number if prompt is None else prompt.num_labels or logits.shape[-1] for prompt in prompts]
+        rows = zip(groups.split(logits), groups.split(labels), numbers, strict=True)
+        return mean_loss(rows, self.config.problem_type, num_items)
 
     def generate(self, *args: Any, prompt_names: str | Sequence[str | None] | None = None, **kwargs: Any) -> Any:
         """`transformers`' generate; each row generates under its own prompt.
@@ -198,15 +207,6 @@ class PromptModel(PromptFiles):
         return state_of(self).active
 
     @property
-    def backbone_dropout(self) -> bool:
-        """Whether the frozen model keeps its dropout while training; takes effect with the next `train`."""
-        return state_of(self).backbone_dropout
-
-    @backbone_dropout.setter
-    def backbone_dropout(self, on: bool) -> None:
-        state_of(self).backbone_dropout = on
-
-    @property
     def max_tokens(self) -> int | None:
         """Hard limit on tokens, prompt and input together, from a learned position table; None without one."""
         return state_of(self).backbone.max_tokens
@@ -243,12 +243,10 @@ class PromptModel(PromptFiles):
         Raises:
             SoftPromptError: the name is taken or not allowed, or the method does not fit the model.
         """
-        state = state_of(self)
         self._check_free(name)
-        settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
-        return self.place_prompt(
-            name, new_prompt(state.backbone, state.original_heads, state.labels[1], config, **settings)
-        )
+        backbone = state_of(self).backbone
+        prompt = new_prompt(backbone, config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed)
+        return self.place_prompt(name, prompt)
 
     def place_prompt(self, name: str, prompt: Prompt) -> Self:
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
@@ -290,12 +288,12 @@ class PromptModel(PromptFiles):
         state = state_of(self)
         state.active = name
         labels = self.prompts[name].labels if name is not None else []
-        number, id2label, label2id = state.labels
+        number, id2label, label2id = state.backbone.labels
         if labels:
             id2label = dict(enumerate(labels))
             label2id = {label: i for i, label in id2label.items()}
             number = len(labels)
-        if state.original_heads:  # pipelines and Trainer read the label names here
+        if state.backbone.heads:  # pipelines and Trainer read the label names here
             self.config.id2label, self.config.label2id = id2label, label2id
             if hasattr(self, "num_labels"):
                 self.num_labels = number
@@ -352,17 +350,11 @@ class PromptModel(PromptFiles):
         """Puts the prompts in training mode; the frozen backbone stays in evaluation mode (no dropout there) unless
         ``attach`` was told ``backbone_dropout=True``.
         """
-        module, state = cast(nn.Module, self), state_of(self)
+        module = cast(nn.Module, self)
         module.training = mode
         for child in module.children():
-            child.train(mode if child is self.prompts else mode and state.backbone_dropout)
+            child.train(mode if child is self.prompts else mode and self.backbone_dropout)
         return self
-
-    @property
-    def _classifies(self) -> str | None:
-        """The kind of loss that we compute ourselves, as the number of labels is each prompt's own."""
-        kind: str | None = self.loss_type  # type: ignore[attr-defined]
-        return kind if kind in ("ForSequenceClassification", "ForTokenClassification") else None
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         base: Any = super()

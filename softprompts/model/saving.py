@@ -21,10 +21,12 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from softprompts.backbones import sharded
+from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, first_line
-from softprompts.injection.prompt import Prompt, new_prompt, require, sizes_of
+from softprompts.injection.prompt import Prompt, new_prompt, require, seeded, shape_of
 from softprompts.injection.state import state_of
 from softprompts.methods.compose import restored_config
+from softprompts.methods.contract import MethodConfig, Vocabulary
 from softprompts.model.card import card
 from softprompts.storage.files import require_folder, write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of
@@ -116,7 +118,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     """
     _check_backbone(model, config["backbone"], path)
     state, labels, settings = state_of(model), config.get("labels"), config["config"]
-    if labels is not None and not state.original_heads:
+    if labels is not None and not state.backbone.heads:
         raise SoftPromptError(
             f"{path} has a task head, but {type(model).__name__} has none: load the backbone as "
             f"{config['backbone'].get('class')}"
@@ -129,12 +131,10 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
         method = restored_config(config["method"], settings)
         if method.files():
             raise SoftPromptError(f"{path}: its config names {method.files()[0]!r}; saved prompts need no other files")
-        sizes = sizes_of(state.backbone, method)
+        sizes = _sizes_of(state.backbone, method)
         if sizes is not None:
             _check_tensors({f"method.{key}": size for key, size in sizes.items()}, tensors, path, "method.")
-        prompt = new_prompt(
-            state.backbone, state.original_heads, state.labels[1], method, labels=labels or None, seed=0
-        )
+        prompt = new_prompt(state.backbone, method, labels=labels or None, seed=0)
     except SoftPromptError:
         raise
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AttributeError, LookupError) as error:
@@ -143,6 +143,21 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
     metadata = config.get("metadata")
     prompt.metadata = metadata if isinstance(metadata, dict) else {}
     return prompt
+
+
+def _sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
+    """The shapes of a method's tensors by name, without memory for them; None where it can only be built for real."""
+    sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    rows, width = backbone.vocabulary_size, backbone.hidden_size
+    sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
+    try:
+        with seeded(0), torch.device("meta"):  # what is drawn there leaves the global state alone
+            built = config.build(shape_of(backbone, config, sites, sizes))
+            return {key: value.shape for key, value in built.state_dict().items()}
+    except SoftPromptError:
+        raise
+    except Exception:  # whatever a method computes with values at its start
+        return None
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:

@@ -12,16 +12,16 @@ from softprompts.training.config import TrainConfig as TrainConfig
 if TYPE_CHECKING:
     from softprompts.training.evaluation import Evaluation as Evaluation
     from softprompts.training.lane import Lane as Lane
-    from softprompts.training.lane import LaneResult as LaneResult
     from softprompts.training.loop import train as train
     from softprompts.training.optim import build_optimizer as build_optimizer
     from softprompts.training.pass_size import lanes_that_fit as lanes_that_fit
     from softprompts.training.prediction import Prediction as Prediction
     from softprompts.training.prediction import predict as predict
+    from softprompts.training.result import LaneResult as LaneResult
 
 # Imported when first used: the command line reads `TrainConfig` and need not wait for torch.
 _HOMES = {
-    "Evaluation": "evaluation", "Lane": "lane", "LaneResult": "lane", "train": "loop", "build_optimizer": "optim",
+    "Evaluation": "evaluation", "Lane": "lane", "LaneResult": "result", "train": "loop", "build_optimizer": "optim",
     "lanes_that_fit": "pass_size", "Prediction": "prediction", "predict": "prediction",
 }  # fmt: skip
 

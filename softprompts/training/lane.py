@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,63 +24,20 @@ from softprompts.training.config import TrainConfig
 from softprompts.training.evaluation import EVAL_ROWS, Evaluation
 from softprompts.training.optim import build_optimizer, set_learning_rates
 from softprompts.training.prediction import Feature
+from softprompts.training.result import UNFINISHED, LaneResult
+from softprompts.training.vitals import Vitals
 
 if TYPE_CHECKING:
     from softprompts.injection.prompt import Prompt
 
-CHECKPOINT_FILE = "lane.pt"
+CHECKPOINT_FILE, START_FILE = "lane.pt", "start.pt"
 StepBatches = list[list[Feature]]  # the rows of a step, cut into batches
 _FORMAT = 2
-_UNFINISHED = ("interrupted", "paused")
 # Attributes of a lane that its checkpoint holds under their names.
 _KEPT = (
     "step", "stale", "stop_reason", "message", "loss", "loss_sum", "loss_steps", "seconds", "step_seconds",
     "peak_memory", "lanes", "history", "random_state",
 )  # fmt: skip
-
-
-@dataclass
-class LaneResult:
-    """How a run ended.
-
-    Attributes:
-        name: the prompt.
-        stop_reason: "max_steps", "patience", "non-finite loss", "interrupted" or "paused".
-        message: a sentence on why, where the reason alone does not say it.
-        steps: steps taken.
-        best_step: the step whose prompt was kept; 0 for the one it started from.
-        score: the best value of the main metric; None without an evaluation.
-        metrics: all metrics of that evaluation.
-        test_metrics: those of the kept prompt on rows that nothing was chosen by; empty without such rows.
-        seconds: time it was in the loop, that before a resume included.
-        step_seconds: its share of the time that went into steps: lanes that share a pass share its time evenly.
-        peak_memory: in bytes, of the process or the GPU while it trained, with all lanes of the loop.
-        lanes: the most runs that were in the loop with it, itself included.
-        history: the lines of metrics.jsonl.
-    """
-
-    name: str
-    stop_reason: str
-    message: str
-    steps: int
-    best_step: int
-    score: float | None
-    metrics: dict[str, float | None]
-    test_metrics: dict[str, float | None]
-    seconds: float
-    step_seconds: float
-    peak_memory: int
-    lanes: int
-    history: list[dict[str, Any]]
-
-    @property
-    def done(self) -> bool:
-        """Whether there is nothing left to do; an interrupted or paused run can go on."""
-        return self.stop_reason not in _UNFINISHED
-
-    def to_dict(self) -> dict[str, Any]:
-        """All but the history as plain JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "history"}
 
 
 @dataclass
@@ -113,6 +70,8 @@ class Lane:
         loss: mean training loss of the last step.
         last_metrics: the metrics of the last evaluation; ``stale`` evaluations have come since the best one.
         random_state: the state of its random sequence at the last checkpoint.
+        start_state: what its prompt started from; None after going on with a run that did not keep it.
+        gradient_vitals: see `softprompts.training.vitals`; of the last step before an evaluation.
     """
 
     def __init__(
@@ -158,6 +117,8 @@ class Lane:
         self.peak_memory = 0
         self.lanes = 1
         self.random_state: dict[str, Tensor] = {}
+        self.start_state: dict[str, Tensor] | None = None
+        self.gradient_vitals: dict[str, float] = {}
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -202,16 +163,19 @@ class Lane:
                 raise SoftPromptError(f"{self.folder} holds this run, finished; choose a new folder")
             self.folder.mkdir(parents=True, exist_ok=True)
         self.prompt: Prompt = model.prompts[self.name]
-        components = self.prompt.components()
-        self.optimizer = build_optimizer(components, self.config)
-        self.parameters = [p for component in components.values() for p in component.parameters]
+        self.components = self.prompt.components()
+        self.optimizer = build_optimizer(self.components, self.config)
+        self.parameters = [p for component in self.components.values() for p in component.parameters]
+        self.start_state = self._prompt_state()
         # A run that fails before its first evaluation leaves the prompt it started from.
-        self.best = _Best(prompt=self._prompt_state())
+        self.best = _Best(prompt=self.start_state)
         if self.folder is not None and _checkpoint(self.folder).is_file():
             self.load_checkpoint()
         elif self.folder is not None:
             # A crash between the first evaluation and its checkpoint leaves lines that are going to be written again.
             run_folder.cut_metrics(self.folder, 0)
+            if is_main():  # once, and not with every checkpoint
+                files.write_atomic(_start(self.folder), lambda file: torch.save(self.start_state, file))
 
     @property
     def active(self) -> bool:
@@ -221,7 +185,7 @@ class Lane:
     @property
     def done(self) -> bool:
         """Whether it has ended for good, not only been interrupted or paused."""
-        return self.stop_reason not in (None, *_UNFINISHED)
+        return self.stop_reason not in (None, *UNFINISHED)
 
     def suspend(self, interrupted: bool) -> None:
         """Ends the run in the middle; its checkpoint is written already."""
@@ -262,11 +226,15 @@ class Lane:
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
+    def due_after(self, step: int) -> bool:
+        """Whether an evaluation (and a checkpoint) comes after a step."""
+        every = self.config.eval_every or self.steps_per_epoch
+        return step % every == 0 or step >= self.total_steps
+
     @property
     def due(self) -> bool:
         """Whether it is time to evaluate (and write a checkpoint)."""
-        every = self.config.eval_every or self.steps_per_epoch
-        return self.step % every == 0 or self.step >= self.total_steps
+        return self.due_after(self.step)
 
     def check_parameters(self) -> None:
         """Stops the run where not all of its parameters are finite (see `active`)."""
@@ -277,8 +245,8 @@ class Lane:
         """Puts the prompt that is kept back into the model."""
         self.prompt.load_state_dict(self.best.prompt)
 
-    def record_evaluation(self, metrics: dict[str, float] | None) -> None:
-        """Notes metrics, keeps the prompt if it is the best so far, stops the run when it should.
+    def record_evaluation(self, metrics: dict[str, float] | None, vitals: Vitals | None = None) -> None:
+        """Notes metrics and vitals, keeps the prompt if it is the best so far, stops the run when it should.
 
         Metrics are empty without an evaluation, and None where predictions were not finite.
         """
@@ -301,7 +269,8 @@ class Lane:
             self.stop_reason = "patience"
             self.message = f"no better score for {self.stale} evaluations"
         epoch, loss = round(self.step / self.steps_per_epoch, 4), self.loss_sum / max(1, self.loss_steps)
-        self.history.append({"step": self.step, "epoch": epoch, "loss": loss, **_plain_values(metrics)})
+        line = {"step": self.step, "epoch": epoch, "loss": loss, **_plain_values(metrics)}
+        self.history.append({**line, **(vitals or Vitals()).line()})
         self.loss_sum, self.loss_steps = 0.0, 0
 
     # --- on disk --------------------------------------------------------------------------------------------------
@@ -336,11 +305,8 @@ class Lane:
     def load_checkpoint(self) -> None:
         """Goes back to the folder's checkpoint, if it is of these settings; drops later lines of metrics.jsonl."""
         assert self.folder is not None
-        path = _checkpoint(self.folder)
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file fails anywhere in zip or pickle
-            raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
+        state = _load(_checkpoint(self.folder))
+        self.start_state = _load(_start(self.folder)) if _start(self.folder).is_file() else None
         if state.get("format") != _FORMAT:
             raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
         before = vars(TrainConfig.from_dict(state["config"]))
@@ -359,6 +325,7 @@ class Lane:
     def finish(self, model: Any, write: bool = True) -> LaneResult:
         """Writes the result of a run that is done (with ``write``), and puts its best prompt back into the model."""
         assert self.stop_reason is not None
+        last = self.history[-1] if self.history else {}
         result = LaneResult(
             name=self.name,
             stop_reason=self.stop_reason,
@@ -372,6 +339,8 @@ class Lane:
             step_seconds=round(self.step_seconds, 3),
             peak_memory=self.peak_memory,
             lanes=self.lanes,
+            vitals=dict(last.get("vitals", {})),
+            idle=list(last.get("idle", [])),
             history=list(self.history),
         )
         if not result.done:
@@ -393,6 +362,18 @@ def checkpoint_step(folder: Path) -> int:
 
 def _checkpoint(folder: Path) -> Path:
     return folder / run_folder.CHECKPOINT / CHECKPOINT_FILE
+
+
+def _start(folder: Path) -> Path:
+    return folder / run_folder.CHECKPOINT / START_FILE
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except Exception as error:  # a damaged file fails anywhere in zip or pickle
+        raise SoftPromptError(f"{path} is damaged and cannot be read; start a new run") from error
 
 
 def _sized(evaluation: Evaluation | None, config: TrainConfig) -> Evaluation | None:

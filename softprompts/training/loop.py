@@ -29,17 +29,20 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from softprompts.errors import SoftPromptError, nearest
+from softprompts.methods.contract import Rows
 from softprompts.processes import copy_from_main, require_unsharded, synchronized
 from softprompts.storage import run_folder
 from softprompts.tasks.batches import collate
 from softprompts.training.evaluation import Evaluation, evaluate
 from softprompts.training.extra_passes import check_teachers, training_losses
-from softprompts.training.lane import Lane, LaneResult, StepBatches
+from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.losses import label_count
 from softprompts.training.memory import PeakMemory, keep_pages, out_of_memory, release
 from softprompts.training.pass_size import PassSize, place, precision, train_mode
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
+from softprompts.training.result import LaneResult
+from softprompts.training.vitals import Vitals, gradient_vitals, rows_to_look_at, vitals_of
 
 CHECKPOINT_SECONDS = 300  # between checkpoints at most: between two evaluations there may be hours
 Within = Callable[[str], contextlib.AbstractContextManager[Any]]
@@ -179,11 +182,26 @@ class _Loop:
             _sum_gradients(lanes, accelerator)
             *losses, requested = accelerator.reduce(torch.stack([*losses, requested.to(losses[0])]), "sum").unbind()
         norms = [torch.nn.utils.get_total_norm(lane.gradients()) for lane in lanes]
+        watched = [(lane, self._gradient_vitals(lane)) for lane in lanes if lane.due_after(lane.step + 1)]
+        vitals = [value for _, found in watched for value in found.values()]
         # The only place in a step where the device is waited for.
-        values = torch.stack([value.to(losses[0]) for value in [*losses, *norms, requested]]).tolist()
+        values = torch.stack([value.to(losses[0]) for value in [requested, *losses, *norms, *vitals]]).tolist()
+        asked, *numbers = values
         for i, lane in enumerate(lanes):
-            lane.update(values[i], values[len(lanes) + i])
-        return bool(values[-1] > 0)
+            lane.update(numbers[i], numbers[len(lanes) + i])
+        rest = iter(numbers[2 * len(lanes) :])
+        for lane, found in watched:
+            lane.gradient_vitals = {name: next(rest) for name in found}
+        return bool(asked > 0)
+
+    def _gradient_vitals(self, lane: Lane) -> dict[str, Tensor]:
+        return gradient_vitals(lane.components, lane.prompt.method, self._rows(lane))
+
+    def _rows(self, lane: Lane) -> Rows:
+        return rows_to_look_at(self.model, lane.train_features, self.pad_id, self.padding_side)
+
+    def _vitals(self, lane: Lane) -> Vitals:
+        return vitals_of(lane.prompt, self._rows(lane), lane.start_state, lane.gradient_vitals)
 
     def _backward(self, part: Sequence[tuple[Lane, StepBatches]]) -> list[Tensor]:
         """Adds the gradients of a step to the parameters of some lanes; returns each lane's loss."""
@@ -226,7 +244,7 @@ class _Loop:
         lanes = [lane for lane in lanes if lane.active]
         scored = self._scores([(lane, lane.validation) for lane in lanes if lane.validation is not None], within)
         for lane in lanes:
-            lane.record_evaluation({} if lane.validation is None else scored[lane.name])
+            lane.record_evaluation({} if lane.validation is None else scored[lane.name], self._vitals(lane))
         return [lane for lane in lanes if lane.stop_reason != run_folder.DIVERGED]
 
     def _finish(self, ended: list[Lane], within: Within) -> None:

@@ -89,7 +89,7 @@ class Bar:
 
 
 def track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix: bool) -> None:
-    """Logs the step's losses, and metrics where there are new ones, to Accelerate's trackers."""
+    """Logs the step's losses, and metrics and vitals where there are new ones, to Accelerate's trackers."""
     if not accelerator.trackers:
         return
     values: dict[str, float] = {}
@@ -100,6 +100,8 @@ def track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix:
             values[f"{front}learning_rate/{group['name']}"] = group["lr"]
         if lane in due:
             values.update({f"{front}{name}": value for name, value in lane.last_metrics.items()})
+            vitals = lane.history[-1]["vitals"].items()
+            values.update({f"{front}vitals/{name}": value for name, value in vitals if value is not None})
     # Trackers want steps that only rise, so lanes that resume from different steps share the highest.
     accelerator.log(values, step=max(lane.step for lane in active))
 

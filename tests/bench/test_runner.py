@@ -122,9 +122,9 @@ def test_nothing_starts_from_a_source_that_diverged(tmp_path: Path, cli: Cli) ->
     ]
     wild = {"Second": {**SOURCES["Second"], "training": {"max_steps": 9, "learning_rate": 1e38, "max_grad_norm": None}}}
     path = write_grid(tmp_path / "recipe", rows=rows, sources=wild, seeds=[0])
-    done = cli("bench", "run", path, "--out", tmp_path / "runs", "--workers", "1")
-    assert done.code == 2 and "source Second on Second, Tiny, seed 0 diverged" in done.err
-    assert "(2 more start from them)" in done.err and "Head" in done.out
+    done = warm.run(command(path, tmp_path / "runs", "--workers", "1"))
+    assert done.returncode == 2 and "source Second on Second, Tiny, seed 0 diverged" in done.stderr
+    assert "(2 more start from them)" in done.stderr and "Head" in done.stdout
     assert "2 waiting for a source" in cli.fine("bench", "status", path, "--out", tmp_path / "runs").out
 
 
@@ -227,7 +227,7 @@ def scores(root: Path) -> dict[str, Any]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and the run folders of its undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = write_grid(folder / "recipe", training={"max_steps": 60, "batch_size": 8, "eval_every": 5})
+    recipe = write_grid(folder / "recipe", training={"max_steps": 20, "batch_size": 8, "eval_every": 4})
     own = {**os.environ, "SOFTPROMPTS_CACHE": "off", "OMP_NUM_THREADS": "1"}
     began = time.monotonic()
     done = warm.run(command(recipe, folder / "runs", "--workers", "2", "--lanes", "2"), own)
@@ -298,7 +298,7 @@ def test_through_ray_with_a_worker_killed_on_the_way(tmp_path: Path, undisturbed
     root = tmp_path / "runs"
     code = _RAY.format(recipe=str(recipe), root=str(root))
     own = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own, check=False)
+    done = warm.run([sys.executable, "-c", code], own)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["killed"] and told["done"] == 8 and not told["failed"]

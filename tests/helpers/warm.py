@@ -96,6 +96,7 @@ def _first(command: list[str], environment: dict[str, str], folder: str, out: st
         os.dup2(handle, number)
         os.close(handle)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
+    os.fsync = lambda handle: None  # as in the tests' own process: machines do not die in tests
     subprocess.Popen = _Forked  # type: ignore[misc]
     _interpret(command[1:], environment, folder)
 

@@ -65,7 +65,7 @@ def test_left_padding_leaves_hidden_states_alone(family: str, method: str) -> No
 def test_gradient_checkpointing_changes_no_gradient(family: str, method: str, dropout: bool) -> None:
     model = tiny.attached(family, method)
     # Backbone dropout of zero keeps the layers in training mode, where transformers itself checkpoints them.
-    model._softprompt_state.backbone_dropout = dropout
+    model.backbone_dropout = dropout
     for module in model.modules():
         for name in ("dropout", "p", "attention_dropout", "activation_dropout", "dropout_prob", "resid_pdrop"):
             if dropout and isinstance(getattr(module, name, None), float):

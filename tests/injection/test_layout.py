@@ -90,14 +90,14 @@ def test_layout_equals_a_construction_row_by_row(
     given = torch.randn(rows, columns, width)
     moved = layout.embeddings(given, tokens)
     ids = torch.randint(5, 60, (rows, columns))
-    moved_ids = layout.ids(ids, fill=-1)
+    moved_ids = layout.ids(ids)
     assert moved.shape == (rows, length + columns, width)
     for r, row in enumerate(order):
         for place, (source, index) in enumerate(row):
             if not seen[r, place]:
                 continue  # what nobody sees may lie in any order
             assert torch.equal(moved[r, place], own[r, index] if source == "own" else given[r, index])
-            assert moved_ids[r, place] == (-1 if source == "own" else ids[r, index])
+            assert moved_ids[r, place] == (0 if source == "own" else ids[r, index])
     if layout.new_mask is None:
         assert seen.all()
     else:

@@ -21,6 +21,7 @@ from softprompts.methods import (
     PromptTuningConfig,
     SelectivePrefixConfig,
     SuperPosConfig,
+    Vital,
     compose,
     fold,
     make_config,
@@ -322,3 +323,18 @@ def test_cosines_of_a_prefix_per_row():
     prefix = torch.randn(SITES, 2, 4, WIDTH, dtype=torch.float64)
     apart = torch.stack([mean_cosine(prefix[:, :1]), mean_cosine(prefix[:, 1:])])
     torch.testing.assert_close(mean_cosine(prefix), apart.mean(0))
+
+
+def test_vitals_carry_the_names_of_their_parts(shape, monkeypatch):
+    """What training measures of the whole prompt keeps its name."""
+    declared = [Vital("routes.spread", 0.5, 0.1, "router: idle"), Vital("balance", 2.0)]
+    measured = [Vital("penalty", None, 0.01, "loss: idle"), Vital("moved.prefix", None, 0.2, "prefix: idle")]
+    method = compose(SUPERPOS, PREFIX).build(shape)
+    monkeypatch.setattr(type(method.parts["superpos"]), "vitals", lambda self, rows: declared)
+    monkeypatch.setattr(type(method.parts["prefix-tuning"]), "vitals", lambda self, rows: measured)
+    assert method.vitals() == [
+        Vital("superpos.routes.spread", 0.5, 0.1, "superpos's router: idle"),
+        Vital("superpos.balance", 2.0),
+        Vital("penalty", None, 0.01, "prefix-tuning's loss: idle"),
+        Vital("moved.prefix-tuning.prefix", None, 0.2, "prefix-tuning's prefix: idle"),
+    ]

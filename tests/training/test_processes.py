@@ -17,6 +17,7 @@ from saved import Cli, model_folder, rows, write_csv
 
 from softprompts.storage.run_folder import load_metrics
 from softprompts.training import load_result
+from softprompts.training.progress import flat
 from tests.training import scenarios
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def assert_same(two: dict[str, Any], one: dict[str, Any]) -> None:
         assert two["results"][name][-2] == pytest.approx(score, abs=1e-9)
         assert two["results"][name][-1] == pytest.approx(metrics, abs=1e-9)
         for line, other in zip(two["history"][name], one["history"][name], strict=True):
-            assert line == pytest.approx(other, abs=1e-9)
+            assert flat(line) == pytest.approx(flat(other), abs=1e-9)
     for key, value in one["prompts"].items():
         torch.testing.assert_close(two["prompts"][key], value, rtol=0, atol=1e-9, msg=key)
 

@@ -68,7 +68,7 @@ def install(model: nn.Module, state: State) -> None:
     if not pays():
         return
     # Each prompt has a head of its own, made from the model's, which trains.
-    heads = {part for head in state.original_heads.values() for part in head.modules()}
+    heads = {part for head in state.backbone.heads.values() for part in head.modules()}
     for module in model.modules():
         if type(module) in (nn.Linear, Conv1D) and module not in heads and "forward" not in module.__dict__:
             module.__dict__[_STATE] = state

@@ -122,7 +122,7 @@ def install(state: State) -> NarrowLastLayer | None:
         state: of a model whose attention sites are already served by our attention functions.
     """
     backbone = state.backbone
-    if backbone.kind != "encoder" or not (state.original_heads and backbone.sites and backbone.text_input):
+    if backbone.kind != "encoder" or not (backbone.heads and backbone.sites and backbone.text_input):
         return None
     site = backbone.sites[-1].module
     layer = _layer_of(backbone.entry, site)

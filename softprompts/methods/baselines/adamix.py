@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from softprompts.methods.about import About, Space
+from softprompts.methods.about import About, Space, Vital
 from softprompts.methods.common import divergence
 from softprompts.methods.contract import Answers, Component, Rows, Shape
 from softprompts.methods.modules import Activation, BottleneckMethod, ModuleConfig, with_role
@@ -94,6 +94,11 @@ class AdaMix(BottleneckMethod, config=AdaMixConfig):
         """The consistency term, with a gradient through both passes."""
         p, q = own.logits, others["itself"].logits
         return self.consistency * (divergence(p, q) + divergence(q, p)) / 2
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """How far the down-projections of experts are from their mean, relative to their norm."""
+        apart = [(weight - weight.mean(0)).norm() / weight.norm() for weight in self.down.values()]
+        return [Vital("experts.apart", torch.stack(apart).mean(), 0.01, "experts: all of them are the same")]
 
     def components(self) -> dict[str, Component]:
         """All experts, in one group."""

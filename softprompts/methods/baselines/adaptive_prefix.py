@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, View
+from softprompts.methods.about import About, View, Vital
 from softprompts.methods.common import PrefixMethod, gated, gated_by_states
 from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
@@ -110,6 +110,13 @@ class AdaptivePrefix(PrefixMethod, config=AdaptivePrefixConfig):
     def views(self, rows: Rows | None = None) -> list[View]:
         """The token gates ``alpha``, where they do not depend on what layers get."""
         return [] if self.free is None else [View("masks", self.free.sigmoid().T, ("token", "site"))]
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """Mean norm of what states are projected on: about the deviation of a gate's logit for states of size 1."""
+        if self.projection is None:
+            return []
+        idle = "token gates: do not depend on the input"
+        return [Vital("token_gates.norm", self.projection.norm(dim=1).mean(), 0.02, idle)]
 
     def components(self) -> dict[str, Component]:
         """The prefix, and the gates in use."""

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softprompts.methods import sources
-from softprompts.methods.about import About, View
-from softprompts.methods.common import sampled_rows
+from softprompts.methods.about import About, View, Vital
+from softprompts.methods.common import route_vitals, sampled_rows
 from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import SourcedConfig
@@ -120,6 +120,10 @@ class Attempt(Method):
         """Each row's attention to the sources and the target."""
         names = [*(f"source {number}" for number in range(len(self.sources))), "target"]
         return [] if rows is None else [View("routes", self.attention(rows), ("row", "source"), {"source": names})]
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """How the attention of rows is spread over the sources and the target."""
+        return [] if rows is None else route_vitals(self.attention(rows), 0.02, "attention: all rows get the same mix")
 
     def components(self) -> dict[str, Component]:
         """The target prompt, and the attention's network."""

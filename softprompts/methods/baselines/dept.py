@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Space
+from softprompts.methods.about import About, Space, Vital
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
@@ -100,6 +100,10 @@ class DePT(Method):
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, s, d)`` and update ``(1, m, d)``."""
         return SoftPrompt(tokens=self.prompt.unsqueeze(0), update=(self.scale * self.a @ self.b).unsqueeze(0))
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """From where on the change of the embeddings counts."""
+        return [Vital("update.norm", None, 0.01, "decomposition: the embeddings stay as they are")]
 
     def components(self) -> dict[str, Component]:
         """The prompt and the factors, at the two rates that the paper is about."""

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods import sources
-from softprompts.methods.about import About
+from softprompts.methods.about import About, Vital
 from softprompts.methods.common import divergence, sampled_rows
 from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
 from softprompts.methods.registry import register
@@ -144,6 +144,11 @@ class MPT(Method):
             errors = (own.states - teacher.states).square().mean(-1) * own.real
             loss = loss + errors.sum(1) / own.real.sum(1).clamp(min=1)
         return self.config.distillation * loss
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """Mean difference of the task's factors from 1."""
+        apart = (self.left @ self.right - 1).abs().mean()
+        return [Vital("task.apart", apart, 0.01, "task factors: leave the shared prompt as it is")]
 
     def components(self) -> dict[str, Component]:
         """The shared prompt, and the factors of the task."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from softprompts.methods.about import About, Space
+from softprompts.methods.about import About, Space, Vital
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
@@ -93,6 +93,12 @@ class Residual(Method, config=ResidualConfig):
         if self.scale is not None and self.shift is not None:
             change = functional.layer_norm(change, (width,)) * self.scale + self.shift
         return SoftPrompt(tokens=(given + change).view(1, length, width))
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """What the network adds, relative to the prompt's norm."""
+        tokens = self(rows).tokens
+        added = (tokens - self.prompt).norm() / self.prompt.norm()
+        return [Vital("network.norm", added, 0.01, "network: adds nothing to the prompt")]
 
     def components(self) -> dict[str, Component]:
         """The prompt and the network, which wants a lower rate."""

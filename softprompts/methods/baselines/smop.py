@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Space, View
-from softprompts.methods.common import perturbed, sampled_rows
+from softprompts.methods.about import About, Space, View, Vital
+from softprompts.methods.common import perturbed, route_vitals, sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -108,6 +108,18 @@ class SMoP(Method, config=SMoPConfig):
             shares, chosen = self.route(rows)
             views += [View("routes", shares, ("row", "prompt")), View("chosen", chosen, ("row", "prompt"))]
         return views
+
+    def vitals(self, rows: Rows | None = None) -> list[Vital]:
+        """How rows are routed, and how many prompts are taken: the exponential of the entropy of the choices."""
+        if rows is None:
+            return []
+        shares, chosen = self.route(rows)
+        taken = torch.special.entr(chosen.mean(0) / self.config.top_k).sum().exp()
+        least = 1.1 if self.config.top_k == 1 else None
+        return [
+            *route_vitals(shares, 0.02, "router: all rows get the same shares of the prompts"),
+            Vital("routes.taken", taken, least, "router: all rows get the same prompt"),
+        ]
 
     def components(self) -> dict[str, Component]:
         """The prompts and the router."""

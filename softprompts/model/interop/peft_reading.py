@@ -79,8 +79,7 @@ class SavedAdapter:
         # Half precision is for storing: what is trained further is in single, as in PEFT.
         tensors = {key: task_head.wide(value) for key, value in self.adapter.tensors.items()}
         adapter = dataclasses.replace(self.adapter, tensors=tensors)
-        state = state_of(model)
-        backbone = state.backbone
+        backbone = state_of(model).backbone
         if adapter.task and backbone.kind not in _KINDS.get(adapter.task, ("encoder", "decoder")):
             raise SoftPromptError(
                 f"{adapter.path} is for another kind of model (task_type {adapter.task}) than {type(model).__name__}, "
@@ -95,7 +94,7 @@ class SavedAdapter:
         else:
             config, tensors = _tokens(adapter, backbone, self.task_id)
         num_labels = _num_labels(adapter, model)
-        prompt = new_prompt(backbone, state.original_heads, state.labels[1], config, num_labels=num_labels, seed=0)
+        prompt = new_prompt(backbone, config, num_labels=num_labels, seed=0)
         # The head's tensors that the adapter lacks are the model's.
         head = {key: value for key, value in prompt.state_dict().items() if key.startswith("head.")}
         head |= {f"head.{key}": value for key, value in adapter.head.items()}
@@ -216,7 +215,7 @@ def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[st
 
 def _num_labels(adapter: Adapter, model: Any) -> int | None:
     """Returns the number of labels of an adapter's head, whose tensors must all be part of the model's head."""
-    head, originals = adapter.head, state_of(model).original_heads
+    head, originals = adapter.head, state_of(model).backbone.heads
     if not head:
         return None
     name = type(model).__name__

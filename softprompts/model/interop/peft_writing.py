@@ -48,7 +48,7 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
     state = state_of(model)
     config, tensors = _Writer(name, prompt, state).adapter()
     if prompt.head is not None:
-        config["modules_to_save"] = list(state.original_heads)
+        config["modules_to_save"] = list(state.backbone.heads)
         start = head_start(config["peft_type"])
         tensors |= {f"{start}{key}": value for key, value in prompt.head.state_dict().items()}
     identity = state.backbone.identity
@@ -105,7 +105,7 @@ class _Writer:
             return _TASKS[loss]
         if predicts and kind != "encoder":
             return "SEQ_2_SEQ_LM" if kind == "encoder-decoder" else "CAUSAL_LM"
-        if kind != "encoder-decoder" and not predicts and not self.state.original_heads:
+        if kind != "encoder-decoder" and not predicts and not self.state.backbone.heads:
             return "FEATURE_EXTRACTION"
         raise self.refusal(f"PEFT has no task_type for {self.model_name}")
 
