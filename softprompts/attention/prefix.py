@@ -90,10 +90,15 @@ def unmark_site(module: nn.Module) -> None:
     module.__dict__.pop(_SITE, None)
 
 
-def prefix_at(module: nn.Module, rows: int) -> Prefix | Recorder | None:
-    """What an attention site is going to add for a batch of so many rows; None where that is nothing."""
+def _asked(module: nn.Module, rows: int) -> Prefix | Recorder | None:
     site = module.__dict__.get(_SITE)
     return cast("Prefix | Recorder | None", site[0](site[1], rows)) if site is not None else None
+
+
+def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
+    """What an attention site is going to add for a batch of so many rows; None where that is nothing."""
+    asked = _asked(module, rows)
+    return None if isinstance(asked, Recorder) else asked
 
 
 def _kernel(module: nn.Module, name: str) -> Kernel:
@@ -106,7 +111,7 @@ def _with_prefix(name: str) -> Kernel:
     """The kernel of that name, with the prefix of the calling module in front of keys and values."""
 
     def attend(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        prefix = prefix_at(module, query.shape[0])
+        prefix = _asked(module, query.shape[0])
         if isinstance(prefix, Recorder):
             prefix.seen.setdefault(site_of(module), (args[0], args[1]))
             prefix = None
