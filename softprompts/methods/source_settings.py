@@ -104,7 +104,7 @@ class StartedConfig(FilesConfig):
         for name in self.decisive:
             ours, theirs = getattr(self, name), getattr(source.config, name)
             self.require(ours == theirs, f"the source {self.source} has {name}={theirs}, not {ours}: set both alike")
-        tensors, start = dict(method.named_parameters()), dict(source.named_parameters())
+        tensors, start = method.state_dict(), source.state_dict()
         for name in tensors | start:
             sizes = [f"of shape {tuple(some[name].shape)}" if name in some else "absent" for some in (start, tensors)]
             self.require(

@@ -10,6 +10,7 @@ Trained: ``A`` and ``B``; ``(l + d)*b`` numbers. Multiplied out after training, 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import nn
 
 from softprompts.methods.about import About, Space
+from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -31,12 +33,13 @@ class DPTConfig(MethodConfig):
     Attributes:
         num_virtual_tokens: ``l``, long as in the paper: few tokens have a low rank as they are.
         rank: ``b``, at most ``l``.
-        init_scale: both factors start uniform in +- this (released code: 0.5).
+        init_scale: both factors start uniform in +- this; None: so that the numbers of ``A B`` are as large as those of
+            token embeddings (released code: 0.5).
     """
 
     num_virtual_tokens: Annotated[int, Field(ge=1)] = 100
     rank: Annotated[int, Field(ge=1)] = 10
-    init_scale: Annotated[float, Field(gt=0)] = 0.5
+    init_scale: Annotated[float, Field(gt=0)] | None = None
 
     uses_tokens = True
     searched: ClassVar[Space] = {"num_virtual_tokens": (20, 50, 100), "rank": (5, 10, 20)}
@@ -63,9 +66,13 @@ class DPT(Method, config=DPTConfig):
 
     def __init__(self, config: DPTConfig, shape: Shape):
         super().__init__(config)
-        length, rank, scale = config.num_virtual_tokens, config.rank, config.init_scale
-        self.a = nn.Parameter(nn.init.uniform_(torch.empty(length, rank), -scale, scale))
-        self.b = nn.Parameter(nn.init.uniform_(torch.empty(rank, shape.hidden_size), -scale, scale))
+        length, rank, scale = config.num_virtual_tokens, config.rank, config.init_scale or 1.0
+        a = nn.init.uniform_(torch.empty(length, rank), -scale, scale)
+        b = nn.init.uniform_(torch.empty(rank, shape.hidden_size), -scale, scale)
+        if config.init_scale is None:  # the numbers of A B have variance rank/9 by now
+            size = (3 * sampled_rows(shape, length).square().mean().sqrt() / math.sqrt(rank)).sqrt()
+            a, b = size * a, size * b
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, l, d)``."""

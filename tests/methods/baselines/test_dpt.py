@@ -1,8 +1,11 @@
+import dataclasses
+import math
+
 import pytest
 import torch
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods import DPTConfig
+from softprompts.methods import DPTConfig, Vocabulary
 
 D = 8
 
@@ -26,6 +29,17 @@ def test_start(shape, scale):
         assert factor.abs().max().item() == pytest.approx(scale, rel=0.05)
         assert factor.std().item() == pytest.approx(scale / 3**0.5, rel=0.05)
         assert abs(factor.mean().item()) < 0.05 * scale
+
+
+@pytest.mark.parametrize("times", [0.05, 6.0])
+def test_tokens_start_as_large_as_embeddings(shape, table, times):
+    scaled = dataclasses.replace(shape, vocabulary=Vocabulary(lambda ids: times * table[ids], 50, (0, 1)))
+    method = DPTConfig(num_virtual_tokens=300, rank=40).build(scaled)
+    size = lambda rows: math.sqrt(sum(x * x for row in rows for x in row) / sum(map(len, rows)))  # noqa: E731
+    assert size(method().tokens[0].tolist()) == pytest.approx(size((times * table[2:]).tolist()), rel=0.1)
+    for factor in (method.a, method.b):  # still uniform, and alike
+        assert factor.std().item() == pytest.approx(factor.abs().max().item() / 3**0.5, rel=0.1)
+    assert method.a.abs().max().item() == pytest.approx(method.b.abs().max().item(), rel=0.1)
 
 
 @pytest.mark.parametrize(
