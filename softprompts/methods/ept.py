@@ -218,7 +218,7 @@ class EPT(Method):
 
     def components(self) -> dict[str, Component]:
         """The prompt, the factors and the spaces, as far as they are in use."""
-        prompt, low_rank = (2e-2, 1e-3) if self.config.units == "raw" else (0.3, 3e-3)
+        prompt, low_rank = (2e-2, 1e-3) if self.config.units == "raw" else (0.1, 3e-3)
         parts: dict[str, Component] = {}
         if self.prompt is not None:
             parts["prompt"] = Component([self.prompt], learning_rate=prompt)
