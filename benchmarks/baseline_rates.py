@@ -23,10 +23,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from backbones import KNOWN
 from common import numbers, parse, parser
 from report import table
 
-from softprompts.backbones.packaged import DEFAULT_MODEL
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import make_config
@@ -87,7 +87,7 @@ def search(backbone: str, task: str, options: argparse.Namespace) -> None:
     missing = [each for each in wanted if key(each) not in done]
     if not missing:
         return
-    bench = Workbench(model(backbone), data(task, options), max_length=options.max_length)
+    bench = Workbench(KNOWN[backbone](), data(task, options), max_length=options.max_length)
     for each in missing:
         if each["method"] == "head-only" and bench.kind != "encoder":  # a language model has no head
             continue
@@ -119,19 +119,10 @@ def known(file: Path) -> Iterator[dict[str, Any]]:
     return map(json.loads, lines)
 
 
-def model(backbone: str) -> str:
-    """The name or folder of a backbone."""
-    if backbone == "encoder":
-        return DEFAULT_MODEL
-    import backbones
-
-    return str(backbones.KNOWN[backbone]())
-
-
 def data(task: str, options: argparse.Namespace) -> Data:
     """Training rows and held-out rows of a task's training split, as files."""
-    folder = options.results.parent / task.replace("/", "-")
-    files = {"train": folder / "train.jsonl", "validation": folder / f"held-out-{options.held_out}.jsonl"}
+    folder = options.results.parent / f"{task.replace('/', '-')}-{options.held_out}"
+    files = {"train": folder / "train.jsonl", "validation": folder / "held-out.jsonl"}
     if not files["validation"].is_file():
         folder.mkdir(parents=True, exist_ok=True)
         rows = load_task(task, options.data_dir).train

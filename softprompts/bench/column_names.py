@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-AVERAGE = "Average"
+AVERAGE = "Average"  # of all tasks; "Average:GLUE" of some
 # "MultiRC:mean" is the mean of a task's metrics where a paper gives no more: a column of its own, in no average.
 MEAN = "mean"
 
@@ -14,6 +14,6 @@ def tasks_of(columns: Sequence[str]) -> dict[str, tuple[int, ...]]:
     tasks: dict[str, tuple[int, ...]] = {}
     for place, column in enumerate(columns):
         task, _, metric = column.partition(":")
-        if column != AVERAGE and metric != MEAN:
+        if task != AVERAGE and metric != MEAN:
             tasks[task] = (*tasks.get(task, ()), place)
     return tasks

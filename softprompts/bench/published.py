@@ -69,6 +69,7 @@ class PublishedTable:
         texts: facts by row and name.
         facts: names of the facts.
         groups: heading above a row, where there is one.
+        scored_on: "test" or "validation" rows; "" where it is not said.
         unit: of the numbers; "" for scores x 100.
         higher_is_better: False for costs.
         digits: decimals of most numbers.
@@ -91,6 +92,7 @@ class PublishedTable:
     texts: Mapping[tuple[str, str], str]
     facts: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
+    scored_on: str = ""
     unit: str = ""
     higher_is_better: bool = True
     digits: int = 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from softprompts.training import TrainConfig
 
 SCALES = ("tiny", "small", "paper")
 PAPER = "paper"  # the recipe as it is written
+ELSEWHERE = ("tiny", "small")  # scales on models that no paper has: what is said of its settings is of no use there
+ADDED = ("differences", "unstated")  # lists that a scale adds to
 COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
 
 
@@ -109,6 +111,10 @@ class Recipe(RecipeFields):
     variant: str = ""
     plain: Mapping[str, Any]
 
+    def rows_by_model(self) -> Iterator[tuple[RecipeRow, str]]:
+        """The rows with the models that they are run on, model by model."""
+        return ((row, model) for model in self.models for row in self.rows if model in row.models)
+
     def cells(self) -> list[Cell]:
         """Every run of the grid, model by model, task by task, seed by seed."""
         cells = []
@@ -130,6 +136,13 @@ class Recipe(RecipeFields):
             row = RecipeRow(label=f"source {name}", name=f"source {name}", method=source.method, **layers)
             cells += [Cell(row, name, model, 0, source=name) for model in self.models if (model, name) in needed]
         return cells
+
+    def differences_of(self, row: RecipeRow, task: str, model: str) -> tuple[str, ...]:
+        """In which settings a row on a task and a model differs from the published one, but for ``differences``."""
+        if self.scale in ELSEWHERE:
+            return ()
+        layers = (self.tasks[task], row, *row.changes(task, model))
+        return tuple(dict.fromkeys(sentence for layer in layers for sentence in layer.differences))
 
     def data_of(self, cell: Cell, data_dir: str | None = None) -> Data:
         """Where the rows of a cell come from."""
@@ -192,6 +205,8 @@ def overlaid(
         below = result.get(key)
         if value is None and null_removes:
             result.pop(key, None)
+        elif key in ADDED and isinstance(below, list):
+            result[key] = [*below, *value]
         elif isinstance(value, Mapping) and key not in whole:
             result[key] = overlaid(below if isinstance(below, Mapping) else {}, value, null_removes=null_removes)
         else:

@@ -2,8 +2,8 @@
 
 A recipe has the paper's own models and budgets; ``scales`` has what is different at ``small`` and ``tiny``: a mapping
 that is laid over the recipe key by key. Null removes a key; ``models``, ``columns`` and all values but mappings are
-replaced. ``rows`` in a scale is a mapping from a row's name to its changes, or a list in place of the recipe's list;
-``only_rows`` and ``only_tasks`` keep some.
+replaced; lines of ``differences`` and ``unstated`` are added. ``rows`` in a scale is a mapping from a row's name to its
+changes, or a list in place of the recipe's list; ``only_rows`` and ``only_tasks`` keep some.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ def read_recipe(
         "about": " ".join(spec.about.split()),
         "rows": tuple(line for row in spec.rows for line in _lines(row, spec, where)),
         "columns": _columns(spec, where),
+        "averages": _averages(spec),
     }
     recipe = Recipe(**fields, name=name, scale=scale, same_setting=same_setting, variant=variant, plain=plain)
     _check(recipe, where)
@@ -132,6 +133,10 @@ def _known_names(base: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], p
         known = {name for layer in layers for name in layer.get(key) or ()}
         for row in base["rows"]:
             _require_known(row.get(key) or (), known, f"{path}: row '{row.get('name')}' speaks of the {key[:-1]}")
+    tasks = {name for layer in layers for name in layer.get("tasks") or ()}
+    for layer in layers:
+        for name, averaged in (layer.get("averages") or {}).items():
+            _require_known(averaged or (), tasks, f"{path}: the average '{name}' is over the task")
 
 
 def _require_known(names: Iterable[str], known: Collection[str], what: str) -> None:
@@ -284,6 +289,12 @@ def _columns(spec: RecipeSpec, where: Path) -> tuple[Column, ...]:
         _require_known([metric], metrics, f"{where}: column '{name}': {task.task} has no")
         columns.append(Column(name, label, metric))
     return tuple(columns)
+
+
+def _averages(spec: RecipeSpec) -> dict[str, tuple[str, ...]]:
+    """The averages of several tasks, without the tasks that a scale leaves out."""
+    left = {name: tuple(task for task in tasks if task in spec.tasks) for name, tasks in spec.averages.items()}
+    return {name: tasks for name, tasks in left.items() if len(tasks) > 1}
 
 
 def _check(recipe: Recipe, where: Path) -> None:

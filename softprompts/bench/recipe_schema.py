@@ -41,6 +41,7 @@ T = TypeVar("T")
 SpecT = TypeVar("SpecT", bound="Spec")
 Several = Annotated[tuple[T, ...], Strict(False)]  # a list becomes a tuple
 Names = Several[str]
+Sentences = Several[Annotated[str, Field(min_length=1)]]
 Settings = dict[str, JsonValue]
 Count = Annotated[int, Field(ge=1)]
 
@@ -98,12 +99,14 @@ class Layer(Spec):
         data: what it changes of the recipe's data.
         choose: by setting ("training.learning_rate"), values of which the best by validation is taken, for every task
             and model on its own.
+        differences: in which settings it differs from the published row, a sentence each.
     """
 
     settings: Settings = {}
     training: Settings = {}
     data: Settings = {}
     choose: dict[str, Several[JsonValue]] = {}
+    differences: Sentences = ()
 
 
 class ModelLayer(Layer):
@@ -164,6 +167,7 @@ class TaskSpec(Spec):
     data: Settings = {}
     training: Settings = {}
     max_length: Count | None = None
+    differences: Sentences = ()
 
 
 class ColumnSpec(Spec):
@@ -240,6 +244,9 @@ class RecipeFields(Spec):
         sources: runs whose prompts others start from, by name.
         figures: what to draw.
         cost: steps that are timed, and before that warm up.
+        averages: the tasks of each average by its name; empty: one average over all.
+        differences: in which settings all rows differ from the published ones, a sentence each.
+        unstated: what the paper does not say, and what is taken here, a phrase each.
     """
 
     title: str
@@ -260,6 +267,9 @@ class RecipeFields(Spec):
     sources: dict[str, SourceSpec] = {}
     figures: Several[FigureSpec] = ()
     cost: CostSpec = CostSpec()
+    averages: dict[str, Names] = {}
+    differences: Sentences = ()
+    unstated: Sentences = ()
 
     @field_validator("seeds")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from softprompts.bench.column_names import AVERAGE, tasks_of
+from softprompts.bench.differences import setting_notes
 from softprompts.bench.published import PublishedTable, published
 from softprompts.bench.recipe import Column, Recipe, RecipeRow
 from softprompts.bench.results import Findings
@@ -30,10 +31,10 @@ def table_of(findings: Findings) -> Table:
         raise SoftPromptError(f"bench '{recipe.name}' measures costs, which are two tables: use tables_of")
     reference = _reference(recipe)
     lines: list[Line] = []
-    for row, name in _rows(recipe):
+    for row, name in recipe.rows_by_model():
         published_row = _published_row(reference, row, name)
         entries = tuple(
-            _score_entry(findings, row, column, name).beside(reference, published_row, column.name)
+            _score_entry(findings, row, column, name, reference).beside(reference, published_row, column.name)
             for column in recipe.columns
         )
         line = _line(findings, row, name, entries, published_row)
@@ -46,14 +47,16 @@ def table_of(findings: Findings) -> Table:
         columns=tuple(column.name for column in recipe.columns),
         lines=tuple(lines),
         facts=("trained", _SHARE),
-        comparable=recipe.same_setting,
+        comparable=recipe.same_setting and not recipe.differences,
         otherwise=_otherwise(recipe, reference),
         deltas="difference",
-        notes=_missing(findings),
+        notes=(*_missing(findings), *_scored_elsewhere(findings, reference), *setting_notes(recipe)),
     )
     if len(tasks_of(table.columns)) < 2 or AVERAGE in table.columns:
         return table
-    return with_average(table, reference)
+    heads = {column.task: column.name.partition(":")[0] for column in recipe.columns}
+    groups = {name: [heads[task] for task in tasks if task in heads] for name, tasks in recipe.averages.items()}
+    return with_average(table, reference, groups)
 
 
 def tables_of(findings: Findings) -> tuple[Table, ...]:
@@ -68,11 +71,6 @@ def tables_of(findings: Findings) -> tuple[Table, ...]:
     if recipe.table == "standardized":
         return (_standardized_table(findings),)
     return (table_of(findings),)
-
-
-def _rows(recipe: Recipe) -> Iterator[tuple[RecipeRow, str]]:
-    """The rows with the models that they are run on, model by model."""
-    return ((row, model) for model in recipe.models for row in recipe.rows if model in row.models)
 
 
 def _reference(recipe: Recipe) -> PublishedTable | None:
@@ -98,10 +96,42 @@ def _line(
     return Line(row.label, entries, row.group, model if several else None, facts, row.baseline, ranked, published_row)
 
 
-def _score_entry(findings: Findings, row: RecipeRow, column: Column, model: str) -> TableEntry:
+def _score_entry(
+    findings: Findings, row: RecipeRow, column: Column, model: str, reference: PublishedTable | None
+) -> TableEntry:
     scores = dict(sorted(findings.scores(row, column, model).items()))
-    failed = not scores and bool(findings.runs(row, column.task, model))
-    return TableEntry(tuple(scores.values()), tuple(scores), wanted=len(findings.recipe.seeds), failed=failed)
+    differs = bool(findings.recipe.differences_of(row, column.task, model))
+    return TableEntry(
+        tuple(scores.values()),
+        tuple(scores),
+        wanted=len(findings.recipe.seeds),
+        failed=not scores and bool(findings.runs(row, column.task, model)),
+        other_setting=differs or bool(_other_rows(findings, row, column.task, model, reference)),
+    )
+
+
+def _other_rows(
+    findings: Findings, row: RecipeRow, task: str, model: str, reference: PublishedTable | None
+) -> str | None:
+    """The kind of rows that scores are on ("test" or "validation") where the published ones are on the other."""
+    if reference is None or not reference.scored_on:
+        return None
+    kinds = {"test" if run.result.get("test_rows") else "validation" for run in findings.runs(row, task, model)}
+    return next((kind for kind in sorted(kinds) if kind != reference.scored_on), None)
+
+
+def _scored_elsewhere(findings: Findings, reference: PublishedTable | None) -> Iterator[str]:
+    """Says of which tasks our scores are on other rows than the published ones."""
+    if reference is None:
+        return
+    columns = {column.task for column in findings.recipe.columns if column.name in reference.columns}
+    found: dict[str, list[str]] = {}
+    for task in findings.recipe.tasks:
+        kinds = (_other_rows(findings, row, task, name, reference) for row, name in findings.recipe.rows_by_model())
+        if task in columns and (kind := next(filter(None, kinds), None)):
+            found.setdefault(kind, []).append(task)
+    for kind, tasks in found.items():
+        yield f"Scores of {', '.join(tasks)} are on {kind} rows here, published on {reference.scored_on} rows."
 
 
 def _cost_table(findings: Findings, what: str) -> Table:
@@ -112,7 +142,7 @@ def _cost_table(findings: Findings, what: str) -> Table:
         reference = published(reference.companion) if reference.companion is not None else None
     tasks = tuple(dict.fromkeys(column.task for column in recipe.columns))
     lines: list[Line] = []
-    for row, name in _rows(recipe):
+    for row, name in recipe.rows_by_model():
         published_row = _published_row(reference, row, name)
         entries = []
         for task in tasks:
@@ -120,6 +150,7 @@ def _cost_table(findings: Findings, what: str) -> Table:
             values = () if cost is None else (cost[0] if what == "seconds_per_100_steps" else cost[1],)
             entries.append(TableEntry(values).beside(reference, published_row, task))
         lines.append(replace(_line(findings, row, name, tuple(entries), published_row), ranked=True))
+    otherwise = "" if recipe.same_setting else _otherwise(recipe, reference)
     kind = "seconds per 100 steps" if what == "seconds_per_100_steps" else "peak memory (GB)"
     table = Table(
         title=f"{_title(recipe)}: {kind}",
@@ -129,9 +160,9 @@ def _cost_table(findings: Findings, what: str) -> Table:
         higher_is_better=False,
         digits=2,
         comparable=False,  # another machine
-        otherwise=f"{_otherwise(recipe, reference) or 'another machine'}; ratios carry over, seconds and bytes do not",
+        otherwise=f"{otherwise or 'another machine'}; ratios carry over, seconds and bytes do not",
         deltas="ratio",
-        notes=_missing(findings),
+        notes=(*_missing(findings), *setting_notes(recipe)),
     )
     return with_average(table, reference) if len(tasks) > 1 else table
 
@@ -146,8 +177,12 @@ def _standardized_table(findings: Findings) -> Table:
     for row in recipe.rows:
         entries = []
         for name in recipe.models:
-            score = overall.get((name if len(recipe.models) > 1 else None, row.label))
+            model = name if len(recipe.models) > 1 else None
+            score = overall.get((model, row.label))
             entry = TableEntry() if score is None else TableEntry((score.mean,), known_std=score.std)
+            parts = [line.entries for line in scores.lines if (line.model, line.name) == (model, row.label)]
+            differs = any(one.other_setting for entries in parts for one in entries)
+            entry = replace(entry, other_setting=differs)
             entries.append(entry.beside(reference, _published_row(reference, row, name), name))
         ranked = all(line.ranked for line in scores.lines if line.name == row.label)
         lines.append(Line(row.label, tuple(entries), row.group, None, (), row.baseline, ranked))
@@ -155,12 +190,13 @@ def _standardized_table(findings: Findings) -> Table:
         title=_title(recipe),
         columns=tuple(recipe.models),
         lines=tuple(lines),
-        comparable=recipe.same_setting,
+        comparable=recipe.same_setting and not recipe.differences,
         otherwise=_otherwise(recipe, reference),
         notes=(
             "Standardized score: each task's scores, mean over seeds, are put on a scale from 0 (the worst of all "
             "lines and models here) to 100 (the best); mean over tasks, their standard deviation as a subscript.",
             *_missing(findings),
+            *setting_notes(recipe),
         ),
     )
 
@@ -171,8 +207,10 @@ def _title(recipe: Recipe) -> str:
 
 def _otherwise(recipe: Recipe, reference: PublishedTable | None) -> str:
     """How the setting differs from the published one, in words."""
-    if reference is None or recipe.same_setting:
+    if reference is None:
         return ""
+    if recipe.same_setting:
+        return "see the lines below"
     seeds = "1 seed" if len(recipe.seeds) == 1 else f"{len(recipe.seeds)} seeds"
     ours = f"scale '{recipe.scale}', {', '.join(recipe.models)}, {seeds}"
     return f"{reference.setting}; here {ours}"

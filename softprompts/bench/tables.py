@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from softprompts.bench import table_forms
@@ -33,6 +34,7 @@ class TableEntry:
         known_std: standard deviation where the single scores are not known.
         published: the published number.
         published_std: and its standard deviation.
+        other_setting: whether it is known that the published number is of another setting.
         mark: a sign printed after the number; a note of the table says what it means.
         printed: the number as a paper prints it; None: it is printed with the table's decimals.
         printed_std: the same of the standard deviation.
@@ -45,6 +47,7 @@ class TableEntry:
     known_std: float | None = None
     published: float | None = None
     published_std: float | None = None
+    other_setting: bool = False
     mark: str = ""
     printed: str | None = None
     printed_std: str | None = None
@@ -117,7 +120,8 @@ class Table:
         facts: names of the columns of text after the name.
         higher_is_better: whether the highest number of a column is the best.
         digits: decimals of a number.
-        comparable: whether published numbers are of the same setting; if not, each has a dagger.
+        comparable: whether published numbers are of the same setting; if not, each has a dagger (else, those of entries
+            that say so).
         otherwise: how their setting differs.
         deltas: "difference" to the baseline line, "ratio" to it, or "none".
         notes: lines below it.
@@ -178,7 +182,7 @@ class Table:
         rows = []
         for line in self.lines:
             for place, (column, entry) in enumerate(zip(self.columns, line.entries, strict=True)):
-                same_setting = "" if entry.published is None else str(self.comparable).lower()
+                same_setting = "" if entry.published is None else str(not self._other_setting(entry)).lower()
                 scores, seeds = " ".join(map(in_full, entry.scores)), " ".join(map(str, entry.seeds))
                 published = (in_full(entry.published), in_full(entry.published_std), same_setting)
                 values = (in_full(entry.mean), in_full(entry.std), len(entry.scores), scores, seeds, *published)
@@ -211,7 +215,7 @@ class Table:
             if self.deltas == "ratio" and against:
                 what += f", and where there is one of {', '.join(against)} too, its ratio to that"
             legend.append(f"{what}.")
-            if not self.comparable:
+            if any(map(self._other_setting, entries)):
                 why = self.otherwise or "not to be compared as equals"
                 legend.append(f"{DAGGER} Published in another setting: {why}.")
         short = [
@@ -223,6 +227,10 @@ class Table:
         if short:
             legend.append(f"Fewer seeds than asked for: {'; '.join(short)}.")
         return (*legend, *self.notes)
+
+    def _other_setting(self, entry: TableEntry) -> bool:
+        """Whether a published number is there to compare with, but not as an equal."""
+        return entry.published is not None and (entry.other_setting or not self.comparable)
 
     def _merged(self) -> list[list[int]]:
         """Places of the columns that are shown as one."""
@@ -312,7 +320,7 @@ class Table:
             published=self._as_printed(published),
             published_std=self._as_printed(entry.published_std),
             published_ratio=ratio,
-            dagger="" if self.comparable or published is None else DAGGER,
+            dagger=DAGGER if self._other_setting(entry) else "",
             mark=entry.mark,
             scores=entry.scores,
         )
@@ -322,7 +330,9 @@ class Table:
         return None if value is None else max(f"{value:.{self.digits}f}", f"{value:.10g}", key=len)
 
 
-def with_average(table: Table, reference: PublishedTable | None = None) -> Table:
+def with_average(
+    table: Table, reference: PublishedTable | None = None, groups: Mapping[str, Sequence[str]] | None = None
+) -> Table:
     """The table with a column that is the mean over tasks; a task with several metrics counts once, by their mean.
 
     Where each entry of a line has the same seeds, an average is made for every seed, so that it has a standard
@@ -331,25 +341,31 @@ def with_average(table: Table, reference: PublishedTable | None = None) -> Table
     Args:
         table: without such a column.
         reference: whose averages are the published ones, if they are over the same tasks.
+        groups: the tasks of several averages, by their names; None or empty: one average over all tasks.
     """
     if reference is not None and tasks_of(table.columns).keys() != tasks_of(reference.columns).keys():
         reference = None
+    averages = {f"{AVERAGE}:{name}": tasks for name, tasks in groups.items()} if groups else {AVERAGE: None}
     lines = []
     for line in table.lines:
-        average = average_of(table, line).beside(reference, line.published_row, AVERAGE)
-        lines.append(replace(line, entries=(*line.entries, average)))
-    return replace(table, columns=(*table.columns, AVERAGE), lines=tuple(lines))
+        entries = [
+            average_of(table, line, tasks).beside(reference, line.published_row, name)
+            for name, tasks in averages.items()
+        ]
+        lines.append(replace(line, entries=(*line.entries, *entries)))
+    return replace(table, columns=(*table.columns, *averages), lines=tuple(lines))
 
 
-def average_of(table: Table, line: Line) -> TableEntry:
-    """The average of a line over tasks, see `with_average`."""
-    tasks = [[line.entries[place] for place in places] for places in tasks_of(table.columns).values()]
+def average_of(table: Table, line: Line, over: Sequence[str] | None = None) -> TableEntry:
+    """The average of a line over some tasks (None: all), see `with_average`."""
+    places_of = {task: places for task, places in tasks_of(table.columns).items() if over is None or task in over}
+    tasks = [[line.entries[place] for place in places] for places in places_of.values()]
     entries = list(itertools.chain(*tasks))
     if not entries or any(entry.mean is None for entry in entries):
         return TableEntry()
-    seeds = {entry.seeds for entry in entries}
+    other, seeds = any(entry.other_setting for entry in entries), {entry.seeds for entry in entries}
     if len(seeds) == 1 and (shared := next(iter(seeds))):
         by_task = [[*map(statistics.fmean, zip(*(entry.scores for entry in task), strict=True))] for task in tasks]
-        return TableEntry(tuple(map(statistics.fmean, zip(*by_task, strict=True))), shared)
+        return TableEntry(tuple(map(statistics.fmean, zip(*by_task, strict=True))), shared, other_setting=other)
     means = [statistics.fmean(entry.mean or 0.0 for entry in task) for task in tasks]
-    return TableEntry((statistics.fmean(means),))
+    return TableEntry((statistics.fmean(means),), other_setting=other)

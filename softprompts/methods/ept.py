@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -60,6 +60,8 @@ class EPTConfig(StartedConfig):
         vocabulary_limit: draw from this many first tokens only (5,000 in the paper); None for all.
         source: folder of a saved ept prompt with the same sizes (or run folder, or hub id) that all tensors start from,
             as in the paper's few-shot experiments; None: a start from the vocabulary.
+        source_spaces: take the spaces and their gate from the source too; False: prompt and factors alone, which are
+            all that the paper names.
     """
 
     num_virtual_tokens: Annotated[int, Field(ge=0)] = 60
@@ -78,10 +80,14 @@ class EPTConfig(StartedConfig):
     update_scale: Annotated[float, Field(gt=0)] = 0.3
     spaces_init: Literal["zeros", "linear"] = "zeros"
     vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
+    source_spaces: bool = True
 
     uses_tokens = True
+    absent: ClassVar[Mapping[str, Any]] = {
+        "units": "raw", "update_scale": 1.0, "spaces_init": "linear", "source_spaces": True,
+    }  # fmt: skip
+    ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("source", "source_spaces")}
     decisive = ("fusion", "fusion_mode", "units", "update_scale")
-    absent: ClassVar[Mapping[str, Any]] = {"units": "raw", "update_scale": 1.0, "spaces_init": "linear"}
     searched: ClassVar[Space] = {"num_virtual_tokens": (20, 60, 100), "rank": (10, 30, 60)}
     about = About(
         paper="Lan, Yang, Liu, Guo, Zhao and Wang, AAAI 2025, https://arxiv.org/abs/2405.11464",
@@ -118,11 +124,19 @@ class EPTConfig(StartedConfig):
             self.require(self.rank <= most, f"rank={self.rank} is more than the {most} rows that are decomposed")
         else:  # a change of the embeddings needs no prompt
             self.require(self.num_virtual_tokens > 0, "num_virtual_tokens must be at least 1 without a decomposition")
+        alone = self.source_spaces or self.source is not None
+        self.require(alone, "source_spaces=False is about a source: name one in source")
         object.__setattr__(self, "uses_tokens", self.num_virtual_tokens > 0)
+
+    def without_files(self, **changes: Any) -> Self:
+        """The config without the source; ``source_spaces`` has no meaning without one."""
+        return super().without_files(source_spaces=True, **changes)
 
     def build(self, shape: Shape) -> Method:
         """The module, freshly initialised."""
-        return self.started(EPT(self, shape), shape)
+        method = EPT(self, shape)
+        fresh = [] if self.source_spaces else [n for n in method.state_dict() if n.startswith(("spaces.", "gate."))]
+        return self.started(method, shape, fresh)
 
 
 class EPT(Method):

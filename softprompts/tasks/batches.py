@@ -102,11 +102,7 @@ def length_bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, 
     Returns:
         Indices of rows, every row in exactly one batch; one batch may be smaller.
     """
-    if batch_size < 1:
-        raise SoftPromptError(f"batch_size is {batch_size}: it must be at least 1")
-    chance = random.Random(f"batches {seed} {epoch}")
-    order = list(range(len(lengths)))
-    chance.shuffle(order)
+    order = _shuffled(len(lengths), batch_size, seed, epoch)
     size = batch_size * _POOL_BATCHES
     batches = []
     for start in range(0, len(order), size):
@@ -114,3 +110,23 @@ def length_bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int, 
         batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
     random.Random(f"widths {epoch}").shuffle(batches)
     return batches
+
+
+def shuffled_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Batches of rows drawn at random, whatever their lengths, as other trainers have them by default.
+
+    The same seed and epoch give the same batches, on every machine.
+
+    Returns:
+        Indices of ``count`` rows, every row in exactly one batch; the last one may be smaller.
+    """
+    order = _shuffled(count, batch_size, seed, epoch)
+    return [order[at : at + batch_size] for at in range(0, count, batch_size)]
+
+
+def _shuffled(count: int, batch_size: int, seed: int, epoch: int) -> list[int]:
+    if batch_size < 1:
+        raise SoftPromptError(f"batch_size is {batch_size}: it must be at least 1")
+    order = list(range(count))
+    random.Random(f"batches {seed} {epoch}").shuffle(order)
+    return order

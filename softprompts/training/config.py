@@ -74,6 +74,10 @@ class TrainConfig:
     max_grad_norm: Annotated[
         float | None, Field(gt=0, description="Gradients of a run are scaled down to this norm; None: never.")
     ] = 1.0
+    group_by_length: Annotated[
+        bool,
+        Field(description="Batches of rows of similar length, which need little padding; off: of rows at random."),
+    ] = True
     eval_every: Annotated[
         int | None, Field(ge=1, description="Updates between evaluations; default: an epoch. The end is always scored.")
     ] = None
@@ -95,13 +99,16 @@ class TrainConfig:
         return self.warmup_steps or math.ceil(self.warmup_ratio * total_steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; a run's id is made of all of them.
+        """The settings as plain JSON values, of which a run's id is made.
 
-        Without a rate of the head where it is what it always was: ids of runs are older than this setting.
+        Ids are older than ``head_learning_rate`` and ``group_by_length``, which are left out where they do what was
+        always done.
         """
         values = {**vars(self), "learning_rates": dict(self.learning_rates)}
         if self.head_learning_rate is None and (self.learning_rate is None or "head" in self.learning_rates):
             del values["head_learning_rate"]
+        if self.group_by_length:
+            del values["group_by_length"]
         return values
 
     @classmethod

@@ -19,7 +19,7 @@ from torch import Tensor
 from softprompts.errors import SoftPromptError
 from softprompts.processes import is_main
 from softprompts.storage import files, run_folder
-from softprompts.tasks.batches import inputs_of, length_bucketed_batches, length_of
+from softprompts.tasks.batches import inputs_of, length_bucketed_batches, length_of, shuffled_batches
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluation import EVAL_ROWS, Evaluation
 from softprompts.training.optim import build_optimizer, set_learning_rates
@@ -126,7 +126,11 @@ class Lane:
         """All batches of an epoch. They follow from seed and epoch alone, so a resumed run finds its place by step."""
         if self._epoch_batches is None or self._epoch_batches[0] != epoch:
             size = self.config.batch_size * self.config.gradient_accumulation_steps
-            self._epoch_batches = (epoch, length_bucketed_batches(self._lengths, size, self.config.seed, epoch))
+            if self.config.group_by_length:
+                batches = length_bucketed_batches(self._lengths, size, self.config.seed, epoch)
+            else:
+                batches = shuffled_batches(len(self._lengths), size, self.config.seed, epoch)
+            self._epoch_batches = (epoch, batches)
         return self._epoch_batches[1]
 
     def next_batches(self) -> StepBatches:
@@ -305,7 +309,8 @@ class Lane:
         self.start_state = _load(_start(self.folder)) if _start(self.folder).is_file() else None
         if state.get("format") != _FORMAT:
             raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
-        changed = [name for name, value in self.config.to_dict().items() if value != state["config"].get(name)]
+        before = vars(TrainConfig.from_dict(state["config"]))
+        changed = [name for name, value in vars(self.config).items() if value != before[name]]
         if changed:
             names = ", ".join(changed)
             raise SoftPromptError(f"run '{self.name}': its checkpoint was made with another {names}; start a new run")

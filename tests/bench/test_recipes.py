@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from softprompts.analysis import WHAT
 from softprompts.backbones import packaged
 from softprompts.bench import published
+from softprompts.bench.differences import setting_notes
 from softprompts.bench.figures import MEASURED
 from softprompts.bench.recipe import PAPER, SCALES, Cell, Recipe
 from softprompts.bench.recipe_file import load_recipe, recipe_names, recipes_folder
@@ -138,11 +140,82 @@ def test_published_tables_rows_and_columns_exist(name: str, loaded: dict[tuple[s
     assert {column.name for column in recipe.columns} <= set(of.columns)
 
 
+PAPERS = [name for name in recipe_names() if "/" in name]
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_protocols_of_papers_are_theirs_or_it_is_said(name: str, loaded: dict[tuple[str, str], Recipe]) -> None:
+    """What goes for all recipes of a paper, however many rows they have."""
+    recipe = loaded[name, PAPER]
+    assert setting_notes(recipe) and not setting_notes(loaded[name, "small"])
+    cells = [*recipe.source_cells(), *recipe.cells()]
+    trainings = [recipe.training_of(cell) for cell in cells]
+    if recipe.measure == "score":
+        # No paper groups rows by length, and none but those on transformers' trainer clip gradients.
+        assert not any(training.group_by_length for training in trainings)
+        clipped = {training.max_grad_norm for training in trainings}
+        assert clipped == ({1.0} if recipe.paper in ("ept", "selective-prefix") else {None})
+    if recipe.paper == "selective-prefix":
+        assert {training.head_learning_rate for training in trainings} == {"main"}
+    for cell, training in zip(cells, trainings, strict=True):
+        settings = settings_of(recipe, cell)
+        if cell.row.method == "superpos":
+            assert training.learning_rates == {"embeddings": 0.01, "weights": 0.01}
+            assert training.weight_decay is None and settings["weight_decay"] == 1e-5
+        if recipe.paper == "ept":
+            # As their released code has it; sources are those of ATTEMPT and MPT, or EPT's own.
+            own = cell.row.method in ("spot", "attempt", "mpt", "dpt")
+            own |= cell.source is not None and cell.row.method != "ept"
+            assert training.weight_decay == (1e-5 if own else 0)
+            assert not recipe.data_of(cell).few_shot or training.max_steps == 1000
+            many = (cell.source or cell.task).partition(" ")[0] in ("MNLI", "QQP", "QNLI", "ReCoRD")
+            if recipe.measure == "score" and not recipe.data_of(cell).few_shot:
+                assert training.max_steps == (300_000 if many else 30_000), cell
+
+
+@pytest.mark.parametrize("name", ["multi-mask/table-1", "multi-mask/table-2"])
+def test_every_row_has_as_many_tries_as_multi_mask(name: str, loaded: dict[tuple[str, str], Recipe]) -> None:
+    recipe = loaded[name, PAPER]
+    assert {math.prod(map(len, row.choose.values())) for row in recipe.rows} == {4}
+    for cell in recipe.cells():
+        settings = recipe.settings_of(cell, {})
+        starts = {"multi-mask": ("init_std", 1), "prefix-tuning": ("init_std", 1), "smop": ("init", "random")}
+        key, start = starts.get(cell.row.method, ("init", "normal" if cell.row.method == "prompt-tuning" else None))
+        assert settings.get(key) == start
+        assert (settings.get("l1_lambda", 0) > 0) == (cell.row.method == "multi-mask")
+
+
+def test_the_selective_loss_weighs_the_same_in_tables_and_figures(loaded: dict[tuple[str, str], Recipe]) -> None:
+    """The scripts' weight on RTE is that of the figures: 2e-4 times a mean over BERT-base's 12 layers."""
+    weights = {
+        recipe.settings_of(cell, {})["selective_loss"]
+        for name in ("table-1", "table-3", "figure-2", "figure-4", "figure-5")
+        for recipe in [loaded[f"selective-prefix/{name}", PAPER]]
+        for cell in recipe.cells()
+        if cell.task == "RTE" and cell.model == "BERT-base" and cell.row.name == "SPT"
+    }
+    assert weights == {1.667e-5} and pytest.approx(2e-4 / 12, rel=1e-3) == 1.667e-5
+
+
+def test_the_dense_layer_of_roberta_is_told_where_it_trains(loaded: dict[tuple[str, str], Recipe]) -> None:
+    recipe = loaded["selective-prefix/table-1", PAPER]
+    told = {
+        (row.name, model, task)
+        for row, model in recipe.rows_by_model()
+        for task in recipe.tasks
+        if any("dense layer" in sentence for sentence in recipe.differences_of(row, task, model))
+    }
+    # Multiple choice (COPA) and full fine-tuning, which trains all, have no such difference.
+    tasks = ("BoolQ", "RTE", "WiC", "WSC")
+    assert told == {(row, "RoBERTa-large", task) for row in ("PT-2", "SPT") for task in tasks}
+
+
 def settings_of(recipe: Recipe, cell: Cell) -> dict[str, object]:
     """The cell's settings, with the number of its sources in place of their folders."""
     settings = recipe.settings_of(cell, {name: name for name in recipe.sources})
     sources = settings.pop("sources", ())
-    settings.pop("source", None)
+    if settings.pop("source", None):
+        settings.pop("source_spaces", None)
     return {**settings, **({"restored": len(sources)} if sources else {})}
 
 

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from softprompts.bench.column_names import AVERAGE
+from softprompts.bench.column_names import AVERAGE, tasks_of
 from softprompts.bench.result_tables import table_of, tables_of
 from softprompts.bench.tables import Line, Table, TableEntry, average_of, with_average
 from softprompts.errors import SoftPromptError
@@ -159,6 +159,27 @@ def test_average_without_all_seeds_is_that_of_the_means() -> None:
     assert average.scores == (pytest.approx((85 + 60) / 2),) and average.std is None
     lacking = Table("t", ("A", "B"), (Line("a", (entry(80.0), entry())),))
     assert average_of(lacking, lacking.lines[0]) == TableEntry()
+
+
+def test_averages_of_groups_of_tasks_stand_apart() -> None:
+    scores = {"MNLI": (80.0, 84.0), "RTE:F1": (60.0, 62.0), "RTE:Acc": (70.0, 72.0), "CB": (90.0, 50.0)}
+    line = Line("a", tuple(entry(*values) for values in scores.values()))
+    table = with_average(Table("t", tuple(scores), (line,)), groups={"GLUE": ["MNLI", "RTE"], "Rest": ["CB"]})
+    assert table.columns[-2:] == ("Average:GLUE", "Average:Rest")
+    glue, rest = table.lines[0].entries[-2:]
+    np.testing.assert_allclose(glue.scores, np.add(scores["MNLI"], (65.0, 67.0)) / 2)
+    assert rest.scores == scores["CB"] and glue.seeds == (0, 1)
+    assert "| Average (GLUE/Rest) |" in table.markdown()
+    assert list(tasks_of(table.columns)) == ["MNLI", "RTE", "CB"]
+
+
+def test_a_recipe_names_the_tasks_of_its_averages() -> None:
+    made = recipe(averages={"Both": ["BoolQ", "CB"], "One left": ["CB"]})
+    outcome = findings(
+        made, lambda label, task, model, seed: {"test_metrics": {"accuracy": 0.5 + 0.1 * (task == "CB")}}
+    )
+    assert table_of(outcome).columns == ("BoolQ", "CB", "Average:Both")
+    assert table_of(outcome).lines[0].entries[-1].mean == pytest.approx(55.0)
 
 
 NASTY = r"a_b & 50 % <script>alert(1)</script> $x$ #{y}~^\ | *z* `q` λ"

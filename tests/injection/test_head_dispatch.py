@@ -388,7 +388,11 @@ def test_models_without_a_task_head_have_none() -> None:
 def test_a_heads_parameters_are_a_component() -> None:
     model = sp.attach(tiny.model("bert"), sp.PrefixTuningConfig())
     parts = model.prompts["default"].components()
-    assert parts["head"].learning_rate == model.prompts["default"].config.head_learning_rate
+    assert parts["head"].learning_rate == sp.PrefixTuningConfig.head_learning_rate
+    model.add_prompt("alone", sp.HeadOnlyConfig())
+    alone = model.prompts["alone"].components()
+    assert alone.keys() == {"head"} and alone["head"].learning_rate == sp.HeadOnlyConfig.head_learning_rate
+    model.delete_prompt("alone")
     assert list(parts) == ["prefix", "head"]
     listed = [id(p) for part in parts.values() for p in part.parameters]
     assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)

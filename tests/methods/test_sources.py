@@ -235,11 +235,31 @@ def test_b_can_start_afresh(tmp_path: Path) -> None:
     assert x.stored() == y.stored() == dataclasses.replace(config, source=None)
 
 
+def test_spaces_and_their_gate_can_start_afresh(tmp_path: Path) -> None:
+    config = sourced(tmp_path, "bert")["ept"]
+    assert isinstance(config, sp.EPTConfig)
+    model = sp.attach(tiny.model("bert", torch.float32))
+    model.add_prompt("x", dataclasses.replace(config, source_spaces=False), seed=5)
+    model.add_prompt("y", config, seed=5)
+    model.add_prompt("fresh", dataclasses.replace(config, source=None), seed=5)
+    x, y, fresh = (dict(model.prompts[name].method.named_parameters()) for name in ("x", "y", "fresh"))
+    for key, value in x.items():
+        afresh = key.startswith(("spaces.", "gate."))
+        assert torch.equal(value, fresh[key]) is afresh and torch.equal(value, y[key]) is not afresh, key
+    assert {key.partition(".")[0] for key in x} == {"prompt", "a", "b", "spaces", "gate"}
+    assert dataclasses.replace(config, source_spaces=False).identity() != config.identity()
+    assert "source_spaces" not in config.identity()
+    assert model.prompts["x"].method.stored() == dataclasses.replace(config, source=None)
+    with pytest.raises(sp.SoftPromptError, match="ept: source_spaces=False is about a source"):
+        sp.make_config("ept", source_spaces=False)
+
+
 @pytest.mark.parametrize("name", STARTED)
 def test_without_a_source_a_run_keeps_its_name(name: str) -> None:
     config = sp.make_config(name)
-    assert not {"source", "source_b"} & set(config.identity()) and config.files() == ()
-    assert set(config.to_dict()) - set(config.identity()) <= {"source", "source_b"}
+    own = {"source", "source_b", "source_spaces"}
+    assert not own & set(config.identity()) and config.files() == ()
+    assert set(config.to_dict()) - set(config.identity()) - set(config.before()) <= own
 
 
 def test_sources_that_do_not_fit(tmp_path: Path) -> None:

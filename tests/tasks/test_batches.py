@@ -7,6 +7,7 @@ import torch
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate, length_bucketed_batches
+from softprompts.tasks.batches import shuffled_batches
 
 
 def test_classes() -> None:
@@ -78,3 +79,16 @@ def test_little_padding_and_no_order_by_length() -> None:
     assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
     half = len(longest) // 2
     assert abs(sum(longest[:half]) / half - sum(longest[half:]) / (len(longest) - half)) < 40
+
+
+def test_shuffled_batches_have_rows_of_all_lengths() -> None:
+    batches = shuffled_batches(1003, 8, seed=0, epoch=0)
+    assert sorted(index for batch in batches for index in batch) == list(range(1003))
+    assert [len(batch) for batch in batches] == [8] * 125 + [3]
+    padded = sum(len(batch) * max(LENGTHS[index] for index in batch) for batch in batches)
+    assert padded > 1.5 * sum(LENGTHS)
+    assert batches == shuffled_batches(1003, 8, seed=0, epoch=0)
+    assert batches != shuffled_batches(1003, 8, seed=1, epoch=0) != shuffled_batches(1003, 8, seed=1, epoch=1)
+    assert shuffled_batches(0, 8, 0, 0) == []
+    with pytest.raises(SoftPromptError, match="at least 1"):
+        shuffled_batches(1, 0, 0, 0)

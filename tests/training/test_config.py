@@ -27,6 +27,13 @@ def test_runs_of_former_versions_still_load() -> None:
         TrainConfig(compile=True)
 
 
+def test_a_run_that_groups_rows_by_length_has_the_id_that_it_had_before_one_could_choose() -> None:
+    grouped, shuffled = TrainConfig(max_steps=7), TrainConfig(max_steps=7, group_by_length=False)
+    assert "group_by_length" not in grouped.to_dict()
+    assert shuffled.to_dict() == {**grouped.to_dict(), "group_by_length": False}
+    assert TrainConfig.from_dict(shuffled.to_dict()) == shuffled != TrainConfig.from_dict(grouped.to_dict())
+
+
 def test_unknown_field_names_the_nearest() -> None:
     with pytest.raises(SoftPromptError, match="no setting 'learning_rte'; did you mean 'learning_rate'"):
         TrainConfig.from_dict({"learning_rte": 1})

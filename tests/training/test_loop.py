@@ -196,6 +196,8 @@ def test_resume_with_other_settings_is_refused(toy: Any, tmp_path: Path) -> None
     assert result.stop_reason == "interrupted"
     with pytest.raises(SoftPromptError, match="made with another batch_size; start a new run"):
         train(model, [toy.lane(folder=tmp_path, batch_size=4)], pad_id=toy.pad)
+    with pytest.raises(SoftPromptError, match="made with another group_by_length"):
+        train(model, [toy.lane(folder=tmp_path, group_by_length=False)], pad_id=toy.pad)
     (tmp_path / "checkpoint" / "lane.pt").write_bytes(b"junk")
     with pytest.raises(SoftPromptError, match=r"lane\.pt is damaged"):
         train(model, [toy.lane(folder=tmp_path)], pad_id=toy.pad)
@@ -245,9 +247,9 @@ def test_non_finite_stops_only_that_lane(toy: Any, how: str, tmp_path: Path) -> 
     else:
         record_evaluation = lanes[1].record_evaluation
 
-        def poison(metrics: dict[str, float]) -> None:
+        def poison(*evaluation: Any) -> None:
             kept.update(prompt(model, "b"))
-            record_evaluation(metrics)
+            record_evaluation(*evaluation)
             model.prompts["b"].method.prompt.data[0, 0] = math.nan
 
         lanes[1].record_evaluation = poison

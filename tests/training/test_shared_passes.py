@@ -11,6 +11,7 @@ import torch
 
 import softprompts as sp
 from softprompts.tasks import length_bucketed_batches
+from softprompts.tasks.batches import shuffled_batches
 from softprompts.training import Evaluation, Lane, TrainConfig, predict, train
 from softprompts.training.evaluation import evaluate
 from softprompts.training.memory import free_memory, out_of_memory, step_memory
@@ -201,6 +202,16 @@ def test_lengths_come_in_the_same_order_for_every_seed() -> None:
     assert sum(shared) < 1.1 * sum(widths[0])
     members = [{frozenset(b) for b in length_bucketed_batches(lengths, 4, seed, epoch=1)} for seed in (0, 1)]
     assert len(members[0] & members[1]) < 10
+
+
+def test_rows_are_drawn_at_random_where_a_run_says_so(toy: Any) -> None:
+    """A lane's batches are those of the same draw, cut without sorting."""
+    _, (lane, *_) = build(toy, max_steps=2)
+    _, (shuffled, *_) = build(toy, max_steps=2, group_by_length=False)
+    sizes = [len(rows) for rows in shuffled._batches(0)]
+    assert shuffled._batches(0) == shuffled_batches(len(lane.train_features), sizes[0], lane.config.seed, 0)
+    assert lane._batches(0) != shuffled._batches(0)
+    assert sorted(i for rows in shuffled._batches(0) for i in rows) == list(range(len(lane.train_features)))
 
 
 def test_what_counts_as_out_of_memory() -> None:

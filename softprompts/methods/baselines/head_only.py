@@ -25,6 +25,8 @@ class HeadOnlyConfig(MethodConfig):
 
     num_virtual_tokens: Literal[0] = 0
 
+    head_learning_rate = 0.3  # 30 times that of a head beside a prompt: docs/defaults.md
+    revision = 1
     about = About(
         paper="the usual linear baseline", equation="y = head(f(x))", trained="nothing but the task head", count="0"
     )

@@ -46,7 +46,7 @@ class LoraConfig(ModuleConfig):
 
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[Target, ...], TEXTS, Field(min_length=1)] = ("query", "value")
 
     searched: ClassVar[Space] = {"rank": (4, 8, 16)}

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from softprompts.methods.about import About, Space
-from softprompts.methods.common import PromptMethod, sampled_rows
+from softprompts.methods.common import PromptMethod, repeated, sampled_rows
 from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.methods.registry import register
 from softprompts.validation import TEXTS, settings
@@ -31,7 +31,8 @@ class PromptTuningConfig(MethodConfig):
     Attributes:
         init: where the prompt starts. "vocabulary": embeddings of different tokens. "text": embeddings of
             ``init_text``, repeated or cut to ``l``. "labels": one row per label word (the mean over its pieces),
-            the rest as for "vocabulary". "random": uniform in +-``init_scale``.
+            the rest as for "vocabulary". "random": uniform in +-``init_scale``. "normal": N(0, 1), as in PEFT and the
+            code of SMoP.
         vocabulary_limit: draw from this many first tokens only (5,000 in the paper, where tokens are sorted by
             frequency); None for all.
         init_text: the text for "text".
@@ -39,7 +40,7 @@ class PromptTuningConfig(MethodConfig):
         init_scale: half the width of the range for "random".
     """
 
-    init: Literal["vocabulary", "text", "labels", "random"] = "vocabulary"
+    init: Literal["vocabulary", "text", "labels", "random", "normal"] = "vocabulary"
     vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
     init_text: str | None = None
     label_words: Annotated[tuple[str, ...], TEXTS] | None = None
@@ -80,9 +81,10 @@ def initial_prompt(config: PromptTuningConfig, shape: Shape) -> Tensor:
     length, vocabulary = config.num_virtual_tokens, shape.vocabulary
     if config.init == "random":
         return torch.empty(length, shape.hidden_size).uniform_(-config.init_scale, config.init_scale)
+    if config.init == "normal":
+        return torch.randn(length, shape.hidden_size)
     if config.init == "text":
-        ids = vocabulary.encode(config.init_text or "")
-        return vocabulary.rows([ids[i % len(ids)] for i in range(length)])
+        return vocabulary.rows(repeated(vocabulary.encode(config.init_text or ""), length))
     words = config.label_words or ()
     labels = [vocabulary.rows(vocabulary.encode(word)).mean(0, keepdim=True) for word in words]
     return torch.cat([*labels, sampled_rows(shape, length - len(words), config.vocabulary_limit)])

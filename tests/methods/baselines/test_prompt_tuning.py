@@ -15,6 +15,7 @@ def row_ids(prompt, table):
     [
         {},
         {"init": "random"},
+        {"init": "normal"},
         {"init": "text", "init_text": "ab cd"},
         {"init": "labels", "label_words": ("ab", "c")},
         {"vocabulary_limit": 10},
@@ -71,6 +72,11 @@ def test_random_range(shape):
     assert PromptTuningConfig(init="random", init_scale=2.0).build(shape).prompt.abs().max() > 1
 
 
+def test_normal_start(shape):
+    prompt = PromptTuningConfig(num_virtual_tokens=2000, init="normal").build(shape).prompt
+    assert abs(prompt.mean().item()) < 0.02 and abs(prompt.std().item() - 1) < 0.02 and prompt.max() > 2.5
+
+
 def test_training_leaves_the_vocabulary_alone(shape, table):
     before = table.clone()
     for fields in ({}, {"init": "text", "init_text": "a"}, {"init": "labels", "label_words": ("a",)}):
@@ -90,7 +96,7 @@ def test_text_needs_a_tokenizer(table):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"init": "vocab"}, "init must be one of vocabulary, text, labels, random, not 'vocab'"),
+        ({"init": "vocab"}, "init must be one of vocabulary, text, labels, random, normal, not 'vocab'"),
         ({"init": "text"}, "init='text' needs init_text"),
         ({"init": "labels"}, "init='labels' needs label_words"),
         ({"init_text": "a"}, "init_text needs init='text', not 'vocabulary'"),
