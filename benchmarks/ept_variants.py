@@ -1,17 +1,16 @@
 """EPT's readings, starts and rates on reviews and SST-2, at equal trained numbers.
 
-    python benchmarks/ept_variants.py STAGE --data-dir DIR [--tasks sst2,reviews] [--steps 150] [--batch 8]
-                                      [--seeds 1] [--size small] [--runs build/ept_variants] [--json FILE]
+    python benchmarks/ept_variants.py STAGE ... --data-dir DIR [--tasks sst2,reviews] [--steps 150] [--batch 8]
+                                      [--seeds 1000] [--size small] [--backbone encoder] [--start] [--shown]
+                                      [--runs build/ept_variants] [--json FILE]
 
-The packaged encoder. SST-2: 4,000 training sentences, none of which is a part of a validation sentence; the variants
+SST-2: 4,000 training sentences, none of which is a part of a validation sentence; the variants
 are compared on 300 other sentences of the training split, or with --shown on the validation set. Reviews: its training
 rows, compared on its validation rows, or with --shown on its test rows. Each run is scored once, after its last step.
 Sizes: "small" 10 tokens and 12 ranks of 40 tokens for 96 positions, "default" those of the method.
 What is done already is not done again: the same command goes on where it was interrupted.
 
-Numbers of a prompt, at the start and after training: update and prompt relative to the embeddings' norm, fusion and
-spaces relative to the prompt's, share of the fusion's weight on rows of zeros, and how many rows the weight is on
-(exp of its entropy).
+Beside the scores stand the vitals of the first seed's prompt at the start and after training.
 """
 
 from __future__ import annotations
@@ -19,25 +18,24 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import backbones
 from common import parse, parser, show, write_texts
 
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
-from softprompts.methods import make_config
-from softprompts.methods.ept import EPT
+from softprompts.methods import MethodConfig, make_config
 from softprompts.tasks import Example, load_task
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
+from softprompts.training.vitals import rows_to_look_at, vitals_of
 
-TRAIN, OTHERS = 4000, 300
+TRAIN, OTHERS, MAX_LENGTH = 4000, 300, 96
 _KEPT = {"num_virtual_tokens": 10, "rank": 12, "max_length": 96}
 SIZES: dict[str, dict[str, dict[str, int]]] = {
     "small": {"ept": {**_KEPT, "source_tokens": 40, "space_hidden_size": 64}, "dept": _KEPT},
@@ -51,59 +49,95 @@ READINGS: list[Settings] = [
         ("values_ab", "literal", "axis_p"), ("none", "sqrt"), ("zero", "tile", "sample")
     )
 ]
-STAGES: dict[str, list[Variant]] = {}
-
-
-def rates(prompt: float, low_rank: float, spaces: float) -> dict[str, float]:
-    return {"prompt": prompt, "low_rank": low_rank, "spaces": spaces}
+PAPER = {"units": "raw", "update_scale": 1.0, "spaces_init": "linear"}
+OLD = {**PAPER, "align": "zero", "svd_scale": "none"}
+STAGES: dict[str, list[Variant]] = {
+    "readings": [("ept", reading, {}) for reading in READINGS],
+    "readings-paper": [("ept", {**reading, **PAPER}, {}) for reading in READINGS],
+    # The default, and what it differs by from the reading that was the default before, one at a time.
+    "parts": [
+        ("ept", {}, {}),
+        ("ept", OLD, {}),
+        *(("ept", {"update_scale": scale}, {}) for scale in (0.1, 1.0)),
+        *(("ept", {}, {"low_rank": rate}) for rate in (1e-3, 1e-2)),
+        ("ept", {}, {"prompt": 0.1}),
+        ("ept", {"align": "tile"}, {}),
+        ("ept", {"spaces_init": "linear"}, {}),
+        ("ept", {"units": "raw"}, {}),
+    ],
+    "old-new": [("ept", OLD, {}), ("ept", {}, {})],
+    "old-new-slow": [
+        ("ept", OLD, {"prompt": 6e-3, "low_rank": 3e-4, "spaces": 3e-4}),
+        ("ept", {}, {"prompt": 0.1, "low_rank": 1e-3, "spaces": 3e-4}),
+    ],
+    "dept": [("dept", {}, {"low_rank": rate}) for rate in (5e-3, 5e-4, 1e-4)],
+    "dpt": [
+        ("dpt", {"init_scale": scale}, {"factors": rate}) for scale, rate in ((0.5, 1e-2), (None, 1e-2), (None, 3e-3))
+    ],
+    "superpos": [
+        ("superpos", {}, {"embeddings": embeddings, "weights": weights})
+        for embeddings, weights in ((3e-3, 1e-2), (1e-2, 1e-2), (3e-3, 3e-3), (1e-3, 1e-3))
+    ],
+}
 
 
 def main() -> None:
     arguments = parser(__doc__, rounds=1)
-    arguments.add_argument("stage", choices=STAGES)
+    arguments.add_argument("stages", nargs="+", choices=STAGES)
     arguments.add_argument("--data-dir", type=Path, required=True)
     arguments.add_argument("--tasks", type=lambda text: text.split(","), default=["sst2", "reviews"])
     arguments.add_argument("--steps", type=int, default=150)
     arguments.add_argument("--batch", type=int, default=8)
     arguments.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[1000])
     arguments.add_argument("--size", choices=SIZES, default="small")
+    arguments.add_argument("--backbone", choices=backbones.KNOWN, default="encoder")
+    arguments.add_argument("--start", action="store_true", help="numbers at the start only, nothing is trained")
     arguments.add_argument("--shown", action="store_true", help="score on rows that tables show")
     arguments.add_argument("--runs", type=Path, default=Path("build/ept_variants"))
     options = parse(arguments, steps=10)
+    model = backbones.KNOWN[options.backbone]()
+    benches = {task: Workbench(model, rows_of(task, options), max_length=MAX_LENGTH) for task in options.tasks}
+    found = {stage: measured(stage, benches, options) for stage in options.stages}
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def measured(stage: str, benches: Mapping[str, Workbench], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Scores by task, and numbers of the first seed's prompts, of each variant of a stage."""
     lines: dict[str, dict[str, Any]] = {}
-    for task in options.tasks:
-        bench = Workbench(options.model, rows_of(task, options), max_length=96)
-        for method, settings, component_rates in STAGES[options.stage]:
-            label = name(method, settings, component_rates)
-            config = make_config(method, **SIZES[options.size].get(method, {}), **settings)
-            for seed in options.seeds:
-                training = TrainConfig(
-                    max_steps=options.steps,
-                    batch_size=options.batch,
-                    eval_every=options.steps,
-                    seed=seed,
-                    learning_rates=component_rates,
-                )
-                ((folder, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
-                score = 0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0)
-                line = lines.setdefault(label, {})
-                line.setdefault(task, []).append(score)
-                if method == "ept":
-                    line.setdefault("numbers", numbers(bench, config, seed, folder / "prompt"))
-                print(
-                    f"{options.stage} {task} seed {seed} {label}: {100 * score:.1f} {line.get('numbers')}", flush=True
-                )
+    for (method, settings, component_rates), seed, task in itertools.product(STAGES[stage], options.seeds, benches):
+        bench, label = benches[task], name(method, settings, component_rates)
+        config = make_config(method, **SIZES[options.size].get(method, {}), **settings)
+        training = TrainConfig(
+            max_steps=options.steps,
+            batch_size=options.batch,
+            eval_every=options.steps,
+            seed=seed,
+            learning_rates=component_rates,
+        )
+        line = lines.setdefault(label, {task: [] for task in benches})
+        line.setdefault("start", start_of(bench, config, seed))
+        if options.start:
+            continue
+        ((_, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
+        line[task].append(0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0))
+        line.setdefault("end", {} if result is None else result["vitals"])
+        print(
+            f"{stage} {task} seed {seed} {label}: {100 * line[task][-1]:.1f} {shown(line['start'], line['end'])}",
+            flush=True,
+        )
     cells = [
-        [label, *(scores(line[task]) for task in options.tasks), *line.get("numbers", {}).values()]
+        [label, *(scores(line[task]) for task in benches), *shown(line["start"], line.get("end", {})).values()]
         for label, line in lines.items()
     ]
-    head = next((list(line["numbers"]) for line in lines.values() if "numbers" in line), [])
-    show(options.stage, ["variant", *options.tasks, *head], cells)
-    if options.json is not None:
-        options.json.write_text(json.dumps(lines, indent=1), encoding="utf-8")
+    first = next(iter(lines.values()))
+    show(stage, ["variant", *benches, *shown(first["start"], first.get("end", {}))], cells)
+    return lines
 
 
 def scores(values: list[float]) -> str:
+    if not values:
+        return "-"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}"
 
@@ -139,55 +173,18 @@ def apart(train: list[Example], shown: list[Example]) -> tuple[list[Example], li
     return drawn[:TRAIN], drawn[TRAIN:]
 
 
-def numbers(bench: Workbench, config: Any, seed: int, folder: Path) -> dict[str, str]:
-    """What the parts of the prompt do, at the start and after training."""
+def start_of(bench: Workbench, config: MethodConfig, seed: int) -> dict[str, float | None]:
+    """The vitals of a prompt at its start."""
+    rows = rows_to_look_at(bench.model, bench.features("train", bench.room(config)), bench.pad_id)
     with bench.backbone.trial("start", config, bench.task, seed):
-        start = parts(bench, bench.model.prompts["start"].method)
-    bench.model.load_prompt(folder, "end")
-    end = parts(bench, bench.model.prompts["end"].method)
-    bench.backbone.drop("end")
-    return {key: f"{start[key]:.3g} > {end[key]:.3g}" for key in start}
+        return vitals_of(bench.model.prompts["start"], rows).numbers
 
 
-@torch.no_grad()
-def parts(bench: Workbench, method: EPT) -> dict[str, float]:
-    """The numbers of one prompt."""
-    config, found = method.config, method()
-    table = bench.model.get_input_embeddings().weight
-    length = table[: min(len(table), 5000)].float().norm(dim=1).mean()
-    prompt, update = method.prompt, method.a @ method.b
-    weights = (prompt @ update.T / math.sqrt(prompt.shape[1])).softmax(0 if config.fusion_mode == "axis_p" else 1)
-    fused = method.fuse(prompt, update) - prompt
-    spaces = found.tokens[0] / method.unit - prompt - fused
-    shares = weights / weights.sum(1, keepdim=True)
-    own = prompt.norm(dim=1).mean()
-    zero = update.norm(dim=1) < 1e-9
-    return {
-        "prompt": float(found.tokens.norm(dim=-1).mean() / length),
-        "update": float(found.update.norm(dim=-1).mean() / length),
-        "fusion": float(fused.norm(dim=1).mean() / own),
-        "spaces": float(spaces.norm(dim=1).mean() / own),
-        "on zeros": float(shares[:, zero].sum(1).mean()),
-        "rows": float(torch.exp(-(shares * (shares + 1e-30).log()).sum(1)).mean()),
-    }
+def shown(start: Mapping[str, float | None], end: Mapping[str, float | None]) -> dict[str, str]:
+    """Vitals from start to end, those that have both in front."""
+    both = {name: f"{value or 0:.2g} > {end[name] or 0:.2g}" for name, value in start.items() if name in end}
+    return both | {name: f"{value or 0:.2g}" for name, value in {**start, **end}.items() if name not in both}
 
-
-RAW = {"units": "raw"}
-STAGES["readings-raw"] = [
-    ("ept", {**RAW, **reading}, rates(2e-2 * f, 1e-3 * f, 1e-3 * f)) for f in (0.3,) for reading in READINGS
-]
-UNITS = {"svd_scale": "sqrt", "align": "sample"}
-STAGES["units"] = [
-    ("ept", RAW, rates(2e-2, 1e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.3, 3e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 1.0, "spaces_init": "zeros"}, rates(0.3, 3e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "linear"}, rates(0.3, 3e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 1e-2, 1e-3)),
-    ("dept", {}, {"prompt": 2e-2, "low_rank": 5e-3}),
-    ("dept", {}, {"prompt": 2e-2, "low_rank": 5e-4}),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 1e-3, 1e-3)),
-    ("ept", {**UNITS, "update_scale": 0.1, "spaces_init": "zeros"}, rates(0.1, 3e-3, 3e-4)),
-]
 
 if __name__ == "__main__":
     main()

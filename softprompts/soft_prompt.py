@@ -28,13 +28,7 @@ class Frozen:
         return self.run(*args, **kwargs)
 
     def with_parameters(self, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """What it would make of its input with these parameters in place of its own.
-
-        Args:
-            tensors: by the name that the parameter has in the module; others stay as they are.
-            *args: as for its forward.
-            **kwargs: as for its forward.
-        """
+        """What it would make of its input with these parameters, by their names in it, in place of its own."""
         own = self.module._parameters
         before = {name: cast(nn.Parameter, own[name]) for name in tensors}
         try:
@@ -46,12 +40,9 @@ class Frozen:
             own.update(before)
 
     def uniform(self, seed: int, size: tuple[int, ...], device: torch.device) -> Tensor:
-        """Numbers in [0, 1) for each row, which follow from the seed: a recomputed pass draws the same.
+        """Numbers in [0, 1) of ``size`` ``(R, ...)``, which follow from a seed that the method draws once per pass.
 
-        Args:
-            seed: drawn by the method once per pass.
-            size: ``(R, ...)``.
-            device: where they are wanted.
+        So a recomputed pass draws the same.
         """
         generator = torch.Generator(device).manual_seed(seed)
         return torch.rand(size, generator=generator, device=device)

@@ -9,7 +9,7 @@ no special case, and real tokens keep their positions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -26,7 +26,6 @@ KERNELS = ("sdpa", "eager")
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
-_BIASED_BY = "_softprompt_biased_by"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -37,45 +36,48 @@ def implementation(kernel: str) -> str:
 
 @dataclass
 class Prefix:
-    """What one attention site adds to its keys and values.
+    """What one attention site adds to its keys and values."""
+
+    keys: Tensor  # (M|1, l, w), or (P, l, w) with ``rows``
+    values: Tensor
+    mask: Tensor | None  # (M, l) bool, which columns a row owns; None when all rows own all
+    selectivity: float | Tensor | None  # alpha of Selective Prefix Tuning, or (M,); NaN: plain attention
+    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)  # masks of this pass; layers share them
+    rows: Tensor | None = None  # (M,), which of P prefixes a row has; None where keys and values are those of the rows
+    gates: Tensor | None = None  # (M|1, l), what keys and values are multiplied with; None: 1
+    # How many positions before a row's first token the prefix starts, one for all or (M,); 0: it has no positions.
+    ahead: int | Tensor = 0
+    seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+
+
+@dataclass
+class Recorder:
+    """In place of a prefix: takes down the keys and values that attention sites see, and adds nothing to them.
 
     Attributes:
-        keys: ``(M|1, l, w)``, or ``(P, l, w)`` with ``rows``.
-        values: like ``keys``.
-        mask: ``(M, l)`` bool, which columns a row owns; None when all rows own all.
-        selectivity: alpha of Selective Prefix Tuning, a float or ``(M,)`` with NaN for rows with plain attention.
-        widened: masks already widened in this pass; layers share them.
-        rows: ``(M,)``, which of ``P`` prefixes a row has; None where keys and values are those of the rows.
-        gates: ``(M|1, l)``, what keys and values are multiplied with; None: 1.
-        ahead: how many positions before a row's first token the prefix starts, one for all or ``(M,)``; 0: it has no
-            positions.
-        seen: columns in the cache of an encoder-decoder's decoder.
+        seen: keys and values ``(1, kv_heads, n, head_dim)`` by the index of the site; of a module that attends several
+            times (ALBERT has one for all layers) the first time.
     """
 
-    keys: Tensor
-    values: Tensor
-    mask: Tensor | None
-    selectivity: float | Tensor | None
-    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)
-    rows: Tensor | None = None
-    gates: Tensor | None = None
-    ahead: int | Tensor = 0
-    seen: Any = 0
+    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def of(self, sites: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Keys and values ``(S, n, w)`` of these sites in float32."""
+        device = self.seen[sites[0]][0].device
+        flat = [[part[0].transpose(0, 1).flatten(1).float().to(device) for part in self.seen[site]] for site in sites]
+        keys, values = (torch.stack(parts) for parts in zip(*flat, strict=True))
+        return keys, values
 
 
-def mark_site(
-    module: nn.Module, prefix_of: Callable[[int, int], Prefix | None], index: int, biased_by: nn.Module | None = None
-) -> None:
-    """Makes ``module`` ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
+PrefixOf = Callable[[int, int], "Prefix | Recorder | None"]
 
-    Args:
-        module: the attention module.
-        prefix_of: gives the prefix.
-        index: the module's own.
-        biased_by: the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
+
+def mark_site(module: nn.Module, prefix_of: PrefixOf, index: int, biased_by: nn.Module | None = None) -> None:
+    """Makes an attention module ask ``prefix_of(index, rows)`` for its prefix whenever it attends.
+
+    ``biased_by`` is the module whose ``compute_bias`` gives the bias of relative positions; None where there is none.
     """
-    module.__dict__[_SITE] = (prefix_of, index)
-    module.__dict__[_BIASED_BY] = biased_by
+    module.__dict__[_SITE] = (prefix_of, index, biased_by)
 
 
 def site_of(module: nn.Module) -> int:
@@ -86,13 +88,17 @@ def site_of(module: nn.Module) -> int:
 def unmark_site(module: nn.Module) -> None:
     """Undoes `mark_site`."""
     module.__dict__.pop(_SITE, None)
-    module.__dict__.pop(_BIASED_BY, None)
+
+
+def _asked(module: nn.Module, rows: int) -> Prefix | Recorder | None:
+    site = module.__dict__.get(_SITE)
+    return cast("Prefix | Recorder | None", site[0](site[1], rows)) if site is not None else None
 
 
 def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
     """What an attention site is going to add for a batch of so many rows; None where that is nothing."""
-    site = module.__dict__.get(_SITE)
-    return cast("Prefix | None", site[0](site[1], rows)) if site is not None else None
+    asked = _asked(module, rows)
+    return None if isinstance(asked, Recorder) else asked
 
 
 def _kernel(module: nn.Module, name: str) -> Kernel:
@@ -105,7 +111,10 @@ def _with_prefix(name: str) -> Kernel:
     """The kernel of that name, with the prefix of the calling module in front of keys and values."""
 
     def attend(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        prefix = prefix_at(module, query.shape[0])
+        prefix = _asked(module, query.shape[0])
+        if isinstance(prefix, Recorder):
+            prefix.seen.setdefault(site_of(module), (args[0], args[1]))
+            prefix = None
         if prefix is None:
             return _kernel(module, name)(module, query, *args, **kwargs)
         return attend_with(prefix, name, module, query, *args, **kwargs)
@@ -213,7 +222,7 @@ def _widen_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
 
     They are zero where the prefix has no positions, or those of tokens ahead of the first.
     """
-    length, own = prefix.keys.shape[1], module.__dict__.get(_BIASED_BY)
+    length, own = prefix.keys.shape[1], module.__dict__[_SITE][2]
     if own is None or (isinstance(prefix.ahead, int) and not prefix.ahead):
         return F.pad(bias, (length, 0))
 

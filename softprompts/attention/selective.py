@@ -13,11 +13,9 @@ from torch import Tensor
 
 
 def select(scores: Tensor, alpha: float | Tensor) -> Tensor:
-    """Scores of prefix columns with the logarithm of their mask added.
+    """Scores ``(M, H, q, l)`` of prefix columns with the logarithm of their mask added.
 
-    Args:
-        scores: ``(M, H, q, l)``.
-        alpha: a float, or ``(M,)`` with NaN for rows with plain attention.
+    ``alpha`` is a float, or ``(M,)`` with NaN for rows with plain attention.
     """
     if not isinstance(alpha, Tensor):
         return scores + F.logsigmoid(alpha * scores)

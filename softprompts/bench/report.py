@@ -28,6 +28,7 @@ from softprompts.bench.results import load_findings
 from softprompts.bench.significance import Significance, significance
 from softprompts.bench.table_forms import DAGGER
 from softprompts.bench.tables import Table
+from softprompts.bench.vitals import VitalsTable, idle_notes, vitals_tables
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.compare import score_of
 from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, write_files
@@ -97,6 +98,8 @@ def write_report(
             for one in compared
             if one.differences
         ],
+        vitals=[_vitals(table) for table in vitals_tables(findings)],
+        idle=idle_notes(findings),
         notes=list(_notes(findings, tables)),
         runs=[_run(findings, one, folder) for one in findings.outcomes],
         style=Markup((page / "report.css").read_text(encoding="utf-8")),
@@ -142,6 +145,15 @@ def _shown(table: Table) -> dict[str, Any]:
         "notes": table.all_notes(),
         "texts": [("Markdown", table.markdown()), ("LaTeX", table.latex()), ("CSV", table.csv())],
     }
+
+
+def _vitals(table: VitalsTable) -> dict[str, Any]:
+    """A table of vitals for the page."""
+    cells = [
+        [_Cell(row), _Cell(name), *(_Cell("-" if v is None else f"{v:.3g}", v) for v in numbers)]
+        for row, name, numbers in table.lines
+    ]
+    return {"title": table.title, "heads": table.heads, "lines": cells}
 
 
 def _kicker(findings: Findings) -> str:
@@ -245,6 +257,8 @@ def _run(findings: Findings, one: Outcome, folder: Path) -> dict[str, _Cell]:
         link = quote(Path(os.path.relpath(one.folder, folder)).as_posix())
     except ValueError:  # another drive
         link = one.folder.resolve().as_uri()
+    if any(run.result.get("idle") for run in findings.outcomes):
+        cells["idle"] = _Cell("; ".join(result.get("idle", [])))
     cells["steps"], cells["stopped by"] = _number(result.get("steps"), 0), _Cell(str(result.get("stop_reason", "")))
     return cells | {"seconds": _number(result.get("seconds"), 0), "folder": _Cell(one.folder.name, link=link)}
 

@@ -71,6 +71,8 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
     written = write_report(comparison, folder)
     out.print(table)
     out.print(comparison.note())
+    for line in comparison.idle():
+        out.print(line, soft_wrap=True)
     out.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
     if len(written) < 3 and comparison.best is not None:
         out.print("no picture: pip install matplotlib")

@@ -33,7 +33,8 @@ def inspect(
     prompts = []
     for source in sources:
         config, tensors = open_saved(source).describe()
-        prompts.append({**config, "tensors": {name: _numbers(tensors[name]) for name in config["tensors"]}})
+        numbers = {name: _numbers(tensors[name]) for name in config["tensors"]}
+        prompts.append({**config, "tensors": numbers, "vitals": _vitals(source)})
     if not as_json:
         for prompt in prompts:
             _show_prompt(prompt)
@@ -43,6 +44,16 @@ def inspect(
         print(json.dumps(record, indent=2, ensure_ascii=False))
     elif len(sources) > 1 and not plots:
         _show_similarities(sources)
+
+
+def _vitals(source: str) -> dict[str, Any]:
+    """Of a run folder, the vitals of the first evaluation, of the prompt that is kept, and of the last, by step."""
+    from softprompts.storage import run_folder
+
+    lines = [line for line in run_folder.load_metrics(source) if line.get("vitals")]
+    kept = run_folder.load_result(source)["best_step"] if run_folder.is_done(source) else None
+    ends = {line["step"] for line in (*lines[:1], *lines[-1:])}
+    return {str(line["step"]): line["vitals"] for line in lines if line["step"] in {*ends, kept}}
 
 
 def _numbers(value: Any) -> dict[str, Any]:
@@ -79,6 +90,12 @@ def _show_prompt(config: dict[str, Any]) -> None:
         numbers = [f"{value[key]:.4g}" for key in ("mean", "std", "largest")]
         table.add_row(name, " x ".join(map(str, value["shape"])), value["type"], *numbers)
     out.print(table)
+    if vitals := config["vitals"]:
+        table = Table("vital", *(f"step {step}" for step in vitals))
+        for name in next(iter(vitals.values())):
+            values = [numbers.get(name) for numbers in vitals.values()]
+            table.add_row(name, *("-" if value is None else f"{value:.3g}" for value in values))
+        out.print(table)
 
 
 def _draw(sources: list[str], output: str | None, data_dir: str | None, rows: int, show: bool) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
         f"{speed:.1f} s/100 steps; peak memory {result['peak_memory'] / 1e9:.2f} GB",
         highlight=False,
     )
+    for sentence in result.get("idle", []):
+        out.print(f"idle: {sentence}", soft_wrap=True)
     out.print(f"run folder: {path}", soft_wrap=True)
     out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
 from softprompts.plotting import Point, draw_points, have_matplotlib, new_figure, plain, png
 from softprompts.storage.files import write_atomic, write_text_atomic
-from softprompts.storage.tables import csv_text, markdown_table
+from softprompts.storage.tables import csv_text, escape, markdown_table
 from softprompts.training import TrainConfig
 
 COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")
@@ -31,6 +32,8 @@ class Row:
         total: number of all parameters.
         step_seconds: seconds per 100 steps, the median over seeds; where runs share passes, each one's even share.
         peak_memory: bytes, the largest over seeds.
+        idle: by a sentence on a part of the method that did not act, in how many of its runs.
+        runs: how many there are.
     """
 
     method: str
@@ -39,6 +42,8 @@ class Row:
     total: int
     step_seconds: float
     peak_memory: int
+    idle: Mapping[str, int] = field(default_factory=dict)
+    runs: int = 0
 
     @property
     def mean(self) -> float:
@@ -120,13 +125,22 @@ class Comparison:
             )
         return text
 
+    def idle(self) -> list[str]:
+        """A line for each part of a method that did not act."""
+        return [
+            f"idle: {row.method}: {sentence} ({count} of {row.runs} runs)"
+            for row in self.rows
+            for sentence, count in row.idle.items()
+        ]
+
     def markdown(self) -> str:
         """The table as Markdown, the best score in bold."""
         rows = [self.cells(row) for row in self.rows]
         for row, cells in zip(self.rows, rows, strict=True):
             if row is self.best:
                 cells[1] = f"**{cells[1]}**"
-        return f"{markdown_table(COLUMNS, rows, 'lr')}\n\n{self.model} on {self.task}; {self.note()}\n"
+        lines = [f"{self.model} on {self.task}; {self.note()}", *map(escape, self.idle())]
+        return "\n\n".join([markdown_table(COLUMNS, rows, "lr"), *lines]) + "\n"
 
     def csv(self) -> str:
         """One line per method and seed-wise scores, for programs."""
@@ -214,6 +228,8 @@ def _row(method: str, results: Sequence[dict[str, Any]], metric: str) -> Row:
         total=trained + results[0]["backbone_parameters"],
         step_seconds=statistics.median(speed) if speed else math.nan,
         peak_memory=max(result["peak_memory"] for result in results),
+        idle=Counter(sentence for result in results for sentence in result.get("idle", [])),
+        runs=len(results),
     )
 
 

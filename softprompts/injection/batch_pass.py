@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +18,13 @@ from torch import Tensor, nn
 from softprompts.attention.prefix import Prefix
 from softprompts.errors import SoftPromptError
 from softprompts.injection.layout import Layout, Tokens
-from softprompts.injection.prompt import Prompt
+from softprompts.injection.prompt import Prompt, require
 from softprompts.injection.rows import RowGroups, repeat_rows
 from softprompts.methods.contract import Rows
 from softprompts.soft_prompt import SoftPrompt
 
 # By prompt, the context in which its modules draw random numbers, where a prompt has a sequence of its own.
 RandomContexts = Mapping[str, contextlib.AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class View:
-    """What prompts may see of the states that attention sites are called with.
-
-    Attributes:
-        mask: ``(M, n)`` bool, the columns; None for all.
-        later: whether a cache holds an earlier step of the same generation.
-    """
-
-    mask: Tensor | None = None
-    later: bool = False
 
 
 class Pass:
@@ -49,17 +35,28 @@ class Pass:
         names: one name per row, or one for all rows; None is a row without a prompt.
         context_mask: ``(B, n)``, tokens that prompts may depend on; None for all real ones.
         random_contexts: see `drawing`.
+
+    Attributes:
+        prompts: those that rows have.
+
+    Raises:
+        SoftPromptError: unknown name.
     """
 
     def __init__(
         self,
         prompts: Mapping[str, Prompt],
-        names: str | Sequence[str | None] | None,
+        names: str | Sequence[str | None],
         context_mask: Tensor | None = None,
         random_contexts: RandomContexts | None = None,
     ):
-        self.prompts, self.context_mask, self.random_contexts = prompts, context_mask, random_contexts
-        self.given = names if names is None or isinstance(names, str) else list(names)
+        self.given = names if isinstance(names, str) else list(names)
+        distinct = [names] if isinstance(names, str) else dict.fromkeys(names)
+        self.prompts = {name: require(prompts, name) for name in distinct if name is not None}
+        self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
+        self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
+        self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
+        self.context_mask, self.random_contexts = context_mask, random_contexts or {}
         # Filled by `prepare`.
         self.ready = False
         self.rows = 0  # that the prompts were computed for
@@ -71,7 +68,10 @@ class Pass:
         # Of the step under way, set by the hooks.
         self.layout: Layout | None = None  # None: no column was moved
         self.visible: Tensor | None = None  # (R, n), what prompts may see of the first step's input
-        self.view, self.decoder_view = View(), View()
+        self.later = False  # whether a cache holds an earlier step of the same generation
+        # (M, n) bool, what gates may depend on of the states that attention sites are called with; None: all.
+        self.view: Tensor | None = None
+        self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
@@ -82,29 +82,6 @@ class Pass:
         self._gates_of_first_step: dict[int, Tensor] = {}
 
     # --- what is in it ------------------------------------------------------------------------------------------
-
-    @property
-    def names(self) -> list[str | None]:
-        """The different prompts in use."""
-        return list(dict.fromkeys(self.given)) if isinstance(self.given, list) else [self.given]
-
-    def _any(self, test: Callable[[Prompt], Any]) -> bool:
-        return any(name is not None and test(self.prompts[name]) for name in self.names)
-
-    @property
-    def needs_input(self) -> bool:
-        """Whether any prompt is computed from the input."""
-        return self._any(lambda prompt: prompt.method.per_row)
-
-    @property
-    def has_input_part(self) -> bool:
-        """Whether any prompt changes the input embeddings."""
-        return self._any(lambda prompt: prompt.config.uses_tokens)
-
-    @property
-    def changes_modules(self) -> bool:
-        """Whether any prompt changes modules of the backbone."""
-        return self._any(lambda prompt: prompt.method.changes)
 
     @property
     def penalties(self) -> dict[str, Tensor]:
@@ -136,9 +113,8 @@ class Pass:
 
         A ``module`` in evaluation mode draws none.
         """
-        if self.random_contexts is None or not module.training:
-            return contextlib.nullcontext()
-        return self.random_contexts.get(name) or contextlib.nullcontext()
+        own = self.random_contexts.get(name) if module.training else None
+        return own or contextlib.nullcontext()
 
     # --- computing and joining the prompts ----------------------------------------------------------------------
 
@@ -147,11 +123,8 @@ class Pass:
     ) -> None:
         """Runs every method in use once and joins what they hand over; does nothing the second time.
 
-        Args:
-            rows: number of rows the model runs.
-            device: where the row indices live.
-            embeddings: ``(rows, n, d)`` input embeddings; needed only by methods that look at them.
-            mask: ``(rows, n)`` bool, what they may look at.
+        Methods that look at the input need its ``embeddings`` ``(rows, n, d)``, and in ``mask`` ``(rows, n)`` what they
+        may look at. Row indices live on ``device``.
         """
         if self.ready:
             return
@@ -175,7 +148,7 @@ class Pass:
                 self.soft[name] = method(seen if method.per_row else None)
         self._join_prefixes(groups)
         self._join_tokens(groups)
-        self._join_updates(groups)
+        self.update = _join_padded([soft.update for soft in self.soft.values()], groups)
         self.ready = True
 
     def _join_prefixes(self, groups: RowGroups) -> None:
@@ -188,7 +161,8 @@ class Pass:
         sites = sorted({site for name in with_prefix for site in self.prompts[name].sites})
         for owner, soft in with_prefix.items():
             self.gated_sites |= set() if soft.gate_of is None else set(self.prompts[owner].sites)
-        lengths = [0 if soft.keys is None else soft.keys.shape[2] for soft in self.soft.values()]
+        softs = list(self.soft.values())
+        lengths = [0 if soft.keys is None else soft.keys.shape[2] for soft in softs]
         shifted = [name in with_prefix and self.prompts[str(name)].config.positions == "shifted" for name in self.soft]
         self.shift = groups.per_row([length * moves for length, moves in zip(lengths, shifted, strict=True)], device)
         keys, values, gates = first.keys, first.values, first.gates
@@ -199,35 +173,29 @@ class Pass:
             if any(soft.keys is not None and soft.keys.shape[3] != width for soft in with_prefix.values()):
                 raise SoftPromptError("the prompts of one batch differ in the width of their prefixes")
             everywhere = all(name is not None and set(self.prompts[name].sites) == set(sites) for name in self.soft)
+            places = {name: [sites.index(site) for site in self.prompts[name].sites] for name in with_prefix}
+            places_of_groups = [places.get(str(name), []) for name in self.soft]
             whole = (len(sites), max(lengths))
             empty = first.keys.new_zeros(whole[0], 1, whole[1], width)
-            places = {name: [sites.index(site) for site in self.prompts[name].sites] for name in with_prefix}
-            spread = [
-                (empty, empty)
-                if soft.keys is None
-                else tuple(_spread(cast(Tensor, part), places[str(name)], whole) for part in (soft.keys, soft.values))
-                for name, soft in self.soft.items()
-            ]
-            keys, values = (torch.cat(parts, 1) for parts in zip(*spread, strict=True))
+            keys_of_groups = _spread([soft.keys for soft in softs], places_of_groups, empty)
+            keys = torch.cat(keys_of_groups, 1)
+            values = torch.cat(_spread([soft.values for soft in softs], places_of_groups, empty), 1)
             # Rows of a prompt that is the same for all of them share its prefix, which is copied site by site only.
-            counts = [part.shape[1] for part, _ in spread]
+            counts = [part.shape[1] for part in keys_of_groups]
             prefix_of_row = groups.join(torch.arange(keys.shape[1], device=device).split(counts))
-            if any(soft.gates is not None for soft in self.soft.values()):
-                ones = first.keys.new_ones(whole[0], 1, whole[1])
-                gates_of_groups = [
-                    ones if soft.gates is None else _spread(soft.gates[..., None], places[str(name)], whole, 1)[..., 0]
-                    for name, soft in self.soft.items()
-                ]
-                gates = groups.join(gates_of_groups, 1)
+            if any(soft.gates is not None for soft in softs):
+                gates_of_groups = [None if soft.gates is None else soft.gates[..., None] for soft in softs]
+                ones = torch.ones_like(empty[..., :1])
+                gates = groups.join(_spread(gates_of_groups, places_of_groups, ones, 1), 1)[..., 0]
             if len(set(lengths)) > 1 or not everywhere:
                 owned = torch.zeros(len(lengths), *whole, dtype=torch.bool, device=device)
-                for number, name in enumerate(self.soft):
-                    owned[number, places.get(str(name), []), : lengths[number]] = True
+                for owned_by_group, in_sites, length in zip(owned, places_of_groups, lengths, strict=True):
+                    owned_by_group[in_sites, :length] = True
                 mask = groups.join([part[:, None] for part in owned], 1)
                 # One object for all sites where they agree: attention widens each mask it meets once.
                 masks = [mask[0]] * len(sites) if everywhere else mask.unbind(0)
-            if any(soft.selectivity is not None for soft in self.soft.values()):
-                alphas = [float("nan") if soft.selectivity is None else soft.selectivity for soft in self.soft.values()]
+            if any(soft.selectivity is not None for soft in softs):
+                alphas = [float("nan") if soft.selectivity is None else soft.selectivity for soft in softs]
                 alpha = groups.join([torch.full((1,), value, device=device) for value in alphas])
         widened: dict[Any, Any] = {}
         for place, site in enumerate(sites):
@@ -248,9 +216,6 @@ class Pass:
         counts = groups.per_row(lengths, joined.device)
         front = groups.per_row(fronts, joined.device)
         self.tokens = Tokens(joined, counts if isinstance(counts, Tensor) else None, max(lengths), front)
-
-    def _join_updates(self, groups: RowGroups) -> None:
-        self.update = _join_padded([soft.update for soft in self.soft.values()], groups)
 
     # --- what attention sites ask for ---------------------------------------------------------------------------
 
@@ -283,28 +248,23 @@ class Pass:
             changes["mask"] = self._repeated.setdefault(key, repeat_rows(prefix.mask, rows))
         return dataclasses.replace(prefix, **changes)
 
-    def compute_gates(self, site: int, states: Tensor, view: View) -> None:
-        """Computes the gates that depend on the states, for the `prefix` that the site asks for next.
+    def compute_gates(self, site: int, states: Tensor, view: Tensor | None) -> None:
+        """Computes the gates that depend on a site's states ``(M, n, d_site)``, for the `prefix` it asks for next.
 
         Later steps of a generation keep the gates of its first, as its cache keeps the prefix's effect on the input.
-
-        Args:
-            site: index of the attention site.
-            states: ``(M, n, d_site)``, what it is called with.
-            view: which of their columns prompts may see.
         """
         rows = states.shape[0]
         if not self.ready:
             self.prepare(rows, states.device)
         if site not in self.gated_sites:
             return
-        if view.later and site in self._gates_of_first_step:
+        if self.later and site in self._gates_of_first_step:
             self._gates[site] = repeat_rows(self._gates_of_first_step[site], rows)
             return
         groups, length = self.groups(rows, states.device), self._prefixes[site, self.rows].keys.shape[1]
         masks: Sequence[Tensor | None] = [None] * len(groups.names)
-        if view.mask is not None:
-            masks = groups.split(repeat_rows(view.mask.to(states.device), rows))
+        if view is not None:
+            masks = groups.split(repeat_rows(view.to(states.device), rows))
         gates_of_groups = []
         for name, piece, mask in zip(groups.names, groups.split(states), masks, strict=True):
             gate_of, sites = self.soft[name].gate_of, [] if name is None else self.prompts[name].sites
@@ -317,13 +277,21 @@ class Pass:
         self._gates_of_first_step[site] = self._gates[site].detach()  # outside of the graph, which would live on
 
 
-def _spread(part: Tensor, places: list[int], whole: tuple[int, int], fill: float = 0) -> Tensor:
-    """``(S', R|1, l, w)`` at its places among all sites, ``(S, R|1, length, w)`` for ``whole = (S, length)``."""
-    sites, length = whole
-    part = F.pad(part, (0, 0, 0, length - part.shape[2]), value=fill)
-    if len(places) == sites:
-        return part
-    return part.new_full((sites, *part.shape[1:]), fill).index_copy(0, torch.tensor(places, device=part.device), part)
+def _spread(
+    parts: Sequence[Tensor | None], places: Sequence[list[int]], empty: Tensor, fill: float = 0
+) -> list[Tensor]:
+    """Parts ``(S', R|1, l', w)`` at their places among all sites, filled up to ``(S, R|1, l, w)``; None: ``empty``."""
+    spread = []
+    for part, own_places in zip(parts, places, strict=True):
+        if part is None:
+            spread.append(empty)
+            continue
+        part = F.pad(part, (0, 0, 0, empty.shape[2] - part.shape[2]), value=fill)
+        if len(own_places) < len(empty):
+            index = torch.tensor(own_places, device=part.device)
+            part = part.new_full((len(empty), *part.shape[1:]), fill).index_copy(0, index, part)
+        spread.append(part)
+    return spread
 
 
 def _join_padded(parts: Sequence[Tensor | None], groups: RowGroups) -> Tensor | None:

@@ -13,21 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softprompts.attention.prefix import Prefix, site_of
+from softprompts.attention.prefix import Prefix, Recorder, site_of
 from softprompts.backbones.backbone import states_given
 from softprompts.errors import SoftPromptError
-from softprompts.injection.batch_pass import Pass, View
+from softprompts.injection.batch_pass import Pass
 from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_of
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
 
 
 class InputHooks:
-    """The hooks of one attached model. They are bound methods, so that a deep copy of the model has its own.
-
-    Args:
-        state: what the model remembers.
-    """
+    """The hooks of one attached model. They are bound methods, so that a deep copy of the model has its own."""
 
     def __init__(self, state: State):
         self.state = state
@@ -35,7 +31,7 @@ class InputHooks:
 
     # --- attention sites ----------------------------------------------------------------------------------------
 
-    def prefix_of(self, site: int, rows: int) -> Prefix | None:
+    def prefix_of(self, site: int, rows: int) -> Prefix | Recorder | None:
         """Returns the prefix of an attention site for so many rows."""
         pass_ = self.state.current
         return None if pass_ is None else pass_.prefix(site, rows)
@@ -51,29 +47,25 @@ class InputHooks:
 
     def before_entry(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Puts prompt tokens and updates into the input."""
-        pass_ = self.state.current
-        if pass_ is None:
-            # Either no row has a prompt, or this is a call past the model's forward, as `generate` calls encoders.
-            scope = self.state.scope
-            inside = scope is not None and scope.inside
-            pass_ = None if inside else self.state.surrounding or self.state.open(None)
-            if pass_ is None:
-                return None
-            self.state.enter(pass_)
-            if self.backbone.kind == "decoder" and self.backbone.model.training:
-                self._require_forward(pass_)
+        pass_, scope = self.state.current, self.state.scope
+        if scope is None or not scope.inside:  # a call past the model's forward, as `generate` calls encoders
+            pass_ = self.state.surrounding or self.state.open(None)
+            if pass_ is not None:
+                self.state.enter(pass_)
+                if self.backbone.kind == "decoder" and self.backbone.model.training:
+                    self._require_forward(pass_)
+        if pass_ is None:  # no row has a prompt
+            return None
         inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
         pass_.seen = 0
         if self.backbone.text_input:
             self._insert(pass_, inputs)
             self._shift_positions(pass_, inputs)
             return (), inputs
-        name, main_input = self.state.model_class.__name__, self.backbone.model.main_input_name
-        if pass_.has_input_part or pass_.needs_input:
-            raise SoftPromptError(f"{name} takes {main_input}, not token ids: only plain prefixes work on it")
-        given = inputs[main_input]
+        given = inputs[self.backbone.model.main_input_name]
         pass_.prepare(given.shape[0], given.device)
         if pass_.update is not None:
+            name = self.state.model_class.__name__
             raise SoftPromptError(f"{name} takes no token ids, whose embeddings could change")
         return (), inputs
 
@@ -108,7 +100,7 @@ class InputHooks:
             return None
         pass_.prepare(states.shape[0], states.device)
         if pass_.gated_sites:
-            pass_.decoder_view = _view_of_decoder(inputs)
+            pass_.decoder_view, pass_.later = _view_of_decoder(inputs), int(pass_.seen) > 0
         mask, tokens = inputs.get("encoder_attention_mask"), pass_.tokens
         if tokens is None or (mask is None and tokens.counts is None):
             return None
@@ -124,16 +116,14 @@ class InputHooks:
         """Refuses what goes wrong in silence where a trainer runs the base model and computes the loss itself."""
         head = self.backbone.model.get_output_embeddings()
         outputs = {part.path for part, module in self.backbone.parts if module is head}
-        for name in pass_.names:
-            method = None if name is None else pass_.prompts[name].method
-            if method is not None and outputs & set(method.changes):
+        for name, prompt in pass_.prompts.items():
+            if outputs & set(prompt.method.changes):
                 raise SoftPromptError(
                     f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
                     "transformers.Trainer or softprompts' own loop"
                 )
-            if method is None or pass_ is self.state.surrounding:
-                continue
-            if method.per_row or name in pass_.penalties:
+            computed_past = prompt.method.per_row or name in pass_.penalties
+            if computed_past and pass_ is not self.state.surrounding:
                 raise SoftPromptError(
                     f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
                     "the model's forward: put softprompts.trainers.PromptTraining before the trainer's class"
@@ -150,7 +140,7 @@ class InputHooks:
         causal = self.backbone.kind == "decoder"
         cache = inputs.get("past_key_values") if causal else None
         seen = 0 if cache is None else int(cache.get_seq_length())
-        first_time, inserts = not pass_.ready, pass_.has_input_part
+        first_time, inserts, pass_.later = not pass_.ready, pass_.has_tokens, seen > 0
         if seen and inserts and first_time:
             raise SoftPromptError(
                 "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
@@ -160,7 +150,7 @@ class InputHooks:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None:
                 raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
-            pass_.layout, pass_.view = None, View(later=seen > 0)
+            pass_.layout, pass_.view = None, None
             return
         real = None if mask is None else mask.bool()
         if real is not None and pass_.rows and seen == 0 and real.shape != (rows, columns):
@@ -184,13 +174,11 @@ class InputHooks:
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
             real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
         shape = (rows, columns if real is None else real.shape[1])
-        layout: Layout
-        if causal:
-            layout = CausalLayout(real, shape, tokens, device)
-        else:
-            layout = EncoderLayout(real, shape, tokens, device, self.backbone.keep_first, self.backbone.reads_first)
-        if pass_.gated_sites:
-            pass_.view = _view_of_input(pass_.visible, layout, rows, columns, seen)
+        given_to_layout = (real, shape, tokens, device)
+        on_encoders = (self.backbone.keep_first, self.backbone.reads_first)
+        layout = CausalLayout(*given_to_layout) if causal else EncoderLayout(*given_to_layout, *on_encoders)
+        if pass_.gated_sites and pass_.visible is not None:
+            pass_.view = _view_of_input(repeat_rows(pass_.visible, rows), layout, columns, seen)
         self._require_room(pass_, seen, columns, layout.length)
         if pass_.update is not None:
             assert embeddings is not None
@@ -277,27 +265,23 @@ class InputHooks:
         inputs["position_ids"] = positions + shift
 
 
-def _view_of_input(visible: Tensor | None, layout: Layout, rows: int, columns: int, seen: int) -> View:
+def _view_of_input(visible: Tensor, layout: Layout, columns: int, seen: int) -> Tensor:
     """Where in a pass, prompt tokens included, the input is that prompts may depend on."""
-    if visible is None:
-        return View(later=seen > 0)
-    visible = repeat_rows(visible, rows)
     if seen:
-        return View(visible[:, -columns:], later=True)
+        return visible[:, -columns:]
     # Without a cache every step of a generation runs all columns; those behind the first step's are not looked at.
-    return View(layout.ids(F.pad(visible, (0, layout.columns - visible.shape[1])).long()).bool())
+    return layout.ids(F.pad(visible, (0, layout.columns - visible.shape[1])))
 
 
-def _view_of_decoder(inputs: dict[str, Any]) -> View:
+def _view_of_decoder(inputs: dict[str, Any]) -> Tensor:
     """The first token of each row of an encoder-decoder's decoder: all others are, or once were, predicted."""
     source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
     rows, columns = source.shape[:2]
-    cache, mask = inputs.get("past_key_values"), inputs.get("attention_mask")
+    mask = inputs.get("attention_mask")
     first = torch.zeros(rows, 1, dtype=torch.long, device=source.device)
     if isinstance(mask, Tensor) and mask.shape == (rows, columns):
         first = mask.long().argmax(1, keepdim=True)
-    later = cache is not None and int(cache.get_seq_length()) > 0
-    return View(torch.arange(columns, device=source.device) == first, later)
+    return torch.arange(columns, device=source.device) == first
 
 
 def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:

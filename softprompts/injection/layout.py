@@ -17,19 +17,13 @@ from softprompts.injection.rows import repeat_rows
 
 @dataclass
 class Tokens:
-    """The prompt tokens of all rows.
+    """The prompt tokens of all rows."""
 
-    Attributes:
-        embeddings: ``(R|1, l, d)``, each row's tokens first, zeros behind.
-        counts: ``(R,)`` tokens per row; None when all rows have ``length``.
-        length: ``l``, the longest.
-        front: whether they go in front of all input on encoders, where they otherwise may go behind its first token;
-            ``(R,)`` where rows differ.
-    """
-
-    embeddings: Tensor
-    counts: Tensor | None
-    length: int
+    embeddings: Tensor  # (R|1, l, d), each row's tokens first, zeros behind
+    counts: Tensor | None  # (R,) tokens per row; None when all rows have ``length``
+    length: int  # l, the longest
+    # Whether they go in front of all input on encoders, where they otherwise may go behind its first token; (R,) where
+    # rows differ.
     front: bool | Tensor = False
 
     def count(self, rows: int, device: torch.device) -> Tensor:

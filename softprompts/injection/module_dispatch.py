@@ -32,19 +32,12 @@ _SLOT = "_softprompt_changed"
 
 @dataclass
 class _Slot:
-    """What a module remembers whose forward is replaced.
-
-    Attributes:
-        state: the attached model's.
-        path: the module's.
-        by_row: whether it sees the rows of the batch one by one.
-        before: the forward that stood in for the module's own already; None where none did.
-    """
+    """What a module remembers whose forward is replaced."""
 
     state: State
     path: str
-    by_row: bool
-    before: Callable[..., Tensor] | None
+    by_row: bool  # whether it sees the rows of the batch one by one
+    before: Callable[..., Tensor] | None  # the forward that stood in for the module's own already
 
 
 def install(state: State) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.contract import Component, Method, MethodConfig, Shape, Vocabulary
+
+# Keys and values ``(S, l, w)`` that the attention sites of these indices see of ``l`` tokens.
+PrefixOf = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
 
 
 class Prompt(nn.Module):
@@ -77,11 +81,7 @@ class PromptSet(nn.Module, Mapping[str, Prompt]):
 
 
 def require(prompts: Mapping[str, Prompt], name: str) -> Prompt:
-    """The prompt of that name.
-
-    Raises:
-        SoftPromptError: there is none; names the nearest.
-    """
+    """The prompt of that name; where there is none, a `SoftPromptError` names the nearest."""
     if name not in prompts:
         raise SoftPromptError(f"unknown prompt '{name}'; {nearest(name, prompts)}")
     return prompts[name]
@@ -95,8 +95,11 @@ def new_prompt(
     labels: Sequence[str] | None = None,
     tokenizer: Any = None,
     seed: int | None = None,
+    prefix_of: PrefixOf | None = None,
 ) -> Prompt:
     """A freshly initialised prompt, not part of its model yet, made as `PromptModel.add_prompt` is told.
+
+    Without ``prefix_of`` it starts from zeros where others start from tokens: its tensors are loaded next.
 
     Raises:
         SoftPromptError: the method or the labels do not fit the model.
@@ -105,21 +108,20 @@ def new_prompt(
         num_labels = len(labels)
     name, device = type(backbone.model).__name__, backbone.device
     sites = _fitting_sites(backbone, config)
-    shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer))
+    shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer), prefix_of)
     with seeded(seed), torch.device(device):
         method = config.build(shape)
-        if method.per_row and not backbone.text_input:
+        if (config.uses_tokens or method.per_row) and not backbone.text_input:
             raise SoftPromptError(
-                f"{config.method} looks at the input's embeddings, but {name} takes "
+                f"{config.method} looks at the input's tokens or adds some, but {name} takes "
                 f"{backbone.model.main_input_name}: use a plain prefix"
             )
         head = task_head.new(backbone.heads, num_labels, backbone.model)
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
-    for parameter in [*method.parameters(), *(head.parameters() if head else [])]:
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
     prompt = Prompt(config, method.to(device), head, sites)
+    for parameter in prompt.parameters():
+        parameter.data = task_head.wide(parameter.data)
     if prompt.num_labels is not None:
         _, known, _ = backbone.labels
         if len(known) != prompt.num_labels:
@@ -144,18 +146,22 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
             f"{config.method}: {config.input_tokens} virtual tokens leave no room for the input in the "
             f"{limit} positions of {name}"
         )
-    if config.uses_tokens and not backbone.text_input:
-        raise SoftPromptError(
-            f"{config.method} puts tokens into the input, but {name} takes {backbone.model.main_input_name}: "
-            "use a prefix method"
-        )
     return sites
 
 
-def shape_of(backbone: Backbone, config: MethodConfig, sites: list[int], vocabulary: Vocabulary) -> Shape:
-    """What a method gets to know of a backbone: the sizes at the attention sites that its prefix goes to."""
+def shape_of(
+    backbone: Backbone,
+    config: MethodConfig,
+    sites: list[int],
+    vocabulary: Vocabulary,
+    prefix_of: PrefixOf | None = None,
+) -> Shape:
+    """What a method gets to know of a backbone: the sizes at the attention sites that its prefix goes to.
+
+    Without ``prefix_of`` all values of the backbone are zeros.
+    """
     first = backbone.sites[sites[0]] if sites else None
-    return Shape(
+    shape = Shape(
         hidden_size=backbone.hidden_size,
         num_sites=len(sites),
         kv_width=0 if first is None else first.kv_heads * first.head_dim,
@@ -164,7 +170,9 @@ def shape_of(backbone: Backbone, config: MethodConfig, sites: list[int], vocabul
         causal=backbone.kind == "decoder",
         identity=backbone.identity,
         parts=backbone.described_parts(config.method) if config.uses_parts else (),
+        prefix_of=None if prefix_of is None else functools.partial(prefix_of, sites),
     )
+    return shape.blank() if prefix_of is None else shape
 
 
 @contextlib.contextmanager

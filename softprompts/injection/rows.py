@@ -15,11 +15,7 @@ ROW_OF_POSITION = "_softprompt_row_of_position"
 
 
 class RowGroups:
-    """The rows of a batch, grouped by prompt.
-
-    Args:
-        owners: the prompt of each row, None for a row without one.
-        device: where the row indices live.
+    """The rows of a batch, grouped by their ``owners``: the prompt of each row, None for a row without one.
 
     Attributes:
         names: the prompt of each group, in the order of their first rows.

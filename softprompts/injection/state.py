@@ -19,28 +19,20 @@ from transformers import PreTrainedModel
 from softprompts.backbones.backbone import Backbone, attention_of
 from softprompts.injection.batch_pass import Pass, RandomContexts
 from softprompts.injection.layout import Layout
-from softprompts.injection.prompt import PromptSet, require
+from softprompts.injection.prompt import PromptSet
 
 STATE = "_softprompt_state"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """A stretch of a call and the pass that belongs to it.
+    """A stretch of a call and the pass that belongs to it."""
 
-    Attributes:
-        state: of the model that is called.
-        pass_: the prompts of its rows; None: no row has one.
-        inside: whether the model's forward pass is under way; False around it, as in ``generate``.
-        outer: the scope around this one.
-        by_hook: whether a hook of the entry module began it and ends it.
-    """
-
-    state: State
-    pass_: Pass | None
-    inside: bool
-    outer: Scope | None
-    by_hook: bool = False
+    state: State  # of the model that is called
+    pass_: Pass | None  # the prompts of its rows; None: no row has one
+    inside: bool  # whether the model's forward pass is under way; False around it, as in ``generate``
+    outer: Scope | None  # the scope around this one
+    by_hook: bool = False  # whether a hook of the entry module began it and ends it
 
 
 class LastLayer(Protocol):
@@ -51,9 +43,6 @@ class LastLayer(Protocol):
 
     def read_column(self, layout: Layout) -> Any:
         """The column that the task head reads of a pass with this layout."""
-
-    def uninstall(self) -> None:
-        """Leaves the layer as it was."""
 
 
 class _Innermost(threading.local):
@@ -149,11 +138,9 @@ class State:
         """
         if names is None:
             names = self.active
-        distinct = [names] if names is None or isinstance(names, str) else list(dict.fromkeys(names))
-        for name in distinct:
-            if name is not None:
-                require(self.prompts, name)
-        return None if distinct == [None] else Pass(self.prompts, names, context_mask, self.random_contexts)
+        if names is None or (not isinstance(names, str) and set(names) == {None}):
+            return None
+        return Pass(self.prompts, names, context_mask, self.random_contexts)
 
 
 def state_of(model: Any) -> State:

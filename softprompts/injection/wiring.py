@@ -32,15 +32,12 @@ prefix.ACCELERATED.update(plain=short_attention.attend, selective=merged_attenti
 for _name, _attend in prefix.ATTENTION.items():
     AttentionInterface.register(prefix.implementation(_name), narrowed(_attend))
 
+# For `softprompts.model`, which knows no acceleration.
+follow_checkpointing, checkpoints = checkpointing.wrap_functions, checkpointing.is_on
+
 
 def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:
-    """Makes a model see prompts; it has none yet.
-
-    Args:
-        model: a `PreTrainedModel`.
-        attached_class: the class that it becomes an instance of.
-        backbone_dropout: whether the backbone keeps its dropout in training.
-    """
+    """Makes a `PreTrainedModel`, which becomes an instance of ``attached_class``, see prompts; it has none yet."""
     quantized.keep_layout(model)  # before anything runs
     state = State(model)
     model.__dict__[STATE] = state
@@ -82,16 +79,6 @@ def _serve_sites(state: State, hooks: InputHooks) -> None:
         prefix.mark_site(site.module, hooks.prefix_of, index, site.biased_by)
 
 
-def follow_checkpointing(state: State) -> None:
-    """Makes the layers that transformers checkpoints by now see their prompts when they are computed again."""
-    checkpointing.wrap_functions(state)
-
-
-def checkpoints(model: Any) -> bool:
-    """Whether a forward pass now would checkpoint anything."""
-    return checkpointing.is_on(model)
-
-
 def follow_prompts(state: State) -> None:
     """Installs what the prompts of a model need by now: watched attention sites and changed modules."""
     for handle in state.site_handles:
@@ -121,8 +108,6 @@ def detach(model: Any) -> Any:
     module_dispatch.uninstall(state)
     frozen_linear.uninstall(model)
     head_dispatch.uninstall(state)
-    if state.last_layer is not None:
-        state.last_layer.uninstall()
     for site in state.backbone.sites:
         prefix.unmark_site(site.module)
     checkpointing.uninstall(state)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,11 +16,17 @@ from softprompts.errors import SoftPromptError
 from softprompts.methods.about import Vital
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.soft_prompt import GateOf, SoftPrompt
+from softprompts.validation import settings
 
 
 def sampled_rows(shape: Shape, count: int, limit: int | None = None) -> Tensor:
     """Embeddings ``(count, d)`` of different tokens, drawn from the first ``limit`` of the vocabulary."""
     return shape.vocabulary.rows(shape.vocabulary.sample(count, limit))
+
+
+def repeated(ids: Sequence[int], count: int) -> list[int]:
+    """The ids repeated or cut to ``count``."""
+    return [ids[i % len(ids)] for i in range(count)]
 
 
 class PromptMethod(Method):
@@ -43,20 +52,59 @@ def require_sites(config: MethodConfig, shape: Shape) -> None:
         raise SoftPromptError(f"{config.method}: this backbone has no attention site that takes a prefix")
 
 
-def prefix_table(config: MethodConfig, shape: Shape, std: float) -> nn.Parameter:
-    """A prefix ``(l, 2*S*w)`` drawn from N(0, std^2); see `plain_prefix` for the order of its columns."""
+@settings
+class PrefixConfig(MethodConfig):
+    """The settings that methods with a prefix have: where it starts.
+
+    Attributes:
+        init: "normal": from N(0, ``init_std``^2). "vocabulary": from the keys and values that attention sites see of
+            different tokens, which run through the frozen model as one row. "text": from those of ``init_text``,
+            repeated or cut to ``l`` tokens.
+        init_text: the text for "text".
+        init_std: standard deviation for "normal".
+    """
+
+    init: Literal["normal", "vocabulary", "text"] = "normal"
+    init_text: str | None = None
+    init_std: Annotated[float, Field(gt=0)] | None = 0.5
+
+    uses_prefix = True
+    absent: ClassVar[dict[str, Any]] = {"init": "normal", "init_text": None}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init == "text":
+            self.require(bool(self.init_text), "init='text' needs init_text")
+        else:  # it would be ignored in silence
+            self.require(self.init_text is None, f"init_text needs init='text', not '{self.init}'")
+
+
+def prefix_table(config: PrefixConfig, shape: Shape) -> nn.Parameter:
+    """A prefix ``(l, 2*S*w)`` as it starts; see `plain_prefix` for the order of its columns."""
     require_sites(config, shape)
-    table = torch.empty(config.num_virtual_tokens, 2 * shape.num_sites * shape.kv_width)
-    return nn.Parameter(nn.init.normal_(table, std=std))
+    length = config.num_virtual_tokens
+    if config.init == "normal":
+        table = torch.empty(length, 2 * shape.num_sites * shape.kv_width)
+        return nn.Parameter(nn.init.normal_(table, std=config.init_std or 0.5))
+    if shape.prefix_of is None:
+        raise SoftPromptError(f"{config.method}: there is no model to run tokens through: set init='normal'")
+    vocabulary = shape.vocabulary
+    text = config.init_text
+    ids = vocabulary.sample(length) if text is None else repeated(vocabulary.encode(text), length)
+    try:
+        parts = torch.stack(shape.prefix_of(ids), 2)
+    except SoftPromptError as error:
+        raise SoftPromptError(f"{config.method}: {error}") from error
+    return nn.Parameter(parts.permute(1, 0, 2, 3).reshape(length, -1))
 
 
 class PrefixMethod(Method):
     """A method with a prefix of its own, which `modify` changes; or without one, to modify that of another method."""
 
-    def __init__(self, config: MethodConfig, shape: Shape, std: float, own_prefix: bool = True):
+    def __init__(self, config: PrefixConfig, shape: Shape, own_prefix: bool = True):
         super().__init__(config)
         self.num_sites = shape.num_sites
-        self.prefix = prefix_table(config, shape, std) if own_prefix else None
+        self.prefix = prefix_table(config, shape) if own_prefix else None
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Keys and values ``(S, 1, l, w)``, as `modify` changes them.

@@ -94,6 +94,8 @@ class Shape:
         causal: whether a token sees only those before it, so that the first one's states tell nothing of the rest.
         identity: the facts that saved prompts record of their backbone ("name", "model_type", "vocabulary"), to compare
             this backbone with; empty where they are not known.
+        prefix_of: runs ``l`` tokens through the backbone, and returns the keys and the values ``(S, l, w)`` that each
+            attention site sees of them; None where there is no backbone to run.
     """
 
     hidden_size: int
@@ -104,10 +106,23 @@ class Shape:
     site_width: int | None = None
     causal: bool = False
     identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefix_of: Callable[[Sequence[int]], tuple[Tensor, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.site_width is None:
             object.__setattr__(self, "site_width", self.hidden_size)
+
+    def blank(self) -> Shape:
+        """The same sizes, and zeros for all values: for a method whose tensors are loaded next."""
+        sites, width = self.num_sites, self.kv_width
+        vocabulary = Vocabulary(
+            lambda ids: torch.zeros(len(ids), self.hidden_size), self.vocabulary.size, encode=lambda text: [0]
+        )
+        return dataclasses.replace(
+            self,
+            vocabulary=vocabulary,
+            prefix_of=lambda ids: (torch.zeros(sites, len(ids), width), torch.zeros(sites, len(ids), width)),
+        )
 
 
 @dataclass

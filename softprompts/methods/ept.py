@@ -8,6 +8,8 @@ https://arxiv.org/abs/2405.11464
     multi-space:   P_amend = sum_i G_i(P_s) E_i(P_s),  E_i = linear(ReLU(linear)),  G = softmax(linear)   (Eq. 5-7)
     input:         [P_amend + P_f ; I]                                                                    (Eq. 8-9)
 
+By default all of it in units ``u`` of the embeddings, and with ``I = E(x) + c A B``: see `EPTConfig`.
+
 Trained: ``s*d + (m+d)*r`` numbers, and ``N*(2*d*h + h + d) + N*(d+1)`` in the spaces, dropped after training.
 """
 
@@ -44,9 +46,16 @@ class EPTConfig(StartedConfig):
         num_spaces, space_hidden_size: ``N`` and ``h``, the width inside; None for ``m``, as the paper's sizes suggest.
         fusion_mode: "values_ab" is attention from the prompt to the rows of ``A B``. "literal" is Eq. 4 as printed,
             whose weights sum to 1: ``P_f = 2 P_s``. "axis_p" normalises over the prompt: each token is scaled.
-        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, "tile" repeats it, "sample" draws ``m`` fresh rows.
-        svd_scale: "none" takes the singular vectors, so rows of ``A B`` have norm 1 at most. "sqrt" shares out the
-            singular values: ``A B`` approximates ``P`` best, but adds vectors as large as embeddings from the start.
+        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, which fusion then attends to as well, "tile"
+            repeats it, so that fusion finds each token itself, "sample" draws ``m`` fresh rows.
+        svd_scale: "sqrt" shares out the singular values: ``A B`` approximates the ``m`` rows best. "none" takes the
+            singular vectors as they are, so rows of ``A B`` have norm 1 at most, however large embeddings are.
+        units: "embeddings" applies all equations to embeddings divided by ``u``, the root mean square of the numbers
+            that ``P`` is drawn with, and gives back ``u`` times what comes out: scores of fusion, shares of the parts
+            and what a learning rate does are then the same on every backbone. "raw": to embeddings as they are.
+        update_scale: ``c``: the input is ``E(x) + c A B``; 1 in the paper. Fusion attends to ``A B`` whatever it is.
+        spaces_init: "zeros": the last layer of each space starts at zero, so that spaces say nothing at first;
+            "linear": as layers of torch do.
         vocabulary_limit: draw from this many first tokens only (5,000 in the paper); None for all.
         source: folder of a saved ept prompt with the same sizes (or run folder, or hub id) that all tensors start from,
             as in the paper's few-shot experiments; None: a start from the vocabulary.
@@ -64,22 +73,24 @@ class EPTConfig(StartedConfig):
     num_spaces: Annotated[int, Field(ge=1)] = 4
     space_hidden_size: Annotated[int, Field(ge=1)] | None = None
     fusion_mode: Literal["values_ab", "literal", "axis_p"] = "values_ab"
-    align: Literal["zero", "tile", "sample"] = "zero"
-    svd_scale: Literal["none", "sqrt"] = "none"
+    align: Literal["zero", "tile", "sample"] = "sample"
+    svd_scale: Literal["none", "sqrt"] = "sqrt"
     units: Literal["embeddings", "raw"] = "embeddings"
-    update_scale: Annotated[float, Field(gt=0)] = 1.0
-    spaces_init: Literal["zeros", "linear"] = "linear"
+    update_scale: Annotated[float, Field(gt=0)] = 0.3
+    spaces_init: Literal["zeros", "linear"] = "zeros"
     vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
     source_spaces: bool = True
 
     uses_tokens = True
-    absent: ClassVar[Mapping[str, Any]] = {"source_spaces": True}
+    absent: ClassVar[Mapping[str, Any]] = {
+        "units": "raw", "update_scale": 1.0, "spaces_init": "linear", "source_spaces": True,
+    }  # fmt: skip
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("source", "source_spaces")}
-    decisive = ("fusion", "fusion_mode")
+    decisive = ("fusion", "fusion_mode", "units", "update_scale")
     searched: ClassVar[Space] = {"num_virtual_tokens": (20, 60, 100), "rank": (10, 30, 60)}
     about = About(
         paper="Lan, Yang, Liu, Guo, Zhao and Wang, AAAI 2025, https://arxiv.org/abs/2405.11464",
-        equation="[P_s + W (A B) + sum_i G_i(P_s) E_i(P_s) ; E(x) + A B], W = softmax(P_s (A B)^T / sqrt(d))",
+        equation="[P_s + W (A B) + sum_i G_i(P_s) E_i(P_s) ; E(x) + c A B], W = softmax(P_s (A B)^T / sqrt(d))",
         trained="P_s (s, d), A (m, r), B (r, d), N networks d-h-d and their gate",
         count="s*d + (m + d)*r + N*(2*d*h + h + d) + N*(d + 1)",
         symbols={
@@ -94,9 +105,13 @@ class EPTConfig(StartedConfig):
         per_row="the sum E(x) + A B",
         folds_to="tokens (s, d) and update (m, d)",
         differs="No code was released. Eq. 3-4 as printed give P_f = 2 P_s and no gradient to A and B: the default "
-        "attends to the rows of A B (`fusion_mode`). Factors are bare singular vectors (`svd_scale`), since sharing "
-        "out the singular values adds vectors as large as embeddings from the start; the gate is per prompt token; "
-        "the networks are m wide. The paper's 76.8K leave the networks out, which are dropped after training.",
+        "attends to the rows of A B (`fusion_mode`). The equations hold for embeddings divided by their root mean "
+        "square (`units`; paper: as they are), so that fusion is neither uniform nor a maximum on any backbone. The m "
+        "rows that are decomposed are drawn afresh (`align`; the paper aligns P and does not say how), with their "
+        "singular values (`svd_scale`; paper: singular vectors), and A B goes into the input times 0.3 "
+        "(`update_scale`; paper: 1), since vectors as large as embeddings drown the words. The networks' last layers "
+        "start at zero (`spaces_init`; the paper does not say), the gate is per prompt token, the networks are m wide. "
+        "The paper's 76.8K leave the networks out, which are dropped after training.",
     )
 
     def __post_init__(self) -> None:
@@ -149,9 +164,9 @@ class EPT(Method):
         self.spaces = nn.ModuleList(nn.Sequential(*layers) for layers in networks)
         self.gate = nn.Linear(width, spaces) if spaces else None
         if config.spaces_init == "zeros":
-            for space in self.spaces:
-                nn.init.zeros_(space[2].weight)
-                nn.init.zeros_(space[2].bias)
+            for name, parameter in self.spaces.named_parameters():
+                if name.partition(".")[2].startswith("2."):  # the outer layer
+                    nn.init.zeros_(parameter)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(1, s, d)`` and update ``(1, m, d)``."""
@@ -174,7 +189,11 @@ class EPT(Method):
         return [View("gates", self.gate(self.prompt).softmax(-1), ("token", "space"))]
 
     def vitals(self, rows: Rows | None = None) -> list[Vital]:
-        """What fusion and spaces add, relative to the prompt's norm; ``W`` on rows of under a tenth of the longest."""
+        """What fusion and spaces add, relative to the prompt's norm; how unlike the weights ``W`` of a token are.
+
+        "fusion.spread" is their standard deviation relative to their mean, "fusion.empty" the share of those on rows of
+        under a tenth of the longest.
+        """
         vitals = []
         if self.a is not None and self.b is not None:
             update = self.a @ self.b
@@ -183,9 +202,11 @@ class EPT(Method):
                 added = (self.fuse(self.prompt, update) - self.prompt).norm() / self.prompt.norm()
                 sizes = update.norm(dim=1)
                 weights = self.fusion_weights(self.prompt, update)
+                spread = (weights.std(1, correction=0) / weights.mean(1)).mean()
                 empty = weights[:, sizes < sizes.max() / 10].sum() / weights.sum()
                 vitals += [
                     Vital("fusion.norm", added, 0.01, "fusion: adds nothing to the prompt"),
+                    Vital("fusion.spread", spread, 0.1, "fusion: attends to all rows alike"),
                     Vital("fusion.empty", empty),
                 ]
         if self.prompt is not None and self.gate is not None:
@@ -208,11 +229,12 @@ class EPT(Method):
 
     def components(self) -> dict[str, Component]:
         """The prompt, the factors and the spaces, as far as they are in use."""
+        prompt, low_rank = (2e-2, 1e-3) if self.config.units == "raw" else (0.3, 3e-3)
         parts: dict[str, Component] = {}
         if self.prompt is not None:
-            parts["prompt"] = Component([self.prompt], learning_rate=2e-2)
+            parts["prompt"] = Component([self.prompt], learning_rate=prompt)
         if self.a is not None and self.b is not None:
-            parts["low_rank"] = Component([self.a, self.b], learning_rate=1e-3)
+            parts["low_rank"] = Component([self.a, self.b], learning_rate=low_rank)
         if self.gate is not None:
             parts["spaces"] = Component([*self.spaces.parameters(), *self.gate.parameters()], learning_rate=1e-3)
         return parts

@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, Space, View, Vital
-from softprompts.methods.common import PrefixMethod, gated, penalised, perturbed, route_vitals
-from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
+from softprompts.methods.common import PrefixConfig, PrefixMethod, gated, penalised, perturbed, route_vitals
+from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -28,7 +28,7 @@ from softprompts.validation import settings
 
 @register("multi-mask")
 @settings
-class MultiMaskConfig(MethodConfig):
+class MultiMaskConfig(PrefixConfig):
     """Settings of multi-mask prefix tuning.
 
     Attributes:
@@ -37,16 +37,14 @@ class MultiMaskConfig(MethodConfig):
         router_noise: instead of dropout, multiply the logits by ``1 + N(0, 1)`` in training, as the released code does.
         l1_lambda: weight of the sparsity term ``mean |sigmoid(masks)|``, the mean over all mask entries; the paper has
             such a term but neither its form nor its weight.
-        init_std: standard deviation of the starting prefix (released code: 1).
+        init, init_text, init_std: where the prefix starts, see `PrefixConfig` (released code: "normal" and 1).
     """
 
     num_masks: Annotated[int, Field(ge=1)] = 4
     router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = False
     l1_lambda: Annotated[float, Field(ge=0)] = 0.0
-    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix = True
     searched: ClassVar[Space] = {"num_masks": (2, 4, 8)}
     about = About(
         paper='Tu, Nguyen, Nguyen and Dinh, "Multi-mask Prefix Tuning"',
@@ -72,7 +70,7 @@ class MultiMask(PrefixMethod, config=MultiMaskConfig):
     config: MultiMaskConfig
 
     def __init__(self, config: MultiMaskConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config, shape, config.init_std, own_prefix)
+        super().__init__(config, shape, own_prefix)
         self.per_row = config.num_masks > 1
         self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
         # Gates start open: sigmoid(2.5) = 0.92.

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompts.methods.about import About, Space, View, Vital
-from softprompts.methods.common import PrefixMethod, penalised, plain_prefix
-from softprompts.methods.contract import MethodConfig, Rows, Shape
+from softprompts.methods.common import PrefixConfig, PrefixMethod, penalised, plain_prefix
+from softprompts.methods.contract import Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -29,21 +29,20 @@ from softprompts.validation import settings
 
 @register("selective-prefix")
 @settings
-class SelectivePrefixConfig(MethodConfig):
+class SelectivePrefixConfig(PrefixConfig):
     """Settings of selective prefix tuning.
 
     Attributes:
         alpha: steepness of the mask, more than 1 in the paper; None for no mask (the loss alone).
         selective_loss: ``lambda``; 0 for no loss (the mask alone). The released scripts average over the sites
             instead of adding up: to follow one that has weight ``a``, set ``a / S``.
-        init_std: standard deviation of the starting prefix (released code: 0.02; 0.5 measured better at small budgets).
+        init, init_text, init_std: where the prefix starts, see `PrefixConfig` (released code: "normal" and 0.02; 0.5
+            measured better at small budgets).
     """
 
     alpha: Annotated[float, Field(gt=0)] | None = 4.0
     selective_loss: Annotated[float, Field(ge=0)] = 1e-4
-    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix = True
     searched: ClassVar[Space] = {"selective_loss": (0.0, 1e-4, 1e-2)}
     about = About(
         paper="Zhang, Li, Wang and Zhao, Findings of ACL 2024",
@@ -65,7 +64,7 @@ class SelectivePrefix(PrefixMethod, config=SelectivePrefixConfig):
     """A prefix table, with the mask and the loss."""
 
     def __init__(self, config: SelectivePrefixConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config, shape, config.init_std, own_prefix)
+        super().__init__(config, shape, own_prefix)
         self.alpha, self.selective_loss = config.alpha, config.selective_loss
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:

@@ -55,10 +55,8 @@ def rebuilt(config: MethodConfig, saved: Mapping[str, Any], tensors: Mapping[str
     backbone = saved["backbone"]
     width, size, sites = int(backbone["hidden_size"]), backbone.get("vocabulary"), backbone.get("sites") or []
     chosen = [kind for kind, _ in sites if config.uses_prefix and (config.sites is None or kind in config.sites)]
-    vocabulary = Vocabulary(
-        lambda ids: torch.zeros(len(ids), width), size if isinstance(size, int) else 1, encode=lambda text: [0]
-    )
-    shape = Shape(width, len(chosen), max((kv_width for _, kv_width in sites), default=0), vocabulary)
+    vocabulary = Vocabulary(lambda ids: ids, size if isinstance(size, int) else 1)
+    shape = Shape(width, len(chosen), max((kv_width for _, kv_width in sites), default=0), vocabulary).blank()
     # The tensors that are drawn here are overwritten; the caller's random state stays as it is.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         method = config.build(shape)

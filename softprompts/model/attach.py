@@ -32,10 +32,8 @@ def _attached_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
         for name in ("prompt_names", "context_mask")
     ]
-    given = list(signature.parameters.values())
-    tail = [p for p in given if p.kind is inspect.Parameter.VAR_KEYWORD]
-    head = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    forward.__signature__ = signature.replace(parameters=[*head, *extra, *tail])  # type: ignore[attr-defined]
+    parameters = sorted([*signature.parameters.values(), *extra], key=lambda parameter: parameter.kind)  # **kwargs last
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     members = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__}
     return cast("type[PreTrainedModel]", type(base.__name__, (PromptModel, base), members))
 

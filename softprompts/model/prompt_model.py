@@ -7,6 +7,7 @@ that class and `PromptModel`, as torch's ``fully_shard`` does it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
@@ -21,6 +22,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
 from softprompts.injection.input_hooks import restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
+from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
 from softprompts.injection.wiring import checkpoints, follow_checkpointing, follow_prompts
 from softprompts.methods.contract import MethodConfig
@@ -164,7 +166,7 @@ class PromptModel(PromptFiles):
             finally:
                 state.active = active
         cache = kwargs.get("past_key_values")
-        if cache is not None and state.backbone.kind == "decoder" and pass_.has_input_part and cache.get_seq_length():
+        if cache is not None and state.backbone.kind == "decoder" and pass_.has_tokens and cache.get_seq_length():
             raise SoftPromptError(
                 "generate cannot go on from past_key_values that hold prompt tokens, which it would count as input: "
                 "leave past_key_values out, or use a prefix method"
@@ -179,8 +181,8 @@ class PromptModel(PromptFiles):
         # Preallocated caches must also hold the prompt tokens of a decoder-only model.
         state, base = state_of(self), cast(Any, super())
         if state.surrounding is not None and state.backbone.kind == "decoder":
-            named = [name for name in state.surrounding.names if name is not None]
-            max_cache_length += max((self.prompts[name].config.input_tokens for name in named), default=0)
+            prompts = state.surrounding.prompts.values()
+            max_cache_length += max((prompt.config.input_tokens for prompt in prompts), default=0)
         return base._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -189,7 +191,7 @@ class PromptModel(PromptFiles):
         """Leaves a 2-D mask as it is while prompt tokens are in play: its columns are still to be widened."""
         state = state_of(self)
         pass_ = state.surrounding or state.current
-        if pass_ is not None and (pass_.has_input_part or pass_.needs_input) and "attention_mask" in kwargs:
+        if pass_ is not None and (pass_.has_tokens or pass_.needs_input) and "attention_mask" in kwargs:
             return kwargs["attention_mask"]
         own = getattr(state.model_class, "create_masks_for_generate", create_masks_for_generate)
         return own(*args, **kwargs)
@@ -244,9 +246,10 @@ class PromptModel(PromptFiles):
             SoftPromptError: the name is taken or not allowed, or the method does not fit the model.
         """
         self._check_free(name)
-        backbone = state_of(self).backbone
-        prompt = new_prompt(backbone, config, num_labels=num_labels, labels=labels, tokenizer=tokenizer, seed=seed)
-        return self.place_prompt(name, prompt)
+        state = state_of(self)
+        settings: Any = {"num_labels": num_labels, "labels": labels, "tokenizer": tokenizer, "seed": seed}
+        prefix_of = functools.partial(recorded_prefix, state)
+        return self.place_prompt(name, new_prompt(state.backbone, config, **settings, prefix_of=prefix_of))
 
     def place_prompt(self, name: str, prompt: Prompt) -> Self:
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.

@@ -148,11 +148,9 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
 def _sizes_of(backbone: Backbone, config: MethodConfig) -> dict[str, torch.Size] | None:
     """The shapes of a method's tensors by name, without memory for them; None where it can only be built for real."""
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
-    rows, width = backbone.vocabulary_size, backbone.hidden_size
-    sizes = Vocabulary(lambda ids: torch.zeros(len(ids), width), rows, (), lambda text: [0])
     try:
         with seeded(0), torch.device("meta"):  # what is drawn there leaves the global state alone
-            built = config.build(shape_of(backbone, config, sites, sizes))
+            built = config.build(shape_of(backbone, config, sites, Vocabulary(backbone.embed, backbone.num_tokens)))
             return {key: value.shape for key, value in built.state_dict().items()}
     except SoftPromptError:
         raise

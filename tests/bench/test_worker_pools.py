@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import warm
 from bench.grids import write_grid
 from saved import Cli
 
@@ -34,24 +33,19 @@ def test_options_for_rows_go_together() -> None:
 
 def test_a_worker_that_was_started_with_ctrl_c_ignored_stops_with_its_master(tmp_path: Path) -> None:
     """As in the background of a script: the end of its input must stop it all the same, also before it trains."""
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _BUSY, "--root", str(tmp_path), "--folder", str(tmp_path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, ignored)
-    process.communicate(json.dumps({"name": "job"}) + "\n", timeout=120)
-    assert process.returncode == 130
+    done = warm.run([sys.executable, "-c", _BUSY, "--root", str(tmp_path), "--folder", str(tmp_path)])
+    assert done.returncode == 130, done.stderr
 
 
 _BUSY = """
-import time
+import os, signal, subprocess, sys, time
 from softprompts.bench import worker_process
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+source, end = os.pipe()
+os.write(end, b'{"name": "job"}\\n')
+os.close(end)
+os.dup2(source, 0)
+sys.stdin = open(0)
 worker_process.Worker.work = lambda self, job: time.sleep(100)
 worker_process.main()
 """

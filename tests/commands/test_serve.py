@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from saved import Cli, model_folder
 
 import softprompts as sp
@@ -49,30 +51,31 @@ def test_a_process_starts_answers_and_ends(tmp_path: Path, sign: signal.Signals)
     poor = save(tmp_path, "poor")
     (poor / "softprompt_config.json").write_text("{")
     command = [sys.executable, "-m", "softprompts", "serve", "--prompts", str(tmp_path), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stderr is not None
-            line = process.stdout.readline()
-            found = re.search(r"1 prompt on bert: http://127\.0\.0\.1:(\d+)", line)
-            assert found is not None, line + process.stderr.read()
-            port = int(found[1])
-            assert ask(port, "GET", "/readyz") == (200, {"status": "ready"})
-            body = {"inputs": ["the film was good"] * 200}
-            answers: list[tuple[int, Any]] = []
-            asking = threading.Thread(target=lambda: answers.append(ask(port, "POST", "/v1/predict", body)))
-            asking.start()
-            while not answers and ask(port, "GET", "/healthz")[0] == 200:
-                waiting = _metric(port, "softprompts_queue_rows")
-                if waiting:
-                    break
-            process.send_signal(sign)
-            asking.join(60)
-            assert answers[0][0] == 200 and len(answers[0][1]["answers"]) == 200
-            assert process.wait(60) == 0
-            rest, said = process.stdout.read(), process.stderr.read()
-        finally:
-            process.kill()
-    assert rest == "" and "left out poor: " in said and "Traceback" not in said
+    process = warm.Warm(command)
+    try:
+        while "\n" not in process.printed()[0] and process.poll() is None:
+            time.sleep(0.02)
+        line, errors = process.printed()
+        found = re.search(r"1 prompt on bert: http://127\.0\.0\.1:(\d+)", line)
+        assert found is not None, line + errors
+        port = int(found[1])
+        assert ask(port, "GET", "/readyz") == (200, {"status": "ready"})
+        body = {"inputs": ["the film was good"] * 200}
+        answers: list[tuple[int, Any]] = []
+        asking = threading.Thread(target=lambda: answers.append(ask(port, "POST", "/v1/predict", body)))
+        asking.start()
+        while not answers and ask(port, "GET", "/healthz")[0] == 200:
+            waiting = _metric(port, "softprompts_queue_rows")
+            if waiting:
+                break
+        process.send_signal(sign)
+        asking.join(60)
+        assert answers[0][0] == 200 and len(answers[0][1]["answers"]) == 200
+        assert process.wait(60) == 0
+        out, said = process.printed()
+    finally:
+        process.kill()
+    assert out == line and "left out poor: " in said and "Traceback" not in said
 
 
 def _metric(port: int, name: str) -> float:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 
 import softprompts
@@ -27,9 +28,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def run(program: str, folder: Path) -> str:
     (folder / "page.py").write_text(program, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "page.py"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    done = warm.run([sys.executable, "page.py"], environment, folder)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

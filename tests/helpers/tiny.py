@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -137,9 +138,18 @@ def model(family: str, dtype: torch.dtype = torch.float64, tokens: bool = False,
     return made.to(dtype).eval()
 
 
+_without_prompts: dict[str, Any] = {}  # attached in float64, by their settings: attaching takes longer than most tests
+
+
 def attached(family: str, *names: str, dtype: torch.dtype = torch.float64, **config: Any) -> Any:
     """A model with the named methods of `METHODS` on it, their parameters shaken so that all of them matter."""
-    made = sp.attach(model(family, dtype, **config))
+    if dtype == torch.float64:
+        key = f"{family} {config}"
+        if key not in _without_prompts:
+            _without_prompts[key] = sp.attach(model(family, dtype, **config))
+        made = copy.deepcopy(_without_prompts[key])
+    else:  # where products of frozen weights may be faster ones, by what the machine is
+        made = sp.attach(model(family, dtype, **config))
     for i, name in enumerate(names):
         made.add_prompt(name, METHODS[name], seed=i)
     made.prompts.to(dtype)

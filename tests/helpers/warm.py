@@ -66,6 +66,10 @@ class Warm:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it printed, once it has ended."""
         self.wait(timeout)
+        return self.printed()
+
+    def printed(self) -> tuple[str, str]:
+        """What it has printed so far, and its errors."""
         out, err = (path.read_text(errors="replace") if path.exists() else "" for path in self._outputs)
         return out, err
 
@@ -117,6 +121,7 @@ def _interpret(arguments: Sequence[str], environment: Mapping[str, str], folder:
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv = [first, *rest]
+        sys.path.insert(0, str(Path(first).resolve().parent))
         runpy.run_path(first, run_name="__main__")
 
 

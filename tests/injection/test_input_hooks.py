@@ -146,12 +146,8 @@ def test_eager_and_sdpa_agree(family: str, method: str) -> None:
     inputs = tiny.batch(family)
     logits = []
     for kernel in ("sdpa", "eager"):
-        model = tiny.model(family)
-        model.set_attn_implementation(kernel)
-        sp.attach(model, tiny.METHODS[method], seed=0)
-        model.prompts.to(torch.float64)
-        tiny.shake(model)
-        model.eval()
+        model = tiny.attached(family, method, _attn_implementation=kernel)
+        assert model.config._attn_implementation == kernel
         logits.append(model(**inputs).logits)
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)  # eager kernels take the softmax in float32
 

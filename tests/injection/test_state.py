@@ -65,11 +65,11 @@ def test_scopes_end_with_their_calls() -> None:
 def test_a_scope_is_that_of_its_model() -> None:
     one, other = tiny.attached("bert", "prefix-tuning"), tiny.attached("bert", "prompt-tuning")
     with state_of(one).under("prefix-tuning"), state_of(other).under("prompt-tuning"):
-        assert state_of(one).surrounding.names == ["prefix-tuning"]
-        assert state_of(other).surrounding.names == ["prompt-tuning"]
+        assert list(state_of(one).surrounding.prompts) == ["prefix-tuning"]
+        assert list(state_of(other).surrounding.prompts) == ["prompt-tuning"]
         assert state_of(copy.deepcopy(one)).surrounding is None
         with state_of(one).activate(None):
-            assert state_of(one).current is None and state_of(other).scope.pass_.names == ["prompt-tuning"]
+            assert state_of(one).current is None and list(state_of(other).scope.pass_.prompts) == ["prompt-tuning"]
 
 
 def test_calls_past_the_forward_use_the_active_prompt_and_end_with_it() -> None:
@@ -77,7 +77,7 @@ def test_calls_past_the_forward_use_the_active_prompt_and_end_with_it() -> None:
     del inputs["labels"]
     with torch.no_grad():
         encoded = model.get_encoder()(**inputs)
-    assert encoded._softprompt_pass.names == ["prompt-tuning"] and state_of(model).scope is None
+    assert list(encoded._softprompt_pass.prompts) == ["prompt-tuning"] and state_of(model).scope is None
     with pytest.raises(sp.SoftPromptError, match="without input_ids"):
         model.get_encoder()(attention_mask=inputs["attention_mask"])
     assert state_of(model).scope is None

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods import EPTConfig, Vocabulary
+from softprompts.methods import EPTConfig, Shape, Vocabulary
 
 D = 8
 SMALL = {
@@ -125,11 +125,52 @@ def test_unit_is_the_size_of_the_embeddings_that_are_drawn(shape, table):
     assert "unit" not in EPTConfig(**SMALL, units="raw").build(shape).state_dict()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_vitals_of_fusion(shape, mode):
+    method = EPTConfig(**SMALL, fusion_mode=mode, spaces_init="linear").build(shape).double()
+    with torch.no_grad():
+        method.a[3:] = 0  # two of five rows are empty
+    a, b, prompt = method.a.tolist(), method.b.tolist(), method.prompt.tolist()
+    update = [[sum(a[i][k] * b[k][x] for k in range(2)) for x in range(D)] for i in range(5)]
+    scores = [[sum(p[x] * u[x] for x in range(D)) / math.sqrt(D) for u in update] for p in prompt]
+    weights = [softmax(row) for row in scores]
+    if mode == "axis_p":
+        weights = [list(row) for row in zip(*(softmax(column) for column in zip(*scores, strict=True)), strict=True)]
+    spread = 0
+    for row in weights:
+        mean = sum(row) / 5
+        spread += math.sqrt(sum((weight - mean) ** 2 for weight in row) / 5) / mean / len(weights)
+    empty = sum(row[3] + row[4] for row in weights) / sum(map(sum, weights))
+    vitals = {vital.name: vital.value for vital in method.vitals()}
+    assert vitals["fusion.spread"].item() == pytest.approx(spread, rel=1e-9)
+    assert vitals["fusion.empty"].item() == pytest.approx(empty, rel=1e-9)
+    assert vitals["spaces.norm"] > 0
+
+
+def test_fusion_of_the_default_is_neither_uniform_nor_empty(shape, table):
+    # Even where embeddings are as small as BERT's or as large as T5's, where the paper's reading is one or the other.
+    def vitals(times, **fields):
+        rows = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1))
+        sized = Shape(64, 0, 0, Vocabulary(lambda ids: times * rows[ids], 2000))
+        method = EPTConfig(rank=12, max_length=64, source_tokens=25, num_virtual_tokens=20, **fields).build(sized)
+        return {vital.name: vital.value for vital in method.vitals()}
+
+    paper = {"units": "raw", "align": "zero", "svd_scale": "none"}
+    small, large = vitals(0.05), vitals(6.0)
+    for found in (small, large):
+        assert 0.2 < found["fusion.spread"] < 5
+        assert found["fusion.norm"] > 0.1
+        assert found["fusion.empty"] < 0.01
+    assert vitals(0.05, **paper)["fusion.spread"] < 0.05
+    assert vitals(0.05, **paper)["fusion.empty"] > 0.5
+    assert vitals(6.0, **paper)["fusion.norm"] < 0.05
+
+
 def test_spaces_that_start_at_zero_say_nothing_and_learn(shape):
     method = EPTConfig(**SMALL, spaces_init="zeros", fusion=False).build(shape)
     torch.testing.assert_close(method().tokens[0], method.unit * method.prompt)
     method().tokens.square().sum().backward()
-    assert all(space[2].weight.grad.any() for space in method.spaces)
+    assert all(space[2].bias.grad.any() for space in method.spaces)
 
 
 def test_literal_fusion_doubles_the_prompt(shape):
@@ -227,7 +268,7 @@ def test_parts_are_trained_at_their_own_rates(shape):
         ({"decomposition": False, "fusion": False, "num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1"),
         ({"rank": 0, "num_virtual_tokens": 0}, "num_virtual_tokens must be at least 1"),
         ({"num_virtual_tokens": 101}, "num_virtual_tokens is more than source_tokens"),
-        ({"rank": 101}, "rank=101 is more than the 100 rows"),
+        ({"rank": 101, "align": "zero"}, "rank=101 is more than the 100 rows"),
         ({"rank": 30, "max_length": 20}, "rank=30 is more than the 20 rows"),
         ({"rank": -1}, "rank must be at least 0"),
         ({"fusion_mode": "ab"}, "fusion_mode must be one of"),

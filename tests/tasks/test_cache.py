@@ -6,7 +6,6 @@ import json
 import math
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from tokenizers import NormalizedString, PreTokenizedString, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -239,9 +239,7 @@ def test_several_processes_write_the_same_key(tmp_path: Path) -> None:
     )
     (tmp_path / "ready").mkdir()
     arguments = [sys.executable, "-c", code, str(tmp_path / "rows"), str(tmp_path / "ready")]
-    started = [
-        subprocess.Popen([*arguments, name], cwd=ROOT, stderr=subprocess.PIPE, text=True) for name in ("one", "two")
-    ]
+    started = [warm.Warm([*arguments, name]) for name in ("one", "two")]
     for process in started:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

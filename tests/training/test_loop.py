@@ -247,9 +247,9 @@ def test_non_finite_stops_only_that_lane(toy: Any, how: str, tmp_path: Path) -> 
     else:
         record_evaluation = lanes[1].record_evaluation
 
-        def poison(metrics: dict[str, float]) -> None:
+        def poison(*evaluation: Any) -> None:
             kept.update(prompt(model, "b"))
-            record_evaluation(metrics)
+            record_evaluation(*evaluation)
             model.prompts["b"].method.prompt.data[0, 0] = math.nan
 
         lanes[1].record_evaluation = poison

@@ -143,6 +143,7 @@ def test_launched_training_gives_the_scores_of_one_process_and_says_so_once(
         for measured in ("seconds", "step_seconds", "peak_memory"):
             del result[measured]
     assert one.pop("command") == two.pop("command").replace("--folder two", "--folder one")
+    assert one.pop("vitals") == pytest.approx(two.pop("vitals"), rel=1e-4)
     assert json.dumps(one) == json.dumps(two)
     assert done.stdout.count("run folder:") == alone.out.count("run folder:") == 1
     assert done.stderr.count("frozen parameters") == 1

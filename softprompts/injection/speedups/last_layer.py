@@ -46,17 +46,17 @@ class NarrowLastLayer:
         self._visible = [*around, *layer.modules()]
 
     def install(self) -> list[Any]:
-        """Puts the hooks in; returns their handles."""
+        """Puts the hooks in; returns their handles, with itself as that of the attention module."""
         self.site.__dict__[READ_COLUMN] = self.column_of
-        handles: list[Any] = [self.layer.register_forward_hook(self.after_layer)]
+        handles: list[Any] = [self, self.layer.register_forward_hook(self.after_layer)]
         for module in self.parts if self.source is None else [self.source, *self.parts]:
             handles.append(module.register_forward_pre_hook(self.before_part, with_kwargs=True))
         if self.source is not None:
             handles.append(self.source.register_forward_hook(self.after_source))
         return handles
 
-    def uninstall(self) -> None:
-        """Forgets the attention module; the hooks are removed by their handles."""
+    def remove(self) -> None:
+        """Leaves the attention module as it was."""
         self.site.__dict__.pop(READ_COLUMN, None)
 
     def wanted(self, inputs: dict[str, Any]) -> bool:
@@ -173,7 +173,6 @@ def _tried(state: State, layer: nn.Module, site: nn.Module) -> NarrowLastLayer |
     finally:
         for handle in [*watching, *handles]:
             handle.remove()
-        narrow.uninstall()
         narrow.trial = None
     if not kept:
         return None

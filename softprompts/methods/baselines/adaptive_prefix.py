@@ -14,15 +14,14 @@ Trained: the prefix, ``2*S*l*w`` numbers, ``W``, ``S*d*l``, and ``lambda``, ``S`
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, View, Vital
-from softprompts.methods.common import PrefixMethod, gated, gated_by_states
-from softprompts.methods.contract import Component, MethodConfig, Rows, Shape
+from softprompts.methods.common import PrefixConfig, PrefixMethod, gated, gated_by_states
+from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import GateOf, SoftPrompt
 from softprompts.validation import settings
@@ -30,7 +29,7 @@ from softprompts.validation import settings
 
 @register("adaptive-prefix")
 @settings
-class AdaptivePrefixConfig(MethodConfig):
+class AdaptivePrefixConfig(PrefixConfig):
     """Settings of adaptive prefix tuning; the three flags are the paper's ablations.
 
     Attributes:
@@ -41,16 +40,14 @@ class AdaptivePrefixConfig(MethodConfig):
             causal model over its context only. None: "mean" for causal models, whose first token knows nothing, else
             "first". A decoder beside an encoder shows its first token only. While text is generated, gates stay those
             of the first step.
-        init_std: standard deviation of the starting prefix.
+        init, init_text, init_std: where the prefix starts, see `PrefixConfig`.
     """
 
     token_gate: bool = True
     layer_scale: bool = True
     hidden_state: bool = True
     summary: Literal["first", "mean"] | None = None
-    init_std: Annotated[float, Field(gt=0)] = 0.5
 
-    uses_prefix = True
     modifies_prefix = True
     about = About(
         paper="Zhang et al., Towards Adaptive Prefix Tuning for Parameter-Efficient Language Model Fine-tuning, "
@@ -82,7 +79,7 @@ class AdaptivePrefix(PrefixMethod, config=AdaptivePrefixConfig):
     """
 
     def __init__(self, config: AdaptivePrefixConfig, shape: Shape, own_prefix: bool = True):
-        super().__init__(config, shape, config.init_std, own_prefix)
+        super().__init__(config, shape, own_prefix)
         self.reads_states = config.reads_states
         sites, length, width = shape.num_sites, config.num_virtual_tokens, shape.site_width or 0
         self.mean = config.summary == "mean" or (config.summary is None and shape.causal)

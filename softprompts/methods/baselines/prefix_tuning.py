@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import nn
 
 from softprompts.methods.about import About
-from softprompts.methods.common import PrefixMethod, plain_prefix, require_sites
-from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.common import PrefixConfig, PrefixMethod, plain_prefix, require_sites
+from softprompts.methods.contract import Component, Method, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
@@ -27,12 +27,13 @@ from softprompts.validation import settings
 
 @register("prefix-tuning")
 @settings
-class PrefixTuningConfig(MethodConfig):
+class PrefixTuningConfig(PrefixConfig):
     """Settings of prefix tuning.
 
     Attributes:
         reparameterize: train a network that makes the table instead of the table.
         mlp_hidden_size: ``h``, width of that network.
+        init, init_text: where the table starts, see `PrefixConfig`; a network that makes it starts from "normal".
         init_std: standard deviation of the starting values (biases start at zero); None: 0.5 for the table, 0.02 (that
             of P-tuning v2, which small budgets found too small for the table) for embedding and network.
     """
@@ -41,7 +42,6 @@ class PrefixTuningConfig(MethodConfig):
     mlp_hidden_size: Annotated[int, Field(ge=1)] = 512
     init_std: Annotated[float, Field(gt=0)] | None = None
 
-    uses_prefix = True
     about = About(
         paper="Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190; P-tuning v2: Liu et al., ACL 2022, "
         "https://arxiv.org/abs/2110.07602",
@@ -61,11 +61,16 @@ class PrefixTuningConfig(MethodConfig):
         "N(0, 0.5^2): the 0.02 of P-tuning v2 measured too small for small budgets.",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = self.init == "normal" or not self.reparameterize
+        self.require(fits, f"init='{self.init}' is a start of the table, not of a network: leave out reparameterize")
+
     def build(self, shape: Shape) -> Method:
         """The table, or the network that makes it."""
         if self.reparameterize:
             return ReparameterizedPrefix(self, shape)
-        return PrefixMethod(self, shape, 0.5 if self.init_std is None else self.init_std)
+        return PrefixMethod(self, shape)
 
 
 class ReparameterizedPrefix(Method):

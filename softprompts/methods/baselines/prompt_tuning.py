@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from softprompts.methods.about import About, Space
-from softprompts.methods.common import PromptMethod, sampled_rows
+from softprompts.methods.common import PromptMethod, repeated, sampled_rows
 from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.methods.registry import register
 from softprompts.validation import TEXTS, settings
@@ -84,8 +84,7 @@ def initial_prompt(config: PromptTuningConfig, shape: Shape) -> Tensor:
     if config.init == "normal":
         return torch.randn(length, shape.hidden_size)
     if config.init == "text":
-        ids = vocabulary.encode(config.init_text or "")
-        return vocabulary.rows([ids[i % len(ids)] for i in range(length)])
+        return vocabulary.rows(repeated(vocabulary.encode(config.init_text or ""), length))
     words = config.label_words or ()
     labels = [vocabulary.rows(vocabulary.encode(word)).mean(0, keepdim=True) for word in words]
     return torch.cat([*labels, sampled_rows(shape, length - len(words), config.vocabulary_limit)])

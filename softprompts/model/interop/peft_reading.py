@@ -209,7 +209,7 @@ def _prefix(adapter: Adapter, backbone: Backbone) -> tuple[MethodConfig, dict[st
         # PEFT writes the slots down twice and deals out four to a layer, of which T5's attention uses two: with as
         # many layers as the model has, layers i and i + L/2 get the same ones, and half are never used.
         slots = slots[:, [(4 * layer + part) % (2 * layers) for layer in range(len(sites)) for part in (0, 1)]]
-    config = PrefixTuningConfig(num_virtual_tokens=length, sites=kinds, positions="shifted")
+    config = PrefixTuningConfig(num_virtual_tokens=length, sites=kinds, positions="shifted", init="normal")
     return config, {"method.prefix": slots.reshape(length, -1).clone()}
 
 
