@@ -1,4 +1,4 @@
-"""Made tasks: small frozen models and rows on which a mechanism has to show, and how forms of a method score on them."""
+"""Made tasks: small frozen models and rows on which a mechanism has to show, and how forms of a method do there."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class MadeTask:
             which it is cut off), and maybe more.
         steps: of every run.
         batch_size: rows of a step.
+        also: other numbers of an outcome, for tables.
     """
 
     title: str
@@ -56,7 +57,8 @@ class MadeTask:
     row: Callable[[random.Random], Row]
     arms: Mapping[str, Arm]
     steps: int = 150
-    batch_size: int = 16
+    batch_size: int = 32
+    also: Mapping[str, Callable[[Outcome], float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ def rows(count: int, seed: int, draw_row: Callable[[random.Random], Row]) -> lis
     return [{"input_ids": [FIRST, *ids], "label": label} for ids, label in (draw_row(draw) for _ in range(count))]
 
 
-def outcomes(task: MadeTask, search: Sequence[float] = (1.0,), names: Sequence[str] | None = None) -> dict[str, Outcome]:
+def outcomes(
+    task: MadeTask, search: Sequence[float] = (1.0,), names: Sequence[str] | None = None
+) -> dict[str, Outcome]:
     """Trains arms with `SEEDS` seeds each, in shared passes: all start from the same rows, in each seed's own order.
 
     Args:
@@ -116,11 +120,15 @@ def outcomes(task: MadeTask, search: Sequence[float] = (1.0,), names: Sequence[s
     model = sp.attach(task.model())
     learned, validation, test = rows(512, 1, task.row), Evaluation(rows(128, 2, task.row)), rows(256, 3, task.row)
     arms = {name: task.arms[name] for name in names or task.arms}
+
+    def named(arm: str, place: int, seed: int) -> str:
+        return f"{arm.replace(' ', '-')}-{place}-{seed}"
+
     lanes = []
     for name, arm in arms.items():
         for place, factor in enumerate(search):
             for seed in range(SEEDS):
-                prompt = f"{name}-{place}-{seed}"
+                prompt = named(name, place, seed)
                 model.add_prompt(prompt, arm.config, num_labels=2, seed=seed)
                 if arm.change is not None:
                     arm.change(model.prompts[prompt])
@@ -136,7 +144,7 @@ def outcomes(task: MadeTask, search: Sequence[float] = (1.0,), names: Sequence[s
     results = {result.name: result for result in train(model, lanes, pad_id=0, progress=False)}
 
     def outcome(name: str, arm: Arm) -> Outcome:
-        tried = [[f"{name}-{place}-{seed}" for seed in range(SEEDS)] for place in range(len(search))]
+        tried = [[named(name, place, seed) for seed in range(SEEDS)] for place in range(len(search))]
         means = [statistics.fmean(results[prompt].score or 0.0 for prompt in prompts) for prompts in tried]
         best = means.index(max(means))
         scores = [100 * (results[prompt].test_metrics.get("accuracy") or 0.0) for prompt in tried[best]]
