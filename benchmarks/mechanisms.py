@@ -1,10 +1,10 @@
-"""Made tasks: each mechanism on, off and disconnected, over five seeds, at the best of three rates.
+"""Made tasks: each mechanism on, off and disconnected, over five seeds.
 
     python benchmarks/mechanisms.py [--tasks multi-mask,ept] [--results build/mechanisms.json] [--into docs/defaults.md]
 
-The tasks are those of tests/mechanisms (tests/helpers/made_tasks.py). Each form of a method tries its rates times
-1/3, 1 and 3, and keeps the one with the best mean on validation rows; scores are of test rows. What is done already is
-not done again. ``--into`` writes the table between the two marks of a page.
+The tasks are those of tests/mechanisms (tests/helpers/made_tasks.py). Where another rate might make up for a mechanism,
+each form tries its rates times 1/3, 1 and 3, and keeps the one with the best mean on validation rows; scores are of
+test rows. What is done already is not done again. ``--into`` writes the tables between the two marks of a page.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from report import table
 
 from softprompts.storage.files import write_json_atomic
 
-FACTORS = (1 / 3, 1.0, 3.0)
 START, END = "<!-- made tasks: made by benchmarks/mechanisms.py -->", "<!-- end of made tasks -->"
 COLUMNS = ("on", "off", "disconnected")
 
@@ -55,14 +54,15 @@ def main() -> None:
 
 def measured(name: str, arm: str) -> dict[str, Any]:
     """How an arm of a task did; each on its own model, since arms do not depend on each other's company."""
-    outcome = made.outcomes(made_tasks.MADE[name], FACTORS, [arm])[arm]
+    task = made_tasks.MADE[name]
+    outcome = made.outcomes(task, task.search, [arm])[arm]
     parameters = sum(p.numel() for p in outcome.prompts[0].method.parameters() if p.requires_grad)
     return {
         "score": str(outcome),
         "scores": outcome.scores,
         "rate": outcome.rate,
         "parameters": parameters,
-        **{key: round(value(outcome), 2) for key, value in made_tasks.MADE[name].also.items()},
+        **{key: round(value(outcome), 2) for key, value in task.also.items()},
     }
 
 

@@ -49,6 +49,7 @@ class MadeTask:
             which it is cut off), and maybe more.
         steps: of every run.
         batch_size: rows of a step.
+        search: factors of the rates that tables try, where another rate might give what a mechanism does.
         also: other numbers of an outcome, for tables.
     """
 
@@ -58,6 +59,7 @@ class MadeTask:
     arms: Mapping[str, Arm]
     steps: int = 150
     batch_size: int = 32
+    search: Sequence[float] = (1.0,)
     also: Mapping[str, Callable[[Outcome], float]] = field(default_factory=dict)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import statistics
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from softprompts.methods.selective_prefix import mean_cosine
 from softprompts.soft_prompt import SoftPrompt
 
 GOOD, BAD, FILL = range(10, 12), range(14, 16), range(20, 60)
+SEARCH = (1 / 3, 1.0, 3.0)
 KINDS = (2, 3)  # the tokens that say of which kind a row is
 
 
@@ -76,7 +76,7 @@ MULTI_MASK = MadeTask(
         "disconnected": multi_mask(2, "uniform"),
         "shuffled": multi_mask(2, "shuffled"),
     },
-    steps=300,
+    steps=200,
 )
 
 
@@ -125,7 +125,7 @@ SMOP = MadeTask(
         "off": Arm(sp.PromptTuningConfig(num_virtual_tokens=16), 0.1),
         "disconnected": Arm(smop(), 0.1, _SMOP_RATES, without_input),
     },
-    steps=300,
+    steps=200,
 )
 ADAPTIVE = MadeTask(
     "the same",
@@ -136,7 +136,7 @@ ADAPTIVE = MadeTask(
         "off": Arm(adaptive(False), 0.1, {"token_gates": 0.1}),
         "disconnected": Arm(adaptive(True), 0.1, {"token_gates": 0.1}, without_states),
     },
-    steps=300,
+    steps=200,
 )
 
 
@@ -179,7 +179,8 @@ def without_mask(prompt: Prompt) -> None:
 def alike(result: Outcome) -> float:
     """Mean |cos| between the tokens of an arm's prefixes."""
     prompts = [prompt.method() for prompt in result.prompts]
-    return statistics.fmean(float(torch.cat([mean_cosine(p.keys), mean_cosine(p.values)]).mean()) for p in prompts)
+    cosines = [torch.cat([mean_cosine(p.keys), mean_cosine(p.values)]) for p in prompts]
+    return torch.stack(cosines).mean().item()
 
 
 def selective(alpha: float | None, loss: float) -> sp.MethodConfig:
@@ -198,6 +199,7 @@ SELECTIVE_LOSS = MadeTask(
         "not collapsed": Arm(selective(None, 0.0), 0.1),
     },
     steps=250,
+    search=SEARCH,
     also={"|cos|": alike},
 )
 SELECTIVE_MASK = MadeTask(
@@ -210,6 +212,7 @@ SELECTIVE_MASK = MadeTask(
         "disconnected": Arm(selective(16.0, 0.0), 0.1, change=without_mask),
     },
     steps=250,
+    search=SEARCH,
 )
 
 
