@@ -141,12 +141,18 @@ def test_ept(shape, mode):
         for gate, space in zip(gates, method.spaces, strict=True):
             out = linear(space[2], [max(0.0, x) for x in linear(space[0], p)])
             spaces[place] = [x + gate * y for x, y in zip(spaces[place], out, strict=True)]
-    size = norm(flat(prompt))
+    size, means = norm(flat(prompt)), [mean(row) for row in weights]
+    spread = mean([math.sqrt(mean([(w - of) ** 2 for w in row])) / of for row, of in zip(weights, means, strict=True)])
     assert numbers(method) == pytest.approx(
-        {"fusion.norm": norm(flat(added)) / size, "fusion.empty": empty, "spaces.norm": norm(flat(spaces)) / size},
+        {
+            "fusion.norm": norm(flat(added)) / size,
+            "fusion.spread": spread,
+            "fusion.empty": empty,
+            "spaces.norm": norm(flat(spaces)) / size,
+        },
         rel=1e-9,
     )
-    assert thresholds(method) == {"update.norm", "fusion.norm", "spaces.norm"}
+    assert thresholds(method) == {"update.norm", "fusion.norm", "fusion.spread", "spaces.norm"}
 
 
 def linear(layer, x):
