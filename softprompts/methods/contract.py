@@ -24,6 +24,7 @@ from softprompts.validation import TEXTS, check_inherited, settings
 
 SiteKind = Literal["encoder.self", "decoder.self", "decoder.cross"]
 SITE_KINDS: tuple[str, ...] = get_args(SiteKind)
+_CHUNK = 8192  # rows of an embedding table that are looked up at a time
 
 
 class Vocabulary:
@@ -52,6 +53,16 @@ class Vocabulary:
         """Embeddings ``(len(ids), d)`` in float32, detached."""
         with torch.no_grad():
             return self.embed(torch.as_tensor(ids, dtype=torch.long)).detach().float()
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each dimension over all rows, ``(d,)`` both, in float32."""
+        total: Any = 0
+        squares: Any = 0
+        for start in range(0, self.size, _CHUNK):
+            rows = self.rows(torch.arange(start, min(start + _CHUNK, self.size))).double()
+            total, squares = total + rows.sum(0), squares + rows.square().sum(0)
+        mean = total / self.size
+        return mean.float(), (squares / self.size - mean.square()).clamp(min=0).sqrt().float()
 
     def sample(self, count: int, limit: int | None = None) -> list[int]:
         """Draws ``count`` different ids (repeating only once all have been used), special ids left out.
