@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check -c constraints.txt
-# Each file in one process, which makes what its tests share once; in their order, which has the long ones early.
+# Each file in one process, which makes what its tests share once; in tests/conftest.py's order, the long ones first.
 TEST := $(RUN) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 MEASURED := build/benchmarks
 WITH_DATA = $(if $(DATA),--data-dir '$(DATA)')

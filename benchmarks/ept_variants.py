@@ -57,19 +57,15 @@ STAGES: dict[str, list[Variant]] = {
     # The default, and what it differs by from the reading that was the default before, one at a time.
     "parts": [
         ("ept", {}, {}),
-        ("ept", OLD, {}),
         *(("ept", {"update_scale": scale}, {}) for scale in (0.1, 1.0)),
         *(("ept", {}, {"low_rank": rate}) for rate in (1e-3, 1e-2)),
-        ("ept", {}, {"prompt": 0.1}),
+        *(("ept", {}, {"prompt": rate}) for rate in (0.03, 0.3)),
         ("ept", {"align": "tile"}, {}),
         ("ept", {"spaces_init": "linear"}, {}),
-        ("ept", {"units": "raw"}, {}),
+        ("ept", OLD, {}),
+        ("ept", OLD, {"prompt": 6e-3, "low_rank": 3e-4, "spaces": 3e-4}),
     ],
     "old-new": [("ept", OLD, {}), ("ept", {}, {})],
-    "old-new-slow": [
-        ("ept", OLD, {"prompt": 6e-3, "low_rank": 3e-4, "spaces": 3e-4}),
-        ("ept", {}, {"prompt": 0.1, "low_rank": 1e-3, "spaces": 3e-4}),
-    ],
     "dept": [("dept", {}, {"low_rank": rate}) for rate in (5e-3, 5e-4, 1e-4)],
     "dpt": [
         ("dpt", {"init_scale": scale}, {"factors": rate}) for scale, rate in ((0.5, 1e-2), (None, 1e-2), (None, 3e-3))

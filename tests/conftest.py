@@ -19,7 +19,23 @@ from transformers.utils import logging
 logging.set_verbosity_error()
 torch.set_num_threads(1)
 
+# Modules of half a minute and more come first: what begins last decides how long a process waits for the other.
+LONG = (
+    "bench/test_runner.py",
+    "experiments/test_every_method.py",
+    "injection/test_input_hooks.py",
+    "injection/test_user_compile.py",
+    "backbones/test_quantized.py",
+    "training/test_processes.py",
+    "examples/test_examples.py",
+    "docs/test_site.py",
+)
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    long = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: long.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from method_defaults import WIDTH, defaults_of
 
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError
@@ -29,6 +30,7 @@ from softprompts.methods.compose import make_config
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.registry import methods
 from softprompts.model.attach import attach
+from softprompts.training import TrainConfig
 
 BACKBONES = ("T5-base", "BERT-base")
 # Words that `About.count` may use without saying what they are.
@@ -256,6 +258,7 @@ def table() -> str:
                 for name in names
             ],
         ),
+        *_defaults(names),
         "## Papers, and where we differ",
         _rows(
             ["method", "paper", "where we differ, and why"],
@@ -267,6 +270,42 @@ def table() -> str:
         _rows(["method", "settings", *BACKBONES], sized),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _defaults(names: Sequence[str]) -> list[str]:
+    """What all runs have in common, and each method's rates, starts and places."""
+    run = TrainConfig()
+    assert run.weight_decay is None and not run.warmup_steps and run.group_by_length
+    clipping = "none" if run.max_grad_norm is None else f"to a norm of {run.max_grad_norm:g}"
+    lines = []
+    for name in names:
+        config = example(name)
+        said = defaults_of(config)
+        parts = [
+            [_code(part.name), f"{part.learning_rate:g}", _decay(part.weight_decay), _prose(part.start)]
+            for part in said.components
+        ]
+        if not parts or config.head_learning_rate != MethodConfig.head_learning_rate:
+            parts.append([_code("head"), f"{config.head_learning_rate:g}", "-", "the model's initialisation"])
+        for index, part in enumerate(parts):
+            lines.append([*(("", "") if index else (_code(name), _prose(said.acts_on))), *part])
+    return [
+        "## Defaults: rates, starts, places",
+        f"All methods train with {run.optimizer}, a {run.schedule} schedule without warm-up, gradients clipped "
+        f"{clipping}, no weight decay, and batches of {run.batch_size} rows of similar length. Papers and their code "
+        "differ in all of these; recipes at scale `paper` set them "
+        "([benchmarks.md](benchmarks.md#where-recipes-differ-from-the-papers)). `--lr` moves a method's main "
+        "component, the first below, and the others with it.",
+        f"Read off a prompt on a random T5 as wide as T5-base ({WIDTH}); ranges that depend on a width are for this "
+        "one. A weight decay in the table is the component's own, which a run's does not reach. A task head, where the "
+        f"model has one, starts as the model makes it and trains at {MethodConfig.head_learning_rate:g} where nothing "
+        "else is said.",
+        _rows(["method", "acts on", "component", "rate", "weight decay", "starts from"], lines),
+    ]
+
+
+def _decay(weight_decay: float | None) -> str:
+    return "-" if weight_decay is None else f"{weight_decay:g}"
 
 
 def _counted(name: str, settings: Mapping[str, Any], backbone: str, share: bool = True) -> str:

@@ -109,9 +109,8 @@ class Layout:
         token = torch.arange(self.length, device=given.device)[None].expand(len(given), -1)
         real = torch.ones_like(given, dtype=torch.bool) if mask is None else mask
         lead = real.long().argmax(1, keepdim=True)
-        counts: Any = self.length
-        if self.new_mask is not None:
-            counts = self.new_mask.sum(1, keepdim=True) - real.sum(1, keepdim=True)
+        own = self.new_mask
+        counts = self.length if own is None else own.sum(1, keepdim=True) - real.sum(1, keepdim=True)
         column = torch.arange(self.columns, device=given.device)[None]
         shifted = torch.where(column < lead + self.keep_first, given, given + counts)
         return self._merged(given.gather(1, lead) + self.keep_first + token, shifted)

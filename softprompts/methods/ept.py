@@ -8,7 +8,7 @@ https://arxiv.org/abs/2405.11464
     multi-space:   P_amend = sum_i G_i(P_s) E_i(P_s),  E_i = linear(ReLU(linear)),  G = softmax(linear)   (Eq. 5-7)
     input:         [P_amend + P_f ; I]                                                                    (Eq. 8-9)
 
-By default all of it in units ``u`` of the embeddings, and with ``I = E(x) + c A B``: see `EPTConfig`.
+By default all of it on standardised embeddings, and with ``I = E(x) + c A B``: see ``units`` of `EPTConfig`.
 
 Trained: ``s*d + (m+d)*r`` numbers, and ``N*(2*d*h + h + d) + N*(d+1)`` in the spaces, dropped after training.
 """
@@ -46,13 +46,14 @@ class EPTConfig(StartedConfig):
         num_spaces, space_hidden_size: ``N`` and ``h``, the width inside; None for ``m``, as the paper's sizes suggest.
         fusion_mode: "values_ab" is attention from the prompt to the rows of ``A B``. "literal" is Eq. 4 as printed,
             whose weights sum to 1: ``P_f = 2 P_s``. "axis_p" normalises over the prompt: each token is scaled.
-        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, which fusion then attends to as well, "tile"
-            repeats it, so that fusion finds each token itself, "sample" draws ``m`` fresh rows.
+        align: how ``P`` becomes ``m`` rows: "zero" pads with zeros, which fusion then attends to as well; "tile"
+            repeats it, so that fusion finds each token itself; "sample" draws ``m`` fresh rows.
         svd_scale: "sqrt" shares out the singular values: ``A B`` approximates the ``m`` rows best. "none" takes the
             singular vectors as they are, so rows of ``A B`` have norm 1 at most, however large embeddings are.
-        units: "embeddings" applies all equations to embeddings divided by ``u``, the root mean square of the numbers
-            that ``P`` is drawn with, and gives back ``u`` times what comes out: scores of fusion, shares of the parts
-            and what a learning rate does are then the same on every backbone. "raw": to embeddings as they are.
+        units: "embeddings" applies all equations to standardised embeddings ``(E - center) / u``, with the mean of all
+            embeddings and the root mean square of what they differ from it by, and undoes that at the end: scores of
+            fusion, shares of the parts and what a learning rate does are then alike on every backbone. "raw": to
+            embeddings as they are, as in the paper.
         update_scale: ``c``: the input is ``E(x) + c A B``; 1 in the paper. Fusion attends to ``A B`` whatever it is.
         spaces_init: "zeros": the last layer of each space starts at zero, so that spaces say nothing at first;
             "linear": as layers of torch do.
@@ -105,13 +106,13 @@ class EPTConfig(StartedConfig):
         per_row="the sum E(x) + A B",
         folds_to="tokens (s, d) and update (m, d)",
         differs="No code was released. Eq. 3-4 as printed give P_f = 2 P_s and no gradient to A and B: the default "
-        "attends to the rows of A B (`fusion_mode`). The equations hold for embeddings divided by their root mean "
-        "square (`units`; paper: as they are), so that fusion is neither uniform nor a maximum on any backbone. The m "
-        "rows that are decomposed are drawn afresh (`align`; the paper aligns P and does not say how), with their "
-        "singular values (`svd_scale`; paper: singular vectors), and A B goes into the input times 0.3 "
-        "(`update_scale`; paper: 1), since vectors as large as embeddings drown the words. The networks' last layers "
-        "start at zero (`spaces_init`; the paper does not say), the gate is per prompt token, the networks are m wide. "
-        "The paper's 76.8K leave the networks out, which are dropped after training.",
+        "attends to the rows of A B (`fusion_mode`). The equations hold for standardised embeddings (`units`; paper: "
+        "as they are), so that fusion is neither uniform nor the same for all tokens on any backbone. The m rows that "
+        "are decomposed are drawn afresh (`align`; the paper aligns P and does not say how), with their singular "
+        "values (`svd_scale`; paper: singular vectors), and A B goes into the input times 0.3 (`update_scale`; paper: "
+        "1), since vectors as large as embeddings drown the words. The networks' last layers start at zero "
+        "(`spaces_init`; the paper does not say), the gate is per prompt token, the networks are m wide. The paper's "
+        "76.8K leave the networks out, which are dropped after training.",
     )
 
     def __post_init__(self) -> None:
@@ -142,20 +143,22 @@ class EPT(Method):
     """Prompt ``(s, d)``, factors ``A (m, r)`` and ``B (r, d)``, the spaces and their gate; None for what is off."""
 
     config: EPTConfig
-    unit: Tensor | float
+    center: Tensor
+    unit: Tensor
 
     def __init__(self, config: EPTConfig, shape: Shape):
         super().__init__(config)
         length, width = config.num_virtual_tokens, shape.hidden_size
         low_rank = config.decomposition and config.rank > 0
         source = sampled_rows(shape, config.source_tokens if low_rank else length, config.vocabulary_limit)
-        if config.units == "raw":
-            self.unit = 1.0
-        else:
-            self.register_buffer("unit", source.square().mean().sqrt().clamp(min=1e-12))
-            source = source / self.unit
+        center, unit = (
+            standard(shape) if config.units == "embeddings" else (source.new_zeros(width), source.new_ones(()))
+        )
+        self.register_buffer("center", center, persistent=config.units == "embeddings")
+        self.register_buffer("unit", unit, persistent=config.units == "embeddings")
+        source = (source - center) / unit
         self.prompt = nn.Parameter(source[:length].clone()) if length else None
-        factors = factorize(source, config, shape, self.unit) if low_rank else (None, None)
+        factors = factorize(source, config, shape, center, unit) if low_rank else (None, None)
         self.a: nn.Parameter | None = factors[0]
         self.b: nn.Parameter | None = factors[1]
         hidden = config.space_hidden_size or config.max_length
@@ -164,8 +167,8 @@ class EPT(Method):
         self.spaces = nn.ModuleList(nn.Sequential(*layers) for layers in networks)
         self.gate = nn.Linear(width, spaces) if spaces else None
         if config.spaces_init == "zeros":
-            for name, parameter in self.spaces.named_parameters():
-                if name.partition(".")[2].startswith("2."):  # the outer layer
+            for space in self.spaces:
+                for parameter in list(space.parameters())[2:]:  # of the last layer
                     nn.init.zeros_(parameter)
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
@@ -179,7 +182,7 @@ class EPT(Method):
             if self.gate is not None:
                 spaces = torch.stack([space(self.prompt) for space in self.spaces])
                 prompt = prompt + torch.einsum("pn,npd->pd", self.gate(self.prompt).softmax(-1), spaces)
-            result.tokens = self.unit * prompt.unsqueeze(0)
+            result.tokens = self.center + self.unit * prompt.unsqueeze(0)
         return result
 
     def views(self, rows: Rows | None = None) -> list[View]:
@@ -229,7 +232,7 @@ class EPT(Method):
 
     def components(self) -> dict[str, Component]:
         """The prompt, the factors and the spaces, as far as they are in use."""
-        prompt, low_rank = (2e-2, 1e-3) if self.config.units == "raw" else (0.3, 3e-3)
+        prompt, low_rank = (2e-2, 1e-3) if self.config.units == "raw" else (0.1, 3e-3)
         parts: dict[str, Component] = {}
         if self.prompt is not None:
             parts["prompt"] = Component([self.prompt], learning_rate=prompt)
@@ -240,14 +243,20 @@ class EPT(Method):
         return parts
 
 
+def standard(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Mean of all embeddings ``(d,)``, and the root mean square of what they differ from it by."""
+    center, spread = shape.vocabulary.statistics()
+    return center, spread.square().mean().sqrt().clamp(min=1e-12)
+
+
 def factorize(
-    source: Tensor, config: EPTConfig, shape: Shape, unit: Tensor | float
+    source: Tensor, config: EPTConfig, shape: Shape, center: Tensor, unit: Tensor
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """``A (m, r)`` and ``B (r, d)`` from the SVD of the source prompt aligned to ``m`` rows."""
     length, rank, width = config.max_length, config.rank, shape.hidden_size
     config.require(rank <= width, f"rank={rank} is more than the embedding width {width}")
     if config.align == "sample":
-        source = sampled_rows(shape, length, config.vocabulary_limit) / unit
+        source = (sampled_rows(shape, length, config.vocabulary_limit) - center) / unit
     elif config.align == "tile":
         source = source.repeat(math.ceil(length / len(source)), 1)
     left, values, right = torch.linalg.svd(source[:length], full_matrices=False)

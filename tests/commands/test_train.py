@@ -70,6 +70,15 @@ def test_the_recorded_command_finds_its_run_again(cli: Cli, data: Path) -> None:
     assert list(Path("runs").iterdir()) == [run] and result(run)["command"] == f"{command} --resume"
 
 
+def test_a_part_that_does_not_act_is_named_at_the_end(cli: Cli, data: Path) -> None:
+    sentence = "idle: selective loss: has no say in the gradient\n"
+    for weight, idle in (("1e-9", True), ("10", False)):
+        flags = ["--method", "selective-prefix", "--set", f"selective_loss={weight}", "--folder", weight]
+        done = cli.fine(*train(data, steps=2), *flags)
+        assert (sentence in done.out) == idle
+        assert bool(result(weight)["idle"]) == idle and result(weight)["vitals"]["penalty"] > 0
+
+
 def test_settings_on_the_command_line_reach_the_method(cli: Cli, data: Path) -> None:
     settings = ["num_masks=2", "router_dropout=0.5", "router_noise=true", "sites=encoder.self", "num_virtual_tokens=3"]
     flags = [part for setting in settings for part in ("--set", setting)]

@@ -45,6 +45,14 @@ def test_the_note_says_how_many_rows_and_how_sure() -> None:
     assert "points" not in replace(TABLE, metric="pearson").note()
 
 
+def test_idle_parts_are_named_below_the_table() -> None:
+    idle = replace(FIRST, idle={"router: all rows get the same masks": 2}, runs=3)
+    table = replace(TABLE, rows=(SECOND, idle))
+    assert table.idle() == ["idle: prefix-tuning: router: all rows get the same masks (2 of 3 runs)"]
+    assert table.markdown().endswith(f"\n\n{table.idle()[0]}\n")
+    assert TABLE.idle() == []
+
+
 def test_report(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written = write_report(TABLE, tmp_path / "report")

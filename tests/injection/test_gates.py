@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import softprompts as sp
 from softprompts.injection.speedups.gated_prefix import gate
 from softprompts.injection.state import state_of
-from softprompts.methods.common import plain_prefix, prefix_table
+from softprompts.methods.common import plain_prefix
 from softprompts.soft_prompt import SoftPrompt
 
 
@@ -43,7 +43,7 @@ class Gated(sp.Method):
         super().__init__(config)
         self.num_sites = shape.num_sites
         self.multiplied, self.selectivity = config.multiplied, config.selectivity
-        self.table = prefix_table(config, shape, 1.0)
+        self.table = nn.Parameter(torch.randn(config.num_virtual_tokens, 2 * shape.num_sites * shape.kv_width))
         self.scale = nn.Parameter(torch.rand(shape.num_sites, 1, config.num_virtual_tokens) + 0.5)
 
     def forward(self, rows: sp.Rows | None = None) -> SoftPrompt:

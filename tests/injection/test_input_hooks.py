@@ -103,7 +103,7 @@ def test_generation_is_the_same_with_and_without_cache(family: str, method: str,
     inputs = tiny.pad_left(tiny.batch(family)) if family in tiny.DECODERS else tiny.batch(family)
     inputs.pop("labels")
     runs = [
-        model.generate(**inputs, max_new_tokens=6, num_beams=beams, do_sample=False, use_cache=cache, eos_token_id=None)
+        model.generate(**inputs, max_new_tokens=4, num_beams=beams, do_sample=False, use_cache=cache, eos_token_id=None)
         for cache in (True, False)
     ]
     assert torch.equal(*runs)
@@ -147,7 +147,7 @@ def test_eager_and_sdpa_agree(family: str, method: str) -> None:
     logits = []
     for kernel in ("sdpa", "eager"):
         model = tiny.attached(family, method, _attn_implementation=kernel)
-        assert model.config._attn_implementation == kernel
+        assert model.config._attn_implementation.endswith(kernel)
         logits.append(model(**inputs).logits)
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)  # eager kernels take the softmax in float32
 

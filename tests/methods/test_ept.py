@@ -63,8 +63,8 @@ def naive(method, config):
                 amended = linear(outer, [max(0.0, h) for h in linear(inner, row)])
                 for x in range(D):
                     tokens[p][x] += gate * amended[x]
-    unit = method.unit.item() if config.units == "embeddings" else 1
-    tokens = [[unit * x for x in row] for row in tokens]
+    unit, center = (method.unit.item(), method.center.tolist()) if config.units == "embeddings" else (1, [0] * D)
+    tokens = [[c + unit * x for x, c in zip(row, center, strict=True)] for row in tokens]
     return tokens, update and [[config.update_scale * unit * x for x in row] for row in update]
 
 
@@ -115,14 +115,17 @@ def test_units_make_the_prompt_grow_with_the_embeddings(shape, table, align, sca
         torch.testing.assert_close(256**2 * parameter.grad, other.get_parameter(name).grad)
 
 
-def test_unit_is_the_size_of_the_embeddings_that_are_drawn(shape, table):
-    method = EPTConfig(**{**SMALL, "source_tokens": 48, "num_virtual_tokens": 48}, multi_space=False).build(shape)
-    numbers = table[2:50].flatten().tolist()
-    unit = math.sqrt(sum(x * x for x in numbers) / len(numbers))
-    assert math.isclose(method.unit.item(), unit, rel_tol=1e-6)
-    assert math.isclose(method.prompt.square().mean().item(), 1, rel_tol=1e-6)
-    assert "unit" in method.state_dict()
-    assert "unit" not in EPTConfig(**SMALL, units="raw").build(shape).state_dict()
+def test_units_are_those_of_the_embeddings(shape, table):
+    method = EPTConfig(**SMALL, multi_space=False).build(shape)
+    rows = table.tolist()
+    center = [sum(row[x] for row in rows) / 50 for x in range(D)]
+    unit = math.sqrt(sum((row[x] - center[x]) ** 2 for row in rows for x in range(D)) / (50 * D))
+    torch.testing.assert_close(method.center, torch.tensor(center))
+    assert method.unit.item() == pytest.approx(unit, rel=1e-6)
+    source = method.center + method.unit * method.prompt
+    assert all(any(torch.allclose(row, other) for other in table[2:]) for row in source)
+    assert {"unit", "center"} <= set(method.state_dict())
+    assert not {"unit", "center"} & set(EPTConfig(**SMALL, units="raw").build(shape).state_dict())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -149,15 +152,14 @@ def test_vitals_of_fusion(shape, mode):
 
 def test_fusion_of_the_default_is_neither_uniform_nor_empty(shape, table):
     # Even where embeddings are as small as BERT's or as large as T5's, where the paper's reading is one or the other.
-    def vitals(times, **fields):
-        rows = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1))
+    def vitals(times, offset=0.0, **fields):
+        rows = torch.randn(2000, 64, generator=torch.Generator().manual_seed(1)) + offset
         sized = Shape(64, 0, 0, Vocabulary(lambda ids: times * rows[ids], 2000))
         method = EPTConfig(rank=12, max_length=64, source_tokens=25, num_virtual_tokens=20, **fields).build(sized)
         return {vital.name: vital.value for vital in method.vitals()}
 
     paper = {"units": "raw", "align": "zero", "svd_scale": "none"}
-    small, large = vitals(0.05), vitals(6.0)
-    for found in (small, large):
+    for found in (vitals(0.05), vitals(6.0), vitals(0.1, offset=1.0)):
         assert 0.2 < found["fusion.spread"] < 5
         assert found["fusion.norm"] > 0.1
         assert found["fusion.empty"] < 0.01
@@ -168,14 +170,14 @@ def test_fusion_of_the_default_is_neither_uniform_nor_empty(shape, table):
 
 def test_spaces_that_start_at_zero_say_nothing_and_learn(shape):
     method = EPTConfig(**SMALL, spaces_init="zeros", fusion=False).build(shape)
-    torch.testing.assert_close(method().tokens[0], method.unit * method.prompt)
+    torch.testing.assert_close(method().tokens[0], method.center + method.unit * method.prompt)
     method().tokens.square().sum().backward()
     assert all(space[2].bias.grad.any() for space in method.spaces)
 
 
 def test_literal_fusion_doubles_the_prompt(shape):
     method = EPTConfig(**SMALL, fusion_mode="literal", multi_space=False).build(shape).double()
-    torch.testing.assert_close(method().tokens[0], 2 * method.unit * method.prompt, rtol=1e-14, atol=0)
+    torch.testing.assert_close(method().tokens[0], method.center + 2 * method.unit * method.prompt, rtol=1e-13, atol=0)
     method().tokens.square().sum().backward()
     assert method.a.grad.abs().max() < 1e-12
     assert method.b.grad.abs().max() < 1e-12
@@ -235,7 +237,7 @@ def test_rank_zero_is_a_plain_prompt(shape):
     method = EPTConfig(**{**SMALL, "rank": 0}, multi_space=False).build(shape)
     assert set(method.components()) == {"prompt"}
     assert method().update is None
-    assert torch.equal(method().tokens[0], method.unit * method.prompt)
+    assert torch.equal(method().tokens[0], method.center + method.unit * method.prompt)
     with_spaces = EPTConfig(**{**SMALL, "rank": 0}).build(shape)
     assert set(with_spaces.components()) == {"prompt", "spaces"}
     assert with_spaces().update is None

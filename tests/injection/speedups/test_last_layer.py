@@ -252,8 +252,7 @@ def test_masks_prepared_by_the_caller() -> None:
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
-@pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize(("family", "method"), [("bert", "prompt-tuning"), ("roberta", "prefix-tuning")])
 def test_compiled(family: str, method: str) -> None:
     model = tiny.attached(family, method)
     inputs = unlabelled(family)
