@@ -64,14 +64,14 @@ STUDIES: dict[str, dict[str, Variant]] = {
     "router": {
         "raw": Variant("multi-mask", {**NORMAL, **RAW}),
         "input": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 2.5, "mask_std": 0.5}),
-        "masks 1, 1": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 1.0, "mask_std": 1.0}),
-        "masks 0, 1": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 0.0, "mask_std": 1.0}),
+        "masks 1": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 1.0, "mask_std": 1.0}),
+        "masks 0": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 0.0, "mask_std": 1.0}),
     },
     "selective": {
         "0.0001": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-4}),
         "0.001": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-3}),
         "0.01": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-2}),
-        "0.001, vocabulary": Variant("selective-prefix", {"init": "vocabulary", "selective_loss": 1e-3}),
+        "0.001 vocabulary": Variant("selective-prefix", {"init": "vocabulary", "selective_loss": 1e-3}),
     },
 }
 
