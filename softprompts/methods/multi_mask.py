@@ -12,7 +12,7 @@ Trained: the shared prefix ``P``, ``k`` masks and the router ``L_mu``; ``2*S*l*w
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,12 +38,15 @@ class MultiMaskConfig(PrefixConfig):
         l1_lambda: weight of the sparsity term ``mean |sigmoid(masks)|``, the mean over all mask entries; the paper has
             such a term but neither its form nor its weight.
         init, init_text, init_std: where the prefix starts, see `PrefixConfig` (released code: "normal" and 1).
+        routes: "learned", or without the router's choice, to measure what it is worth: "uniform" gives every row the
+            same share of all masks; "shuffled" gives it the shares of the row before it in the batch.
     """
 
     num_masks: Annotated[int, Field(ge=1)] = 4
     router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = False
     l1_lambda: Annotated[float, Field(ge=0)] = 0.0
+    routes: Literal["learned", "uniform", "shuffled"] = "learned"
 
     searched: ClassVar[Space] = {"num_masks": (2, 4, 8)}
     about = About(
@@ -54,7 +57,7 @@ class MultiMaskConfig(PrefixConfig):
         symbols={"k": "num_masks"},
         sizes=({"sites": ("decoder.self",)}, {"num_virtual_tokens": 20, "num_masks": 1}, {"num_virtual_tokens": 5}),
         per_row="router and gate (l, S)",
-        folds_to="prefix, with one mask only",
+        folds_to="prefix, with one mask or uniform routes only",
         differs="One mask entry gates key and value of a token at one site, as in the paper; released code tiles the "
         "masks over a list of keys and values, so that the two of a layer get different columns, reaches only the "
         "decoder of T5, shares prefixes between its layers, and trains a second table that nothing reads. Dropout on "
@@ -62,6 +65,13 @@ class MultiMaskConfig(PrefixConfig):
         "not in its code: off by default.",
     )
     modifies_prefix = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; learned routes are left out: ids of runs are older than this setting."""
+        values = super().to_dict()
+        if self.routes == "learned":
+            del values["routes"]
+        return values
 
 
 class MultiMask(PrefixMethod, config=MultiMaskConfig):
@@ -71,7 +81,7 @@ class MultiMask(PrefixMethod, config=MultiMaskConfig):
 
     def __init__(self, config: MultiMaskConfig, shape: Shape, own_prefix: bool = True):
         super().__init__(config, shape, own_prefix)
-        self.per_row = config.num_masks > 1
+        self.per_row = config.num_masks > 1 and config.routes != "uniform"
         self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
         # Gates start open: sigmoid(2.5) = 0.92.
         nn.init.normal_(self.masks, mean=2.5, std=0.5)
@@ -79,16 +89,17 @@ class MultiMask(PrefixMethod, config=MultiMaskConfig):
         nn.init.orthogonal_(self.router.weight)
 
     def mixture(self, rows: Rows | None) -> Tensor:
-        """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, 1)`` with a single mask."""
+        """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, k)`` with a single mask or uniform routes."""
         weight = self.router.weight
         if self.per_row:
             if rows is None:
                 raise ValueError("a router over several masks needs the rows")
             logits = self.router(rows.mean().to(weight))
         else:
-            # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
-            logits = self.router(torch.zeros_like(weight))
-        return perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training).softmax(-1)
+            # Equal shares whatever the input; a zero input keeps the router in the graph (its gradient is 0).
+            logits = self.router(weight.new_zeros(1, weight.shape[1]))
+        shares = perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training).softmax(-1)
+        return shares.roll(1, 0) if self.config.routes == "shuffled" else shares
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
         """Puts the gates ``(S, R, l)`` on a prefix, ``(S, 1, l)`` with a single mask, and the term on the loss."""

@@ -167,6 +167,7 @@ def test_every_training_option_reaches_the_config() -> None:
         "eval_batch_size",
         "warmup_ratio",
         "max_grad_norm",
+        "group_by_length",
     }
     with pytest.raises(SoftPromptError, match="--lr-of router=x: a learning rate is a number"):
         trained(TRAINING_OPTIONS, learning_rates=["router=x"])

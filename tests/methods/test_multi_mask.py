@@ -147,6 +147,7 @@ def test_start(shape):
         ({"router_dropout": 1.0}, "router_dropout must be less than 1"),
         ({"router_noise": 2}, "router_noise must be true or false"),
         ({"l1_lambda": -0.1}, "l1_lambda must be at least 0"),
+        ({"routes": "frozen"}, "routes must be"),
         ({"init_std": "big"}, "init_std must be a number, not 'big'"),
     ],
 )
@@ -163,3 +164,25 @@ def test_needs_sites(shape):
 @pytest.mark.parametrize(("length", "masks", "expected"), [(10, 4, 187_872), (20, 1, 369_648), (5, 4, 95_472)])
 def test_count(count, length, masks, expected):
     assert count(MultiMaskConfig(num_virtual_tokens=length, num_masks=masks)) == expected
+
+
+def test_uniform_routes(shape, rows):
+    """Every row the same share of all masks, whatever the router: a plain gated prefix, which folds."""
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, routes="uniform").build(shape).double()
+    assert not method.per_row
+    assert method.cannot_fold() is None
+    torch.testing.assert_close(effective(method()), naive(method, [[0.0, 0.0, 0.0]]))
+    effective(method())[0].sum().backward()
+    assert not method.router.weight.grad.any()
+
+
+def test_shuffled_routes(shape, rows):
+    """Each row the shares of the row before it."""
+    method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, routes="shuffled").build(shape).double().eval()
+    logits = naive_logits(method, rows)
+    torch.testing.assert_close(effective(method(rows)), naive(method, logits[[2, 0, 1]]))
+
+
+def test_learned_routes_are_not_written():
+    assert "routes" not in MultiMaskConfig().to_dict()
+    assert MultiMaskConfig(routes="uniform").to_dict()["routes"] == "uniform"
