@@ -38,7 +38,7 @@ from softprompts.training.vitals import rows_to_look_at, vitals_of
 TRAIN, OTHERS, MAX_LENGTH = 4000, 300, 96
 _KEPT = {"num_virtual_tokens": 10, "rank": 12, "max_length": 96}
 SIZES: dict[str, dict[str, dict[str, int]]] = {
-    "small": {"ept": {**_KEPT, "source_tokens": 40, "space_hidden_size": 64}, "dept": _KEPT},
+    "small": {"ept": {**_KEPT, "source_tokens": 40, "space_hidden_size": 64}, "dept": _KEPT, "dpt": {"num_virtual_tokens": 20}},
     "default": {},
 }
 Settings = dict[str, Any]

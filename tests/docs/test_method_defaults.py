@@ -26,7 +26,7 @@ def test_starts_are_recognised_by_their_numbers() -> None:
         "": torch.tensor([1.0, 2.0]),
         "the sources": torch.tensor([1.0, float("nan")]),
         "token embeddings": table[[5, 7, 5]],
-        "token embeddings in units of their size": table[[5, 7]] / 3,
+        "standardised token embeddings": (table[[5, 7]] - table.mean(0)) / 3,
         "N(0, 0.5^2)": 0.5 * torch.randn(40, 60, generator=draw),
         "N(2.5, 0.5^2)": 2.5 + 0.5 * torch.randn(4, 10, 6, generator=draw),
         "U(+-0.1)": 0.2 * torch.rand(100, 30, generator=draw) - 0.1,
