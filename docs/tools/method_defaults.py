@@ -23,7 +23,7 @@ from softprompts.soft_prompt import SoftPrompt
 
 WIDTH = 768
 _COPY = "the frozen model"
-_FEW, _MANY = 64, 20_000
+_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,16 @@ def _kind(value: Tensor) -> str:
     if abs(kurtosis - 1.8) < 0.2 and centred:
         return f"U(+-{float(value.abs().max()):.2g})"
     if abs(kurtosis - 3) < 0.5:
-        digits = 1 if value.numel() < _MANY else 2  # of few numbers the deviation is not known well
-        return f"N({'0' if centred else f'{mean:.2g}'}, {std:.{digits}g}^2)"
+        count = value.numel()
+        place = "0" if centred else _simplest(mean, std / count**0.5)
+        return f"N({place}, {_simplest(std, std / (2 * count) ** 0.5)}^2)"
     return f"numbers of deviation {std:.1g}"
+
+
+def _simplest(value: float, error: float) -> str:
+    """An estimate with one digit if that is within two standard errors, else with two."""
+    text = f"{value:.1g}"
+    return text if abs(float(text) - value) <= 2 * error else f"{value:.2g}"
 
 
 def _frozen() -> list[Tensor]:
