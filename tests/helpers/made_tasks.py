@@ -164,7 +164,7 @@ def short_queries() -> Any:
 def collapsed(prompt: Prompt) -> None:
     """Lets all tokens of a prefix start from nearly the same values."""
     table: torch.Tensor = prompt.method.prefix.data  # type: ignore[union-attr, assignment]
-    table.copy_(table[:1] + 0.0005 * table)
+    table.copy_(table[:1] + 0.005 * table)
 
 
 def collapsed_without_loss(prompt: Prompt) -> None:
@@ -328,7 +328,7 @@ SUPERPOS = MadeTask(
         "disconnected": Arm(superpos(16), 1e-3, _FIXED_HEAD, weights_stay),
         "prompt tuning": Arm(sp.PromptTuningConfig(num_virtual_tokens=4), 4e-3, _FIXED_HEAD),
     },
-    steps=400,
+    steps=200,
     batch_size=16,
     search=(1 / 4, 1.0, 4.0),
 )
