@@ -3,8 +3,8 @@
 Each function returns a name or folder that `softprompts.experiments.workbench.Workbench` takes. What has to be made is
 made once, into the user's cache folder.
 
-The encoder-decoder is a stand-in, since no T5 comes in a package: T5 1.1's architecture, with the packaged encoder's
-tokenizer and word embeddings, trained for some minutes to fill gaps in the packaged reviews. Its embeddings, and all
+The encoder-decoder is a stand-in, since no T5 comes in a package: T5's architecture, with the packaged encoder's
+tokenizer and word embeddings (standardised), trained for some minutes to fill gaps in the packaged reviews. Its embeddings, and all
 that its layers add to them, are then made `T5_EMBEDDINGS` times as large, which leaves the model's function as it is:
 T5's embeddings are far larger than BERT's.
 """
@@ -58,7 +58,7 @@ def smollm2() -> str:
 
 
 def t5() -> str:
-    """The stand-in for T5: three layers each way, 28 million parameters, of which most are embeddings."""
+    """The stand-in for T5: three layers each way, of whose parameters two thirds are embeddings."""
 
     def make(folder: Path) -> None:
         torch.manual_seed(0)
@@ -74,7 +74,6 @@ def t5() -> str:
             num_layers=3,
             num_heads=12,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
             dropout_rate=0.0,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.sep_token_id,
@@ -83,7 +82,6 @@ def t5() -> str:
         model = T5ForConditionalGeneration(config)
         model.shared.weight.data.copy_(words)
         model.shared.weight.requires_grad_(False)
-        model.lm_head.weight.data.copy_(words / words.shape[1] ** 0.5)
         _fill_gaps(model, tokenizer)
         with torch.no_grad():
             model.shared.weight.mul_(T5_EMBEDDINGS)
@@ -91,10 +89,12 @@ def t5() -> str:
                 # Norms divide by the size of what they read, so that what is written must grow with it, and no more.
                 if name.endswith((".o.weight", ".wo.weight")):
                     weight.mul_(T5_EMBEDDINGS)
+            # The output layer is the embeddings' own.
+            model.decoder.final_layer_norm.weight.div_(T5_EMBEDDINGS)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return _made(f"t5-{T5_STEPS}", make)
+    return _made(f"t5-tied-{T5_STEPS}", make)
 
 
 KNOWN: dict[str, Callable[[], str]] = {"encoder": encoder, "smollm2": smollm2, "t5": t5}

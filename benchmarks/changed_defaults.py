@@ -1,0 +1,92 @@
+"""Defaults of the demo's methods that changed, before and after, paired by seed.
+
+    python benchmarks/changed_defaults.py --data-dir DIR [--methods a,b] [--seeds 0,1,2,3,4] [--steps 150] [--root build/changed]
+
+On the film reviews and on SST-2 (split by "dept": validation rows come from the training split, the official validation
+set is the test), 16 rows a step. Each run is scored once, after its last step, on the test rows. Finished runs are kept
+below --root and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import numbers, parse, parser
+from report import table
+
+from softprompts.backbones.packaged import DEFAULT_MODEL
+from softprompts.bench.significance import paired_difference
+from softprompts.experiments.run_record import Run
+from softprompts.experiments.workbench import Workbench
+from softprompts.methods import make_config
+from softprompts.tasks.data import Data
+from softprompts.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was the default of a method: settings, and learning rates by component."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+
+
+BEFORE = {
+    "head-only": Before(rates={"head": 1e-2}),
+    "multi-mask": Before({"router_input": "raw", "mask_mean": 2.5, "mask_std": 0.5}),
+    "selective-prefix": Before({"selective_loss": 1e-4}),
+    "superpos": Before(rates={"embeddings": 3e-3, "weights": 1e-2}),
+}
+
+
+def main() -> None:
+    arguments = parser(__doc__, rounds=1)
+    arguments.add_argument("--data-dir")
+    arguments.add_argument("--methods", type=lambda text: text.split(","), default=list(BEFORE))
+    arguments.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4])
+    arguments.add_argument("--steps", type=int, default=150)
+    arguments.add_argument("--root", type=Path, default=Path("build/changed"))
+    options = parse(arguments, steps=5, seeds=[0, 1])
+    tasks = {"reviews": Data(task="reviews"), "SST-2": Data(task="glue/sst2", split="dept", data_dir=options.data_dir)}
+    lines: dict[str, list[str]] = {method: [method] for method in options.methods}
+    pairs: dict[str, tuple[dict[Any, float], dict[Any, float]]] = {method: ({}, {}) for method in options.methods}
+    for name, data in tasks.items():
+        bench = Workbench(DEFAULT_MODEL, data, max_length=64, evaluate=False)
+        for method in options.methods:
+            before, after = (scores(bench, method, kind, options) for kind in (BEFORE[method], Before()))
+            lines[method] += [cell(list(before.values())), cell(list(after.values()))]
+            pairs[method][0].update({(name, seed): score for seed, score in before.items()})
+            pairs[method][1].update({(name, seed): score for seed, score in after.items()})
+    for method, (before, after) in pairs.items():
+        found = paired_difference(after, before)
+        interval = "" if found.low is None or found.high is None else f" ({found.low:+.1f} to {found.high:+.1f})"
+        lines[method].append(f"{found.mean or 0.0:+.1f}{interval}")
+    heads = [f"{name}, {when}" for name in tasks for when in ("before", "after")]
+    print(table(["method", *heads, "difference (95 % interval)"], list(lines.values())))
+
+
+def scores(bench: Workbench, method: str, kind: Before, options: argparse.Namespace) -> dict[int, float]:
+    """Test scores in % by seed."""
+    config = make_config(method, **kind.settings)
+    budget = {"max_steps": options.steps, "batch_size": 16, "eval_batch_size": 64, "learning_rates": kind.rates}
+    runs = [Run(config, TrainConfig(**budget, seed=seed)) for seed in options.seeds]
+    results = bench.run_all(runs, root=options.root, lanes=len(runs), progress=False)
+    found = {}
+    for seed, (_, result) in zip(options.seeds, results, strict=True):
+        assert result is not None
+        found[seed] = 100 * result["test_metrics"][bench.task.metrics[0]]
+        print(method, "before" if kind.settings or kind.rates else "after", bench.task.name, seed, f"{found[seed]:.1f}")
+    return found
+
+
+def cell(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{statistics.fmean(values):.1f} ± {statistics.pstdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()
