@@ -107,9 +107,11 @@ class Contender:
         # With the first of the values that are asked for: the model may have no room for the defaults.
         firsts = {key: v[0] for key, v in self._part_of(space).items() if key in settable and _is_list(v)}
         self.rates, _ = workbench.outline(make_config(name, **{**firsts, **fixed}), training)
-        self._main_rate = next(iter(self.rates.values()))
+        main, self._main_rate = next(iter(self.rates.items()))
         of_method, of_training = get_type_hints(type(self.config)), get_type_hints(TrainConfig)
         self._types = {key: of_method[key] for key in settable} | {key: of_training[key] for key in TRAINING_SETTINGS}
+        if len(self.rates) == 1 and (f"{RATE_OF}{main}" in self._part_of(space) or main in training.learning_rates):
+            del self._types["learning_rate"]  # all there is has its rate by name
         self._types |= {f"{RATE_OF}{component}": float for component in self.rates}
         self.defaults = {key: self._default(key) for key in self._types}
         self.space: dict[str, Axis] = {}

@@ -134,6 +134,39 @@ def plain_prefix(table: Tensor, num_sites: int) -> SoftPrompt:
     return SoftPrompt(keys=keys, values=values)
 
 
+class Router(nn.Linear):
+    """The logits ``W x (R, k)`` of a router that sees the mean embedding of each row.
+
+    The mean itself hardly differs from row to row, and its scale is the backbone's. Standardised,
+    ``x = 4 (mean - center) / spread`` with the mean and standard deviation of each dimension over all embeddings: means
+    of 16 independent tokens have variance 1 then, and so do logits of rows of ``W`` with norm 1, as it starts.
+
+    Args:
+        shape: the backbone.
+        choices: ``k``.
+        standardised: whether it sees the standardised mean; otherwise the mean itself.
+    """
+
+    center: Tensor | None
+    spread: Tensor | None
+
+    def __init__(self, shape: Shape, choices: int, standardised: bool):
+        super().__init__(shape.hidden_size, choices, bias=False)
+        nn.init.orthogonal_(self.weight)
+        center, spread = shape.vocabulary.statistics() if standardised else (None, None)
+        self.register_buffer("center", center)  # buffers are saved with the prompt
+        self.register_buffer("spread", spread)
+
+    def seen(self, rows: Rows) -> Tensor:
+        """``x (R, d)``."""
+        mean = rows.mean().to(self.weight)
+        if self.center is None or self.spread is None:
+            return mean
+        constant = self.spread <= 1e-6 * self.center.abs()  # a dimension that is the same in all embeddings
+        seen = 4 * (mean - self.center) / self.spread.masked_fill(constant, 1.0)
+        return seen.masked_fill(~rows.mask.any(1, keepdim=True), 0.0)  # a row without a token is like the average
+
+
 def perturbed(logits: Tensor, dropout: float, noise: bool, training: bool) -> Tensor:
     """A router's logits ``(R, k)``, perturbed in training: times ``1 + N(0, 1)`` with ``noise``, else with dropout."""
     if noise and training:

@@ -2,7 +2,7 @@
 
 Tu, Nguyen, Nguyen and Dinh, "Multi-mask Prefix Tuning: Applying Multiple Adaptive Masks on Deep Prompt Tuning"
 
-    p(x)  = softmax(L_mu(mean embedding of x))            (Eq. 4)
+    p(x)  = softmax(L_mu(mean embedding of x))            (Eq. 4), the mean standardised, see `Router`
     theta = sum_j p_j(x) theta_j,  theta_j in R^{l x S}   (Eq. 5)
     P~    = sigmoid(theta) o P                            (Eq. 6)
 
@@ -12,14 +12,14 @@ Trained: the shared prefix ``P``, ``k`` masks and the router ``L_mu``; ``2*S*l*w
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, Space, View, Vital
-from softprompts.methods.common import PrefixConfig, PrefixMethod, gated, penalised, perturbed, route_vitals
+from softprompts.methods.common import PrefixConfig, PrefixMethod, Router, gated, penalised, perturbed, route_vitals
 from softprompts.methods.contract import Component, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -33,17 +33,27 @@ class MultiMaskConfig(PrefixConfig):
 
     Attributes:
         num_masks: ``k``. With a single mask the gate does not depend on the input.
+        router_input: what the router sees of the mean embedding. "standardised": it has the scale that makes logits
+            differ from row to row whatever the backbone, see `Router`. "raw": the mean itself, as in the paper.
+        mask_mean, mask_std: masks start from N(``mask_mean``, ``mask_std``^2) (released code: 2.5 and 0.5, where all
+            gates are about 0.92 and hardly move).
         router_dropout: dropout on the router's logits in training.
         router_noise: instead of dropout, multiply the logits by ``1 + N(0, 1)`` in training, as the released code does.
         l1_lambda: weight of the sparsity term ``mean |sigmoid(masks)|``, the mean over all mask entries; the paper has
             such a term but neither its form nor its weight.
         init, init_text, init_std: where the prefix starts, see `PrefixConfig` (released code: "normal" and 1).
+        routes: "learned", or without the router's choice, to measure what it is worth: "uniform" gives every row the
+            same share of all masks; "shuffled" gives it the shares of the row before it in the batch.
     """
 
     num_masks: Annotated[int, Field(ge=1)] = 4
+    router_input: Literal["standardised", "raw"] = "standardised"
+    mask_mean: float = 1.0
+    mask_std: Annotated[float, Field(gt=0)] = 1.0
     router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = False
     l1_lambda: Annotated[float, Field(ge=0)] = 0.0
+    routes: Literal["learned", "uniform", "shuffled"] = "learned"
 
     searched: ClassVar[Space] = {"num_masks": (2, 4, 8)}
     about = About(
@@ -54,14 +64,24 @@ class MultiMaskConfig(PrefixConfig):
         symbols={"k": "num_masks"},
         sizes=({"sites": ("decoder.self",)}, {"num_virtual_tokens": 20, "num_masks": 1}, {"num_virtual_tokens": 5}),
         per_row="router and gate (l, S)",
-        folds_to="prefix, with one mask only",
+        folds_to="prefix, with one mask or uniform routes only",
         differs="One mask entry gates key and value of a token at one site, as in the paper; released code tiles the "
         "masks over a list of keys and values, so that the two of a layer get different columns, reaches only the "
         "decoder of T5, shares prefixes between its layers, and trains a second table that nothing reads. Dropout on "
         "the router as in the paper (its scripts use noise: `router_noise`). The paper's L1 term has no weight and is "
-        "not in its code: off by default.",
+        "not in its code: off by default. The router sees the mean embedding standardised by the embedding table, as "
+        "the mean itself hardly differs from row to row where embeddings are small (`router_input='raw'` is the "
+        "paper's). Masks start from N(1, 1), released code: N(2.5, 0.5^2), where gates are open and hardly move.",
     )
     modifies_prefix = True
+    absent: ClassVar[dict[str, Any]] = {"router_input": "raw", "mask_mean": 2.5, "mask_std": 0.5}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; learned routes are left out: ids of runs are older than this setting."""
+        values = super().to_dict()
+        if self.routes == "learned":
+            del values["routes"]
+        return values
 
 
 class MultiMask(PrefixMethod, config=MultiMaskConfig):
@@ -71,24 +91,23 @@ class MultiMask(PrefixMethod, config=MultiMaskConfig):
 
     def __init__(self, config: MultiMaskConfig, shape: Shape, own_prefix: bool = True):
         super().__init__(config, shape, own_prefix)
-        self.per_row = config.num_masks > 1
+        self.per_row = config.num_masks > 1 and config.routes != "uniform"
         self.masks = nn.Parameter(torch.empty(config.num_masks, config.num_virtual_tokens, shape.num_sites))
-        # Gates start open: sigmoid(2.5) = 0.92.
-        nn.init.normal_(self.masks, mean=2.5, std=0.5)
-        self.router = nn.Linear(shape.hidden_size, config.num_masks, bias=False)
-        nn.init.orthogonal_(self.router.weight)
+        nn.init.normal_(self.masks, mean=config.mask_mean, std=config.mask_std)
+        self.router = Router(shape, config.num_masks, self.per_row and config.router_input == "standardised")
 
     def mixture(self, rows: Rows | None) -> Tensor:
-        """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, 1)`` with a single mask."""
+        """Each row's shares of the masks, ``(R, k)`` (Eq. 4); ``(1, k)`` with a single mask or uniform routes."""
         weight = self.router.weight
         if self.per_row:
             if rows is None:
                 raise ValueError("a router over several masks needs the rows")
-            logits = self.router(rows.mean().to(weight))
+            logits = self.router(self.router.seen(rows))
         else:
-            # One mask is chosen whatever the input; a zero input keeps the router in the graph (its gradient is 0).
-            logits = self.router(torch.zeros_like(weight))
-        return perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training).softmax(-1)
+            # Equal shares whatever the input; a zero input keeps the router in the graph (its gradient is 0).
+            logits = self.router(weight.new_zeros(1, weight.shape[1]))
+        shares = perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training).softmax(-1)
+        return shares.roll(1, 0) if self.config.routes == "shuffled" else shares
 
     def modify(self, prompt: SoftPrompt, rows: Rows | None = None) -> SoftPrompt:
         """Puts the gates ``(S, R, l)`` on a prefix, ``(S, 1, l)`` with a single mask, and the term on the loss."""

@@ -30,7 +30,7 @@ from softprompts.training.prediction import evaluating, predict
 
 ROWS, TOKENS = 4, 16
 FALL = 0.8  # of the loss that a method may keep at most
-STEPS = {"encoder": 24, "encoder-decoder": 60, "decoder": 60}
+STEPS = {"encoder": 40, "encoder-decoder": 60, "decoder": 60}
 
 # Settings of methods that cannot be made, or are too slow to try, with their defaults; from folders of saved prompts.
 Sources = list[str]

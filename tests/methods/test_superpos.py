@@ -1,10 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from softprompts.errors import SoftPromptError
-from softprompts.methods import SuperPosConfig
+from softprompts.methods import SuperPosConfig, Vocabulary
 
 D = 8
 
@@ -63,6 +64,21 @@ def test_weights_start(shape):
     softmax = SuperPosConfig(num_virtual_tokens=2, num_sampled_tokens=25, softmax=True).build(shape)
     assert not softmax.weights.any()
     torch.testing.assert_close(softmax().tokens[0], softmax.embeddings.mean(1))
+
+
+def test_embeddings_and_weights_are_trained_at_one_rate(shape):
+    assert len({part.learning_rate for part in SuperPosConfig().build(shape).components().values()}) == 1
+
+
+def test_tokens_start_as_long_as_embeddings(shape, table):
+    # On backbones with embeddings of any size.
+    for times in (0.05, 6.0):
+        vocabulary = Vocabulary(lambda ids, times=times: times * table[ids], 50, (0, 1))
+        config = SuperPosConfig(num_virtual_tokens=400, num_sampled_tokens=40)
+        tokens = config.build(dataclasses.replace(shape, vocabulary=vocabulary))().tokens[0].tolist()
+        size = math.sqrt(sum(x * x for row in tokens for x in row) / len(tokens))
+        rows = (times * table).tolist()
+        assert size == pytest.approx(math.sqrt(sum(x * x for row in rows for x in row) / len(rows)), rel=0.15)
 
 
 def test_only_the_weights_decay(shape):

@@ -142,11 +142,14 @@ def test_ept(shape, mode):
             out = linear(space[2], [max(0.0, x) for x in linear(space[0], p)])
             spaces[place] = [x + gate * y for x, y in zip(spaces[place], out, strict=True)]
     size = norm(flat(prompt))
-    assert numbers(method) == pytest.approx(
-        {"fusion.norm": norm(flat(added)) / size, "fusion.empty": empty, "spaces.norm": norm(flat(spaces)) / size},
-        rel=1e-9,
-    )
-    assert thresholds(method) == {"update.norm", "fusion.norm", "spaces.norm"}
+    expected = {
+        "fusion.norm": norm(flat(added)) / size,
+        "fusion.spread": mean([math.sqrt(mean([(w - mean(row)) ** 2 for w in row])) / mean(row) for row in weights]),
+        "fusion.empty": empty,
+        "spaces.norm": norm(flat(spaces)) / size,
+    }
+    assert numbers(method) == pytest.approx(expected, rel=1e-9)
+    assert thresholds(method) == {"update.norm", "fusion.norm", "fusion.spread", "spaces.norm"}
 
 
 def linear(layer, x):

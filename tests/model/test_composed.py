@@ -115,7 +115,8 @@ class ByHand:
             gates = [1.0] * 3
             if "multi-mask" in self.parts:
                 mean = sum(words) / len(words)
-                logits = (source.router.weight @ mean).tolist()
+                seen = 4 * (mean - source.router.center) / source.router.spread
+                logits = (source.router.weight @ seen).tolist()
                 chosen, masks = softmax(logits, [1.0] * len(logits)), source.masks.tolist()
                 gates = [sigmoid(sum(p * masks[k][t][site] for k, p in enumerate(chosen))) for t in range(3)]
             keys = [gates[t] * table[t, site, 0] for t in range(3)]

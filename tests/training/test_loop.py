@@ -351,6 +351,8 @@ def test_tensorboard(toy: Any, tmp_path: Path) -> None:
     )
     assert [event.step for event in reader.Scalars("a/loss")] == [1, 2, 3, 4, 5, 6]
     assert reader.Scalars("b/accuracy")[-1].value == pytest.approx(results[1].history[-1]["accuracy"])
+    moved = reader.Scalars("b/vitals/moved.prompt")
+    assert [(event.step, event.value) for event in moved] == [(6, pytest.approx(results[1].vitals["moved.prompt"]))]
 
 
 def test_what_cannot_share_a_pass(toy: Any) -> None:

@@ -11,14 +11,14 @@ Trained: ``k`` prompts and the router ``W (k, d)``; ``k*l*d + k*d`` numbers.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods.about import About, Space, View, Vital
-from softprompts.methods.common import perturbed, route_vitals, sampled_rows
+from softprompts.methods.common import Router, perturbed, route_vitals, sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -34,6 +34,8 @@ class SMoPConfig(MethodConfig):
         num_virtual_tokens: ``l``, length of each prompt.
         num_prompts: ``k``.
         top_k: how many of them an input takes.
+        router_input: what the router sees of the mean embedding: "standardised" (see `Router`), or "raw", the mean
+            itself, as in the paper.
         router_dropout: dropout on the router's logits in training, where there is no noise.
         router_noise: multiply the logits by ``1 + N(0, 1)`` in training, as the released code's command does; a prompt
             that is never chosen never learns.
@@ -45,12 +47,14 @@ class SMoPConfig(MethodConfig):
     num_virtual_tokens: Annotated[int, Field(ge=1)] = 5
     num_prompts: Annotated[int, Field(ge=2)] = 4  # one is prompt tuning
     top_k: Annotated[int, Field(ge=1)] = 1
+    router_input: Literal["standardised", "raw"] = "raw"
     router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = True
     init: Literal["vocabulary", "random"] = "vocabulary"
     vocabulary_limit: Annotated[int, Field(ge=1)] | None = None
 
     uses_tokens = True
+    absent: ClassVar[dict[str, Any]] = {"router_input": "raw"}
     searched: ClassVar[Space] = {"num_prompts": (2, 4, 8)}
     about = About(
         paper='Choi et al., "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse Mixture-of-Prompts", '
@@ -83,8 +87,7 @@ class SMoP(Method, config=SMoPConfig):
         else:
             prompts = sampled_rows(shape, size[0] * size[1], config.vocabulary_limit).view(size)
         self.prompts = nn.Parameter(prompts)
-        self.router = nn.Linear(shape.hidden_size, config.num_prompts, bias=False)
-        nn.init.orthogonal_(self.router.weight)
+        self.router = Router(shape, config.num_prompts, config.router_input == "standardised")
 
     def forward(self, rows: Rows | None = None) -> SoftPrompt:
         """Tokens ``(R, l, d)``."""
@@ -95,7 +98,7 @@ class SMoP(Method, config=SMoPConfig):
 
     def route(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """``p (R, k)``, and which of the prompts each row gets: 0 or 1, ``(R, k)``."""
-        logits = self.router(rows.mean().to(self.router.weight))
+        logits = self.router(self.router.seen(rows))
         logits = perturbed(logits, self.config.router_dropout, self.config.router_noise, self.training)
         # Stable: of two equal ones the first is taken, whatever the batch.
         chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self.config.top_k]

@@ -174,3 +174,12 @@ def test_bad_settings(fields, message):
 
 def test_count(count):
     assert count(SMoPConfig()) == 18_432
+
+
+def test_the_standardised_input_of_the_router(shape, rows, table):
+    method = SMoPConfig(num_virtual_tokens=2, num_prompts=3, router_input="standardised").build(shape).double().eval()
+    center, spread = table.double().mean(0), table.double().std(0, correction=0)
+    for row in (0, 1):
+        mean = rows.embeddings[row][rows.mask[row]].mean(0)
+        expected = 4 * (mean - center) / spread @ method.router.weight.T
+        torch.testing.assert_close(method.route(rows)[0][row], expected.softmax(-1), atol=1e-5, rtol=1e-5)
