@@ -99,7 +99,10 @@ def measured(bench: Workbench, run: Mapping[str, Any], score: bool) -> dict[str,
         budget = {"max_steps": steps, "batch_size": run["batch"], "eval_every": steps, "seed": run["seed"]}
         scored = bench.rows.evaluation(split, length) if score and steps == run["steps"] else None
         lane = Lane(NAME, TrainConfig(**budget), features, validation=scored)
-        return train(bench.model, [lane], pad_id=bench.pad_id, progress=False)[0]
+        result = train(bench.model, [lane], pad_id=bench.pad_id, progress=False)[0]
+        if not result.done:
+            raise KeyboardInterrupt(result.message)
+        return result
 
     with bench.backbone.trial(NAME, config, bench.task, run["seed"]):
         first = vitals_of(bench.model.prompts[NAME], rows_to_look_at(bench.model, features, bench.pad_id))

@@ -23,7 +23,7 @@ from softprompts.soft_prompt import SoftPrompt
 
 WIDTH = 768
 _COPY = "the frozen model"
-_FEW, _MANY = 64, 20_000
+_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def _kind(value: Tensor) -> str:
         return ""
     if value.shape[-1] == WIDTH:
         rows = value.reshape(-1, WIDTH)
-        if _rows_in_table(rows, scaled=False):
+        if _rows_in_table(rows, standardised=False):
             return "token embeddings"
-        if _rows_in_table(rows, scaled=True):
-            return "token embeddings in units of their size"
+        if _rows_in_table(rows, standardised=True):
+            return "standardised token embeddings"
     flat = value.ndim == 2 and len(value) <= value.shape[1]
     if flat and torch.allclose(value @ value.T, torch.eye(len(value)), atol=1e-4):
         return "orthogonal rows of norm 1"
@@ -127,20 +127,32 @@ def _kind(value: Tensor) -> str:
     if abs(kurtosis - 1.8) < 0.2 and centred:
         return f"U(+-{float(value.abs().max()):.2g})"
     if abs(kurtosis - 3) < 0.5:
+<<<<<<< HEAD
         digits = 1 if value.numel() < _MANY else 2  # of few numbers the deviation is not known well
         return f"N({round(mean) if whole else f'{mean:.2g}'}, {std:.{digits}g}^2)"
+=======
+        count = value.numel()
+        place = "0" if centred else _simplest(mean, std / count**0.5)
+        return f"N({place}, {_simplest(std, std / (2 * count) ** 0.5)}^2)"
+>>>>>>> main
     return f"numbers of deviation {std:.1g}"
+
+
+def _simplest(value: float, error: float) -> str:
+    """An estimate with one digit if that is within two standard errors, else with two."""
+    text = f"{value:.1g}"
+    return text if abs(float(text) - value) <= 2 * error else f"{value:.2g}"
 
 
 def _frozen() -> list[Tensor]:
     return [parameter.detach() for name, parameter in _model().base_model.named_parameters() if "prompts." not in name]
 
 
-def _rows_in_table(rows: Tensor, scaled: bool) -> bool:
-    """Whether all rows are among the token embeddings; with ``scaled``, in direction."""
+def _rows_in_table(rows: Tensor, standardised: bool) -> bool:
+    """Whether all rows are among the token embeddings; with ``standardised``, in direction from their mean."""
     table = state_of(_model()).backbone.embeddings.weight.detach().float()
-    if scaled:
-        cosines = functional.normalize(rows, dim=-1) @ functional.normalize(table, dim=-1).T
+    if standardised:
+        cosines = functional.normalize(rows, dim=-1) @ functional.normalize(table - table.mean(0), dim=-1).T
         return bool(cosines.amax(1).min() > 0.9999)
     known = {row.numpy().tobytes() for row in table}
     return all(row.numpy().tobytes() in known for row in rows)

@@ -58,4 +58,5 @@ def _joined(recipe: Recipe, labels: Sequence[str]) -> str:
         of_name.setdefault(row.name, []).append(row.label)
     short = [row.name if set(of_name[row.name]) <= set(labels) else row.label for row in recipe.rows]
     kept = [name for name, row in zip(short, recipe.rows, strict=True) if row.label in labels]
-    return ", ".join(dict.fromkeys(kept))
+    mark = "; " if any("," in name for name in kept) else ", "
+    return mark.join(dict.fromkeys(kept))

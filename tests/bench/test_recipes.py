@@ -182,7 +182,10 @@ def test_every_row_has_as_many_tries_as_multi_mask(name: str, loaded: dict[tuple
         starts = {"multi-mask": ("init_std", 1), "prefix-tuning": ("init_std", 1), "smop": ("init", "random")}
         key, start = starts.get(cell.row.method, ("init", "normal" if cell.row.method == "prompt-tuning" else None))
         assert settings.get(key) == start
-        assert (settings.get("l1_lambda", 0) > 0) == (cell.row.method == "multi-mask")
+        masked = cell.row.method == "multi-mask"
+        assert (settings.get("l1_lambda", 0) > 0) == masked
+        if masked:
+            assert (settings["router_input"], settings["mask_mean"], settings["mask_std"]) == ("raw", 2.5, 0.5)
 
 
 def test_the_selective_loss_weighs_the_same_in_tables_and_figures(loaded: dict[tuple[str, str], Recipe]) -> None:

@@ -16,6 +16,7 @@ from softprompts.injection.prompt import Prompt
 from softprompts.training import Evaluation, Lane, TrainConfig, train
 
 SEEDS = 5
+HEAD_RATE = 1e-2  # of the task head, whatever a method's rate
 FIRST, WIDTH, WORDS = 1, 32, 64  # the id of every row's first token, width of the model, size of its vocabulary
 Row = tuple[list[int], int]  # token ids behind the first one, and the label
 
@@ -139,11 +140,13 @@ def outcomes(
                     batch_size=task.batch_size,
                     eval_every=task.steps,
                     learning_rate=factor * arm.rate,
-                    learning_rates={part: factor * rate for part, rate in arm.rates.items()},
+                    learning_rates={"head": HEAD_RATE} | {part: factor * rate for part, rate in arm.rates.items()},
                     seed=seed,
                 )
                 lanes.append(Lane(prompt, config, learned, validation=validation, test=Evaluation(test)))
     results = {result.name: result for result in train(model, lanes, pad_id=0, progress=False)}
+    if not all(result.done for result in results.values()):
+        raise KeyboardInterrupt
 
     def outcome(name: str, arm: Arm) -> Outcome:
         tried = [[named(name, place, seed) for seed in range(SEEDS)] for place in range(len(search))]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import random
 from typing import Any
 
 import torch
-from made import Arm, MadeTask, Outcome, Row, bert
+from made import FIRST, Arm, MadeTask, Outcome, Row, bert
 
 import softprompts as sp
 from softprompts.injection.prompt import Prompt
@@ -264,12 +266,80 @@ EPT = place_task(
     },
 )
 
+# --- A prompt of known words, in a model whose words lie in few directions --------------------------------------------
+
+SECRET = (5, 17, 29, 41)
+
+
+@functools.cache
+def few_directions() -> Any:
+    """A model whose words lie in 4 of 64 directions, and whose first layer is twice as steep in the others.
+
+    Its head is moved so that with the secret words behind the first token half of the rows get either answer.
+    """
+    model = bert(width=64, seed=1).eval()
+    words = model.bert.embeddings.word_embeddings.weight.data
+    basis = torch.linalg.qr(torch.randn(64, 4))[0].T
+    words.copy_(torch.randn(len(words), 4) @ basis * 0.8)
+    attention = model.bert.encoder.layer[0].attention.self
+    steep = 2 * torch.eye(64) - basis.T @ basis
+    for layer in (attention.query, attention.key, attention.value):
+        layer.weight.data = layer.weight.data @ steep
+    draw = random.Random(9)
+    model.classifier.bias.data[0] += torch.tensor([margin(model, some_words(draw)) for _ in range(200)]).median()
+    return model
+
+
+def some_words(draw: random.Random) -> list[int]:
+    """Five words of the whole vocabulary."""
+    return draw.choices(range(4, 64), k=5)
+
+
+@torch.no_grad()
+def margin(model: Any, ids: list[int]) -> float:
+    """By how much the model prefers label 1 where the secret words stand in front of the input's."""
+    logits = model(torch.tensor([[FIRST, *SECRET, *ids]])).logits[0]
+    return float(logits[1] - logits[0])
+
+
+def answered_by_the_model(draw: random.Random) -> Row:
+    """Words, and what the model itself says of them where the secret words stand in front."""
+    ids = some_words(draw)
+    return ids, int(margin(few_directions(), ids) > 0)
+
+
+def weights_stay(prompt: Prompt) -> None:
+    """Keeps the weights of a superposition where they start."""
+    prompt.method.get_parameter("weights").requires_grad_(False)
+
+
+def superpos(tokens: int) -> sp.MethodConfig:
+    return sp.SuperPosConfig(num_virtual_tokens=4, num_sampled_tokens=tokens)
+
+
+_FIXED_HEAD = {"head": 1e-9}
+SUPERPOS = MadeTask(
+    "what the model says itself under four words that are to be found; words lie in 4 of 64 directions",
+    lambda: copy.deepcopy(few_directions()),
+    answered_by_the_model,
+    {
+        "on": Arm(superpos(16), 1e-4, {"weights": 0.02, **_FIXED_HEAD}),
+        "off": Arm(superpos(1), 4e-3, {"weights": 0.02, **_FIXED_HEAD}),
+        "disconnected": Arm(superpos(16), 1e-3, _FIXED_HEAD, weights_stay),
+        "prompt tuning": Arm(sp.PromptTuningConfig(num_virtual_tokens=4), 4e-3, _FIXED_HEAD),
+    },
+    steps=200,
+    batch_size=16,
+    search=(1 / 4, 1.0, 4.0),
+)
+
 MADE = {
     "multi-mask": MULTI_MASK,
     "smop": SMOP,
     "adaptive-prefix": ADAPTIVE,
     "selective-prefix (loss)": SELECTIVE_LOSS,
     "selective-prefix (mask)": SELECTIVE_MASK,
+    "superpos": SUPERPOS,
     "dept": DEPT,
     "ept": EPT,
 }

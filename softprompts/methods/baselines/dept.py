@@ -54,6 +54,7 @@ class DePTConfig(StartedConfig):
 
     uses_tokens = True
     decisive = ("scale",)
+    revision = 1
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("source", "source_b")}
     searched: ClassVar[Space] = {"num_virtual_tokens": (20, 40, 60), "rank": (10, 30, 45)}
     about = About(
@@ -108,6 +109,6 @@ class DePT(Method):
     def components(self) -> dict[str, Component]:
         """The prompt and the factors, at the two rates that the paper is about."""
         return {
-            "prompt": Component([self.prompt], learning_rate=2e-2),
-            "low_rank": Component([self.a, self.b], learning_rate=5e-3),
+            "prompt": Component([self.prompt], learning_rate=6e-3),
+            "low_rank": Component([self.a, self.b], learning_rate=5e-4),  # of the paper's 1e-4, 5e-4 and 5e-3
         }
