@@ -121,20 +121,14 @@ def _kind(value: Tensor) -> str:
     if flat and torch.allclose(value @ value.T, torch.eye(len(value)), atol=1e-4):
         return "orthogonal rows of norm 1"
     mean, std = float(value.mean()), float(value.std())
-    unsure = 4 * std / value.numel() ** 0.5
-    centred, whole = abs(mean) < unsure, abs(mean - round(mean)) < unsure
+    centred = abs(mean) < 4 * std / value.numel() ** 0.5
     kurtosis = float(((value - mean) / std).pow(4).mean())
     if abs(kurtosis - 1.8) < 0.2 and centred:
         return f"U(+-{float(value.abs().max()):.2g})"
     if abs(kurtosis - 3) < 0.5:
-<<<<<<< HEAD
-        digits = 1 if value.numel() < _MANY else 2  # of few numbers the deviation is not known well
-        return f"N({round(mean) if whole else f'{mean:.2g}'}, {std:.{digits}g}^2)"
-=======
         count = value.numel()
         place = "0" if centred else _simplest(mean, std / count**0.5)
         return f"N({place}, {_simplest(std, std / (2 * count) ** 0.5)}^2)"
->>>>>>> main
     return f"numbers of deviation {std:.1g}"
 
 

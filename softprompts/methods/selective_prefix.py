@@ -55,15 +55,9 @@ class SelectivePrefixConfig(PrefixConfig):
         folds_to="prefix, without the mask only (`alpha=None`)",
         differs="SL adds up over sites as in Eq. 9; released scripts average (their weight a is `a / S` here). Scores "
         "are divided by the root of the head's width, as in the code, not by that of d as printed. Dropout on scores "
-<<<<<<< HEAD
-        "and on keys, which only the code has, is left out. The weight is 1e-2, with which it acts from N(0, 0.5^2); "
-        "1e-4, as in the paper, does not, since its gradient falls with the size of the prefix. On every kind of "
-        "backbone, not on encoders alone.",
-=======
         "and on keys, which only the code has, is left out. The weight is 1e-2, with which the loss acts from a start "
         "of N(0, 0.5^2); 1e-4, as in the paper, does not, since its gradient falls with the size of the prefix. On "
         "every kind of backbone, not on encoders alone.",
->>>>>>> main
     )
     modifies_prefix = True
 
