@@ -29,6 +29,7 @@ def test_starts_are_recognised_by_their_numbers() -> None:
         "standardised token embeddings": (table[[5, 7]] - table.mean(0)) / 3,
         "N(0, 0.5^2)": 0.5 * torch.randn(40, 60, generator=draw),
         "N(2.5, 0.5^2)": 2.5 + 0.5 * torch.randn(4, 10, 6, generator=draw),
+        "N(1, 1^2)": 1.0 + torch.randn(4, 10, 6, generator=draw),
         "U(+-0.1)": 0.2 * torch.rand(100, 30, generator=draw) - 0.1,
         "orthogonal rows of norm 1": torch.nn.init.orthogonal_(torch.empty(4, 90), generator=draw),
         "the frozen model": next(_model().base_model.parameters()).detach(),
@@ -38,6 +39,7 @@ def test_starts_are_recognised_by_their_numbers() -> None:
 
 
 def test_rates_and_starts_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert component("multi-mask", "masks").start == "N(1, 1^2) (masks)"
     assert component("multi-mask", "masks", mask_mean=2.5, mask_std=0.5).start == "N(2.5, 0.5^2) (masks)"
     assert component("prefix-tuning", "prefix", init_std=1.0).start == "N(0, 1^2) (prefix)"
     assert component("prompt-tuning", "prompt").start == "token embeddings (prompt)"
