@@ -25,11 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import backbones
+import torch
 from common import parse, parser, show, write_texts
+from report import table as table_text
+from transformers import AutoModel
 
+from softprompts.backbones.packaged import resolve_model
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
-from softprompts.methods import MethodConfig, make_config
+from softprompts.methods import MethodConfig, Shape, Vocabulary, make_config
 from softprompts.tasks import Example, load_task
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
@@ -38,7 +42,11 @@ from softprompts.training.vitals import rows_to_look_at, vitals_of
 TRAIN, OTHERS, MAX_LENGTH = 4000, 300, 96
 _KEPT = {"num_virtual_tokens": 10, "rank": 12, "max_length": 96}
 SIZES: dict[str, dict[str, dict[str, int]]] = {
-    "small": {"ept": {**_KEPT, "source_tokens": 40, "space_hidden_size": 64}, "dept": _KEPT, "dpt": {"num_virtual_tokens": 20}},
+    "small": {
+        "ept": {**_KEPT, "source_tokens": 40, "space_hidden_size": 64},
+        "dept": _KEPT,
+        "dpt": {"num_virtual_tokens": 20},
+    },
     "default": {},
 }
 Settings = dict[str, Any]
@@ -87,15 +95,40 @@ def main() -> None:
     arguments.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[1000])
     arguments.add_argument("--size", choices=SIZES, default="small")
     arguments.add_argument("--backbone", choices=backbones.KNOWN, default="encoder")
-    arguments.add_argument("--start", action="store_true", help="numbers at the start only, nothing is trained")
+    arguments.add_argument("--start", action="store_true", help="vitals at the start, of the embeddings alone")
     arguments.add_argument("--shown", action="store_true", help="score on rows that tables show")
     arguments.add_argument("--runs", type=Path, default=Path("build/ept_variants"))
     options = parse(arguments, steps=10)
     model = backbones.KNOWN[options.backbone]()
+    if options.start:
+        for stage in options.stages:
+            show_starts(stage, model, options)
+        return
     benches = {task: Workbench(model, rows_of(task, options), max_length=MAX_LENGTH) for task in options.tasks}
     found = {stage: measured(stage, benches, options) for stage in options.stages}
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def show_starts(stage: str, model: str, options: argparse.Namespace) -> None:
+    """The vitals at the start of each variant, on a backbone's embeddings alone."""
+    table = AutoModel.from_pretrained(resolve_model(model)).get_input_embeddings()
+    shape = Shape(table.embedding_dim, 0, 0, Vocabulary(table, table.num_embeddings))
+    length = table.weight.detach().norm(dim=1).mean()
+    lines: dict[str, dict[str, float]] = {}
+    for method, settings, _ in STAGES[stage]:
+        config = make_config(method, **SIZES[options.size].get(method, {}), **settings)
+        torch.manual_seed(options.seeds[0])
+        built = config.build(shape)
+        with torch.no_grad():
+            prompt = built()
+            line = {vital.name: float(vital.value) for vital in built.vitals() if vital.value is not None}
+            line["tokens.norm"] = float(prompt.tokens.norm(dim=-1).mean() / length)
+            if prompt.update is not None:
+                line["update.norm"] = float(prompt.update.norm(dim=-1).mean() / length)
+        lines[name(method, settings, {})] = line
+    head = list(next(iter(lines.values())))
+    print(table_text([stage, *head], [[label, *(f"{line[key]:.2g}" for key in head)] for label, line in lines.items()]))
 
 
 def measured(stage: str, benches: Mapping[str, Workbench], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -113,8 +146,6 @@ def measured(stage: str, benches: Mapping[str, Workbench], options: argparse.Nam
         )
         line = lines.setdefault(label, {task: [] for task in benches})
         line.setdefault("start", start_of(bench, config, seed))
-        if options.start:
-            continue
         ((_, result),) = bench.run_all([Run(config, training)], root=options.runs, progress=False)
         line[task].append(0.0 if result is None else float(result["metrics"].get("accuracy") or 0.0))
         line.setdefault("end", {} if result is None else result["vitals"])

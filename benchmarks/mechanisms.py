@@ -1,10 +1,12 @@
 """Made tasks: each mechanism on, off and disconnected, over five seeds.
 
-    python benchmarks/mechanisms.py [--tasks multi-mask,ept] [--results build/mechanisms.json] [--into docs/defaults.md]
+    python benchmarks/mechanisms.py [--tasks multi-mask,ept] [--search] [--results build/mechanisms.json]
+                                    [--into docs/defaults.md]
 
-The tasks are those of tests/mechanisms (tests/helpers/made_tasks.py). Where another rate might make up for a mechanism,
-each form tries its rates times 1/3, 1 and 3, and keeps the one with the best mean on validation rows; scores are of
-test rows. What is done already is not done again. ``--into`` writes the tables between the two marks of a page.
+The tasks are those of tests/mechanisms (tests/helpers/made_tasks.py), and so are the rates. With ``--search``, where
+another rate might make up for a mechanism, each form tries three rates and keeps the one with the best mean on
+validation rows (name other results then); scores are of test rows. What is done already is not done again. ``--into``
+writes the tables between the two marks of a page.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ COLUMNS = ("on", "off", "disconnected")
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--tasks", type=lambda text: text.split(","), default=list(made_tasks.MADE))
+    arguments.add_argument("--search", action="store_true")
     arguments.add_argument("--results", type=Path, default=Path("build/mechanisms.json"))
     arguments.add_argument("--into", type=Path)
     options = arguments.parse_args()
@@ -41,7 +44,7 @@ def main() -> None:
     for name in options.tasks:
         for arm in made_tasks.MADE[name].arms:
             if arm not in results.setdefault(name, {}):
-                results[name][arm] = measured(name, arm)
+                results[name][arm] = measured(name, arm, options.search)
                 options.results.parent.mkdir(parents=True, exist_ok=True)
                 write_json_atomic(options.results, results)
                 print(f"{name}, {arm}: {results[name][arm]['score']}", flush=True)
@@ -52,10 +55,10 @@ def main() -> None:
         options.into.write_text(f"{before}{START}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
-def measured(name: str, arm: str) -> dict[str, Any]:
+def measured(name: str, arm: str, search: bool) -> dict[str, Any]:
     """How an arm of a task did; each on its own model, since arms do not depend on each other's company."""
     task = made_tasks.MADE[name]
-    outcome = made.outcomes(task, task.search, [arm])[arm]
+    outcome = made.outcomes(task, task.search if search else (1.0,), [arm])[arm]
     parameters = sum(p.numel() for p in outcome.prompts[0].method.parameters() if p.requires_grad)
     return {
         "score": str(outcome),
@@ -83,7 +86,12 @@ def cell(result: dict[str, Any] | None) -> str:
     if result is None:
         return "-"
     known = {"score", "scores", "rate", "parameters"}
-    return ", ".join([result["score"], *(f"{name} {value}" for name, value in result.items() if name not in known)])
+    return ", ".join(
+        [
+            result["score"],
+            *(f"{name} {value:.2f}".replace("|", "\\|") for name, value in result.items() if name not in known),
+        ]
+    )
 
 
 if __name__ == "__main__":

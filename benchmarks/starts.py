@@ -71,6 +71,7 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "0.0001": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-4}),
         "0.001": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-3}),
         "0.01": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-2}),
+        "0.03": Variant("selective-prefix", {**NORMAL, "selective_loss": 3e-2}),
         "0.001 vocabulary": Variant("selective-prefix", {"init": "vocabulary", "selective_loss": 1e-3}),
     },
 }
@@ -105,7 +106,7 @@ def main() -> None:
 
 def compare(study: str, backbone: str, task: str, bench: Workbench, options: argparse.Namespace) -> None:
     """Trains what the file of results lacks of a study on a backbone and a task."""
-    variants = options.variants or list(STUDIES[study])
+    variants = [name for name in STUDIES[study] if name in (options.variants or STUDIES[study])]
     common = {"study": study, "backbone": backbone, "task": task, "steps": options.steps}
     wanted = [
         {**common, "batch": options.batch, "seed": seed, "factor": factor, "variant": variant}

@@ -10,10 +10,10 @@ import hashlib
 import itertools
 import json
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from softprompts.bench.recipe import Cell, Recipe
 from softprompts.bench.recipe_file import read_recipe
@@ -44,6 +44,9 @@ class GridRun:
     run: str | None
 
 
+RunT = TypeVar("RunT", bound=GridRun)
+
+
 @dataclass(frozen=True)
 class Planned(GridRun):
     """A run of the grid with all that a worker needs.
@@ -54,6 +57,8 @@ class Planned(GridRun):
         settings: of the method.
         training: fields of `TrainConfig`.
         group: only runs of the same group share a job.
+        batch: rows of a step.
+        steps: number of steps.
         work: an estimate of the work in tokens, to tell how long is left.
         cost: timed and warm-up steps where it measures cost; empty where it trains.
     """
@@ -63,6 +68,8 @@ class Planned(GridRun):
     settings: Mapping[str, Any]
     training: Mapping[str, Any]
     group: str
+    batch: int
+    steps: int
     work: float
     cost: Mapping[str, int]
 
@@ -208,6 +215,14 @@ def failures(folder: str | Path, left: Collection[str]) -> dict[str, str]:
     return {path.stem: ["failed", *path.read_text(encoding="utf-8").strip().splitlines()][-1] for path in paths}
 
 
+def unique_runs(planned: Sequence[RunT]) -> list[RunT]:
+    """The runs of a plan, each once; those without an id are different."""
+    runs: dict[Any, RunT] = {}
+    for index, one in enumerate(planned):
+        runs.setdefault(one.run or index, one)
+    return list(runs.values())
+
+
 def diverged(folder: str | Path) -> bool:
     """Whether training of a run that is done broke off."""
     return run_folder.load_result(folder).get("stop_reason") == run_folder.DIVERGED
@@ -242,14 +257,14 @@ def _planned(
         "evaluate": recipe.evaluate,
         **({"quantize": recipe.quantize} if recipe.quantize is not None else {}),
     }
-    steps = training.max_steps or training.epochs * max(1, outline.train_rows // training.batch_size)
     cost: dict[str, int] = recipe.cost.model_dump() if recipe.measure == "cost" and cell.source is None else {}
-    steps = sum(cost.values()) if cost else steps
     rows = training.batch_size * training.gradient_accumulation_steps
+    steps = training.max_steps or training.epochs * max(1, -(-outline.train_rows // rows))
+    steps = sum(cost.values()) if cost else steps
     work = steps * rows * min(length, 8 + outline.characters / 4)
     waits = any(folder is None for folder in (prompts.get(name) for name in cell.row.source_names))
     if waits:
-        return Planned(cell, None, workbench, cell.row.method, {}, {}, "", work, cost)
+        return Planned(cell, None, workbench, cell.row.method, {}, {}, "", rows, steps, work, cost)
     settings = recipe.settings_of(cell, {name: str(folder) for name, folder in prompts.items()})
     method = make_config(cell.row.method, **settings)
     evaluate = recipe.evaluate or not outline.tested
@@ -257,7 +272,8 @@ def _planned(
     if cost:
         config = {**config, "cost": cost}
     group = json.dumps([workbench, cost, shared_by(Run(method, training)), cell.source is not None], sort_keys=True)
-    return Planned(cell, run_id(config), workbench, cell.row.method, settings, training.to_dict(), group, work, cost)
+    of_run = (cell.row.method, settings, training.to_dict(), group, rows, steps, work, cost)
+    return Planned(cell, run_id(config), workbench, *of_run)
 
 
 def _outline(data: Data) -> Outline:

@@ -15,7 +15,7 @@ from softprompts.bench.recipe_schema import Layer, ModelLayer, RecipeFields, Row
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
-SCALES = ("tiny", "small", "paper")
+SCALES = ("tiny", "small", "gpu", "paper")
 PAPER = "paper"  # the recipe as it is written
 ELSEWHERE = ("tiny", "small")  # scales on models that no paper has: what is said of its settings is of no use there
 ADDED = ("differences", "unstated")  # lists that a scale adds to

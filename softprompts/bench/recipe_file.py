@@ -1,9 +1,9 @@
 """Reads recipes from YAML files, lays a scale over them, and checks that every run can be set up.
 
-A recipe has the paper's own models and budgets; ``scales`` has what is different at ``small`` and ``tiny``: a mapping
-that is laid over the recipe key by key. Null removes a key; ``models``, ``columns`` and all values but mappings are
-replaced; lines of ``differences`` and ``unstated`` are added. ``rows`` in a scale is a mapping from a row's name to its
-changes, or a list in place of the recipe's list; ``only_rows`` and ``only_tasks`` keep some.
+A recipe has the paper's own models and budgets; ``scales`` has what is different at ``gpu``, ``small`` and ``tiny``:
+a mapping that is laid over the recipe key by key. Null removes a key; ``models``, ``columns`` and all values but
+mappings are replaced; lines of ``differences`` and ``unstated`` are added. ``rows`` in a scale is a mapping from a
+row's name to its changes, or a list in place of the recipe's list; ``only_rows`` and ``only_tasks`` keep some.
 """
 
 from __future__ import annotations

@@ -315,7 +315,7 @@ class Overlay(RecipeFields):
 class RecipeFile(RecipeSpec):
     """A recipe as it is written, with its scales."""
 
-    scales: dict[Literal["tiny", "small"], Overlay] = {}
+    scales: dict[Literal["tiny", "small", "gpu"], Overlay] = {}
 
 
 def checked(model: type[SpecT], plain: Any, where: str | Path) -> SpecT:

@@ -12,9 +12,21 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
-from softprompts.bench.plan import FAILURES, GridRun, Job, Plan, Planned, diverged, failures, load_plan, plan
+from softprompts.bench.plan import (
+    FAILURES,
+    GridRun,
+    Job,
+    Plan,
+    Planned,
+    RunT,
+    diverged,
+    failures,
+    load_plan,
+    plan,
+    unique_runs,
+)
 from softprompts.bench.recipe import Recipe
 from softprompts.bench.worker_pools import LocalWorkers, RayWorkers, Workers, count_of
 from softprompts.errors import SoftPromptError
@@ -25,7 +37,6 @@ from softprompts.storage.locks import is_held, lock, lock_file
 TRIES = 3  # most workers that a job is given to, one after the other was lost
 TICK = 0.5  # seconds between two looks at the run folders
 ENGINES = ("local", "ray")
-RunT = TypeVar("RunT", bound=GridRun)
 
 
 @dataclass
@@ -52,6 +63,20 @@ class State:
 def bench_folder(root: str | Path, recipe: str, scale: str, variant: str = "") -> Path:
     """Where a bench's plan, tables and report lie: ``<root>/bench/<recipe>-<scale>-<variant>``, without empty parts."""
     return Path(root) / "bench" / "-".join(part for part in (*recipe.split("/"), scale, variant) if part)
+
+
+def check_engine(engine: str, processes: int) -> None:
+    """Makes sure that workers can be had so.
+
+    Raises:
+        SoftPromptError: they cannot.
+    """
+    if engine not in ENGINES:
+        raise SoftPromptError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
+    if engine == "ray" and processes > 1:
+        raise SoftPromptError("--engine ray trains a run in one process; leave --processes out")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise SoftPromptError("a bench starts its processes itself: leave the launcher out and give --processes")
 
 
 def run_recipe(
@@ -88,12 +113,7 @@ def run_recipe(
         SoftPromptError: another process uses the folder, or a task's data is not there.
         KeyboardInterrupt: it was interrupted; the same call goes on from there.
     """
-    if engine not in ENGINES:
-        raise SoftPromptError(f"unknown engine '{engine}'; known: {', '.join(ENGINES)}")
-    if engine == "ray" and processes > 1:
-        raise SoftPromptError("--engine ray trains a run in one process; leave --processes out")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise SoftPromptError("a bench starts its processes itself: leave the launcher out and give --processes")
+    check_engine(engine, processes)
     root = Path(root)
     data_dir = None if data_dir is None else str(Path(data_dir).expanduser().resolve())  # workers may be elsewhere
     require_folder(root, "runs")
@@ -179,16 +199,10 @@ def _carry_out(
             state.running = sum(one.run not in known for job in at_work.values() for one in job.runs)
             done, spent = _work_done(current, root, known) - at_start, time.monotonic() - began
             if done > 0:
-                state.seconds_left = spent / done * (sum(one.work for one in _unique(current.runs)) - at_start - done)
+                state.seconds_left = (
+                    spent / done * (sum(one.work for one in unique_runs(current.runs)) - at_start - done)
+                )
             on_change(state, fresh)
-
-
-def _unique(planned: Sequence[RunT]) -> list[RunT]:
-    """The runs of a plan, each once; those without an id are different."""
-    runs: dict[Any, RunT] = {}
-    for index, one in enumerate(planned):
-        runs.setdefault(one.run or index, one)
-    return list(runs.values())
 
 
 def _done(planned: Sequence[RunT], root: Path, known: Container[str] = ()) -> dict[str, RunT]:
@@ -200,7 +214,7 @@ def _done(planned: Sequence[RunT], root: Path, known: Container[str] = ()) -> di
 def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
     """The work that is done, of unfinished runs by the steps in their metrics."""
     total = 0.0
-    for one in _unique(current.runs):
+    for one in unique_runs(current.runs):
         if one.run is None:
             continue
         if one.run in known:
@@ -212,7 +226,7 @@ def _work_done(current: Plan, root: Path, known: Container[str]) -> float:
 
 def _state(planned: Sequence[GridRun], root: Path, folder: Path, known: Container[str] = ()) -> State:
     """How far a plan is, by the run folders; those of ``known`` runs are not looked at again."""
-    unique = _unique(planned)
+    unique = unique_runs(planned)
     ids = {one.run for one in unique if one.run is not None}
     done = _done(planned, root, known)
     failed = failures(folder, ids - done.keys())

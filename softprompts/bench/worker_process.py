@@ -67,7 +67,7 @@ class Worker:
             if not left:
                 return
             try:
-                self._open(job["workbench"])
+                self.open(job["workbench"])
             except Exception as error:  # no run can go on without backbone and task
                 for run in left:
                     self._fail(run, error)
@@ -93,7 +93,7 @@ class Worker:
                     self._train_each(job, [run])
 
     def _train(self, job: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> None:
-        workbench, cost = self._open(job["workbench"]), job.get("cost")
+        workbench, cost = self.open(job["workbench"]), job.get("cost")
         configs = [
             Run(make_config(run["method"], **run["settings"]), TrainConfig.from_dict(run["training"])) for run in runs
         ]
@@ -111,7 +111,7 @@ class Worker:
             if is_main():
                 write_json_atomic(open_run(self.root, record, resume=True) / run_folder.RESULT, result)
 
-    def _open(self, wanted: Mapping[str, Any]) -> Workbench:
+    def open(self, wanted: Mapping[str, Any]) -> Workbench:
         """The workbench that is made of these values; backbone and task are kept from job to job where they agree."""
         if self._workbench is not None and wanted == self._made_of:
             return self._workbench

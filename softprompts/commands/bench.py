@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +16,18 @@ from rich.table import Column, Table
 
 from softprompts.commands.messages import hint_when_interrupted
 from softprompts.commands.parsing import whole_numbers
-from softprompts.commands.terminal import err, out, plain_table
+from softprompts.commands.terminal import err, number_table, out, plain_table
 from softprompts.errors import SoftPromptError
 
 bench = typer.Typer(help="Run the grid of a paper's table or figure, and read what came of it.")
 
 Name = Annotated[str, typer.Argument(metavar="RECIPE", help="One of 'softprompts bench list', or a YAML file.")]
 Scale = Annotated[
-    str | None, typer.Option(help="tiny or small (the packaged encoder, minutes), or paper (as the paper has it).")
+    str | None,
+    typer.Option(
+        help="tiny or small (the packaged encoder, minutes), gpu (the paper's models, some of its tasks and seeds), or "
+        "paper (as the paper has it)."
+    ),
 ]
 Out = Annotated[str, typer.Option("--out", "-o", help="Where run folders go; tables go to bench/ in it.")]
 Report = Annotated[
@@ -76,13 +81,23 @@ def run(
     processes: Annotated[int, typer.Option(min=1, help="GPUs (processes) that train a run together.")] = 1,
     out_: Out = "runs",
     report: Report = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many runs, steps and hours it takes, by steps measured here.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print what --dry-run finds as JSON.")] = False,
 ) -> None:
     """Train what has no result yet, then write tables and report. The same command goes on after an interruption."""
     from softprompts.bench.recipe_file import load_recipe
-    from softprompts.bench.runner import bench_folder, run_recipe
+    from softprompts.bench.runner import bench_folder, check_engine, run_recipe
 
+    if json_ and not dry_run:
+        raise SoftPromptError("--json goes with --dry-run")
     changes = _changes(set_, model, seeds)
     wanted = load_recipe(recipe, scale, changes)
+    if dry_run:
+        check_engine(engine, processes)
+        _show_estimate(wanted, out_, data_dir, lanes, as_json=json_)
+        return
     folder = Path(report) if report is not None else bench_folder(out_, wanted.name, wanted.scale, wanted.variant)
     display = _ProgressDisplay(wanted.title + (f" ({wanted.scale})" if wanted.scale else ""))
     with hint_when_interrupted(), display:
@@ -153,6 +168,46 @@ def _print_table(table: Any) -> None:
     out.print(shown)
     for note in table.all_notes():
         out.print(note, soft_wrap=True)
+
+
+def _show_estimate(recipe: Any, root: str, data_dir: str | None, lanes: int | None, *, as_json: bool) -> None:
+    """Prints what a recipe takes: JSON, or a line for each kind of run and the sums."""
+    from softprompts.bench.estimate import MEASURED, estimate
+
+    with err.status("planning") as status:
+
+        def show(kind: Any) -> None:
+            status.update(f"measuring {kind.method} on {kind.task}, {kind.model}")
+
+        found = estimate(recipe, root=root, data_dir=data_dir, lanes=lanes, on_measure=show)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return
+    lines = [
+        (
+            kind.model, kind.task, kind.method, f"{kind.batch}", f"{kind.length}", f"{kind.runs:,}", f"{kind.steps:,}",
+            "-" if kind.seconds_per_step is None else f"{kind.seconds_per_step:.3g}{'*' * kind.assumed}",
+            "-" if kind.hours is None else f"{kind.hours:.2f}",
+        )
+        for kind in found.kinds
+    ]  # fmt: skip
+    if lines:
+        columns = ("model", "task", "method", "rows", "tokens", "runs", "steps", "s/step", "hours")
+        out.print(number_table(columns, lines, columns[:3], recipe.title))
+    for note in found.notes:
+        out.print(note, soft_wrap=True)
+    waiting = f", {found.waiting:,} that start from sources planned later" if found.waiting else ""
+    counts = f"{found.runs:,} runs, {found.done:,} done; {found.jobs:,} jobs{waiting}; {found.steps:,} steps"
+    out.print(counts, soft_wrap=True)
+    if found.hours is None:
+        out.print("hours are not known: not every step could be measured here", soft_wrap=True)
+    elif lines:
+        out.print(
+            f"about {_time(found.hours * 3600)} of one worker on {found.device}, by {MEASURED['steps']} steps of each "
+            "line, every batch padded to the task's longest row. Evaluations come on top; runs that share passes take "
+            "less." + (" *: not measured, the dearest step on the model." if found.waiting else ""),
+            soft_wrap=True,
+        )
 
 
 def _folder(recipe: str, scale: str | None, root: str, report: str | None) -> Path:

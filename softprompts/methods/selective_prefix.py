@@ -41,9 +41,9 @@ class SelectivePrefixConfig(PrefixConfig):
     """
 
     alpha: Annotated[float, Field(gt=0)] | None = 4.0
-    selective_loss: Annotated[float, Field(ge=0)] = 1e-4
+    selective_loss: Annotated[float, Field(ge=0)] = 1e-2
 
-    searched: ClassVar[Space] = {"selective_loss": (0.0, 1e-4, 1e-2)}
+    searched: ClassVar[Space] = {"selective_loss": (0.0, 1e-3, 1e-2)}
     about = About(
         paper="Zhang, Li, Wang and Zhao, Findings of ACL 2024",
         equation="prefix weights m(s) exp(s) before normalisation, m(s) = sigmoid(alpha s); loss + lambda SL",
@@ -55,7 +55,9 @@ class SelectivePrefixConfig(PrefixConfig):
         folds_to="prefix, without the mask only (`alpha=None`)",
         differs="SL adds up over sites as in Eq. 9; released scripts average (their weight a is `a / S` here). Scores "
         "are divided by the root of the head's width, as in the code, not by that of d as printed. Dropout on scores "
-        "and on keys, which only the code has, is left out. On every kind of backbone, not on encoders alone.",
+        "and on keys, which only the code has, is left out. The weight is 1e-2, with which the loss acts from a start "
+        "of N(0, 0.5^2); 1e-4, as in the paper, does not, since its gradient falls with the size of the prefix. On "
+        "every kind of backbone, not on encoders alone.",
     )
     modifies_prefix = True
 
@@ -92,7 +94,7 @@ class SelectivePrefix(PrefixMethod, config=SelectivePrefixConfig):
             assert own.values is not None
             vitals.append(Vital("cosine", torch.cat([mean_cosine(own.keys), mean_cosine(own.values)]).mean()))
         if self.selective_loss:
-            vitals.append(Vital("penalty", None, 0.01, "selective loss: has no say in the gradient"))
+            vitals.append(Vital("penalty", None, 0.001, "selective loss: has no say in the gradient"))
         return vitals
 
     def cannot_fold(self) -> str | None:

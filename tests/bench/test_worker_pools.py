@@ -58,7 +58,7 @@ def test_what_no_run_of_a_job_can_do_is_tried_once(tmp_path: Path, monkeypatch: 
         tried.append(workbench)
         raise SoftPromptError("no such model")
 
-    monkeypatch.setattr(Worker, "_open", broken)
+    monkeypatch.setattr(Worker, "open", broken)
     recipe = load_recipe(write_grid(tmp_path))
     job = plan(recipe, root=tmp_path).jobs(tmp_path)[0]
     Worker(tmp_path, tmp_path).work(job.to_dict())
@@ -67,7 +67,7 @@ def test_what_no_run_of_a_job_can_do_is_tried_once(tmp_path: Path, monkeypatch: 
 
 def test_a_worker_whose_gpu_is_lost_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All later jobs would fail in it, each at once, and be noted as failed."""
-    monkeypatch.setattr(Worker, "_open", lambda self, workbench: None)
+    monkeypatch.setattr(Worker, "open", lambda self, workbench: None)
 
     def broken(self: Any, job: Any, wanted: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")

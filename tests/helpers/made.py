@@ -145,6 +145,8 @@ def outcomes(
                 )
                 lanes.append(Lane(prompt, config, learned, validation=validation, test=Evaluation(test)))
     results = {result.name: result for result in train(model, lanes, pad_id=0, progress=False)}
+    if not all(result.done for result in results.values()):
+        raise KeyboardInterrupt
 
     def outcome(name: str, arm: Arm) -> Outcome:
         tried = [[named(name, place, seed) for seed in range(SEEDS)] for place in range(len(search))]
