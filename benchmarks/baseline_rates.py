@@ -103,6 +103,7 @@ def search(backbone: str, task: str, options: argparse.Namespace) -> None:
         score = None if result is None else result["metrics"].get(metric)
         seconds = round(time.process_time() - began, 1)
         line = {**each, "rates": rates, "steps": options.steps, "batch": options.batch, "metric": metric}
+        line["held_out"] = options.held_out
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**line, "score": score, "seconds": seconds}) + "\n")
         print(f"{backbone} {task} {each['method']} x{each['factor']:g} seed {each['seed']}: {score} ({seconds} s)")
@@ -169,10 +170,19 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
             cells = ["" if each is None else f"{100 * each:.1f}" for each in means]
             marked = [f"**{cell}**" if each == best else cell for cell, each in zip(cells, means, strict=True)]
             seeds = len({result["seed"] for result in of})
-            lines.append([backbone, task, of[0]["metric"], str(seeds), *marked])
+            sizes = f"{of[0]['steps']} x {of[0]['batch']}", str(of[0]["held_out"])
+            lines.append([backbone, task, of[0]["metric"], *sizes, str(seeds), *marked])
         if lines:
             start = ", ".join(f"{name} {rate:g}" for name, rate in STARTS[method].items())
-            head = ["backbone", "task", "metric", "seeds", *(f"x{factor:g}" for factor in factors)]
+            head = [
+                "backbone",
+                "task",
+                "metric",
+                "steps",
+                "rows scored",
+                "seeds",
+                *(f"x{factor:g}" for factor in factors),
+            ]
             parts.append(f"`{method}`, x1 is {start}:\n\n{table(head, lines)}")
     return "\n".join(parts)
 

@@ -44,6 +44,7 @@ SETTINGS: dict[str, Callable[[Sources], dict[str, Any]]] = {
 }
 # Learning rates of main components where the default, made for trained models, does not do on these.
 RATES: dict[tuple[str, str], float] = {
+    **{(kind, "lora"): 5e-3 for kind in ("encoder", "encoder-decoder", "decoder")},
     ("encoder", "dpt"): 3e-2,
     ("encoder", "intrinsic"): 0.3,
     ("encoder-decoder", "adapterdrop"): 1e-2,

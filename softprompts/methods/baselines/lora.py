@@ -49,6 +49,7 @@ class LoraConfig(ModuleConfig):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[Target, ...], TEXTS, Field(min_length=1)] = ("query", "value")
 
+    revision = 1
     searched: ClassVar[Space] = {"rank": (4, 8, 16)}
     about = About(
         paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, https://arxiv.org/abs/2106.09685",
@@ -111,4 +112,4 @@ class Lora(ModuleMethod, config=LoraConfig):
 
     def components(self) -> dict[str, Component]:
         """All products, in one group."""
-        return {"lora": Component([*self.a.values(), *self.b.values()], learning_rate=5e-3)}
+        return {"lora": Component([*self.a.values(), *self.b.values()], learning_rate=1.5e-3)}
