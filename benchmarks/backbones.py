@@ -4,9 +4,9 @@ Each function returns a name or folder that `softprompts.experiments.workbench.W
 made once, into the user's cache folder.
 
 The encoder-decoder is a stand-in, since no T5 comes in a package: T5's architecture, with the packaged encoder's
-tokenizer and word embeddings (standardised), trained for some minutes to fill gaps in the packaged reviews. Its embeddings, and all
-that its layers add to them, are then made `T5_EMBEDDINGS` times as large, which leaves the model's function as it is:
-T5's embeddings are far larger than BERT's.
+tokenizer and word embeddings (standardised), trained for some minutes to fill gaps in the packaged reviews. Its
+embeddings, and all that its layers add to them, are then made `T5_EMBEDDINGS` times as large, which leaves the model's
+function as it is: T5's embeddings are far larger than BERT's.
 """
 
 from __future__ import annotations
