@@ -245,11 +245,11 @@ def test_uniform_routes(shape, rows):
     assert not method.router.weight.grad.any()
 
 
-def test_shuffled_routes(shape, rows):
+def test_shuffled_routes(shape, rows, table):
     """Each row the shares of the row before it."""
     method = MultiMaskConfig(num_virtual_tokens=2, num_masks=3, routes="shuffled").build(shape).double().eval()
-    logits = naive_logits(method, rows)
-    torch.testing.assert_close(effective(method(rows)), naive(method, logits[[2, 0, 1]]))
+    logits = naive_logits(method, rows, table)
+    torch.testing.assert_close(effective(method(rows)), naive(method, logits[[2, 0, 1]]), atol=1e-5, rtol=1e-5)
 
 
 def test_learned_routes_are_not_written():
