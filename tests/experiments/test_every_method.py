@@ -47,7 +47,7 @@ RATES: dict[tuple[str, str], float] = {
     **{(kind, "lora"): 5e-3 for kind in ("encoder", "encoder-decoder", "decoder")},
     ("encoder", "dpt"): 3e-2,
     ("encoder", "intrinsic"): 1.0,
-    **{("encoder", name): 9e-2 for name in ("prefix-tuning", "multi-mask", "mpt")},
+    **{("encoder", name): 9e-2 for name in ("prefix-tuning", "multi-mask", "selective-prefix", "mpt")},
     ("encoder-decoder", "dept"): 2e-2,
     ("encoder-decoder", "adapterdrop"): 1e-2,
     ("encoder-decoder", "mpt"): 2e-2,
