@@ -9,6 +9,7 @@ with the gradients of the first step; "end" after the last one. --score also sco
 where the task has some. A result is a line of the file; what is in the file is not done again.
 
 It ends in a Markdown table of all named variants, means over seeds; --table prints the table alone and trains nothing.
+--summary prints one table of all results of the file, whatever their steps, with the vitals of mechanisms alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from softprompts.training import Lane, TrainConfig, train
 from softprompts.training.vitals import rows_to_look_at, vitals_of
 
 NAME = "measured"
+OF_ALL = ("gradient.", "moved.", "tokens.", "gates.mean")  # vitals that the summary leaves out
 
 
 def main() -> None:
@@ -47,7 +49,11 @@ def main() -> None:
     arguments.add_argument("--score", action="store_true")
     arguments.add_argument("--results", type=Path, default=Path("build/vitals/results.jsonl"))
     arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--summary", action="store_true")
     options = parse(arguments, steps=10)
+    if options.summary:
+        print(summary(known(options.results), options))
+        return
     done = {key(result) for result in known(options.results)}
     for backbone in [] if options.table else options.backbones:
         wanted = [each for each in runs(options) if each["backbone"] == backbone and key(each) not in done]
@@ -134,6 +140,22 @@ def tables(results: Sequence[Mapping[str, Any]], options: argparse.Namespace) ->
         listed = "\n".join(f"- {note}" for note in notes)
         parts.append(f"`{method}`\n\n{markdown_table(heads, lines, 'lr')}\n\n{listed}\n")
     return "\n".join(parts)
+
+
+def summary(results: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> str:
+    """A line for a variant's vital, a column for each backbone: at the start, after training."""
+    lines, budgets, idle = [], {}, []
+    for method in options.methods:
+        own = {r["backbone"]: r for r in results if r["method"] == method}
+        budgets |= {backbone: f"{r['steps']} x {r['batch']}" for backbone, r in own.items()}
+        names = dict.fromkeys(name for r in own.values() for name in r["end"] if not name.startswith(OF_ALL))
+        for name in names:
+            pairs = [[cell([own[b][end]], name) for end in ("start", "end")] for b in options.backbones if b in own]
+            lines.append([f"`{method}`", f"`{name}`", *(" > ".join(pair) for pair in pairs)])
+        idle += [f"- `{method}` on {backbone}: {'; '.join(r['idle'])}" for backbone, r in own.items() if r["idle"]]
+    heads = [f"{backbone} ({budgets[backbone]})" for backbone in options.backbones if backbone in budgets]
+    said = "\n".join(idle)
+    return f"{markdown_table(['variant', 'vital', *heads], lines, 'llr')}\n\nSaid in the last lines:\n\n{said}\n"
 
 
 def cell(found: Sequence[Mapping[str, float | None]], name: str) -> str:
