@@ -38,10 +38,13 @@ def table(saved: Any) -> np.ndarray:
     return saved.loaded.model.get_input_embeddings().weight.detach().double().numpy()
 
 
-def naive_shares(saved: Any, texts: Any, weight: np.ndarray) -> np.ndarray:
-    """A router on the mean embedding, row by row."""
+def naive_shares(saved: Any, texts: Any, tensors: Any) -> np.ndarray:
+    """A router on the mean embedding, standardised where its prompt has the numbers for that, row by row."""
     words = table(saved)
-    return np.stack([softmax(weight @ words[row["input_ids"]].mean(0)) for row in texts.features])
+    means = np.stack([words[row["input_ids"]].mean(0) for row in texts.features])
+    if "method.router.center" in tensors:
+        means = 4 * (means - tensors["method.router.center"]) / tensors["method.router.spread"]
+    return np.stack([softmax(tensors["method.router.weight"] @ mean) for mean in means])
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "llama"])
@@ -50,7 +53,7 @@ def test_router_load_by_class(train: Train, family: str, config: sp.MethodConfig
     folder = train(config, family)
     (saved,) = open_prompts([folder])
     found, texts = load_of(saved, 10), sample_of(saved, 10)
-    shares = naive_shares(saved, texts, raw(folder)["method.router.weight"])
+    shares = naive_shares(saved, texts, raw(folder))
     assert len(set(texts.labels)) == 2 and len(texts.labels) == found.rows.sum()
     assert found.classes == ("negative", "positive") and found.mixed == (config.method == "multi-mask")
     for place, name in enumerate(found.classes):

@@ -190,7 +190,7 @@ def test_a_recipe_comes_back_from_its_plain_values(tmp_path: Path) -> None:
         ({"figures": [{"kind": "curves", "x": 1}]}, "figures[0] (of kind 'curves') has no key 'x'"),
         ({"figures": [{"kind": "sweep"}]}, "figures[0] (of kind 'sweep') needs 'x'"),
         ({"quantize": "nf5"}, f"quantize must be one of {', '.join(BACKENDS)}, not 'nf5'"),
-        ({"scales": {"big": {}}}, "scales.big must be one of tiny, small, not 'big'"),
+        ({"scales": {"big": {}}}, "scales.big must be one of tiny, small, gpu, not 'big'"),
         ({"rows": "all"}, "rows must be a list, not 'all'"),
         (
             {"evaluate": False, "rows": [{"name": "X", "method": "full", "choose": {"training.epochs": [1]}}]},

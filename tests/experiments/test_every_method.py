@@ -30,7 +30,7 @@ from softprompts.training.prediction import evaluating, predict
 
 ROWS, TOKENS = 4, 16
 FALL = 0.8  # of the loss that a method may keep at most
-STEPS = {"encoder": 40, "encoder-decoder": 60, "decoder": 60}
+STEPS = {"encoder": 24, "encoder-decoder": 60, "decoder": 60}
 
 # Settings of methods that cannot be made, or are too slow to try, with their defaults; from folders of saved prompts.
 Sources = list[str]
@@ -46,7 +46,9 @@ SETTINGS: dict[str, Callable[[Sources], dict[str, Any]]] = {
 RATES: dict[tuple[str, str], float] = {
     **{(kind, "lora"): 5e-3 for kind in ("encoder", "encoder-decoder", "decoder")},
     ("encoder", "dpt"): 3e-2,
-    ("encoder", "intrinsic"): 0.3,
+    ("encoder", "intrinsic"): 1.0,
+    **{("encoder", name): 9e-2 for name in ("prefix-tuning", "multi-mask", "selective-prefix", "mpt")},
+    ("encoder-decoder", "dept"): 2e-2,
     ("encoder-decoder", "adapterdrop"): 1e-2,
     ("encoder-decoder", "mpt"): 2e-2,
     ("encoder-decoder", "spot"): 2e-2,

@@ -427,7 +427,10 @@ def _again(board: Leaderboard) -> dict[str, Any]:
         ({"space": {"num_mask": [2]}}, "none of the methods has a setting 'num_mask' to search"),
         ({"space": {"max_steps": [2]}}, "none of the methods has a setting 'max_steps' to search"),
         ({"space": {"multi-mask.num_masks": [2]}}, "'multi-mask' is not among the methods"),
-        ({"space": {"prefix-tuning.init": [2]}}, "prefix-tuning has no setting 'init' to search; did you mean"),
+        (
+            {"space": {"prefix-tuning.num_masks": [2]}},
+            "prefix-tuning has no setting 'num_masks' to search; did you mean",
+        ),
         ({"space": {"num_virtual_tokens": []}}, "num_virtual_tokens: there is nothing to choose from"),
         ({"space": {"num_virtual_tokens": 3}}, "give a list of values"),
         ({"space": {"num_virtual_tokens": [3, 0]}}, "num_virtual_tokens must be at least 1, not 0"),
@@ -488,7 +491,14 @@ def test_the_command_shows_a_table_and_where_things_are(
     monkeypatch.chdir(tmp_path)
     space = ["--space", "learning_rate=log:1e-3:1e-1", "--space", "multi-mask.num_masks=1,2", "--space", "seed=0,1"]
     asked = command(
-        bench.data.train, "--methods", "multi-mask,prompt-tuning", "--trials", "4", *space, "--space", "init=random"
+        bench.data.train,
+        "--methods",
+        "multi-mask,prompt-tuning",
+        "--trials",
+        "4",
+        *space,
+        "--space",
+        "prompt-tuning.init=random",
     )
     done = cli.fine(*asked, "--set", "num_virtual_tokens=4")
     assert "multi-mask: learning_rate 0.001 to 0.1 (log); seed 0, 1; num_masks 1, 2" in done.err

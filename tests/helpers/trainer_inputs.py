@@ -38,7 +38,8 @@ def arguments(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def prompt_state(model: Any) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in model.prompts.state_dict().items()}
+    """What is trained; buffers are not."""
+    return {key: value.detach().clone() for key, value in model.prompts.named_parameters()}
 
 
 def tokenizer(**more: Any) -> Any:

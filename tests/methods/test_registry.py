@@ -38,7 +38,7 @@ def test_config_survives_json(name):
     again = make_config(name, **json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert again.sites == ("encoder.self", "decoder.cross")
-    left_out = {"placement", "positions"}  # where they are the default
+    left_out = {"placement", "positions", "routes"}  # where they are the default
     assert set(config.to_dict()) == {field.name for field in dataclasses.fields(config)} - left_out
 
 

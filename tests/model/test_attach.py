@@ -406,15 +406,15 @@ def test_only_chosen_sites_get_a_prefix(family: str, chosen: tuple[str, ...] | N
     model.prompts.double()
     state = model._softprompt_state
     asked: dict[str, set[bool]] = {}
-    for index, site in enumerate(state.backbone.sites):
-        original = site.module.__dict__["_softprompt_site"][0]
+    for site in state.backbone.sites:
+        original, *more = site.module.__dict__["_softprompt_site"]
 
         def spy(i: int, rows: int, kind: str = site.kind, original: Any = original) -> Any:
             found = original(i, rows)
             asked.setdefault(kind, set()).add(found is not None)
             return found
 
-        site.module.__dict__["_softprompt_site"] = (spy, index)
+        site.module.__dict__["_softprompt_site"] = (spy, *more)
     inputs = tiny.batch(family)
     prompted = model(**inputs)
     kinds = ("encoder.self", "decoder.self", "decoder.cross")

@@ -92,7 +92,8 @@ class ByHand:
             token = own + sum(weight * row for weight, row in zip(weights, change, strict=True))
             gates = part.gate(own).tolist()
             shares = softmax(gates, [1.0] * len(gates))
-            made.append(token + sum(share * space(own) for share, space in zip(shares, part.spaces, strict=True)))
+            token = token + sum(share * space(own) for share, space in zip(shares, part.spaces, strict=True))
+            made.append(part.center + part.unit * token)
         return made
 
     @staticmethod
@@ -102,7 +103,8 @@ class ByHand:
     def with_update(self, words: list[Tensor]) -> list[Tensor]:
         if "ept" not in self.parts:
             return words
-        change = self.change(self.parts["ept"])
+        part = self.parts["ept"]
+        change = [part.config.update_scale * part.unit * row for row in self.change(part)]
         return [word + change[i] if i < len(change) else word for i, word in enumerate(words)]
 
     def prefix(self, words: list[Tensor]) -> list[tuple[list[Tensor], list[Tensor], float | None]]:
