@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -241,12 +242,13 @@ def kept_results(recipe: Recipe) -> dict[str, Path]:
     return {path.parent.name: path for path in paths}
 
 
-def keep_results(folder: str | Path, root: str | Path) -> list[Path]:
+def keep_results(folder: str | Path, root: str | Path, prune: bool = False) -> list[Path]:
     """Copies the results of a bench, without those kept already, into its recipe's ``results``.
 
     Args:
         folder: the bench's folder.
         root: where run folders live.
+        prune: delete checkpoints and prompts of runs whose results are kept.
 
     Raises:
         SoftPromptError: there is no bench, or its recipe names no folder of results.
@@ -260,6 +262,13 @@ def keep_results(folder: str | Path, root: str | Path) -> list[Path]:
         if run_folder.is_done(Path(root) / run):
             written.append(place / run / run_folder.RESULT)
             write_json_atomic(written[-1], run_folder.load_result(Path(root) / run))
+    if prune:
+        for run in {*kept, *(path.parent.name for path in written)} & {
+            one.run for one in runs if one.cell.source is None
+        }:
+            for part in (run_folder.CHECKPOINT, run_folder.PROMPT):
+                if run_folder.is_done(Path(root) / run):
+                    shutil.rmtree(Path(root) / run / part, ignore_errors=True)
     return written
 
 

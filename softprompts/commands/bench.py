@@ -144,11 +144,19 @@ def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report 
 
 
 @bench.command()
-def collect(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
+def collect(
+    recipe: Name,
+    scale: Scale = None,
+    out_: Out = "runs",
+    report: Report = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete checkpoints and prompts of runs whose results are kept.")
+    ] = False,
+) -> None:
     """Copy results into the folder that the recipe names in 'results'; a later bench takes them up from there."""
     from softprompts.bench.plan import keep_results
 
-    written = keep_results(_folder(recipe, scale, out_, report), out_)
+    written = keep_results(_folder(recipe, scale, out_, report), out_, prune)
     where = f" in {written[0].parent.parent}" if written else ""
     out.print(f"{len(written):,} more results are kept{where}", soft_wrap=True)
 

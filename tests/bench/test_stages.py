@@ -15,9 +15,18 @@ from saved import Cli
 from softprompts.bench.plan import GridRun, plan
 from softprompts.bench.recipe import FACTOR, Cell, Recipe
 from softprompts.bench.recipe_file import load_recipe
+from softprompts.bench.report import write_outputs
 from softprompts.bench.results import load_findings
+from softprompts.bench.runner import bench_folder
 from softprompts.bench.stages import best_factor, beyond, staged_cells
+from softprompts.bench.worker_process import Worker
 from softprompts.errors import SoftPromptError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTPROMPTS_CACHE", "off")
+
 
 SEARCH = {"factors": [0.3, 1, 3], "seeds": [1000, 1001], "extend": 2}
 Score = Callable[[Cell], float]
@@ -164,16 +173,25 @@ def test_what_cannot_be_searched(tmp_path: Path, changes: dict[str, Any], messag
 def test_a_bench_with_a_search_is_run_collected_and_taken_up_elsewhere(tmp_path: Path, cli: Cli) -> None:
     search = {"factors": [1, 3], "seeds": [1000], "extend": 1}
     path = write_grid(tmp_path / "here", search=search, results="results", seeds=[0])
-    run = ("bench", "run", path, "--workers", "1", "--out")
-    assert "Prefix" in cli.fine(*run, tmp_path / "runs").out
+    recipe, root = load_recipe(path), tmp_path / "runs"
+    folder = bench_folder(root, recipe.name, recipe.scale)
+    worker = Worker(root, folder)
+    while jobs := (made := plan(recipe, root=root)).jobs(root):
+        for job in jobs:
+            worker.work(job.to_dict())
+    made.save(folder)
+    write_outputs(folder, root)
     assert "more results are kept" in cli.fine("bench", "collect", path, "--out", tmp_path / "runs").out
     kept = sorted((tmp_path / "here" / "results").glob("grid/*/result.json"))
     plain = json.loads((tmp_path / "runs" / "bench" / "grid" / "plan.json").read_text())
     assert {one["run"] for one in plain["cells"]} == {one.parent.name for one in kept} and len(kept) >= 12
-    assert "0 more results" in cli.fine("bench", "collect", path, "--out", tmp_path / "runs").out
+    assert len(list((tmp_path / "runs").glob("*/prompt"))) == len(kept)
+    assert "0 more results" in cli.fine("bench", "collect", path, "--prune", "--out", tmp_path / "runs").out
+    assert not [*(tmp_path / "runs").glob("*/prompt"), *(tmp_path / "runs").glob("*/checkpoint")]
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == len(kept)
     tables = (tmp_path / "runs" / "bench" / "grid" / "tables.csv").read_text()
     shutil.rmtree(tmp_path / "runs")
-    told = cli.fine(*run, tmp_path / "other")
+    told = cli.fine("bench", "run", path, "--out", tmp_path / "other")
     assert f"{len(kept)} runs, {len(kept)} of them done already" in told.err
     assert (tmp_path / "other" / "bench" / "grid" / "tables.csv").read_text() == tables
     assert not list((tmp_path / "other").glob("*/prompt"))
