@@ -5,6 +5,7 @@ Everything follows from the recipe and from results alone, so that planning agai
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -19,6 +20,7 @@ from softprompts.experiments.compare import score_of
 from softprompts.storage.run_folder import DIVERGED
 
 Result = Mapping[str, Any]
+Scores = tuple[tuple[tuple[str, int], float], ...]  # task and seed with a score
 ResultOf = Callable[[Cell], Result | None]  # None: there is none yet
 
 
@@ -103,13 +105,19 @@ def _more_seeds(recipe: Recipe, tables: list[list[Cell]], result_of: ResultOf) -
         wanting = []
         for table in same:
             ours = None if table is base else _scores(recipe, table, result_of)
-            if ours is None:
-                continue
-            d = paired_difference(ours, theirs)
-            if d.low is not None and d.high is not None and d.mean is not None:
-                wanting += [table] * (d.low <= 0 <= d.high and abs(d.mean) > recipe.more_seeds.effect)
+            if ours is not None and _is_open(tuple(ours.items()), tuple(theirs.items()), recipe.more_seeds.effect):
+                wanting.append(table)
         extended += [base, *wanting] if wanting and base is not None else []
     return [replace(table[0], seed=seed) for table in extended for seed in seeds]
+
+
+@functools.lru_cache(maxsize=4096)  # every planning asks again
+def _is_open(ours: Scores, theirs: Scores, effect: float) -> bool:
+    """Whether the interval of an effect contains zero although the mean is larger than ``effect``."""
+    d = paired_difference(dict(ours), dict(theirs))
+    if d.low is None or d.high is None or d.mean is None:
+        return False
+    return d.low <= 0 <= d.high and abs(d.mean) > effect
 
 
 def _scores(recipe: Recipe, table: list[Cell], result_of: ResultOf) -> dict[tuple[str, int], float] | None:

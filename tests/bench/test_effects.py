@@ -14,6 +14,7 @@ from bench.findings_on_disk import findings_of, recipe_of
 
 from softprompts.bench.effects import EffectTable, effects, holm
 from softprompts.bench.recipe import Cell
+from softprompts.bench.report import write_report
 from softprompts.bench.result_tables import table_of
 from softprompts.bench.results import Findings
 from softprompts.bench.significance import paired_difference
@@ -92,6 +93,12 @@ def test_stuck_and_idle_runs_are_counted_and_stand_apart(tmp_path: Path) -> None
     line = next(csv.DictReader(io.StringIO(made.csv())))
     assert (line["row"], line["against"], line["stuck"], line["without_stuck"]) == ("Good", "Base", "1", "3.75")
     assert math.isclose(float(line["effect"]), 3.5)
+
+
+def test_the_report_has_them(tmp_path: Path) -> None:
+    page = write_report(found(tmp_path), tmp_path / "report", figures=[])[0].read_text()
+    assert "p (Holm)" in page
+    assert page.count("Stuck: runs (of the row/of Base)") == 1
 
 
 def test_without_baseline_or_seeds_there_are_none(tmp_path: Path) -> None:
