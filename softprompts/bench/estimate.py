@@ -19,7 +19,6 @@ from softprompts.bench.worker_process import Worker
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.run_record import Run
 from softprompts.methods import make_config
-from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
 from softprompts.training import TrainConfig
 
@@ -66,7 +65,7 @@ class Estimate:
         runs: different runs of the recipe.
         done: those with a result.
         jobs: jobs of the others, those that wait for a source left out.
-        waiting: runs that start from a source that is not trained.
+        waiting: runs that start from a source that is not trained, or follow a search.
         kinds: the runs without a result.
         device: what steps were measured on; None where none could be.
         notes: what could not be measured, and why.
@@ -120,7 +119,7 @@ def estimate(
     require_folder(root, "runs")
     planned = plan(recipe, root=root, data_dir=data_dir, lanes=lanes)
     runs = unique_runs(planned.runs)
-    left = [one for one in runs if one.run is None or not run_folder.is_done(Path(root) / one.run)]
+    left = [one for one in runs if one.run is None or not planned.is_done(root, one.run)]
     groups: dict[tuple[Any, ...], list[Planned]] = {}
     for one in left:
         groups.setdefault(_key(one), []).append(one)

@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from softprompts.bench.recipe import Cell, Recipe
 from softprompts.bench.recipe_file import read_recipe
+from softprompts.bench.stages import staged_cells
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.run_record import Run, resolved, shared_by
 from softprompts.methods import make_config
 from softprompts.storage import run_folder
-from softprompts.storage.files import write_json_atomic
+from softprompts.storage.files import read_json, write_json_atomic
 from softprompts.tasks.data import Data, rows_identity
 from softprompts.training import run_id
 
@@ -37,7 +39,7 @@ class GridRun:
 
     Attributes:
         cell: its place in the recipe.
-        run: its id, the name of its folder; None while a source that it starts from is not trained.
+        run: its id, the name of its folder; None while what it follows from is not there: a source, or a search.
     """
 
     cell: Cell
@@ -61,6 +63,7 @@ class Planned(GridRun):
         steps: number of steps.
         work: an estimate of the work in tokens, to tell how long is left.
         cost: timed and warm-up steps where it measures cost; empty where it trains.
+        config: all that decides its numbers, of which its id is made.
     """
 
     workbench: Mapping[str, Any]
@@ -72,6 +75,7 @@ class Planned(GridRun):
     steps: int
     work: float
     cost: Mapping[str, int]
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,25 @@ class Plan:
         recipe: the recipe.
         runs: sources first.
         lanes: most runs of a job.
+        kept: by run id, result files in the recipe's ``results``.
     """
 
     recipe: Recipe
     runs: tuple[Planned, ...]
     lanes: int = LANES
+    kept: Mapping[str, Path] = field(default_factory=dict)
+
+    def is_done(self, root: str | Path, run: str) -> bool:
+        """Whether a run has a result, in its folder or among those that are kept."""
+        return run in self.kept or run_folder.is_done(Path(root) / run)
+
+    def take_up(self, root: str | Path) -> None:
+        """Makes run folders of the results that are kept, where there are none."""
+        for one in unique_runs(self.runs):
+            path = self.kept.get(str(one.run))
+            if path is not None and not run_folder.is_done(Path(root) / str(one.run)):
+                folder = run_folder.open_run(root, one.config, resume=True)
+                write_json_atomic(folder / run_folder.RESULT, read_json(path))
 
     def jobs(self, root: str | Path) -> list[Job]:
         """The jobs that are not done, without those that wait for a source.
@@ -133,7 +151,7 @@ class Plan:
             count = -(-len(runs) // (1 if runs[0].cost else self.lanes))  # jobs of like size
             bounds = [round(part * len(runs) / count) for part in range(count + 1)]
             jobs += [Job(tuple(runs[start:end])) for start, end in itertools.pairwise(bounds)]
-        return [job for job in jobs if not all(run_folder.is_done(Path(root) / str(run.run)) for run in job.runs)]
+        return [job for job in jobs if not all(self.is_done(root, str(run.run)) for run in job.runs)]
 
     def save(self, folder: str | Path) -> None:
         """Writes it into the bench's folder, for `load_plan`."""
@@ -159,8 +177,12 @@ def load_plan(folder: str | Path) -> tuple[Recipe, list[GridRun]]:
         plain = json.loads(path.read_text(encoding="utf-8"))
         fields = {name: plain[name] for name in _FIELDS}
         recipe = read_recipe(plain["recipe"], path=path, **fields)
-        cells = {_key(_identity(cell)): cell for cell in (*recipe.source_cells(), *recipe.cells())}
-        return recipe, [GridRun(cells[_key(one)], run) for one in plain["cells"] for run in [one.pop("run")]]
+        rows = {(cell.row.label, cell.model): cell.row for cell in (*recipe.source_cells(), *recipe.cells())}
+        return recipe, [
+            GridRun(Cell(row=rows[one.pop("row"), one["model"]], **one), run)
+            for one in plain["cells"]
+            for run in [one.pop("run")]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, SoftPromptError):
             raise
@@ -190,17 +212,64 @@ def plan(
     outlines = {} if outlines is None else outlines
     prompts: dict[tuple[str, str], str | None] = {}
     runs = []
+    kept = kept_results(recipe)
+
+    def planned_of(cell: Cell, waits: bool = False) -> Planned:
+        of_model = {name: folder for (model, name), folder in prompts.items() if model == cell.model}
+        return _planned(recipe, cell, of_model, data_dir, outlines, waits)
+
+    def result_of(cell: Cell) -> Mapping[str, Any] | None:
+        run = str(planned_of(cell).run)
+        if run_folder.is_done(Path(root) / run):
+            return run_folder.load_result(Path(root) / run)
+        return read_json(kept[run]) if run in kept else None
+
     for cell in recipe.source_cells():
-        planned = _planned(recipe, cell, {}, data_dir, outlines)
+        planned = planned_of(cell)
         runs.append(planned)
         folder = Path(root).resolve() / str(planned.run)  # a worker may be in another folder
         # Nothing can start from a source that diverged: runs go on waiting for it, and the bench's state says so.
         usable = run_folder.is_done(folder) and not diverged(folder)
         prompts[cell.model, str(cell.source)] = str(folder) if usable else None
-    for cell in recipe.cells():
-        of_model = {name: folder for (model, name), folder in prompts.items() if model == cell.model}
-        runs.append(_planned(recipe, cell, of_model, data_dir, outlines))
-    return Plan(recipe, tuple(runs), lanes or LANES)
+    runs += [planned_of(cell, waits) for cell, waits in staged_cells(recipe, result_of)]
+    ids = {one.run for one in runs}
+    return Plan(recipe, tuple(runs), lanes or LANES, {run: path for run, path in kept.items() if run in ids})
+
+
+def kept_results(recipe: Recipe) -> dict[str, Path]:
+    """The result files in the recipe's ``results``, by run id."""
+    paths = [] if recipe.results is None else sorted(Path(recipe.results).glob(f"*/*/{run_folder.RESULT}"))
+    return {path.parent.name: path for path in paths}
+
+
+def keep_results(folder: str | Path, root: str | Path, prune: bool = False) -> list[Path]:
+    """Copies the results of a bench, without those kept already, into its recipe's ``results``.
+
+    Args:
+        folder: the bench's folder.
+        root: where run folders live.
+        prune: delete checkpoints and prompts of runs whose results are kept.
+
+    Raises:
+        SoftPromptError: there is no bench, or its recipe names no folder of results.
+    """
+    recipe, runs = load_plan(folder)
+    if recipe.results is None:
+        raise SoftPromptError(f"recipe '{recipe.name}' names no folder to keep results in; give it 'results: FOLDER'")
+    kept, written = kept_results(recipe), []
+    place = Path(recipe.results) / recipe.name.rpartition("/")[2]
+    for run in dict.fromkeys(one.run for one in runs if one.run is not None and one.run not in kept):
+        if run_folder.is_done(Path(root) / run):
+            written.append(place / run / run_folder.RESULT)
+            write_json_atomic(written[-1], run_folder.load_result(Path(root) / run))
+    if prune:
+        for run in {*kept, *(path.parent.name for path in written)} & {
+            one.run for one in runs if one.cell.source is None
+        }:
+            for part in (run_folder.CHECKPOINT, run_folder.PROMPT):
+                if run_folder.is_done(Path(root) / run):
+                    shutil.rmtree(Path(root) / run / part, ignore_errors=True)
+    return written
 
 
 def failures(folder: str | Path, left: Collection[str]) -> dict[str, str]:
@@ -246,7 +315,12 @@ class Outline:
 
 
 def _planned(
-    recipe: Recipe, cell: Cell, prompts: Mapping[str, str | None], data_dir: str | None, outlines: dict[Data, Outline]
+    recipe: Recipe,
+    cell: Cell,
+    prompts: Mapping[str, str | None],
+    data_dir: str | None,
+    outlines: dict[Data, Outline],
+    waits: bool,
 ) -> Planned:
     data, training, length = recipe.data_of(cell, data_dir), recipe.training_of(cell), recipe.length_of(cell)
     outline = outlines[data] = outlines.get(data) or _outline(data)
@@ -254,7 +328,7 @@ def _planned(
         "model": recipe.models[cell.model],
         "data": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(data).items() if v is not None},
         "max_length": length,
-        "evaluate": recipe.evaluate,
+        "evaluate": recipe.evaluates(cell),
         **({"quantize": recipe.quantize} if recipe.quantize is not None else {}),
     }
     cost: dict[str, int] = recipe.cost.model_dump() if recipe.measure == "cost" and cell.source is None else {}
@@ -262,18 +336,19 @@ def _planned(
     steps = training.max_steps or training.epochs * max(1, -(-outline.train_rows // rows))
     steps = sum(cost.values()) if cost else steps
     work = steps * rows * min(length, 8 + outline.characters / 4)
-    waits = any(folder is None for folder in (prompts.get(name) for name in cell.row.source_names))
-    if waits:
-        return Planned(cell, None, workbench, cell.row.method, {}, {}, "", rows, steps, work, cost)
+    if waits or any(prompts.get(name) is None for name in cell.row.source_names):
+        return Planned(cell, None, workbench, cell.row.method, {}, {}, "", rows, steps, work, cost, {})
     settings = recipe.settings_of(cell, {name: str(folder) for name, folder in prompts.items()})
     method = make_config(cell.row.method, **settings)
-    evaluate = recipe.evaluate or not outline.tested
+    evaluate = recipe.evaluates(cell) or not outline.tested
     config = resolved(recipe.models[cell.model], outline.identity, method, training, length, evaluate, recipe.quantize)
     if cost:
         config = {**config, "cost": cost}
-    group = json.dumps([workbench, cost, shared_by(Run(method, training)), cell.source is not None], sort_keys=True)
-    of_run = (cell.row.method, settings, training.to_dict(), group, rows, steps, work, cost)
-    return Planned(cell, run_id(config), workbench, *of_run)
+    alike = [workbench, cost, shared_by(Run(method, training)), cell.source is not None]
+    if recipe.search is not None or recipe.more_seeds is not None:  # runs that come later must not change the jobs
+        alike += [cell.row.label, cell.search, cell.seed in recipe.seeds]
+    of_run = (cell.row.method, settings, training.to_dict(), json.dumps(alike, sort_keys=True), rows, steps, work, cost)
+    return Planned(cell, run_id(config), workbench, *of_run, config)
 
 
 def _outline(data: Data) -> Outline:
@@ -285,9 +360,5 @@ def _outline(data: Data) -> Outline:
 
 def _identity(cell: Cell) -> dict[str, Any]:
     """What tells a cell from the others of its recipe, as plain values."""
-    fields = {name: getattr(cell, name) for name in ("task", "model", "seed", "source")}
+    fields = {name: getattr(cell, name) for name in ("task", "model", "seed", "source", "search")}
     return {"row": cell.row.label, "choice": dict(cell.choice), **fields}
-
-
-def _key(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True)

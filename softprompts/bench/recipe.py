@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softprompts.bench.recipe_schema import Layer, ModelLayer, RecipeFields, RowFields
@@ -19,6 +19,7 @@ SCALES = ("tiny", "small", "gpu", "paper")
 PAPER = "paper"  # the recipe as it is written
 ELSEWHERE = ("tiny", "small")  # scales on models that no paper has: what is said of its settings is of no use there
 ADDED = ("differences", "unstated")  # lists that a scale adds to
+FACTOR = "training.learning_rate_factor"  # what a search chooses
 COSTS = ("seconds_per_100_steps", "peak_memory")  # what a cost run measures, in place of a task's metrics
 
 
@@ -76,6 +77,7 @@ class Cell:
         seed: of initialisation, data order and what the method draws (and of few-shot rows).
         choice: its value of each setting in the row's ``choose``.
         source: name of the source that it trains; None for a run of the table.
+        search: round of the search that it belongs to, from 0; None for a run of the table.
     """
 
     row: RecipeRow
@@ -84,6 +86,7 @@ class Cell:
     seed: int
     choice: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
+    search: int | None = None
 
     def __str__(self) -> str:
         choice = "".join(f", {last_part(name)} {as_text(value)}" for name, value in self.choice.items())
@@ -127,6 +130,21 @@ class Recipe(RecipeFields):
                     cells.append(Cell(row, task, model, seed, dict(zip(choose, values, strict=True))))
         return cells
 
+    @property
+    def runs(self) -> int:
+        """Number of runs, without those that results may ask for."""
+        searched = 0 if self.search is None else len(self.search.factors) * len(self.search.seeds)
+        return len(self.cells()) + len(self.source_cells()) + searched * len(self.places())
+
+    def places(self) -> list[Cell]:
+        """Of every row, task and model (and choice) the run with the first seed."""
+        return [cell for cell in self.cells() if cell.seed == self.seeds[0]]
+
+    def search_cells(self, place: Cell, factors: Sequence[float], turn: int = 0) -> list[Cell]:
+        """The runs of a search with these factors, in one of its rounds."""
+        seeds = () if self.search is None else self.search.seeds
+        return [replace(place, seed=seed, choice={FACTOR: factor}, search=turn) for factor in factors for seed in seeds]
+
     def source_cells(self) -> list[Cell]:
         """The runs of the sources that rows name, on the models of these rows."""
         needed = {(model, name) for row in self.rows for model in row.models for name in row.source_names}
@@ -150,6 +168,8 @@ class Recipe(RecipeFields):
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in layers.items()}
         if values.get("few_shot") is not None:
             values["few_shot_seed"] = cell.seed
+        if cell.search is not None:  # nothing is chosen on rows that are shown
+            values["max_test"] = 0
         return Data(task=name, data_dir=data_dir, **values)
 
     def length_of(self, cell: Cell) -> int:
@@ -159,7 +179,14 @@ class Recipe(RecipeFields):
 
     def training_of(self, cell: Cell) -> TrainConfig:
         """How a cell trains."""
-        return TrainConfig.from_dict({**self.layers(cell, "training")[1], "seed": cell.seed})
+        training = TrainConfig.from_dict({**self.layers(cell, "training")[1], "seed": cell.seed})
+        # Where the table has the last prompt, a search scores that too.
+        last_only = cell.search is not None and not self.evaluate
+        return replace(training, eval_every=training.max_steps) if last_only else training
+
+    def evaluates(self, cell: Cell) -> bool:
+        """Whether a cell is scored on validation rows while it trains."""
+        return self.evaluate or cell.search is not None
 
     def settings_of(self, cell: Cell, prompts: Mapping[str, str]) -> dict[str, Any]:
         """The method's settings in a cell.

@@ -50,7 +50,8 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
 
     Args:
         source: one of `recipe_names`, or a YAML file.
-        scale: one of `SCALES`; None: the only one that the recipe has.
+        scale: one of `SCALES`; None: the only one that the recipe has, or, where it is of no paper, none: the recipe as
+            it is written.
         changes: laid over the recipe as a scale is; its numbers no longer count as the paper's setting.
 
     Raises:
@@ -62,7 +63,8 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
     base = {key: value for key, value in plain.items() if key != "scales"}
     scales = {name: overlay or {} for name, overlay in (plain.get("scales") or {}).items()}
     known = [name for name in SCALES if name in scales or name == PAPER]
-    if scale is None and len(known) > 1:
+    of_paper = plain.get("paper") is not None
+    if scale is None and len(known) > 1 and of_paper:
         raise SoftPromptError(f"{path.stem}: say at which scale (--scale): {', '.join(known)}")
     scale = scale or PAPER
     if scale not in SCALES:
@@ -84,7 +86,8 @@ def load_recipe(source: str | Path, scale: str | None = None, changes: Mapping[s
     name = path.resolve().relative_to(folder).with_suffix("").as_posix() if inside else path.stem
     variant = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6] if changes else ""
     same = scale == PAPER and not changes
-    return read_recipe(base, name=name, scale=scale if scales else "", same_setting=same, path=path, variant=variant)
+    named = scale if scales and (of_paper or scale != PAPER) else ""
+    return read_recipe(base, name=name, scale=named, same_setting=same, path=path, variant=variant)
 
 
 def read_recipe(
@@ -161,7 +164,7 @@ def _find(source: str | Path) -> Path:
 
 
 def _located(plain: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The recipe with absolute paths of its tasks' YAML files, which lie beside it."""
+    """The recipe with absolute paths of its tasks' YAML files and its results, which lie beside it."""
 
     def located(entry: Any) -> Any:
         if isinstance(entry, Mapping):
@@ -170,6 +173,8 @@ def _located(plain: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return str(beside.resolve()) if is_declaration(str(entry)) and beside.is_file() else entry
 
     named = {key: plain[key] for key in ("tasks", "sources") if plain.get(key)}
+    if plain.get("results"):
+        plain = {**plain, "results": str((folder / plain["results"]).resolve())}
     return {**plain, **{key: {name: located(one) for name, one in entries.items()} for key, entries in named.items()}}
 
 
@@ -310,6 +315,7 @@ def _check(recipe: Recipe, where: Path) -> None:
             raise SoftPromptError(f"{where}: no row is run on the model '{model}'")
     if not recipe.evaluate and any(cell.choice for cell in recipe.cells()):
         raise SoftPromptError(f"{where}: rows choose by validation, which 'evaluate: false' leaves out")
+    _check_stages(recipe, where)
     _check_published(recipe, where)
     _check_figures(recipe, where)
     prompts = {name: f"source-{name}" for name in recipe.sources}
@@ -324,6 +330,25 @@ def _check(recipe: Recipe, where: Path) -> None:
             make_config(cell.row.method, **recipe.settings_of(cell, prompts))
         except SoftPromptError as error:
             raise SoftPromptError(f"{where}: {cell}: {error}") from None
+
+
+def _check_stages(recipe: Recipe, where: Path) -> None:
+    search, more = recipe.search, recipe.more_seeds
+    for key, asked in (("search", search), ("more_seeds", more)):
+        if asked is not None and any(cell.choice for cell in recipe.cells()):
+            raise SoftPromptError(f"{where}: {key} does not go with rows that choose")
+        if asked is not None and recipe.measure == "cost":
+            raise SoftPromptError(f"{where}: {key} is for scores; leave it out of a recipe that measures cost")
+    if more is not None and not any(row.baseline for row in recipe.rows):
+        raise SoftPromptError(f"{where}: more_seeds needs a row with 'baseline: true'")
+    if search is None:
+        return
+    seeds = {*recipe.seeds, *range(max(recipe.seeds), max(recipe.seeds) + (0 if more is None else more.to))}
+    if both := sorted(seeds.intersection(search.seeds)):
+        raise SoftPromptError(f"{where}: seed {both[0]} is of the search and of the table; take others for the search")
+    for cell in recipe.cells() if not recipe.evaluate else ():
+        if recipe.training_of(cell).max_steps is None:
+            raise SoftPromptError(f"{where}: {cell}: a search without 'evaluate' needs training.max_steps")
 
 
 def _check_published(recipe: Recipe, where: Path) -> None:

@@ -222,6 +222,35 @@ class CostSpec(Spec):
     warmup_steps: Count = 20
 
 
+Seeds = Several[Annotated[int, Field(ge=0)]]
+
+
+class SearchSpec(Spec):
+    """A search of the factor of all learning rates, for every row and task on its own.
+
+    Attributes:
+        factors: to begin with.
+        seeds: of the runs of each factor, not those of the table.
+        extend: how many factors, half a decade apart, are tried beyond an edge that wins.
+    """
+
+    factors: Annotated[Several[Annotated[float, Field(gt=0)]], Field(min_length=2)] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    seeds: Annotated[Seeds, Field(min_length=1)] = (1000, 1001)
+    extend: Annotated[int, Field(ge=0)] = 2
+
+
+class MoreSeedsSpec(Spec):
+    """Seeds that are added where those of the recipe leave it open whether a row differs from the baseline.
+
+    Attributes:
+        to: number of seeds then.
+        effect: where the mean difference is larger than so many points and its interval contains zero.
+    """
+
+    to: Count
+    effect: Annotated[float, Field(ge=0)] = 0.5
+
+
 class RecipeFields(Spec):
     """What a recipe's file and the recipe that is made of it have in common.
 
@@ -238,6 +267,9 @@ class RecipeFields(Spec):
         max_length: most tokens of an input.
         evaluate: whether validation rows are scored while training, see `softprompts.experiments.workbench.Workbench`.
         quantize: keep the backbones in few bits, see `softprompts.experiments.workbench.Workbench`; None: as they come.
+        search: what is searched before the runs of the table; None: nothing.
+        more_seeds: where seeds are added; None: nowhere.
+        results: folder of results of runs, ``<name>/<run id>/result.json``, that are done with them; beside the recipe.
         data: fields of `Data` for all.
         training: fields of `TrainConfig` for all.
         tasks: the tasks by name.
@@ -257,10 +289,13 @@ class RecipeFields(Spec):
     measure: Literal["score", "cost"] = "score"
     table: Literal["scores", "standardized"] = "scores"
     models: dict[str, str]
-    seeds: Several[Annotated[int, Field(ge=0)]] = (0,)
+    seeds: Seeds = (0,)
     max_length: Count = 256
     evaluate: bool = True
     quantize: Literal["nf4", "fp4", "int8", "torchao-int8"] | None = None
+    search: SearchSpec | None = None
+    more_seeds: MoreSeedsSpec | None = None
+    results: str | None = None
     data: Settings = {}
     training: Settings = {}
     tasks: dict[str, Annotated[TaskSpec, _short_form(str, "task", "text or a mapping")]]

@@ -21,6 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from softprompts.bench.charts import value_text
+from softprompts.bench.effects import EffectTable, effects
 from softprompts.bench.figures import ReportFigure, figures_of
 from softprompts.bench.recipe_file import recipe_names
 from softprompts.bench.result_tables import tables_of
@@ -56,7 +57,7 @@ def write_report(
     *,
     tables: Sequence[Table] | None = None,
     figures: Sequence[ReportFigure] | None = None,
-    compared: Sequence[Significance] | None = None,
+    compared: Sequence[Significance | EffectTable] | None = None,
 ) -> list[Path]:
     """Writes ``report.html`` and, of each figure, ``figures/*.svg``, ``*.png`` and ``*.csv``.
 
@@ -110,9 +111,12 @@ def write_report(
     return [folder / REPORT, *itertools.chain.from_iterable(paths)]
 
 
-def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significance]:
-    """The differences between the lines of each table; of costs none, since each is measured once."""
-    return [significance(table) for table in tables] if findings.recipe.measure == "score" else []
+def compared_of(findings: Findings, tables: Sequence[Table]) -> list[Significance | EffectTable]:
+    """The differences between the lines of each table, also by task where there are seeds enough; of costs none."""
+    if findings.recipe.measure == "cost":
+        return []
+    by_task = effects(findings, tables[0]) if findings.recipe.table == "scores" else None
+    return [*map(significance, tables), *([] if by_task is None else [by_task])]
 
 
 def _command(findings: Findings) -> str | None:
@@ -208,12 +212,19 @@ def _notes(findings: Findings, tables: Sequence[Table]) -> Iterable[str]:
     else:
         rows = [bool(result.get("test_rows")) for result in results]
         if rows and all(rows):
-            yield "Scores are on test rows, with the prompt that did best on validation rows."
+            kept = "that did best on validation rows" if recipe.evaluate else "of the last step"
+            yield f"Scores are on test rows, with the prompt {kept}."
         elif rows:
             which = "Where a task has no test rows, scores" if any(rows) else "Scores"
             yield (
                 f"{which} are the best of all evaluations on validation rows: chosen by what they are read from, so "
                 "they lean to the high side."
+            )
+        if recipe.search is not None:
+            seeds = ", ".join(map(str, recipe.search.seeds))
+            yield (
+                f"Learning rates are searched for each row, task and model: {len(findings.searched):,} runs with the "
+                f"seeds {seeds}, scored on validation rows; they are not in the tables."
             )
         if any(row.choose for row in recipe.rows):
             yield "Where a row chooses among settings, the best by mean validation score is taken, per task and model."
@@ -241,7 +252,7 @@ def _run(findings: Findings, one: Outcome, folder: Path) -> dict[str, _Cell]:
     if len(recipe.models) > 1:
         cells["model"] = _Cell(one.model)
     cells["seed"] = _Cell(str(one.seed), one.seed)
-    if any(row.choose for row in recipe.rows):
+    if recipe.search is not None or any(row.choose for row in recipe.rows):
         cells["choice"] = _Cell(", ".join(f"{name} {_value(value)}" for name, value in one.choice.items()))
     if recipe.measure == "cost":
         cost = result["cost"]
@@ -303,6 +314,9 @@ def write_outputs(folder: str | Path, root: str | Path) -> tuple[list[Table], li
     texts = {f"tables.{ending}": text for ending, text in forms.items()}
     for number, table in enumerate(tables, start=1):
         texts["tables.csv" if number == 1 else f"tables-{number}.csv"] = table.csv()
+    for one in compared:
+        if isinstance(one, EffectTable):
+            texts["effects.csv"] = one.csv()
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     files = [folder / name for name in texts]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from softprompts.bench.column_names import AVERAGE, tasks_of
 from softprompts.bench.differences import setting_notes
 from softprompts.bench.published import PublishedTable, published
-from softprompts.bench.recipe import Column, Recipe, RecipeRow
+from softprompts.bench.recipe import FACTOR, Column, Recipe, RecipeRow, as_text
 from softprompts.bench.results import Findings
 from softprompts.bench.significance import standardized
 from softprompts.bench.tables import Line, Table, TableEntry, with_average
@@ -50,7 +50,12 @@ def table_of(findings: Findings) -> Table:
         comparable=recipe.same_setting and not recipe.differences,
         otherwise=_otherwise(recipe, reference),
         deltas="difference",
-        notes=(*_missing(findings), *_scored_elsewhere(findings, reference), *setting_notes(recipe)),
+        notes=(
+            *_missing(findings),
+            *_factors(findings),
+            *_scored_elsewhere(findings, reference),
+            *setting_notes(recipe),
+        ),
     )
     if len(tasks_of(table.columns)) < 2 or AVERAGE in table.columns:
         return table
@@ -222,6 +227,17 @@ def _missing(findings: Findings) -> tuple[str, ...]:
     runs = "1 run has" if findings.missing == 1 else f"{findings.missing:,} runs have"
     failed = f", {len(findings.failed)} of them because they failed" if findings.failed else ""
     return (f"Not complete: {runs} no result{failed}.",)
+
+
+def _factors(findings: Findings) -> Iterator[str]:
+    """The factors of the default learning rates that a search has chosen, row by row."""
+    recipe = findings.recipe
+    for row, name in recipe.rows_by_model() if recipe.search is not None else ():
+        runs = [(task, findings.runs(row, task, name)) for task in recipe.tasks]
+        chosen = ", ".join(f"{task} {as_text(float(found[0].choice[FACTOR]))}" for task, found in runs if found)
+        on = f" on {name}" if len(recipe.models) > 1 else ""
+        if chosen:
+            yield f"Learning rates of {row.label}{on}, times its defaults: {chosen}."
 
 
 def _range(texts: Sequence[str]) -> str:

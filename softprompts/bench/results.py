@@ -12,8 +12,11 @@ from typing import Any
 
 from softprompts.bench.plan import failures, load_plan
 from softprompts.bench.recipe import Cell, Column, Recipe, RecipeRow
+from softprompts.bench.stages import validation_score
 from softprompts.experiments.compare import score_of
 from softprompts.storage import run_folder
+
+_SAME = 1e-9  # rounding errors between equal scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,19 @@ class Outcome(Cell):
     @property
     def validation(self) -> float:
         """The best main metric on validation rows; -inf without one, and where training broke off."""
-        score = self.result.get("score")
-        return -math.inf if score is None or self.diverged else float(score)
+        return validation_score(self.result)
 
     @property
     def diverged(self) -> bool:
         """Whether training broke off."""
         return self.result.get("stop_reason") == run_folder.DIVERGED
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its main metric is that of one answer for all rows, see `Task.constant_scores`."""
+        metric, constant = next(iter(self.result.get("constant_scores", {}).items()), (None, 0.0))
+        score = None if metric is None or self.diverged else score_of(dict(self.result), metric)
+        return score is not None and abs(score - constant) < _SAME
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Findings:
 
     Attributes:
         recipe: its recipe.
-        outcomes: the runs that have ended, without those of sources.
+        outcomes: the runs that have ended, without those of sources and of a search.
+        searched: those of a search.
         missing: number of runs without a result: not done yet, or failed.
         failed: by run id, the last line of the error.
     """
@@ -55,6 +65,7 @@ class Findings:
     outcomes: tuple[Outcome, ...]
     missing: int
     failed: Mapping[str, str]
+    searched: tuple[Outcome, ...] = ()
 
     @cached_property
     def _chosen(self) -> dict[tuple[str, str, str], list[Outcome]]:
@@ -127,11 +138,13 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
     """
     recipe, runs = load_plan(folder)
     outcomes: list[Outcome] = []
+    searched: list[Outcome] = []
     missing: list[str] = []
     for one in runs:
         path, cell = Path(root) / str(one.run), one.cell
         if one.run is None or not run_folder.is_done(path):
             missing.append(str(one.run))
         elif cell.source is None:
-            outcomes.append(Outcome(**vars(cell), folder=path, result=run_folder.load_result(path)))
-    return Findings(recipe, tuple(outcomes), len(missing), failures(folder, missing))
+            ended = Outcome(**vars(cell), folder=path, result=run_folder.load_result(path))
+            (outcomes if cell.search is None else searched).append(ended)
+    return Findings(recipe, tuple(outcomes), len(missing), failures(folder, missing), tuple(searched))

@@ -48,7 +48,7 @@ class State:
         done: those with a result.
         running: those that workers train.
         failed: by run id, the last line of the error.
-        waiting: those that wait for a source.
+        waiting: those that wait for a source or a search.
         seconds_left: an estimate; None before the first result.
     """
 
@@ -126,6 +126,7 @@ def run_recipe(
 
         def make_plan() -> Plan:
             new = plan(recipe, root=root, data_dir=data_dir, lanes=lanes, outlines=outlines)
+            new.take_up(root)
             new.save(folder)
             return new
 
@@ -161,16 +162,21 @@ def _carry_out(
     folder: Path,
     on_change: Callable[[State, list[Planned]], None] | None,
 ) -> State:
-    """Gives jobs to workers, and plans again when sources are there, until no job is left that can be done."""
+    """Gives jobs to workers, and plans again when sources or the results of a search are there, until none is left."""
     tries: Counter[str] = Counter()
     at_work: dict[str, Job] = {}
     given_up: set[str] = set()
     began = time.monotonic()
     known = _done(current.runs, root)
     at_start = _work_done(current, root, known)
+    # A search of one row may be over, and its runs of the table can begin, while another one's is on.
+    follows, ended = current.recipe.search is not None or current.recipe.more_seeds is not None, False
     while True:
         if idle := pool.idle():
             waiting = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
+            if ended and not waiting and follows:
+                current, ended = make_plan(), False
+                waiting = [job for job in current.jobs(root) if job.name not in given_up | set(at_work)]
             # First those of a backbone and task that no other worker has: each worker then keeps its own.
             taken = {job.workbench for job in at_work.values()}
             for job in sorted(waiting, key=lambda job: job.workbench in taken)[:idle]:
@@ -182,6 +188,7 @@ def _carry_out(
                 return _state(current.runs, root, folder)
             continue
         for job in pool.ended(TICK):
+            ended = True
             at_work.pop(job.name, None)
             left = {str(one.run) for one in job.runs if not run_folder.is_done(root / str(one.run))}
             lost = left - failures(folder, left).keys()

@@ -224,13 +224,13 @@ def significance(table: Table, against: str | None = None) -> Significance:
         base = _base(table, lines, model, against)
         if base is None:
             continue
-        theirs = _pairs(table, base)
+        theirs = pairs_of(table, base)
         if not theirs:  # no seeds: costs, standardized scores
             continue
         for line in lines:
             if line is not base:
                 sign = 1.0 if table.higher_is_better else -1.0
-                differences.append(paired_difference(_pairs(table, line), theirs, line.name, base.name, model, sign))
+                differences.append(paired_difference(pairs_of(table, line), theirs, line.name, base.name, model, sign))
     return Significance(table.title, tuple(differences), table.digits)
 
 
@@ -282,6 +282,7 @@ def paired_difference(
     )
 
 
+_EXACT = 20
 _TIE = 1e-9  # rounding errors between equal scores
 
 
@@ -297,7 +298,13 @@ def _interval(difference: np.ndarray) -> tuple[float, float]:
 
 
 def _sign_flips(a: np.ndarray, b: np.ndarray) -> float:
-    """The two-sided p of the mean difference; exact where there are few ways to flip signs."""
+    """The two-sided p of the mean difference; exact for up to `_EXACT` pairs."""
+    if len(a) <= _EXACT:
+        sums = np.zeros(1)
+        for difference in a - b:
+            sums = np.concatenate([sums + difference, sums - difference])
+        observed = abs((a - b).sum())
+        return float((np.abs(sums) >= observed - _TIE * max(1.0, observed)).mean())
     test = scipy.stats.permutation_test(
         (a, b),
         lambda x, y, axis: np.mean(x - y, axis=axis),
@@ -317,15 +324,15 @@ def _base(table: Table, lines: Sequence[Line], model: str | None, against: str |
     if base is not None:
         return base
     means = [
-        (statistics.fmean(pairs.values()), line) for line in lines if line.ranked and (pairs := _pairs(table, line))
+        (statistics.fmean(pairs.values()), line) for line in lines if line.ranked and (pairs := pairs_of(table, line))
     ]
     if not means:
         return None
     return (max if table.higher_is_better else min)(means, key=lambda item: item[0])[1]
 
 
-def _pairs(table: Table, line: Line) -> dict[tuple[str, int], float]:
-    """Scores by task and seed, those of several metrics averaged."""
+def pairs_of(table: Table, line: Line) -> dict[tuple[str, int], float]:
+    """A line's scores by task and seed, those of several metrics averaged."""
     pairs = {}
     for task, places in tasks_of(table.columns).items():
         by_seed = [dict(zip(line.entries[place].seeds, line.entries[place].scores, strict=False)) for place in places]

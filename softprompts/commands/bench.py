@@ -54,7 +54,7 @@ def list_recipes() -> None:
                 counts.append("-")
             else:
                 title = title or recipe.title
-                counts.append(f"{len(recipe.cells()) + len(recipe.source_cells()):,}")
+                counts.append(f"{recipe.runs:,}")
         table.add_row(name, title, *counts)
     out.print(table)
     out.print("Run one: softprompts bench run RECIPE --scale tiny")
@@ -143,6 +143,24 @@ def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report 
     _write(_folder(recipe, scale, out_, report), out_)
 
 
+@bench.command()
+def collect(
+    recipe: Name,
+    scale: Scale = None,
+    out_: Out = "runs",
+    report: Report = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete checkpoints and prompts of runs whose results are kept.")
+    ] = False,
+) -> None:
+    """Copy results into the folder that the recipe names in 'results'; a later bench takes them up from there."""
+    from softprompts.bench.plan import keep_results
+
+    written = keep_results(_folder(recipe, scale, out_, report), out_, prune)
+    where = f" in {written[0].parent.parent}" if written else ""
+    out.print(f"{len(written):,} more results are kept{where}", soft_wrap=True)
+
+
 @bench.command("published")
 def show_published(
     table: Annotated[str | None, typer.Argument(help="One of the tables, such as multi-mask/table-1.")] = None,
@@ -196,7 +214,7 @@ def _show_estimate(recipe: Any, root: str, data_dir: str | None, lanes: int | No
         out.print(number_table(columns, lines, columns[:3], recipe.title))
     for note in found.notes:
         out.print(note, soft_wrap=True)
-    waiting = f", {found.waiting:,} that start from sources planned later" if found.waiting else ""
+    waiting = f", {found.waiting:,} that start from sources or follow a search planned later" if found.waiting else ""
     counts = f"{found.runs:,} runs, {found.done:,} done; {found.jobs:,} jobs{waiting}; {found.steps:,} steps"
     out.print(counts, soft_wrap=True)
     if found.hours is None:
@@ -263,7 +281,7 @@ def _progress(state: Any) -> str:
     """How far a bench is, in a line."""
     parts = [f"{state.done} of {state.total} runs done"]
     parts += [f"{state.running} running"] if state.running else []
-    parts += [f"{state.waiting} waiting for a source"] if state.waiting else []
+    parts += [f"{state.waiting} waiting for a source or a search"] if state.waiting else []
     parts += [f"{len(state.failed)} failed"] if state.failed else []
     if state.seconds_left is not None and state.done < state.total:
         parts.append(f"about {_time(state.seconds_left)} left")

@@ -387,6 +387,7 @@ class Workbench:
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,
             "test_rows": len(self.task.test),
+            "constant_scores": self.task.constant_scores("test" if self.task.test else "validation"),
             **surroundings(),
             **({"command": self.command} if self.command is not None else {}),
         }

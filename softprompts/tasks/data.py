@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -45,7 +45,7 @@ class Data:
         _Text, doc("How the task's rows are written out, by name; see 'softprompts tasks show TASK'.")
     ] = None
     split: Annotated[
-        str, doc("How rows are parted into train, validation and test: official, smop, dept or residual.")
+        str, doc("How rows are parted into train, validation and test: official, smop, dept, residual or halves.")
     ] = OFFICIAL
     answering: Annotated[_Text, doc("How a language model answers: rank (label words) or generate (freely).")] = None
     invalid: Annotated[
@@ -69,7 +69,7 @@ class Data:
     ] = ()
     max_train: Annotated[_Count, doc("At most so many rows to train on.")] = None
     max_validation: Annotated[_Count, doc("At most so many rows to score on.")] = None
-    max_test: Annotated[_Count, doc("At most so many test rows.")] = None
+    max_test: Annotated[int | None, Field(ge=0), doc("At most so many test rows; 0: none.")] = None
     few_shot: Annotated[_Count, doc("Train on so many rows in all, about evenly many of each label.")] = None
     few_shot_seed: Annotated[_Seed, doc("Draws the few rows; the training's seed does not.")] = 0
     few_shot_protocol: Annotated[str, doc("How the few rows are drawn: even, or dept (as DePT's authors do).")] = "even"
@@ -82,7 +82,9 @@ class Data:
             SoftPromptError: unknown task, or a file that cannot be used; the file and the row are named.
         """
         task = self._load()
-        if self.max_test is not None:
+        if self.max_test == 0:
+            task = replace(task, test=[])
+        elif self.max_test is not None:
             task = task.limited(max_test=self.max_test, seed=self.seed)
         changes = {name: getattr(self, name) for name in ("answering", "invalid") if getattr(self, name) is not None}
         task = task.with_form(**changes)

@@ -12,19 +12,22 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from softprompts.errors import SoftPromptError, nearest, require_whole
 from softprompts.tasks.example import Example
 
 Rows = Sequence[Example]
+Texts = tuple[str, ...]  # of a row
+T = TypeVar("T")
 OFFICIAL = "official"
 PROTOCOLS = {
     OFFICIAL: "the official splits as they are; no test split where its labels are hidden",
     "smop": "official validation is the test split, the last tenth of each class of train is validation",
     "dept": "halves of the official validation, or for large data sets 1,000 training rows for validation",
     "residual": "halves of the official validation as validation and test",
+    "halves": "the same, unless there is a test split; training rows that overlap with these rows are left out",
 }
 FEW_SHOT = {
     "even": "evenly many of each label, kept in their order",
@@ -78,6 +81,10 @@ def split(
     - "residual" (Residual Prompt Tuning): the shuffled official validation is halved, that of MultiRC in the order of
       the file. A test split that is given is left out.
 
+    - "halves" (for studies): where there is a test split nothing is changed. Else the shuffled official validation is
+      halved, groups of rows kept whole, and training rows are left out whose texts are part of those of a validation
+      row, or contain them, word by word (SST-2 trains on phrases of its own sentences).
+
     Training rows of "smop" stay in the order of the file, all else that is drawn is in the order of the draw.
 
     Args:
@@ -107,7 +114,47 @@ def split(
         size = len(validation)
         order = range(size) if short_name == "multirc" else _numpy_order(size, _RESIDUAL_SEED)
         return Splits(list(train), *_halves(owner, validation, order))
+    if protocol == "halves" and not test:
+        return Splits(_without_overlap(train, validation), *_halved_by_groups(owner, validation))
     return Splits(list(train), list(validation), list(test))
+
+
+def _halved_by_groups(owner: str, rows: Rows) -> tuple[list[Example], list[Example]]:
+    groups: dict[Any, list[Example]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(index if row.group is None else row.group, []).append(row)
+    parts = list(groups.values())
+    first, second = _halves(owner, parts, _numpy_order(len(parts), _RESIDUAL_SEED))
+    return [row for part in first for row in part], [row for part in second for row in part]
+
+
+def _without_overlap(train: Rows, validation: Rows) -> list[Example]:
+    """The training rows whose texts are not part of those of a validation row, and do not contain them."""
+    ours, theirs = [_texts(row) for row in train], [_texts(row) for row in validation]
+    overlaps = {part for part, _ in _parts(ours, theirs)} | {whole for _, whole in _parts(theirs, ours)}
+    return [row for row, texts in zip(train, ours, strict=True) if texts not in overlaps]
+
+
+def _texts(row: Example) -> Texts:
+    """A row's texts in lower case, a blank around each word."""
+    texts = row.fields.values() if row.fields else [" ".join(row.words)]
+    return tuple(f" {' '.join(text.lower().split())} " for text in texts)
+
+
+def _parts(rows: Iterable[Texts], others: Iterable[Texts]) -> Iterator[tuple[Texts, Texts]]:
+    """Pairs of a row and one of the others of which each text contains that of the row."""
+    index: dict[tuple[int, str], list[Texts]] = {}
+    for other in dict.fromkeys(others):
+        for place in _words(other):
+            index.setdefault(place, []).append(other)
+    for row in dict.fromkeys(rows):
+        rarest = min((index.get(place, []) for place in _words(row)), key=len, default=[])
+        yield from ((row, other) for other in rarest if all(a in b for a, b in zip(row, other, strict=True)))
+
+
+def _words(texts: Texts) -> set[tuple[int, str]]:
+    """The words of a row's texts, each with its text's place."""
+    return {(place, word) for place, text in enumerate(texts) for word in text.split()}
 
 
 def _smop(owner: str, train: Rows, kind: str) -> tuple[list[Example], list[Example]]:
@@ -143,14 +190,14 @@ def _dept(owner: str, name: str, train: Rows, validation: Rows, test: Rows, mism
     return Splits(_taken(train, order[_HELD_OUT:]), _taken(train, order[:_HELD_OUT]), list(test or validation))
 
 
-def _halves(owner: str, rows: Rows, order: Sequence[int]) -> tuple[list[Example], list[Example]]:
+def _halves(owner: str, rows: Sequence[T], order: Sequence[int]) -> tuple[list[T], list[T]]:
     middle = len(rows) // 2
     if middle < 1:
         raise SoftPromptError(f"{owner}: the official validation has 1 row, too few to halve; use another protocol")
     return _taken(rows, order[:middle]), _taken(rows, order[middle:])
 
 
-def _taken(rows: Rows, order: Iterable[int]) -> list[Example]:
+def _taken(rows: Sequence[T], order: Iterable[int]) -> list[T]:
     return [rows[index] for index in order]
 
 

@@ -99,6 +99,22 @@ class Task:
         """The task with another form."""
         return replace(self, form=replace(self.form, **changes))
 
+    def constant_scores(self, split: str) -> dict[str, float]:
+        """The metrics of one answer for all rows of a split: the commonest label, a constant score, or no entity.
+
+        Empty for other kinds.
+        """
+        if self.kind in ("classification", "choice"):
+            # Here and not on top: scikit-learn takes a while to import.
+            from softprompts.tasks.metrics import compute
+
+            rows = getattr(self, split)
+            labels = [row.label for row in rows]
+            commonest = Counter(labels).most_common(1)[0][0]
+            return compute(self.metrics, [commonest] * len(labels), labels, [row.group for row in rows])
+        of_nothing = {"regression": ("pearson", "spearman"), "tagging": ("seqeval_f1",)}.get(self.kind, ())
+        return {name: 0.0 for name in self.metrics if name in of_nothing}
+
     def limited(
         self,
         max_train: int | None = None,

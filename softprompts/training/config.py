@@ -61,6 +61,9 @@ class TrainConfig:
         Mapping[str, Annotated[float, Field(gt=0)]],
         Field(description="Learning rate of one component by its name: router=0.001."),
     ] = field(default_factory=dict)
+    learning_rate_factor: Annotated[
+        float, Field(gt=0, description="Multiplies all learning rates, which keep their ratios.")
+    ] = 1.0
     weight_decay: Annotated[
         float | None,
         Field(ge=0, description="Weight decay of all components but those that have their own; default: none."),
@@ -101,14 +104,16 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values, of which a run's id is made.
 
-        Ids are older than ``head_learning_rate`` and ``group_by_length``, which are left out where they do what was
-        always done.
+        Ids are older than ``head_learning_rate``, ``learning_rate_factor`` and ``group_by_length``, which are left out
+        where they do what was always done.
         """
         values = {**vars(self), "learning_rates": dict(self.learning_rates)}
         if self.head_learning_rate is None and (self.learning_rate is None or "head" in self.learning_rates):
             del values["head_learning_rate"]
         if self.group_by_length:
             del values["group_by_length"]
+        if self.learning_rate_factor == 1:
+            del values["learning_rate_factor"]
         return values
 
     @classmethod

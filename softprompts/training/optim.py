@@ -43,7 +43,7 @@ def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> 
     rates |= config.learning_rates
     if head is not None and HEAD in components and HEAD not in config.learning_rates:
         rates[HEAD] = rates[main] if head == "main" else head
-    return rates
+    return {name: rate * config.learning_rate_factor for name, rate in rates.items()}
 
 
 def build_optimizer(components: Mapping[str, Component], config: TrainConfig) -> Optimizer:

@@ -115,8 +115,10 @@ def test_a_scale_lies_over_the_recipe(tmp_path: Path) -> None:
     changed = load_recipe(path, "small", {"seeds": [3]})
     assert (recipe.variant, paper.variant) == ("", "") and len(changed.variant) == 6
     assert changed.variant != load_recipe(path, "small", {"seeds": [4]}).variant
+    written = load_recipe(path)  # as it is written, without a paper
+    assert (written.scale, len(written.cells())) == ("", 6)
     with pytest.raises(SoftPromptError, match=r"--scale\): small, paper"):
-        load_recipe(path)
+        load_recipe(write(tmp_path / "r.yaml", rows=rows, paper="ept", scales={"small": small}))
     with pytest.raises(SoftPromptError, match="has no scale 'tiny'"):
         load_recipe(path, "tiny")
 

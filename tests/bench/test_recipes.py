@@ -84,7 +84,8 @@ def test_the_comment_says_how_many_runs_there_are(name: str, loaded: dict[tuple[
         scale, _, counts = part.rpartition(" ") if "+" not in part else (part.split()[0], "", part.split(" ", 1)[1])
         runs, _, sources = counts.partition(" + ")
         recipe = loaded[name, scale or PAPER]
-        assert (len(recipe.cells()), len(recipe.source_cells())) == (int(runs), int(sources or 0))
+        sourced = len(recipe.source_cells())
+        assert (recipe.runs - sourced, sourced) == (int(runs), int(sources or 0))
     assert len(said[1].split(", ")) == len(scales_of(name))
     assert f"softprompts bench run {name if '/' in name else f'recipes/{name}.yaml'}" in text
 
@@ -149,7 +150,7 @@ def test_published_tables_rows_and_columns_exist(name: str, loaded: dict[tuple[s
     assert {column.name for column in recipe.columns} <= set(of.columns)
 
 
-PAPERS = [name for name in recipe_names() if "/" in name]
+PAPERS = [name for name in recipe_names() if name.partition("/")[0] in SHOWN]
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -240,6 +241,28 @@ def test_the_dense_layer_of_roberta_is_told_where_it_trains(loaded: dict[tuple[s
     # Multiple choice (COPA) and full fine-tuning, which trains all, have no such difference.
     tasks = ("BoolQ", "RTE", "WiC", "WSC")
     assert told == {(row, "RoBERTa-large", task) for row in ("PT-2", "SPT") for task in tasks}
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("study/")])
+@pytest.mark.parametrize("scale", [PAPER, GPU])
+def test_studies_share_a_protocol(name: str, scale: str, loaded: dict[tuple[str, str], Recipe]) -> None:
+    recipe, first = loaded[name, scale], loaded["study/c1", scale]
+    for key in ("models", "seeds", "search", "more_seeds", "evaluate", "data", "training", "tasks", "results"):
+        assert getattr(recipe, key) == getattr(first, key)
+    assert sum(row.baseline for row in recipe.rows) == 1 and not recipe.evaluate and len(recipe.seeds) == 12
+
+
+@pytest.mark.parametrize(("scale", "width", "numbers"), [(PAPER, 384, 3840), (GPU, 768, 7680)])
+def test_the_study_of_ept_trains_equal_numbers(
+    scale: str, width: int, numbers: int, loaded: dict[tuple[str, str], Recipe]
+) -> None:
+    recipe = loaded["study/c4", scale]
+    for row in recipe.rows:
+        sizes = row.settings
+        length, rank = sizes["num_virtual_tokens"], sizes.get("rank", 0)
+        assert isinstance(length, int) and isinstance(rank, int)
+        assert length * width + (recipe.max_length + width) * rank == numbers
+        assert sizes.get("max_length", recipe.max_length) == recipe.max_length or not rank
 
 
 def settings_of(recipe: Recipe, cell: Cell) -> dict[str, object]:

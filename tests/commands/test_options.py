@@ -155,7 +155,7 @@ def test_every_training_option_reaches_the_config() -> None:
     given: dict[str, Any] = {"epochs": 4, "batch_size": 5, "optimizer": "adafactor", "schedule": "constant"}
     given |= {"weight_decay": 0.1, "eval_every": 9, "patience": 2, "seed": 6, "bf16": True, "backbone_dropout": True}
     given |= {"max_steps": 11, "gradient_accumulation_steps": 3, "learning_rate": 0.3, "warmup_steps": 7}
-    given |= {"group_by_length": False}
+    given |= {"group_by_length": False, "learning_rate_factor": 3.0}
     expected = TrainConfig(**given, learning_rates={"router": 0.001})
     assert trained(TRAINING_OPTIONS, **given, learning_rates=["router=1e-3"]) == expected
     for text, rate in (("0.5", 0.5), ("5e-1", 0.5), ("main", "main"), (None, None)):

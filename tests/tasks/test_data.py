@@ -26,6 +26,10 @@ def test_bad_values_are_refused_in_one_line(fields: dict, message: str) -> None:
         Data(**fields)
 
 
+def test_no_test_rows_where_none_are_wanted() -> None:
+    assert Data(task="reviews", max_test=0).load().test == []
+
+
 def test_lists_are_tuples_and_every_field_has_a_description() -> None:
     data = Data(train="f.csv", labels=["a", "b"])
     assert data == Data(train="f.csv", labels=("a", "b")) and hash(data) == hash(dataclasses.replace(data))

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import warm
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import Form, Task
+from softprompts.tasks.example import Example
 from softprompts.tasks.splits import FEW_SHOT, PROTOCOLS, Splits, digest, few_shot, split
 
 
@@ -21,6 +23,11 @@ from softprompts.tasks.splits import FEW_SHOT, PROTOCOLS, Splits, digest, few_sh
 class Plain:
     id: int
     label: Any = 0
+    group = None  # no field
+
+    @property
+    def fields(self) -> Any:
+        return {"text": f"row {self.id}"}
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,34 @@ def test_residual() -> None:
     assert ids(parts.validation) == [4, 6, 2, 7, 3] and ids(parts.test) == [5, 9, 0, 8, 1]
     parts = split("residual", "super_glue/multirc", TRAIN, rows([0] * 11))
     assert ids(parts.validation) == list(range(5)) and ids(parts.test) == list(range(5, 11))
+
+
+def sentences(*texts: str | tuple[str, str], group: str | None = None) -> list[Example]:
+    pairs = [(text,) if isinstance(text, str) else text for text in texts]
+    return [Example(dict(zip("ab", pair, strict=False)), 0, index, group=group) for index, pair in enumerate(pairs)]
+
+
+def test_halves_leaves_out_training_rows_that_overlap_with_validation_rows() -> None:
+    train = sentences("fine", "a FINE  film", "in", "fin", "it 's a fine film , really", "a film", "dull")
+    validation = sentences("it 's a fine film", "in vain", "long", "short")
+    parts = split("halves", "sst2", train, validation)
+    assert [row.text for row in parts.train] == ["fin", "a film", "dull"]
+    assert [row.id for row in parts.validation + parts.test] == np.random.default_rng(0).permutation(4).tolist()
+    assert len(parts.validation) == len(parts.test) == 2
+    assert split("halves", "reviews", train, validation, TEST) == Splits(train, validation, TEST)
+
+
+def test_halves_of_pairs_overlap_in_both_texts_of_one_row() -> None:
+    train = sentences(("who", "he did"), ("who", "they did"), ("when", "then"), ("who was it", "he did it then"))
+    validation = sentences(("who was it", "he did it"), ("why", "they did"))
+    assert [row.id for row in split("halves", "qnli", train, validation).train] == [1, 2]
+
+
+def test_halves_keeps_groups_whole() -> None:
+    validation = [row for name in "uvwxyz" for row in sentences("a", "b", "c", group=name)]
+    parts = split("halves", "multirc", sentences("d"), validation)
+    groups = [{row.group for row in part} for part in parts[1:]]
+    assert not groups[0] & groups[1] and list(map(len, groups)) == [3, 3] and len(parts.validation) == 9
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,14 @@ def test_single_rates_win(head: Any) -> None:
     assert learning_rates(components(), config) == {"prompt": 0.3, "mlp": 0.5, "head": 1.0}
 
 
+def test_a_factor_multiplies_all_rates_and_is_part_of_an_id_only_where_it_does_something() -> None:
+    config = TrainConfig(learning_rates={"mlp": 0.5}, learning_rate_factor=3)
+    rates = {"prompt": 0.1 * 3, "mlp": 0.5 * 3, "head": 0.01 * 3}
+    assert learning_rates(components(), config) == pytest.approx(rates)
+    assert config.to_dict()["learning_rate_factor"] == 3
+    assert "learning_rate_factor" not in TrainConfig(learning_rate_factor=1).to_dict()
+
+
 @pytest.mark.parametrize(
     ("given", "head"),
     [

@@ -1,0 +1,212 @@
+"""Effects task by task: each row of a recipe against its baseline, paired by seed.
+
+An effect is the mean difference over the seeds that both have, with a bootstrap interval over seeds (bias-corrected and
+accelerated) and an exact sign-flip test; p is adjusted for all comparisons of the recipe by Holm's step-down method.
+Runs that are stuck at an answer that is the same for all rows are counted, and the effect without them stands apart.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from softprompts.bench.results import Findings, Outcome
+from softprompts.bench.significance import LEAST_PAIRS, Difference, paired_difference, pairs_of
+from softprompts.bench.table_forms import html_table, in_full
+from softprompts.bench.tables import Table
+from softprompts.storage.tables import csv_text, escape, markdown_table
+
+LEAST_SEEDS = 6  # with fewer no sign-flip p is below 0.05
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A row against the baseline on one task.
+
+    Attributes:
+        row: its label.
+        task: name of the recipe's entry.
+        model: its short name; None in a recipe of one model.
+        difference: over pairs by seed.
+        adjusted: its p by Holm's method; None with too few pairs.
+        stuck: number of stuck runs, of the row and of the baseline.
+        runs: number of runs, of the row and of the baseline.
+        free: mean difference over the seeds where neither run is stuck; None where there is none.
+        idle: number of the row's runs in which a part of the method did not act.
+    """
+
+    row: str
+    task: str
+    model: str | None
+    difference: Difference
+    adjusted: float | None
+    stuck: tuple[int, int]
+    runs: tuple[int, int]
+    free: float | None
+    idle: int
+
+    @property
+    def verdict(self) -> str:
+        """One of "better", "worse", "not told apart", or "too few pairs"."""
+        d = self.difference
+        if d.mean is None or d.low is None or d.high is None or self.adjusted is None:
+            return "too few pairs"
+        if self.adjusted >= 0.05 or d.low <= 0 <= d.high:
+            return "not told apart"
+        return "better" if d.mean > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class EffectTable:
+    """The effects of a recipe, row by row.
+
+    Attributes:
+        title: of the table.
+        against: label of the baseline.
+        differences: the effects, in the order of the recipe.
+        digits: decimals.
+    """
+
+    title: str
+    against: str
+    differences: tuple[Effect, ...]
+    digits: int = 1
+
+    HEADS = ("row", "task", "effect", "95 % interval", "p", "p (Holm)", "seeds", "stuck", "without stuck", "idle",
+             "verdict")  # fmt: skip
+
+    def cells(self, effect: Effect) -> list[str]:
+        """A line as text, by `HEADS`."""
+        d = effect.difference
+        interval = "-" if d.low is None or d.high is None else f"{self._points(d.low)} to {self._points(d.high)}"
+        stuck = "/".join(map(str, effect.stuck))
+        return [
+            effect.row, effect.task, self._points(d.mean), interval, _p(d.p), _p(effect.adjusted), str(d.pairs), stuck,
+            self._points(effect.free) if any(effect.stuck) else "-", f"{effect.idle} of {effect.runs[0]}",
+            effect.verdict,
+        ]  # fmt: skip
+
+    def notes(self) -> tuple[str, ...]:
+        """Notes that explain the numbers."""
+        return (
+            f"Effect: mean difference to {self.against} on the task, in points, paired by seed; positive is better. "
+            "The interval is a bootstrap over seeds (bias-corrected and accelerated), p from flipping the signs of the "
+            "differences in all ways, adjusted by Holm's method for all comparisons of this table. A verdict needs an "
+            f"adjusted p below 0.05; with fewer than {LEAST_PAIRS} seeds nothing is told.",
+            f"Stuck: runs (of the row/of {self.against}) whose score is that of one answer for all rows, the "
+            "commonest label; beside it the effect over seeds without them. Idle: runs in which a part of the method "
+            "did not act.",
+        )
+
+    def markdown(self) -> str:
+        """The table as Markdown; empty without effects."""
+        if not self.differences:
+            return ""
+        parts = []
+        for model, effects in itertools.groupby(self.differences, lambda one: one.model):
+            table = markdown_table(self.HEADS, [[*map(escape, self.cells(one))] for one in effects], "llrrrrrrrrl")
+            parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
+        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
+
+    def html(self) -> str:
+        """The table as HTML, to be sorted by ``data-value``, without the notes."""
+        groups = []
+        for model, effects in itertools.groupby(self.differences, lambda one: one.model):
+            rows = []
+            for one in effects:
+                d = one.difference
+                values = [
+                    one.row, one.task, d.mean, d.low, d.p, one.adjusted, d.pairs, sum(one.stuck), one.free, one.idle,
+                    one.verdict,
+                ]  # fmt: skip
+                cells = "".join(
+                    f'<td data-value="{html.escape(in_full(value))}">{html.escape(text)}</td>'
+                    for value, text in zip(values, self.cells(one), strict=True)
+                )
+                kind = one.verdict if one.verdict in ("better", "worse") else "open"
+                rows.append(f'<tr class="{kind}">{cells}</tr>')
+            groups.append(([] if model is None else [model], rows))
+        return html_table('class="significance"', self.title, [(head, "") for head in self.HEADS], groups)
+
+    def csv(self) -> str:
+        """One line per effect, for programs; numbers in full."""
+        heads = ("model", "row", "against", "task", "effect", "low", "high", "p", "p_holm", "seeds", "runs",
+                 "baseline_runs", "stuck", "baseline_stuck", "without_stuck", "idle", "verdict")  # fmt: skip
+        lines = []
+        for one in self.differences:
+            d = one.difference
+            numbers = [d.mean, d.low, d.high, d.p, one.adjusted, d.pairs, *one.runs, *one.stuck, one.free, one.idle]
+            lines.append([one.model or "", one.row, self.against, one.task, *map(in_full, numbers), one.verdict])
+        return csv_text(heads, lines, "\n")
+
+    def _points(self, value: float | None) -> str:
+        return "-" if value is None else f"{value:+.{self.digits}f}"
+
+
+def effects(findings: Findings, table: Table) -> EffectTable | None:
+    """The effects of a bench of scores; None without a baseline, or with fewer than `LEAST_SEEDS` seeds.
+
+    Args:
+        findings: results of the bench.
+        table: its table of scores.
+    """
+    base = next((row for row in findings.recipe.rows if row.baseline), None)
+    if base is None or findings.recipe.measure != "score" or len(findings.recipe.seeds) < LEAST_SEEDS:
+        return None
+    found: list[Effect] = []
+    tasks = {column.task: column.name.partition(":")[0] for column in findings.recipe.columns}
+    for row, name in findings.recipe.rows_by_model():
+        model = name if len(findings.recipe.models) > 1 else None
+        lines = {line.name: pairs_of(table, line) for line in table.lines if line.model == model}
+        if row is base or base.label not in lines:
+            continue
+        for task, column in tasks.items():
+            ours, theirs = (
+                {key: score for key, score in lines[label].items() if key[0] == column}
+                for label in (row.label, base.label)
+            )
+            if not ours or not theirs:
+                continue
+            runs = [findings.runs(one, task, name) for one in (row, base)]
+            stuck = {(column, run.seed) for of_row in runs for run in of_row if run.stuck}
+            free = paired_difference({key: score for key, score in ours.items() if key not in stuck}, theirs)
+            found.append(
+                Effect(
+                    row=row.label,
+                    task=task,
+                    model=model,
+                    difference=paired_difference(ours, theirs, row.label, base.label, model),
+                    adjusted=None,
+                    stuck=(_stuck(runs[0]), _stuck(runs[1])),
+                    runs=(len(runs[0]), len(runs[1])),
+                    free=free.mean,
+                    idle=sum(bool(run.result.get("idle")) for run in runs[0]),
+                )
+            )
+    return EffectTable(f"{table.title}: effects", base.label, tuple(_adjusted(found)), table.digits)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p-values of several tests, adjusted by Holm's step-down method: all of them count as one family."""
+    adjusted = [0.0] * len(values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _adjusted(found: Sequence[Effect]) -> list[Effect]:
+    known = [one.difference.p for one in found if one.difference.p is not None]
+    adjusted = iter(holm(known))
+    return [replace(one, adjusted=None if one.difference.p is None else next(adjusted)) for one in found]
+
+
+def _stuck(runs: Sequence[Outcome]) -> int:
+    return sum(run.stuck for run in runs)
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
