@@ -1,6 +1,6 @@
 """Defaults of the demo's methods that changed, before and after, paired by seed.
 
-    python benchmarks/changed_defaults.py --data-dir DIR [--methods a,b] [--seeds 0,1,2] [--steps 150]
+    python benchmarks/changed_defaults.py --data-dir DIR [--methods a,b] [--tasks reviews,SST-2] [--seeds 0,1,2] [--steps 150]
                                            [--root build/changed]
 
 On the film reviews and on SST-2 (split by "dept": validation rows come from the training split, the official
@@ -38,7 +38,7 @@ class Before:
 
 BEFORE = {
     "head-only": Before(rates={"head": 1e-2}),
-    "multi-mask": Before({"router_input": "raw", "mask_mean": 2.5, "mask_std": 0.5}),
+    "multi-mask": Before({"router_input": "raw", "mask_mean": 2.5, "mask_std": 0.5}, {"router": 1e-3}),
     "selective-prefix": Before({"selective_loss": 1e-4}),
     "superpos": Before(rates={"embeddings": 3e-3, "weights": 1e-2}),
 }
@@ -48,6 +48,7 @@ def main() -> None:
     arguments = parser(__doc__, rounds=1)
     arguments.add_argument("--data-dir")
     arguments.add_argument("--methods", type=lambda text: text.split(","), default=list(BEFORE))
+    arguments.add_argument("--tasks", type=lambda text: text.split(","), default=["reviews", "SST-2"])
     arguments.add_argument("--seeds", type=numbers, default=[0, 1, 2, 3, 4])
     arguments.add_argument("--steps", type=int, default=150)
     arguments.add_argument("--root", type=Path, default=Path("build/changed"))
@@ -55,7 +56,7 @@ def main() -> None:
     tasks = {"reviews": Data(task="reviews"), "SST-2": Data(task="glue/sst2", split="dept", data_dir=options.data_dir)}
     lines: dict[str, list[str]] = {method: [method] for method in options.methods}
     pairs: dict[str, tuple[dict[Any, float], dict[Any, float]]] = {method: ({}, {}) for method in options.methods}
-    for name, data in tasks.items():
+    for name, data in ((name, tasks[name]) for name in options.tasks):
         bench = Workbench(DEFAULT_MODEL, data, max_length=64, evaluate=False)
         for method in options.methods:
             before, after = (scores(bench, method, kind, options) for kind in (BEFORE[method], Before()))
@@ -66,7 +67,7 @@ def main() -> None:
         found = paired_difference(after, before)
         interval = "" if found.low is None or found.high is None else f" ({found.low:+.1f} to {found.high:+.1f})"
         lines[method].append(f"{found.mean or 0.0:+.1f}{interval}")
-    heads = [f"{name}, {when}" for name in tasks for when in ("before", "after")]
+    heads = [f"{name}, {when}" for name in options.tasks for when in ("before", "after")]
     print(table(["method", *heads, "difference (95 % interval)"], list(lines.values())))
 
 

@@ -74,6 +74,7 @@ class MultiMaskConfig(PrefixConfig):
         "paper's). Masks start from N(1, 1), released code: N(2.5, 0.5^2), where gates are open and hardly move.",
     )
     modifies_prefix = True
+    revision = 1
     absent: ClassVar[dict[str, Any]] = {"router_input": "raw", "mask_mean": 2.5, "mask_std": 0.5}
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,5 +138,6 @@ class MultiMask(PrefixMethod, config=MultiMaskConfig):
     def components(self) -> dict[str, Component]:
         """The shared prefix, the masks and the router, which want different rates."""
         masks = Component([self.masks], learning_rate=3e-2)
-        router = Component(list(self.router.parameters()), learning_rate=1e-3)
+        # Standardised means share a part: at 1e-3 their logits move together until one mask takes all rows.
+        router = Component(list(self.router.parameters()), learning_rate=1e-4)
         return {**super().components(), "masks": masks, "router": router}
