@@ -1,7 +1,7 @@
 """Defaults of the demo's methods that changed, before and after, paired by seed.
 
-    python benchmarks/changed_defaults.py --data-dir DIR [--methods a,b] [--tasks reviews,SST-2] [--seeds 0,1,2] [--steps 150]
-                                           [--root build/changed]
+    python benchmarks/changed_defaults.py --data-dir DIR [--methods a,b] [--tasks reviews,SST-2]
+                                           [--seeds 0,1,2] [--steps 150] [--root build/changed]
 
 On the film reviews and on SST-2 (split by "dept": validation rows come from the training split, the official
 validation set is the test), 16 rows a step. Each run is scored once, after its last step, on the test rows. Finished
