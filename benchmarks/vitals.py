@@ -144,16 +144,17 @@ def tables(results: Sequence[Mapping[str, Any]], options: argparse.Namespace) ->
 
 def summary(results: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> str:
     """A line for a variant's vital, a column for each backbone: at the start, after training."""
-    lines, budgets, idle = [], {}, []
+    lines, idle = [], []
+    budgets = {r["backbone"]: f"{r['steps']} x {r['batch']}" for r in results if r["method"] in options.methods}
+    shown = [backbone for backbone in options.backbones if backbone in budgets]
     for method in options.methods:
         own = {r["backbone"]: r for r in results if r["method"] == method}
-        budgets |= {backbone: f"{r['steps']} x {r['batch']}" for backbone, r in own.items()}
         names = dict.fromkeys(name for r in own.values() for name in r["end"] if not name.startswith(OF_ALL))
         for name in names:
-            pairs = [[cell([own[b][end]], name) for end in ("start", "end")] for b in options.backbones if b in own]
+            pairs = [[cell([own[b][end]] if b in own else [], name) for end in ("start", "end")] for b in shown]
             lines.append([f"`{method}`", f"`{name}`", *(" > ".join(pair) for pair in pairs)])
         idle += [f"- `{method}` on {backbone}: {'; '.join(r['idle'])}" for backbone, r in own.items() if r["idle"]]
-    heads = [f"{backbone} ({budgets[backbone]})" for backbone in options.backbones if backbone in budgets]
+    heads = [f"{backbone} ({budgets[backbone]})" for backbone in shown]
     said = "\n".join(idle)
     return f"{markdown_table(['variant', 'vital', *heads], lines, 'llr')}\n\nSaid in the last lines:\n\n{said}\n"
 
