@@ -102,12 +102,14 @@ class Task:
     def constant_scores(self, split: str) -> dict[str, float]:
         """The metrics of one answer for all rows of a split: the commonest label, a constant score, or no entity.
 
-        Empty for other kinds.
+        Empty for other kinds, and where metrics compare texts, which a model writes freely.
         """
         if self.kind in ("classification", "choice"):
             # Here and not on top: scikit-learn takes a while to import.
-            from softprompts.tasks.metrics import compute
+            from softprompts.tasks.metrics import compares_strings, compute
 
+            if any(map(compares_strings, self.metrics)):
+                return {}
             rows = getattr(self, split)
             labels = [row.label for row in rows]
             commonest = Counter(labels).most_common(1)[0][0]

@@ -121,3 +121,4 @@ def test_constant_scores_of_each_kind() -> None:
     assert scored.constant_scores("validation") == {"pearson": 0.0, "spearman": 0.0}
     tagged = replace(task, form=Form(kind="tagging", labels=("O", "B-X")), metrics=("seqeval_f1", "tag_accuracy"))
     assert tagged.constant_scores("test") == {"seqeval_f1": 0.0}
+    assert replace(task, metrics=("string_macro_f1",)).constant_scores("test") == {}  # of what a model writes
