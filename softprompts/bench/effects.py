@@ -7,16 +7,22 @@ Runs that are stuck at an answer that is the same for all rows are counted, and 
 
 from __future__ import annotations
 
-import html
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from softprompts.bench.results import Findings, Outcome
-from softprompts.bench.significance import LEAST_PAIRS, Difference, paired_difference, pairs_of
-from softprompts.bench.table_forms import html_table, in_full
+from softprompts.bench.significance import (
+    LEAST_PAIRS,
+    ComparisonTable,
+    Difference,
+    p_text,
+    paired_difference,
+    pairs_of,
+)
+from softprompts.bench.table_forms import in_full
 from softprompts.bench.tables import Table
-from softprompts.storage.tables import csv_text, escape, markdown_table
+from softprompts.storage.tables import csv_text
 
 LEAST_SEEDS = 6  # with fewer no sign-flip p is below 0.05
 
@@ -50,16 +56,11 @@ class Effect:
     @property
     def verdict(self) -> str:
         """One of "better", "worse", "not told apart", or "too few pairs"."""
-        d = self.difference
-        if d.mean is None or d.low is None or d.high is None or self.adjusted is None:
-            return "too few pairs"
-        if self.adjusted >= 0.05 or d.low <= 0 <= d.high:
-            return "not told apart"
-        return "better" if d.mean > 0 else "worse"
+        return self.difference.verdict_at(self.adjusted)
 
 
 @dataclass(frozen=True)
-class EffectTable:
+class EffectTable(ComparisonTable[Effect]):
     """The effects of a recipe, row by row.
 
     Attributes:
@@ -76,16 +77,22 @@ class EffectTable:
 
     HEADS = ("row", "task", "effect", "95 % interval", "p", "p (Holm)", "seeds", "stuck", "without stuck", "idle",
              "verdict")  # fmt: skip
+    ALIGN = "llrrrrrrrrl"
 
-    def cells(self, effect: Effect) -> list[str]:
+    @property
+    def heading(self) -> str:
+        """Its title in HTML."""
+        return self.title
+
+    def cells(self, difference: Effect) -> list[str]:
         """A line as text, by `HEADS`."""
-        d = effect.difference
+        effect, d = difference, difference.difference
         interval = "-" if d.low is None or d.high is None else f"{self._points(d.low)} to {self._points(d.high)}"
         stuck = "/".join(map(str, effect.stuck))
         return [
-            effect.row, effect.task, self._points(d.mean), interval, _p(d.p), _p(effect.adjusted), str(d.pairs), stuck,
-            self._points(effect.free) if any(effect.stuck) else "-", f"{effect.idle} of {effect.runs[0]}",
-            effect.verdict,
+            effect.row, effect.task, self._points(d.mean), interval, p_text(d.p), p_text(effect.adjusted),
+            str(d.pairs), stuck, self._points(effect.free) if any(effect.stuck) else "-",
+            f"{effect.idle} of {effect.runs[0]}", effect.verdict,
         ]  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
@@ -100,35 +107,13 @@ class EffectTable:
             "did not act.",
         )
 
-    def markdown(self) -> str:
-        """The table as Markdown; empty without effects."""
-        if not self.differences:
-            return ""
-        parts = []
-        for model, effects in itertools.groupby(self.differences, lambda one: one.model):
-            table = markdown_table(self.HEADS, [[*map(escape, self.cells(one))] for one in effects], "llrrrrrrrrl")
-            parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
-        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
-
-    def html(self) -> str:
-        """The table as HTML, to be sorted by ``data-value``, without the notes."""
-        groups = []
-        for model, effects in itertools.groupby(self.differences, lambda one: one.model):
-            rows = []
-            for one in effects:
-                d = one.difference
-                values = [
-                    one.row, one.task, d.mean, d.low, d.p, one.adjusted, d.pairs, sum(one.stuck), one.free, one.idle,
-                    one.verdict,
-                ]  # fmt: skip
-                cells = "".join(
-                    f'<td data-value="{html.escape(in_full(value))}">{html.escape(text)}</td>'
-                    for value, text in zip(values, self.cells(one), strict=True)
-                )
-                kind = one.verdict if one.verdict in ("better", "worse") else "open"
-                rows.append(f'<tr class="{kind}">{cells}</tr>')
-            groups.append(([] if model is None else [model], rows))
-        return html_table('class="significance"', self.title, [(head, "") for head in self.HEADS], groups)
+    def values(self, difference: Effect) -> list[Any]:
+        """What a line is sorted by, by `HEADS`."""
+        one, d = difference, difference.difference
+        return [
+            one.row, one.task, d.mean, d.low, d.p, one.adjusted, d.pairs, sum(one.stuck), one.free, one.idle,
+            one.verdict,
+        ]  # fmt: skip
 
     def csv(self) -> str:
         """One line per effect, for programs; numbers in full."""
@@ -206,7 +191,3 @@ def _adjusted(found: Sequence[Effect]) -> list[Effect]:
 
 def _stuck(runs: Sequence[Outcome]) -> int:
     return sum(run.stuck for run in runs)
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

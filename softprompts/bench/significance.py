@@ -18,6 +18,7 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import scipy.stats
@@ -124,15 +125,95 @@ class Difference:
     @property
     def verdict(self) -> str:
         """One of "better", "worse", "not told apart", or "too few pairs"."""
-        if self.mean is None or self.low is None or self.high is None or self.p is None:
+        return self.verdict_at(self.p)
+
+    def verdict_at(self, p: float | None) -> str:
+        """The same by another p, such as one that is adjusted for many comparisons."""
+        if self.mean is None or self.low is None or self.high is None or p is None:
             return "too few pairs"
-        if self.p >= 0.05 or self.low <= 0 <= self.high:
+        if p >= 0.05 or self.low <= 0 <= self.high:
             return "not told apart"
         return "better" if self.mean > 0 else "worse"
 
 
+def p_text(p: float | None) -> str:
+    """A p in a table."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+class Compared(Protocol):
+    """A line of a `ComparisonTable`."""
+
+    @property
+    def model(self) -> str | None:
+        """Short name of its model; None in a table of one model."""
+
+    @property
+    def verdict(self) -> str:
+        """What is said of it."""
+
+
+ComparedT = TypeVar("ComparedT", bound=Compared)
+
+
+class ComparisonTable(Generic[ComparedT]):
+    """What tables of differences have in common: their forms, model by model.
+
+    Attributes:
+        heading: above the table in HTML.
+        differences: the lines, those of a model together.
+    """
+
+    HEADS: ClassVar[tuple[str, ...]]
+    ALIGN: ClassVar[str]  # of the columns, as `markdown_table` takes it
+    differences: tuple[ComparedT, ...]
+
+    @property
+    def heading(self) -> str:
+        """See above."""
+        raise NotImplementedError
+
+    def cells(self, difference: ComparedT) -> list[str]:
+        """A line as text, by `HEADS`."""
+        raise NotImplementedError
+
+    def values(self, difference: ComparedT) -> list[Any]:
+        """What a line is sorted by, by `HEADS`."""
+        raise NotImplementedError
+
+    def notes(self) -> tuple[str, ...]:
+        """Notes that explain the numbers."""
+        raise NotImplementedError
+
+    def markdown(self) -> str:
+        """The table as Markdown; empty without differences."""
+        if not self.differences:
+            return ""
+        parts = []
+        for model, differences in itertools.groupby(self.differences, lambda one: one.model):
+            rows = [[*map(escape, self.cells(one))] for one in differences]
+            table = markdown_table(self.HEADS, rows, self.ALIGN)
+            parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
+        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
+
+    def html(self) -> str:
+        """The table as HTML, to be sorted by ``data-value``, without the notes."""
+        groups = []
+        for model, differences in itertools.groupby(self.differences, lambda one: one.model):
+            rows = []
+            for one in differences:
+                cells = "".join(
+                    f'<td data-value="{html.escape(in_full(value))}">{html.escape(text)}</td>'
+                    for value, text in zip(self.values(one), self.cells(one), strict=True)
+                )
+                kind = one.verdict if one.verdict in ("better", "worse") else "open"
+                rows.append(f'<tr class="{kind}">{cells}</tr>')
+            groups.append(([] if model is None else [model], rows))
+        return html_table('class="significance"', self.heading, [(head, "") for head in self.HEADS], groups)
+
+
 @dataclass(frozen=True)
-class Significance:
+class Significance(ComparisonTable[Difference]):
     """The differences of a table's lines to one of them, model by model.
 
     Attributes:
@@ -146,6 +227,12 @@ class Significance:
     digits: int = 1
 
     HEADS = ("line", "against", "difference", "95 % interval", "p", "wins/ties/losses", "pairs", "verdict")
+    ALIGN = "llrrrrrl"
+
+    @property
+    def heading(self) -> str:
+        """Its title in HTML."""
+        return f"{self.title}: significance"
 
     def cells(self, difference: Difference) -> list[str]:
         """A line as text, by `HEADS`."""
@@ -156,7 +243,7 @@ class Significance:
             d.against,
             "-" if d.mean is None else f"{d.mean:+.{digits}f}",
             interval,
-            "-" if d.p is None else ("< 0.001" if d.p < 0.001 else f"{d.p:.3f}"),
+            p_text(d.p),
             f"{d.wins}/{d.ties}/{d.losses}",
             f"{d.pairs} ({d.tasks} {'task' if d.tasks == 1 else 'tasks'})",
             d.verdict,
@@ -173,34 +260,10 @@ class Significance:
             "difference is not in the interval. Of many lines that are no different, one in twenty has p below 0.05.",
         )
 
-    def markdown(self) -> str:
-        """The table as Markdown; empty without differences."""
-        if not self.differences:
-            return ""
-        parts = []
-        for model, differences in itertools.groupby(self.differences, lambda one: one.model):
-            rows = [[*map(escape, self.cells(one))] for one in differences]
-            table = markdown_table(self.HEADS, rows, "llrrrrrl")
-            parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
-        return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
-
-    def html(self) -> str:
-        """The table as HTML, to be sorted by ``data-value``, without the notes."""
-        groups = []
-        for model, differences in itertools.groupby(self.differences, lambda one: one.model):
-            rows = []
-            for one in differences:
-                wins = one.wins - one.losses
-                values = [one.line, one.against, one.mean, one.low, one.p, wins, one.pairs, one.verdict]
-                cells = "".join(
-                    f'<td data-value="{html.escape(in_full(value))}">{html.escape(text)}</td>'
-                    for value, text in zip(values, self.cells(one), strict=True)
-                )
-                kind = one.verdict if one.verdict in ("better", "worse") else "open"
-                rows.append(f'<tr class="{kind}">{cells}</tr>')
-            groups.append(([] if model is None else [model], rows))
-        heads = [(head, "") for head in self.HEADS]
-        return html_table('class="significance"', f"{self.title}: significance", heads, groups)
+    def values(self, difference: Difference) -> list[Any]:
+        """What a line is sorted by, by `HEADS`."""
+        d = difference
+        return [d.line, d.against, d.mean, d.low, d.p, d.wins - d.losses, d.pairs, d.verdict]
 
 
 def significance(table: Table, against: str | None = None) -> Significance:
