@@ -134,7 +134,7 @@ class Pass:
         if embeddings is not None and mask is not None:
             pieces = zip(groups.split(embeddings), groups.split(mask), strict=True)
             inputs = [Rows(piece.detach(), visible) for piece, visible in pieces]
-        for name, seen in zip(groups.names, inputs, strict=True):
+        for name, size, seen in zip(groups.names, groups.sizes, inputs, strict=True):
             if name is None:
                 self.soft[name] = SoftPrompt()
                 continue
@@ -145,7 +145,7 @@ class Pass:
                     "or generate with model.generate"
                 )
             with self.drawing(name, method):
-                self.soft[name] = method(seen if method.per_row else None)
+                self.soft[name] = self.prompts[name].run(seen, size)
         self._join_prefixes(groups)
         self._join_tokens(groups)
         self.update = _join_padded([soft.update for soft in self.soft.values()], groups)
