@@ -356,4 +356,4 @@ def test_sources_on_the_command_line(
     failed = cli("train", *wanted, "--method", "spot", "--set", "sources=nowhere")
     assert failed.code == 2 and "nowhere" in failed.err and not (tmp_path / "runs").exists()
     listed, own = cli.fine("methods").out, cli.fine("methods", "spot").out
-        assert "sources" in own and "spot" in listed and "restored" not in listed + own
+    assert "sources" in own and "spot" in listed and "restored" not in listed + own
