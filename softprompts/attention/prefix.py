@@ -9,7 +9,7 @@ no special case, and real tokens keep their positions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from softprompts.attention.selective import by_scores
+from softprompts.attention.selective import by_scores, selecting
+from softprompts.errors import SoftPromptError
 
 KERNELS = ("sdpa", "eager")
 # Faster ways to the same numbers, by kind of attention ("plain", "selective"): put here by
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
+_LOWEST = torch.finfo(torch.float32).min  # what hides a column: eager kernels go on in float32, also from float64
+# Tensors of an attention call, with more axes than rows and columns, that are right with more keys too.
+_WITHOUT_KEYS = ("position_bias", "position_ids", "s_aux", "sinks", "hidden_states", "inputs_embeds", "pixel_values")
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
@@ -133,6 +137,7 @@ def attend_with(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attends by the kernel of that name, with a prefix in front of keys and values."""
+    require_known(kwargs)
     causal = kwargs.pop("is_causal", None)
     causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
     if attention_mask is None and causal and key.shape[2] > query.shape[2] > 1:
@@ -149,17 +154,35 @@ def attend_with(
         (attention_mask, prefix.mask),
         lambda: _widen(attention_mask, prefix, query, key, causal),
     )
+    if prefix.selectivity is not None and name == "sdpa":
+        return _selective(prefix, query, key, value, mask, **kwargs), None
+    # Eager kernels add the mask to scores, and sdpa would make a float mask of mask and bias anew in every layer.
+    mask = _combined(prefix, mask, kwargs.pop("position_bias", None) if name == "sdpa" else None, query)
+    prefix_key = prefix_heads(prefix, prefix.keys, key)
     if prefix.selectivity is not None:
-        return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
-    if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
-        mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
-    key = torch.cat([prefix_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
+        heads = prefix_key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        columns, bounds = key.shape[2] + heads.shape[2], (kwargs.get("scaling"), kwargs.get("softcap"))
+        mask = selecting(query, heads, prefix.selectivity, mask, columns, *bounds)
+    key = torch.cat([prefix_key.expand(key.shape[0], -1, -1, -1), key], dim=2)
     value = torch.cat([prefix_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
     if name == "sdpa" and "plain" in ACCELERATED:
         output = ACCELERATED["plain"](query, key, value, mask, **kwargs)
         if output is not None:
             return output, None
     return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
+
+
+def require_known(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of an attention call that may number keys, which a prefix would shift.
+
+    Raises:
+        SoftPromptError: there is one.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.ndim > 2 and name not in _WITHOUT_KEYS:
+            raise SoftPromptError(f"its attention is told '{name}' and would not see a prefix; input prompts work")
+    if arguments.get("cache") is not None:
+        raise SoftPromptError("continuous batching pages keys, where a prefix has no place: use generate")
 
 
 def once(
@@ -246,15 +269,16 @@ def _selective(
     value: Tensor,
     mask: Tensor | None,
     *,
-    weights_wanted: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
+    **others: Any,
+) -> Tensor:
+    """Selective attention without weights; ``mask`` and ``position_bias`` already have columns for the prefix."""
     assert prefix.selectivity is not None
+    for name in ("softcap", "s_aux"):
+        if others.get(name) is not None:
+            raise SoftPromptError(f"sdpa leaves out '{name}': load the model with attn_implementation='eager'")
     groups = query.shape[1] // key.shape[1]
     heads = [key, value, prefix_heads(prefix, prefix.keys, key), prefix_heads(prefix, prefix.values, value)]
     if groups > 1:
@@ -262,16 +286,14 @@ def _selective(
     key, value, prefix_key, prefix_value = heads
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _combined(prefix, mask, position_bias, query)
-    if "selective" in ACCELERATED and not weights_wanted:
+    output = None
+    if "selective" in ACCELERATED:
         placed = position_bias is not None and (isinstance(prefix.ahead, Tensor) or prefix.ahead > 0)
         given = (prefix, query, key, value, prefix_key, prefix_value, bias, scale)
-        merged = ACCELERATED["selective"](*given, placed=placed, dropout=dropout, softcap=softcap)
-        if merged is not None:
-            return merged.transpose(1, 2).contiguous(), None
-    output, weights = by_scores(
-        query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
-    )
-    return output.transpose(1, 2).contiguous(), weights
+        output = ACCELERATED["selective"](*given, placed=placed, dropout=dropout)
+    if output is None:
+        output, _ = by_scores(query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout)
+    return output.transpose(1, 2).contiguous()
 
 
 def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
@@ -282,9 +304,12 @@ def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: T
 def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:
     if mask is None:
         return position_bias
+    lowest = max(torch.finfo(query.dtype).min, _LOWEST)
     if mask.dtype == torch.bool:
         zeros = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
-        mask = zeros.masked_fill(~mask, torch.finfo(query.dtype).min)
+        mask = zeros.masked_fill(~mask, lowest)
+    elif mask.dtype == torch.float64:
+        mask = mask.clamp(min=lowest)
     return mask if position_bias is None else mask + position_bias
 
 

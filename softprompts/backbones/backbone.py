@@ -20,6 +20,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
+from softprompts.attention.prefix import require_known
 from softprompts.backbones import packaged, quantized, sharded, task_head
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
@@ -302,7 +303,10 @@ def attention_through(
         Whether the model lets its attention be replaced.
     """
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        require_known(kwargs)
         record(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
@@ -322,6 +326,8 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
         with attention_through(backbone.model, trace.attended) as recorded:
             if recorded:
                 _run_trial(backbone, trace)
+    except SoftPromptError as error:
+        return [], str(error), trace
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {first_line(error)})", trace
     if not recorded:
