@@ -86,9 +86,9 @@ class PromptModel(PromptFiles):
             output = forward(**inputs)
             if entry is model:
                 output = state.hooks.after_entry(entry, (), inputs, output)
-        if not isinstance(output, tuple):
-            if output.get("past_key_values") is not None and state.surrounding is None:
-                output.past_key_values._softprompt_pass = pass_
+        cache = None if isinstance(output, tuple) else output.get("past_key_values")
+        if cache is not None and state.surrounding is None:
+            cache._softprompt_pass = pass_
         if split:
             restore_encoders(output, pass_.layout)
         elif entry is not model:
