@@ -55,6 +55,8 @@ class Pass:
         self.prompts = {name: require(prompts, name) for name in distinct if name is not None}
         self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
         self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
+        looks = self.needs_input or any(prompt.method.reads_states for prompt in self.prompts.values())
+        self.of_whole_rows = looks or self.has_tokens  # whether a row of several sequences is more than these
         self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
         self.context_mask, self.random_contexts = context_mask, random_contexts or {}
         # Filled by `prepare`.
@@ -73,6 +75,7 @@ class Pass:
         self.view: Tensor | None = None
         self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+        self.mask_around: Tensor | None = None  # what the model around the base model sees as attention mask
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}

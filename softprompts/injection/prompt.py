@@ -170,6 +170,12 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
     """The attention sites of a new prompt; raises a `SoftPromptError` where the method does not fit the model."""
     name, limit = type(backbone.model).__name__, backbone.max_tokens
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    if sites and config.changes_scores and backbone.only_keys:
+        other = "sdpa" if getattr(backbone.model, "_supports_sdpa", True) else "eager"
+        raise SoftPromptError(
+            f"{config.method} changes the scores of its prefix, which {backbone.only_keys} does not show: load "
+            f"{name} with attn_implementation='{other}'"
+        )
     if sites and config.positions == "shifted":
         reason = backbone.fixed_positions(sites)
         if reason is not None:

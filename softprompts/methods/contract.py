@@ -276,6 +276,11 @@ class MethodConfig:
         """Number of tokens by which the prompt makes an input longer."""
         return self.num_virtual_tokens if self.uses_tokens else 0
 
+    @property
+    def changes_scores(self) -> bool:
+        """Whether attention to its prefix is more than attention to further keys, see `SoftPrompt.selectivity`."""
+        return False
+
     def require(self, condition: bool, message: str) -> None:
         """Raises a `SoftPromptError` that names the method unless ``condition`` holds."""
         if not condition:

@@ -20,7 +20,7 @@ from softprompts.backbones import quantized, sharded
 from softprompts.backbones.task_head import mean_loss, token_loss
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
-from softprompts.injection.input_hooks import restored
+from softprompts.injection.outputs import own_mask, restore_encoders, restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
@@ -73,21 +73,28 @@ class PromptModel(PromptFiles):
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
-        entry = state.backbone.entry
+        entry, split = state.backbone.entry, state.backbone.kind == "encoder-decoder" and pass_.has_tokens
+        as_tuple = split and not (self.config.return_dict if (given := inputs.get("return_dict")) is None else given)
+        if as_tuple:  # which does not say what is what
+            inputs["return_dict"] = True
+        elif pass_.has_tokens and entry is not model:
+            tables = inputs.get("output_router_logits") or getattr(self.config, "output_router_logits", False)
+            pass_.mask_around = own_mask(inputs, tables)
         with state.activate(pass_):
             if entry is model:  # its own hooks would run before there is a pass
                 _, inputs = state.hooks.before_entry(entry, (), inputs)
             output = forward(**inputs)
             if entry is model:
                 output = state.hooks.after_entry(entry, (), inputs, output)
-        if not isinstance(output, tuple):
-            if output.get("past_key_values") is not None and state.surrounding is None:
-                output.past_key_values._softprompt_pass = pass_
-            if state.backbone.kind == "encoder-decoder" and pass_.tokens is not None:
-                for name in ("encoder_last_hidden_state", "encoder_hidden_states"):
-                    if output.get(name) is not None:
-                        output[name] = restored((output[name],), pass_.layout)[0]
-        return self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
+        cache = None if isinstance(output, tuple) else output.get("past_key_values")
+        if cache is not None and state.surrounding is None:
+            cache._softprompt_pass = pass_
+        if split:
+            restore_encoders(output, pass_.layout)
+        elif entry is not model:
+            output = restored(output, pass_.layout, states=False)
+        output = self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
+        return output.to_tuple() if as_tuple else output
 
     @contextlib.contextmanager
     def _own_labels(self) -> Iterator[None]:
@@ -173,7 +180,10 @@ class PromptModel(PromptFiles):
             )
         self._require_name_per_row(pass_, {"input_ids": args[0] if args else None} | kwargs)
         with state.activate(pass_, inside=False):
-            return base.generate(*args, **kwargs)
+            output = base.generate(*args, **kwargs)
+        if state.backbone.kind == "encoder-decoder" and pass_.has_tokens:
+            restore_encoders(output, pass_.layout)
+        return output
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, generation_mode: Any, batch_size: int, max_cache_length: int
