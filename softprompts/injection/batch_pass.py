@@ -7,6 +7,7 @@ with its own: prefixes padded to one length, tokens, and updates of the input em
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,6 +74,7 @@ class Pass:
         self.view: Tensor | None = None
         self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+        self.columns = 0  # of a causal model's steps so far, prompt tokens included
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}
@@ -80,6 +82,18 @@ class Pass:
         self._repeated: dict[tuple[int, int], Tensor] = {}  # masks, by id and number of rows
         self._gates: dict[int, Tensor] = {}  # by site: those that depend on the states of the call under way
         self._gates_of_first_step: dict[int, Tensor] = {}
+
+    def fork(self) -> Pass:
+        """The same prompts for another call that goes on from here, which may run beside this one."""
+        fork = copy.copy(self)
+        for name, value in self.__dict__.items():
+            if isinstance(value, dict):
+                fork.__dict__[name] = dict(value)
+        return fork
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pass:
+        # Of a cache that is copied: its copy goes on under the same prompts.
+        return self.fork()
 
     # --- what is in it ------------------------------------------------------------------------------------------
 

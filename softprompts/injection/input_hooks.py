@@ -22,6 +22,9 @@ from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
 
 
+CACHES = ("past_key_values", "cache_params", "state")  # transformers' names of a causal model's cache
+
+
 class InputHooks:
     """The hooks of one attached model. They are bound methods, so that a deep copy of the model has its own."""
 
@@ -49,7 +52,8 @@ class InputHooks:
         """Puts prompt tokens and updates into the input."""
         pass_, scope = self.state.current, self.state.scope
         if scope is None or not scope.inside:  # a call past the model's forward, as `generate` calls encoders
-            pass_ = self.state.surrounding or self.state.open(None)
+            around = self.state.around
+            pass_ = self.state.open(None) if around is None else around.pass_
             if pass_ is not None:
                 self.state.enter(pass_)
                 if self.backbone.kind == "decoder" and self.backbone.model.training:
@@ -138,8 +142,8 @@ class InputHooks:
             raise SoftPromptError("the model was called without input_ids or inputs_embeds")
         (rows, columns), device = source.shape[:2], source.device
         causal = self.backbone.kind == "decoder"
-        cache = inputs.get("past_key_values") if causal else None
-        seen = 0 if cache is None else int(cache.get_seq_length())
+        cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None) if causal else None
+        seen = 0 if cache is None else columns_in(cache, pass_.columns)
         first_time, inserts, pass_.later = not pass_.ready, pass_.has_tokens, seen > 0
         if seen and inserts and first_time:
             raise SoftPromptError(
@@ -179,6 +183,7 @@ class InputHooks:
         layout = CausalLayout(*given_to_layout) if causal else EncoderLayout(*given_to_layout, *on_encoders)
         if pass_.gated_sites and pass_.visible is not None:
             pass_.view = _view_of_input(repeat_rows(pass_.visible, rows), layout, columns, seen)
+        pass_.columns = seen + columns + (0 if seen else layout.length)
         self._require_room(pass_, seen, columns, layout.length)
         if pass_.update is not None:
             assert embeddings is not None
@@ -263,6 +268,18 @@ class InputHooks:
         if isinstance(shift, Tensor):
             shift = repeat_rows(shift.to(device), rows)[:, None]
         inputs["position_ids"] = positions + shift
+
+
+def columns_in(cache: Any, counted: int) -> int:
+    """How many columns a cache holds; ``counted`` where it only says that it holds some, as state spaces do."""
+    if isinstance(cache, list | tuple):  # RWKV's
+        return counted or 1
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:
+        return counted if cache.has_previous_state() else 0
+    except AttributeError:  # of models with a cache of their own
+        return int(getattr(cache, "seqlen_offset", 0)) or (0 if getattr(cache, "rnn_state_initial", True) else counted)
 
 
 def _view_of_input(visible: Tensor, layout: Layout, columns: int, seen: int) -> Tensor:

@@ -117,8 +117,9 @@ def detach(model: Any) -> Any:
     del model.prompts, model.backbone_dropout, model.__dict__[STATE]
     model.__class__ = state.model_class
     model._keys_to_ignore_on_save = state.ignored_on_save
-    for parameter in state.trained:
-        parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state.trained:
+            parameter.requires_grad_(True)
     for module, training in state.modes.items():
         module.training = training
     return model

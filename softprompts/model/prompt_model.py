@@ -10,17 +10,19 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.masking_utils import create_masks_for_generate
 
 from softprompts.backbones import quantized, sharded
 from softprompts.backbones.task_head import mean_loss, token_loss
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
-from softprompts.injection.input_hooks import restored
+from softprompts.injection.input_hooks import CACHES, columns_in, restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
@@ -55,19 +57,11 @@ class PromptModel(PromptFiles):
         state, model = state_of(self), cast(PreTrainedModel, self)
         inputs = dict(zip(names, args, strict=False)) | kwargs
         prompt_names, context_mask = inputs.pop("prompt_names", None), inputs.pop("context_mask", None)
-        pass_ = state.surrounding or self._pass_of(inputs, prompt_names)
-        if pass_ is None:
-            labels = inputs.get("labels")
-            language_model = state.backbone.kind == "decoder" and not state.backbone.heads
-            if context_mask is None and language_model and labels is not None and labels.ndim == 2:
-                context_mask = context_of(labels)
-            pass_ = state.open(prompt_names, context_mask)
-            self._require_name_per_row(pass_, inputs)
+        pass_ = self._pass_for(inputs, prompt_names, context_mask)
         state.last_pass = pass_
         sharded.hold(model, self.prompts)
         if pass_ is None:
-            with state.activate(None), self._own_labels() if state.backbone.heads else contextlib.nullcontext():
-                return forward(**inputs)
+            return self._bare_forward(forward, inputs)
         if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
@@ -81,33 +75,57 @@ class PromptModel(PromptFiles):
             if entry is model:
                 output = state.hooks.after_entry(entry, (), inputs, output)
         if not isinstance(output, tuple):
-            if output.get("past_key_values") is not None and state.surrounding is None:
-                output.past_key_values._softprompt_pass = pass_
+            for name in CACHES:
+                if hasattr(output.get(name), "__dict__"):
+                    output[name]._softprompt_pass = pass_
             if state.backbone.kind == "encoder-decoder" and pass_.tokens is not None:
                 for name in ("encoder_last_hidden_state", "encoder_hidden_states"):
                     if output.get(name) is not None:
                         output[name] = restored((output[name],), pass_.layout)[0]
         return self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
 
-    @contextlib.contextmanager
-    def _own_labels(self) -> Iterator[None]:
-        """The model's own labels while it computes a loss without any prompt."""
-        problem = self.config.problem_type
-        try:
-            with self.disable_prompt():
-                yield
-        finally:  # transformers notes its guess there, which need not be right for the prompts
-            self.config.problem_type = problem
+    def _bare_forward(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """``forward`` without any prompt, with a loss by the model's own labels, whichever prompt is active."""
+        state, labels, tokens = state_of(self), inputs.get("labels"), self.loss_type == "ForTokenClassification"
+        number: Any = state.backbone.labels[0]
+        own_loss = labels is not None and state.backbone.heads and self.loss_type in _OWN_LOSSES
+        with state.activate(None):
+            if not own_loss or (tokens and self.config.num_labels == number):
+                return forward(**inputs)
+            output = forward(**inputs | {"labels": None})
+        logits, num_items = output[0] if isinstance(output, tuple) else output.logits, inputs.get("num_items_in_batch")
+        if tokens:
+            return _with_loss_first(output, token_loss(logits[..., :number], labels.to(logits.device), num_items))
+        # A namespace, as transformers notes there which problem it takes the labels for.
+        own = SimpleNamespace(num_labels=number, problem_type=self.config.problem_type)
+        loss = ForSequenceClassificationLoss(labels, logits, own, num_items_in_batch=num_items)
+        return _with_loss_first(output, loss)
+
+    def _pass_for(self, inputs: Mapping[str, Any], names: Any, context_mask: Any) -> Pass | None:
+        """The pass of a forward: that of the call around it, that which its cache comes from, or a new one."""
+        state = state_of(self)
+        around = state.around
+        if around is not None and (names is None or _are_of(around.pass_, names)):
+            return around.pass_
+        pass_ = self._pass_of(inputs, names)
+        if pass_ is None:
+            labels = inputs.get("labels")
+            language_model = state.backbone.kind == "decoder" and not state.backbone.heads
+            if context_mask is None and language_model and labels is not None and labels.ndim == 2:
+                context_mask = context_of(labels)
+            pass_ = state.open(names, context_mask)
+            self._require_name_per_row(pass_, inputs)
+        return pass_
 
     def _pass_of(self, inputs: Mapping[str, Any], names: Any) -> Pass | None:
-        """The pass under which the given cache or encoder output was made, so that a loop by hand goes on with it."""
-        cache = inputs.get("past_key_values")
-        for source in (cache, inputs.get("encoder_outputs")):
+        """A fork of the pass under which the given cache or encoder output was made: a loop by hand goes on with it."""
+        for name in (*CACHES, "encoder_outputs"):
+            source = inputs.get(name)
             pass_: Pass | None = getattr(source, "_softprompt_pass", None)
-            if pass_ is None or (source is cache and cache is not None and not int(cache.get_seq_length())):
+            if pass_ is None or (name in CACHES and not columns_in(source, pass_.columns)):
                 continue
-            if names is None or pass_.given == (names if isinstance(names, str) else list(names)):
-                return pass_
+            if names is None or _are_of(pass_, names):
+                return pass_.fork()
         return None
 
     def _require_name_per_row(self, pass_: Pass | None, inputs: Mapping[str, Any]) -> None:
@@ -127,11 +145,7 @@ class PromptModel(PromptFiles):
         if own_loss and labels is not None:
             logits = output[0] if as_tuple else output.logits
             loss = self._own_loss(logits, labels.to(logits.device), pass_, num_items) + penalty
-            if as_tuple:
-                return (loss, *output)
-            # Losses come first in transformers' outputs, and pipelines and Trainer rely on it.
-            items = {key: value for key, value in output.items() if key != "loss"}
-            return type(output)(loss=loss, **items)
+            return _with_loss_first(output, loss)
         if pass_.penalties and as_tuple and output and isinstance(output[0], Tensor) and output[0].ndim == 0:
             return (output[0] + penalty, *output[1:])
         if pass_.penalties and not as_tuple and output.get("loss") is not None:
@@ -157,14 +171,14 @@ class PromptModel(PromptFiles):
             **kwargs: as for the model's own ``generate``.
         """
         state = state_of(self)
+        around = state.around
+        if prompt_names is None and around is not None:  # called within a generation, as some assistants are
+            prompt_names = [None] if around.pass_ is None else around.pass_.given
         pass_ = self._pass_of(kwargs, prompt_names) or state.open(prompt_names)
         base: Any = super()
         if pass_ is None:
-            active, state.active = state.active, None
-            try:
+            with state.activate(None, inside=False):
                 return base.generate(*args, **kwargs)
-            finally:
-                state.active = active
         cache = kwargs.get("past_key_values")
         if cache is not None and state.backbone.kind == "decoder" and pass_.has_tokens and cache.get_seq_length():
             raise SoftPromptError(
@@ -366,3 +380,16 @@ class PromptModel(PromptFiles):
 
     def enable_input_require_grads(self) -> None:
         """Does nothing: gradients reach prompts without it, and the embeddings' own would be wasted work."""
+
+
+def _are_of(pass_: Pass | None, names: str | Sequence[str | None]) -> bool:
+    """Whether a pass is that of these names."""
+    given = names if isinstance(names, str) else list(names)
+    return set(given) == {None} if pass_ is None else pass_.given == given
+
+
+def _with_loss_first(output: Any, loss: Tensor) -> Any:
+    """A model's output with a loss in front, where transformers' pipelines and Trainer look for it."""
+    if isinstance(output, tuple):
+        return (loss, *output)
+    return type(output)(loss=loss, **{key: value for key, value in output.items() if key != "loss"})
