@@ -17,6 +17,7 @@ from softprompts.attention.prefix import Prefix, Recorder, site_of
 from softprompts.backbones.backbone import states_given
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
+from softprompts.injection.changes import follow
 from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_of
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
@@ -55,6 +56,7 @@ class InputHooks:
             around = self.state.around
             pass_ = self.state.open(None) if around is None else around.pass_
             if pass_ is not None:
+                follow(self.state)
                 self.state.enter(pass_)
                 if self.backbone.kind == "decoder" and self.backbone.model.training:
                     self._require_forward(pass_)

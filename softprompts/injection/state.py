@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from softprompts.attention.prefix import plain_kernel
 from softprompts.backbones.backbone import Backbone, attention_of
 from softprompts.injection.batch_pass import Pass, RandomContexts
 from softprompts.injection.layout import Layout
@@ -61,7 +62,7 @@ class State:
         self.backbone = Backbone(model)
         # What the model was before.
         self.model_class = type(model)
-        self.attention = attention_of(model)
+        self.attention = [(config, plain_kernel(name)) for config, name in attention_of(model)]
         # By name, as parameters are replaced where embeddings are resized.
         named = model.named_parameters(remove_duplicate=False)
         self.trained = {name for name, parameter in named if parameter.requires_grad}
@@ -71,6 +72,10 @@ class State:
         self.hooks: Any = None  # the `InputHooks`
         self.handles: list[Any] = []  # of all hooks but those at attention sites
         self.site_handles: list[Any] = []  # of hooks at attention sites whose states some prompt reads
+        # See `softprompts.injection.changes`.
+        self.needed: list[nn.Module] = []
+        self.similar = 0  # modules of the kinds of the attention sites
+        self.edges: list[tuple[dict[str, nn.Module | None], str, nn.Module | None, int]] = []
         self.last_layer: LastLayer | None = None
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none

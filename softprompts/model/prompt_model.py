@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
@@ -26,7 +28,7 @@ from softprompts.injection.input_hooks import CACHES, columns_in, restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
-from softprompts.injection.wiring import checkpoints, follow_checkpointing, follow_prompts
+from softprompts.injection.wiring import checkpoints, follow_changes, follow_checkpointing, follow_prompts
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
@@ -62,6 +64,7 @@ class PromptModel(PromptFiles):
         sharded.hold(model, self.prompts)
         if pass_ is None:
             return self._bare_forward(forward, inputs)
+        follow_changes(state)
         if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
             inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
@@ -328,7 +331,21 @@ class PromptModel(PromptFiles):
             state.bare = bare
 
     def delete_prompt(self, name: str) -> None:
-        """Forgets a prompt.
+        """Forgets a prompt. Where it was the active one, the first that is left becomes active, with a warning.
+
+        Raises:
+            SoftPromptError: unknown name.
+        """
+        was_active = state_of(self).active == name
+        self.forget_prompt(name)
+        if was_active:
+            left = next(iter(self.prompts), None)
+            self._activate(left)
+            now = "there is none left, and calls run the bare model" if left is None else f"'{left}' is active now"
+            warnings.warn(f"the active prompt '{name}' was deleted: {now}", stacklevel=2)
+
+    def forget_prompt(self, name: str) -> None:
+        """`delete_prompt` for a prompt that was there for a while only: if it was active, none is, and no warning.
 
         Raises:
             SoftPromptError: unknown name.
@@ -361,6 +378,12 @@ class PromptModel(PromptFiles):
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         return trained, sum(map(quantized.size, module.parameters()))
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise SoftPromptError(
+            "torch.nn.DataParallel copies a model without what puts prompts into it: run one process for each GPU "
+            "(torchrun, accelerate launch), or make one GPU visible"
+        )
+
     # --- modes, checkpointing ---------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
@@ -372,6 +395,28 @@ class PromptModel(PromptFiles):
         for child in module.children():
             child.train(mode if child is self.prompts else mode and self.backbone_dropout)
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and converts the model. Prompts move along, and keep their precision where the model's is halved."""
+
+        def without_halving(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        modules, base = cast(nn.Module, self)._modules, cast(Any, super())
+        prompts = modules.pop("prompts")
+        try:
+            base._apply(fn, recurse)
+        finally:
+            modules["prompts"] = prompts
+        self.prompts._apply(without_halving, recurse)
+        return self
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As the model's own; prefixes go on reaching attention."""
+        base: Any = super()
+        base.set_attn_implementation(*args, **kwargs)
+        follow_changes(state_of(self))
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         base: Any = super()
