@@ -100,7 +100,7 @@ class Backbone:
     @property
     def embeddings(self) -> nn.Module:
         """The input embedding module, which may be replaced (``set_input_embeddings``)."""
-        return cast(nn.Module, self.model.get_input_embeddings())
+        return self.model.get_input_embeddings()
 
     @property
     def hidden_size(self) -> int:

@@ -55,6 +55,7 @@ class Pass:
         distinct = [names] if isinstance(names, str) else dict.fromkeys(names)
         self.prompts = {name: require(prompts, name) for name in distinct if name is not None}
         self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
+        self.reads_states = any(prompt.method.reads_states for prompt in self.prompts.values())
         self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
         self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
         self.context_mask, self.random_contexts = context_mask, random_contexts or {}
@@ -101,6 +102,16 @@ class Pass:
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary losses of the prompts in use that have one."""
         return {str(name): soft.penalty for name, soft in self.soft.items() if soft.penalty is not None}
+
+    def takes_chunks(self, mask: Tensor | None) -> bool:
+        """Whether the input may come in pieces, of which the first has this ``mask``; what came already does not count.
+
+        Not where gates are made from the states of the whole input, and not where prompt tokens belong right in front
+        of a first token that is in a later piece.
+        """
+        if self.reads_states:
+            return False
+        return not self.has_tokens or mask is None or bool(mask.any(1).all())
 
     def owners(self, rows: int) -> list[str | None]:
         """The prompt of each of ``rows`` rows.

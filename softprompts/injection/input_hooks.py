@@ -22,7 +22,6 @@ from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, po
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
 
-
 CACHES = ("past_key_values", "cache_params", "state")  # transformers' names of a causal model's cache
 
 
@@ -135,6 +134,24 @@ class InputHooks:
                     "the model's forward: put softprompts.trainers.PromptTraining before the trainer's class"
                 )
 
+    def see_input(self, pass_: Pass, given: Tensor, mask: Tensor | None) -> None:
+        """Computes prompts that depend on the input from all of it, before the first forward of a generation.
+
+        Args:
+            pass_: that of the generation.
+            given: token ids ``(R, n)`` or embeddings ``(R, n, d)``.
+            mask: ``(M, n)``, repeated for beams, or longer where a cache holds earlier tokens; None: all are real.
+        """
+        if pass_.ready or not (pass_.needs_input or pass_.reads_states):
+            return
+        rows, columns = given.shape[:2]
+        visible = torch.ones(rows, columns, dtype=torch.bool, device=given.device)
+        if mask is not None:
+            visible = mask[:: len(mask) // rows, -columns:].bool()
+        pass_.visible = visible
+        embeddings = given if given.ndim == 3 else self.backbone.embeddings(given.to(self.backbone.device))
+        pass_.prepare(rows, given.device, embeddings if pass_.needs_input else None, visible)
+
     # --- putting prompts into the input -------------------------------------------------------------------------
 
     def _insert(self, pass_: Pass, inputs: dict[str, Any]) -> None:
@@ -151,11 +168,15 @@ class InputHooks:
             raise SoftPromptError(
                 "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
             )
+        if seen and first_time and (pass_.needs_input or pass_.reads_states):
+            raise SoftPromptError(
+                "the given past_key_values were made without this prompt, which looks at all of the input: start anew"
+            )
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             if first_time and not inserts and not pass_.needs_input:
                 pass_.prepare(rows, device)
-            if inserts or not pass_.ready or pass_.update is not None:
-                raise SoftPromptError("input prompts need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
+            if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
+                raise SoftPromptError("input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
             pass_.layout, pass_.view = None, None
             return
         real = None if mask is None else mask.bool()

@@ -37,7 +37,7 @@ _OUTPUT_ATTENTIONS: Any = PreTrainedConfig.output_attentions
 
 
 def _set_output_attentions(config: Any, value: bool) -> None:
-    """transformers takes this setting for the kernel "eager" by its very name."""
+    """Transformers takes this setting for the kernel "eager" by its very name."""
     if value and config._attn_implementation == prefix.implementation("eager"):
         config._output_attentions = value
     else:
@@ -49,9 +49,9 @@ def _validate_output_attentions(config: Any) -> None:
         _VALIDATE(config)
 
 
-_VALIDATE = PreTrainedConfig.validate_output_attentions
-PreTrainedConfig.output_attentions = _OUTPUT_ATTENTIONS.setter(_set_output_attentions)
-PreTrainedConfig.validate_output_attentions = _validate_output_attentions
+_VALIDATE: Any = PreTrainedConfig.validate_output_attentions
+setattr(PreTrainedConfig, "output_attentions", _OUTPUT_ATTENTIONS.setter(_set_output_attentions))  # noqa: B010
+setattr(PreTrainedConfig, "validate_output_attentions", _validate_output_attentions)  # noqa: B010
 
 # For `softprompts.model`, which knows no acceleration.
 follow_changes, follow_checkpointing, checkpoints = changes.follow, checkpointing.wrap_functions, checkpointing.is_on

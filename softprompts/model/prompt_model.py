@@ -7,6 +7,7 @@ that class and `PromptModel`, as torch's ``fully_shard`` does it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import re
 import warnings
@@ -17,6 +18,7 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.masking_utils import create_masks_for_generate
 
@@ -91,9 +93,9 @@ class PromptModel(PromptFiles):
         """``forward`` without any prompt, with a loss by the model's own labels, whichever prompt is active."""
         state, labels, tokens = state_of(self), inputs.get("labels"), self.loss_type == "ForTokenClassification"
         number: Any = state.backbone.labels[0]
-        own_loss = labels is not None and state.backbone.heads and self.loss_type in _OWN_LOSSES
+        own_loss = state.backbone.heads and self.loss_type in _OWN_LOSSES
         with state.activate(None):
-            if not own_loss or (tokens and self.config.num_labels == number):
+            if labels is None or not own_loss or (tokens and self.config.num_labels == number):
                 return forward(**inputs)
             output = forward(**inputs | {"labels": None})
         logits, num_items = output[0] if isinstance(output, tuple) else output.logits, inputs.get("num_items_in_batch")
@@ -182,12 +184,6 @@ class PromptModel(PromptFiles):
         if pass_ is None:
             with state.activate(None, inside=False):
                 return base.generate(*args, **kwargs)
-        cache = kwargs.get("past_key_values")
-        if cache is not None and state.backbone.kind == "decoder" and pass_.has_tokens and cache.get_seq_length():
-            raise SoftPromptError(
-                "generate cannot go on from past_key_values that hold prompt tokens, which it would count as input: "
-                "leave past_key_values out, or use a prefix method"
-            )
         self._require_name_per_row(pass_, {"input_ids": args[0] if args else None} | kwargs)
         with state.activate(pass_, inside=False):
             return base.generate(*args, **kwargs)
@@ -204,11 +200,54 @@ class PromptModel(PromptFiles):
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        # The last thing that `generate` prepares: prompts see the input that it was given here, not the first
+        # forward's, which may be a piece of it or hold tokens that are guessed.
+        state, base = state_of(self), cast(Any, super())
+        processors, pass_ = base._get_logits_processor(*args, **kwargs), state.surrounding
+        if pass_ is None:
+            return processors
+        if state.backbone.kind == "decoder":
+            mask = (kwargs.get("model_kwargs") or {}).get("attention_mask")
+            state.hooks.see_input(pass_, kwargs["encoder_input_ids"], mask)
+        for processor in processors:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) and processor.model is self:
+                processor.model = self._beside(pass_)
+        return processors
+
+    def _beside(self, pass_: Pass) -> Callable[..., Any]:
+        """The model called beside a generation, on an input of its own under the same prompts."""
+        state = state_of(self)
+        other = state.open(pass_.given)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with state.activate(other, inside=False):
+                return cast(Any, self)(*args, **kwargs)
+
+        return call
+
+    def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        state, base = state_of(self), cast(Any, super())
+        size, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
+        pass_ = state.surrounding if state.backbone.kind == "decoder" else None
+        if pass_ is not None and size is not None and not pass_.takes_chunks(None if mask is None else mask[:, :size]):
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+        cache = model_kwargs.get("past_key_values")
+        if pass_ is not None and pass_.tokens is not None and cache is not None:
+            # The cache holds prompt tokens too, which `generate` does not know of where it leaves out what is there.
+            seen = columns_in(cache, pass_.columns) - pass_.tokens.length
+            whole = generation_config._mask_length if mask is None else mask.shape[1]
+            if seen > 0 and input_ids.shape[1] == whole:
+                input_ids = input_ids[:, seen:]
+        return base._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
     def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Leaves a 2-D mask as it is while prompt tokens are in play: its columns are still to be widened."""
+        """Leaves a 2-D mask as it is where prompts look at it, or their tokens are still to widen it."""
         state = state_of(self)
         pass_ = state.surrounding or state.current
-        if pass_ is not None and (pass_.has_tokens or pass_.needs_input) and "attention_mask" in kwargs:
+        looked_at = pass_ is not None and (pass_.has_tokens or pass_.needs_input or pass_.reads_states)
+        if looked_at and "attention_mask" in kwargs:
             return kwargs["attention_mask"]
         own = getattr(state.model_class, "create_masks_for_generate", create_masks_for_generate)
         return own(*args, **kwargs)
@@ -409,7 +448,7 @@ class PromptModel(PromptFiles):
             base._apply(fn, recurse)
         finally:
             modules["prompts"] = prompts
-        self.prompts._apply(without_halving, recurse)
+        cast(Any, self.prompts)._apply(without_halving, recurse)
         return self
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
