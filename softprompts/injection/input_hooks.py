@@ -18,7 +18,7 @@ from softprompts.backbones.backbone import states_given
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
-from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_of
+from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_from_first, positions_of
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
 
@@ -111,6 +111,11 @@ class InputHooks:
             return None
         if mask is not None and mask.shape[-1] == states.shape[1]:
             return None
+        if pass_.layout is not None:
+            given = torch.ones(len(states), pass_.layout.columns, dtype=torch.long, device=states.device)
+            inputs["encoder_attention_mask"] = pass_.layout.mask(given if mask is None else mask)
+            return (), inputs
+        # An encoder's output that does not say how it was made: rows without anything hidden in their middle.
         real = states.shape[1] - tokens.length if mask is None else mask.sum(-1)
         count = tokens.count(states.shape[0], states.device) + real
         columns = torch.arange(states.shape[1], device=states.device)[None]
@@ -274,7 +279,7 @@ class InputHooks:
             count = pass_.tokens.count(positions.shape[0], positions.device)
             inputs["position_ids"] = positions + count[:, None]
         elif positions is None and layout.new_mask is not None:
-            inputs["position_ids"] = positions_of(layout.new_mask)[:, -columns:]
+            inputs["position_ids"] = positions_from_first(layout.new_mask)[:, -columns:]
 
     def _shift_positions(self, pass_: Pass, inputs: dict[str, Any]) -> None:
         """Moves the tokens' positions behind those of prefixes that have some; relative ones stay as they are."""
