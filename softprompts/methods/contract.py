@@ -368,7 +368,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def components(self) -> dict[str, Component]:
-        """Every trained parameter, once, in named groups; the first group is the main one. None is trained by default."""
+        """Every trained parameter, once, in named groups, the main one first; none unless a method says so."""
         return {}
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
