@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import softprompts as sp
 from softprompts.injection.state import is_attached
+from softprompts.model.prompt_model import PromptModel
 
+LENGTH = 3
 FORMS: dict[str, sp.MethodConfig] = {
-    "off": sp.PromptTuningConfig(num_virtual_tokens=3),
-    "prefix": sp.PrefixTuningConfig(num_virtual_tokens=3),
-    "input": sp.PromptTuningConfig(num_virtual_tokens=3),
-    "multi-mask": sp.MultiMaskConfig(num_virtual_tokens=3, num_masks=2, router_dropout=0.0),
+    "off": sp.PromptTuningConfig(num_virtual_tokens=LENGTH),
+    "prefix": sp.PrefixTuningConfig(num_virtual_tokens=LENGTH),
+    "input": sp.PromptTuningConfig(num_virtual_tokens=LENGTH),
+    "multi-mask": sp.MultiMaskConfig(num_virtual_tokens=LENGTH, num_masks=2, router_dropout=0.0),
 }
 _FOLDER = "softprompt"  # in that of a saved model
 
@@ -77,24 +80,39 @@ class _Maker:
         return classmethod(make)
 
 
-def _save(own: Callable[..., None]) -> Callable[..., None]:
+def _save(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
     """Saves an attached model in two: the plain model as transformers does, and its prompt as we do."""
+    sp.detach(copy.deepcopy(model)).save_pretrained(save_directory, *args, **kwargs)
+    folder = Path(save_directory) / _FOLDER
+    model.save_prompt("default", folder)
+    (folder / "of.json").write_text(json.dumps(type(model).__name__))
+
+
+def _cut(maps: Any) -> Any:
+    """Attention maps without the columns of prompts, which stand in front."""
+    if isinstance(maps, Tensor):
+        return maps[..., LENGTH:]
+    return maps if maps is None else tuple(map(_cut, maps))
+
+
+def _without_prompts(own: Callable[..., None], at: int) -> Callable[..., None]:
+    """A check of the shape of attention maps, argument ``at`` or ``attentions``, that leaves the prompt's columns out."""
 
     @functools.wraps(own)
-    def save(model: Any, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        if not is_attached(model):
-            return own(model, save_directory, *args, **kwargs)
-        own(sp.detach(copy.deepcopy(model)), save_directory, *args, **kwargs)
-        folder = Path(save_directory) / _FOLDER
-        model.save_prompt("default", folder)
-        (folder / "of.json").write_text(json.dumps(type(model).__name__))
+    def check(*args: Any, **kwargs: Any) -> None:
+        if "attentions" in kwargs:
+            return own(*args, **kwargs | {"attentions": _cut(kwargs["attentions"])})
+        return own(*args[:at], _cut(args[at]), *args[at + 1 :], **kwargs)
 
-    return save
+    return check
 
 
 @contextlib.contextmanager
-def attached(form: str, classes: Iterable[type]) -> Iterator[None]:
-    """Within this context, models of these classes come out attached, and are saved with their prompt."""
+def attached(form: str, case: type, classes: Iterable[type]) -> Iterator[None]:
+    """Within this context, models of ``classes`` come out attached, and are saved with their prompt.
+
+    Where a test of ``case`` checks shapes of attention maps, it looks past the columns of the prompt.
+    """
     maker = _Maker(form, classes)
     with contextlib.ExitStack() as patches:
 
@@ -105,5 +123,9 @@ def attached(form: str, classes: Iterable[type]) -> Iterator[None]:
             patch(model_class, "__init__", maker.init(model_class.__init__))
         for name in ("from_pretrained", "_from_config"):
             patch(PreTrainedModel, name, maker.maker(PreTrainedModel.__dict__[name]))
-        patch(PreTrainedModel, "save_pretrained", _save(PreTrainedModel.save_pretrained))
+        patch(PromptModel, "save_pretrained", _save)
+        if form != "off":
+            for name, at in (("_check_attentions_for_generate", 2), ("_check_encoder_attention_for_generate", 1)):
+                if hasattr(case, name):
+                    patch(case, name, _without_prompts(getattr(case, name), at))
         yield

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -23,6 +24,8 @@ from typing import Any
 
 # Of other machinery than models: many processes, pipelines, real training. Our process has none of their parts.
 _LEFT_OUT = ("test_fsdp_mixin", "test_tensor_parallel_mixin", "test_pipeline_mixin", "test_training_mixin")
+# One test for many number types and kernels of a CPU, of which the plain one is kept.
+_REPEATED = re.compile(r"test_eager_matches_sdpa_inference_\w+(fp16|bf16|_sdpa_kernels)\w*")
 
 
 class _TooLong(BaseException):
@@ -52,11 +55,12 @@ def cases(family: str) -> Iterator[type[unittest.TestCase]]:
 
 
 def names_of(case: type[unittest.TestCase]) -> list[str]:
-    """The tests of a class, without those of exporters."""
+    """The tests of a class, without those of exporters and repetitions."""
     common: Any = importlib.import_module("tests.test_modeling_common")
     exported = {name for base in common.ExportTesterMixin.__mro__ for name in vars(base)}
     exported |= {name for base in case.__mro__ if base.__name__.startswith("Export") for name in vars(base)}
-    return [name for name in unittest.TestLoader().getTestCaseNames(case) if name not in exported]
+    names = unittest.TestLoader().getTestCaseNames(case)
+    return [name for name in names if name not in exported and not _REPEATED.match(name)]
 
 
 def run(test: unittest.TestCase, limit: int) -> tuple[str, str]:
@@ -99,9 +103,8 @@ def main() -> None:
     parser.add_argument("family")
     parser.add_argument("results", type=Path)
     parser.add_argument("--forms", nargs="*", default=[])
-    parser.add_argument("--tests", nargs="*", default=[], help="parts of names")
+    parser.add_argument("--tests", default="", help="a regular expression for what a name has in it")
     parser.add_argument("--limit", type=int, default=60)
-    parser.add_argument("--trace", action="store_true")
     settings = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     sys.path[:0] = [str(settings.checkout), str(settings.checkout / "utils")]
@@ -124,10 +127,10 @@ def main() -> None:
             done[case.__name__, name, form] = outcome
 
         for case in found:
-            made: Any = case
-            classes = made.all_model_classes
+            made: Any = case("run")
+            made.setUp()  # some find their classes there
             for name in names_of(case):
-                if settings.tests and not any(part in name for part in settings.tests):
+                if not re.search(settings.tests, name):
                     continue
                 for form in ["plain", *settings.forms]:
                     if done.get((case.__name__, name, "plain"), "passed") != "passed" and form != "plain":
@@ -142,7 +145,7 @@ def main() -> None:
                     if form == "plain":
                         outcome, message = run(case(name), settings.limit)
                     else:
-                        with attached(form, classes):
+                        with attached(form, case, made.all_model_classes):
                             outcome, message = run(case(name), settings.limit)
                     note(case, name, form, outcome, message, time.monotonic() - start)
 
