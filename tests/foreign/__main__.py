@@ -1,8 +1,8 @@
 """transformers' own test suites as a check: `python -m tests.foreign`.
 
-The tests of ten families, `ModelTesterMixin` and `GenerationTesterMixin` with what each family adds, run on plain models
-and, those that pass, on attached ones: with a prompt that is switched off, a prefix, an input prompt, a multi-mask. What
-fails there and is not in expected.yaml is a fault.
+The tests of ten families, `ModelTesterMixin` and `GenerationTesterMixin` with what each family adds, run on plain
+models and, those that pass, on attached ones: with a prompt that is switched off, a prefix, an input prompt, a
+multi-mask. What fails there and is not in expected.yaml is a fault.
 
 It needs a checkout of transformers with its `tests`, of the version that is installed or near it, named by the variable
 SOFTPROMPTS_TRANSFORMERS, and what these tests import (parameterized, timeout-decorator, httpx). Results are kept in a

@@ -96,7 +96,7 @@ def _cut(maps: Any) -> Any:
 
 
 def _without_prompts(own: Callable[..., None], at: int) -> Callable[..., None]:
-    """A check of the shape of attention maps, argument ``at`` or ``attentions``, that leaves the prompt's columns out."""
+    """A check of attention maps' shape, its argument ``at`` or ``attentions``, that leaves the prompt's columns out."""
 
     @functools.wraps(own)
     def check(*args: Any, **kwargs: Any) -> None:

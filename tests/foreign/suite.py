@@ -24,8 +24,8 @@ from typing import Any
 
 # Of other machinery than models: many processes, pipelines, real training. Our process has none of their parts.
 _LEFT_OUT = ("test_fsdp_mixin", "test_tensor_parallel_mixin", "test_pipeline_mixin", "test_training_mixin")
-# One test for many number types and kernels of a CPU, of which the plain one is kept.
-_REPEATED = re.compile(r"test_eager_matches_sdpa_inference_\w+(fp16|bf16|_sdpa_kernels)\w*")
+# torch.compile takes minutes a test; and one test for many number types and kernels, of which the plain one is kept.
+_NOT_RUN = re.compile(r"test_\w*compil\w*|test_eager_matches_sdpa_inference_\w+(fp16|bf16|_sdpa_kernels)\w*")
 
 
 class _TooLong(BaseException):
@@ -55,12 +55,12 @@ def cases(family: str) -> Iterator[type[unittest.TestCase]]:
 
 
 def names_of(case: type[unittest.TestCase]) -> list[str]:
-    """The tests of a class, without those of exporters and repetitions."""
+    """The tests of a class, without those of exporters, of torch.compile and repetitions."""
     common: Any = importlib.import_module("tests.test_modeling_common")
     exported = {name for base in common.ExportTesterMixin.__mro__ for name in vars(base)}
     exported |= {name for base in case.__mro__ if base.__name__.startswith("Export") for name in vars(base)}
     names = unittest.TestLoader().getTestCaseNames(case)
-    return [name for name in names if name not in exported and not _REPEATED.match(name)]
+    return [name for name in names if name not in exported and not _NOT_RUN.match(name)]
 
 
 def run(test: unittest.TestCase, limit: int) -> tuple[str, str]:
