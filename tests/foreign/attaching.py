@@ -95,11 +95,15 @@ def _cut(maps: Any) -> Any:
     return maps if maps is None else tuple(map(_cut, maps))
 
 
-def _without_prompts(own: Callable[..., None], at: int) -> Callable[..., None]:
+def _without_prompts(own: Callable[..., None], at: int, form: str) -> Callable[..., None]:
     """A check of attention maps' shape, its argument ``at`` or ``attentions``, that leaves the prompt's columns out."""
+    of_decoder = own.__name__ == "_check_attentions_for_generate"
 
     @functools.wraps(own)
     def check(*args: Any, **kwargs: Any) -> None:
+        beside_encoder = any(getattr(value, "is_encoder_decoder", False) for value in [*args, *kwargs.values()])
+        if form == "input" and of_decoder and beside_encoder:  # the prompt is the encoder's
+            return own(*args, **kwargs)
         if "attentions" in kwargs:
             return own(*args, **kwargs | {"attentions": _cut(kwargs["attentions"])})
         return own(*args[:at], _cut(args[at]), *args[at + 1 :], **kwargs)
@@ -127,5 +131,5 @@ def attached(form: str, case: type, classes: Iterable[type]) -> Iterator[None]:
         if form != "off":
             for name, at in (("_check_attentions_for_generate", 2), ("_check_encoder_attention_for_generate", 1)):
                 if hasattr(case, name):
-                    patch(case, name, _without_prompts(getattr(case, name), at))
+                    patch(case, name, _without_prompts(getattr(case, name), at, form))
         yield
