@@ -26,18 +26,12 @@ KERNELS = ("sdpa", "eager")
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
-_OURS = "softprompts|"
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def implementation(kernel: str) -> str:
     """The name under which ``kernel`` with prefixes is registered."""
-    return f"{_OURS}{kernel}"
-
-
-def plain_kernel(name: str) -> str:
-    """The kernel that `implementation` made ``name`` of; any other name as it is."""
-    return name.removeprefix(_OURS) if isinstance(name, str) else name
+    return f"softprompts|{kernel}"
 
 
 @dataclass

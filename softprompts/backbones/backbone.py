@@ -6,7 +6,6 @@ All of it is found out by tiny forward passes or in transformers' own tables; th
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
@@ -15,13 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
-from softprompts.attention.prefix import plain_kernel
 from softprompts.backbones import packaged, quantized, sharded, task_head
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
@@ -266,23 +264,13 @@ def trial(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def own_configs(model: PreTrainedModel) -> None:
-    """Gives a model copies of its configs, so that whoever holds these sees nothing of what becomes of the model."""
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, PreTrainedConfig):
-                setattr(module, name, copy.deepcopy(value, copies))
-
-
 def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     """Returns every config in the model with its attention implementation.
 
-    The encoder and decoder of T5 have copies of the model's config. The config of another attached model names our
-    kernel, which stands for the one that it was made of.
+    The encoder and decoder of T5 have copies of the model's config.
     """
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    return [(config, plain_kernel(config._attn_implementation)) for config in configs.values()]
+    return [(config, config._attn_implementation) for config in configs.values()]
 
 
 def restore_attention(before: list[tuple[Any, str]]) -> None:

@@ -12,7 +12,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from softprompts.attention import prefix
 from softprompts.backbones import quantized
-from softprompts.backbones.backbone import own_configs, restore_attention, set_attention
+from softprompts.backbones.backbone import restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.injection import head_dispatch, module_dispatch
 from softprompts.injection.input_hooks import InputHooks
@@ -39,7 +39,6 @@ follow_checkpointing, checkpoints = checkpointing.wrap_functions, checkpointing.
 def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:
     """Makes a `PreTrainedModel`, which becomes an instance of ``attached_class``, see prompts; it has none yet."""
     quantized.keep_layout(model)  # before anything runs
-    own_configs(model)
     state = State(model)
     model.__dict__[STATE] = state
     model.backbone_dropout = backbone_dropout
