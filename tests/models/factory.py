@@ -110,8 +110,12 @@ def _shrunk(
                 values[name] = small
         elif isinstance(value, list | tuple) and layers and len(value) == layers[1] and name != "id2label":
             lists[name] = list(value)
+        elif isinstance(value, list | tuple) and value and name in ("image_size", "patch_size") and len(value) == 2:
+            values[name] = type(value)([_rule(name)] * 2)
         elif name in ("initializer_range", "init_std", "init_range") and isinstance(value, float):
             values[name] = 0.2
+        elif "drop" in name and isinstance(value, float):
+            values[name] = 0.0
     if lists and layers:
         kept: dict[tuple[str, ...], int] = {}
         for index in range(layers[1]):

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -21,7 +22,8 @@ from torch import Tensor
 import softprompts as sp
 from softprompts.errors import SoftPromptError
 from tests.models.factory import NotBuilt, classes, exception, first_line, model_of
-from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, batch_of, difference, rows_of, said
+from tests.models.images import with_image
+from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, batch_of, difference, ShapeError, rows_of, said, span_loss
 
 TOLERANCE = 1e-5  # models compute in float64, but for what they always do in float32
 IN_FLOAT32 = 2e-4
@@ -47,7 +49,7 @@ def checks_of(task: str) -> list[str]:
     for method in METHODS:
         kinds = [*(_OF_PROMPTS if method == INPUT else ()), *_OF_ALL]
         kinds += _OF_GENERATION if task in GENERATING else ()
-        if task != "causal" and "image" in kinds:
+        if task not in GENERATING and "image" in kinds:
             kinds.remove("image")
         names += [f"{method}: {kind}" for kind in kinds]
     return [*names, "detach"]
@@ -142,7 +144,13 @@ class Subject:
     # --- calls --------------------------------------------------------------------------------------------------
 
     def call(self, model: Any, rows: Sequence[Row], pad: str = "right", skip: tuple[int, int] = (0, 0), **named: Any) -> list[Tensor]:
-        """What a model says of each row."""
+        """What a model says of each row.
+
+        With ``skip`` before the first token (-1, ...), rows read their own first token in place of the first typed one.
+        """
+        if skip[0] < 0:
+            with cut(model.base_model, skip[1] + 1):
+                return self.call(model, rows, pad, (0, skip[1] + 1), **named)
         batch, skip = self.batch(model, rows, pad, skip, masked=len(rows) > 1)
         with torch.no_grad():
             return said(model(**batch.inputs, **self.always, **named), batch, self.task, skip)
@@ -162,10 +170,11 @@ class Subject:
     def loss(self, model: Any, rows: Sequence[Row], skip: tuple[int, int] = (0, 0), pad: str = "right", **named: Any) -> Tensor:
         """The loss of a batch."""
         task = self.task
+        if skip[0] < 0:
+            with cut(model.base_model, skip[1] + 1):
+                return self.loss(model, rows, (0, skip[1] + 1), pad, **named)
         batch, skip = self.batch(model, rows, pad, skip, labels=True)
         if task == "spans":
-            from tests.models.rows import span_loss
-
             output = model(**batch.inputs, **self.always, **named)
             logits = torch.stack([output.start_logits, output.end_logits], -1)
             cut = [torch.cat([row[real][: skip[0]], row[real][skip[1] :]]) for row, real in zip(logits, batch.real, strict=True)]
@@ -200,7 +209,7 @@ class Subject:
         """What the plain model (or, for a method, the attached one) says of a row by itself."""
         row = self.rows[number]
         if method is None:
-            row = row.typed(typed, place) if typed else row
+            row = row.typed(typed, max(place, 0)) if typed else row
             return plainly(lambda: self.call(self.plain, [row], skip=(place, place + len(typed)))[0])
         return self.call(self.attached, [row], prompt_names=method)[0]
 
@@ -215,14 +224,18 @@ class Subject:
 
     @property
     def place(self) -> int:
-        """Behind how many tokens of the input a prompt stands: 0, or 1 on encoders whose first token is read."""
+        """Behind how many tokens of the input a prompt stands, as far as can be told from what comes out.
+
+        0, or 1 on encoders whose first token is read, or -1: in front, and the first token is read behind it.
+        """
         if self.places is None:
-            gaps = []
-            for place in (0,) if self.task in ("causal", "seq2seq") else (0, 1):
-                ours = [self.alone(i, INPUT) for i in range(len(self.rows))]
-                right = [self.alone(i, None, PROMPT, place) for i in range(len(self.rows))]
-                gaps.append(difference(ours, right))
-            self.places = gaps.index(min(gaps))
+            gaps = {}
+            ours = [self.alone(i, INPUT) for i in range(len(self.rows))]
+            for place in {"tokens": (0, 1), "spans": (0, 1), "rows": (0, 1, -1), "choice": (0, 1, -1)}.get(self.task, (0,)):
+                with contextlib.suppress(Unable, ShapeError):
+                    right = [self.alone(i, None, PROMPT, place) for i in range(len(self.rows))]
+                    gaps[place] = difference(ours, right)
+            self.places = min(gaps, key=lambda place: gaps[place], default=0)
         return self.places
 
     def expected(self, number: int, name: str | None) -> Tensor:
@@ -240,8 +253,8 @@ class Subject:
 
     def padded(self, names: Sequence[str | None], pad: str) -> list[Tensor]:
         """What the plain model says in a padded batch, tokens typed; to see what padding does to it."""
-        if self.only_encoder:
-            raise Unable("no padded reference")
+        if any(names) and (self.only_encoder or self.place < 0):
+            raise Unable("no plain batch is the same")
         rows, places = [], []
         for row, name in zip(self.rows, names, strict=True):
             typed = {INPUT: PROMPT, "short": SHORT}.get(name or "", ())
@@ -253,6 +266,23 @@ class Subject:
         if self.task in ("rows", "choice", "seq2seq"):
             return found
         return [torch.cat([row[: self.place if n else 0], row[(self.place if n else 0) + n :]]) for row, n in zip(found, places, strict=True)]
+
+
+@contextlib.contextmanager
+def cut(base: Any, count: int) -> Iterator[None]:
+    """Within this context, a plain base model's output lacks its first columns."""
+
+    def shorten(_: Any, __: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0][:, count:], *output[1:])
+        output.last_hidden_state = output.last_hidden_state[:, count:]
+        return output
+
+    handle = base.register_forward_hook(shorten)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def plainly(call: Callable[[], Any]) -> Any:
@@ -284,10 +314,11 @@ def _rows(subject: Subject, ours: list[Tensor], names: Sequence[str | None], pad
     if max(gaps) <= subject.tolerance:
         return judged(subject, max(gaps))
     plain_names = [name if name in (INPUT, "short") else None for name in names]
-    padded = subject.padded(plain_names, pad)
-    for number, name in enumerate(names):
-        if name in (INPUT, "short", None):  # the plain model, given the same padding, is as right
-            gaps[number] = min(gaps[number], difference([ours[number]], [padded[number]]))
+    with contextlib.suppress(Unable):
+        padded = subject.padded(plain_names, pad)
+        for number, name in enumerate(names):
+            if name in (INPUT, "short", None):  # the plain model, given the same padding, is as right
+                gaps[number] = min(gaps[number], difference([ours[number]], [padded[number]]))
     if max(gaps) > subject.tolerance:
         own = [subject.alone(i, None) for i in range(len(names))]
         moved = difference(subject.padded([None] * len(names), pad), own)
@@ -315,7 +346,7 @@ def check_loss(subject: Subject, method: str) -> Cell:
     """The model's loss of each row."""
     place, worst = subject.place, 0.0
     for row in subject.rows:
-        typed, skip = row.typed(PROMPT, place), (place, place + len(PROMPT))
+        typed, skip = row.typed(PROMPT, max(place, 0)), (place, place + len(PROMPT))
         with torch.no_grad():
             right = plainly(lambda typed=typed, skip=skip: subject.loss(subject.plain, [typed], skip))
             ours = subject.loss(subject.attached, [row], prompt_names=INPUT)
@@ -365,7 +396,7 @@ def check_gradient(subject: Subject, method: str) -> Cell:
     """Every parameter of the prompt has a gradient."""
     plainly(lambda: subject.loss(subject.plain, subject.rows))
     _, gradients = _gradients(subject, method)
-    if subject.task == "choice":  # a constant in all choices' logits changes no loss
+    if subject.task in ("choice", "spans"):  # a constant in all logits changes no loss
         gradients = {key: value for key, value in gradients.items() if not key.startswith("head.")}
     missing = [key for key, value in gradients.items() if not float(value.abs().max()) > 0 or not bool(value.isfinite().all())]
     return Cell("WRONG", None, f"no gradient: {', '.join(missing)[:150]}") if missing else Cell("exact")
@@ -427,9 +458,10 @@ def check_generated(subject: Subject, names: Sequence[str | None], cache: bool) 
 
 def check_image(subject: Subject, method: str) -> Cell:
     """A row with an image: the prompt's tokens typed in front, in logits and in greedy generation."""
-    from tests.models.images import with_image
-
-    row = with_image(subject)
+    try:
+        row = with_image(subject)
+    except LookupError as error:
+        raise Unable(error.args[0]) from error
     typed = row.typed(PROMPT, 0)
     skip = (0, len(PROMPT))
     right = plainly(lambda: subject.call(subject.plain, [typed], skip=skip))

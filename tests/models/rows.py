@@ -25,10 +25,13 @@ class Row:
     target: list[int]  # tokens of a decoder
     label: int
     extra: dict[str, Tensor] = field(default_factory=dict)  # an image, a sound: inputs with a first axis of rows
+    marks: dict[str, list[int]] = field(default_factory=dict)  # inputs with a number per token
 
     def typed(self, tokens: Sequence[int], place: int) -> Row:
         """With tokens typed behind the first ``place`` of its own."""
-        return Row([[*ids[:place], *tokens, *ids[place:]] for ids in self.ids], self.target, self.label, self.extra)
+        ids = [[*ids[:place], *tokens, *ids[place:]] for ids in self.ids]
+        marks = {key: [*value[:place], *([0] * len(tokens)), *value[place:]] for key, value in self.marks.items()}
+        return Row(ids, self.target, self.label, self.extra, marks)
 
     def without(self, typed: tuple[int, int]) -> Row:
         """With what was typed at these columns taken out again."""
@@ -94,6 +97,8 @@ def batch_of(
         inputs["labels"] = wanted
     elif labels and task in ("rows", "choice"):
         inputs["labels"] = torch.tensor([row.label for row in rows])
+    for name in rows[0].marks:
+        inputs[name] = torch.tensor([row.marks[name] for row in rows])
     extra = {name: [row.extra[name] for row in rows if name in row.extra] for row in rows for name in row.extra}
     inputs |= {name: torch.cat(values) for name, values in extra.items()}
     return Batch(inputs, real)
