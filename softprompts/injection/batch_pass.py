@@ -73,6 +73,7 @@ class Pass:
         self.view: Tensor | None = None
         self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+        self.without_cache = False  # whether the call is not to make a cache of its own
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}

@@ -392,9 +392,14 @@ def _gradients(subject: Subject, method: str) -> tuple[Tensor, dict[str, Tensor]
     return loss.detach(), found
 
 
+def _require_loss(subject: Subject) -> None:
+    if not bool(plainly(lambda: subject.loss(subject.plain, subject.rows)).isfinite()):
+        raise Unable("the loss of random weights is not finite")
+
+
 def check_gradient(subject: Subject, method: str) -> Cell:
     """Every parameter of the prompt has a gradient."""
-    plainly(lambda: subject.loss(subject.plain, subject.rows))
+    _require_loss(subject)
     _, gradients = _gradients(subject, method)
     if subject.task in ("choice", "spans"):  # a constant in all logits changes no loss
         gradients = {key: value for key, value in gradients.items() if not key.startswith("head.")}
@@ -406,7 +411,7 @@ def check_checkpointing(subject: Subject, method: str) -> Cell:
     """Loss and gradients with gradient checkpointing are those without."""
     if not getattr(subject.plain, "supports_gradient_checkpointing", False):
         raise Unable("has no gradient checkpointing")
-    plainly(lambda: subject.loss(subject.plain, subject.rows))
+    _require_loss(subject)
     model = subject.attached
     model.train()
     try:
@@ -489,8 +494,8 @@ def check_detach(subject: Subject, _: str) -> Cell:
         return Cell("WRONG", None, "other trainable flags")
     right = plainly(lambda: subject.call(subject.plain, subject.rows))
     ours = subject.call(model, subject.rows)
-    same = all(torch.equal(one, other) for one, other in zip(ours, right, strict=True))
-    return Cell("exact", 0.0) if same else judged(subject, difference(ours, right) + 1e-4, "other outputs")
+    same = all(torch.allclose(*both, rtol=0, atol=0, equal_nan=True) for both in zip(ours, right, strict=True))
+    return Cell("exact", 0.0) if same else Cell("WRONG", difference(ours, right), "other outputs")
 
 
 def cells(model_type: str, name: str, only: set[str] | None = None) -> Iterator[tuple[str, Cell]]:

@@ -129,7 +129,7 @@ def difference(ours: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     for one, other in zip(ours, right, strict=True):
         if one.shape != other.shape:
             raise ShapeError(f"{tuple(one.shape)} in place of {tuple(other.shape)}")
-        hidden = torch.isinf(one) & (one == other) | (one < -1e30) & (other < -1e30)
+        hidden = torch.isinf(one) & (one == other) | (one < -1e30) & (other < -1e30) | one.isnan() & other.isnan()
         both = torch.where(hidden, torch.zeros_like(one), (one - other).abs())
         scale = max(1.0, float(other[~hidden].abs().max()) if bool((~hidden).any()) else 1.0)
         gap = float(both.max()) / scale
