@@ -63,6 +63,8 @@ class InputHooks:
         if pass_ is None:  # no row has a prompt
             return None
         inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
+        if pass_.without_cache and "use_cache" in self.backbone.parameters:  # some heads do not hand it on
+            inputs["use_cache"] = False
         pass_.seen = 0
         if self.backbone.text_input:
             self._insert(pass_, inputs)

@@ -68,8 +68,10 @@ class PromptModel(PromptFiles):
         if pass_ is None:
             return self._bare_forward(forward, inputs)
         follow_changes(state)
-        if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
-            inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
+        if inputs.get("past_key_values") is None and checkpoints(model):
+            pass_.without_cache = True  # a recomputed layer would write to the cache twice
+            if "use_cache" in names:
+                inputs["use_cache"] = False
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
