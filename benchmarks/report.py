@@ -77,6 +77,19 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1
     return markdown_table(columns, lines, "l" * words + "r") + "\n"
 
 
+def write_between(page: Path, start: str, end: str, text: str) -> None:
+    """Writes a text between two marks of a page, in place of what stands there.
+
+    Raises:
+        SystemExit: a mark is not in the page.
+    """
+    before, first, rest = page.read_text(encoding="utf-8").partition(start)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise SystemExit(f"{page} lacks a mark: {start} or {end}")
+    page.write_text(f"{before}{start}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
+
+
 def ms(seconds: float) -> str:
     milliseconds = 1000 * seconds
     return f"{milliseconds:.0f}" if milliseconds >= 10 else f"{milliseconds:.2g}"
