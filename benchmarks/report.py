@@ -27,6 +27,9 @@ INTRODUCTION = """# Performance
 What the benchmarks in `benchmarks/` measured. This page is written by `benchmarks/report.py` (`make bench` runs all of
 them and writes it anew); each benchmark explains in its first lines what exactly it does. Variants of one benchmark
 take turns, in one process or, where whole commands are compared, one after another: ratios say more than seconds.
+
+The line below each table says when it was measured. Defaults that changed after that day (see the changelog and
+[how they were chosen](defaults.md)) are not in it.
 """
 
 
