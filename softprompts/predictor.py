@@ -74,7 +74,12 @@ class Predictor:
         return self.reader.fields
 
     def read(
-        self, file: str | Path, text: str | None = None, text_pair: str | None = None, fields: Fields | None = None
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Fields | None = None,
+        sep: str | None = None,
     ) -> list[Row]:
         """The rows of a file.
 
@@ -84,11 +89,12 @@ class Predictor:
             text: column of the first field, where it has another name there.
             text_pair: column of the second field.
             fields: columns of fields by name.
+            sep: column separator; None: by the file's ending, or found in its rows.
 
         Raises:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
-        return self.reader.read_file(file, text, text_pair, fields)
+        return self.reader.read_file(file, text, text_pair, fields, sep)
 
     def row(
         self,

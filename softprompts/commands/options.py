@@ -180,7 +180,7 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 # Settings of the rows of a file, which a task by name has already.
-_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind")
+_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind", "sep")
 
 
 def _data(
@@ -197,7 +197,8 @@ def _data(
     if data.train is None:
         given = [name for name in _OF_FILES if getattr(data, name) != getattr(_PLAIN, name)]
         if given:
-            flag = "--regression" if given == ["kind"] and regression else f"--{given[0].replace('_', '-')}"
+            flag = DATA_OPTIONS.flags.get(given[0], f"--{given[0].replace('_', '-')}")
+            flag = "--regression" if given == ["kind"] and regression else flag
             raise SoftPromptError(f"{flag} is about a file of your own: give --data too")
     elif data.template is not None:
         raise SoftPromptError("--template goes with a task that has templates; declare yours in a YAML file (--task)")
@@ -208,7 +209,7 @@ _PLAIN = Data()
 DATA_OPTIONS = Options(
     Data,
     panel=DATA,
-    flags={"task": "--task -t", "train": "--data", "answering": "--answer"},
+    flags={"task": "--task -t", "train": "--data", "answering": "--answer", "sep": "--separator"},
     without=("max_test", "seed"),
     build=_data,
 )
