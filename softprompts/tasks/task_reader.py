@@ -20,16 +20,21 @@ from softprompts.tasks.columns import (
     WORD_COLUMNS,
     WORDS,
     choices_of,
+    default_metrics,
     field_name,
+    find_columns,
     holds_list,
+    read_example,
     text_of,
+    with_choice_fields,
     words_of,
 )
-from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
+from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, marker, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
+from softprompts.tasks.label_names import Labels
 from softprompts.tasks.spec import BAD_ROW, Spec
 from softprompts.tasks.tag_schemes import OUTSIDE, entities, tags_entities
 from softprompts.tasks.task import Task
@@ -110,7 +115,9 @@ class TaskReader:
                 raise SoftPromptError(f"{name} does not say what its labels of tokens are for: train it by 'train'")
             known = config["labels"] or []
             form = {"labels": known} if len(known) > 1 else {"kind": "regression"}
-        self.task = Task(str(meta.get("task", name)), Form.from_dict(form), [], [])
+        read = Form.from_dict(form)
+        metrics = tuple(meta.get("metrics") or default_metrics(read))
+        self.task = Task(str(meta.get("task", name)), read, [], [], metrics=metrics)
         self.tokenizer, self.kind, self._head_labels = tokenizer, kind, tuple(labels)
         self._prepare = SPECS[self.task.name].prepare if self.task.name in SPECS else None
         templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
@@ -207,6 +214,56 @@ class TaskReader:
         if tagged:
             found = sentences(path, found, self._columns(found[0][1], columns)[WORDS])
         return [self._read(path, line, row, columns) for line, row in found]
+
+    def labelled(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        label: str | None = None,
+    ) -> list[Example]:
+        """The rows of a file with their labels, which the file has by name or by index.
+
+        Args:
+            file: as for `read_file`, but with a label for each row.
+            text: column of the first field, where it has another name there.
+            text_pair: column of the second field.
+            fields: columns of fields by name.
+            label: column of the label; None: its usual name.
+
+        Raises:
+            SoftPromptError: no such file or column, or a label that is none of the task; names file and line.
+        """
+        path, form = Path(file), self.task.form
+        rows = read_rows(path, tagged=form.kind == "tagging")
+        if self._prepare is not None:
+            return SPECS[self.task.name].under(self.task.name, None).examples(path, rows)
+        named = {
+            name: column for name, column in zip(self.fields, (text, text_pair), strict=False) if column is not None
+        }
+        named.update(fields or {})
+        for name in named:
+            self._require_field(name)
+        brought = tuple(name for name in fixed_choices(form) if name in rows[0][1])
+        own = {name: column for name, column in self._columns(rows[0][1], named).items() if name not in brought}
+        columns = find_columns(path, rows[0][1], form.kind, own, label, brought, None)
+        labels = Labels.of(form.labels) if form.kind in ("classification", "tagging") else None
+        examples = []
+        for line, row in rows:
+            example = read_example(columns, path, line, row)
+            if form.kind == "choice" and form.choices and isinstance(columns.choices, str):
+                example = with_choice_fields(example)
+            if labels is not None:
+                names = example.label if form.kind == "tagging" else [example.label]
+                indices = tuple(labels.index(name, f"{path}: line {line}", "one of the prompt's") for name in names)
+                example = replace(example, label=indices if form.kind == "tagging" else indices[0])
+            examples.append(example)
+        return examples
+
+    def judge(self, examples: Sequence[Example], prediction: Any, encoded: Encoded) -> dict[str, float]:
+        """The task's metrics of a prediction for encoded labelled rows."""
+        return marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
 
     def _read(self, path: Path, line: int, row: Row, named: Mapping[str, str]) -> Row:
         """The fields of a file's row as texts, with its words or choices where it has some."""
