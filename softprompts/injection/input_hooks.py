@@ -181,7 +181,9 @@ class InputHooks:
             if first_time and not inserts and not pass_.needs_input:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
-                raise SoftPromptError("input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one")
+                raise SoftPromptError(
+                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one"
+                )
             pass_.layout, pass_.view = None, None
             return
         real = None if mask is None else mask.bool()
