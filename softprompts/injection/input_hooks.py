@@ -132,7 +132,7 @@ class InputHooks:
                     f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
                     "transformers.Trainer or softprompts' own loop"
                 )
-            computed_past = prompt.method.per_row or name in pass_.penalties
+            computed_past = prompt.method.per_row or prompt.method.reads_states or name in pass_.penalties
             if computed_past and pass_ is not self.state.surrounding:
                 raise SoftPromptError(
                     f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
@@ -182,7 +182,8 @@ class InputHooks:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
                 raise SoftPromptError(
-                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one"
+                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), "
+                    "not a prepared 4-D one"
                 )
             pass_.layout, pass_.view = None, None
             return
@@ -194,7 +195,7 @@ class InputHooks:
         if first_time:
             if given is None and pass_.needs_input:
                 embeddings = self.backbone.embeddings(ids)
-            visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
+            visible = self._without_padding(source) if real is None else real
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
@@ -223,6 +224,22 @@ class InputHooks:
             self._widen_later_step(pass_, inputs, layout, embeddings, columns)
         else:
             self._widen(pass_, inputs, layout, embeddings, real)
+
+    def _without_padding(self, source: Tensor) -> Tensor:
+        """What prompts see ``(R, n)`` of rows without a mask: without the padding at their ends, if they are causal.
+
+        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not.
+        """
+        visible = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+        if self.backbone.kind != "decoder" or source.ndim > 2:
+            return visible
+        padding = source == 0
+        pad_id = getattr(self.backbone.model.config.get_text_config(), "pad_token_id", None)
+        if pad_id is not None:
+            padding |= source == pad_id
+        at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
+        at_end[:, 0] = False
+        return ~at_end
 
     def _require_room(self, pass_: Pass, seen: int, columns: int, length: int) -> None:
         limit = self.backbone.max_tokens

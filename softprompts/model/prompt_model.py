@@ -120,7 +120,20 @@ class PromptModel(PromptFiles):
                 context_mask = context_of(labels)
             pass_ = state.open(names, context_mask)
             self._require_name_per_row(pass_, inputs)
+            if context_mask is None and language_model:
+                self._require_context(pass_)
         return pass_
+
+    def _require_context(self, pass_: Pass | None) -> None:
+        """Refuses training by a loss that is computed elsewhere, on tokens that the prompts could look at."""
+        if pass_ is None or not (cast(nn.Module, self).training and torch.is_grad_enabled()):
+            return
+        for name, prompt in pass_.prompts.items():
+            if prompt.method.per_row or prompt.method.reads_states:
+                raise SoftPromptError(
+                    f"prompt '{name}' looks at the input, and nothing says which of it is to be predicted: pass "
+                    "labels, or context_mask=, True for tokens that are given"
+                )
 
     def _pass_of(self, inputs: Mapping[str, Any], names: Any) -> Pass | None:
         """A fork of the pass under which the given cache or encoder output was made: a loop by hand goes on with it."""

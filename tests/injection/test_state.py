@@ -72,7 +72,7 @@ def test_losses_without_a_prompt_are_the_plain_models_whatever_is_active(loss: s
         before = model.config.problem_type
         given = model(**inputs, prompt_names=[None] * 3)
         torch.testing.assert_close(given.loss, wanted.loss, rtol=1e-12, atol=0)
-        assert torch.equal(given.logits, wanted.logits) and list(given.keys())[0] == "loss"
+        assert torch.equal(given.logits, wanted.logits) and next(iter(given)) == "loss"
         assert model.config.problem_type == before and model.config.num_labels == len(model.prompts["x"].labels)
 
 
