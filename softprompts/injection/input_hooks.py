@@ -213,7 +213,8 @@ class InputHooks:
         on_encoders = (self.backbone.keep_first, self.backbone.reads_first)
         layout = CausalLayout(*given_to_layout) if causal else EncoderLayout(*given_to_layout, *on_encoders)
         if pass_.gated_sites and pass_.visible is not None:
-            pass_.view = _view_of_input(repeat_rows(pass_.visible, rows), layout, columns, seen)
+            seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
+            pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
         pass_.columns = seen + columns + (0 if seen else layout.length)
         self._require_room(pass_, seen, columns, layout.length)
         if pass_.update is not None:
