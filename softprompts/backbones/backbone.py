@@ -21,6 +21,7 @@ from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
+from softprompts.attention.prefix import require_known
 from softprompts.backbones import packaged, quantized, sharded, task_head
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
@@ -68,6 +69,7 @@ class Backbone:
         first_position: the position id of a first token (RoBERTa counts from behind that of padding).
         reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
         no_sites_reason: why there are none; "" where there are.
+        only_keys: the kernel of an attached model where it takes more keys only, and no change of the scores; "" else.
         text_input: whether the model takes token ids.
         parts: the modules that a prompt can change, each described, and the module itself.
         heads: the modules of the model's own task head, by name; empty without one.
@@ -92,6 +94,7 @@ class Backbone:
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
+        self.only_keys = ""
         self.parts = _find_parts(self, trace)
         self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
         names, ids = cast("dict[int, str]", dict(model.config.id2label or {})), dict(model.config.label2id or {})
@@ -302,8 +305,12 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
         try:
             for module in model.modules():
                 # Some versions of transformers leave out parts whose config is a copy.
-                if isinstance(module, PreTrainedModel) and module.config._attn_implementation != name:
+                if not isinstance(module, PreTrainedModel) or module.config._attn_implementation == name:
+                    continue
+                if "flash" not in name:
                     module.set_attn_implementation(name)
+                elif module._can_set_attn_implementation():  # which would look for a package of that name
+                    module.config._attn_implementation = name
         except (ValueError, AttributeError):
             return False
     return bool(model.config._attn_implementation == name)
@@ -319,7 +326,10 @@ def attention_through(
         Whether the model lets its attention be replaced.
     """
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        require_known(kwargs)
         record(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
@@ -339,6 +349,8 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
         with attention_through(backbone.model, trace.attended) as recorded:
             if recorded:
                 _run_trial(backbone, trace)
+    except SoftPromptError as error:
+        return [], str(error), trace
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {first_line(error)})", trace
     if not recorded:

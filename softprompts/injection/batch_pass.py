@@ -57,6 +57,8 @@ class Pass:
         self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
         self.reads_states = any(prompt.method.reads_states for prompt in self.prompts.values())
         self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
+        looks = self.needs_input or self.reads_states
+        self.of_whole_rows = looks or self.has_tokens  # whether a row of several sequences is more than these
         self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
         self.context_mask, self.random_contexts = context_mask, random_contexts or {}
         # Filled by `prepare`.
@@ -75,7 +77,9 @@ class Pass:
         self.view: Tensor | None = None
         self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+        self.mask_around: Tensor | None = None  # what the model around the base model sees as attention mask
         self.columns = 0  # of a causal model's steps so far, prompt tokens included
+        self.without_cache = False  # whether the call is not to make a cache of its own
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}
@@ -159,7 +163,7 @@ class Pass:
         if embeddings is not None and mask is not None:
             pieces = zip(groups.split(embeddings), groups.split(mask), strict=True)
             inputs = [Rows(piece.detach(), visible) for piece, visible in pieces]
-        for name, seen in zip(groups.names, inputs, strict=True):
+        for name, size, seen in zip(groups.names, groups.sizes, inputs, strict=True):
             if name is None:
                 self.soft[name] = SoftPrompt()
                 continue
@@ -170,7 +174,7 @@ class Pass:
                     "or generate with model.generate"
                 )
             with self.drawing(name, method):
-                self.soft[name] = method(seen if method.per_row else None)
+                self.soft[name] = self.prompts[name].run(seen, size)
         self._join_prefixes(groups)
         self._join_tokens(groups)
         self.update = _join_padded([soft.update for soft in self.soft.values()], groups)

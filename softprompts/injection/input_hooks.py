@@ -19,6 +19,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
 from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_from_first, positions_of
+from softprompts.injection.outputs import is_table, restored, tensors
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
 
@@ -62,6 +63,8 @@ class InputHooks:
         if pass_ is None:  # no row has a prompt
             return None
         inputs = dict(zip(self.backbone.parameters, args, strict=False)) | kwargs
+        if pass_.without_cache and "use_cache" in self.backbone.parameters:  # some heads do not hand it on
+            inputs["use_cache"] = False
         pass_.seen = 0
         if self.backbone.text_input:
             self._insert(pass_, inputs)
@@ -84,12 +87,23 @@ class InputHooks:
         if pass_ is None or output is None:
             return output
         if self.backbone.kind != "encoder-decoder":
-            return restored(output, pass_.layout)
+            return self._restored(pass_, output, module is self.backbone.model or (scope is not None and scope.by_hook))
         if pass_.tokens is None:
             output = restored(output, pass_.layout)
         if not isinstance(output, tuple):
             output._softprompt_pass = pass_
         return output
+
+    def _restored(self, pass_: Pass, output: Any, whole: bool) -> Any:
+        """Output of the base model without prompt columns, but for tables of which the model around makes a loss.
+
+        Its loss counts prompt tokens, as it would count them typed; so the mask that it counts by gets their columns.
+        """
+        layout, mask = pass_.layout, pass_.mask_around
+        if layout is not None and mask is not None and any(is_table(part, layout) for part in tensors(output)):
+            width = layout.length + layout.columns
+            mask.data = mask.new_ones(layout.rows, width) if layout.new_mask is None else layout.new_mask.to(mask)
+        return restored(output, layout, tables=whole)
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Widens the mask with which a decoder looks at its encoder's output."""
@@ -191,6 +205,11 @@ class InputHooks:
         if real is not None and pass_.rows and seen == 0 and real.shape != (rows, columns):
             real = real[:, -columns:]
 
+        if causal and pass_.of_whole_rows and real is None and not seen and _is_packed(inputs):
+            raise SoftPromptError(
+                "packed rows (position_ids that start anew, cu_seq_lens_q) take prefixes that do not depend on the "
+                "input; prompt tokens have one place a row: put one sequence in a row"
+            )
         embeddings = given
         if first_time:
             if given is None and pass_.needs_input:
@@ -216,7 +235,7 @@ class InputHooks:
             seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
             pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
         pass_.columns = seen + columns + (0 if seen else layout.length)
-        self._require_room(pass_, seen, columns, layout.length)
+        self._require_room(pass_, seen, columns, layout.length, inputs.get("position_ids"))
         if pass_.update is not None:
             assert embeddings is not None
             update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
@@ -242,10 +261,17 @@ class InputHooks:
         at_end[:, 0] = False
         return ~at_end
 
-    def _require_room(self, pass_: Pass, seen: int, columns: int, length: int) -> None:
+    def _require_room(self, pass_: Pass, seen: int, columns: int, length: int, positions: Any) -> None:
         limit = self.backbone.max_tokens
         shift = pass_.shift if isinstance(pass_.shift, int) else int(pass_.shift.max())
-        if limit is not None and shift + seen + columns + (0 if seen else length) > limit:
+        prompt = shift + (0 if seen else length)
+        if limit is not None and prompt + seen + columns > limit:
+            if (
+                not seen
+                and positions is not None
+                and prompt + int(positions.max()) - self.backbone.first_position < limit
+            ):
+                return  # a packed row, whose sequences fit
             raise SoftPromptError(
                 f"a prompt of {length + shift} tokens and an input of {columns} exceed the {limit} positions of "
                 f"{self.state.model_class.__name__}: shorten the input or the prompt"
@@ -350,12 +376,22 @@ def _view_of_decoder(inputs: dict[str, Any]) -> Tensor:
 
 
 def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
-    """Puts zeros for the prompt into everything else with a number per token: token types, global attention."""
+    """Puts zeros for the prompt into everything else with a number per token, such as token types; no label is one."""
     for name, value in inputs.items():
         if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
             continue
         if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
-            inputs[name] = layout.ids(value)
+            inputs[name] = layout.ids(value, -100 if name.endswith("labels") else 0)
+
+
+def _is_packed(inputs: dict[str, Any]) -> bool:
+    """Whether rows hold several sequences each, as models tell it that get no mask."""
+    positions = inputs.get("position_ids")
+    if inputs.get("cu_seq_lens_q") is not None:
+        return True
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or torch.compiler.is_compiling():
+        return False
+    return bool((positions.diff(dim=1) != 1).any())
 
 
 def _aligned_update(update: Tensor, real: Tensor | None, rows: int, columns: int, seen: int, layout: Layout) -> Tensor:
@@ -370,24 +406,3 @@ def _aligned_update(update: Tensor, real: Tensor | None, rows: int, columns: int
     inside = (position < length) & real[:, -columns:]
     index = position.clamp(max=length - 1)[..., None].expand(-1, -1, update.shape[2])
     return update.gather(1, index) * inside[..., None]
-
-
-def restored(output: Any, layout: Layout | None) -> Any:
-    """A model output with prompt columns cut from all hidden states."""
-    if layout is None or (layout.simple and not layout.length):
-        return output
-    width = layout.length + layout.columns
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] == width:
-            return layout.restore(value)
-        if isinstance(value, tuple) and value and all(isinstance(part, Tensor) and part.ndim == 3 for part in value):
-            return tuple(cut(part) for part in value)
-        return value
-
-    if isinstance(output, tuple):
-        return tuple(cut(value) for value in output)
-    for name in ("last_hidden_state", "hidden_states"):
-        if output.get(name) is not None:
-            output[name] = cut(output[name])
-    return output

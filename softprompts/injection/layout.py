@@ -44,6 +44,7 @@ class Layout:
         device: where the indices live.
 
     Attributes:
+        rows: ``M``.
         columns: ``n``.
         length: ``l``, the longest prompt.
         simple: whether no permutation is needed: all prompts are equally long and go to one place.
@@ -53,7 +54,7 @@ class Layout:
     keep_first: int | Tensor = 0  # real tokens that stay in front of the prompt; (M, 1) where rows differ
 
     def __init__(self, mask: Tensor | None, shape: tuple[int, int], tokens: Tokens | None, device: torch.device):
-        rows, self.columns = shape
+        rows, self.columns = self.rows, _ = shape
         self.length = 0 if tokens is None else tokens.length
         equally_long = tokens is None or tokens.counts is None
         self.simple = equally_long and isinstance(self.keep_first, int) and (mask is None or self._begins(mask))
@@ -92,9 +93,9 @@ class Layout:
             place = place[..., None].expand(-1, -1, both.shape[2])
         return torch.empty_like(both).scatter_(1, place, both)
 
-    def ids(self, given: Tensor) -> Tensor:
-        """Widens a ``(M, n)`` tensor such as token types, with zeros at prompt columns."""
-        return self._merged(given.new_zeros(given.shape[0], self.length), given)
+    def ids(self, given: Tensor, fill: int = 0) -> Tensor:
+        """Widens a ``(M, n)`` tensor such as token types, with zeros or ``fill`` at prompt columns."""
+        return self._merged(given.new_full((given.shape[0], self.length), fill), given)
 
     def mask(self, given: Tensor) -> Tensor:
         """The mask ``(R, n)`` of rows that may be repeated for beams, with the prompt tokens that each row has."""
@@ -124,14 +125,19 @@ class Layout:
         shifted = torch.where(column < lead + self.keep_first, given, given + counts)
         return self._merged(given.gather(1, lead) + self.keep_first + token, shifted)
 
+    def unmerged(self, columns: Tensor) -> Tensor:
+        """The reverse of `_merged`: ``(M, l + n, d)`` with the prompt's columns first, then the input's in order."""
+        if not self.simple:
+            place = repeat_rows(self.place, columns.shape[0])
+            return columns.gather(1, place[..., None].expand(-1, -1, columns.shape[2]))
+        if not self.length or not self.keep_first:
+            return columns
+        first, behind = self.keep_first, self.keep_first + self.length
+        return torch.cat([columns[:, first:behind], columns[:, :first], columns[:, behind:]], 1)
+
     def restore(self, hidden: Tensor) -> Tensor:
         """Cuts the prompt columns and puts the input's back in their order: ``(M, l + n, d)`` to ``(M, n, d)``."""
-        if not self.simple:
-            place = repeat_rows(self.place[:, self.length :], hidden.shape[0])
-            return hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[2]))
-        if not self.length or not self.keep_first:
-            return hidden[:, self.length :]
-        return torch.cat([hidden[:, : self.keep_first], hidden[:, self.keep_first + self.length :]], 1)
+        return self.unmerged(hidden)[:, self.length :]
 
 
 class CausalLayout(Layout):

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
-from softprompts.attention import prefix
+from softprompts.attention import kernels, prefix
 from softprompts.backbones import quantized
 from softprompts.backbones.backbone import own_configs, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
@@ -30,8 +30,8 @@ from softprompts.injection.speedups.read_column import narrowed
 from softprompts.injection.state import STATE, State, is_attached, state_of
 
 prefix.ACCELERATED.update(plain=short_attention.attend, selective=merged_attention.attend, gated=gated_prefix.gate)
-for _name, _attend in prefix.ATTENTION.items():
-    AttentionInterface.register(prefix.implementation(_name), narrowed(_attend))
+for _name in prefix.KERNELS:
+    AttentionInterface.register(prefix.implementation(_name), narrowed(kernels.ATTENTION[_name]))
 
 _OUTPUT_ATTENTIONS: Any = PreTrainedConfig.output_attentions
 
@@ -93,10 +93,11 @@ def _serve_sites(state: State, hooks: InputHooks) -> None:
     backbone, kernel = state.backbone, state.attention[0][1]
     if not backbone.sites:
         return
-    if kernel not in prefix.KERNELS:
+    if kernel not in kernels.ATTENTION:
         backbone.sites = []
         backbone.no_sites_reason = f"load it with attn_implementation='sdpa' instead of '{kernel}'"
         return
+    backbone.only_keys = kernel if kernel in kernels.ONLY_KEYS else ""
     set_attention(backbone.model, prefix.implementation(kernel))
     for index, site in enumerate(backbone.sites):
         prefix.mark_site(site.module, hooks.prefix_of, index, site.biased_by)

@@ -26,7 +26,8 @@ from softprompts.backbones import quantized, sharded
 from softprompts.backbones.task_head import mean_loss, token_loss
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
-from softprompts.injection.input_hooks import CACHES, columns_in, restored
+from softprompts.injection.input_hooks import CACHES, columns_in
+from softprompts.injection.outputs import own_mask, restore_encoders, restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
@@ -67,12 +68,20 @@ class PromptModel(PromptFiles):
         if pass_ is None:
             return self._bare_forward(forward, inputs)
         follow_changes(state)
-        if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
-            inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
+        if inputs.get("past_key_values") is None and checkpoints(model):
+            pass_.without_cache = True  # a recomputed layer would write to the cache twice
+            if "use_cache" in names:
+                inputs["use_cache"] = False
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
-        entry = state.backbone.entry
+        entry, split = state.backbone.entry, state.backbone.kind == "encoder-decoder" and pass_.has_tokens
+        as_tuple = split and not (self.config.return_dict if (given := inputs.get("return_dict")) is None else given)
+        if as_tuple:  # which does not say what is what
+            inputs["return_dict"] = True
+        elif pass_.has_tokens and entry is not model:
+            tables = inputs.get("output_router_logits") or getattr(self.config, "output_router_logits", False)
+            pass_.mask_around = own_mask(inputs, tables)
         with state.activate(pass_):
             if entry is model:  # its own hooks would run before there is a pass
                 _, inputs = state.hooks.before_entry(entry, (), inputs)
@@ -83,11 +92,12 @@ class PromptModel(PromptFiles):
             for name in CACHES:
                 if hasattr(output.get(name), "__dict__"):
                     output[name]._softprompt_pass = pass_
-            if state.backbone.kind == "encoder-decoder" and pass_.tokens is not None:
-                for name in ("encoder_last_hidden_state", "encoder_hidden_states"):
-                    if output.get(name) is not None:
-                        output[name] = restored((output[name],), pass_.layout)[0]
-        return self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
+        if split:
+            restore_encoders(output, pass_.layout)
+        elif entry is not model:
+            output = restored(output, pass_.layout, states=False)
+        output = self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
+        return output.to_tuple() if as_tuple else output
 
     def _bare_forward(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
         """``forward`` without any prompt, with a loss by the model's own labels, whichever prompt is active."""
@@ -199,7 +209,10 @@ class PromptModel(PromptFiles):
                 return base.generate(*args, **kwargs)
         self._require_name_per_row(pass_, {"input_ids": args[0] if args else None} | kwargs)
         with state.activate(pass_, inside=False):
-            return base.generate(*args, **kwargs)
+            output = base.generate(*args, **kwargs)
+        if state.backbone.kind == "encoder-decoder" and pass_.has_tokens:
+            restore_encoders(output, pass_.layout)
+        return output
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, generation_mode: Any, batch_size: int, max_cache_length: int
