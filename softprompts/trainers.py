@@ -104,12 +104,19 @@ class PromptTraining:
         state, labels = state_of(attached), inputs.get("labels")
         pass_ = self._open_pass(attached, inputs, labels)
         names = inputs.get("prompt_names")  # the model takes them out of the inputs
-        with contextlib.nullcontext() if pass_ is None else state.activate(pass_, inside=False):
+        with contextlib.ExitStack() as scopes:
+            if pass_ is not None:
+                scopes.enter_context(state.activate(pass_, inside=False))
+            reference = getattr(trainer, "ref_model", None)
+            if pass_ is not None and reference is not attached and is_attached(reference):
+                own = state_of(reference).open(None, pass_.context_mask)
+                scopes.enter_context(state_of(reference).activate(own, inside=False))
             result = base.compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         loss, count = result[0] if return_outputs else result, kwargs.get("num_items_in_batch")
-        if pass_ is not None and state.last_pass is not pass_ and pass_.penalties and labels is not None:
+        if pass_ is not None and state.last_pass is not pass_ and pass_.penalties:
             penalty = sum(pass_.penalties.values())
-            loss = loss + (penalty if count is None else penalty * ((labels != -100).sum() / count))
+            whole = count is None or labels is None
+            loss = loss + (penalty if whole else penalty * ((labels != -100).sum() / count))
         if attached.training and labels is not None:
             loss = loss + self._comparison_loss(attached, inputs, names, count)
         return (loss, result[1]) if return_outputs else loss
@@ -118,8 +125,13 @@ class PromptTraining:
         """The pass of a trainer that calls the base model; None where the model's forward opens it."""
         if "forward" not in model.__dict__:  # TRL replaces the model's forward by its own
             return None
+        if labels is None and inputs.get("completion_mask") is not None:  # TRL's preference trainers
+            labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         seen = None if labels is None or labels.ndim != 2 else context_of(labels)
-        return state_of(model).open(inputs.get("prompt_names"), seen)
+        pass_ = state_of(model).open(inputs.get("prompt_names"), seen)
+        if seen is None:
+            model._require_context(pass_)
+        return pass_
 
     def _comparison_loss(self, model: Any, inputs: Mapping[str, Any], names: Any, count: Any) -> Tensor | float:
         names = model.active_prompt if names is None else names

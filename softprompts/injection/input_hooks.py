@@ -146,7 +146,7 @@ class InputHooks:
                     f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
                     "transformers.Trainer or softprompts' own loop"
                 )
-            computed_past = prompt.method.per_row or name in pass_.penalties
+            computed_past = prompt.method.per_row or prompt.method.reads_states or name in pass_.penalties
             if computed_past and pass_ is not self.state.surrounding:
                 raise SoftPromptError(
                     f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
@@ -196,7 +196,8 @@ class InputHooks:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
                 raise SoftPromptError(
-                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one"
+                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), "
+                    "not a prepared 4-D one"
                 )
             pass_.layout, pass_.view = None, None
             return
@@ -213,7 +214,7 @@ class InputHooks:
         if first_time:
             if given is None and pass_.needs_input:
                 embeddings = self.backbone.embeddings(ids)
-            visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
+            visible = self._without_padding(source) if real is None else real
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
@@ -231,7 +232,8 @@ class InputHooks:
         on_encoders = (self.backbone.keep_first, self.backbone.reads_first)
         layout = CausalLayout(*given_to_layout) if causal else EncoderLayout(*given_to_layout, *on_encoders)
         if pass_.gated_sites and pass_.visible is not None:
-            pass_.view = _view_of_input(repeat_rows(pass_.visible, rows), layout, columns, seen)
+            seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
+            pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
         pass_.columns = seen + columns + (0 if seen else layout.length)
         self._require_room(pass_, seen, columns, layout.length, inputs.get("position_ids"))
         if pass_.update is not None:
@@ -242,6 +244,22 @@ class InputHooks:
             self._widen_later_step(pass_, inputs, layout, embeddings, columns)
         else:
             self._widen(pass_, inputs, layout, embeddings, real)
+
+    def _without_padding(self, source: Tensor) -> Tensor:
+        """What prompts see ``(R, n)`` of rows without a mask: without the padding at their ends, if they are causal.
+
+        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not.
+        """
+        visible = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+        if self.backbone.kind != "decoder" or source.ndim > 2:
+            return visible
+        padding = source == 0
+        pad_id = getattr(self.backbone.model.config.get_text_config(), "pad_token_id", None)
+        if pad_id is not None:
+            padding |= source == pad_id
+        at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
+        at_end[:, 0] = False
+        return ~at_end
 
     def _require_room(self, pass_: Pass, seen: int, columns: int, length: int, positions: Any) -> None:
         limit = self.backbone.max_tokens

@@ -130,7 +130,20 @@ class PromptModel(PromptFiles):
                 context_mask = context_of(labels)
             pass_ = state.open(names, context_mask)
             self._require_name_per_row(pass_, inputs)
+            if context_mask is None and language_model:
+                self._require_context(pass_)
         return pass_
+
+    def _require_context(self, pass_: Pass | None) -> None:
+        """Refuses training by a loss that is computed elsewhere, on tokens that the prompts could look at."""
+        if pass_ is None or not (cast(nn.Module, self).training and torch.is_grad_enabled()):
+            return
+        for name, prompt in pass_.prompts.items():
+            if prompt.method.per_row or prompt.method.reads_states:
+                raise SoftPromptError(
+                    f"prompt '{name}' looks at the input, and nothing says which of it is to be predicted: pass "
+                    "labels, or context_mask=, True for tokens that are given"
+                )
 
     def _pass_of(self, inputs: Mapping[str, Any], names: Any) -> Pass | None:
         """A fork of the pass under which the given cache or encoder output was made: a loop by hand goes on with it."""
@@ -379,11 +392,14 @@ class PromptModel(PromptFiles):
         try:
             yield
         finally:
-            self._activate(before if before in self.prompts else None)
+            if before is None or before in self.prompts:
+                self._activate(before)
+            else:
+                self._activate_in_place_of(before)
             state.bare = bare
 
     def delete_prompt(self, name: str) -> None:
-        """Forgets a prompt. Where it was the active one, the first that is left becomes active, with a warning.
+        """Forgets a prompt. Where it was the active one, the first that is left becomes active, and a warning says so.
 
         Raises:
             SoftPromptError: unknown name.
@@ -391,10 +407,13 @@ class PromptModel(PromptFiles):
         was_active = state_of(self).active == name
         self.forget_prompt(name)
         if was_active:
-            left = next(iter(self.prompts), None)
-            self._activate(left)
-            now = "there is none left, and calls run the bare model" if left is None else f"'{left}' is active now"
-            warnings.warn(f"the active prompt '{name}' was deleted: {now}", stacklevel=2)
+            self._activate_in_place_of(name)
+
+    def _activate_in_place_of(self, deleted: str) -> None:
+        left = next(iter(self.prompts), None)
+        self._activate(left)
+        if left is not None:
+            warnings.warn(f"the active prompt '{deleted}' was deleted: '{left}' is active now", stacklevel=3)
 
     def forget_prompt(self, name: str) -> None:
         """`delete_prompt` for a prompt that was there for a while only: if it was active, none is, and no warning.
