@@ -305,7 +305,8 @@ def _selective(
 
 def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
     """Mask and position bias as one tensor to add to scores, made once per pass."""
-    return once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    made: Tensor | None = once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    return made
 
 
 def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:
