@@ -37,6 +37,11 @@ def implementation(kernel: str) -> str:
     return f"softprompts|{kernel}"
 
 
+def plain_kernel(name: str) -> str:
+    """The kernel behind a name that a config may have from an attached model; others as they are."""
+    return str(name).removeprefix(implementation(""))
+
+
 @dataclass
 class Prefix:
     """What one attention site adds to its keys and values."""

@@ -6,6 +6,7 @@ All of it is found out by tiny forward passes or in transformers' own tables; th
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto import modeling_auto
@@ -61,7 +62,6 @@ class Backbone:
         kind: "encoder" (BERT), "decoder" (Llama) or "encoder-decoder" (T5).
         entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
         decoder: the decoder of an encoder-decoder, else None.
-        embeddings: the input embedding module.
         sites: attention sites in the order in which they run.
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
@@ -86,7 +86,6 @@ class Backbone:
             self.decoder: nn.Module | None = model.get_decoder()
         else:
             self.entry, self.decoder = _entry_of(model, self.kind), None
-        self.embeddings: nn.Module = model.get_input_embeddings()
         self.text_input = model.main_input_name == "input_ids"
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
@@ -100,6 +99,11 @@ class Backbone:
         self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
         names, ids = cast("dict[int, str]", dict(model.config.id2label or {})), dict(model.config.label2id or {})
         self.labels = (model.config.num_labels, names, ids)
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """The input embedding module, which may be replaced (``set_input_embeddings``)."""
+        return self.model.get_input_embeddings()
 
     @property
     def hidden_size(self) -> int:
@@ -274,6 +278,19 @@ def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     """
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     return [(config, config._attn_implementation) for config in configs.values()]
+
+
+def own_configs(model: PreTrainedModel) -> None:
+    """Gives a model copies of its configs, which others may hold too: the caller, or another model made from it."""
+    held = [
+        (module, name)
+        for module in model.modules()
+        for name, value in module.__dict__.items()
+        if isinstance(value, PreTrainedConfig)
+    ]
+    copies: dict[int, Any] = {}  # by id, so that parts of a config that are shared go on being shared
+    for module, name in held:
+        module.__dict__[name] = copy.deepcopy(module.__dict__[name], copies)
 
 
 def restore_attention(before: list[tuple[Any, str]]) -> None:
