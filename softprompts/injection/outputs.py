@@ -17,6 +17,9 @@ from transformers.utils.generic import ModelOutput
 from softprompts.injection.layout import Layout
 
 
+_OTHERS = ("image_", "video_", "audio_", "vision_")  # outputs that have no rows of tokens, whatever their shape
+
+
 def restored(output: Any, layout: Layout | None, tables: bool = True, states: bool = True) -> Any:
     """An output, or a part of one, without prompt columns.
 
@@ -33,7 +36,8 @@ def restored(output: Any, layout: Layout | None, tables: bool = True, states: bo
         return output
     if isinstance(output, ModelOutput):
         for name, value in list(output.items()):
-            output[name] = restored(value, layout, tables, states)
+            if not name.startswith(_OTHERS):
+                output[name] = restored(value, layout, tables, states)
     elif type(output) in (tuple, list):
         return type(output)(restored(value, layout, tables, states) for value in output)
     elif isinstance(output, Tensor) and tables and is_table(output, layout):

@@ -36,7 +36,7 @@ def of_tokens(model: Any, *lengths: int) -> Any:
     for i, length in enumerate(lengths):
         model.add_prompt(f"p{i}", sp.PromptTuningConfig(num_virtual_tokens=length), seed=0)
         (table,) = model.prompts[f"p{i}"].method.parameters()
-        table.data = model.get_input_embeddings().weight[5 : 5 + length].detach().clone()
+        table.data = model.get_input_embeddings()(torch.arange(5, 5 + length)).detach().clone()
     return model.eval()
 
 
@@ -87,6 +87,27 @@ def test_router_losses_are_those_of_typed_tokens(family: str, names: list[str | 
             wanted_row = references[row][length : length + int(real.sum())]
             torch.testing.assert_close(layer.view(3, 7, 4)[row][real], wanted_row, rtol=1e-6, atol=1e-6)
     assert inputs["attention_mask"].shape == (3, 7)  # the caller's own stays as it was
+
+
+def nllb() -> Any:
+    torch.manual_seed(0)
+    stacks = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = tf.NllbMoeConfig(
+        vocab_size=60, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, num_experts=4, encoder_sparse_step=1,
+        decoder_sparse_step=1, pad_token_id=0, decoder_start_token_id=2, max_position_embeddings=64, **stacks,
+    )  # fmt: skip
+    return tf.NllbMoeForConditionalGeneration(config).double().eval()
+
+
+def test_router_losses_of_an_encoder() -> None:
+    plain, model = nllb(), of_tokens(nllb(), 4)
+    inputs = tiny.batch("t5")
+    wide = typed({**inputs, "labels": inputs["input_ids"]}, [4, 4, 4]) | {"labels": inputs["labels"]}
+    got = model(**inputs, prompt_names="p0", output_router_logits=True)
+    wanted = plain(**wide, output_router_logits=True)
+    for name in ("loss", "encoder_aux_loss", "decoder_aux_loss"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=1e-6)  # routers are in float32
+    assert {len(layer.flatten(0, -2)) for layer in got.encoder_router_logits} == {21}
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
