@@ -197,7 +197,8 @@ class InputHooks:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
                 raise SoftPromptError(
-                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one"
+                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a "
+                    "prepared 4-D one"
                 )
             pass_.layout, pass_.view = None, None
             return

@@ -16,7 +16,6 @@ from transformers.utils.generic import ModelOutput
 
 from softprompts.injection.layout import Layout
 
-
 _OTHERS = ("image_", "video_", "audio_", "vision_")  # outputs that have no rows of tokens, whatever their shape
 
 
