@@ -364,7 +364,9 @@ def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
     for name, value in inputs.items():
         if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
             continue
-        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
+        if not isinstance(value, Tensor) or value.ndim not in (2, 3) or value.shape[1] != layout.columns:
+            continue
+        if value.ndim == 2 or (value.shape[0] == layout.rows and not value.is_floating_point()):  # such as boxes
             inputs[name] = layout.ids(value, -100 if name.endswith("labels") else 0)
 
 

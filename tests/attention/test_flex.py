@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers as tf
 from torch import Tensor
 from torch.nn.attention import flex_attention
 
@@ -85,6 +86,23 @@ def test_generate_is_that_of_sdpa(family: str) -> None:
             for kernel in ("flex_attention", "sdpa")
         ]
         assert torch.equal(*tokens), extra
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_bounds_on_scores_are_kept() -> None:
+    logits = []
+    for kernel in ("flex_attention", "eager"):
+        torch.manual_seed(0)
+        config = tf.Gemma2Config(
+            vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=4, sliding_window=4, query_pre_attn_scalar=1, attn_logit_softcapping=1.0,
+            initializer_range=0.3, pad_token_id=0, attn_implementation=kernel,
+        )  # fmt: skip
+        model = sp.attach(tf.Gemma2ForCausalLM(config).double(), tiny.METHODS["prefix-tuning"], name="p", seed=0)
+        model.prompts.double()
+        tiny.shake(model)
+        logits.append(model.eval()(torch.arange(5, 19).view(2, 7), prompt_names=["p", None]).logits)
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)  # eager kernels take the softmax in float32
 
 
 @pytest.mark.usefixtures("uncompiled")

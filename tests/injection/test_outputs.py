@@ -192,6 +192,24 @@ def test_labels_are_never_zeros_for_a_prompt() -> None:
     assert got.logits.shape == (3, 7, 60)
 
 
+def test_boxes_beside_tokens_are_zeros_for_a_prompt() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    config = tf.LayoutLMConfig(
+        vocab_size=60, **sizes, max_position_embeddings=40, max_2d_position_embeddings=32, initializer_range=0.3
+    )
+    plain = tf.LayoutLMForTokenClassification(config).double().eval()
+    ids, boxes = torch.randint(5, 60, (2, 6)), torch.randint(1, 15, (2, 6, 4)).sort(-1).values
+    tokens = torch.arange(5, 8).expand(2, -1)
+    whole = torch.cat([ids[:, :1], tokens, ids[:, 1:]], 1)
+    wide = torch.cat([boxes[:, :1], torch.zeros(2, 3, 4, dtype=torch.long), boxes[:, 1:]], 1)
+    with torch.no_grad():
+        wanted = plain(input_ids=whole, bbox=wide).logits
+    model = of_tokens(plain, 3)
+    got = model(input_ids=ids, bbox=boxes, prompt_names="p0").logits
+    torch.testing.assert_close(got, torch.cat([wanted[:, :1], wanted[:, 4:]], 1), **CLOSE)
+
+
 @pytest.mark.parametrize("kind", [CausalLayout, EncoderLayout])
 @pytest.mark.parametrize("counts", [None, [2, 0, 1]])
 def test_nests_and_shapes(kind: Any, counts: list[int] | None) -> None:
