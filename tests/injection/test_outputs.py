@@ -174,6 +174,28 @@ def test_attention_maps_have_a_row_per_token_and_the_prompt_in_front(family: str
             torch.testing.assert_close(layer[row][:, real][:, :, columns], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_an_encoders_maps_and_those_across_to_it() -> None:
+    plain, model = tiny.model("t5"), tiny.model("t5")
+    for made in (plain, model):
+        made.set_attn_implementation("eager")
+    model = of_tokens(model, 3, 2)
+    inputs = tiny.pad_left(tiny.batch("t5"))
+    inputs |= {"decoder_input_ids": inputs.pop("labels")}
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    got = model(**inputs, **asked, prompt_names=["p0", "p1", None])
+    for row, length in enumerate([3, 2, 0]):
+        real = inputs["attention_mask"][row].bool()
+        whole = torch.cat([torch.arange(5, 5 + length), inputs["input_ids"][row][real]])[None]
+        wanted = plain(input_ids=whole, decoder_input_ids=inputs["decoder_input_ids"][row : row + 1], **asked)
+        columns = torch.cat([torch.arange(length), 3 + real.nonzero()[:, 0]])
+        for layer, reference in zip(got.encoder_attentions, wanted.encoder_attentions, strict=True):
+            torch.testing.assert_close(layer[row][:, real][:, :, columns], reference[0][:, length:], **CLOSE)
+        for layer, reference in zip(got.cross_attentions, wanted.cross_attentions, strict=True):
+            torch.testing.assert_close(layer[row][:, :, columns], reference[0], **CLOSE)
+        for states, reference in zip(got.encoder_hidden_states, wanted.encoder_hidden_states, strict=True):
+            torch.testing.assert_close(states[row][real], reference[0][length:], **CLOSE)
+
+
 def test_labels_are_never_zeros_for_a_prompt() -> None:
     """A model that is its own base, which gets labels along with all that has a number per token."""
 
