@@ -86,24 +86,25 @@ class InputHooks:
                 self._require_forward(pass_)
         if pass_ is None or output is None:
             return output
+        self._tell_model_around(pass_, output)
         if self.backbone.kind != "encoder-decoder":
-            return self._restored(pass_, output, module is self.backbone.model or (scope is not None and scope.by_hook))
+            whole = module is self.backbone.model or (scope is not None and scope.by_hook)
+            return restored(output, pass_.layout, tables=whole)
         if pass_.tokens is None:
             output = restored(output, pass_.layout)
         if not isinstance(output, tuple):
             output._softprompt_pass = pass_
         return output
 
-    def _restored(self, pass_: Pass, output: Any, whole: bool) -> Any:
-        """Output of the base model without prompt columns, but for tables of which the model around makes a loss.
+    def _tell_model_around(self, pass_: Pass, output: Any) -> None:
+        """Widens the mask by which the model around counts the tokens of tables that it makes a loss of.
 
-        Its loss counts prompt tokens, as it would count them typed; so the mask that it counts by gets their columns.
+        So prompt tokens count as they would typed; `PromptModel` cuts the tables afterwards.
         """
         layout, mask = pass_.layout, pass_.mask_around
         if layout is not None and mask is not None and any(is_table(part, layout) for part in tensors(output)):
             width = layout.length + layout.columns
             mask.data = mask.new_ones(layout.rows, width) if layout.new_mask is None else layout.new_mask.to(mask)
-        return restored(output, layout, tables=whole)
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Widens the mask with which a decoder looks at its encoder's output."""
@@ -380,7 +381,9 @@ def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
     for name, value in inputs.items():
         if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
             continue
-        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
+        if not isinstance(value, Tensor) or value.ndim not in (2, 3) or value.shape[1] != layout.columns:
+            continue
+        if value.ndim == 2 or (value.shape[0] == layout.rows and not value.is_floating_point()):  # such as boxes
             inputs[name] = layout.ids(value, -100 if name.endswith("labels") else 0)
 
 

@@ -94,8 +94,8 @@ class Layout:
         return torch.empty_like(both).scatter_(1, place, both)
 
     def ids(self, given: Tensor, fill: int = 0) -> Tensor:
-        """Widens a ``(M, n)`` tensor such as token types, with zeros or ``fill`` at prompt columns."""
-        return self._merged(given.new_full((given.shape[0], self.length), fill), given)
+        """Widens a ``(M, n, ...)`` tensor such as token types, with zeros or ``fill`` at prompt columns."""
+        return self._merged(given.new_full((given.shape[0], self.length, *given.shape[2:]), fill), given)
 
     def mask(self, given: Tensor) -> Tensor:
         """The mask ``(R, n)`` of rows that may be repeated for beams, with the prompt tokens that each row has."""

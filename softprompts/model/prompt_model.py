@@ -79,7 +79,7 @@ class PromptModel(PromptFiles):
         as_tuple = split and not (self.config.return_dict if (given := inputs.get("return_dict")) is None else given)
         if as_tuple:  # which does not say what is what
             inputs["return_dict"] = True
-        elif pass_.has_tokens and entry is not model:
+        if pass_.has_tokens and entry is not model:
             tables = inputs.get("output_router_logits") or getattr(self.config, "output_router_logits", False)
             pass_.mask_around = own_mask(inputs, tables)
         with state.activate(pass_):
@@ -92,6 +92,7 @@ class PromptModel(PromptFiles):
             for name in CACHES:
                 if hasattr(output.get(name), "__dict__"):
                     output[name]._softprompt_pass = pass_
+        pass_.mask_around = None
         if split:
             restore_encoders(output, pass_.layout)
         elif entry is not model:

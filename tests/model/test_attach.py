@@ -393,7 +393,7 @@ def test_another_kernel_is_named_in_the_error() -> None:
     model = tiny.model("bert")
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(sp.SoftPromptError) as error:
-        sp.attach(model, sp.PrefixTuningConfig())
+        sp.attach(model, sp.SelectivePrefixConfig())
     assert "attn_implementation='sdpa'" in one_line(error)
     assert not sp.is_attached(model)
     assert model.config._attn_implementation == "flex_attention"
