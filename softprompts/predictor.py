@@ -46,6 +46,7 @@ class Predictor:
 
     Args:
         source: run folder, prompt folder or hub id.
+        model: folder or hub id of the backbone, where it is not where the prompt says, see `softprompts.load`.
 
     Attributes:
         folder: of the prompt.
@@ -58,12 +59,12 @@ class Predictor:
         SoftPromptError: there is no usable prompt.
     """
 
-    def __init__(self, source: str | Path):
+    def __init__(self, source: str | Path, model: str | Path | None = None):
         folder = self.folder = prompt_folder(source)
         config, _ = read(folder)
-        backbone = packaged.resolve_model(str(config["backbone"].get("name") or ""))
+        backbone = packaged.resolve_model(str(model or config["backbone"].get("name") or ""))
         with quiet(), quiet_hub(backbone) as offline:
-            self.model = load(folder, local_files_only=offline)
+            self.model = load(folder, model=model and backbone, local_files_only=offline)
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=offline)
             except Exception as error:  # a damaged or foreign folder fails anywhere

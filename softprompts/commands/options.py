@@ -34,6 +34,9 @@ def option(panel: str | None, help: str, flags: str = "", **more: Any) -> Any:
 
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+Place = Annotated[
+    str | None, typer.Option("--model", "-m", help="The backbone, where it is not in the place that the prompt names.")
+]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
 Methods = Annotated[str, option(METHOD, "Names, separated by commas.", "--methods")]
 Set = Annotated[

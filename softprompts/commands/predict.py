@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import BatchSize
+from softprompts.commands.options import BatchSize, Place
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
@@ -37,6 +37,7 @@ def predict(
         str | None,
         typer.Option(help="What separates the file's columns, 'tab' for one; default: by its name and rows."),
     ] = None,
+    model: Place = None,
     choice: Annotated[list[str] | None, typer.Option(help="One of the texts to choose from (multiple choice).")] = None,
     output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
     batch_size: BatchSize = 32,
@@ -57,7 +58,7 @@ def predict(
     if output is not None and Path(output).is_dir():
         raise SoftPromptError(f"--output {output} is a folder; name a file")
     with err.status("loading the model"):
-        predictor = Predictor(source)
+        predictor = Predictor(source, model)
     if file is not None:
         rows = predictor.read(file, text, text_pair, fields, separator)
     else:

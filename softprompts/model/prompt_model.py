@@ -35,6 +35,8 @@ from softprompts.injection.wiring import checkpoints, follow_changes, follow_che
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
+from softprompts.model.noise import follow_noise
+from softprompts.model.penalties import has_loss, labels_share, watch_penalties
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Losses that we compute ourselves, as the number of labels is each prompt's own.
@@ -167,17 +169,19 @@ class PromptModel(PromptFiles):
 
     def _with_loss(self, output: Any, pass_: Pass, labels: Tensor | None, own_loss: bool, num_items: Any) -> Any:
         """The model's output with our loss, where the number of labels is each prompt's own, and with penalties."""
-        penalty: Any = sum(pass_.penalties.values())
-        if pass_.penalties and labels is not None and num_items is not None:
-            penalty = penalty * ((labels != -100).sum() / num_items)  # Trainer adds up the parts of a batch
         as_tuple = isinstance(output, tuple)
+        own_loss = own_loss and labels is not None
+        if pass_.penalties and not own_loss and not has_loss(output):
+            watch_penalties(cast(nn.Module, self), pass_, output)
+            return output
+        penalty: Any = pass_.taken_penalty(labels_share(self, labels, num_items)) if pass_.penalties else 0
         if own_loss and labels is not None:
             logits = output[0] if as_tuple else output.logits
             loss = self._own_loss(logits, labels.to(logits.device), pass_, num_items) + penalty
             return _with_loss_first(output, loss)
-        if pass_.penalties and as_tuple and output and isinstance(output[0], Tensor) and output[0].ndim == 0:
+        if pass_.penalties and as_tuple:
             return (output[0] + penalty, *output[1:])
-        if pass_.penalties and not as_tuple and output.get("loss") is not None:
+        if pass_.penalties:
             output.loss = output.loss + penalty
         return output
 
@@ -300,7 +304,10 @@ class PromptModel(PromptFiles):
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary loss of each prompt of the last forward pass that has one."""
         last = state_of(self).last_pass
-        return {} if last is None else last.penalties
+        if last is None:
+            return {}
+        last.penalties_taken = True
+        return last.penalties
 
     def add_prompt(
         self,
@@ -466,6 +473,7 @@ class PromptModel(PromptFiles):
         module.training = mode
         for child in module.children():
             child.train(mode if child is self.prompts else mode and self.backbone_dropout)
+        follow_noise(module, state_of(self).backbone.embeddings, mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
