@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parents[1] / "study"
 SURPRISES = "surprises.yaml"
 COMMAND = "python docs/tools/study_pages.py"
 _MEAN = "mean over tasks"
+_HEADS = (_MEAN, "95 % interval", "seeds")
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,13 @@ def first_page(claims: Sequence[Claim]) -> str:
         for one in claim.statements:
             counts = [f"{len(one.where(verdict))}" for verdict in (HOLDS, FAILS, OPEN, MISSING)]
             rows.append([_says(one), one.verdict, *_mean(one.mean), "/".join(counts)])
-    heads = ("claim", "verdict", _MEAN, "95 % interval", "seeds", "tasks")
     parts = [
         "# What the papers' ideas are worth",
         "Claims of the four papers, decided at the scale of the packaged 22M-parameter encoder: every arm with its own "
         "searched rate, scores on rows on which nothing was chosen, and seeds enough to tell. "
         f"{sum(claim.done for claim in claims):,} runs of these claims are done. Made by `{COMMAND}` from committed "
         "results; a verdict is made by [one rule](../benchmarks.md#verdicts).",
-        markdown_table(heads, rows, "llrrrr"),
+        _filled(("claim", "verdict", *_HEADS, "tasks"), rows, "llrrrr"),
         f"Mean over tasks: in points, over the tasks that have all seeds. Tasks: on how many it {HOLDS}/{FAILS}/is "
         f"{OPEN}/is {MISSING} told.",
     ]
@@ -168,8 +168,15 @@ def _statements(judged: Sequence[Statement]) -> str:
     for one in judged:
         places = [escape(_tasks(one, verdict)) for verdict in (HOLDS, FAILS, OPEN, MISSING)]
         rows.append([_says(one), f"**{one.verdict}**", *_mean(one.mean), *places])
-    heads = ("statement", "verdict", _MEAN, "95 % interval", "seeds", "holds on", "does not hold on", "not decided on")
-    return markdown_table((*heads, "not yet"), rows, "llrrrllll")
+    heads = ("statement", "verdict", *_HEADS, "holds on", "does not hold on", "not decided on", "not yet")
+    return _filled(heads, rows, "llrrrl")
+
+
+def _filled(heads: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    """A table without the columns in which nothing stands."""
+    kept = [place for place in range(len(heads)) if any(row[place] not in ("", "-") for row in rows)]
+    lines = [[row[place] for place in kept] for row in rows]
+    return markdown_table([heads[i] for i in kept], lines, "".join(sides.ljust(len(heads), sides[-1])[i] for i in kept))
 
 
 def _tasks(one: Statement, verdict: str) -> str:
