@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parents[1] / "study"
 SURPRISES = "surprises.yaml"
 COMMAND = "python docs/tools/study_pages.py"
 _MEAN = "mean over tasks"
+_WORDS = {"True": "on", "False": "off", "None": "none"}
 _HEADS = (_MEAN, "95 % interval", "seeds")
 
 
@@ -93,7 +94,7 @@ def claim_page(claim: Claim) -> str:
         _statements(claim.statements),
         _choice(claim),
     ]
-    if effects is not None:
+    if _forest(claim):
         parts.append(_picture(claim.name, "Effect and 95 % interval of each statement, task by task"))
     parts += ["## Arms and protocol", _protocol(recipe), _arms(claim.findings)]
     if claim.findings.outcomes and recipe.search is not None:
@@ -109,6 +110,7 @@ def claim_page(claim: Claim) -> str:
 
 def first_page(claims: Sequence[Claim]) -> str:
     """The page of all verdicts."""
+    done = len({one.folder for claim in claims for one in (*claim.findings.outcomes, *claim.findings.searched)})
     rows = []
     for claim in claims:
         rows.append([f"[**{escape(claim.title)}**]({claim.name}.md)", f"**{claim.verdict}**", "", "", "", ""])
@@ -117,9 +119,8 @@ def first_page(claims: Sequence[Claim]) -> str:
             rows.append([_says(one), one.verdict, *_mean(one.mean), "/".join(counts)])
     parts = [
         "# What the papers' ideas are worth",
-        "Claims of the four papers, decided at the scale of the packaged 22M-parameter encoder: every arm with its own "
-        "searched rate, scores on rows on which nothing was chosen, and seeds enough to tell. "
-        f"{sum(claim.done for claim in claims):,} runs of these claims are done. Made by `{COMMAND}` from committed "
+        "Claims of the four papers, decided at the scale of the packaged 22M-parameter encoder: every arm has its own "
+        f"searched rate, and is scored on rows on which nothing was chosen. {done:,} runs are done. Made by `{COMMAND}` from committed "
         "results; a verdict is made by [one rule](../benchmarks.md#verdicts).",
         _filled(("claim", "verdict", *_HEADS, "tasks"), rows, "llrrrr"),
         f"Mean over tasks: in points, over the tasks that have all seeds. Tasks: on how many it {HOLDS}/{FAILS}/is "
@@ -244,7 +245,7 @@ def _arms(findings: Findings) -> str:
     for row, model in findings.recipe.rows_by_model():
         cell = next(cell for cell in findings.recipe.cells() if cell.row is row and cell.model == model)
         values = {**findings.recipe.settings_of(cell, {}), **row.training}
-        said = ", ".join(f"{name} {as_text(value)}" for name, value in values.items() if value is not None)
+        said = ", ".join(f"{name} {_WORDS.get(str(value)) or as_text(value)}" for name, value in values.items())
         trained = findings.trained(row, model)
         label = f"{escape(row.label)}{' (baseline)' if row.baseline else ''}"
         rows.append(

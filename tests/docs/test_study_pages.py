@@ -85,6 +85,12 @@ def test_a_page_of_a_part_says_what_is_there(tmp_path: Path) -> None:
     assert "Films (7 of 8 seeds); Tweets (0 of 8 seeds)" in page
 
 
+def test_a_page_without_intervals_shows_no_figure(tmp_path: Path) -> None:
+    page = made_page(tmp_path, {"Base": 0, "Good": 3, "Same": 0}, ended=lambda c: c.seed in (0, 1, 1000))
+    assert "all tasks (2 of 8 seeds)" in page and "| Good | Base | Films | +3." in page
+    assert ".svg" not in page and not list((tmp_path / "pages").glob("*.svg"))
+
+
 def test_stuck_runs_are_counted_and_edges_of_rates_marked(tmp_path: Path) -> None:
     def more(cell: Cell) -> dict[str, Any]:
         return {"constant_scores": {"accuracy": 0.7}} if cell.row.name == "Base" else {}
