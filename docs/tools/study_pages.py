@@ -120,7 +120,7 @@ def first_page(claims: Sequence[Claim]) -> str:
     parts = [
         "# What the papers' ideas are worth",
         "Claims of the four papers, decided at the scale of the packaged 22M-parameter encoder: every arm has its own "
-        f"searched rate, and is scored on rows on which nothing was chosen. {done:,} runs are done. Made by `{COMMAND}` "
+        f"searched rate, and is scored on rows where nothing was chosen. {done:,} runs are done. Made by `{COMMAND}` "
         "from committed results; a verdict is made by [one rule](../benchmarks.md#verdicts).",
         _filled(("claim", "verdict", *_HEADS, "tasks"), rows, "llrrrr"),
         f"Mean over tasks: in points, over the tasks that have all seeds. Tasks: on how many it {HOLDS}/{FAILS}/is "
