@@ -6,6 +6,7 @@ All of it is found out by tiny forward passes or in transformers' own tables; th
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,12 +15,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
+from softprompts.attention.prefix import require_known
 from softprompts.backbones import packaged, quantized, sharded, task_head
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
@@ -60,7 +62,6 @@ class Backbone:
         kind: "encoder" (BERT), "decoder" (Llama) or "encoder-decoder" (T5).
         entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
         decoder: the decoder of an encoder-decoder, else None.
-        embeddings: the input embedding module.
         sites: attention sites in the order in which they run.
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
@@ -68,6 +69,7 @@ class Backbone:
         first_position: the position id of a first token (RoBERTa counts from behind that of padding).
         reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
         no_sites_reason: why there are none; "" where there are.
+        only_keys: the kernel of an attached model where it takes more keys only, and no change of the scores; "" else.
         text_input: whether the model takes token ids.
         parts: the modules that a prompt can change, each described, and the module itself.
         heads: the modules of the model's own task head, by name; empty without one.
@@ -84,7 +86,6 @@ class Backbone:
             self.decoder: nn.Module | None = model.get_decoder()
         else:
             self.entry, self.decoder = _entry_of(model, self.kind), None
-        self.embeddings: nn.Module = model.get_input_embeddings()
         self.text_input = model.main_input_name == "input_ids"
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
@@ -93,10 +94,16 @@ class Backbone:
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
+        self.only_keys = ""
         self.parts = _find_parts(self, trace)
         self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
         names, ids = cast("dict[int, str]", dict(model.config.id2label or {})), dict(model.config.label2id or {})
         self.labels = (model.config.num_labels, names, ids)
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """The input embedding module, which may be replaced (``set_input_embeddings``)."""
+        return self.model.get_input_embeddings()
 
     @property
     def hidden_size(self) -> int:
@@ -273,6 +280,19 @@ def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     return [(config, config._attn_implementation) for config in configs.values()]
 
 
+def own_configs(model: PreTrainedModel) -> None:
+    """Gives a model copies of its configs, which others may hold too: the caller, or another model made from it."""
+    held = [
+        (module, name)
+        for module in model.modules()
+        for name, value in module.__dict__.items()
+        if isinstance(value, PreTrainedConfig)
+    ]
+    copies: dict[int, Any] = {}  # by id, so that parts of a config that are shared go on being shared
+    for module, name in held:
+        module.__dict__[name] = copy.deepcopy(module.__dict__[name], copies)
+
+
 def restore_attention(before: list[tuple[Any, str]]) -> None:
     """Restores the attention implementations that `attention_of` returned."""
     for config, name in before:
@@ -285,8 +305,12 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
         try:
             for module in model.modules():
                 # Some versions of transformers leave out parts whose config is a copy.
-                if isinstance(module, PreTrainedModel) and module.config._attn_implementation != name:
+                if not isinstance(module, PreTrainedModel) or module.config._attn_implementation == name:
+                    continue
+                if "flash" not in name:
                     module.set_attn_implementation(name)
+                elif module._can_set_attn_implementation():  # which would look for a package of that name
+                    module.config._attn_implementation = name
         except (ValueError, AttributeError):
             return False
     return bool(model.config._attn_implementation == name)
@@ -302,7 +326,10 @@ def attention_through(
         Whether the model lets its attention be replaced.
     """
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        require_known(kwargs)
         record(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
@@ -322,6 +349,8 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
         with attention_through(backbone.model, trace.attended) as recorded:
             if recorded:
                 _run_trial(backbone, trace)
+    except SoftPromptError as error:
+        return [], str(error), trace
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {first_line(error)})", trace
     if not recorded:
