@@ -123,9 +123,9 @@ class Subject:
                 elif isinstance(shape, list):
                     values = torch.randn([1, *shape], generator=generator, dtype=torch.float64)
                     row.extra[name] = values.to(self.plain.dtype)
-                elif isinstance(shape, int):
-                    drawn = torch.randint(1, 30, (len(row.ids[0]), shape), generator=generator).sort(1).values
-                    row.marks[name] = drawn.tolist()
+                else:  # corners of boxes, as whole numbers or as shares
+                    drawn = torch.randint(1, 30, (len(row.ids[0]), int(shape)), generator=generator).sort(1).values
+                    row.marks[name] = drawn.tolist() if isinstance(shape, int) else (drawn / 30).tolist()
         self.tokens = self.plain.main_input_name == "input_ids" or bool(exception(self.model_type, "tokens"))
 
     def _runs(self) -> bool:
