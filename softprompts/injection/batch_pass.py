@@ -79,6 +79,7 @@ class Pass:
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
         self.mask_around: Tensor | None = None  # what the model around the base model sees as attention mask
         self.columns = 0  # of a causal model's steps so far, prompt tokens included
+        self.padded_behind = False  # whether rows of a causal model got their padding behind them
         self.without_cache = False  # whether the call is not to make a cache of its own
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
         self.penalties_taken = False  # whether somebody adds the penalties to a loss

@@ -6,6 +6,7 @@ prompt's columns from what comes out.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, Recorder, site_of
-from softprompts.backbones.backbone import states_given
+from softprompts.backbones.backbone import states_given, trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
@@ -225,13 +226,16 @@ class InputHooks:
         if embeddings is None and (inserts or pass_.update is not None):
             embeddings = self.backbone.embeddings(ids)
         tokens = pass_.tokens
-        if real is None and seen and tokens is not None and tokens.counts is not None:
+        if real is None and seen and tokens is not None and tokens.counts is not None and _holds_columns(cache):
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
             real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
         shape = (rows, columns if real is None else real.shape[1])
         given_to_layout = (real, shape, tokens, device)
         on_encoders = (self.backbone.keep_first, self.backbone.reads_first)
-        layout = CausalLayout(*given_to_layout) if causal else EncoderLayout(*given_to_layout, *on_encoders)
+        if not causal:
+            layout: Layout = EncoderLayout(*given_to_layout, *on_encoders)
+        else:
+            layout = self._causal_layout(pass_, given_to_layout, cache is not None or bool(inputs.get("use_cache")))
         if pass_.gated_sites and pass_.visible is not None:
             seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
             pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
@@ -261,6 +265,39 @@ class InputHooks:
         at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
         at_end[:, 0] = False
         return ~at_end
+
+    def _causal_layout(self, pass_: Pass, given: tuple[Any, ...], cached: bool) -> Layout:
+        """The layout of a causal model; those that count positions themselves get no padding in front if it can be."""
+        if self.backbone.takes_positions:
+            return CausalLayout(*given)
+        name = self.state.model_class.__name__
+        if not cached:
+            layout: Layout = EncoderLayout(*given)
+            pass_.padded_behind = not layout.simple
+            return layout
+        if pass_.padded_behind:
+            raise SoftPromptError(f"{name} takes no position_ids: pass use_cache=True to the first call of a loop, too")
+        layout = CausalLayout(*given)
+        tokens = pass_.tokens
+        if tokens is not None and tokens.counts is not None and not self._bears_padding:
+            raise SoftPromptError(
+                f"{name} takes no position_ids and counts padding in front of a row, so that prompts of different "
+                "lengths cannot generate in one batch: generate them one after the other, or with use_cache=False"
+            )
+        return layout
+
+    @functools.cached_property
+    def _bears_padding(self) -> bool:
+        """Whether padding in front of a row changes nothing, found out by running a few tokens with and without."""
+        entry, device = self.backbone.entry, self.backbone.device
+        ids = torch.arange(1, 5, device=device)[None]
+        mask = F.pad(torch.ones_like(ids), (2, 0))
+        quick: dict[str, Any] = {"use_cache": False} if "use_cache" in self.backbone.parameters else {}
+        with self.state.activate(None), trial(self.backbone.model):
+            alone = entry(input_ids=ids, **quick)[0].float()
+            padded = entry(input_ids=F.pad(ids, (2, 0)), attention_mask=mask, **quick)[0].float()[:, 2:]
+        largest = max(1e-4, 4 * torch.finfo(self.backbone.model.dtype).eps) * alone.abs().max()
+        return bool((alone - padded).abs().max() <= largest)  # not where it is nan
 
     def _require_room(self, pass_: Pass, seen: int, columns: int, length: int, positions: Any) -> None:
         limit = self.backbone.max_tokens
@@ -308,7 +345,8 @@ class InputHooks:
         if layout.new_mask is not None:
             inputs["attention_mask"] = layout.new_mask.to(mask_type)
         if sets_positions:
-            inputs["position_ids"] = layout.positions(positions, real)
+            made = layout.positions(positions, real)
+            inputs["position_ids"] = made if positions is not None or made is None else self._counted(made)
 
     def _widen_later_step(
         self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, columns: int
@@ -326,7 +364,11 @@ class InputHooks:
             count = pass_.tokens.count(positions.shape[0], positions.device)
             inputs["position_ids"] = positions + count[:, None]
         elif positions is None and layout.new_mask is not None:
-            inputs["position_ids"] = positions_from_first(layout.new_mask)[:, -columns:]
+            inputs["position_ids"] = self._counted(positions_from_first(layout.new_mask)[:, -columns:])
+
+    def _counted(self, positions: Tensor) -> Tensor:
+        """Positions as the model counts them, which need not begin at 0."""
+        return positions + self.backbone.first_position
 
     def _shift_positions(self, pass_: Pass, inputs: dict[str, Any]) -> None:
         """Moves the tokens' positions behind those of prefixes that have some; relative ones stay as they are."""
@@ -355,6 +397,14 @@ def columns_in(cache: Any, counted: int) -> int:
         return counted if cache.has_previous_state() else 0
     except AttributeError:  # of models with a cache of their own
         return int(getattr(cache, "seqlen_offset", 0)) or (0 if getattr(cache, "rnn_state_initial", True) else counted)
+
+
+def _holds_columns(cache: Any) -> bool:
+    """Whether a cache has a column for each token, which a mask can hide; state spaces have none."""
+    try:
+        return int(cache.get_seq_length()) > 0
+    except (AttributeError, ValueError):
+        return False
 
 
 def _view_of_input(visible: Tensor, layout: Layout, columns: int, seen: int) -> Tensor:
