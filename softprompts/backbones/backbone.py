@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
 from softprompts.backbones import packaged, quantized, sharded, task_head
+from softprompts.backbones.kinds import look, trial
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
 from softprompts.errors import SoftPromptError, first_line
@@ -61,6 +61,8 @@ class Backbone:
         entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
         decoder: the decoder of an encoder-decoder, else None.
         embeddings: the input embedding module.
+        embedding_scale: what ``entry`` multiplies the embeddings of ids with, and embeddings that it is given not.
+        no_tokens_reason: why embeddings cannot take the place of ids; "" where they can.
         sites: attention sites in the order in which they run.
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
@@ -76,16 +78,11 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.kind = kind_of(model.config)
-        if self.kind == "encoder-decoder" and not hasattr(model, "get_decoder"):
-            self.kind = "encoder"
-        if self.kind == "encoder-decoder":
-            self.entry: nn.Module = model.get_encoder()
-            self.decoder: nn.Module | None = model.get_decoder()
-        else:
-            self.entry, self.decoder = _entry_of(model, self.kind), None
-        self.embeddings: nn.Module = model.get_input_embeddings()
+        self.embeddings: nn.Module = _embeddings_of(model)
         self.text_input = model.main_input_name == "input_ids"
+        found = look(model)
+        self.kind, self.entry, self.decoder = found.name, found.entry, found.decoder
+        self.embedding_scale, self.no_tokens_reason = found.scale, found.no_tokens_reason
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
@@ -201,32 +198,19 @@ class Backbone:
         return chosen
 
 
-def kind_of(config: Any) -> str:
-    """Returns "encoder", "decoder" or "encoder-decoder", by the config and transformers' tables of model types."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder-decoder"
-    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal_only = config.model_type in causal and config.model_type not in masked
-    return "decoder" if causal_only or getattr(config, "is_decoder", False) else "encoder"
-
-
-def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
-    """Returns the base model, or the stack within it if the model calls that one past the base model (OPT)."""
-    base = model.base_model
-    stack = model.get_decoder() if kind == "decoder" and base is not model else base
-    if stack is base or stack is model or stack not in set(base.modules()):
-        return base
-    called: list[nn.Module] = []
-
-    def note(module: nn.Module, _: Any) -> None:
-        called.append(module)
-
+def _embeddings_of(model: PreTrainedModel) -> nn.Module:
+    """Returns the table of input embeddings; raises a `SoftPromptError` where there is none."""
     try:
-        with trial(model), base.register_forward_pre_hook(note), stack.register_forward_pre_hook(note):
-            model(input_ids=torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device))
-    except Exception:
-        return base
-    return stack if called == [stack] else base
+        embeddings: Any = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        embeddings = None
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(embeddings, nn.Module) or not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise SoftPromptError(
+            f"{type(model).__name__} takes {model.main_input_name} and has no table of token embeddings: soft prompts "
+            "need one"
+        )
+    return embeddings
 
 
 def position_table(entry: nn.Module) -> tuple[int | None, int]:
@@ -249,19 +233,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         hf_logging.set_verbosity(level)
-
-
-@contextlib.contextmanager
-def trial(model: nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode without gradients, and every module back in its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), sharded.running(model):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:

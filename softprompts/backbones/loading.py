@@ -12,7 +12,8 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts.backbones import packaged, task_head
-from softprompts.backbones.backbone import kind_of, position_table, quiet
+from softprompts.backbones.backbone import position_table, quiet
+from softprompts.backbones.kinds import kind_of
 from softprompts.backbones.quantized import quantization_config, require_backend
 from softprompts.errors import SoftPromptError, first_line, shown
 from softprompts.processes import shared_state

@@ -116,6 +116,10 @@ def new_prompt(
                 f"{config.method} looks at the input's tokens or adds some, but {name} takes "
                 f"{backbone.model.main_input_name}: use a plain prefix"
             )
+        if config.uses_tokens and backbone.no_tokens_reason:
+            raise SoftPromptError(
+                f"{config.method} needs input prompts, which {name} cannot take: {backbone.no_tokens_reason}"
+            )
         head = task_head.new(backbone.heads, num_labels, backbone.model)
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")

@@ -68,6 +68,8 @@ class State:
         self.handles: list[Any] = []  # of all hooks but those at attention sites
         self.site_handles: list[Any] = []  # of hooks at attention sites whose states some prompt reads
         self.last_layer: LastLayer | None = None
+        # What `softprompts.model.self_check` found out, by the form of a prompt; None: nothing is to be checked.
+        self.checked: dict[Any, str] | None = {}
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active

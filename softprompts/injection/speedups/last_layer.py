@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from softprompts.backbones.backbone import trial
+from softprompts.backbones.kinds import trial
 from softprompts.injection.layout import EncoderLayout, Layout
 from softprompts.injection.speedups.read_column import READ_COLUMN, ReadColumn
 from softprompts.injection.state import State
