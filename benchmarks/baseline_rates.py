@@ -2,14 +2,16 @@
 
     python benchmarks/baseline_rates.py --data-dir DIR [--backbones encoder,smollm2,t5] [--tasks a,b] [--methods a,b]
                                         [--factors 0.1,0.3,1,3,10,30] [--seeds 0] [--steps 150] [--batch 16]
-                                        [--results build/baseline_rates/results.jsonl] [--table] [--quick]
+                                        [--results build/baseline_rates/results.jsonl] [--table]
+                                        [--into docs/defaults.md] [--quick]
 
 Each run trains with the rates of `STARTS` times a factor, the head's too, on rows of the official training split, and
 is scored once, after its last step, on other rows of that split: no row is among those that a table shows. Training
 rows that contain a held-out row, or are a part of one, are left out. A result is a line of the file; what is in the
 file is not done again, so that the same command goes on where it was interrupted.
 
---table trains nothing, and prints the file's results as the tables of docs/defaults.md.
+--table trains nothing, and prints the file's results as the tables of docs/defaults.md; with --into they stand between
+the two marks of a page, too.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import json
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from backbones import KNOWN
 from common import numbers, parse, parser
-from report import table
+from report import table, write_between
 
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
@@ -34,6 +37,7 @@ from softprompts.tasks import Example, load_task
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
+START, END = "<!-- rates: made by benchmarks/baseline_rates.py -->", "<!-- end of rates -->"
 HEAD = 1e-2
 STARTS = {
     "head-only": {"head": HEAD},
@@ -61,9 +65,14 @@ def main() -> None:
     arguments.add_argument("--held-out", type=int, default=400)
     arguments.add_argument("--results", type=Path, default=Path("build/baseline_rates/results.jsonl"))
     arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--into", type=Path)
     options = parse(arguments, steps=10, held_out=50, methods=["head-only", "lora"], tasks=["reviews"])
     if options.table:
-        print(tables(list(known(options.results))))
+        results = list(known(options.results))
+        text = f"{carried(results)}\n\n{tables(results)}"
+        print(text)
+        if options.into is not None:
+            write_between(options.into, START, END, text)
         return
     for backbone in options.backbones:
         for task in options.tasks:
@@ -154,6 +163,21 @@ def write(path: Path, rows: Sequence[Example]) -> None:
         for row in rows:
             texts = dict(zip(("text", "text_pair"), row.fields.values(), strict=False))
             file.write(json.dumps({**texts, "label": row.label}) + "\n")
+
+
+def carried(results: Sequence[dict[str, Any]]) -> str:
+    """How far the search was carried."""
+    places = {(result["backbone"], result["task"]) for result in results}
+    by_method = ", ".join(f"{method} {count}" for method, count in Counter(r["method"] for r in results).most_common())
+    by_backbone = ", ".join(
+        f"{backbone} {count}" for backbone, count in Counter(r["backbone"] for r in results).items()
+    )
+    seeds = len({result["seed"] for result in results})
+    return (
+        f"{len(results)} runs of {seeds} seed{'s' * (seeds != 1)} ({by_method}; by backbone: {by_backbone}), on "
+        f"{len(places)} of {len(KNOWN) * len(TASKS)} pairs of a backbone and a task. The head's rate moves with the "
+        "factor."
+    )
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 import made
 import made_tasks
-from report import table
+from report import table, write_between
 
 from softprompts.storage.files import write_json_atomic
 
@@ -51,8 +51,7 @@ def main() -> None:
     text = page(results)
     print(text)
     if options.into is not None:
-        before, _, rest = options.into.read_text(encoding="utf-8").partition(START)
-        options.into.write_text(f"{before}{START}\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write_between(options.into, START, END, text)
 
 
 def measured(name: str, arm: str, search: bool) -> dict[str, Any]:

@@ -27,6 +27,9 @@ INTRODUCTION = """# Performance
 What the benchmarks in `benchmarks/` measured. This page is written by `benchmarks/report.py` (`make bench` runs all of
 them and writes it anew); each benchmark explains in its first lines what exactly it does. Variants of one benchmark
 take turns, in one process or, where whole commands are compared, one after another: ratios say more than seconds.
+
+The line below each table says when it was measured. Defaults that changed after that day (see the changelog and
+[how they were chosen](defaults.md)) are not in it.
 """
 
 
@@ -75,6 +78,19 @@ def signature(data: dict[str, Any]) -> str:
 def table(columns: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
     """Markdown; the first ``words`` columns are text, the rest numbers."""
     return markdown_table(columns, lines, "l" * words + "r") + "\n"
+
+
+def write_between(page: Path, start: str, end: str, text: str) -> None:
+    """Writes a text between two marks of a page, in place of what stands there.
+
+    Raises:
+        SystemExit: a mark is not in the page.
+    """
+    before, first, rest = page.read_text(encoding="utf-8").partition(start)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise SystemExit(f"{page} lacks a mark: {start} or {end}")
+    page.write_text(f"{before}{start}\n\n{text.strip()}\n\n{end}{after}", encoding="utf-8")
 
 
 def ms(seconds: float) -> str:

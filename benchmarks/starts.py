@@ -67,6 +67,13 @@ STUDIES: dict[str, dict[str, Variant]] = {
         "masks 1": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 1.0, "mask_std": 1.0}),
         "masks 0": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 0.0, "mask_std": 1.0}),
     },
+    "gates": {
+        "before": Variant("multi-mask", {**NORMAL, **RAW}, {"router": 1e-3}),
+        "masks 1": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 1.0, "mask_std": 1.0}),
+        "masks 2": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 2.0, "mask_std": 1.0}),
+        "masks 2.5 wide": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 2.5, "mask_std": 1.5}),
+        "masks 3 wide": Variant("multi-mask", {**NORMAL, **SEEING, "mask_mean": 3.0, "mask_std": 1.5}),
+    },
     "selective": {
         "0.0001": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-4}),
         "0.001": Variant("selective-prefix", {**NORMAL, "selective_loss": 1e-3}),

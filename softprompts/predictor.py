@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 from transformers import AutoTokenizer
 
@@ -99,18 +100,32 @@ class Predictor:
         """A row of the task's fields, see `TaskReader.row`."""
         return self.reader.row(text, text_pair, fields, choices)
 
-    def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]:
-        """Labels texts.
+    @overload  # a str is a sequence of str too, and comes first
+    def __call__(self, texts: str | Mapping[str, Any], batch_size: int = 32) -> Answer: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, texts: Sequence[str | Text | Row], batch_size: int = 32) -> list[Answer]: ...
+
+    def __call__(
+        self, texts: str | Mapping[str, Any] | Sequence[str | Text | Row], batch_size: int = 32
+    ) -> Answer | list[Answer]:
+        """Labels a text, or a list of texts.
 
         Args:
-            texts: single texts; pairs; or mappings with a text for each field of the task, and with ``choices`` where
-                each row brings its own. A task that labels words takes texts, cut at white space, or mappings with
-                ``words``, a list.
+            texts: one text, or a list of texts; of pairs, ``("first", "second")``; or of mappings with a text for each
+                field of the task, and with ``choices`` where each row brings its own. A task that labels words takes
+                texts, cut at white space, or mappings with ``words``, a list.
             batch_size: rows per forward pass.
+
+        Returns:
+            An `Answer` for one text or mapping, a list of them for a list: ``label``, ``probability`` (of that label;
+            None where the task has none), and ``tags`` for tasks that label words.
 
         Raises:
             SoftPromptError: an empty text, or not a text for each field.
         """
+        if isinstance(texts, str | Mapping):
+            return self([texts], batch_size)[0]
         self.reader = self.reader.fitting(texts)
         rows = self.reader.encode(texts)
         self.truncated = rows.encoded.truncated

@@ -10,6 +10,7 @@ from prompts. `PromptTraining` adds them:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +104,7 @@ class PromptTraining:
         state, labels = state_of(attached), inputs.get("labels")
         pass_ = self._open_pass(attached, inputs, labels)
         names = inputs.get("prompt_names")  # the model takes them out of the inputs
-        with state.activate(pass_, inside=False):
+        with contextlib.nullcontext() if pass_ is None else state.activate(pass_, inside=False):
             result = base.compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
         loss, count = result[0] if return_outputs else result, kwargs.get("num_items_in_batch")
         if pass_ is not None and state.last_pass is not pass_ and pass_.penalties and labels is not None:

@@ -183,7 +183,7 @@ class Saved:
                     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
                 except Exception as error:  # a damaged or foreign folder fails anywhere
                     raise SoftPromptError(f"{self.name}: the tokenizer of '{path}' cannot be loaded") from error
-            model.delete_prompt(model.active_prompt)
+            model.forget_prompt(model.active_prompt)
             self._backbones[key] = LoadedBackbone(model, tokenizer)
         backbone_loaded = self._backbones[key]
         self.attached_name = f"shown-{len(backbone_loaded.model.prompts)}"
@@ -240,7 +240,7 @@ class Saved:
         loaded, name = self.loaded, f"{self.attached_name}-start"
         loaded.model.add_prompt(name, config, tokenizer=loaded.tokenizer, seed=int(seed))
         method: Method = loaded.model.prompts[name].method
-        loaded.model.delete_prompt(name)
+        loaded.model.forget_prompt(name)
         return method.eval()
 
 

@@ -6,6 +6,7 @@ All of it is found out by tiny forward passes or in transformers' own tables; th
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging as hf_logging
 
+from softprompts.attention.prefix import require_known
 from softprompts.backbones import packaged, quantized, sharded, task_head
 from softprompts.backbones.kinds import look, trial
 from softprompts.backbones.module_roles import Trace
@@ -60,7 +62,6 @@ class Backbone:
         kind: "encoder" (BERT), "decoder" (Llama) or "encoder-decoder" (T5).
         entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
         decoder: the decoder of an encoder-decoder, else None.
-        embeddings: the input embedding module.
         embedding_scale: what ``entry`` multiplies the embeddings of ids with, and embeddings that it is given not.
         no_tokens_reason: why embeddings cannot take the place of ids; "" where they can.
         sites: attention sites in the order in which they run.
@@ -70,6 +71,7 @@ class Backbone:
         first_position: the position id of a first token (RoBERTa counts from behind that of padding).
         reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
         no_sites_reason: why there are none; "" where there are.
+        only_keys: the kernel of an attached model where it takes more keys only, and no change of the scores; "" else.
         text_input: whether the model takes token ids.
         parts: the modules that a prompt can change, each described, and the module itself.
         heads: the modules of the model's own task head, by name; empty without one.
@@ -78,7 +80,7 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.embeddings: nn.Module = _embeddings_of(model)
+        _require_table(model)
         self.text_input = model.main_input_name == "input_ids"
         found = look(model)
         self.kind, self.entry, self.decoder = found.name, found.entry, found.decoder
@@ -90,10 +92,16 @@ class Backbone:
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
+        self.only_keys = ""
         self.parts = _find_parts(self, trace)
         self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
         names, ids = cast("dict[int, str]", dict(model.config.id2label or {})), dict(model.config.label2id or {})
         self.labels = (model.config.num_labels, names, ids)
+
+    @property
+    def embeddings(self) -> nn.Module:
+        """The input embedding module, which may be replaced (``set_input_embeddings``)."""
+        return self.model.get_input_embeddings()
 
     @property
     def hidden_size(self) -> int:
@@ -198,19 +206,18 @@ class Backbone:
         return chosen
 
 
-def _embeddings_of(model: PreTrainedModel) -> nn.Module:
-    """Returns the table of input embeddings; raises a `SoftPromptError` where there is none."""
+def _require_table(model: PreTrainedModel) -> None:
+    """Raises a `SoftPromptError` where a model has no table of input embeddings."""
     try:
         embeddings: Any = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         embeddings = None
     weight = getattr(embeddings, "weight", None)
-    if not isinstance(embeddings, nn.Module) or not isinstance(weight, Tensor) or weight.ndim != 2:
+    if not isinstance(embeddings, nn.Module) or not isinstance(weight, Tensor) or len(sharded.shape_of(weight)) != 2:
         raise SoftPromptError(
-            f"{type(model).__name__} takes {model.main_input_name} and has no table of token embeddings: soft prompts "
-            "need one"
+            f"{type(model).__name__} takes {model.main_input_name} and has no table of token embeddings, which soft "
+            "prompts need"
         )
-    return embeddings
 
 
 def position_table(entry: nn.Module) -> tuple[int | None, int]:
@@ -244,6 +251,19 @@ def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     return [(config, config._attn_implementation) for config in configs.values()]
 
 
+def own_configs(model: PreTrainedModel) -> None:
+    """Gives a model copies of its configs, which others may hold too: the caller, or another model made from it."""
+    held = [
+        (module, name)
+        for module in model.modules()
+        for name, value in module.__dict__.items()
+        if isinstance(value, PreTrainedConfig)
+    ]
+    copies: dict[int, Any] = {}  # by id, so that parts of a config that are shared go on being shared
+    for module, name in held:
+        module.__dict__[name] = copy.deepcopy(module.__dict__[name], copies)
+
+
 def restore_attention(before: list[tuple[Any, str]]) -> None:
     """Restores the attention implementations that `attention_of` returned."""
     for config, name in before:
@@ -256,8 +276,12 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
         try:
             for module in model.modules():
                 # Some versions of transformers leave out parts whose config is a copy.
-                if isinstance(module, PreTrainedModel) and module.config._attn_implementation != name:
+                if not isinstance(module, PreTrainedModel) or module.config._attn_implementation == name:
+                    continue
+                if "flash" not in name:
                     module.set_attn_implementation(name)
+                elif module._can_set_attn_implementation():  # which would look for a package of that name
+                    module.config._attn_implementation = name
         except (ValueError, AttributeError):
             return False
     return bool(model.config._attn_implementation == name)
@@ -273,7 +297,10 @@ def attention_through(
         Whether the model lets its attention be replaced.
     """
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        require_known(kwargs)
         record(module, query, key, value)
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
@@ -293,6 +320,8 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
         with attention_through(backbone.model, trace.attended) as recorded:
             if recorded:
                 _run_trial(backbone, trace)
+    except SoftPromptError as error:
+        return [], str(error), trace
     except Exception as error:
         return [], f"a trial pass through it failed ({type(error).__name__}: {first_line(error)})", trace
     if not recorded:

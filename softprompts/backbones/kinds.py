@@ -81,10 +81,11 @@ def look(model: PreTrainedModel) -> Kind:
 
 @dataclass
 class _Call:
-    """A call of a model within a model: the embeddings it was given, if any, and the states that came out."""
+    """A call of a model within a model: the embeddings and the mask it was given, and the states that came out."""
 
     module: nn.Module
     given: Tensor | None
+    mask: Any
     states: Tensor
 
 
@@ -119,7 +120,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
     Each is within the one before. And whether a cache comes out.
     """
     chain: list[nn.Module] = []
-    given: dict[nn.Module, Tensor | None] = {}
+    given: dict[nn.Module, tuple[Tensor | None, Any]] = {}
     made: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -127,7 +128,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
         whole_rows = any(isinstance(value, Tensor) and value.shape[:2] == ids.shape for value in values)
         if whole_rows and module not in given and (not chain or module in set(chain[-1].modules())):
             chain.append(module)
-            given[module] = kwargs.get("inputs_embeds")
+            given[module] = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         states = states_of(output)
@@ -139,13 +140,13 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
     handles += [module.register_forward_hook(after) for module in inner]
     caching = {"use_cache": True} if "use_cache" in inspect.signature(whole.forward).parameters else {}
     try:
-        output = whole(input_ids=ids, **caching)
+        output = whole(input_ids=ids, attention_mask=torch.ones_like(ids), **caching)
     except Exception:
         return [], False
     finally:
         for handle in handles:
             handle.remove()
-    return [_Call(module, given[module], made[module]) for module in chain if module in made], cache_in(
+    return [_Call(module, *given[module], made[module]) for module in chain if module in made], cache_in(
         output
     ) is not None
 
@@ -235,6 +236,8 @@ def differs(expected: Tensor, given: Tensor, model: PreTrainedModel) -> float | 
     """
     tolerance = _COARSE if getattr(model, "is_quantized", False) else _TOLERANCES.get(model.dtype, _COARSE)
     expected, given = expected.double().flatten(0, -2), given.double().flatten(0, -2)
+    undefined = expected.isnan() & given.isnan()
+    expected, given = expected.masked_fill(undefined, 0), given.masked_fill(undefined, 0)
     by_token = (expected - given).abs().amax(-1) / expected.abs().max().clamp(min=1e-30)
     difference = float(by_token.median() if tolerance == _COARSE else by_token.max())
     return None if difference <= tolerance else difference

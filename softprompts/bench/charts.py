@@ -1,8 +1,9 @@
-"""Charts of a bench: points, lines with bands over seeds, bars; `softprompts.bench.figures` collects their numbers."""
+"""Charts of a bench: points, lines with bands over seeds, bars, effects; their numbers are collected elsewhere."""
 
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -49,6 +50,25 @@ class Panel:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point with its interval in a forest plot.
+
+    Attributes:
+        label: one colour for each; "" is drawn in ink.
+        mean: the point.
+        low: lower end of the interval.
+        high: upper end.
+        told: whether zero is told apart; the point is filled then.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    told: bool
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -149,6 +169,62 @@ def bars_of(
 
         legend_below(figure, [Patch(**_fill(styles[label])) for label in labels], labels, width)
     return figure
+
+
+def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: float, ink: str = "") -> Figure:
+    """Effects with intervals, group by group from the top; an arrow stands where an interval leaves the picture.
+
+    Args:
+        groups: by heading, the estimates.
+        x_label: what they are.
+        margin: effects up to so many points either way lie on a grey band.
+        ink: name of what is drawn in ink.
+    """
+    labels = list(dict.fromkeys(one.label for group in groups.values() for one in group if one.label))
+    colours = {label: style_of(index)["color"] for index, label in enumerate(labels)} | {"": "#000000"}
+    marks = {label: style_of(index)["marker"] for index, label in enumerate(labels)} | {"": "D"}
+    lines = sum(max(2, len(group)) for group in groups.values())
+    figure, (axes,) = new_figure(7.4, 1.1 + 0.17 * lines + 0.12 * len(groups) + 0.22 * legend_rows(labels, 7.4))
+    estimates = [one for group in groups.values() for one in group]
+    left, right = _limits(estimates, margin)
+    axes.axvspan(-margin, margin, color="#808080", alpha=0.13, linewidth=0)
+    axes.axvline(0, color="#000000", linewidth=0.9)
+    y, ticks = 0.0, []
+    for group in groups.values():
+        height = max(2, len(group))
+        ticks.append(y + (height - 1) / 2)
+        for place, one in enumerate(group, start=int(height - len(group)) // 2):
+            at, colour = y + place, colours[one.label]
+            axes.plot([max(one.low, left), min(one.high, right)], [at, at], color=colour, linewidth=1.6)
+            face = colour if one.told else "none"
+            axes.plot(one.mean, at, marks[one.label], color=colour, markerfacecolor=face, markersize=5.5)
+            for beyond, edge, arrow in ((one.low < left, left, "<"), (one.high > right, right, ">")):
+                if beyond:
+                    axes.plot(edge, at, arrow, color=colour, markersize=5, clip_on=False)
+        y += height + 0.7
+        axes.axhline(y - 0.85, color="#808080", alpha=0.25, linewidth=0.8)
+    axes.set_yticks(ticks, ["\n".join(map(plain, textwrap.wrap(name, 30))) for name in groups])
+    axes.set_ylim(y - 0.85, -0.85)
+    axes.set_xlim(left, right)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(plain(x_label), fontsize=9)
+    from matplotlib.lines import Line2D
+
+    shown = [*labels, ""] if ink and any(not one.label for one in estimates) else labels
+    handles = [Line2D([], [], color=colours[one], marker=marks[one], linewidth=1.6, markersize=5.5) for one in shown]
+    legend_below(figure, handles, [one or ink for one in shown], 7.4)
+    return figure
+
+
+def _limits(estimates: Sequence[Estimate], margin: float) -> tuple[float, float]:
+    """Ends of the axis: all means are inside, and nine of ten ends of intervals."""
+    ends = np.array([(one.low, one.mean, one.high) for one in estimates])
+    low = min(float(np.quantile(ends[:, 0], 0.1)), float(ends[:, 1].min()), -margin)
+    high = max(float(np.quantile(ends[:, 2], 0.9)), float(ends[:, 1].max()), margin)
+    room = 0.06 * (high - low)
+    return low - room, high + room
 
 
 def _fill(index: int) -> dict[str, Any]:

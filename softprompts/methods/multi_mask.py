@@ -35,8 +35,8 @@ class MultiMaskConfig(PrefixConfig):
         num_masks: ``k``. With a single mask the gate does not depend on the input.
         router_input: what the router sees of the mean embedding. "standardised": it has the scale that makes logits
             differ from row to row whatever the backbone, see `Router`. "raw": the mean itself, as in the paper.
-        mask_mean, mask_std: masks start from N(``mask_mean``, ``mask_std``^2) (released code: 2.5 and 0.5, where all
-            gates are about 0.92 and hardly move).
+        mask_mean, mask_std: masks start from N(``mask_mean``, ``mask_std``^2): gates are as open as in the released
+            code (2.5 and 0.5), and differ from mask to mask, where those are about 0.92 all.
         router_dropout: dropout on the router's logits in training.
         router_noise: instead of dropout, multiply the logits by ``1 + N(0, 1)`` in training, as the released code does.
         l1_lambda: weight of the sparsity term ``mean |sigmoid(masks)|``, the mean over all mask entries; the paper has
@@ -48,8 +48,8 @@ class MultiMaskConfig(PrefixConfig):
 
     num_masks: Annotated[int, Field(ge=1)] = 4
     router_input: Literal["standardised", "raw"] = "standardised"
-    mask_mean: float = 1.0
-    mask_std: Annotated[float, Field(gt=0)] = 1.0
+    mask_mean: float = 3.0
+    mask_std: Annotated[float, Field(gt=0)] = 1.5
     router_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     router_noise: bool = False
     l1_lambda: Annotated[float, Field(ge=0)] = 0.0
@@ -71,7 +71,7 @@ class MultiMaskConfig(PrefixConfig):
         "the router as in the paper (its scripts use noise: `router_noise`). The paper's L1 term has no weight and is "
         "not in its code: off by default. The router sees the mean embedding standardised by the embedding table, as "
         "the mean itself hardly differs from row to row where embeddings are small (`router_input='raw'` is the "
-        "paper's). Masks start from N(1, 1), released code: N(2.5, 0.5^2), where gates are open and hardly move.",
+        "paper's). Masks start from N(3, 1.5^2), released code: N(2.5, 0.5^2), where all gates are much the same.",
     )
     modifies_prefix = True
     revision = 1

@@ -39,7 +39,7 @@ def test_starts_are_recognised_by_their_numbers() -> None:
 
 
 def test_rates_and_starts_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert component("multi-mask", "masks").start == "N(1, 1^2) (masks)"
+    assert component("multi-mask", "masks").start == "N(3, 1.5^2) (masks)"
     assert component("multi-mask", "masks", mask_mean=2.5, mask_std=0.5).start == "N(2.5, 0.5^2) (masks)"
     assert component("prefix-tuning", "prefix", init_std=1.0).start == "N(0, 1^2) (prefix)"
     assert component("prompt-tuning", "prompt").start == "token embeddings (prompt)"

@@ -815,6 +815,28 @@ def test_a_model_that_goes_past_its_base_model() -> None:
         assert (plain(ids).logits - wanted).abs().max() > 1e-3
 
 
+# --- the caller's config ---
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "llama", "gpt2"])
+def test_a_config_that_the_caller_holds_stays_as_it_was(family: str) -> None:
+    first = tiny.model(family)
+    config = first.config
+    second = type(first)(config)
+    before = config._attn_implementation
+    labels = ["x", "y"] if family == "bert" else None
+    sp.attach(first, sp.PrefixTuningConfig(num_virtual_tokens=2), seed=1, labels=labels)
+    assert config._attn_implementation == before and config.id2label != {0: "x", 1: "y"}
+    for model in (second, type(second)(first.config)):
+        sp.attach(model, sp.PrefixTuningConfig(num_virtual_tokens=2), seed=1)
+        sp.detach(model)
+        assert model.config._attn_implementation == before
+    for module in first.modules():  # all parts of the model hold the same copy
+        part = getattr(module, "config", None)
+        assert not isinstance(part, tf.PreTrainedConfig) or part._attn_implementation.startswith("softprompts|")
+    assert sp.detach(first).config._attn_implementation == before
+
+
 # --- devices by default ---
 
 

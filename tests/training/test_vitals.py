@@ -53,7 +53,7 @@ class Given(sp.Method):
 
 
 def measured(method: sp.Method, rows: Rows, **more: Any) -> Vitals:
-    return vitals_of(Prompt(method.config, method, None, []).train(), rows, **more)
+    return vitals_of(Prompt(method.config, method, None, [], (0, 0)).train(), rows, **more)
 
 
 @pytest.fixture
