@@ -64,7 +64,7 @@ def look(model: PreTrainedModel) -> Kind:
     base, embeddings = model.base_model, model.get_input_embeddings()
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_decoder"):
         encoder, decoder = model.get_encoder(), model.get_decoder()
-        if encoder is not None and decoder is not None and encoder is not model and decoder is not encoder:
+        if encoder is not None and decoder is not None and encoder not in set(decoder.modules()):
             if model.main_input_name != "input_ids":
                 return Kind("encoder-decoder", encoder, decoder)
             with trial(model):
@@ -81,11 +81,12 @@ def look(model: PreTrainedModel) -> Kind:
 
 @dataclass
 class _Call:
-    """A call of a model within a model: the embeddings and the mask it was given, and the states that came out."""
+    """A call of a model within a model: the embeddings, mask and positions given, and the states that came out."""
 
     module: nn.Module
     given: Tensor | None
     mask: Any
+    positions: Any
     states: Tensor
 
 
@@ -120,7 +121,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
     Each is within the one before. And whether a cache comes out.
     """
     chain: list[nn.Module] = []
-    given: dict[nn.Module, tuple[Tensor | None, Any]] = {}
+    given: dict[nn.Module, tuple[Any, ...]] = {}
     made: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -128,7 +129,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
         whole_rows = any(isinstance(value, Tensor) and value.shape[:2] == ids.shape for value in values)
         if whole_rows and module not in given and (not chain or module in set(chain[-1].modules())):
             chain.append(module)
-            given[module] = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+            given[module] = tuple(map(kwargs.get, ("inputs_embeds", "attention_mask", "position_ids")))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         states = states_of(output)
@@ -158,15 +159,19 @@ def cache_in(output: Any) -> tuple[str, Any] | None:
 
 
 def _innermost(calls: list[_Call], base: nn.Module, embeddings: nn.Module) -> nn.Module:
-    """Returns the last model called that takes embeddings and a mask, and has the table of embeddings in it."""
+    """Returns the last model called that takes embeddings and a mask, and has the table of embeddings in it.
+
+    Not one for which the model around it makes masks or plain positions, of the columns that it knows.
+    """
     entry = base
     for call in calls:
         parameters = inspect.signature(call.module.forward).parameters
-        if (
-            "inputs_embeds" in parameters
-            and "attention_mask" in parameters
-            and embeddings in set(call.module.modules())
-        ):
+        takes = "inputs_embeds" in parameters and "attention_mask" in parameters
+        plain_mask = isinstance(call.mask, Tensor) and call.mask.ndim == 2
+        plain_positions = isinstance(call.positions, Tensor) and call.positions.ndim < 3
+        if call.module is not base and (not plain_mask or plain_positions):
+            break
+        if takes and embeddings in set(call.module.modules()):
             entry = call.module
     return entry
 
