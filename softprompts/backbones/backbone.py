@@ -71,6 +71,7 @@ class Backbone:
         first_position: the position id of a first token (RoBERTa counts from behind that of padding).
         reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
         no_sites_reason: why there are none; "" where there are.
+        unreached: names of attention classes in it that no prefix reaches.
         only_keys: the kernel of an attached model where it takes more keys only, and no change of the scores; "" else.
         text_input: whether the model takes token ids.
         parts: the modules that a prompt can change, each described, and the module itself.
@@ -92,6 +93,7 @@ class Backbone:
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
+        self.unreached = _unreached(trace, {site.module for site in self.sites})
         self.only_keys = ""
         self.parts = _find_parts(self, trace)
         self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
@@ -247,8 +249,24 @@ def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
 
     The encoder and decoder of T5 have copies of the model's config.
     """
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    return [(config, config._attn_implementation) for config in configs.values()]
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    distinct = {id(config): config for config in [*configs, *_older_configs(model)]}
+    return [(config, config._attn_implementation) for config in distinct.values()]
+
+
+def _older_configs(model: PreTrainedModel) -> list[Any]:
+    """Returns the configs that layers go by where the model around them got another (``EncoderDecoderModel``)."""
+    found: list[Any] = []
+    owners: list[tuple[nn.Module, Any]] = [(model, model.config)]
+    while owners:
+        module, owner = owners.pop()
+        config = module.__dict__.get("config")
+        if isinstance(module, PreTrainedModel):
+            owner = module.config
+        elif isinstance(config, PreTrainedConfig) and config is not owner and type(config) is type(owner):
+            found.append(config)
+        owners += [(child, owner) for child in module.children()]
+    return found
 
 
 def own_configs(model: PreTrainedModel) -> None:
@@ -282,6 +300,8 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
                     module.set_attn_implementation(name)
                 elif module._can_set_attn_implementation():  # which would look for a package of that name
                     module.config._attn_implementation = name
+            for config in _older_configs(model):
+                config._attn_implementation = name
         except (ValueError, AttributeError):
             return False
     return bool(model.config._attn_implementation == name)
@@ -339,6 +359,14 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
         biased_by = _biased_by(module, [site.module for site in sites if site.kind == kind])
         sites.append(Site(module, kind, key.shape[1], key.shape[3], trace.widths.get(module, 0), biased_by))
     return sites, "", trace
+
+
+def _unreached(trace: Trace, sites: set[nn.Module]) -> list[str]:
+    """Returns the names of attention classes that ran in a trial pass and neither are, hold nor are held by a site."""
+    within = {part for site in sites for part in site.modules()}
+    ran = [module for module in trace.widths if "attention" in type(module).__name__.lower() and module not in within]
+    left = {module for module in ran if sites and not sites & set(module.modules())}
+    return sorted({type(module).__name__ for module in left if left & set(module.modules()) == {module}})
 
 
 def _biased_by(module: nn.Module, earlier: list[nn.Module]) -> nn.Module | None:

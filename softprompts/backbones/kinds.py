@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,12 +81,10 @@ def look(model: PreTrainedModel) -> Kind:
 
 @dataclass
 class _Call:
-    """A call of a model within a model: the embeddings, mask and positions given, and the states that came out."""
+    """A call of a model within a model: what it was given, by the names of its arguments, and the states it made."""
 
     module: nn.Module
-    given: Tensor | None
-    mask: Any
-    positions: Any
+    given: Mapping[str, Any]
     states: Tensor
 
 
@@ -121,7 +119,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
     Each is within the one before. And whether a cache comes out.
     """
     chain: list[nn.Module] = []
-    given: dict[nn.Module, tuple[Any, ...]] = {}
+    given: dict[nn.Module, Mapping[str, Any]] = {}
     made: dict[nn.Module, Tensor] = {}
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -129,7 +127,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
         whole_rows = any(isinstance(value, Tensor) and value.shape[:2] == ids.shape for value in values)
         if whole_rows and module not in given and (not chain or module in set(chain[-1].modules())):
             chain.append(module)
-            given[module] = tuple(map(kwargs.get, ("inputs_embeds", "attention_mask", "position_ids")))
+            given[module] = dict(kwargs)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         states = states_of(output)
@@ -147,7 +145,7 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
     finally:
         for handle in handles:
             handle.remove()
-    return [_Call(module, *given[module], made[module]) for module in chain if module in made], cache_in(
+    return [_Call(module, given[module], made[module]) for module in chain if module in made], cache_in(
         output
     ) is not None
 
@@ -167,8 +165,9 @@ def _innermost(calls: list[_Call], base: nn.Module, embeddings: nn.Module) -> nn
     for call in calls:
         parameters = inspect.signature(call.module.forward).parameters
         takes = "inputs_embeds" in parameters and "attention_mask" in parameters
-        plain_mask = isinstance(call.mask, Tensor) and call.mask.ndim == 2
-        plain_positions = isinstance(call.positions, Tensor) and call.positions.ndim < 3
+        mask, positions = call.given.get("attention_mask"), call.given.get("position_ids")
+        plain_mask = isinstance(mask, Tensor) and mask.ndim == 2
+        plain_positions = isinstance(positions, Tensor) and positions.ndim < 3
         if call.module is not base and (not plain_mask or plain_positions):
             break
         if takes and embeddings in set(call.module.modules()):
@@ -200,8 +199,8 @@ def _taking(model: PreTrainedModel, entry: nn.Module, embeddings: nn.Module, cal
     embedded = embeddings(_ids(model))
     for scale in (1.0, *_scales(model, entry)):
         scaled = embedded if scale == 1.0 else embedded * scale
-        if call.given is not None:  # the model around it looks ids up
-            same, expected = scaled, call.given
+        if call.given.get("inputs_embeds") is not None:  # the model around it looks ids up
+            same, expected = scaled, call.given["inputs_embeds"]
         else:
             try:
                 same, expected = states_of(entry(inputs_embeds=scaled)), call.states

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -180,6 +181,9 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
             f"{config.method} changes the scores of its prefix, which {backbone.only_keys} does not show: load "
             f"{name} with attn_implementation='{other}'"
         )
+    if sites and backbone.unreached:
+        left_out = ", ".join(backbone.unreached)
+        warnings.warn(f"{config.method}: the prefix does not reach {left_out} of {name}", stacklevel=2)
     if sites and config.positions == "shifted":
         reason = backbone.fixed_positions(sites)
         if reason is not None:
