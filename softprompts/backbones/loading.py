@@ -48,6 +48,8 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
         kind = kind_of(config)
         cls: Any = getattr(transformers, CLASSES[kind])
+        if kind == "decoder" and type(config) not in cls._model_mapping:
+            cls = transformers.AutoModelForImageTextToText
         if kind == "encoder" and tokens:
             cls = transformers.AutoModelForTokenClassification
         more = {} if quantize is None else quantization_arguments(cls, config, quantize)

@@ -200,7 +200,9 @@ class _Check:
                     plain[1],
                     lambda: self._stepwise(None, batch.row(1))[0],
                 )
-                (alone,) = self._prompted(prompt, [_NAME], short, prompt.config.method, steps=1)
+                # What looks at the input sees that of the first step.
+                steps = 2 if prompt.method.per_row or prompt.method.reads_states else 1
+                (alone,) = self._prompted(prompt, [_NAME], short, prompt.config.method, steps=steps)
                 if torch.equal(plain_short, alone):
                     raise SoftPromptError(f"{where}: its prefix has no effect")
                 if differs(alone, own, self.model) is not None:

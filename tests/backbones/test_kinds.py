@@ -34,7 +34,9 @@ def _gemma3() -> Any:
     torch.manual_seed(0)
     text = tiny.FAMILIES["gemma3"][1]()
     vision = tf.SiglipVisionConfig(**_VISION)
-    config = tf.Gemma3Config(text_config=text, vision_config=vision, image_token_id=59, boi_token_id=58, eoi_token_id=57)
+    config = tf.Gemma3Config(
+        text_config=text, vision_config=vision, image_token_id=59, boi_token_id=58, eoi_token_id=57
+    )
     return tf.Gemma3ForConditionalGeneration(config).double().eval()
 
 
