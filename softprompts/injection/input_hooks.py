@@ -6,16 +6,18 @@ prompt's columns from what comes out.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, Recorder, site_of
-from softprompts.backbones.backbone import states_given, trial
+from softprompts.backbones.backbone import states_given
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
@@ -225,6 +227,9 @@ class InputHooks:
                 embeddings = given  # looked up again: prompts may change the table
         if embeddings is None and (inserts or pass_.update is not None):
             embeddings = self.backbone.embeddings(ids)
+        scale = self.backbone.embedding_scale
+        if embeddings is not None and ids is not None and scale != 1:
+            embeddings = embeddings * scale
         tokens = pass_.tokens
         if real is None and seen and tokens is not None and tokens.counts is not None and _holds_columns(cache):
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
@@ -244,7 +249,7 @@ class InputHooks:
         if pass_.update is not None:
             assert embeddings is not None
             update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
-            embeddings = embeddings + update.to(dtype=embeddings.dtype, device=embeddings.device)
+            embeddings = embeddings + scale * update.to(dtype=embeddings.dtype, device=embeddings.device)
         if seen:
             self._widen_later_step(pass_, inputs, layout, embeddings, columns)
         else:
@@ -339,13 +344,21 @@ class InputHooks:
             sets_positions = self.backbone.takes_positions and (positions is not None or not layout.simple)
         if changed:
             assert embeddings is not None
-            inputs["input_ids"], inputs["inputs_embeds"] = None, layout.embeddings(embeddings, pass_.tokens)
+            tokens, scale = pass_.tokens, self.backbone.embedding_scale
+            if tokens is not None and scale != 1:
+                tokens = dataclasses.replace(tokens, embeddings=scale * tokens.embeddings)
+            inputs["input_ids"], inputs["inputs_embeds"] = None, layout.embeddings(embeddings, tokens)
         if widens_others:
             _widen_others(inputs, layout)
         if layout.new_mask is not None:
             inputs["attention_mask"] = layout.new_mask.to(mask_type)
         if sets_positions:
-            made = layout.positions(positions, real)
+            planes = None if positions is None or positions.ndim == 2 else positions  # of text, height and width, say
+            made: Tensor | None
+            if planes is not None:
+                made = torch.stack([cast(Tensor, layout.positions(plane, real)) for plane in planes])
+            else:
+                made = layout.positions(positions, real)
             inputs["position_ids"] = made if positions is not None or made is None else self._counted(made)
 
     def _widen_later_step(
@@ -361,7 +374,7 @@ class InputHooks:
         if not self.backbone.takes_positions:
             return
         if positions is not None and pass_.tokens is not None:
-            count = pass_.tokens.count(positions.shape[0], positions.device)
+            count = pass_.tokens.count(positions.shape[-2], positions.device)
             inputs["position_ids"] = positions + count[:, None]
         elif positions is None and layout.new_mask is not None:
             inputs["position_ids"] = self._counted(positions_from_first(layout.new_mask)[:, -columns:])

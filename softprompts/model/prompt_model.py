@@ -37,6 +37,7 @@ from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
 from softprompts.model.noise import follow_noise
 from softprompts.model.penalties import has_loss, labels_share, watch_penalties
+from softprompts.model.self_check import require_exact
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Losses that we compute ourselves, as the number of labels is each prompt's own.
@@ -345,10 +346,11 @@ class PromptModel(PromptFiles):
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
 
         Raises:
-            SoftPromptError: the name is taken or not allowed.
+            SoftPromptError: the name is taken or not allowed, or the prompt is not exact on this model.
         """
         self._check_free(name)
         state = state_of(self)
+        require_exact(state, prompt)
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
         follow_prompts(state)

@@ -23,7 +23,7 @@ import softprompts as sp
 from softprompts.errors import SoftPromptError
 from tests.models.factory import NotBuilt, classes, exception, first_line, model_of
 from tests.models.images import with_image
-from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, batch_of, difference, ShapeError, rows_of, said, span_loss
+from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, ShapeError, batch_of, difference, rows_of, said, span_loss
 
 TOLERANCE = 1e-5  # models compute in float64, but for what they always do in float32
 IN_FLOAT32 = 2e-4
@@ -234,7 +234,7 @@ class Subject:
 
     # --- what is right --------------------------------------------------------------------------------------------
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def alone(self, number: int, method: str | None, typed: tuple[int, ...] = (), place: int = 0) -> Tensor:
         """What the plain model (or, for a method, the attached one) says of a row by itself."""
         row = self.rows[number]
@@ -243,7 +243,7 @@ class Subject:
             return plainly(lambda: self.call(self.plain, [row], skip=(place, place + len(typed)))[0])
         return self.call(self.attached, [row], prompt_names=method)[0]
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def alone_generated(self, number: int, method: str | None, typed: tuple[int, ...] = ()) -> Tensor:
         """The same of generation."""
         row = self.rows[number]
@@ -413,7 +413,7 @@ def check_mixed(subject: Subject, method: str) -> Cell:
     return _rows(subject, subject.call(subject.attached, subject.rows, prompt_names=names), names, "right")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _gradients(subject: Subject, method: str, checkpointing: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss in training mode, and the gradient of each parameter of a prompt."""
     model = subject.attached
