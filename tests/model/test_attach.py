@@ -158,9 +158,8 @@ def test_set_disable_and_delete() -> None:
     with pytest.raises(KeyError), model.disable_prompt():
         raise KeyError
     assert model.active_prompt == "prefix-tuning"
-    with model.disable_prompt():
-        with pytest.warns(UserWarning, match="'prompt-tuning' is active now"):
-            model.delete_prompt("prefix-tuning")
+    with pytest.warns(UserWarning, match="'prompt-tuning' is active now"), model.disable_prompt():  # noqa: PT031
+        model.delete_prompt("prefix-tuning")
         assert model.active_prompt is None
     assert list(model.prompts) == [model.active_prompt] == ["prompt-tuning"]
     assert torch.equal(model(**inputs).logits, by_name["prompt-tuning"])
