@@ -117,7 +117,11 @@ def test_outputs_and_gradients_are_those_of_sdpa(family: str, padding: str, call
     methods = ["prefix-tuning", "multi-mask", "prompt-tuning", "adaptive-prefix"]
     inputs = inputs_of(family, padding)
     ones, outcomes = torch.ones(3, 7, dtype=torch.long), []
-    for names in (["prefix-tuning"] * 3, ["multi-mask", None, "prefix-tuning"], ["adaptive-prefix", "prompt-tuning", None]):
+    for names in (
+        ["prefix-tuning"] * 3,
+        ["multi-mask", None, "prefix-tuning"],
+        ["adaptive-prefix", "prompt-tuning", None],
+    ):
         for kernel in ("flash_attention_2", "sdpa"):
             model = attached(family, *methods, kernel=kernel)
             logits = model(**inputs, prompt_names=names).logits
@@ -160,7 +164,9 @@ def test_packed_sequences_each_have_the_prefix(told: str) -> None:
 
 
 def test_windows_reach_no_prefix_beyond_them() -> None:
-    flashed, reference = (attached("gemma3", "prefix-tuning", kernel=kernel) for kernel in ("flash_attention_2", "sdpa"))
+    flashed, reference = (
+        attached("gemma3", "prefix-tuning", kernel=kernel) for kernel in ("flash_attention_2", "sdpa")
+    )
     ids = torch.randint(5, 60, (2, 6))
     torch.testing.assert_close(flashed(ids).logits, reference(ids).logits, **CLOSE)
     assert torch.equal(flashed.generate(ids, max_new_tokens=5), reference.generate(ids, max_new_tokens=5))
