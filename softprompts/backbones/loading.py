@@ -95,7 +95,10 @@ def load_for_prompt(
     except SoftPromptError:
         raise
     except Exception as error:  # a dozen kinds, for what a name can be of and for damaged weights
-        raise SoftPromptError(f"{owner}: its backbone {shown(name)} cannot be loaded ({first_line(error)})") from error
+        moved = "" if Path(path).expanduser().is_dir() else "; has it moved? Name its place: model=... or --model"
+        raise SoftPromptError(
+            f"{owner}: its backbone {shown(name)} cannot be loaded ({first_line(error)}){moved}"
+        ) from error
 
 
 def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:

@@ -7,6 +7,7 @@ prompt's columns from what comes out.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, Recorder, site_of
 from softprompts.backbones.backbone import states_given
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
@@ -87,24 +89,25 @@ class InputHooks:
                 self._require_forward(pass_)
         if pass_ is None or output is None:
             return output
+        self._tell_model_around(pass_, output)
         if self.backbone.kind != "encoder-decoder":
-            return self._restored(pass_, output, module is self.backbone.model or (scope is not None and scope.by_hook))
+            whole = module is self.backbone.model or (scope is not None and scope.by_hook)
+            return restored(output, pass_.layout, tables=whole)
         if pass_.tokens is None:
             output = restored(output, pass_.layout)
         if not isinstance(output, tuple):
             output._softprompt_pass = pass_
         return output
 
-    def _restored(self, pass_: Pass, output: Any, whole: bool) -> Any:
-        """Output of the base model without prompt columns, but for tables of which the model around makes a loss.
+    def _tell_model_around(self, pass_: Pass, output: Any) -> None:
+        """Widens the mask by which the model around counts the tokens of tables that it makes a loss of.
 
-        Its loss counts prompt tokens, as it would count them typed; so the mask that it counts by gets their columns.
+        So prompt tokens count as they would typed; `PromptModel` cuts the tables afterwards.
         """
         layout, mask = pass_.layout, pass_.mask_around
         if layout is not None and mask is not None and any(is_table(part, layout) for part in tensors(output)):
             width = layout.length + layout.columns
             mask.data = mask.new_ones(layout.rows, width) if layout.new_mask is None else layout.new_mask.to(mask)
-        return restored(output, layout, tables=whole)
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Widens the mask with which a decoder looks at its encoder's output."""
@@ -147,7 +150,7 @@ class InputHooks:
                     f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
                     "transformers.Trainer or softprompts' own loop"
                 )
-            computed_past = prompt.method.per_row or name in pass_.penalties
+            computed_past = prompt.method.per_row or prompt.method.reads_states or name in pass_.penalties
             if computed_past and pass_ is not self.state.surrounding:
                 raise SoftPromptError(
                     f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
@@ -197,7 +200,8 @@ class InputHooks:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
                 raise SoftPromptError(
-                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one"
+                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), "
+                    "not a prepared 4-D one"
                 )
             pass_.layout, pass_.view = None, None
             return
@@ -214,7 +218,7 @@ class InputHooks:
         if first_time:
             if given is None and pass_.needs_input:
                 embeddings = self.backbone.embeddings(ids)
-            visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
+            visible = self._without_padding(source) if real is None else real
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
@@ -227,15 +231,19 @@ class InputHooks:
         if embeddings is not None and ids is not None and scale != 1:
             embeddings = embeddings * scale
         tokens = pass_.tokens
-        if real is None and seen and tokens is not None and tokens.counts is not None:
+        if real is None and seen and tokens is not None and tokens.counts is not None and _holds_columns(cache):
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
             real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
         shape = (rows, columns if real is None else real.shape[1])
         given_to_layout = (real, shape, tokens, device)
         on_encoders = (self.backbone.keep_first, self.backbone.reads_first)
-        layout = CausalLayout(*given_to_layout) if causal else EncoderLayout(*given_to_layout, *on_encoders)
+        if not causal:
+            layout: Layout = EncoderLayout(*given_to_layout, *on_encoders)
+        else:
+            layout = self._causal_layout(pass_, given_to_layout, cache is not None or bool(inputs.get("use_cache")))
         if pass_.gated_sites and pass_.visible is not None:
-            pass_.view = _view_of_input(repeat_rows(pass_.visible, rows), layout, columns, seen)
+            seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
+            pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
         pass_.columns = seen + columns + (0 if seen else layout.length)
         self._require_room(pass_, seen, columns, layout.length, inputs.get("position_ids"))
         if pass_.update is not None:
@@ -246,6 +254,55 @@ class InputHooks:
             self._widen_later_step(pass_, inputs, layout, embeddings, columns)
         else:
             self._widen(pass_, inputs, layout, embeddings, real)
+
+    def _without_padding(self, source: Tensor) -> Tensor:
+        """What prompts see ``(R, n)`` of rows without a mask: without the padding at their ends, if they are causal.
+
+        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not.
+        """
+        visible = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+        if self.backbone.kind != "decoder" or source.ndim > 2:
+            return visible
+        padding = source == 0
+        pad_id = getattr(self.backbone.model.config.get_text_config(), "pad_token_id", None)
+        if pad_id is not None:
+            padding |= source == pad_id
+        at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
+        at_end[:, 0] = False
+        return ~at_end
+
+    def _causal_layout(self, pass_: Pass, given: tuple[Any, ...], cached: bool) -> Layout:
+        """The layout of a causal model; those that count positions themselves get no padding in front if it can be."""
+        if self.backbone.takes_positions:
+            return CausalLayout(*given)
+        name = self.state.model_class.__name__
+        if not cached:
+            layout: Layout = EncoderLayout(*given)
+            pass_.padded_behind = not layout.simple
+            return layout
+        if pass_.padded_behind:
+            raise SoftPromptError(f"{name} takes no position_ids: pass use_cache=True to the first call of a loop, too")
+        layout = CausalLayout(*given)
+        tokens = pass_.tokens
+        if tokens is not None and tokens.counts is not None and not self._bears_padding:
+            raise SoftPromptError(
+                f"{name} takes no position_ids and counts padding in front of a row, so that prompts of different "
+                "lengths cannot generate in one batch: generate them one after the other, or with use_cache=False"
+            )
+        return layout
+
+    @functools.cached_property
+    def _bears_padding(self) -> bool:
+        """Whether padding in front of a row changes nothing, found out by running a few tokens with and without."""
+        entry, device = self.backbone.entry, self.backbone.device
+        ids = torch.arange(1, 5, device=device)[None]
+        mask = F.pad(torch.ones_like(ids), (2, 0))
+        quick: dict[str, Any] = {"use_cache": False} if "use_cache" in self.backbone.parameters else {}
+        with self.state.activate(None), trial(self.backbone.model):
+            alone = entry(input_ids=ids, **quick)[0].float()
+            padded = entry(input_ids=F.pad(ids, (2, 0)), attention_mask=mask, **quick)[0].float()[:, 2:]
+        largest = max(1e-4, 4 * torch.finfo(self.backbone.model.dtype).eps) * alone.abs().max()
+        return bool((alone - padded).abs().max() <= largest)  # not where it is nan
 
     def _require_room(self, pass_: Pass, seen: int, columns: int, length: int, positions: Any) -> None:
         limit = self.backbone.max_tokens
@@ -297,11 +354,12 @@ class InputHooks:
             inputs["attention_mask"] = layout.new_mask.to(mask_type)
         if sets_positions:
             planes = None if positions is None or positions.ndim == 2 else positions  # of text, height and width, say
-            inputs["position_ids"] = (
-                layout.positions(positions, real)
-                if planes is None
-                else torch.stack([cast(Tensor, layout.positions(plane, real)) for plane in planes])
-            )
+            made: Tensor | None
+            if planes is not None:
+                made = torch.stack([cast(Tensor, layout.positions(plane, real)) for plane in planes])
+            else:
+                made = layout.positions(positions, real)
+            inputs["position_ids"] = made if positions is not None or made is None else self._counted(made)
 
     def _widen_later_step(
         self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, columns: int
@@ -319,7 +377,11 @@ class InputHooks:
             count = pass_.tokens.count(positions.shape[-2], positions.device)
             inputs["position_ids"] = positions + count[:, None]
         elif positions is None and layout.new_mask is not None:
-            inputs["position_ids"] = positions_from_first(layout.new_mask)[:, -columns:]
+            inputs["position_ids"] = self._counted(positions_from_first(layout.new_mask)[:, -columns:])
+
+    def _counted(self, positions: Tensor) -> Tensor:
+        """Positions as the model counts them, which need not begin at 0."""
+        return positions + self.backbone.first_position
 
     def _shift_positions(self, pass_: Pass, inputs: dict[str, Any]) -> None:
         """Moves the tokens' positions behind those of prefixes that have some; relative ones stay as they are."""
@@ -350,6 +412,14 @@ def columns_in(cache: Any, counted: int) -> int:
         return int(getattr(cache, "seqlen_offset", 0)) or (0 if getattr(cache, "rnn_state_initial", True) else counted)
 
 
+def _holds_columns(cache: Any) -> bool:
+    """Whether a cache has a column for each token, which a mask can hide; state spaces have none."""
+    try:
+        return int(cache.get_seq_length()) > 0
+    except (AttributeError, ValueError):
+        return False
+
+
 def _view_of_input(visible: Tensor, layout: Layout, columns: int, seen: int) -> Tensor:
     """Where in a pass, prompt tokens included, the input is that prompts may depend on."""
     if seen:
@@ -374,7 +444,9 @@ def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
     for name, value in inputs.items():
         if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
             continue
-        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
+        if not isinstance(value, Tensor) or value.ndim not in (2, 3) or value.shape[1] != layout.columns:
+            continue
+        if value.ndim == 2 or (value.shape[0] == layout.rows and not value.is_floating_point()):  # such as boxes
             inputs[name] = layout.ids(value, -100 if name.endswith("labels") else 0)
 
 

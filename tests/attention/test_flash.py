@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import modeling_flash_attention_utils as utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import softprompts as sp
 from softprompts.attention import flash
@@ -161,6 +162,18 @@ def test_packed_sequences_each_have_the_prefix(told: str) -> None:
         given |= {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 5, "max_length_k": 5}
     alone = [model(input_ids=part).logits for part in ids.split(lengths, 1)]
     torch.testing.assert_close(model(input_ids=ids, use_cache=False, **given).logits, torch.cat(alone, 1), **CLOSE)
+
+
+def test_kernels_of_the_hub(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "somebody/flash-attn9"
+    for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        monkeypatch.setitem(table._global_mapping, name, table["flash_attention_2"])
+    ids = torch.randint(5, 60, (2, 5))
+    model = attached("llama", "prefix-tuning", kernel=name)
+    torch.testing.assert_close(
+        model(ids).logits, attached("llama", "prefix-tuning", kernel="sdpa")(ids).logits, **CLOSE
+    )
+    assert set(calls) == {name}
 
 
 def test_windows_reach_no_prefix_beyond_them() -> None:

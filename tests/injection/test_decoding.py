@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import source_prompts
 import tiny
 import torch
 from torch import Tensor

@@ -68,6 +68,10 @@ def _forms(model: Any) -> Iterator[dict[str, Tensor]]:
             "pixel_values": torch.randn(1, 3, channels, side, side, dtype=dtype),
             "image_sizes": torch.tensor([[side, side]]),
         }
+        yield {
+            "pixel_values": torch.randn(1, 2, channels, side, side, dtype=dtype),
+            "image_sizes": torch.tensor([[side, side]]),
+        }
         yield {"pixel_values": torch.randn(1, 1, channels, side, side, dtype=dtype)}
         yield {
             "pixel_values": torch.randn(1, channels, side, side, dtype=dtype),

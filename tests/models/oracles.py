@@ -23,7 +23,7 @@ import softprompts as sp
 from softprompts.errors import SoftPromptError
 from tests.models.factory import NotBuilt, classes, exception, first_line, model_of
 from tests.models.images import with_image
-from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, batch_of, difference, ShapeError, rows_of, said, span_loss
+from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, ShapeError, batch_of, difference, rows_of, said, span_loss
 
 TOLERANCE = 1e-5  # models compute in float64, but for what they always do in float32
 IN_FLOAT32 = 2e-4
@@ -96,12 +96,12 @@ class Subject:
             self.task = "seq2seq" if self.plain.config.is_encoder_decoder else "causal"
         # Classes whose decoder is given the input too: tokens are typed for the encoder only, as prompts are.
         takes_states = "encoder_outputs" in inspect.signature(self.plain.forward).parameters
-        self.only_encoder = self.task in ("rows", "spans") and takes_states
+        self.only_encoder = self.task in ("rows", "spans", "tokens") and takes_states
         self.rows = rows_of(self.task, exception(model_type, "ids") or range(5, 80))
         if self.plain.config.is_encoder_decoder and self.task == "rows":  # read at the end of a text
             for row in self.rows:
                 row.ids[0].append(2)
-        self.always: dict[str, Any] = {}
+        self._dress(exception(model_type, "inputs", {}))
         if not self._runs():  # some parts know float32 only
             self.plain, double = model_of(model_type, name, dtype=torch.float32), self.plain
             if self._runs():
@@ -112,6 +112,21 @@ class Subject:
         self.refused: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.ready = False
+
+    def _dress(self, given: dict[str, Any]) -> None:
+        """Gives the rows what a type needs besides tokens: numbers of a shape, or so many for each token."""
+        generator = torch.Generator().manual_seed(11)
+        for row in self.rows:
+            for name, shape in given.items():
+                if name == "end":
+                    row.ids = [[*ids, *shape] for ids in row.ids]
+                elif isinstance(shape, list):
+                    values = torch.randn([1, *shape], generator=generator, dtype=torch.float64)
+                    row.extra[name] = values.to(self.plain.dtype)
+                else:  # corners of boxes, as whole numbers or as shares
+                    drawn = torch.randint(1, 30, (len(row.ids[0]), int(shape)), generator=generator).sort(1).values
+                    row.marks[name] = drawn.tolist() if isinstance(shape, int) else (drawn / 30).tolist()
+        self.tokens = self.plain.main_input_name == "input_ids" or bool(exception(self.model_type, "tokens"))
 
     def _runs(self) -> bool:
         try:
@@ -157,13 +172,16 @@ class Subject:
                 return self.call(model, rows, pad, (0, skip[1] + 1), **named)
         batch, skip = self.batch(model, rows, pad, skip, masked=len(rows) > 1)
         with torch.no_grad():
-            return said(model(**batch.inputs, **self.always, **named), batch, self.task, skip)
+            return said(model(**batch.inputs, **named), batch, self.task, skip)
 
     def batch(
         self, model: Any, rows: Sequence[Row], pad: str, skip: tuple[int, int], **how: Any
     ) -> tuple[Batch, tuple[int, int]]:
         """The inputs of rows in which the columns ``skip`` are typed, and which columns of the output these are."""
         batch = batch_of(rows, self.task, pad, skip, **how)
+        if not self.tokens:
+            for name in ("input_ids", "attention_mask"):
+                batch.inputs.pop(name, None)
         if not self.only_encoder or skip[0] == skip[1]:
             return batch, skip
         own = batch_of([row.without(skip) for row in rows], self.task, pad, labels=how.get("labels", False))
@@ -183,27 +201,25 @@ class Subject:
                 return self.loss(model, rows, (0, skip[1] + 1), pad, **named)
         batch, skip = self.batch(model, rows, pad, skip, labels=True)
         if task == "spans":
-            output = model(**batch.inputs, **self.always, **named)
+            output = model(**batch.inputs, **named)
             logits = torch.stack([output.start_logits, output.end_logits], -1)
-            cut = [
+            own = [
                 torch.cat([row[real][: skip[0]], row[real][skip[1] :]])
                 for row, real in zip(logits, batch.real, strict=True)
             ]
-            return span_loss(cut)
-        output = model(**batch.inputs, **self.always, **named)
+            return span_loss(own)
+        output = model(**batch.inputs, **named)
         if getattr(output, "loss", None) is None:
             raise Unable("gives no loss")
         return output.loss
 
     def generated(self, model: Any, rows: Sequence[Row], cache: bool = True, **named: Any) -> list[Tensor]:
         """The logits ``(new tokens, vocabulary)`` and the tokens of greedy generation, row by row."""
-        batch = batch_of(rows, self.task, "left", masked=True)
+        batch, _ = self.batch(model, rows, "left", (0, 0), masked=True)
         inputs = {key: value for key, value in batch.inputs.items() if key not in ("decoder_input_ids", "labels")}
         wanted = {"max_new_tokens": NEW, "do_sample": False, "use_cache": cache, "num_beams": 1}
         with torch.no_grad():
-            output = model.generate(
-                **inputs, **self.always, **wanted, output_logits=True, return_dict_in_generate=True, **named
-            )
+            output = model.generate(**inputs, **wanted, output_logits=True, return_dict_in_generate=True, **named)
         if isinstance(output, Tensor):
             tokens, logits = output, None
         else:
@@ -218,7 +234,7 @@ class Subject:
 
     # --- what is right --------------------------------------------------------------------------------------------
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def alone(self, number: int, method: str | None, typed: tuple[int, ...] = (), place: int = 0) -> Tensor:
         """What the plain model (or, for a method, the attached one) says of a row by itself."""
         row = self.rows[number]
@@ -227,7 +243,7 @@ class Subject:
             return plainly(lambda: self.call(self.plain, [row], skip=(place, place + len(typed)))[0])
         return self.call(self.attached, [row], prompt_names=method)[0]
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def alone_generated(self, number: int, method: str | None, typed: tuple[int, ...] = ()) -> Tensor:
         """The same of generation."""
         row = self.rows[number]
@@ -276,9 +292,9 @@ class Subject:
             typed = {INPUT: PROMPT, "short": SHORT}.get(name or "", ())
             rows.append(row.typed(typed, self.place if typed else 0))
             places.append(len(typed))
-        batch = batch_of(rows, self.task, pad)
+        batch, _ = self.batch(self.plain, rows, pad, (0, 0))
         with torch.no_grad():
-            found = plainly(lambda: said(self.plain(**batch.inputs, **self.always), batch, self.task))
+            found = plainly(lambda: said(self.plain(**batch.inputs), batch, self.task))
         if self.task in ("rows", "choice", "seq2seq"):
             return found
         return [
@@ -397,7 +413,7 @@ def check_mixed(subject: Subject, method: str) -> Cell:
     return _rows(subject, subject.call(subject.attached, subject.rows, prompt_names=names), names, "right")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _gradients(subject: Subject, method: str, checkpointing: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss in training mode, and the gradient of each parameter of a prompt."""
     model = subject.attached

@@ -25,17 +25,22 @@ class Row:
     target: list[int]  # tokens of a decoder
     label: int
     extra: dict[str, Tensor] = field(default_factory=dict)  # an image, a sound: inputs with a first axis of rows
-    marks: dict[str, list[int]] = field(default_factory=dict)  # inputs with a number per token
+    marks: dict[str, list[Any]] = field(default_factory=dict)  # inputs with a number, or some, per token
 
     def typed(self, tokens: Sequence[int], place: int) -> Row:
         """With tokens typed behind the first ``place`` of its own."""
         ids = [[*ids[:place], *tokens, *ids[place:]] for ids in self.ids]
-        marks = {key: [*value[:place], *([0] * len(tokens)), *value[place:]] for key, value in self.marks.items()}
+        marks = {}
+        for key, value in self.marks.items():
+            nothing = [0] * len(value[0]) if isinstance(value[0], list) else 0
+            marks[key] = [*value[:place], *([nothing] * len(tokens)), *value[place:]]
         return Row(ids, self.target, self.label, self.extra, marks)
 
     def without(self, typed: tuple[int, int]) -> Row:
         """With what was typed at these columns taken out again."""
-        return Row([ids[: typed[0]] + ids[typed[1] :] for ids in self.ids], self.target, self.label, self.extra)
+        ids = [ids[: typed[0]] + ids[typed[1] :] for ids in self.ids]
+        marks = {key: value[: typed[0]] + value[typed[1] :] for key, value in self.marks.items()}
+        return Row(ids, self.target, self.label, self.extra, marks)
 
 
 def rows_of(task: str, ids: Sequence[int] = range(5, 80), seed: int = 3) -> list[Row]:
@@ -102,7 +107,12 @@ def batch_of(
     elif labels and task in ("rows", "choice"):
         inputs["labels"] = torch.tensor([row.label for row in rows])
     for name in rows[0].marks:
-        inputs[name] = torch.tensor([row.marks[name] for row in rows])
+        nothing = [0] * len(rows[0].marks[name][0]) if isinstance(rows[0].marks[name][0], list) else 0
+        padded = []
+        for row in rows:
+            empty = [nothing] * (columns - len(row.marks[name]))
+            padded.append([*empty, *row.marks[name]] if pad == "left" else [*row.marks[name], *empty])
+        inputs[name] = torch.tensor(padded)
     extra = {name: [row.extra[name] for row in rows if name in row.extra] for row in rows for name in row.extra}
     inputs |= {name: torch.cat(values) for name, values in extra.items()}
     return Batch(inputs, real)
