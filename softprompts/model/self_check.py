@@ -154,9 +154,14 @@ class _Check:
         typed = self._batch([[*first[:start], *given, *first[start:]], second])
         batch = self._batch([first, second], left=not self.seq2seq)
 
+        reads_first = config.placement == "front" and self.backbone.reads_first  # whose first column is the prompt's
+
         def behind(states: Tensor) -> Tensor:
             """The states of a row without those of the typed prompt; a decoder beside an encoder has none of them."""
-            return states if self.seq2seq else torch.cat([states[:start], states[start + len(given) :]])
+            if self.seq2seq:
+                return states
+            kept = int(reads_first)
+            return torch.cat([states[: start + kept], states[start + len(given) + kept :]])
 
         with quiet(), trial(self.model):
             expected = self._plain(typed)
