@@ -32,7 +32,7 @@ from softprompts.tasks.columns import (
 )
 from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, marker, new_tokens
 from softprompts.tasks.example import Example, Row
-from softprompts.tasks.file_readers import MissingColumn, check_columns, read_rows, read_text
+from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
 from softprompts.tasks.label_names import Labels
@@ -253,7 +253,7 @@ class TaskReader:
         for line, row in found:
             try:
                 entries.append(Entry(row, self._read(path, line, row, columns)))
-            except MissingColumn:  # of all rows, not of this one
+            except MissingColumnError:  # of all rows, not of this one
                 raise
             except SoftPromptError as error:
                 entries.append(Entry(row, fault=str(error)))
