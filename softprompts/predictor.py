@@ -22,7 +22,7 @@ from softprompts.tasks.data import recorded_data
 from softprompts.tasks.encode import encode_examples, say_cut
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.task_reader import Answer as Answer
-from softprompts.tasks.task_reader import ReadRows, TaskReader, Text
+from softprompts.tasks.task_reader import Entry, ReadRows, TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
 from softprompts.training.prediction import Prediction, predict
 
@@ -112,6 +112,17 @@ class Predictor:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
         return self.reader.read_file(file, text, text_pair, fields, sep)
+
+    def read_entries(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Fields | None = None,
+        sep: str | None = None,
+    ) -> list[Entry]:
+        """All rows of a file, with those that cannot be labelled, see `TaskReader.read_entries`."""
+        return self.reader.read_entries(file, text, text_pair, fields, sep)
 
     def labelled(
         self,

@@ -77,6 +77,9 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
             name = "validation" if split == "metrics" else "test"
             cells = ["-" if v is None else f"{v:.4f}" for v in result[split].values()]
             table.add_row(f"{name} ({result['eval_rows' if split == 'metrics' else 'test_rows']:,})", *cells)
+    if constant := result.get("constant_scores"):
+        cells = [f"{constant[name]:.4f}" if name in constant else "-" for name in result["metrics"]]
+        table.add_row("one answer for all rows", *cells)
     out.print(table)
     speed = 100 * result["step_seconds"] / max(1, result["steps"])
     out.print(
@@ -88,6 +91,7 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
         out.print(f"idle: {sentence}", soft_wrap=True)
     out.print(f"run folder: {path}", soft_wrap=True)
     out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
+    out.print(f"what it gets wrong: softprompts evaluate {path}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

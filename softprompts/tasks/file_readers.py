@@ -71,6 +71,10 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     return rows
 
 
+class MissingColumnError(SoftPromptError):
+    """A file lacks a column that is needed."""
+
+
 def check_columns(path: Path, columns: Iterable[str], wanted: Iterable[str], line: int | None = None) -> None:
     """Makes sure that all wanted columns are there.
 
@@ -83,7 +87,7 @@ def check_columns(path: Path, columns: Iterable[str], wanted: Iterable[str], lin
             place = f"{path}: " if line is None else f"{path}: line {line}: "
             near = nearest(name, columns)
             hint = f"; {near}" if near.startswith("did") else ""
-            raise SoftPromptError(f"{place}no column '{name}', there are: {', '.join(columns)}{hint}")
+            raise MissingColumnError(f"{place}no column '{name}', there are: {', '.join(columns)}{hint}")
 
 
 def read_text(path: Path) -> str:

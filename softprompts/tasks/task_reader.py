@@ -6,6 +6,7 @@ Many prompts may share a model and a tokenizer; each has a reader of its own.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from softprompts.tasks.columns import (
 )
 from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, marker, new_tokens
 from softprompts.tasks.example import Example, Row
-from softprompts.tasks.file_readers import check_columns, read_rows, read_text
+from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
 from softprompts.tasks.label_names import Labels
@@ -61,6 +62,14 @@ class Answer:
     tags: tuple[str, ...] = ()
     probabilities: Mapping[str, float] = field(default_factory=dict, compare=False)
     value: float | None = field(default=None, compare=False)
+
+
+class Entry(NamedTuple):
+    """A row of a file as it stands there, and its fields for the model, or what keeps it from being used."""
+
+    row: Row
+    fields: Row | None = None
+    fault: str | None = None
 
 
 class ReadRows(NamedTuple):
@@ -196,15 +205,42 @@ class TaskReader:
         fields: Mapping[str, str] | None = None,
         sep: str | None = None,
     ) -> list[Row]:
-        """The rows of a file, see `softprompts.Predictor.read`."""
-        path = Path(file)
-        names = self.fields
-        if path.suffix.lower() == ".txt" and sep is None:
-            rows: list[Row] = [{names[0]: line} for line in read_text(path).splitlines() if line.strip()]
-            if not rows:
-                raise SoftPromptError(f"{path} holds no texts")
-            self._require_fields(rows[0], path)
-            return rows
+        """The rows of a file, see `softprompts.Predictor.read`; raises for the first that cannot be used."""
+        rows = []
+        for entry in self.read_entries(file, text, text_pair, fields, sep):
+            if entry.fault is not None and entry.row:
+                raise SoftPromptError(entry.fault)
+            if entry.fields is not None:  # empty lines of a file of texts are between its texts
+                rows.append(entry.fields)
+        if not rows:
+            raise SoftPromptError(f"{file} holds no texts")
+        return rows
+
+    def read_entries(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        sep: str | None = None,
+    ) -> list[Entry]:
+        """All rows of a file in their order, those that cannot be used too; arguments as of `read_file`.
+
+        A file of texts (.txt, or "-" for standard input) has an entry for each line.
+
+        Raises:
+            SoftPromptError: no such file or column.
+        """
+        path, names = Path(file), self.fields
+        if (path.suffix.lower() == ".txt" or str(file) == "-") and sep is None:
+            lines = (sys.stdin.read() if str(file) == "-" else read_text(path)).splitlines()
+            if lines:
+                self._require_fields({names[0]: ""}, path)
+            texts = [(f"{path}: line {number} is empty", line) for number, line in enumerate(lines, 1)]
+            return [
+                Entry({names[0]: line}, {names[0]: line}) if line.strip() else Entry({}, fault=fault)
+                for fault, line in texts
+            ]
         columns = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
         columns.update(fields or {})
         for name in columns:
@@ -213,7 +249,15 @@ class TaskReader:
         found = read_rows(path, sep, tagged=tagged)
         if tagged:
             found = sentences(path, found, self._columns(found[0][1], columns)[WORDS])
-        return [self._read(path, line, row, columns) for line, row in found]
+        entries = []
+        for line, row in found:
+            try:
+                entries.append(Entry(row, self._read(path, line, row, columns)))
+            except MissingColumnError:  # of all rows, not of this one
+                raise
+            except SoftPromptError as error:
+                entries.append(Entry(row, fault=str(error)))
+        return entries
 
     def labelled(
         self,
