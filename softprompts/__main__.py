@@ -9,16 +9,30 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.version import __version__
 
 # Each is what its module in softprompts.commands calls by the same name: a function, or an app with verbs of its own.
 VERBS = (
-    *("methods", "train", "compare", "search", "transfer", "demo", "predict", "inspect", "export", "push", "serve"),
+    *(
+        "methods",
+        "train",
+        "compare",
+        "search",
+        "transfer",
+        "demo",
+        "predict",
+        "evaluate",
+        "inspect",
+        "export",
+        "push",
+        "serve",
+    ),
     *("tasks", "bench"),
 )
 
@@ -48,11 +62,11 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
         name="softprompts",
         help="Soft-prompt and prefix tuning of frozen transformers.",
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(lambda: None)  # a single verb is still called by its name
+    app.callback()(_top)  # with it a single verb is still called by its name
     for name in arguments[:1] if arguments and arguments[0] in VERBS else VERBS:
         verb = getattr(import_module(f"softprompts.commands.{name}"), name)
         if isinstance(verb, typer.Typer):
@@ -60,6 +74,20 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
         else:
             app.command()(verb)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"softprompts {__version__}")
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
 
 
 def _fail(message: str) -> NoReturn:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NO_MATPLOTLIB = "no pictures: pip install 'softprompts[plots]'"
+NO_MATPLOTLIB = "no pictures: pip install matplotlib"
 PALETTE = ("#2f7ed8", "#d9650b", "#1f9a5f", "#c9509f", "#8a7d1a", "#8f63d2", "#d6404e", "#0f95a0", "#7b8494", "#a5673f")
 MARKERS = "osD^vPX<>p"
 LINES = ("-", "--", "-.", ":")
@@ -82,7 +82,7 @@ def empty_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise SoftPromptError("pictures need matplotlib: pip install 'softprompts[plots]'") from None
+        raise SoftPromptError("pictures need matplotlib: pip install matplotlib") from None
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 

@@ -30,14 +30,14 @@ class Frozen:
     def with_parameters(self, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """What it would make of its input with these parameters, by their names in it, in place of its own."""
         own = self.module._parameters
-        before = {name: cast(nn.Parameter, own[name]) for name in tensors}
-        try:
-            for name, tensor in tensors.items():
-                like = before[name]
-                own[name] = cast(nn.Parameter, tensor.to(device=like.device, dtype=like.dtype))
-            return cast(Tensor, type(self.module).forward(self.module, *args, **kwargs))
-        finally:
-            own.update(before)
+        likes = {name: cast(nn.Parameter, own[name]) for name in tensors}
+        given = {
+            name: tensor.to(device=likes[name].device, dtype=likes[name].dtype) for name, tensor in tensors.items()
+        }
+        # Of a twin: another thread may be in the module itself.
+        twin = object.__new__(type(self.module))
+        twin.__dict__.update(self.module.__dict__, _parameters={**own, **given})
+        return cast(Tensor, type(twin).forward(twin, *args, **kwargs))
 
     def uniform(self, seed: int, size: tuple[int, ...], device: torch.device) -> Tensor:
         """Numbers in [0, 1) of ``size`` ``(R, ...)``, which follow from a seed that the method draws once per pass.
@@ -95,6 +95,33 @@ class SoftPrompt:
     selectivity: float | None = None
     penalty: Tensor | None = None
     modules: Mapping[str, PartWay] | None = None
+
+    def fault(self, rows: int, sites: int, width: int, hidden_size: int) -> str | None:
+        """What does not fit ``rows`` rows and these sizes (``S``, ``w`` and ``d``), in words; None where all does."""
+        if (self.keys is None) is not (self.values is None):
+            return "keys and values go together, and one of them is missing"
+        length = None if self.keys is None or self.keys.dim() != 4 else self.keys.shape[2]
+        wanted: dict[str, tuple[int | None, ...]] = {  # -1: 1 or the number of rows; None: any number
+            "keys": (sites, -1, length, width),
+            "values": (sites, -1, length, width),
+            "gates": (sites, -1, length),
+            "tokens": (-1, None, hidden_size),
+            "update": (-1, None, hidden_size),
+        }
+        for name, sizes in wanted.items():
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            fits = tensor.dim() == len(sizes) and all(
+                size is None or got == size or (size == -1 and got in (1, rows))
+                for got, size in zip(tensor.shape, sizes, strict=True)
+            )
+            if not fits:
+                told = ", ".join(
+                    "any" if size is None else f"1 or {rows}" if size == -1 else str(size) for size in sizes
+                )
+                return f"{name} are of shape {tuple(tensor.shape)}, and have to be ({told})"
+        return None
 
 
 @dataclass(frozen=True)

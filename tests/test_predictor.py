@@ -13,7 +13,7 @@ from saved import model_folder, rows, write_csv, write_jsonl
 import softprompts as sp
 from softprompts.backbones.loading import load_backbone
 from softprompts.experiments.workbench import Workbench
-from softprompts.predictor import marked
+from softprompts.predictor import Answer, marked
 from softprompts.tasks.data import Data
 from softprompts.training import TrainConfig
 
@@ -86,6 +86,13 @@ def test_a_prompt_saved_without_a_run_labels_texts_too(tmp_path: Path) -> None:
     t5.save_prompt("default", tmp_path / "t5")
     with pytest.raises(sp.SoftPromptError, match="does not say how its texts are written out"):
         sp.Predictor(tmp_path / "t5")
+
+
+def test_one_text_gives_one_answer_and_a_list_a_list(tmp_path: Path) -> None:
+    predictor = sp.Predictor(trained(tmp_path, "bert", sp.HeadOnlyConfig()))
+    one = predictor("the film was good")
+    assert isinstance(one, Answer) and [one] == predictor(["the film was good"])
+    assert predictor({"text": "the film was good"}) == one
 
 
 def test_no_texts_no_answers_and_no_mixtures(tmp_path: Path) -> None:

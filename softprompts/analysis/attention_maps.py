@@ -22,7 +22,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from softprompts.analysis.sample import Sample
 from softprompts.analysis.saved import Saved
-from softprompts.attention.prefix import ATTENTION, attend_with, implementation, prefix_at, prefix_heads, site_of
+from softprompts.attention.kernels import ATTENTION
+from softprompts.attention.prefix import attend_with, implementation, prefix_at, prefix_heads, site_of
 from softprompts.backbones.backbone import attention_of, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import collate

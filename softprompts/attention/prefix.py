@@ -1,37 +1,49 @@
 """Prefix attention: the one place where prefix keys and values join a frozen model.
 
-Transformers looks up its attention kernels by name. We register ``softprompts|sdpa`` and ``softprompts|eager``: each
-puts the prefix of the calling attention module in front of its keys and values and then runs the kernel of that name.
-The prefix is added at attention time and never enters the KV cache, so generation, beam search and cache types need
-no special case, and real tokens keep their positions.
+Transformers looks up its attention kernels by name. Under ``softprompts|sdpa`` and ``softprompts|eager`` it finds ours:
+each puts the prefix of the calling attention module in front of its keys and values and then runs the kernel of that
+name; `softprompts.attention.kernels` has the list of all. The prefix is added at attention time and never enters the KV
+cache, so generation, beam search and cache types need no special case, and real tokens keep their positions.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from softprompts.attention.selective import by_scores
+from softprompts.attention.selective import by_scores, selecting
+from softprompts.errors import SoftPromptError
 
 KERNELS = ("sdpa", "eager")
 # Faster ways to the same numbers, by kind of attention ("plain", "selective"): put here by
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
+_MASKS = 64  # more than layers of all kinds make of the masks of a step
+_LOWEST = torch.finfo(torch.float32).min  # what hides a column: eager kernels go on in float32, also from float64
+# Tensors of an attention call, with more axes than rows and columns, that are right with more keys too.
+_WITHOUT_KEYS = ("position_bias", "position_ids", "s_aux", "sinks", "hidden_states", "inputs_embeds", "pixel_values")
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+_EAGER: dict[type[nn.Module], Kernel] = {}
+_EAGER_NAME = "eager_attention_forward"
 
 
 def implementation(kernel: str) -> str:
     """The name under which ``kernel`` with prefixes is registered."""
     return f"softprompts|{kernel}"
+
+
+def plain_kernel(name: str) -> str:
+    """The kernel behind a name that a config may have from an attached model; others as they are."""
+    return str(name).removeprefix(implementation(""))
 
 
 @dataclass
@@ -42,7 +54,7 @@ class Prefix:
     values: Tensor
     mask: Tensor | None  # (M, l) bool, which columns a row owns; None when all rows own all
     selectivity: float | Tensor | None  # alpha of Selective Prefix Tuning, or (M,); NaN: plain attention
-    widened: dict[Any, tuple[Any, Tensor | None]] = field(default_factory=dict)  # masks of this pass; layers share them
+    widened: dict[Any, tuple[Any, Any]] = field(default_factory=dict)  # masks of this pass; layers share them
     rows: Tensor | None = None  # (M,), which of P prefixes a row has; None where keys and values are those of the rows
     gates: Tensor | None = None  # (M|1, l), what keys and values are multiplied with; None: 1
     # How many positions before a row's first token the prefix starts, one for all or (M,); 0: it has no positions.
@@ -102,13 +114,25 @@ def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
 
 
 def _kernel(module: nn.Module, name: str) -> Kernel:
-    if name == "eager":  # every modeling file has its own
-        return cast("Kernel", sys.modules[type(module).__module__].eager_attention_forward)
-    return cast("Kernel", ALL_ATTENTION_FUNCTIONS[name])
+    return _eager(type(module)) if name == "eager" else cast("Kernel", ALL_ATTENTION_FUNCTIONS[name])
 
 
-def _with_prefix(name: str) -> Kernel:
+def _eager(kind: type[nn.Module]) -> Kernel:
+    """The eager kernel of a class of attention modules: every modeling file has its own, and some have several."""
+    if kind not in _EAGER:
+        forwards = [inspect.unwrap(vars(base)["forward"]) for base in kind.__mro__ if "forward" in vars(base)]
+        named = [(made, name) for made in forwards for name in made.__code__.co_names if name.endswith(_EAGER_NAME)]
+        _EAGER[kind] = (
+            named[0][0].__globals__[named[0][1]] if named else vars(sys.modules[kind.__module__])[_EAGER_NAME]
+        )
+    return _EAGER[kind]
+
+
+def with_prefix(
+    name: str, attend_prefixed: Kernel | None = None, kernel: Callable[[nn.Module, str], Kernel] = _kernel
+) -> Kernel:
     """The kernel of that name, with the prefix of the calling module in front of keys and values."""
+    prefixed = attend_with if attend_prefixed is None else attend_prefixed
 
     def attend(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         prefix = _asked(module, query.shape[0])
@@ -116,8 +140,8 @@ def _with_prefix(name: str) -> Kernel:
             prefix.seen.setdefault(site_of(module), (args[0], args[1]))
             prefix = None
         if prefix is None:
-            return _kernel(module, name)(module, query, *args, **kwargs)
-        return attend_with(prefix, name, module, query, *args, **kwargs)
+            return kernel(module, name)(module, query, *args, **kwargs)
+        return prefixed(prefix, name, module, query, *args, **kwargs)
 
     return attend
 
@@ -133,6 +157,7 @@ def attend_with(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attends by the kernel of that name, with a prefix in front of keys and values."""
+    require_known(kwargs)
     causal = kwargs.pop("is_causal", None)
     causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
     if attention_mask is None and causal and key.shape[2] > query.shape[2] > 1:
@@ -141,20 +166,24 @@ def attend_with(
     bias = kwargs.get("position_bias")
     if bias is not None:
         kwargs["position_bias"] = once(
-            prefix, "bias", (bias,), lambda: _widen_bias(bias[..., : key.shape[2]], prefix, module)
+            prefix, "bias", (bias,), lambda: widened_bias(bias[..., : key.shape[2]], prefix, module)
         )
     mask = once(
         prefix,
         ("mask", query.shape[2], key.shape[2], causal),
         (attention_mask, prefix.mask),
-        lambda: _widen(attention_mask, prefix, query, key, causal),
+        lambda: widened_mask(attention_mask, prefix, query, key, causal),
     )
+    if prefix.selectivity is not None and name == "sdpa":
+        return _selective(prefix, query, key, value, mask, **kwargs), None
+    # Eager kernels add the mask to scores, and sdpa would make a float mask of mask and bias anew in every layer.
+    mask = _combined(prefix, mask, kwargs.pop("position_bias", None) if name == "sdpa" else None, query)
+    prefix_key = prefix_heads(prefix, prefix.keys, key)
     if prefix.selectivity is not None:
-        return _selective(prefix, query, key, value, mask, weights_wanted=name == "eager", **kwargs)
-    if name == "sdpa":  # which would make a float mask of mask and bias anew in every layer
-        mask = _combined(prefix, mask, kwargs.pop("position_bias", None), query)
-    key = torch.cat([prefix_heads(prefix, prefix.keys, key).expand(key.shape[0], -1, -1, -1), key], dim=2)
-    value = torch.cat([prefix_heads(prefix, prefix.values, value).expand(value.shape[0], -1, -1, -1), value], dim=2)
+        heads = prefix_key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        columns, bounds = key.shape[2] + heads.shape[2], (kwargs.get("scaling"), kwargs.get("softcap"))
+        mask = selecting(query, heads, prefix.selectivity, mask, columns, *bounds)
+    key, value = in_front(prefix, key, value, prefix_key)
     if name == "sdpa" and "plain" in ACCELERATED:
         output = ACCELERATED["plain"](query, key, value, mask, **kwargs)
         if output is not None:
@@ -162,13 +191,26 @@ def attend_with(
     return _kernel(module, name)(module, query, key, value, mask, is_causal=False, **kwargs)
 
 
-def once(
-    prefix: Prefix, what: Any, source: tuple[Tensor | None, ...], make: Callable[[], Tensor | None]
-) -> Tensor | None:
+def require_known(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of an attention call that may number keys, which a prefix would shift.
+
+    Raises:
+        SoftPromptError: there is one.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.ndim > 2 and name not in _WITHOUT_KEYS:
+            raise SoftPromptError(f"its attention is told '{name}' and would not see a prefix; input prompts work")
+    if arguments.get("cache") is not None:
+        raise SoftPromptError("continuous batching pages keys, where a prefix has no place: use generate")
+
+
+def once(prefix: Prefix, what: Any, source: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """Layers receive the same mask object: widen it once per pass (``source`` is kept so that its ids stay its own)."""
     if torch.compiler.is_compiling():  # where an id would be a constant, and every batch be compiled anew
         return make()
     name = (what, *map(id, source))
+    if len(prefix.widened) > _MASKS:  # of earlier steps of a generation
+        prefix.widened.clear()
     if name not in prefix.widened:
         prefix.widened[name] = (source, make())
     return prefix.widened[name][1]
@@ -191,12 +233,20 @@ def prefix_heads(prefix: Prefix, part: Tensor, like: Tensor) -> Tensor:
     return heads
 
 
+def in_front(prefix: Prefix, key: Tensor, value: Tensor, prefix_key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Keys and values ``(M, kv_heads, l + k, head_dim)`` with those of the prefix in front."""
+    prefix_key = prefix_heads(prefix, prefix.keys, key) if prefix_key is None else prefix_key
+    pairs = ((prefix_key, key), (prefix_heads(prefix, prefix.values, value), value))
+    made = [torch.cat([ours.expand(own.shape[0], -1, -1, -1), own], dim=2) for ours, own in pairs]
+    return made[0], made[1]
+
+
 def gated(part: Tensor, rows: Tensor | None, gates: Tensor) -> Tensor:
     """``(M|1, l, w)``: keys or values ``(P, l, w)`` of each row, times its gates ``(M|1, l)``."""
     return (part if rows is None else part.index_select(0, rows)) * gates.unsqueeze(-1)
 
 
-def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+def widened_mask(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
     """The attention mask with columns for the prefix on its left; real tokens see the same real tokens as before."""
     length, queries, device = prefix.keys.shape[1], query.shape[2], query.device
     if mask is None:
@@ -217,7 +267,7 @@ def _widen(mask: Tensor | None, prefix: Prefix, query: Tensor, key: Tensor, caus
     return torch.cat([visible, real.expand(rows, -1, -1, -1)], dim=-1)
 
 
-def _widen_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
+def widened_bias(bias: Tensor, prefix: Prefix, module: nn.Module) -> Tensor:
     """A bias of relative positions ``(1, heads, q, k)`` with columns for the prefix on its left.
 
     They are zero where the prefix has no positions, or those of tokens ahead of the first.
@@ -246,15 +296,16 @@ def _selective(
     value: Tensor,
     mask: Tensor | None,
     *,
-    weights_wanted: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Selective attention; ``mask`` and ``position_bias`` already have columns for the prefix."""
+    **others: Any,
+) -> Tensor:
+    """Selective attention without weights; ``mask`` and ``position_bias`` already have columns for the prefix."""
     assert prefix.selectivity is not None
+    for name in ("softcap", "s_aux"):
+        if others.get(name) is not None:
+            raise SoftPromptError(f"sdpa leaves out '{name}': load the model with attn_implementation='eager'")
     groups = query.shape[1] // key.shape[1]
     heads = [key, value, prefix_heads(prefix, prefix.keys, key), prefix_heads(prefix, prefix.values, value)]
     if groups > 1:
@@ -262,33 +313,29 @@ def _selective(
     key, value, prefix_key, prefix_value = heads
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     bias = _combined(prefix, mask, position_bias, query)
-    if "selective" in ACCELERATED and not weights_wanted:
+    output = None
+    if "selective" in ACCELERATED:
         placed = position_bias is not None and (isinstance(prefix.ahead, Tensor) or prefix.ahead > 0)
         given = (prefix, query, key, value, prefix_key, prefix_value, bias, scale)
-        merged = ACCELERATED["selective"](*given, placed=placed, dropout=dropout, softcap=softcap)
-        if merged is not None:
-            return merged.transpose(1, 2).contiguous(), None
-    output, weights = by_scores(
-        query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout, softcap
-    )
-    return output.transpose(1, 2).contiguous(), weights
+        output = ACCELERATED["selective"](*given, placed=placed, dropout=dropout)
+    if output is None:
+        output, _ = by_scores(query, key, value, prefix_key, prefix_value, prefix.selectivity, bias, scale, dropout)
+    return output.transpose(1, 2).contiguous()
 
 
 def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
     """Mask and position bias as one tensor to add to scores, made once per pass."""
-    return once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    made: Tensor | None = once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    return made
 
 
 def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:
     if mask is None:
         return position_bias
+    lowest = max(torch.finfo(query.dtype).min, _LOWEST)
     if mask.dtype == torch.bool:
         zeros = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device)
-        mask = zeros.masked_fill(~mask, torch.finfo(query.dtype).min)
+        mask = zeros.masked_fill(~mask, lowest)
+    elif mask.dtype == torch.float64:
+        mask = mask.clamp(min=lowest)
     return mask if position_bias is None else mask + position_bias
-
-
-ATTENTION: dict[str, Kernel] = {name: _with_prefix(name) for name in KERNELS}
-for _name, _attend in ATTENTION.items():
-    AttentionInterface.register(implementation(_name), _attend)
-    AttentionMaskInterface.register(implementation(_name), ALL_MASK_ATTENTION_FUNCTIONS[_name])

@@ -24,6 +24,27 @@ def select(scores: Tensor, alpha: float | Tensor) -> Tensor:
     return torch.where(steep.isnan(), scores, chosen)
 
 
+def selecting(
+    query: Tensor,
+    prefix_key: Tensor,
+    alpha: float | Tensor,
+    bias: Tensor | None,
+    columns: int,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """A bias ``(M, H, q, columns)`` with which any kernel that adds a bias to its scores attends selectively.
+
+    Whatever else the kernel does, such as sinks in the denominator, stays as it is. ``s`` of the formula is the score
+    behind the kernel's ``softcap``; ``columns`` are those of prefix and content, other arguments those of `by_scores`.
+    """
+    scores = (query @ prefix_key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    gain = F.pad(select(scores, alpha) - scores, (0, columns - scores.shape[-1]))
+    return gain if bias is None else bias + gain
+
+
 def by_scores(
     query: Tensor,
     key: Tensor,
@@ -34,7 +55,6 @@ def by_scores(
     bias: Tensor | None,
     scale: float,
     dropout: float = 0.0,
-    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output ``(M, H, q, head_dim)`` and weights ``(M, H, q, l + k)``.
 
@@ -48,14 +68,11 @@ def by_scores(
         bias: added to the scores of all ``l + k`` columns.
         scale: factor of the scores.
         dropout: of the weights.
-        softcap: Gemma 2's bound on scores.
     """
     length = prefix_key.shape[2]
     query = query * scale
     chosen = select(query @ prefix_key.transpose(-1, -2), alpha)
     scores = torch.cat([chosen, query @ key.transpose(-1, -2)], dim=-1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
     if bias is not None:
         scores = scores + bias
     wide = torch.float32 if scores.dtype in (torch.float16, torch.bfloat16) else scores.dtype

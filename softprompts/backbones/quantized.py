@@ -44,7 +44,7 @@ def require_backend(name: str, device: torch.device | str = "cpu") -> None:
         raise SoftPromptError(f"unknown quantisation '{name}'; {nearest(name, BACKENDS)}")
     package, kind = BACKENDS[name], torch.device(device).type
     if importlib.util.find_spec(package) is None:
-        raise SoftPromptError(f"quantize={name} needs {package}: pip install 'softprompts[quant]'")
+        raise SoftPromptError(f"quantize={name} needs {package}: pip install {package}")
     if package == _BITSANDBYTES:
         devices = sorted(getattr(importlib.import_module(package), "supported_torch_devices", {"cuda"}))
     else:

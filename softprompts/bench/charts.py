@@ -1,8 +1,9 @@
-"""Charts of a bench: points, lines with bands over seeds, bars; `softprompts.bench.figures` collects their numbers."""
+"""Charts of a bench: points, lines with bands over seeds, bars, effects; their numbers are collected elsewhere."""
 
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -24,6 +25,9 @@ from softprompts.plotting import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_WIDE = 10  # points beyond which effects near zero would be too small to see on an even axis
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,25 @@ class Panel:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A point with its interval in a forest plot.
+
+    Attributes:
+        label: one colour for each; "" is drawn in ink.
+        mean: the point.
+        low: lower end of the interval.
+        high: upper end.
+        told: whether zero is told apart; the point is filled then.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    told: bool
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -148,6 +171,55 @@ def bars_of(
         from matplotlib.patches import Patch
 
         legend_below(figure, [Patch(**_fill(styles[label])) for label in labels], labels, width)
+    return figure
+
+
+def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: float, ink: str = "") -> Figure:
+    """Effects with intervals, group by group from the top.
+
+    Where some are much larger than others, the axis is logarithmic beyond two points either way.
+
+    Args:
+        groups: by heading, the estimates.
+        x_label: what they are.
+        margin: effects up to so many points either way lie on a grey band.
+        ink: name of what is drawn in ink.
+    """
+    estimates = [one for group in groups.values() for one in group]
+    labels = list(dict.fromkeys(one.label for one in estimates if one.label))
+    labels += [""] * any(not one.label for one in estimates)
+    styles = {label: style_of(index) for index, label in enumerate(labels)} | {"": {"color": "#000000", "marker": "D"}}
+    heights = [max(2, len(group)) + 0.7 for group in groups.values()]
+    figure, (axes,) = new_figure(7.4, 1.1 + 0.17 * sum(heights) + 0.22 * legend_rows(labels, 7.4))
+    axes.axvspan(-margin, margin, color="#808080", alpha=0.13, linewidth=0)
+    axes.axvline(0, color="#000000", linewidth=0.9)
+    y, middles = 0.0, []
+    for height, group in zip(heights, groups.values(), strict=True):
+        middles.append(y + height / 2)
+        for place, one in enumerate(group):
+            at, look = middles[-1] + place - (len(group) - 1) / 2, {**styles[one.label], "linestyle": "-"}
+            face = look["color"] if one.told else "none"
+            axes.plot([one.low, one.high], [at, at], color=look["color"], linewidth=1.6)
+            axes.plot(one.mean, at, **look, markerfacecolor=face, markersize=5.5)
+        y += height
+        axes.axhline(y, color="#808080", alpha=0.25, linewidth=0.8)
+    axes.set_ylim(y, 0)
+    axes.set_yticks(middles, ["\n".join(map(plain, textwrap.wrap(name, 34))) for name in groups])
+    wide = max(max(-one.low, one.high, margin) for one in estimates) > _WIDE
+    if wide:
+        axes.set_xscale("symlog", linthresh=2, linscale=1.2)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(plain(x_label + ("; logarithmic beyond 2" if wide else "")), fontsize=9)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **styles[label], markersize=5.5) for label in labels]
+    legend_below(figure, handles, [label or ink for label in labels], 7.4)
     return figure
 
 

@@ -1,4 +1,6 @@
-"""Effects task by task: each row of a recipe against its baseline, paired by seed.
+"""Effects task by task: rows of a recipe against others, paired by seed.
+
+They are compared as its ``claims`` say, or without claims each row with the baseline.
 
 An effect is the mean difference over the seeds that both have, with a bootstrap interval over seeds (bias-corrected and
 accelerated) and an exact sign-flip test; p is adjusted for all comparisons of the recipe by Holm's step-down method.
@@ -7,10 +9,12 @@ Runs that are stuck at an answer that is the same for all rows are counted, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from softprompts.bench.recipe import Recipe, RecipeRow
 from softprompts.bench.results import Findings, Outcome
 from softprompts.bench.significance import (
     LEAST_PAIRS,
@@ -29,21 +33,23 @@ LEAST_SEEDS = 6  # with fewer no sign-flip p is below 0.05
 
 @dataclass(frozen=True)
 class Effect:
-    """A row against the baseline on one task.
+    """A row against another one on one task.
 
     Attributes:
         row: its label.
+        against: that of the other.
         task: name of the recipe's entry.
         model: its short name; None in a recipe of one model.
         difference: over pairs by seed.
         adjusted: its p by Holm's method; None with too few pairs.
-        stuck: number of stuck runs, of the row and of the baseline.
-        runs: number of runs, of the row and of the baseline.
+        stuck: number of stuck runs, of the row and of the other.
+        runs: number of runs, of the row and of the other.
         free: mean difference over the seeds where neither run is stuck; None where there is none.
         idle: number of the row's runs in which a part of the method did not act.
     """
 
     row: str
+    against: str
     task: str
     model: str | None
     difference: Difference
@@ -65,19 +71,17 @@ class EffectTable(ComparisonTable[Effect]):
 
     Attributes:
         title: of the table.
-        against: label of the baseline.
         differences: the effects, in the order of the recipe.
         digits: decimals.
     """
 
     title: str
-    against: str
     differences: tuple[Effect, ...]
     digits: int = 1
 
-    HEADS = ("row", "task", "effect", "95 % interval", "p", "p (Holm)", "seeds", "stuck", "without stuck", "idle",
-             "verdict")  # fmt: skip
-    ALIGN = "llrrrrrrrrl"
+    HEADS = ("row", "against", "task", "effect", "95 % interval", "p", "p (Holm)", "seeds", "stuck", "without stuck",
+             "idle", "verdict")  # fmt: skip
+    ALIGN = "lllrrrrrrrrl"
 
     @property
     def heading(self) -> str:
@@ -90,19 +94,19 @@ class EffectTable(ComparisonTable[Effect]):
         interval = "-" if d.low is None or d.high is None else f"{self._points(d.low)} to {self._points(d.high)}"
         stuck = "/".join(map(str, effect.stuck))
         return [
-            effect.row, effect.task, self._points(d.mean), interval, p_text(d.p), p_text(effect.adjusted),
-            str(d.pairs), stuck, self._points(effect.free) if any(effect.stuck) else "-",
+            effect.row, effect.against, effect.task, self._points(d.mean), interval, p_text(d.p),
+            p_text(effect.adjusted), str(d.pairs), stuck, self._points(effect.free) if any(effect.stuck) else "-",
             f"{effect.idle} of {effect.runs[0]}", effect.verdict,
         ]  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
         """Notes that explain the numbers."""
         return (
-            f"Effect: mean difference to {self.against} on the task, in points, paired by seed; positive is better. "
-            "The interval is a bootstrap over seeds (bias-corrected and accelerated), p from flipping the signs of the "
-            "differences in all ways, adjusted by Holm's method for all comparisons of this table. A verdict needs an "
+            "Effect: mean difference on the task, in points, paired by seed; positive is better. The interval is a "
+            "bootstrap over seeds (bias-corrected and accelerated), p from flipping the signs of the differences in "
+            "all ways, adjusted by Holm's method for all comparisons that the recipe plans. A verdict needs an "
             f"adjusted p below 0.05; with fewer than {LEAST_PAIRS} seeds nothing is told.",
-            f"Stuck: runs (of the row/of {self.against}) whose score is that of one answer for all rows, the "
+            "Stuck: runs (of the row/of the other) whose score is that of one answer for all rows, the "
             "commonest label; beside it the effect over seeds without them. Idle: runs in which a part of the method "
             "did not act.",
         )
@@ -111,19 +115,19 @@ class EffectTable(ComparisonTable[Effect]):
         """What a line is sorted by, by `HEADS`."""
         one, d = difference, difference.difference
         return [
-            one.row, one.task, d.mean, d.low, d.p, one.adjusted, d.pairs, sum(one.stuck), one.free, one.idle,
-            one.verdict,
+            one.row, one.against, one.task, d.mean, d.low, d.p, one.adjusted, d.pairs, sum(one.stuck), one.free,
+            one.idle, one.verdict,
         ]  # fmt: skip
 
     def csv(self) -> str:
         """One line per effect, for programs; numbers in full."""
         heads = ("model", "row", "against", "task", "effect", "low", "high", "p", "p_holm", "seeds", "runs",
-                 "baseline_runs", "stuck", "baseline_stuck", "without_stuck", "idle", "verdict")  # fmt: skip
+                 "other_runs", "stuck", "other_stuck", "without_stuck", "idle", "verdict")  # fmt: skip
         lines = []
         for one in self.differences:
             d = one.difference
             numbers = [d.mean, d.low, d.high, d.p, one.adjusted, d.pairs, *one.runs, *one.stuck, one.free, one.idle]
-            lines.append([one.model or "", one.row, self.against, one.task, *map(in_full, numbers), one.verdict])
+            lines.append([one.model or "", one.row, one.against, one.task, *map(in_full, numbers), one.verdict])
         return csv_text(heads, lines, "\n")
 
     def _points(self, value: float | None) -> str:
@@ -131,25 +135,26 @@ class EffectTable(ComparisonTable[Effect]):
 
 
 def effects(findings: Findings, table: Table) -> EffectTable | None:
-    """The effects of a bench of scores; None without a baseline, or with fewer than `LEAST_SEEDS` seeds.
+    """The effects of a bench of scores; None where nothing is compared, or with fewer than `LEAST_SEEDS` seeds.
 
     Args:
         findings: results of the bench.
         table: its table of scores.
     """
-    base = next((row for row in findings.recipe.rows if row.baseline), None)
-    if base is None or findings.recipe.measure != "score" or len(findings.recipe.seeds) < LEAST_SEEDS:
+    recipe = findings.recipe
+    pairs = compared_rows(recipe)
+    if not pairs or recipe.measure != "score" or len(recipe.seeds) < LEAST_SEEDS:
         return None
     found: list[Effect] = []
-    tasks = {column.task: column.name.partition(":")[0] for column in findings.recipe.columns}
-    for row, name in findings.recipe.rows_by_model():
-        model = name if len(findings.recipe.models) > 1 else None
+    planned = 0
+    tasks = {column.task: column.name.partition(":")[0] for column in recipe.columns}
+    for name, (row, base) in itertools.product(recipe.models, pairs):
+        model = name if len(recipe.models) > 1 else None
         lines = {line.name: pairs_of(table, line) for line in table.lines if line.model == model}
-        if row is base or base.label not in lines:
-            continue
         for task, column in tasks.items():
+            planned += all(name in one.models and task in (one.only_tasks or tasks) for one in (row, base))
             ours, theirs = (
-                {key: score for key, score in lines[label].items() if key[0] == column}
+                {key: score for key, score in lines.get(label, {}).items() if key[0] == column}
                 for label in (row.label, base.label)
             )
             if not ours or not theirs:
@@ -160,6 +165,7 @@ def effects(findings: Findings, table: Table) -> EffectTable | None:
             found.append(
                 Effect(
                     row=row.label,
+                    against=base.label,
                     task=task,
                     model=model,
                     difference=paired_difference(ours, theirs, row.label, base.label, model),
@@ -170,7 +176,18 @@ def effects(findings: Findings, table: Table) -> EffectTable | None:
                     idle=sum(bool(run.result.get("idle")) for run in runs[0]),
                 )
             )
-    return EffectTable(f"{table.title}: effects", base.label, tuple(_adjusted(found)), table.digits)
+    return EffectTable(f"{table.title}: effects", tuple(_adjusted(found, planned)), table.digits)
+
+
+def compared_rows(recipe: Recipe) -> list[tuple[RecipeRow, RecipeRow]]:
+    """The pairs of rows that are compared, each once."""
+    rows = {row.label: row for row in recipe.rows}
+    if recipe.claims:
+        return list(
+            {(claim.better, claim.than): (rows[claim.better], rows[claim.than]) for claim in recipe.claims}.values()
+        )
+    base = next((row for row in recipe.rows if row.baseline), None)
+    return [] if base is None else [(row, base) for row in recipe.rows if row is not base]
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -183,9 +200,10 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _adjusted(found: Sequence[Effect]) -> list[Effect]:
+def _adjusted(found: Sequence[Effect], planned: int) -> list[Effect]:
+    """With adjusted p; comparisons that have none yet count as those with the largest."""
     known = [one.difference.p for one in found if one.difference.p is not None]
-    adjusted = iter(holm(known))
+    adjusted = iter(holm(known + [1.0] * (planned - len(known))))
     return [replace(one, adjusted=None if one.difference.p is None else next(adjusted)) for one in found]
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import shutil
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.experiments.run_record import Run, resolved, shared_by
 from softprompts.methods import make_config
 from softprompts.storage import run_folder
-from softprompts.storage.files import read_json, write_json_atomic
+from softprompts.storage.files import read_json, write_json_atomic, write_text_atomic
 from softprompts.tasks.data import Data, rows_identity
 from softprompts.training import run_id
 
@@ -177,16 +177,40 @@ def load_plan(folder: str | Path) -> tuple[Recipe, list[GridRun]]:
         plain = json.loads(path.read_text(encoding="utf-8"))
         fields = {name: plain[name] for name in _FIELDS}
         recipe = read_recipe(plain["recipe"], path=path, **fields)
-        rows = {(cell.row.label, cell.model): cell.row for cell in (*recipe.source_cells(), *recipe.cells())}
-        return recipe, [
-            GridRun(Cell(row=rows[one.pop("row"), one["model"]], **one), run)
-            for one in plain["cells"]
-            for run in [one.pop("run")]
-        ]
+        return recipe, _grid_runs(recipe, plain["cells"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, SoftPromptError):
             raise
         raise SoftPromptError(f"{path} is damaged ({error}); run the bench again") from error
+
+
+def load_kept(recipe: Recipe) -> list[GridRun]:
+    """The runs of a recipe as they were planned when its results were collected last; empty if they never were.
+
+    Raises:
+        SoftPromptError: the recipe has other rows by now.
+    """
+    path = _kept_list(recipe)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return _grid_runs(recipe, map(json.loads, lines))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SoftPromptError(f"{path} is not of this recipe ({error}); collect its results again") from error
+
+
+def _kept_list(recipe: Recipe) -> Path:
+    """The file, beside kept results, with the runs of the plan, a line each."""
+    if recipe.results is None:
+        raise SoftPromptError(f"recipe '{recipe.name}' names no folder to keep results in; give it 'results: FOLDER'")
+    name = "-".join(filter(None, ("runs", recipe.scale, recipe.variant)))
+    return Path(recipe.results) / recipe.name.rpartition("/")[2] / f"{name}.jsonl"
+
+
+def _grid_runs(recipe: Recipe, cells: Iterable[dict[str, Any]]) -> list[GridRun]:
+    rows = {(cell.row.label, cell.model): cell.row for cell in (*recipe.source_cells(), *recipe.cells())}
+    return [
+        GridRun(Cell(row=rows[one.pop("row"), one["model"]], **one), run) for one in cells for run in [one.pop("run")]
+    ]
 
 
 def plan(
@@ -243,7 +267,7 @@ def kept_results(recipe: Recipe) -> dict[str, Path]:
 
 
 def keep_results(folder: str | Path, root: str | Path, prune: bool = False) -> list[Path]:
-    """Copies the results of a bench, without those kept already, into its recipe's ``results``.
+    """Copies the results of a bench, without those kept already, into its recipe's ``results``, and lists its runs.
 
     Args:
         folder: the bench's folder.
@@ -254,14 +278,13 @@ def keep_results(folder: str | Path, root: str | Path, prune: bool = False) -> l
         SoftPromptError: there is no bench, or its recipe names no folder of results.
     """
     recipe, runs = load_plan(folder)
-    if recipe.results is None:
-        raise SoftPromptError(f"recipe '{recipe.name}' names no folder to keep results in; give it 'results: FOLDER'")
-    kept, written = kept_results(recipe), []
-    place = Path(recipe.results) / recipe.name.rpartition("/")[2]
+    kept, written, listed = kept_results(recipe), [], _kept_list(recipe)
     for run in dict.fromkeys(one.run for one in runs if one.run is not None and one.run not in kept):
         if run_folder.is_done(Path(root) / run):
-            written.append(place / run / run_folder.RESULT)
+            written.append(listed.parent / run / run_folder.RESULT)
             write_json_atomic(written[-1], run_folder.load_result(Path(root) / run))
+    cells = ({**_identity(one.cell), "run": one.run} for one in runs)
+    write_text_atomic(listed, "".join(f"{json.dumps(cell)}\n" for cell in cells))
     if prune:
         for run in {*kept, *(path.parent.name for path in written)} & {
             one.run for one in runs if one.cell.source is None

@@ -334,6 +334,8 @@ def _check(recipe: Recipe, where: Path) -> None:
 
 def _check_stages(recipe: Recipe, where: Path) -> None:
     search, more = recipe.search, recipe.more_seeds
+    for claim in recipe.claims:
+        _require_known((claim.better, claim.than), {row.label for row in recipe.rows}, f"{where}: claims speak of row")
     for key, asked in (("search", search), ("more_seeds", more)):
         if asked is not None and any(cell.choice for cell in recipe.cells()):
             raise SoftPromptError(f"{where}: {key} does not go with rows that choose")

@@ -251,6 +251,20 @@ class MoreSeedsSpec(Spec):
     effect: Annotated[float, Field(ge=0)] = 0.5
 
 
+class ClaimSpec(Spec):
+    """A statement that a study decides: one row is better than another.
+
+    Attributes:
+        says: the statement.
+        better: label of the row that is said to be better.
+        than: label of the other one.
+    """
+
+    says: Annotated[str, Field(min_length=1)]
+    better: str
+    than: str
+
+
 class RecipeFields(Spec):
     """What a recipe's file and the recipe that is made of it have in common.
 
@@ -269,6 +283,7 @@ class RecipeFields(Spec):
         quantize: keep the backbones in few bits, see `softprompts.experiments.workbench.Workbench`; None: as they come.
         search: what is searched before the runs of the table; None: nothing.
         more_seeds: where seeds are added; None: nowhere.
+        claims: the statements that a study decides, see `softprompts.bench.verdicts`.
         results: folder of results of runs, ``<name>/<run id>/result.json``, that are done with them; beside the recipe.
         data: fields of `Data` for all.
         training: fields of `TrainConfig` for all.
@@ -295,6 +310,7 @@ class RecipeFields(Spec):
     quantize: Literal["nf4", "fp4", "int8", "torchao-int8"] | None = None
     search: SearchSpec | None = None
     more_seeds: MoreSeedsSpec | None = None
+    claims: Several[ClaimSpec] = ()
     results: str | None = None
     data: Settings = {}
     training: Settings = {}

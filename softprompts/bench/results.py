@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from softprompts.bench.plan import failures, load_plan
+from softprompts.bench.plan import GridRun, failures, kept_results, load_kept, load_plan
 from softprompts.bench.recipe import Cell, Column, Recipe, RecipeRow
 from softprompts.bench.stages import validation_score
 from softprompts.experiments.compare import score_of
@@ -137,14 +137,32 @@ def load_findings(folder: str | Path, root: str | Path) -> Findings:
         SoftPromptError: there is no bench, or something in its folder cannot be read.
     """
     recipe, runs = load_plan(folder)
+    found, missing = _found(recipe, runs, {str(one.run): Path(root) / str(one.run) for one in runs})
+    return replace(found, failed=failures(folder, missing))
+
+
+def kept_findings(recipe: Recipe) -> Findings:
+    """The results of a recipe that are kept (see `softprompts.bench.plan.keep_results`), without any run folder.
+
+    Raises:
+        SoftPromptError: the recipe keeps no results, or has other rows by now.
+    """
+    runs = load_kept(recipe)
+    if not runs:
+        return Findings(recipe, (), recipe.runs, {})
+    return _found(recipe, runs, {run: path.parent for run, path in kept_results(recipe).items()})[0]
+
+
+def _found(recipe: Recipe, runs: Sequence[GridRun], folders: Mapping[str, Path]) -> tuple[Findings, list[str]]:
+    """What has ended of some runs, by the folders of their results, and ids of what has not."""
     outcomes: list[Outcome] = []
     searched: list[Outcome] = []
     missing: list[str] = []
     for one in runs:
-        path, cell = Path(root) / str(one.run), one.cell
-        if one.run is None or not run_folder.is_done(path):
+        path, cell = folders.get(str(one.run)), one.cell
+        if one.run is None or path is None or not run_folder.is_done(path):
             missing.append(str(one.run))
         elif cell.source is None:
             ended = Outcome(**vars(cell), folder=path, result=run_folder.load_result(path))
             (outcomes if cell.search is None else searched).append(ended)
-    return Findings(recipe, tuple(outcomes), len(missing), failures(folder, missing), tuple(searched))
+    return Findings(recipe, tuple(outcomes), len(missing), {}, tuple(searched)), missing

@@ -266,7 +266,7 @@ class RayWorkers(Workers):
         try:
             self._ray = ray = importlib.import_module("ray")  # an extra
         except ImportError as error:
-            raise SoftPromptError("--engine ray needs Ray: pip install 'softprompts[cluster]'") from error
+            raise SoftPromptError("--engine ray needs Ray: pip install ray") from error
         address = os.environ.get("RAY_ADDRESS")
         try:
             self._own = not ray.is_initialized()

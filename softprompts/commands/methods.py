@@ -4,31 +4,142 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
+import re
 import sys
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+from rich.padding import Padding
 from rich.table import Table
 
-from softprompts.commands.terminal import out
+from softprompts.backbones.packaged import DEFAULT_MODEL
+from softprompts.commands.terminal import err, number_table, out
+from softprompts.errors import SoftPromptError, nearest
+
+if TYPE_CHECKING:
+    from softprompts.methods.contract import MethodConfig
 
 
-def methods() -> None:
-    """List the methods and their settings."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, for its settings, rates and size.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="The backbone that sizes are told for.")] = DEFAULT_MODEL,
+) -> None:
+    """List the methods; with a NAME, one with its settings, learning rates and size."""
     gc.disable()  # looking for garbage while torch is imported takes an eighth of its time
     from softprompts.methods import methods as known
+    from softprompts.methods.registry import listed
 
     gc.enable()
-    table = Table("method", "what it is", "settings (default)", show_lines=True)
-    for name, config in sorted(known().items()):
-        if not config.listed:
-            continue
-        about = (sys.modules[config.__module__].__doc__ or "").strip().splitlines()[0]
-        settable = config.settable()
-        fields = [
-            f"{field.name} ({_text(field.default)})" for field in dataclasses.fields(config) if field.name in settable
-        ]
-        table.add_row(name, about, ", ".join(fields))
-    out.print(table)
+    if name is None:
+        _list({name: config for name, config in known().items() if config.listed})
+    elif name not in listed(known()):
+        raise SoftPromptError(f"unknown method '{name}'; {nearest(name, listed(known()))}")
+    else:
+        _show(known()[name], model)
+
+
+# --- all methods --------------------------------------------------------------------------------------------------
+
+
+def _list(known: Mapping[str, type[MethodConfig]]) -> None:
+    groups = (
+        ("Start here", lambda config: config.about is not None and config.about.start_here),
+        ("Prefixes: keys and values for every attention", lambda config: config.uses_prefix),
+        ("Input prompts: embeddings among those of the input", lambda config: config.uses_tokens),
+        ("To compare with", lambda config: True),
+    )
+    left = dict(sorted(known.items()))
+    width = max(map(len, left))
+    for title, belongs in groups:
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        table.add_column(min_width=width, no_wrap=True)
+        table.add_column()
+        for name in [name for name, config in left.items() if belongs(config)]:
+            table.add_row(name, _what(left.pop(name)))
+        out.print(title, style="bold")
+        out.print(Padding(table, (0, 0, 1, 1)))
+    out.print("softprompts methods NAME: its settings, learning rates, size, and what can be exported.")
+
+
+def _what(config: type[MethodConfig]) -> str:
+    """What a method is, in a line."""
+    if config.about is not None and config.about.line:
+        return config.about.line
+    first = (sys.modules[config.__module__].__doc__ or "").strip().splitlines()[0]
+    return (first.partition(": ")[2] or first).partition(";")[0].rstrip(".")
+
+
+# --- one method ---------------------------------------------------------------------------------------------------
+
+
+def _show(config: type[MethodConfig], model: str) -> None:
+    about = config.about
+    out.print(f"{config.method}: {_what(config)}", style="bold", soft_wrap=True)
+    lines = Table(box=None, show_header=False, padding=(0, 1))
+    lines.add_column(no_wrap=True)
+    lines.add_column()
+    if about is not None:
+        lines.add_row("paper", about.paper)
+        lines.add_row("equation", about.equation)
+        lines.add_row("trained", about.trained)
+        lines.add_row("exports as", about.folds_to or "nothing plain: it runs with this package only")
+    out.print(lines)
+    said, settable = dict(_said(config)), config.settable()
+    rows = [
+        (field.name, _text(field.default), said.get(field.name, ""))
+        for field in dataclasses.fields(config)
+        if field.name in settable
+    ]
+    if rows:
+        table = Table("setting", "default", "what it is", box=None, padding=(0, 1))
+        for row in rows:
+            table.add_row(*row)
+        out.print("\nSettings (--set NAME=VALUE)", style="bold")
+        out.print(table)
+    needed = {} if about is None else dict(about.settings)
+    try:
+        with err.status("loading the model"):
+            table = _rates(config(**needed), model)
+    except SoftPromptError as error:
+        out.print(f"\nIts learning rates are told where it can be made: {error}", soft_wrap=True)
+    else:
+        out.print(
+            f"\nLearning rates on {model}; --lr sets the first and moves the others with it, --lr-of NAME=RATE one",
+            style="bold",
+            soft_wrap=True,
+        )
+        out.print(table)
+
+
+def _rates(config: MethodConfig, model: str) -> Table:
+    """What a method trains on a backbone, by the names that --lr-of takes."""
+    from softprompts.backbones.loading import load_backbone
+    from softprompts.model.attach import attach
+
+    _, backbone, _ = load_backbone(model)
+    components = attach(backbone, config, "asked").prompts["asked"].components()
+    rows = [
+        (name, f"{part.learning_rate:g}", f"{sum(one.numel() for one in part.parameters):,}")
+        for name, part in components.items()
+    ]
+    return number_table(
+        ("name", "rate", "numbers"),
+        rows,
+        {"name"},
+    )
+
+
+def _said(config: type[MethodConfig]) -> Iterator[tuple[str, str]]:
+    """What the docstrings say of the settings, by their names; a class's own words come after those of its bases."""
+    for base in reversed(config.__mro__):
+        text = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+        for entry in re.split(r"\n(?=    \S)", "\n" + text):
+            names, colon, words = " ".join(entry.split()).partition(": ")
+            if colon:
+                for name in names.split(", "):
+                    yield name, words.replace("`", "")
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import BatchSize
+from softprompts.commands.options import BatchSize, Place
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
@@ -33,6 +33,11 @@ def predict(
         list[str] | None,
         typer.Option("--field", help="A field of the task, NAME=TEXT; with --file its column, NAME=COLUMN."),
     ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(help="What separates the file's columns, 'tab' for one; default: by its name and rows."),
+    ] = None,
+    model: Place = None,
     choice: Annotated[list[str] | None, typer.Option(help="One of the texts to choose from (multiple choice).")] = None,
     output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
     batch_size: BatchSize = 32,
@@ -46,14 +51,16 @@ def predict(
     if len(texts or ()) > 1 and (text_pair is not None or fields or choice):
         given = "--text-pair" if text_pair is not None else "--field" if fields else "--choice"
         raise SoftPromptError(f"{given} goes with one text; put several rows into a file")
+    if separator is not None and file is None:
+        raise SoftPromptError("--separator is about a file: give --file too")
     if choice and file is not None:
         raise SoftPromptError("--choice goes with one text; a file has its choices in columns")
     if output is not None and Path(output).is_dir():
         raise SoftPromptError(f"--output {output} is a folder; name a file")
     with err.status("loading the model"):
-        predictor = Predictor(source)
+        predictor = Predictor(source, model)
     if file is not None:
-        rows = predictor.read(file, text, text_pair, fields)
+        rows = predictor.read(file, text, text_pair, fields, separator)
     else:
         rows = [predictor.row(one, text_pair, fields, choice or ()) for one in (*(texts or (None,)),)]
     answers = predictor(rows, batch_size=batch_size)

@@ -56,7 +56,7 @@ def serve(
 ) -> None:
     """Serve many prompts on one frozen model over HTTP, with a page to try them."""
     if any(importlib.util.find_spec(name) is None for name in _NEEDED):
-        raise SoftPromptError("serving needs more packages: pip install 'softprompts[serve]'")
+        raise SoftPromptError("serving needs more packages: pip install fastapi uvicorn prometheus-client")
     if dtype not in _DTYPES:
         raise SoftPromptError(f"--dtype {dtype}: {nearest(dtype, _DTYPES)}")
     import torch

@@ -54,7 +54,7 @@ class AttachedBackbone:
         )
         self._draw_head(name, seed)
         if not any(True for _ in self.model.prompts[name].parameters()):
-            self.model.delete_prompt(name)
+            self.model.forget_prompt(name)
             raise SoftPromptError(f"{method.method}: there is nothing to train on {self.name}, which has no task head")
 
     def _draw_head(self, name: str, seed: int) -> None:
@@ -75,7 +75,7 @@ class AttachedBackbone:
         """Takes prompts off the model, as far as they are on it."""
         for name in names:
             if name in self.model.prompts:
-                self.model.delete_prompt(name)
+                self.model.forget_prompt(name)
 
     @contextlib.contextmanager
     def trial(self, name: str, method: MethodConfig, task: Task, seed: int = 0) -> Iterator[None]:

@@ -93,4 +93,4 @@ def _check_sharing(workbench: Workbench, methods: Sequence[MethodConfig]) -> Non
             model.prompts[name].method.share_with(model.prompts[names[0]].method)
     finally:
         for name in names:
-            model.delete_prompt(name)
+            model.forget_prompt(name)

@@ -340,5 +340,5 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise SoftPromptError("search needs Optuna: pip install 'softprompts[search]'") from None
+        raise SoftPromptError("search needs Optuna: pip install optuna") from None
     return optuna

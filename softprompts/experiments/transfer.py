@@ -228,7 +228,7 @@ def _unchanged_score(workbench: Workbench, path: str) -> tuple[float, ...]:
     try:
         (metrics,) = workbench.score([name])
     finally:
-        workbench.model.delete_prompt(name)
+        workbench.model.forget_prompt(name)
     return () if metrics is None else (metrics[workbench.task.metrics[0]],)
 
 

@@ -7,6 +7,7 @@ with its own: prefixes padded to one length, tokens, and updates of the input em
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +55,10 @@ class Pass:
         distinct = [names] if isinstance(names, str) else dict.fromkeys(names)
         self.prompts = {name: require(prompts, name) for name in distinct if name is not None}
         self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
+        self.reads_states = any(prompt.method.reads_states for prompt in self.prompts.values())
         self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
+        looks = self.needs_input or self.reads_states
+        self.of_whole_rows = looks or self.has_tokens  # whether a row of several sequences is more than these
         self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
         self.context_mask, self.random_contexts = context_mask, random_contexts or {}
         # Filled by `prepare`.
@@ -73,7 +77,12 @@ class Pass:
         self.view: Tensor | None = None
         self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
+        self.mask_around: Tensor | None = None  # what the model around the base model sees as attention mask
+        self.columns = 0  # of a causal model's steps so far, prompt tokens included
+        self.padded_behind = False  # whether rows of a causal model got their padding behind them
+        self.without_cache = False  # whether the call is not to make a cache of its own
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
+        self.penalties_taken = False  # whether somebody adds the penalties to a loss
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}
         self._prefixes: dict[tuple[int, int], Prefix] = {}  # by site and number of rows
@@ -81,12 +90,39 @@ class Pass:
         self._gates: dict[int, Tensor] = {}  # by site: those that depend on the states of the call under way
         self._gates_of_first_step: dict[int, Tensor] = {}
 
+    def fork(self) -> Pass:
+        """The same prompts for another call that goes on from here, which may run beside this one."""
+        fork = copy.copy(self)
+        for name, value in self.__dict__.items():
+            if isinstance(value, dict):
+                fork.__dict__[name] = dict(value)
+        return fork
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pass:
+        # Of a cache that is copied: its copy goes on under the same prompts.
+        return self.fork()
+
     # --- what is in it ------------------------------------------------------------------------------------------
 
     @property
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary losses of the prompts in use that have one."""
         return {str(name): soft.penalty for name, soft in self.soft.items() if soft.penalty is not None}
+
+    def taken_penalty(self, share: Any = 1.0) -> Any:
+        """The sum of the penalties times a share, for a loss that takes them up."""
+        self.penalties_taken = True
+        return sum(self.penalties.values()) * share
+
+    def takes_chunks(self, mask: Tensor | None) -> bool:
+        """Whether the input may come in pieces, of which the first has this ``mask``; what came already does not count.
+
+        Not where gates are made from the states of the whole input, and not where prompt tokens belong right in front
+        of a first token that is in a later piece.
+        """
+        if self.reads_states:
+            return False
+        return not self.has_tokens or mask is None or bool(mask.any(1).all())
 
     def owners(self, rows: int) -> list[str | None]:
         """The prompt of each of ``rows`` rows.
@@ -134,7 +170,7 @@ class Pass:
         if embeddings is not None and mask is not None:
             pieces = zip(groups.split(embeddings), groups.split(mask), strict=True)
             inputs = [Rows(piece.detach(), visible) for piece, visible in pieces]
-        for name, seen in zip(groups.names, inputs, strict=True):
+        for name, size, seen in zip(groups.names, groups.sizes, inputs, strict=True):
             if name is None:
                 self.soft[name] = SoftPrompt()
                 continue
@@ -145,7 +181,7 @@ class Pass:
                     "or generate with model.generate"
                 )
             with self.drawing(name, method):
-                self.soft[name] = method(seen if method.per_row else None)
+                self.soft[name] = self.prompts[name].run(seen, size)
         self._join_prefixes(groups)
         self._join_tokens(groups)
         self.update = _join_padded([soft.update for soft in self.soft.values()], groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
-from softprompts.methods.contract import Component, Method, MethodConfig, Shape, Vocabulary
+from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape, Vocabulary
+from softprompts.soft_prompt import SoftPrompt
 
 # Keys and values ``(S, l, w)`` that the attention sites of these indices see of ``l`` tokens.
 PrefixOf = Callable[[Sequence[int], Sequence[int]], tuple[Tensor, Tensor]]
@@ -29,18 +31,27 @@ class Prompt(nn.Module):
         head: the trained copy of the model's task head; None where the model has none.
         labels: label names of the head, may be empty.
         sites: indices of the backbone's attention sites that the prefix goes to.
+        sizes: width of their keys and values, and of the input embeddings.
         metadata: JSON values that it was saved with, such as task and score; empty for a new prompt.
     """
 
     method: Method
     head: nn.Module | None
 
-    def __init__(self, config: MethodConfig, method: Method, head: nn.Module | None, sites: list[int]):
+    def __init__(
+        self,
+        config: MethodConfig,
+        method: Method,
+        head: nn.Module | None,
+        sites: list[int],
+        sizes: tuple[int, int],
+    ):
         super().__init__()
         self.config = config
         self.method = method
         self.head = head
         self.sites = sites
+        self.sizes = sizes
         self.labels: list[str] = []
         self.metadata: dict[str, Any] = {}
 
@@ -48,6 +59,16 @@ class Prompt(nn.Module):
     def num_labels(self) -> int | None:
         """Number of outputs of the head; None without one."""
         return None if self.head is None else task_head.num_outputs(self.head)
+
+    def run(self, rows: Rows | None, count: int) -> SoftPrompt:
+        """What the method hands over for ``count`` rows; a `SoftPromptError` where it is not of the sizes promised."""
+        soft = self.method(rows if self.method.per_row else None)
+        width, hidden_size = self.sizes
+        if not isinstance(soft, SoftPrompt):
+            raise SoftPromptError(f"{self.config.method}: forward returned {type(soft).__name__}, not a SoftPrompt")
+        if fault := soft.fault(count, len(self.sites), width, hidden_size):
+            raise SoftPromptError(f"{self.config.method}: of what forward returned, {fault}")
+        return soft
 
     def components(self) -> dict[str, Component]:
         """The groups of trained parameters: the method's, and "head"."""
@@ -119,7 +140,8 @@ def new_prompt(
         head = task_head.new(backbone.heads, num_labels, backbone.model)
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
-    prompt = Prompt(config, method.to(device), head, sites)
+    _check_components(config, method)
+    prompt = Prompt(config, method.to(device), head, sites, (shape.kv_width, shape.hidden_size))
     for parameter in prompt.parameters():
         parameter.data = task_head.wide(parameter.data)
     if prompt.num_labels is not None:
@@ -133,10 +155,35 @@ def new_prompt(
     return prompt
 
 
+def _check_components(config: MethodConfig, method: Method) -> None:
+    """Raises a `SoftPromptError` for a parameter that would never be trained, or be trained twice."""
+    listed = [id(parameter) for component in method.components().values() for parameter in component.parameters]
+    for name, parameter in method.named_parameters():
+        times = listed.count(id(parameter))
+        if parameter.requires_grad and times != 1:
+            raise SoftPromptError(
+                f"{config.method}: components() lists the parameter '{name}' {times} times; once is right"
+                + (", or nothing trains it (what is not trained is a buffer)" if not times else "")
+            )
+
+
 def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
     """The attention sites of a new prompt; raises a `SoftPromptError` where the method does not fit the model."""
     name, limit = type(backbone.model).__name__, backbone.max_tokens
+    if config.uses_tokens and backbone.no_tokens_reason:
+        raise SoftPromptError(
+            f"{config.method} needs input prompts, which {name} cannot take: {backbone.no_tokens_reason}"
+        )
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
+    if sites and config.changes_scores and backbone.only_keys:
+        other = "sdpa" if getattr(backbone.model, "_supports_sdpa", True) else "eager"
+        raise SoftPromptError(
+            f"{config.method} changes the scores of its prefix, which {backbone.only_keys} does not show: load "
+            f"{name} with attn_implementation='{other}'"
+        )
+    if sites and backbone.unreached:
+        left_out = ", ".join(backbone.unreached)
+        warnings.warn(f"{config.method}: the prefix does not reach {left_out} of {name}", stacklevel=2)
     if sites and config.positions == "shifted":
         reason = backbone.fixed_positions(sites)
         if reason is not None:

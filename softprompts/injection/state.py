@@ -2,7 +2,8 @@
 
 The pass under way belongs to the call and not to the model: each thread has its own, so that threads that share a
 model do not meet (torch.compile can trace a thread's own values, and no context variables). `Scope` objects form a
-stack: around the whole of a ``generate`` (``inside=False``), and inside the forward pass of the model.
+stack: around the whole of a ``generate`` (``inside=False``), and inside the forward pass of the model. A ``generate``
+without any prompt is a scope too, whose pass is None.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from softprompts.attention.prefix import plain_kernel
 from softprompts.backbones.backbone import Backbone, attention_of
 from softprompts.injection.batch_pass import Pass, RandomContexts
 from softprompts.injection.layout import Layout
@@ -33,6 +35,7 @@ class Scope:
     inside: bool  # whether the model's forward pass is under way; False around it, as in ``generate``
     outer: Scope | None  # the scope around this one
     by_hook: bool = False  # whether a hook of the entry module began it and ends it
+    aside: bool = False  # whether calls in it are calls of their own, whatever is under way around it
 
 
 class LastLayer(Protocol):
@@ -59,24 +62,44 @@ class State:
         self.backbone = Backbone(model)
         # What the model was before.
         self.model_class = type(model)
-        self.attention = attention_of(model)
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.attention = [(config, plain_kernel(name)) for config, name in attention_of(model)]
+        # By name, as parameters are replaced where embeddings are resized.
+        named = model.named_parameters(remove_duplicate=False)
+        self.trained = {name for name, parameter in named if parameter.requires_grad}
         self.modes = {module: module.training for module in model.modules()}
         self.ignored_on_save = model._keys_to_ignore_on_save
         # What is installed in it, see `softprompts.injection.wiring`.
         self.hooks: Any = None  # the `InputHooks`
         self.handles: list[Any] = []  # of all hooks but those at attention sites
         self.site_handles: list[Any] = []  # of hooks at attention sites whose states some prompt reads
+        # See `softprompts.injection.changes`.
+        self.needed: list[nn.Module] = []
+        self.similar = 0  # modules of the kinds of the attention sites
+        self.edges: list[tuple[dict[str, nn.Module | None], str, nn.Module | None, int]] = []
         self.last_layer: LastLayer | None = None
+        # What `softprompts.model.self_check` found out, by the form of a prompt; None: nothing is to be checked.
+        self.checked: dict[Any, str] | None = {}
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active
         self.random_contexts: RandomContexts | None = None  # set by training
-        self.last_pass: Pass | None = None  # of the last forward, for `PromptModel.penalties`
+        self._last = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the model starts without a pass, whose tensors belong to the original's graph.
-        return self.__dict__ | {"last_pass": None, "random_contexts": None}
+        return self.__dict__ | {"_last": None, "random_contexts": None}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values, _last=threading.local())
+
+    @property
+    def last_pass(self) -> Pass | None:
+        """That of the last forward in this thread, for `PromptModel.penalties`."""
+        return getattr(self._last, "pass_", None)
+
+    @last_pass.setter
+    def last_pass(self, pass_: Pass | None) -> None:
+        self._last.pass_ = pass_
 
     @property
     def prompts(self) -> PromptSet:
@@ -98,18 +121,27 @@ class State:
         return None if scope is None or not scope.inside else scope.pass_
 
     @property
-    def surrounding(self) -> Pass | None:
-        """The pass of the ``generate`` or of `under` around the forward pass."""
+    def around(self) -> Scope | None:
+        """The scope of the ``generate`` or of `under` around the forward pass."""
         scope = self.scope
         while scope is not None and (scope.inside or scope.state is not self):
             scope = scope.outer
-        return None if scope is None else scope.pass_
+        return None if scope is None or scope.aside else scope
+
+    @property
+    def surrounding(self) -> Pass | None:
+        """The pass of the ``generate`` or of `under` around the forward pass."""
+        around = self.around
+        return None if around is None else around.pass_
 
     @contextlib.contextmanager
-    def activate(self, pass_: Pass | None, inside: bool = True) -> Iterator[None]:
-        """Within this context, hooks and attention sites see ``pass_``; with ``inside=False``, forward passes do."""
+    def activate(self, pass_: Pass | None, inside: bool = True, aside: bool = False) -> Iterator[None]:
+        """Within this context, hooks and attention sites see ``pass_``; with ``inside=False``, forward passes do.
+
+        With ``aside=True`` (and None), what is under way around it does not reach the calls in it.
+        """
         outer = _INNERMOST.scope
-        _INNERMOST.scope = Scope(self, pass_, inside, outer)
+        _INNERMOST.scope = Scope(self, pass_, inside, outer, aside=aside)
         try:
             yield
         finally:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
-from softprompts.attention import prefix
+from softprompts.attention import kernels, prefix
 from softprompts.backbones import quantized
-from softprompts.backbones.backbone import restore_attention, set_attention
+from softprompts.backbones.backbone import own_configs, restore_attention, set_attention
 from softprompts.errors import SoftPromptError
-from softprompts.injection import head_dispatch, module_dispatch
+from softprompts.injection import changes, head_dispatch, module_dispatch
 from softprompts.injection.input_hooks import InputHooks
 from softprompts.injection.prompt import PromptSet
 from softprompts.injection.speedups import (
@@ -29,16 +30,37 @@ from softprompts.injection.speedups.read_column import narrowed
 from softprompts.injection.state import STATE, State, is_attached, state_of
 
 prefix.ACCELERATED.update(plain=short_attention.attend, selective=merged_attention.attend, gated=gated_prefix.gate)
-for _name, _attend in prefix.ATTENTION.items():
-    AttentionInterface.register(prefix.implementation(_name), narrowed(_attend))
+for _name in prefix.KERNELS:
+    AttentionInterface.register(prefix.implementation(_name), narrowed(kernels.ATTENTION[_name]))
+
+_OUTPUT_ATTENTIONS: Any = PreTrainedConfig.output_attentions
+
+
+def _set_output_attentions(config: Any, value: bool) -> None:
+    """Transformers takes this setting for the kernel "eager" by its very name."""
+    if value and config._attn_implementation == prefix.implementation("eager"):
+        config._output_attentions = value
+    else:
+        _OUTPUT_ATTENTIONS.fset(config, value)
+
+
+def _validate_output_attentions(config: Any) -> None:
+    if config._attn_implementation != prefix.implementation("eager"):
+        _VALIDATE(config)
+
+
+_VALIDATE: Any = PreTrainedConfig.validate_output_attentions
+setattr(PreTrainedConfig, "output_attentions", _OUTPUT_ATTENTIONS.setter(_set_output_attentions))  # noqa: B010
+setattr(PreTrainedConfig, "validate_output_attentions", _validate_output_attentions)  # noqa: B010
 
 # For `softprompts.model`, which knows no acceleration.
-follow_checkpointing, checkpoints = checkpointing.wrap_functions, checkpointing.is_on
+follow_changes, follow_checkpointing, checkpoints = changes.follow, checkpointing.wrap_functions, checkpointing.is_on
 
 
 def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:
     """Makes a `PreTrainedModel`, which becomes an instance of ``attached_class``, see prompts; it has none yet."""
     quantized.keep_layout(model)  # before anything runs
+    own_configs(model)
     state = State(model)
     model.__dict__[STATE] = state
     model.backbone_dropout = backbone_dropout
@@ -61,6 +83,7 @@ def wire(model: Any, attached_class: type, backbone_dropout: bool) -> State:
     if getattr(model, "is_quantized", False):
         # How HF Trainer is told that there is something to train on quantised weights, which it refuses otherwise.
         model._hf_peft_config_loaded = True
+    changes.record(state)
     model.train(model.training)
     return state
 
@@ -70,10 +93,11 @@ def _serve_sites(state: State, hooks: InputHooks) -> None:
     backbone, kernel = state.backbone, state.attention[0][1]
     if not backbone.sites:
         return
-    if kernel not in prefix.KERNELS:
+    if not kernels.takes_prefixes(kernel):
         backbone.sites = []
         backbone.no_sites_reason = f"load it with attn_implementation='sdpa' instead of '{kernel}'"
         return
+    backbone.only_keys = kernels.only_keys(kernel)
     set_attention(backbone.model, prefix.implementation(kernel))
     for index, site in enumerate(backbone.sites):
         prefix.mark_site(site.module, hooks.prefix_of, index, site.biased_by)
@@ -88,6 +112,7 @@ def follow_prompts(state: State) -> None:
     before_site = state.hooks.before_site
     state.site_handles = [module.register_forward_pre_hook(before_site, with_kwargs=True) for module in modules]
     module_dispatch.install(state)
+    changes.record(state)
 
 
 def detach(model: Any) -> Any:
@@ -117,8 +142,9 @@ def detach(model: Any) -> Any:
     del model.prompts, model.backbone_dropout, model.__dict__[STATE]
     model.__class__ = state.model_class
     model._keys_to_ignore_on_save = state.ignored_on_save
-    for parameter in state.trained:
-        parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in state.trained:
+            parameter.requires_grad_(True)
     for module, training in state.modes.items():
         module.training = training
     return model

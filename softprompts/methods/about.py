@@ -68,6 +68,8 @@ class About:
         per_row: what is computed for every row; "" for nothing.
         folds_to: what remains after training ("tokens", "prefix", ...); "" where nothing plain does.
         differs: where we differ from released code or the paper's text, and why; "" where we do not.
+        line: what it is in a line of the list of methods; "" where the first line of its module says it.
+        start_here: whether the list shows it first, to those who know none.
     """
 
     paper: str
@@ -81,6 +83,8 @@ class About:
     per_row: str = ""
     folds_to: str = ""
     differs: str = ""
+    line: str = ""
+    start_here: bool = False
 
 
 @dataclass(frozen=True)

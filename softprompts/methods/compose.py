@@ -113,6 +113,11 @@ class ComposedConfig(MethodConfig):
         object.__setattr__(self, "revision", sum(part.revision for part in self.parts))
 
     @property
+    def changes_scores(self) -> bool:
+        """See `MethodConfig`."""
+        return any(part.changes_scores for part in self.parts)
+
+    @property
     def prefix_owner(self) -> MethodConfig | None:
         """The part whose prefix the prompt has: one that is nothing but a prefix, else the first with a prefix."""
         able = [part for part in self.parts if part.uses_prefix]

@@ -276,6 +276,11 @@ class MethodConfig:
         """Number of tokens by which the prompt makes an input longer."""
         return self.num_virtual_tokens if self.uses_tokens else 0
 
+    @property
+    def changes_scores(self) -> bool:
+        """Whether attention to its prefix is more than attention to further keys, see `SoftPrompt.selectivity`."""
+        return False
+
     def require(self, condition: bool, message: str) -> None:
         """Raises a `SoftPromptError` that names the method unless ``condition`` holds."""
         if not condition:
@@ -363,8 +368,8 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def components(self) -> dict[str, Component]:
-        """Every trained parameter, once, in named groups; the first group is the main one."""
-        raise NotImplementedError
+        """Every trained parameter, once, in named groups, the main one first; none unless a method says so."""
+        return {}
 
     def compare(self, own: Answers, others: Mapping[str, Answers]) -> Tensor:
         """A further term of the training loss for each line, ``(P,)``.

@@ -61,6 +61,11 @@ class SelectivePrefixConfig(PrefixConfig):
     )
     modifies_prefix = True
 
+    @property
+    def changes_scores(self) -> bool:
+        """See `MethodConfig`; without ``alpha`` the prefix is a plain one."""
+        return self.alpha is not None
+
 
 class SelectivePrefix(PrefixMethod, config=SelectivePrefixConfig):
     """A prefix table, with the mask and the loss."""

@@ -7,27 +7,37 @@ that class and `PromptModel`, as torch's ``fully_shard`` does it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.masking_utils import create_masks_for_generate
 
 from softprompts.backbones import quantized, sharded
 from softprompts.backbones.task_head import mean_loss, token_loss
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
-from softprompts.injection.input_hooks import restored
+from softprompts.injection.input_hooks import CACHES, columns_in
+from softprompts.injection.outputs import own_mask, restore_encoders, restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.recorded_prefix import recorded_prefix
 from softprompts.injection.state import state_of
-from softprompts.injection.wiring import checkpoints, follow_checkpointing, follow_prompts
+from softprompts.injection.wiring import checkpoints, follow_changes, follow_checkpointing, follow_prompts
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
+from softprompts.model.noise import follow_noise
+from softprompts.model.penalties import has_loss, labels_share, watch_penalties
+from softprompts.model.self_check import require_exact
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Losses that we compute ourselves, as the number of labels is each prompt's own.
@@ -55,25 +65,26 @@ class PromptModel(PromptFiles):
         state, model = state_of(self), cast(PreTrainedModel, self)
         inputs = dict(zip(names, args, strict=False)) | kwargs
         prompt_names, context_mask = inputs.pop("prompt_names", None), inputs.pop("context_mask", None)
-        pass_ = state.surrounding or self._pass_of(inputs, prompt_names)
-        if pass_ is None:
-            labels = inputs.get("labels")
-            language_model = state.backbone.kind == "decoder" and not state.backbone.heads
-            if context_mask is None and language_model and labels is not None and labels.ndim == 2:
-                context_mask = context_of(labels)
-            pass_ = state.open(prompt_names, context_mask)
-            self._require_name_per_row(pass_, inputs)
+        pass_ = self._pass_for(inputs, prompt_names, context_mask)
         state.last_pass = pass_
         sharded.hold(model, self.prompts)
         if pass_ is None:
-            with state.activate(None), self._own_labels() if state.backbone.heads else contextlib.nullcontext():
-                return forward(**inputs)
-        if "use_cache" in names and inputs.get("past_key_values") is None and checkpoints(model):
-            inputs["use_cache"] = False  # a recomputed layer would write to the cache twice
+            return self._bare_forward(forward, inputs)
+        follow_changes(state)
+        if inputs.get("past_key_values") is None and checkpoints(model):
+            pass_.without_cache = True  # a recomputed layer would write to the cache twice
+            if "use_cache" in names:
+                inputs["use_cache"] = False
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)
-        entry = state.backbone.entry
+        entry, split = state.backbone.entry, state.backbone.kind == "encoder-decoder" and pass_.has_tokens
+        as_tuple = split and not (self.config.return_dict if (given := inputs.get("return_dict")) is None else given)
+        if as_tuple:  # which does not say what is what
+            inputs["return_dict"] = True
+        if pass_.has_tokens and entry is not model:
+            tables = inputs.get("output_router_logits") or getattr(self.config, "output_router_logits", False)
+            pass_.mask_around = own_mask(inputs, tables)
         with state.activate(pass_):
             if entry is model:  # its own hooks would run before there is a pass
                 _, inputs = state.hooks.before_entry(entry, (), inputs)
@@ -81,33 +92,72 @@ class PromptModel(PromptFiles):
             if entry is model:
                 output = state.hooks.after_entry(entry, (), inputs, output)
         if not isinstance(output, tuple):
-            if output.get("past_key_values") is not None and state.surrounding is None:
-                output.past_key_values._softprompt_pass = pass_
-            if state.backbone.kind == "encoder-decoder" and pass_.tokens is not None:
-                for name in ("encoder_last_hidden_state", "encoder_hidden_states"):
-                    if output.get(name) is not None:
-                        output[name] = restored((output[name],), pass_.layout)[0]
-        return self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
+            for name in CACHES:
+                if hasattr(output.get(name), "__dict__"):
+                    output[name]._softprompt_pass = pass_
+        pass_.mask_around = None
+        if split:
+            restore_encoders(output, pass_.layout)
+        elif entry is not model:
+            output = restored(output, pass_.layout, states=False)
+        output = self._with_loss(output, pass_, labels, own_loss, inputs.get("num_items_in_batch"))
+        return output.to_tuple() if as_tuple else output
 
-    @contextlib.contextmanager
-    def _own_labels(self) -> Iterator[None]:
-        """The model's own labels while it computes a loss without any prompt."""
-        problem = self.config.problem_type
-        try:
-            with self.disable_prompt():
-                yield
-        finally:  # transformers notes its guess there, which need not be right for the prompts
-            self.config.problem_type = problem
+    def _bare_forward(self, forward: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        """``forward`` without any prompt, with a loss by the model's own labels, whichever prompt is active."""
+        state, labels, tokens = state_of(self), inputs.get("labels"), self.loss_type == "ForTokenClassification"
+        number: Any = state.backbone.labels[0]
+        own_loss = state.backbone.heads and self.loss_type in _OWN_LOSSES
+        with state.activate(None):
+            if labels is None or not own_loss or (tokens and self.config.num_labels == number):
+                return forward(**inputs)
+            output = forward(**inputs | {"labels": None})
+        logits, num_items = output[0] if isinstance(output, tuple) else output.logits, inputs.get("num_items_in_batch")
+        if tokens:
+            return _with_loss_first(output, token_loss(logits[..., :number], labels.to(logits.device), num_items))
+        # A namespace, as transformers notes there which problem it takes the labels for.
+        own = SimpleNamespace(num_labels=number, problem_type=self.config.problem_type)
+        loss = ForSequenceClassificationLoss(labels, logits, own, num_items_in_batch=num_items)
+        return _with_loss_first(output, loss)
+
+    def _pass_for(self, inputs: Mapping[str, Any], names: Any, context_mask: Any) -> Pass | None:
+        """The pass of a forward: that of the call around it, that which its cache comes from, or a new one."""
+        state = state_of(self)
+        around = state.around
+        if around is not None and (names is None or _are_of(around.pass_, names)):
+            return around.pass_
+        pass_ = self._pass_of(inputs, names)
+        if pass_ is None:
+            labels = inputs.get("labels")
+            language_model = state.backbone.kind == "decoder" and not state.backbone.heads
+            if context_mask is None and language_model and labels is not None and labels.ndim == 2:
+                context_mask = context_of(labels)
+            pass_ = state.open(names, context_mask)
+            self._require_name_per_row(pass_, inputs)
+            if context_mask is None and language_model:
+                self._require_context(pass_)
+        return pass_
+
+    def _require_context(self, pass_: Pass | None) -> None:
+        """Refuses training by a loss that is computed elsewhere, on tokens that the prompts could look at."""
+        if pass_ is None or not (cast(nn.Module, self).training and torch.is_grad_enabled()):
+            return
+        for name, prompt in pass_.prompts.items():
+            if prompt.method.per_row or prompt.method.reads_states:
+                raise SoftPromptError(
+                    f"prompt '{name}' looks at the input, and nothing says which of it is to be predicted: pass "
+                    "labels, or context_mask=, True for tokens that are given"
+                )
 
     def _pass_of(self, inputs: Mapping[str, Any], names: Any) -> Pass | None:
-        """The pass under which the given cache or encoder output was made, so that a loop by hand goes on with it."""
-        cache = inputs.get("past_key_values")
-        for source in (cache, inputs.get("encoder_outputs")):
+        """A fork of the pass under which the given cache or encoder output was made: a loop by hand goes on with it."""
+        for name in (*CACHES, "encoder_outputs"):
+            source = inputs.get(name)
             pass_: Pass | None = getattr(source, "_softprompt_pass", None)
-            if pass_ is None or (source is cache and cache is not None and not int(cache.get_seq_length())):
+            if pass_ is None or (name in CACHES and not columns_in(source, pass_.columns)):
                 continue
-            if names is None or pass_.given == (names if isinstance(names, str) else list(names)):
-                return pass_
+            if names is None or _are_of(pass_, names):
+                return pass_.fork()
         return None
 
     def _require_name_per_row(self, pass_: Pass | None, inputs: Mapping[str, Any]) -> None:
@@ -120,21 +170,19 @@ class PromptModel(PromptFiles):
 
     def _with_loss(self, output: Any, pass_: Pass, labels: Tensor | None, own_loss: bool, num_items: Any) -> Any:
         """The model's output with our loss, where the number of labels is each prompt's own, and with penalties."""
-        penalty: Any = sum(pass_.penalties.values())
-        if pass_.penalties and labels is not None and num_items is not None:
-            penalty = penalty * ((labels != -100).sum() / num_items)  # Trainer adds up the parts of a batch
         as_tuple = isinstance(output, tuple)
+        own_loss = own_loss and labels is not None
+        if pass_.penalties and not own_loss and not has_loss(output):
+            watch_penalties(cast(nn.Module, self), pass_, output)
+            return output
+        penalty: Any = pass_.taken_penalty(labels_share(self, labels, num_items)) if pass_.penalties else 0
         if own_loss and labels is not None:
             logits = output[0] if as_tuple else output.logits
             loss = self._own_loss(logits, labels.to(logits.device), pass_, num_items) + penalty
-            if as_tuple:
-                return (loss, *output)
-            # Losses come first in transformers' outputs, and pipelines and Trainer rely on it.
-            items = {key: value for key, value in output.items() if key != "loss"}
-            return type(output)(loss=loss, **items)
-        if pass_.penalties and as_tuple and output and isinstance(output[0], Tensor) and output[0].ndim == 0:
+            return _with_loss_first(output, loss)
+        if pass_.penalties and as_tuple:
             return (output[0] + penalty, *output[1:])
-        if pass_.penalties and not as_tuple and output.get("loss") is not None:
+        if pass_.penalties:
             output.loss = output.loss + penalty
         return output
 
@@ -157,23 +205,20 @@ class PromptModel(PromptFiles):
             **kwargs: as for the model's own ``generate``.
         """
         state = state_of(self)
+        around = state.around
+        if prompt_names is None and around is not None:  # called within a generation, as some assistants are
+            prompt_names = [None] if around.pass_ is None else around.pass_.given
         pass_ = self._pass_of(kwargs, prompt_names) or state.open(prompt_names)
         base: Any = super()
         if pass_ is None:
-            active, state.active = state.active, None
-            try:
+            with state.activate(None, inside=False):
                 return base.generate(*args, **kwargs)
-            finally:
-                state.active = active
-        cache = kwargs.get("past_key_values")
-        if cache is not None and state.backbone.kind == "decoder" and pass_.has_tokens and cache.get_seq_length():
-            raise SoftPromptError(
-                "generate cannot go on from past_key_values that hold prompt tokens, which it would count as input: "
-                "leave past_key_values out, or use a prefix method"
-            )
         self._require_name_per_row(pass_, {"input_ids": args[0] if args else None} | kwargs)
         with state.activate(pass_, inside=False):
-            return base.generate(*args, **kwargs)
+            output = base.generate(*args, **kwargs)
+        if state.backbone.kind == "encoder-decoder" and pass_.has_tokens:
+            restore_encoders(output, pass_.layout)
+        return output
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: Any, generation_mode: Any, batch_size: int, max_cache_length: int
@@ -187,11 +232,54 @@ class PromptModel(PromptFiles):
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        # The last thing that `generate` prepares: prompts see the input that it was given here, not the first
+        # forward's, which may be a piece of it or hold tokens that are guessed.
+        state, base = state_of(self), cast(Any, super())
+        processors, pass_ = base._get_logits_processor(*args, **kwargs), state.surrounding
+        if pass_ is None:
+            return processors
+        if state.backbone.kind == "decoder":
+            mask = (kwargs.get("model_kwargs") or {}).get("attention_mask")
+            state.hooks.see_input(pass_, kwargs["encoder_input_ids"], mask)
+        for processor in processors:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor) and processor.model is self:
+                processor.model = self._beside(pass_)
+        return processors
+
+    def _beside(self, pass_: Pass) -> Callable[..., Any]:
+        """The model called beside a generation, on an input of its own under the same prompts."""
+        state = state_of(self)
+        other = state.open(pass_.given)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with state.activate(other, inside=False):
+                return cast(Any, self)(*args, **kwargs)
+
+        return call
+
+    def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any) -> Any:
+        state, base = state_of(self), cast(Any, super())
+        size, mask = generation_config.prefill_chunk_size, model_kwargs.get("attention_mask")
+        pass_ = state.surrounding if state.backbone.kind == "decoder" else None
+        if pass_ is not None and size is not None and not pass_.takes_chunks(None if mask is None else mask[:, :size]):
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+        cache = model_kwargs.get("past_key_values")
+        if pass_ is not None and pass_.tokens is not None and cache is not None:
+            # The cache holds prompt tokens too, which `generate` does not know of where it leaves out what is there.
+            seen = columns_in(cache, pass_.columns) - pass_.tokens.length
+            whole = generation_config._mask_length if mask is None else mask.shape[1]
+            if seen > 0 and input_ids.shape[1] == whole:
+                input_ids = input_ids[:, seen:]
+        return base._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+
     def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Leaves a 2-D mask as it is while prompt tokens are in play: its columns are still to be widened."""
+        """Leaves a 2-D mask as it is where prompts look at it, or their tokens are still to widen it."""
         state = state_of(self)
         pass_ = state.surrounding or state.current
-        if pass_ is not None and (pass_.has_tokens or pass_.needs_input) and "attention_mask" in kwargs:
+        looked_at = pass_ is not None and (pass_.has_tokens or pass_.needs_input or pass_.reads_states)
+        if looked_at and "attention_mask" in kwargs:
             return kwargs["attention_mask"]
         own = getattr(state.model_class, "create_masks_for_generate", create_masks_for_generate)
         return own(*args, **kwargs)
@@ -217,7 +305,10 @@ class PromptModel(PromptFiles):
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary loss of each prompt of the last forward pass that has one."""
         last = state_of(self).last_pass
-        return {} if last is None else last.penalties
+        if last is None:
+            return {}
+        last.penalties_taken = True
+        return last.penalties
 
     def add_prompt(
         self,
@@ -255,10 +346,11 @@ class PromptModel(PromptFiles):
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
 
         Raises:
-            SoftPromptError: the name is taken or not allowed.
+            SoftPromptError: the name is taken or not allowed, or the prompt is not exact on this model.
         """
         self._check_free(name)
         state = state_of(self)
+        require_exact(state, prompt)
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
         follow_prompts(state)
@@ -310,11 +402,31 @@ class PromptModel(PromptFiles):
         try:
             yield
         finally:
-            self._activate(before if before in self.prompts else None)
+            if before is None or before in self.prompts:
+                self._activate(before)
+            else:
+                self._activate_in_place_of(before)
             state.bare = bare
 
     def delete_prompt(self, name: str) -> None:
-        """Forgets a prompt.
+        """Forgets a prompt. Where it was the active one, the first that is left becomes active, and a warning says so.
+
+        Raises:
+            SoftPromptError: unknown name.
+        """
+        was_active = state_of(self).active == name
+        self.forget_prompt(name)
+        if was_active:
+            self._activate_in_place_of(name)
+
+    def _activate_in_place_of(self, deleted: str) -> None:
+        left = next(iter(self.prompts), None)
+        self._activate(left)
+        if left is not None:
+            warnings.warn(f"the active prompt '{deleted}' was deleted: '{left}' is active now", stacklevel=3)
+
+    def forget_prompt(self, name: str) -> None:
+        """`delete_prompt` for a prompt that was there for a while only: if it was active, none is, and no warning.
 
         Raises:
             SoftPromptError: unknown name.
@@ -347,6 +459,12 @@ class PromptModel(PromptFiles):
         trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
         return trained, sum(map(quantized.size, module.parameters()))
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise SoftPromptError(
+            "torch.nn.DataParallel copies a model without what puts prompts into it: run one process for each GPU "
+            "(torchrun, accelerate launch), or make one GPU visible"
+        )
+
     # --- modes, checkpointing ---------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
@@ -357,7 +475,30 @@ class PromptModel(PromptFiles):
         module.training = mode
         for child in module.children():
             child.train(mode if child is self.prompts else mode and self.backbone_dropout)
+        follow_noise(module, state_of(self).backbone.embeddings, mode)
         return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and converts the model. Prompts move along, and keep their precision where the model's is halved."""
+
+        def without_halving(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        modules, base = cast(nn.Module, self)._modules, cast(Any, super())
+        prompts = modules.pop("prompts")
+        try:
+            base._apply(fn, recurse)
+        finally:
+            modules["prompts"] = prompts
+        cast(Any, self.prompts)._apply(without_halving, recurse)
+        return self
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As the model's own; prefixes go on reaching attention."""
+        base: Any = super()
+        base.set_attn_implementation(*args, **kwargs)
+        follow_changes(state_of(self))
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         base: Any = super()
@@ -366,3 +507,16 @@ class PromptModel(PromptFiles):
 
     def enable_input_require_grads(self) -> None:
         """Does nothing: gradients reach prompts without it, and the embeddings' own would be wasted work."""
+
+
+def _are_of(pass_: Pass | None, names: str | Sequence[str | None]) -> bool:
+    """Whether a pass is that of these names."""
+    given = names if isinstance(names, str) else list(names)
+    return set(given) == {None} if pass_ is None else pass_.given == given
+
+
+def _with_loss_first(output: Any, loss: Tensor) -> Any:
+    """A model's output with a loss in front, where transformers' pipelines and Trainer look for it."""
+    if isinstance(output, tuple):
+        return (loss, *output)
+    return type(output)(loss=loss, **{key: value for key, value in output.items() if key != "loss"})

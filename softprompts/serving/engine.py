@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from softprompts.backbones import packaged
-from softprompts.backbones.backbone import kind_of
+from softprompts.backbones.kinds import kind_of
 from softprompts.backbones.loading import context_room, model_files
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt
@@ -155,7 +155,7 @@ class Engine:
     def _score_batch(self, model: Any, rows: list[ScoringRow]) -> list[Scores]:
         try:
             # A generation may be under way, between whose steps rows are scored: its prompts are set aside.
-            with torch.inference_mode(), state_of(model).activate(None, inside=False):
+            with torch.inference_mode(), state_of(model).activate(None, inside=False, aside=True):
                 scores = score_rows(
                     model,
                     [row.feature for row in rows],

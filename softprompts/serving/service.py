@@ -160,7 +160,7 @@ class Service:
 
     def _remove_if_unused(self, prompt: LoadedPrompt) -> None:
         if prompt.retired and not prompt.in_flight:
-            self._batcher.call(partial(prompt.model.delete_prompt, prompt.key))
+            self._batcher.call(partial(prompt.model.forget_prompt, prompt.key))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ class _Loop:
                 for lane in stopping:
                     lane.suspend(interrupted)
                 self._finish([lane for lane in active if not lane.active], randomness.of)
-                bar.show(active)
+                bar.show(active, due)
                 track(accelerator, active, due, prefix=len(self.lanes) > 1)
             if stop.requested and all(result.done for result in self.results.values()):
                 # Too late to interrupt a run, but the caller may have more to do.

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -13,7 +14,9 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.training.lane import Lane
@@ -50,19 +53,36 @@ class Stop:
         self._before = {}
 
 
+class _CutText(TextColumn):
+    """Text that gives way in a narrow terminal, so that steps and time left never do."""
+
+    def __init__(self, text: str):
+        super().__init__(text, markup=False, table_column=Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
+
+
 class Bar:
-    """A line for each run with its steps, loss and main metric; nothing where the output is not a terminal."""
+    """A line for each run with its steps, loss and main metric; without a terminal, a line at each evaluation."""
 
     def __init__(self, lanes: list[Lane], wanted: bool):
-        console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, highlight=False)
+        self.lines = wanted and not self.console.is_terminal
+        self.began = time.perf_counter()
+        self.first = {lane.name: lane.step for lane in lanes}
+        steps, left = (Column(no_wrap=True) for _ in range(2))
+        bar = [BarColumn(20)] if self.console.width >= 100 else []
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (wanted and console.is_terminal),
+            _CutText("{task.description}"),
+            *bar,
+            MofNCompleteColumn(table_column=steps),
+            TimeRemainingColumn(table_column=left),
+            _CutText("{task.fields[note]}"),
+            console=self.console,
+            disable=not wanted or self.lines,
         )
         add = self.progress.add_task
         self.tasks = {lane.name: add(lane.name, total=lane.total_steps, completed=lane.step, note="") for lane in lanes}
@@ -74,18 +94,27 @@ class Bar:
     def __exit__(self, *error: Any) -> None:
         self.progress.stop()
 
-    def show(self, lanes: list[Lane]) -> None:
-        """Brings the lines up to date."""
-        if self.progress.disable:
-            return
-        for lane in lanes:
-            note = f"loss {lane.loss:.4f}"
+    def show(self, lanes: list[Lane], due: list[Lane]) -> None:
+        """Brings the lines up to date; ``due`` were evaluated just now."""
+        for lane in due if self.lines else () if self.progress.disable else lanes:
+            note = f"loss {lane.history[-1]['loss'] if self.lines else lane.loss:.4f}"
             if lane.last_metrics:
                 name, value = next(iter(lane.last_metrics.items()))
                 note += f"  {name} {value:.4f}, best {lane.best.metrics[name]:.4f}"
             if lane.stop_reason:
                 note += f"  {lane.stop_reason}"
-            self.progress.update(self.tasks[lane.name], completed=lane.step, note=note)
+            if self.lines:
+                left = "" if lane.stop_reason else f"  {self._left(lane)} left"
+                self.console.print(f"{lane.name}: step {lane.step}/{lane.total_steps}  {note}{left}", soft_wrap=True)
+            else:
+                self.progress.update(self.tasks[lane.name], completed=lane.step, note=note)
+
+    def _left(self, lane: Lane) -> str:
+        """How long a run will take at its pace so far."""
+        done = max(1, lane.step - self.first[lane.name])
+        seconds = round((lane.total_steps - lane.step) * (time.perf_counter() - self.began) / done)
+        minutes = round(seconds / 60)
+        return f"{seconds} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix: bool) -> None:

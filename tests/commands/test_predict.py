@@ -98,3 +98,15 @@ def test_predict_and_inspect_refuse(cli: Cli, tmp_path: Path, data: Path) -> Non
     for path in Path("run/prompt").iterdir():
         path.unlink()
     refuse(cli, "has not saved a prompt yet", "predict", "run", "text")
+
+
+def test_predict_takes_tables_of_spreadsheets(cli: Cli, tmp_path: Path, data: Path) -> None:
+    cli.fine(*train(data), "--folder", "run")
+    for name, text in {"c.csv": "text,n\ngood; film,1\nbad,2\n", "s.csv": "sep=;\ntext;n\ngood; film;1\n"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "p.txt").write_text("text|n\ngood; film|1\nbad|2\n")
+    plain = cli.fine("predict", "run", "--file", str(tmp_path / "c.csv")).out
+    assert plain.count("\n") == 2 and plain.splitlines()[0].endswith("\tgood; film")
+    assert cli.fine("predict", "run", "--file", str(tmp_path / "p.txt"), "--separator", "|").out == plain
+    refuse(cli, "line 3: 3 columns, the first line has 2", "predict", "run", "--file", str(tmp_path / "s.csv"))
+    refuse(cli, "--separator is about a file", "predict", "run", "text", "--separator", ";")

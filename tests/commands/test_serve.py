@@ -117,7 +117,7 @@ def test_what_is_wrong_with_a_command_is_told_in_a_line(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
     done = cli("serve", "--prompts", prompts)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "error: serving needs more packages: pip install 'softprompts[serve]'\n"
+    assert done.err == "error: serving needs more packages: pip install fastapi uvicorn prometheus-client\n"
 
 
 def test_the_core_does_not_need_what_serving_needs() -> None:

@@ -437,7 +437,7 @@ def test_train_refuses_folders(cli: Cli, data: Path) -> None:
     cli.fine(*train(data), "--folder", "run")
     refuse(cli, "run holds this run, finished", *train(data), "--folder", "run")
     refuse(cli, "run holds this run, finished", *train(data), "--folder", "run", "--resume")
-    refuse(cli, "another configuration", *train(data, steps=3), "--folder", "run")
+    refuse(cli, "(training.max_steps is 2 there, 3 here)", *train(data, steps=3), "--folder", "run")
     Path("run/result.json").unlink()
     refuse(cli, "run holds this run, unfinished; go on with --resume", *train(data), "--folder", "run")
     Path("run/checkpoint/lane.pt").write_bytes(b"not a checkpoint")

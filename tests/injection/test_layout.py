@@ -37,8 +37,9 @@ def random_mask(rows: int, columns: int, kind: str) -> Tensor | None:
 
 def naive(mask: Tensor, count: int, length: int, causal: bool, keep_first: int) -> list[tuple[str, int]]:
     """One row's columns in their new order: ("own", i) for prompt token i, ("input", j) for input column j."""
-    real = [("input", j) for j, is_real in enumerate(mask.tolist()) if is_real]
-    padding = [("input", j) for j, is_real in enumerate(mask.tolist()) if not is_real]
+    begin = mask.tolist().index(True)
+    real = [("input", j) for j in range(begin, len(mask))]  # with what is hidden behind the first
+    padding = [("input", j) for j in range(begin)]
     own = [("own", i) for i in range(count)]
     unused = [("own", i) for i in range(count, length)]
     if causal:
@@ -118,10 +119,10 @@ def test_without_tokens_only_encoders_with_left_padding_are_reordered(kind: str,
         assert torch.equal(moved, given)
     else:
         for row in range(3):
-            count = int(mask[row].sum())
-            assert torch.equal(moved[row, :count], given[row][mask[row]])
+            begin = mask[row].tolist().index(True)
+            assert torch.equal(moved[row, : 6 - begin], given[row, begin:])
             assert layout.new_mask is not None
-            assert layout.new_mask[row].tolist() == [True] * count + [False] * (6 - count)
+            assert layout.new_mask[row].tolist() == [*mask[row, begin:].tolist(), *[False] * begin]
     assert torch.equal(layout.restore(moved), given)
 
 

@@ -355,4 +355,5 @@ def test_sources_on_the_command_line(
     assert failed.code == 2 and "spot: it starts from source prompts: name at least one in sources" in failed.err
     failed = cli("train", *wanted, "--method", "spot", "--set", "sources=nowhere")
     assert failed.code == 2 and "nowhere" in failed.err and not (tmp_path / "runs").exists()
-    assert "sources" in cli.fine("methods").out and "restored" not in cli.fine("methods").out
+    listed, own = cli.fine("methods").out, cli.fine("methods", "spot").out
+    assert "sources" in own and "spot" in listed and "restored" not in listed + own

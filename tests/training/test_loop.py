@@ -401,8 +401,10 @@ def test_killed_right_before_the_result(toy: Any, tmp_path: Path) -> None:
 
 
 def test_progress_bar(toy: Any, monkeypatch: Any, capsys: Any) -> None:
-    train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6)], pad_id=toy.pad)
-    assert capsys.readouterr().err == ""  # not a terminal
+    (result,) = train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6, eval_every=3)], pad_id=toy.pad)
+    lines = capsys.readouterr().err.splitlines()  # not a terminal
+    assert len(lines) == 2 and "step 3/6  loss 0." in lines[0] and lines[0].endswith(" s left")
+    assert f"step 6/6  loss {result.history[1]['loss']:.4f}" in lines[1] and lines[1].endswith("max_steps")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6)], pad_id=toy.pad, progress=False)
@@ -412,6 +414,10 @@ def test_progress_bar(toy: Any, monkeypatch: Any, capsys: Any) -> None:
     assert "6/6" in shown
     assert "loss 0." in shown
     assert f"accuracy {result.score:.4f}, best {result.score:.4f}" in shown
+    monkeypatch.setenv("COLUMNS", "50")
+    train(toy.add(toy.model(), "a"), [toy.lane(max_steps=6)], pad_id=toy.pad)
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and "0:00:00" in shown and "…" in shown
 
 
 def test_a_lane_that_leaves_writes_its_result_at_once(toy: Any, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``x``: (..., k), ``weight``: (n, k) in any strides, ``bias``: (n,); returns (..., n)."""
         ctx.save_for_backward(weight)
-        return _product(x, weight, bias)
+        return _product(x, weight, bias).detach()  # no view of a product of two axes: callers may write into it
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

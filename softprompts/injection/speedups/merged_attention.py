@@ -29,7 +29,6 @@ def attend(
     *,
     placed: bool,
     dropout: float = 0.0,
-    softcap: float | None = None,
 ) -> Tensor | None:
     """Output ``(M, H, q, head_dim)``, or None where only `by_scores` can do this call.
 
@@ -44,9 +43,8 @@ def attend(
         scale: see `by_scores`.
         placed: whether the prefix has positions, and so a bias of its own.
         dropout: of the weights.
-        softcap: Gemma 2's bound on scores.
     """
-    kernel = kernel_for(query, bias is not None, dropout, softcap)
+    kernel = kernel_for(query, bias is not None, dropout)
     if kernel is None or prefix.selectivity is None:
         return None
     length = prefix_key.shape[2]
@@ -61,16 +59,15 @@ def attend(
     )
 
 
-def kernel_for(query: Tensor, masked: bool, dropout: float = 0.0, softcap: float | None = None) -> Fused | None:
+def kernel_for(query: Tensor, masked: bool, dropout: float = 0.0) -> Fused | None:
     """The kernel with which `by_merging` can do this call; None where only `by_scores` can.
 
     Args:
         query: ``(M, H, q, head_dim)``.
         masked: whether there is a bias.
         dropout: of the weights.
-        softcap: Gemma 2's bound on scores.
     """
-    if dropout or softcap is not None or torch.compiler.is_compiling():
+    if dropout or torch.compiler.is_compiling():
         return None
     kernel = next((kernel for kernel in KERNELS if kernel.covers(query)), None)
     return kernel if kernel is not None and verified(kernel, query, masked, _trial, _trial_formula) else None

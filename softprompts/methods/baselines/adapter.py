@@ -71,6 +71,7 @@ class AdapterDropConfig(AdapterConfig):
 
     searched: ClassVar[Space] = {"reduction": (8, 16, 32), "dropped_layers": (1, 2)}
     about = About(
+        line="adapters in the upper layers only",
         paper="Rücklé et al., AdapterDrop: On the Efficiency of Adapters in Transformers, "
         "https://arxiv.org/abs/2010.11918",
         equation="as adapter, in layers k..L-1; robust: k ~ U{0..L-1} in each training pass",

@@ -49,6 +49,7 @@ class PromptTuningConfig(MethodConfig):
     uses_tokens = True
     searched: ClassVar[Space] = {"init": ("vocabulary", "random")}
     about = About(
+        start_here=True,
         paper="Lester, Al-Rfou and Constant, EMNLP 2021, https://arxiv.org/abs/2104.08691",
         equation="X' = [P ; E(x)]",
         trained="the prompt P (l, d)",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers as tf
 from transformers.pytorch_utils import Conv1D
 
 import softprompts as sp
@@ -108,6 +109,7 @@ def test_without_a_prompt_and_after_detaching_nothing_has_changed(calls: list[An
     inputs = tiny.batch("bert")
     wanted = plain(**inputs).logits
     model = sp.attach(copy.deepcopy(plain), tiny.METHODS["prefix-tuning"], name="a")
+    calls.clear()  # of the check at attach
     with torch.no_grad(), model.disable_prompt():
         assert torch.equal(model(**inputs).logits, wanted)
     assert not calls
@@ -158,3 +160,37 @@ def test_the_environment_switches_it_off(monkeypatch: pytest.MonkeyPatch) -> Non
     frozen_linear.pays.cache_clear()
     assert not frozen_linear.pays()
     frozen_linear.pays.cache_clear()
+
+
+SMALL: dict[str, Any] = {"vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def led() -> Any:
+    sizes = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = tf.LEDConfig(
+        **SMALL, **sizes, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64, attention_window=[4, 4], decoder_start_token_id=2, init_std=0.3,
+    )  # fmt: skip
+    return tf.LEDForConditionalGeneration(config)
+
+
+def longformer() -> Any:
+    config = tf.LongformerConfig(
+        **SMALL, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=64, attention_window=[4, 4], initializer_range=0.3,
+    )  # fmt: skip
+    return tf.LongformerForMaskedLM(config)
+
+
+@pytest.mark.parametrize("make", [led, longformer])
+def test_models_that_write_into_products_train(make: Any, calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for pays in (True, False):
+        monkeypatch.setattr(frozen_linear, "pays", lambda pays=pays: pays)
+        torch.manual_seed(0)
+        model = sp.attach(make(), sp.PromptTuningConfig(num_virtual_tokens=3), name="p", seed=0).train()
+        ids = torch.randint(5, 60, (2, 9))
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append([parameter.grad for parameter in model.prompts.parameters() if parameter.grad is not None])
+    assert calls and gradients[0]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

@@ -136,5 +136,4 @@ def test_what_merging_does_not_cover() -> None:
     query = tensors(True)[0]
     assert kernel_for(query, masked=False) is CPU and kernel_for(query, masked=True) is CPU
     assert kernel_for(query, masked=False, dropout=0.1) is None
-    assert kernel_for(query, masked=False, softcap=30.0) is None
     assert kernel_for(query.to("meta"), masked=False) is None
