@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
@@ -272,6 +273,9 @@ class PromptModel(PromptFiles):
             whole = generation_config._mask_length if mask is None else mask.shape[1]
             if seen > 0 and input_ids.shape[1] == whole:
                 input_ids = input_ids[:, seen:]
+            given = model_kwargs.get("inputs_embeds")
+            if seen > 0 and given is not None:  # all of the input, of which as many columns are left out
+                model_kwargs = model_kwargs | {"inputs_embeds": F.pad(given, (0, 0, pass_.tokens.length, 0))}
         return base._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
     def create_masks_for_generate(self, *args: Any, **kwargs: Any) -> Any:

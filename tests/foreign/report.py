@@ -105,11 +105,16 @@ def page(folder: Path, families: Sequence[str], forms: Sequence[str], tests: str
         if row["form"] in forms and row["outcome"] != "passed"
         if (difference := expected(row, known)) is not None
     )
-    reasons = "\n".join(f"| {why} | {number} |" for why, number in times.most_common())
+    reasons = "\n".join(f"| {escaped(why)} | {number} |" for why, number in times.most_common())
     text = _PAGE.read_text().replace("{version}", transformers.__version__)
     chosen = f", the tests that `--tests '{tests}'` chooses" if tests else ""
     text = text.replace("{chosen}", chosen).replace("{table}", table(counts(folder, families, forms)))
     return text.replace("{reasons}", f"| what differs, and why | results |\n|---|---|\n{reasons}")
+
+
+def escaped(text: str) -> str:
+    """Text for a cell of a table."""
+    return text.replace("|", "\\|")
 
 
 def last_line(log: Path) -> str:

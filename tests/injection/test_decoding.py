@@ -153,6 +153,20 @@ def test_going_on_from_a_cache(model: Any, begun: str, whole: bool) -> None:
         assert torch.equal(rest[:, -(NEW - there) :], wanted[:, there:])
 
 
+def test_going_on_from_a_cache_with_embeddings(model: Any) -> None:
+    given, wanted = inputs(), by_hand(model, inputs())
+    first = model.generate(**given, **OPTIONS | {"max_new_tokens": 2}, return_dict_in_generate=True)
+    length, kept = first.past_key_values.get_seq_length(), first.past_key_values
+    rest = model.generate(
+        inputs_embeds=model.get_input_embeddings()(first.sequences),
+        attention_mask=torch.cat([given["attention_mask"], torch.ones_like(first.sequences[:, :2])], 1),
+        past_key_values=kept,
+        **OPTIONS | {"max_new_tokens": NEW - 2},
+    )
+    assert torch.equal(rest[:, -(NEW - 2) :], wanted[:, 2:])
+    assert kept.get_seq_length() == length + NEW - 2  # no token went in twice
+
+
 def test_a_loop_of_the_users(model: Any) -> None:
     """As contrastive search does: several candidates a row at once, on a cache that is repeated for them."""
     given, wanted = inputs(), by_hand(model, inputs())
