@@ -249,16 +249,25 @@ def differs(expected: Tensor, given: Tensor, model: PreTrainedModel) -> float | 
 
 @contextlib.contextmanager
 def trial(model: nn.Module) -> Iterator[None]:
-    """Runs in evaluation mode without gradients; modules, their attributes and random state stay as they were."""
-    before = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
+    """Runs in evaluation mode without gradients; modules, attributes, hooks and random state stay as they were."""
+    before = [(module, dict(module.__dict__), dict(module._buffers), _hooks(module)) for module in model.modules()]
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     model.eval()
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad(), sharded.running(model):
             yield
     finally:
-        for module, attributes, buffers in before:
+        for module, attributes, buffers, hooks in before:
             for name in module.__dict__.keys() - attributes.keys():
                 del module.__dict__[name]
             module.__dict__.update(attributes)
             module._buffers.update(buffers)
+            for registered, known in hooks:  # transformers' first pass that gives out attention maps leaves some
+                for key in registered.keys() - known:
+                    del registered[key]
+
+
+def _hooks(module: nn.Module) -> list[tuple[dict[int, Any], set[int]]]:
+    """The tables of a module's hooks, and the keys that are in them."""
+    tables = [value for name, value in module.__dict__.items() if "_hooks" in name and isinstance(value, dict)]
+    return [(table, set(table)) for table in tables]

@@ -874,3 +874,20 @@ def test_a_prompt_is_where_its_model_is_whatever_the_default_device(
         assert all(torch.equal(value, state[key]) for key, value in usual.prompts.state_dict().items())
         assert torch.equal(attached(**inputs).logits, usual(**inputs).logits)
     assert frozen_linear.works()
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_a_model_that_gives_out_maps_by_its_config_gives_out_as_many_as_before(family: str) -> None:
+    """transformers puts hooks in at the first such pass, once: which must not be one that attach tries."""
+    inputs = tiny.batch(family)
+    with torch.no_grad():
+        settings = {"_attn_implementation": "eager", "output_attentions": True}
+        wanted = tiny.model(family, **settings)(**inputs)
+        model = tiny.model(family, **settings)
+        sp.attach(model, sp.PromptTuningConfig(num_virtual_tokens=2), seed=0).set_prompt(None)
+        for attached in (model, sp.detach(model)):
+            given = attached(**inputs)
+            assert list(given) == list(wanted)
+            for name in ("attentions", "encoder_attentions", "decoder_attentions"):
+                if name in wanted:
+                    assert [part.shape for part in given[name]] == [part.shape for part in wanted[name]]
