@@ -298,7 +298,7 @@ class InputHooks:
         ids = torch.arange(1, 5, device=device)[None]
         mask = F.pad(torch.ones_like(ids), (2, 0))
         quick: dict[str, Any] = {"use_cache": False} if "use_cache" in self.backbone.parameters else {}
-        with self.state.activate(None), trial(self.backbone.model):
+        with self.state.activate(None, inside=False), trial(self.backbone.model):
             alone = entry(input_ids=ids, **quick)[0].float()
             padded = entry(input_ids=F.pad(ids, (2, 0)), attention_mask=mask, **quick)[0].float()[:, 2:]
         largest = max(1e-4, 4 * torch.finfo(self.backbone.model.dtype).eps) * alone.abs().max()

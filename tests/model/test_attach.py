@@ -891,3 +891,30 @@ def test_a_model_that_gives_out_maps_by_its_config_gives_out_as_many_as_before(f
             for name in ("attentions", "encoder_attentions", "decoder_attentions"):
                 if name in wanted:
                     assert [part.shape for part in given[name]] == [part.shape for part in wanted[name]]
+
+
+def test_a_vocabulary_of_four_special_tokens_takes_prompts() -> None:
+    model = tiny.model("llama", vocab_size=4, pad_token_id=3)
+    plain = copy.deepcopy(model)
+    sp.attach(model, sp.PromptTuningConfig(num_virtual_tokens=2), seed=0)
+    ids = torch.tensor([[0, 1, 2, 1]])
+    prompt = model.prompts["default"].method(None).tokens
+    typed = torch.cat([prompt, plain.get_input_embeddings()(ids)], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(inputs_embeds=typed).logits[:, 2:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("made", [tf.MambaModel, tf.MambaForCausalLM])
+def test_state_spaces_take_input_prompts_with_a_head_and_without(made: Any) -> None:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "intermediate_size": 32}
+    model = made(tf.MambaConfig(vocab_size=60, bos_token_id=1, eos_token_id=2, pad_token_id=0, **shape)).eval()
+    plain, ids = copy.deepcopy(model), torch.randint(3, 60, (2, 5))
+    sp.attach(model, sp.PromptTuningConfig(num_virtual_tokens=3), seed=0)
+    prompt = model.prompts["default"].method(None).tokens.expand(2, -1, -1)
+    typed = torch.cat([prompt, plain.get_input_embeddings()(ids)], 1)
+    with torch.no_grad():
+        given, wanted = model(ids)[0], plain(inputs_embeds=typed)[0][:, 3:]
+        mixed = model(ids, prompt_names=["default", None])[0]
+    torch.testing.assert_close(given, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(mixed, torch.stack([given[0], plain(ids)[0][1]]), rtol=0, atol=1e-5)
