@@ -133,9 +133,10 @@ class Subject:
             self.call(self.plain, self.rows[:1])
             if self.task in GENERATING:
                 self.generated(self.plain, self.rows[:1])
+            left = self.call(self.plain, self.rows, "left") if self.tokens else []
         except Exception:
             return False
-        return True
+        return not any(bool(row.isnan().any()) for row in left)  # the masks of eager attention are, in float32 only
 
     def attach(self) -> None:
         """Attaches all prompts; those that are refused are noted with their sentence."""
