@@ -8,7 +8,7 @@ TEST := $(RUN) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 MEASURED := build/benchmarks
 WITH_DATA = $(if $(DATA),--data-dir '$(DATA)')
 
-.PHONY: demo quick test check lint docs bench models clean
+.PHONY: demo quick test check lint docs bench gpu models clean
 
 demo: $(VENV)/.core
 	$(RUN) -m softprompts demo
@@ -46,6 +46,11 @@ bench: $(VENV)/.dev
 	$(RUN) benchmarks/time_to_accuracy.py --steps 100 $(WITH_DATA) --json $(MEASURED)/time_to_accuracy.json
 	$(RUN) benchmarks/serving.py --requests 1000 --rounds 3 --json $(MEASURED)/serving.json
 	$(RUN) benchmarks/report.py $(MEASURED)
+
+# What wants a GPU, in at most eight minutes: build/gpu/gpu.md. Where another Python has torch for the GPU:
+# PYTHONPATH=. python3 benchmarks/gpu.py
+gpu: $(VENV)/.dev
+	$(RUN) benchmarks/gpu.py
 
 # Every model class of transformers that takes text, with prompts on it, and docs/models.md: at most 40 minutes on 2 cores.
 # Takes up what build/models.jsonl holds; FRESH=1 forgets that.

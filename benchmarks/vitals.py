@@ -41,6 +41,7 @@ START, END = "<!-- vitals: made by benchmarks/vitals.py -->", "<!-- end of vital
 # Variants by what the summary calls them.
 CHANGED = {
     "multi-mask, before": "multi-mask,router_input=raw,mask_mean=2.5,mask_std=0.5,rate.router=1e-3",
+    "multi-mask, masks from N(1, 1)": "multi-mask,mask_mean=1,mask_std=1",
     "multi-mask": "multi-mask",
     "selective-prefix, before": "selective-prefix,selective_loss=1e-4",
     "selective-prefix": "selective-prefix",

@@ -19,7 +19,20 @@ from softprompts.version import __version__
 
 # Each is what its module in softprompts.commands calls by the same name: a function, or an app with verbs of its own.
 VERBS = (
-    *("methods", "train", "compare", "search", "transfer", "demo", "predict", "inspect", "export", "push", "serve"),
+    *(
+        "methods",
+        "train",
+        "compare",
+        "search",
+        "transfer",
+        "demo",
+        "predict",
+        "evaluate",
+        "inspect",
+        "export",
+        "push",
+        "serve",
+    ),
     *("tasks", "bench"),
 )
 

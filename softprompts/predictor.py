@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from transformers import AutoTokenizer
 
@@ -13,17 +14,31 @@ from softprompts.backbones.backbone import quiet
 from softprompts.backbones.loading import context_room
 from softprompts.errors import SoftPromptError
 from softprompts.model.load import load
+from softprompts.storage import run_folder
 from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks import Task, padding_id
-from softprompts.tasks.encode import say_cut
-from softprompts.tasks.example import Row
+from softprompts.tasks.data import recorded_data
+from softprompts.tasks.encode import encode_examples, say_cut
+from softprompts.tasks.example import Example, Row
 from softprompts.tasks.task_reader import Answer as Answer
-from softprompts.tasks.task_reader import TaskReader, Text
+from softprompts.tasks.task_reader import Entry, ReadRows, TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
-from softprompts.training.prediction import predict
+from softprompts.training.prediction import Prediction, predict
+
+if TYPE_CHECKING:
+    from softprompts.tasks.errors_made import Errors
 
 Fields = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a prompt gets right and wrong on some rows, what these are called, and how many had to be cut, in words."""
+
+    errors: Errors
+    rows_of: str
+    cut: str
 
 
 class Predictor:
@@ -31,8 +46,10 @@ class Predictor:
 
     Args:
         source: run folder, prompt folder or hub id.
+        model: folder or hub id of the backbone, where it is not where the prompt says, see `softprompts.load`.
 
     Attributes:
+        folder: of the prompt.
         reader: encodes rows and reads answers by the prompt's task.
         max_length: most tokens of an input.
         truncated: number of rows that the last call cut to them.
@@ -42,12 +59,12 @@ class Predictor:
         SoftPromptError: there is no usable prompt.
     """
 
-    def __init__(self, source: str | Path):
-        folder = prompt_folder(source)
+    def __init__(self, source: str | Path, model: str | Path | None = None):
+        folder = self.folder = prompt_folder(source)
         config, _ = read(folder)
-        backbone = packaged.resolve_model(str(config["backbone"].get("name") or ""))
+        backbone = packaged.resolve_model(str(model or config["backbone"].get("name") or ""))
         with quiet(), quiet_hub(backbone) as offline:
-            self.model = load(folder, local_files_only=offline)
+            self.model = load(folder, model=model and backbone, local_files_only=offline)
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=offline)
             except Exception as error:  # a damaged or foreign folder fails anywhere
@@ -74,7 +91,12 @@ class Predictor:
         return self.reader.fields
 
     def read(
-        self, file: str | Path, text: str | None = None, text_pair: str | None = None, fields: Fields | None = None
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Fields | None = None,
+        sep: str | None = None,
     ) -> list[Row]:
         """The rows of a file.
 
@@ -84,11 +106,34 @@ class Predictor:
             text: column of the first field, where it has another name there.
             text_pair: column of the second field.
             fields: columns of fields by name.
+            sep: column separator; None: by the file's ending, or found in its rows.
 
         Raises:
             SoftPromptError: no such file or column, or nothing in it; names the file and the line.
         """
-        return self.reader.read_file(file, text, text_pair, fields)
+        return self.reader.read_file(file, text, text_pair, fields, sep)
+
+    def read_entries(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Fields | None = None,
+        sep: str | None = None,
+    ) -> list[Entry]:
+        """All rows of a file, with those that cannot be labelled, see `TaskReader.read_entries`."""
+        return self.reader.read_entries(file, text, text_pair, fields, sep)
+
+    def labelled(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Fields | None = None,
+        label: str | None = None,
+    ) -> list[Example]:
+        """The rows of a file with their labels, see `TaskReader.labelled`."""
+        return self.reader.labelled(file, text, text_pair, fields, label)
 
     def row(
         self,
@@ -128,9 +173,74 @@ class Predictor:
             return self([texts], batch_size)[0]
         self.reader = self.reader.fitting(texts)
         rows = self.reader.encode(texts)
+        return self.reader.answers(rows, self._predict(rows, batch_size))
+
+    def score(self, examples: Sequence[Example], batch_size: int = 32) -> tuple[list[Answer], dict[str, float]]:
+        """Labels rows whose labels are known, such as those of `labelled` or of a task.
+
+        Returns:
+            An answer for each row, and the task's metrics of all of them.
+        """
+        encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
+        rows = ReadRows(self.task, list(examples), encoded)
+        prediction = self._predict(rows, batch_size)
+        return self.reader.answers(rows, prediction), self.reader.judge(examples, prediction, encoded)
+
+    def evaluate(
+        self,
+        file: str | Path | None = None,
+        *,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Fields | None = None,
+        label: str | None = None,
+        data_dir: str | None = None,
+        batch_size: int = 32,
+    ) -> Evaluated:
+        """What the prompt gets right and wrong on labelled rows.
+
+        Args:
+            file: the rows, see `labelled`; None: the test rows of the run that the prompt is from, or its validation
+                rows where it has none.
+            text: column of the first field.
+            text_pair: column of the second field.
+            fields: columns of fields by name.
+            label: column of the label.
+            data_dir: folder with a local copy of the task's data; None: where the run says that it lay.
+            batch_size: rows per forward pass.
+
+        Raises:
+            SoftPromptError: the rows cannot be had or used.
+        """
+        # Here and not on top: scikit-learn takes a while to import.
+        from softprompts.tasks.errors_made import errors_made
+
+        if file is not None:
+            examples, rows_of = self.labelled(file, text, text_pair, fields, label), Path(file).name
+        else:
+            examples, rows_of = self._own_rows(data_dir)
+        answers, metrics = self.score(examples, batch_size)
+        return Evaluated(errors_made(self.task.form, examples, answers, metrics), rows_of, self.cut)
+
+    def _own_rows(self, data_dir: str | None) -> tuple[list[Example], str]:
+        """The rows that the run of this prompt was scored on, and what they are called."""
+        run = self.folder.parent
+        if self.folder.name != run_folder.PROMPT or not (run / run_folder.CONFIG).is_file():
+            raise SoftPromptError(f"{self.folder} is in no run folder, so there are no rows of its own: name a file")
+        try:
+            task = recorded_data(run, data_dir).load()
+        except SoftPromptError as error:
+            raise SoftPromptError(f"{run}: its rows cannot be read again ({error})") from error
+        if task.form.labels != self.task.form.labels:
+            raise SoftPromptError(f"{run}: the labels of its rows are not those that it was trained with")
+        if task.test:
+            return task.test, f"test rows of {task.name}"
+        return task.validation, f"validation rows of {task.name}"
+
+    def _predict(self, rows: ReadRows, batch_size: int) -> Prediction:
         self.truncated = rows.encoded.truncated
         self.cut = say_cut([rows.encoded], len(rows.examples), self.max_length)
-        prediction = predict(
+        return predict(
             self.model,
             rows.encoded.features,
             self.name,
@@ -139,4 +249,3 @@ class Predictor:
             label_ids=self.reader.label_ids,
             new_tokens=self.reader.new_tokens,
         )
-        return self.reader.answers(rows, prediction)

@@ -30,14 +30,14 @@ class Frozen:
     def with_parameters(self, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """What it would make of its input with these parameters, by their names in it, in place of its own."""
         own = self.module._parameters
-        before = {name: cast(nn.Parameter, own[name]) for name in tensors}
-        try:
-            for name, tensor in tensors.items():
-                like = before[name]
-                own[name] = cast(nn.Parameter, tensor.to(device=like.device, dtype=like.dtype))
-            return cast(Tensor, type(self.module).forward(self.module, *args, **kwargs))
-        finally:
-            own.update(before)
+        likes = {name: cast(nn.Parameter, own[name]) for name in tensors}
+        given = {
+            name: tensor.to(device=likes[name].device, dtype=likes[name].dtype) for name, tensor in tensors.items()
+        }
+        # Of a twin: another thread may be in the module itself.
+        twin = object.__new__(type(self.module))
+        twin.__dict__.update(self.module.__dict__, _parameters={**own, **given})
+        return cast(Tensor, type(twin).forward(twin, *args, **kwargs))
 
     def uniform(self, seed: int, size: tuple[int, ...], device: torch.device) -> Tensor:
         """Numbers in [0, 1) of ``size`` ``(R, ...)``, which follow from a seed that the method draws once per pass.

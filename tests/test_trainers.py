@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers as tf
+from torch import Tensor
 from trainer_inputs import arguments, prompt_state, tokenizer
 from trainer_inputs import rows as dataset
 
@@ -128,3 +130,95 @@ def test_trl_alone_trains_plain_prompts(tmp_path: Path) -> None:
     before = prompt_state(model)
     sft(model, tmp_path, mixin=False).train()
     assert all(not torch.equal(value, before[key]) for key, value in prompt_state(model).items())
+
+
+# --- preferences ------------------------------------------------------------------------------------------------------
+
+INPUT_DEPENDENT = ["multi-mask", "smop", "adaptive-prefix"]
+
+
+def dpo(model: Any, reference: Any, folder: Path, mixin: bool = True) -> Any:
+    trl = pytest.importorskip("trl")
+    bases = (PromptTraining, trl.DPOTrainer) if mixin else (trl.DPOTrainer,)
+    settings = {**arguments(folder), "bf16": False, "gradient_checkpointing": False, "beta": 0.5}
+    rows = [
+        {"prompt": f"word{i} word9", "chosen": " word7 word20 word8"[: 7 * (i % 3 + 1)], "rejected": f" word{i + 20}"}
+        for i in range(5, 13)
+    ]
+    from datasets import Dataset
+
+    return type("Trainer", bases, {})(
+        model=model,
+        ref_model=reference,
+        args=trl.DPOConfig(**settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(eos_token="word4"),
+    )
+
+
+def log_probabilities(model: Any, batch: Any, names: Any = None) -> Tensor:
+    """Of each row's completion, where prompts see the context only."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "context_mask": labels == -100}
+    if names is not None:
+        given["prompt_names"] = names
+    logits = model(**given).logits[:, :-1].log_softmax(-1)
+    picked = logits.gather(2, batch["input_ids"][:, 1:, None])[..., 0]
+    return (picked * batch["completion_mask"][:, 1:]).sum(1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("method", [*INPUT_DEPENDENT, "prompt-tuning"])
+@pytest.mark.parametrize("tuned_reference", [False, True])
+def test_preferences_are_scored_without_a_look_at_the_answers(
+    method: str, tuned_reference: bool, tmp_path: Path
+) -> None:
+    model = tiny.attached("llama", method, dtype=torch.float32)
+    tiny.shake(model, 0.5)
+    reference: Any = copy.deepcopy(model) if tuned_reference else tiny.model("llama", torch.float32)
+    trainer = dpo(model, reference, tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model.train()
+    model.prompts.eval()
+    loss = trainer.compute_loss(model, dict(batch))
+    own = log_probabilities(model, batch)
+    with torch.no_grad():
+        if not tuned_reference:
+            reference = sp.attach(reference)
+        other = log_probabilities(reference, batch, None if tuned_reference else [None] * len(own))
+    better, worse = (own - other).chunk(2)
+    wanted = -torch.nn.functional.logsigmoid(0.5 * (better - worse)).mean()
+    torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("method", INPUT_DEPENDENT)
+def test_preferences_without_the_mixin_are_refused(method: str, tmp_path: Path) -> None:
+    model = tiny.attached("llama", method, dtype=torch.float32)
+    with pytest.raises(sp.SoftPromptError, match="PromptTraining before the trainer's class"):
+        dpo(model, tiny.model("llama", torch.float32), tmp_path, mixin=False).train()
+
+
+@pytest.mark.parametrize("method", INPUT_DEPENDENT)
+def test_a_loss_of_the_users_own_says_what_is_given(method: str) -> None:
+    model, inputs = tiny.attached("llama", method).train(), tiny.batch("llama")
+    labels = inputs.pop("labels")
+    with pytest.raises(sp.SoftPromptError, match="looks at the input, and nothing says which of it is to be predicted"):
+        model(**inputs)
+    model.prompts.eval()
+    with_labels = model(**inputs, labels=labels).logits
+    torch.testing.assert_close(model(**inputs, context_mask=labels == -100).logits, with_labels, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        model(**inputs)  # no training
+
+
+@pytest.mark.parametrize("method", [*INPUT_DEPENDENT, "prompt-tuning", "ept"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_scores_without_a_mask_do_not_depend_on_the_batch(family: str, method: str) -> None:
+    """As lm-evaluation-harness asks for them: rows are filled up with zeros on the right."""
+    model, inputs = tiny.attached(family, method), tiny.batch(family)
+    together = model(inputs["input_ids"]).logits
+    for row, mask in enumerate(inputs["attention_mask"]):
+        alone = model(inputs["input_ids"][row, mask.bool()][None]).logits[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-9, atol=1e-9)

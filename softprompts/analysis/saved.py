@@ -61,6 +61,7 @@ class Saved:
         source: run folder, prompt folder or hub id.
         name: what to call it; None: by its task and method.
         backbones: those that are loaded already, shared by several prompts.
+        model: folder or hub id of its backbone, where it is not where the prompt says; see `softprompts.load`.
 
     Attributes:
         place: the prompt folder.
@@ -71,8 +72,14 @@ class Saved:
         SoftPromptError: there is no saved prompt, or it is damaged.
     """
 
-    def __init__(self, source: str | Path, name: str | None = None, backbones: dict[Any, LoadedBackbone] | None = None):
-        self.source = Path(source)
+    def __init__(
+        self,
+        source: str | Path,
+        name: str | None = None,
+        backbones: dict[Any, LoadedBackbone] | None = None,
+        model: str | None = None,
+    ):
+        self.source, self.model = Path(source), model
         self.place = prompt_folder(source)
         self.config, self._tensors = read(self.place)
         self.meta: dict[str, Any] = self.config.get("metadata") or {}
@@ -174,11 +181,11 @@ class Saved:
             SoftPromptError: they cannot be loaded.
         """
         backbone = self.config["backbone"]
-        key = (backbone.get("name"), backbone.get("revision"), backbone.get("class"))
+        key = (self.model or backbone.get("name"), backbone.get("revision"), backbone.get("class"))
         if key not in self._backbones:
-            path = packaged.resolve_model(str(backbone.get("name") or ""))
+            path = packaged.resolve_model(str(self.model or backbone.get("name") or ""))
             with quiet(), quiet_hub(path) as offline:
-                model = load(self.place, local_files_only=offline)
+                model = load(self.place, model=self.model and path, local_files_only=offline)
                 try:
                     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
                 except Exception as error:  # a damaged or foreign folder fails anywhere
@@ -244,12 +251,15 @@ class Saved:
         return method.eval()
 
 
-def open_prompts(sources: Iterable[str | Path | Saved], names: Sequence[str] | None = None) -> list[Saved]:
+def open_prompts(
+    sources: Iterable[str | Path | Saved], names: Sequence[str] | None = None, model: str | None = None
+) -> list[Saved]:
     """Reads saved prompts; what they need of backbones is loaded once, when it is first asked for.
 
     Args:
         sources: run folders, prompt folders or hub ids; what is open already stays as it is.
         names: what to call each; None: by task and method, and by folder where these are the same.
+        model: their backbone, where it is not where they say.
 
     Raises:
         SoftPromptError: no saved prompt at one of them, or not a name for each.
@@ -259,7 +269,7 @@ def open_prompts(sources: Iterable[str | Path | Saved], names: Sequence[str] | N
         raise SoftPromptError(f"there are {len(names)} names for {len(places)} prompts: give one for each")
     backbones: dict[Any, LoadedBackbone] = {}
     prompts = [
-        place if isinstance(place, Saved) else Saved(place, None if names is None else names[index], backbones)
+        place if isinstance(place, Saved) else Saved(place, None if names is None else names[index], backbones, model)
         for index, place in enumerate(places)
     ]
     called = [prompt.name for prompt in prompts]

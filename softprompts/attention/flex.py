@@ -36,7 +36,7 @@ def attend(
     rows, (queries, columns) = query.shape[0], (query.shape[2], key.shape[2])
     bias = kwargs.get("position_bias")
     if bias is not None:
-        wide = once(prefix, "bias", (bias,), lambda: widened_bias(bias[..., :columns], prefix, module))
+        wide: Tensor = once(prefix, "bias", (bias,), lambda: widened_bias(bias[..., :columns], prefix, module))
         kwargs["position_bias"] = wide.expand(rows, -1, -1, -1)
     mask = once(
         prefix,
@@ -51,7 +51,8 @@ def attend(
 def _widened(mask: Any, prefix: Prefix, query: Tensor, key: Tensor) -> Any:
     rows, length = query.shape[0], prefix.keys.shape[1]
     if isinstance(mask, Tensor):
-        return widened_mask(mask, prefix, query, key, causal=False).expand(rows, -1, -1, -1)
+        made = widened_mask(mask, prefix, query, key, causal=False)
+        return None if made is None else made.expand(rows, -1, -1, -1)
     if mask is None and prefix.mask is None:
         return None
     owned = None if prefix.mask is None else prefix.mask.to(query.device)
@@ -61,5 +62,5 @@ def _widened(mask: Any, prefix: Prefix, query: Tensor, key: Tensor) -> Any:
         real = column >= length
         return own | (real if mask is None else real & mask.mask_mod(row, head, at, (column - length).clamp(min=0)))
 
-    sizes = {"B": rows, "H": None, "Q_LEN": query.shape[2], "KV_LEN": length + key.shape[2]}
-    return create_block_mask(visible, **sizes, device=query.device, _compile=True)
+    columns = length + key.shape[2]
+    return create_block_mask(visible, rows, None, query.shape[2], columns, device=query.device, _compile=True)

@@ -8,6 +8,7 @@ cache, so generation, beam search and cache types need no special case, and real
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +27,13 @@ KERNELS = ("sdpa", "eager")
 # `softprompts.injection.speedups`. Each returns None where it does not apply.
 ACCELERATED: dict[str, Callable[..., Tensor | None]] = {}
 _SITE = "_softprompt_site"
+_MASKS = 64  # more than layers of all kinds make of the masks of a step
 _LOWEST = torch.finfo(torch.float32).min  # what hides a column: eager kernels go on in float32, also from float64
 # Tensors of an attention call, with more axes than rows and columns, that are right with more keys too.
 _WITHOUT_KEYS = ("position_bias", "position_ids", "s_aux", "sinks", "hidden_states", "inputs_embeds", "pixel_values")
 Kernel = Callable[..., tuple[Tensor, Tensor | None]]
+_EAGER: dict[type[nn.Module], Kernel] = {}
+_EAGER_NAME = "eager_attention_forward"
 
 
 def implementation(kernel: str) -> str:
@@ -110,9 +114,18 @@ def prefix_at(module: nn.Module, rows: int) -> Prefix | None:
 
 
 def _kernel(module: nn.Module, name: str) -> Kernel:
-    if name == "eager":  # every modeling file has its own
-        return cast("Kernel", sys.modules[type(module).__module__].eager_attention_forward)
-    return cast("Kernel", ALL_ATTENTION_FUNCTIONS[name])
+    return _eager(type(module)) if name == "eager" else cast("Kernel", ALL_ATTENTION_FUNCTIONS[name])
+
+
+def _eager(kind: type[nn.Module]) -> Kernel:
+    """The eager kernel of a class of attention modules: every modeling file has its own, and some have several."""
+    if kind not in _EAGER:
+        forwards = [inspect.unwrap(vars(base)["forward"]) for base in kind.__mro__ if "forward" in vars(base)]
+        named = [(made, name) for made in forwards for name in made.__code__.co_names if name.endswith(_EAGER_NAME)]
+        _EAGER[kind] = (
+            named[0][0].__globals__[named[0][1]] if named else vars(sys.modules[kind.__module__])[_EAGER_NAME]
+        )
+    return _EAGER[kind]
 
 
 def with_prefix(
@@ -196,6 +209,8 @@ def once(prefix: Prefix, what: Any, source: tuple[Any, ...], make: Callable[[], 
     if torch.compiler.is_compiling():  # where an id would be a constant, and every batch be compiled anew
         return make()
     name = (what, *map(id, source))
+    if len(prefix.widened) > _MASKS:  # of earlier steps of a generation
+        prefix.widened.clear()
     if name not in prefix.widened:
         prefix.widened[name] = (source, make())
     return prefix.widened[name][1]
@@ -310,7 +325,8 @@ def _selective(
 
 def _combined(prefix: Prefix, mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
     """Mask and position bias as one tensor to add to scores, made once per pass."""
-    return once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    made: Tensor | None = once(prefix, "additive", (mask, bias), lambda: _additive(mask, bias, query))
+    return made
 
 
 def _additive(mask: Tensor | None, position_bias: Tensor | None, query: Tensor) -> Tensor | None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
-from transformers.models.auto import modeling_auto
 from transformers.utils import logging as hf_logging
 
 from softprompts.attention.prefix import require_known
 from softprompts.backbones import packaged, quantized, sharded, task_head
+from softprompts.backbones.kinds import look, trial
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
 from softprompts.errors import SoftPromptError, first_line
@@ -62,6 +62,8 @@ class Backbone:
         kind: "encoder" (BERT), "decoder" (Llama) or "encoder-decoder" (T5).
         entry: the module whose ``input_ids`` are replaced by embeddings (the encoder, or the base of a decoder).
         decoder: the decoder of an encoder-decoder, else None.
+        embedding_scale: what ``entry`` multiplies the embeddings of ids with, and embeddings that it is given not.
+        no_tokens_reason: why embeddings cannot take the place of ids; "" where they can.
         sites: attention sites in the order in which they run.
         keep_first: number of leading tokens that stay in front of prompt tokens (1 where a pooler reads [CLS]).
         max_tokens: hard limit on tokens from a learned position table, None without one.
@@ -69,6 +71,7 @@ class Backbone:
         first_position: the position id of a first token (RoBERTa counts from behind that of padding).
         reads_first: whether a classifier reads the base model's output at the first position, past any pooler.
         no_sites_reason: why there are none; "" where there are.
+        unreached: names of attention classes in it that no prefix reaches.
         only_keys: the kernel of an attached model where it takes more keys only, and no change of the scores; "" else.
         text_input: whether the model takes token ids.
         parts: the modules that a prompt can change, each described, and the module itself.
@@ -78,15 +81,11 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.kind = kind_of(model.config)
-        if self.kind == "encoder-decoder" and not hasattr(model, "get_decoder"):
-            self.kind = "encoder"
-        if self.kind == "encoder-decoder":
-            self.entry: nn.Module = model.get_encoder()
-            self.decoder: nn.Module | None = model.get_decoder()
-        else:
-            self.entry, self.decoder = _entry_of(model, self.kind), None
+        _require_table(model)
         self.text_input = model.main_input_name == "input_ids"
+        found = look(model)
+        self.kind, self.entry, self.decoder = found.name, found.entry, found.decoder
+        self.embedding_scale, self.no_tokens_reason = found.scale, found.no_tokens_reason
         self.parameters = list(inspect.signature(self.entry.forward).parameters)
         self.takes_positions = "position_ids" in self.parameters
         self.keep_first = int(self.kind == "encoder" and getattr(self.entry, "pooler", None) is not None)
@@ -94,6 +93,7 @@ class Backbone:
         classifies = getattr(model, "loss_type", None) == "ForSequenceClassification"
         self.reads_first = self.kind == "encoder" and not self.keep_first and classifies
         self.sites, self.no_sites_reason, trace = _find_sites(self)
+        self.unreached = _unreached(trace, {site.module for site in self.sites})
         self.only_keys = ""
         self.parts = _find_parts(self, trace)
         self.heads: dict[str, nn.Module] = {name: getattr(model, name) for name in task_head.find(model)}
@@ -208,32 +208,18 @@ class Backbone:
         return chosen
 
 
-def kind_of(config: Any) -> str:
-    """Returns "encoder", "decoder" or "encoder-decoder", by the config and transformers' tables of model types."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder-decoder"
-    causal, masked = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal_only = config.model_type in causal and config.model_type not in masked
-    return "decoder" if causal_only or getattr(config, "is_decoder", False) else "encoder"
-
-
-def _entry_of(model: PreTrainedModel, kind: str) -> nn.Module:
-    """Returns the base model, or the stack within it if the model calls that one past the base model (OPT)."""
-    base = model.base_model
-    stack = model.get_decoder() if kind == "decoder" and base is not model else base
-    if stack is base or stack is model or stack not in set(base.modules()):
-        return base
-    called: list[nn.Module] = []
-
-    def note(module: nn.Module, _: Any) -> None:
-        called.append(module)
-
+def _require_table(model: PreTrainedModel) -> None:
+    """Raises a `SoftPromptError` where a model has no table of input embeddings."""
     try:
-        with trial(model), base.register_forward_pre_hook(note), stack.register_forward_pre_hook(note):
-            model(input_ids=torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device))
-    except Exception:
-        return base
-    return stack if called == [stack] else base
+        embeddings: Any = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        embeddings = None
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(embeddings, nn.Module) or not isinstance(weight, Tensor) or len(sharded.shape_of(weight)) != 2:
+        raise SoftPromptError(
+            f"{type(model).__name__} takes {model.main_input_name} and has no table of token embeddings, which soft "
+            "prompts need"
+        )
 
 
 def position_table(entry: nn.Module) -> tuple[int | None, int]:
@@ -258,26 +244,29 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
 
 
-@contextlib.contextmanager
-def trial(model: nn.Module) -> Iterator[None]:
-    """Puts a model in evaluation mode without gradients, and every module back in its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), sharded.running(model):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def attention_of(model: PreTrainedModel) -> list[tuple[Any, str]]:
     """Returns every config in the model with its attention implementation.
 
     The encoder and decoder of T5 have copies of the model's config.
     """
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    return [(config, config._attn_implementation) for config in configs.values()]
+    configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    distinct = {id(config): config for config in [*configs, *_older_configs(model)]}
+    return [(config, config._attn_implementation) for config in distinct.values()]
+
+
+def _older_configs(model: PreTrainedModel) -> list[Any]:
+    """Returns the configs that layers go by where the model around them got another (``EncoderDecoderModel``)."""
+    found: list[Any] = []
+    owners: list[tuple[nn.Module, Any]] = [(model, model.config)]
+    while owners:
+        module, owner = owners.pop()
+        config = module.__dict__.get("config")
+        if isinstance(module, PreTrainedModel):
+            owner = module.config
+        elif isinstance(config, PreTrainedConfig) and config is not owner and type(config) is type(owner):
+            found.append(config)
+        owners += [(child, owner) for child in module.children()]
+    return found
 
 
 def own_configs(model: PreTrainedModel) -> None:
@@ -311,6 +300,8 @@ def set_attention(model: PreTrainedModel, name: str) -> bool:
                     module.set_attn_implementation(name)
                 elif module._can_set_attn_implementation():  # which would look for a package of that name
                     module.config._attn_implementation = name
+            for config in _older_configs(model):
+                config._attn_implementation = name
         except (ValueError, AttributeError):
             return False
     return bool(model.config._attn_implementation == name)
@@ -368,6 +359,14 @@ def _find_sites(backbone: Backbone) -> tuple[list[Site], str, Trace]:
         biased_by = _biased_by(module, [site.module for site in sites if site.kind == kind])
         sites.append(Site(module, kind, key.shape[1], key.shape[3], trace.widths.get(module, 0), biased_by))
     return sites, "", trace
+
+
+def _unreached(trace: Trace, sites: set[nn.Module]) -> list[str]:
+    """Returns the names of attention classes that ran in a trial pass and neither are, hold nor are held by a site."""
+    within = {part for site in sites for part in site.modules()}
+    ran = [module for module in trace.widths if "attention" in type(module).__name__.lower() and module not in within]
+    left = {module for module in ran if sites and not sites & set(module.modules())}
+    return sorted({type(module).__name__ for module in left if left & set(module.modules()) == {module}})
 
 
 def _biased_by(module: nn.Module, earlier: list[nn.Module]) -> nn.Module | None:

@@ -12,7 +12,8 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompts.backbones import packaged, task_head
-from softprompts.backbones.backbone import kind_of, position_table, quiet
+from softprompts.backbones.backbone import position_table, quiet
+from softprompts.backbones.kinds import kind_of
 from softprompts.backbones.quantized import quantization_config, require_backend
 from softprompts.errors import SoftPromptError, first_line, shown
 from softprompts.processes import shared_state
@@ -47,6 +48,8 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
         kind = kind_of(config)
         cls: Any = getattr(transformers, CLASSES[kind])
+        if kind == "decoder" and type(config) not in cls._model_mapping:
+            cls = transformers.AutoModelForImageTextToText
         if kind == "encoder" and tokens:
             cls = transformers.AutoModelForTokenClassification
         more = {} if quantize is None else quantization_arguments(cls, config, quantize)
@@ -92,7 +95,10 @@ def load_for_prompt(
     except SoftPromptError:
         raise
     except Exception as error:  # a dozen kinds, for what a name can be of and for damaged weights
-        raise SoftPromptError(f"{owner}: its backbone {shown(name)} cannot be loaded ({first_line(error)})") from error
+        moved = "" if Path(path).expanduser().is_dir() else "; has it moved? Name its place: model=... or --model"
+        raise SoftPromptError(
+            f"{owner}: its backbone {shown(name)} cannot be loaded ({first_line(error)}){moved}"
+        ) from error
 
 
 def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_WIDE = 10  # points beyond which effects near zero would be too small to see on an even axis
+
+
 @dataclass(frozen=True)
 class Series:
     """A line of a panel.
@@ -172,7 +175,9 @@ def bars_of(
 
 
 def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: float, ink: str = "") -> Figure:
-    """Effects with intervals, group by group from the top; an arrow stands where an interval leaves the picture.
+    """Effects with intervals, group by group from the top.
+
+    Where some are much larger than others, the axis is logarithmic beyond two points either way.
 
     Args:
         groups: by heading, the estimates.
@@ -180,51 +185,42 @@ def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: fl
         margin: effects up to so many points either way lie on a grey band.
         ink: name of what is drawn in ink.
     """
-    labels = list(dict.fromkeys(one.label for group in groups.values() for one in group if one.label))
-    colours = {label: style_of(index)["color"] for index, label in enumerate(labels)} | {"": "#000000"}
-    marks = {label: style_of(index)["marker"] for index, label in enumerate(labels)} | {"": "D"}
-    lines = sum(max(2, len(group)) for group in groups.values())
-    figure, (axes,) = new_figure(7.4, 1.1 + 0.17 * lines + 0.12 * len(groups) + 0.22 * legend_rows(labels, 7.4))
     estimates = [one for group in groups.values() for one in group]
-    left, right = _limits(estimates, margin)
+    labels = list(dict.fromkeys(one.label for one in estimates if one.label))
+    labels += [""] * any(not one.label for one in estimates)
+    styles = {label: style_of(index) for index, label in enumerate(labels)} | {"": {"color": "#000000", "marker": "D"}}
+    heights = [max(2, len(group)) + 0.7 for group in groups.values()]
+    figure, (axes,) = new_figure(7.4, 1.1 + 0.17 * sum(heights) + 0.22 * legend_rows(labels, 7.4))
     axes.axvspan(-margin, margin, color="#808080", alpha=0.13, linewidth=0)
     axes.axvline(0, color="#000000", linewidth=0.9)
-    y, ticks = 0.0, []
-    for group in groups.values():
-        height = max(2, len(group))
-        ticks.append(y + (height - 1) / 2)
-        for place, one in enumerate(group, start=int(height - len(group)) // 2):
-            at, colour = y + place, colours[one.label]
-            axes.plot([max(one.low, left), min(one.high, right)], [at, at], color=colour, linewidth=1.6)
-            face = colour if one.told else "none"
-            axes.plot(one.mean, at, marks[one.label], color=colour, markerfacecolor=face, markersize=5.5)
-            for beyond, edge, arrow in ((one.low < left, left, "<"), (one.high > right, right, ">")):
-                if beyond:
-                    axes.plot(edge, at, arrow, color=colour, markersize=5, clip_on=False)
-        y += height + 0.7
-        axes.axhline(y - 0.85, color="#808080", alpha=0.25, linewidth=0.8)
-    axes.set_yticks(ticks, ["\n".join(map(plain, textwrap.wrap(name, 30))) for name in groups])
-    axes.set_ylim(y - 0.85, -0.85)
-    axes.set_xlim(left, right)
+    y, middles = 0.0, []
+    for height, group in zip(heights, groups.values(), strict=True):
+        middles.append(y + height / 2)
+        for place, one in enumerate(group):
+            at, look = middles[-1] + place - (len(group) - 1) / 2, {**styles[one.label], "linestyle": "-"}
+            face = look["color"] if one.told else "none"
+            axes.plot([one.low, one.high], [at, at], color=look["color"], linewidth=1.6)
+            axes.plot(one.mean, at, **look, markerfacecolor=face, markersize=5.5)
+        y += height
+        axes.axhline(y, color="#808080", alpha=0.25, linewidth=0.8)
+    axes.set_ylim(y, 0)
+    axes.set_yticks(middles, ["\n".join(map(plain, textwrap.wrap(name, 34))) for name in groups])
+    wide = max(max(-one.low, one.high, margin) for one in estimates) > _WIDE
+    if wide:
+        axes.set_xscale("symlog", linthresh=2, linscale=1.2)
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in (-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50) if low <= tick <= high]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(plain(x_label), fontsize=9)
+    axes.set_xlabel(plain(x_label + ("; logarithmic beyond 2" if wide else "")), fontsize=9)
     from matplotlib.lines import Line2D
 
-    shown = [*labels, ""] if ink and any(not one.label for one in estimates) else labels
-    handles = [Line2D([], [], color=colours[one], marker=marks[one], linewidth=1.6, markersize=5.5) for one in shown]
-    legend_below(figure, handles, [one or ink for one in shown], 7.4)
+    handles = [Line2D([], [], **styles[label], markersize=5.5) for label in labels]
+    legend_below(figure, handles, [label or ink for label in labels], 7.4)
     return figure
-
-
-def _limits(estimates: Sequence[Estimate], margin: float) -> tuple[float, float]:
-    """Ends of the axis: all means are inside, and nine of ten ends of intervals."""
-    ends = np.array([(one.low, one.mean, one.high) for one in estimates])
-    low = min(float(np.quantile(ends[:, 0], 0.1)), float(ends[:, 1].min()), -margin)
-    high = max(float(np.quantile(ends[:, 2], 0.9)), float(ends[:, 1].max()), margin)
-    room = 0.06 * (high - low)
-    return low - room, high + room
 
 
 def _fill(index: int) -> dict[str, Any]:

@@ -104,8 +104,8 @@ class EffectTable(ComparisonTable[Effect]):
         return (
             "Effect: mean difference on the task, in points, paired by seed; positive is better. The interval is a "
             "bootstrap over seeds (bias-corrected and accelerated), p from flipping the signs of the differences in "
-            "all ways, adjusted by Holm's method for all comparisons that the recipe plans. A verdict needs an adjusted p "
-            f"below 0.05; with fewer than {LEAST_PAIRS} seeds nothing is told.",
+            "all ways, adjusted by Holm's method for all comparisons that the recipe plans. A verdict needs an "
+            f"adjusted p below 0.05; with fewer than {LEAST_PAIRS} seeds nothing is told.",
             "Stuck: runs (of the row/of the other) whose score is that of one answer for all rows, the "
             "commonest label; beside it the effect over seeds without them. Idle: runs in which a part of the method "
             "did not act.",

@@ -29,7 +29,6 @@ from softprompts.training import run_id
 
 LANES = 8  # most runs of a job by default; a step whose memory is short trains them in several passes
 PLAN = "plan.json"
-KEPT = "runs.jsonl"  # beside kept results: the runs of the plan, a line each
 FAILURES = "failures"
 _FIELDS = ("name", "scale", "variant", "same_setting")  # of a recipe, beside its plain values
 
@@ -191,7 +190,7 @@ def load_kept(recipe: Recipe) -> list[GridRun]:
     Raises:
         SoftPromptError: the recipe has other rows by now.
     """
-    path = kept_folder(recipe) / KEPT
+    path = _kept_list(recipe)
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return _grid_runs(recipe, map(json.loads, lines))
@@ -199,11 +198,12 @@ def load_kept(recipe: Recipe) -> list[GridRun]:
         raise SoftPromptError(f"{path} is not of this recipe ({error}); collect its results again") from error
 
 
-def kept_folder(recipe: Recipe) -> Path:
-    """Where results of a recipe are collected."""
+def _kept_list(recipe: Recipe) -> Path:
+    """The file, beside kept results, with the runs of the plan, a line each."""
     if recipe.results is None:
         raise SoftPromptError(f"recipe '{recipe.name}' names no folder to keep results in; give it 'results: FOLDER'")
-    return Path(recipe.results) / recipe.name.rpartition("/")[2]
+    name = "-".join(filter(None, ("runs", recipe.scale, recipe.variant)))
+    return Path(recipe.results) / recipe.name.rpartition("/")[2] / f"{name}.jsonl"
 
 
 def _grid_runs(recipe: Recipe, cells: Iterable[dict[str, Any]]) -> list[GridRun]:
@@ -278,14 +278,13 @@ def keep_results(folder: str | Path, root: str | Path, prune: bool = False) -> l
         SoftPromptError: there is no bench, or its recipe names no folder of results.
     """
     recipe, runs = load_plan(folder)
-    place = kept_folder(recipe)
-    kept, written = kept_results(recipe), []
+    kept, written, listed = kept_results(recipe), [], _kept_list(recipe)
     for run in dict.fromkeys(one.run for one in runs if one.run is not None and one.run not in kept):
         if run_folder.is_done(Path(root) / run):
-            written.append(place / run / run_folder.RESULT)
+            written.append(listed.parent / run / run_folder.RESULT)
             write_json_atomic(written[-1], run_folder.load_result(Path(root) / run))
     cells = ({**_identity(one.cell), "run": one.run} for one in runs)
-    write_text_atomic(place / KEPT, "".join(f"{json.dumps(cell)}\n" for cell in cells))
+    write_text_atomic(listed, "".join(f"{json.dumps(cell)}\n" for cell in cells))
     if prune:
         for run in {*kept, *(path.parent.name for path in written)} & {
             one.run for one in runs if one.cell.source is None

@@ -87,7 +87,9 @@ def margin_of(recipe: Recipe) -> float:
     return COUNTS if recipe.more_seeds is None else recipe.more_seeds.effect
 
 
-def task_verdict(task: str, effect: Effect | None, margin: float, seeds: int, comparisons: int = 1) -> TaskVerdict:
+def task_verdict(
+    task: str, effect: Effect | None, margin: float, seeds: int, comparisons: int = 1, done: int = 0
+) -> TaskVerdict:
     """The rule on one task, see above.
 
     Args:
@@ -96,12 +98,13 @@ def task_verdict(task: str, effect: Effect | None, margin: float, seeds: int, co
         margin: points that an effect needs to count.
         seeds: of the recipe; fewer runs of a row are not all.
         comparisons: of the recipe, for the number of seeds that would decide.
+        done: runs of each row that have ended, where there is no effect.
     """
-    if effect is None or min(effect.runs) < seeds:
-        done = 0 if effect is None else min(effect.runs)
+    done = done if effect is None else min(effect.runs)
+    if done < seeds:
         return TaskVerdict(task, MISSING, f"{done} of {seeds} seeds", effect)
-    d = effect.difference
-    if d.mean is None or d.low is None or d.high is None:
+    d = None if effect is None else effect.difference
+    if effect is None or d is None or d.mean is None or d.low is None or d.high is None:
         return TaskVerdict(task, OPEN, "too few runs have a score", effect)
     if all(2 * stuck >= runs for stuck, runs in zip(effect.stuck, effect.runs, strict=True)):
         return TaskVerdict(task, OPEN, "runs of both are stuck", effect)
@@ -166,11 +169,12 @@ def statements(findings: Findings) -> tuple[list[Statement], EffectTable | None]
             if not all(name in row.models for row in pair):
                 continue
             tasks = [task for task in of_task if all(not row.only_tasks or task in row.only_tasks for row in pair)]
-            told = [
-                task_verdict(task, found.get((claim.better, claim.than, task, model)), margin, seeds, comparisons)
-                for task in tasks
-            ]
-            whole = {of_task[one.task] for one in told if one.verdict != MISSING}
+            told = []
+            for task in tasks:
+                effect = found.get((claim.better, claim.than, task, model))
+                done = min(len(findings.runs(row, task, name)) for row in pair)
+                told.append(task_verdict(task, effect, margin, seeds, comparisons, done))
+            whole = {of_task[one.task] for one in told if one.verdict != MISSING and one.effect is not None}
             scores = {line.name: pairs_of(table, line) for line in table.lines if line.model == model}
             ours, theirs = (_means(scores.get(row.label, {}), whole) for row in pair)
             mean = paired_difference(ours, theirs, claim.better, claim.than, model) if whole else None

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from softprompts.commands.options import Place
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 
@@ -23,6 +24,7 @@ def export(
         ),
     ],
     folder: Annotated[str, typer.Option("--out", "-o", help="The new folder.")],
+    model: Place = None,
 ) -> None:
     """Write a trained prompt in a form that others can use."""
     from softprompts.backbones.backbone import quiet
@@ -37,13 +39,13 @@ def export(
     target = require_new_folder(folder)
     with err.status("loading the model"):
         place = prompt_folder(source)
-        backbone = resolve_model(str(read_config(place)[0]["backbone"].get("name") or ""))
+        backbone = resolve_model(str(model or read_config(place)[0]["backbone"].get("name") or ""))
         with quiet(), quiet_hub(backbone) as offline:
             # Weights with a prompt in them are written in full precision, whatever it was trained on.
             plain = {"quantize": None} if to == "model" else {}
-            model = load(place, local_files_only=offline, **plain)
+            loaded = load(place, model=model and backbone, local_files_only=offline, **plain)
     with err.status("writing"):
         if to == "folded":
-            model.fold(model.active_prompt)
-        getattr(model, _WRITERS[to])(model.active_prompt, target)
+            loaded.fold(loaded.active_prompt)
+        getattr(loaded, _WRITERS[to])(loaded.active_prompt, target)
     out.print(f"{to}: {target} ({', '.join(sorted(file.name for file in target.iterdir()))})", soft_wrap=True)

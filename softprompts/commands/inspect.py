@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import DataDir
+from softprompts.commands.options import DataDir, Place
 from softprompts.commands.terminal import out
 from softprompts.errors import SoftPromptError
 
@@ -24,6 +24,7 @@ def inspect(
         ),
     ] = None,
     data_dir: DataDir = None,
+    model: Place = None,
     rows: Annotated[int, typer.Option(min=1, help="Most rows of the task, for pictures that need some.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
@@ -38,7 +39,7 @@ def inspect(
     if not as_json:
         for prompt in prompts:
             _show_prompt(prompt)
-    pictures = {"plots": _draw(sources, output, data_dir, rows, show=not as_json)} if plots else {}
+    pictures = {"plots": _draw(sources, output, data_dir, rows, model, show=not as_json)} if plots else {}
     if as_json:
         record = {**prompts[0], **pictures} if len(prompts) == 1 else {"prompts": prompts, **pictures}
         print(json.dumps(record, indent=2, ensure_ascii=False))
@@ -98,12 +99,14 @@ def _show_prompt(config: dict[str, Any]) -> None:
         out.print(table)
 
 
-def _draw(sources: list[str], output: str | None, data_dir: str | None, rows: int, show: bool) -> list[dict[str, Any]]:
+def _draw(
+    sources: list[str], output: str | None, data_dir: str | None, rows: int, model: str | None, show: bool
+) -> list[dict[str, Any]]:
     """Writes the pictures, and lists what each is and where it lies."""
-    from softprompts.analysis import plots_folder, write_figures
+    from softprompts.analysis import open_prompts, plots_folder, write_figures
 
     folder, records = Path(output) if output is not None else plots_folder(sources), []
-    for picture in write_figures(sources, folder, data_dir=data_dir, rows=rows):
+    for picture in write_figures(open_prompts(sources, model=model), folder, data_dir=data_dir, rows=rows):
         records.append({"what": picture.what, "files": [str(file) for file in picture.files], "text": picture.text})
         if show:
             where = f"{picture.files[0]} (.svg, .csv). " if picture.files else "no picture; "

@@ -34,6 +34,9 @@ def option(panel: str | None, help: str, flags: str = "", **more: Any) -> Any:
 
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
+Place = Annotated[
+    str | None, typer.Option("--model", "-m", help="The backbone, where it is not in the place that the prompt names.")
+]
 DataDir = Annotated[str | None, typer.Option("--data-dir", help="Folder with a local copy of the task's data.")]
 Methods = Annotated[str, option(METHOD, "Names, separated by commas.", "--methods")]
 Set = Annotated[
@@ -180,7 +183,7 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 # Settings of the rows of a file, which a task by name has already.
-_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind")
+_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind", "sep")
 
 
 def _data(
@@ -197,7 +200,8 @@ def _data(
     if data.train is None:
         given = [name for name in _OF_FILES if getattr(data, name) != getattr(_PLAIN, name)]
         if given:
-            flag = "--regression" if given == ["kind"] and regression else f"--{given[0].replace('_', '-')}"
+            flag = DATA_OPTIONS.flags.get(given[0], f"--{given[0].replace('_', '-')}")
+            flag = "--regression" if given == ["kind"] and regression else flag
             raise SoftPromptError(f"{flag} is about a file of your own: give --data too")
     elif data.template is not None:
         raise SoftPromptError("--template goes with a task that has templates; declare yours in a YAML file (--task)")
@@ -208,7 +212,7 @@ _PLAIN = Data()
 DATA_OPTIONS = Options(
     Data,
     panel=DATA,
-    flags={"task": "--task -t", "train": "--data", "answering": "--answer"},
+    flags={"task": "--task -t", "train": "--data", "answering": "--answer", "sep": "--separator"},
     without=("max_test", "seed"),
     build=_data,
 )

@@ -6,23 +6,32 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import BatchSize
+from softprompts.commands.options import BatchSize, Place
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompts.predictor import Predictor
+    from softprompts.tasks.example import Row
+    from softprompts.tasks.task_reader import Answer, Entry
 
 
 def predict(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", help="CSV, TSV, JSONL, JSON, CoNLL, or .txt with one text a line.")
+        str | None,
+        typer.Option(
+            "--file", "-f", help="CSV, TSV, JSONL, JSON, CoNLL, .txt with one text a line, or - for standard input."
+        ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="Column of the text; default: as in training, else 'text'.")] = None,
     text_pair: Annotated[
@@ -33,12 +42,25 @@ def predict(
         list[str] | None,
         typer.Option("--field", help="A field of the task, NAME=TEXT; with --file its column, NAME=COLUMN."),
     ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(help="What separates the file's columns, 'tab' for one; default: by its name and rows."),
+    ] = None,
+    model: Place = None,
     choice: Annotated[list[str] | None, typer.Option(help="One of the texts to choose from (multiple choice).")] = None,
-    output: Annotated[str | None, typer.Option("--output", help="Write a CSV file instead of a table.")] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="Write all rows with their columns and the answers: .csv, .tsv or .jsonl."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="With --output: the probability of every label.")] = False,
+    on_error: Annotated[
+        str, typer.Option(help="Rows without a text: skip (an empty answer, counted at the end) or stop.")
+    ] = "skip",
     batch_size: BatchSize = 32,
 ) -> None:
     """Label texts with a trained prompt: label and probability, tags, or the answer found."""
     from softprompts.predictor import Predictor
+    from softprompts.tasks.task_reader import Entry
 
     fields = pairs(field, "--field")
     if bool(texts or (fields and file is None)) == (file is not None):
@@ -46,22 +68,45 @@ def predict(
     if len(texts or ()) > 1 and (text_pair is not None or fields or choice):
         given = "--text-pair" if text_pair is not None else "--field" if fields else "--choice"
         raise SoftPromptError(f"{given} goes with one text; put several rows into a file")
+    if separator is not None and file is None:
+        raise SoftPromptError("--separator is about a file: give --file too")
     if choice and file is not None:
         raise SoftPromptError("--choice goes with one text; a file has its choices in columns")
     if output is not None and Path(output).is_dir():
         raise SoftPromptError(f"--output {output} is a folder; name a file")
+    if output is not None and file not in (None, "-") and Path(output).resolve() == Path(str(file)).resolve():
+        raise SoftPromptError(f"--output {output} is the file that is read: name another one")
+    if every and output is None:
+        raise SoftPromptError("--all adds columns to a file: give --output too")
+    if on_error not in ("skip", "stop"):
+        raise SoftPromptError(f"--on-error {on_error}: it is skip or stop")
     with err.status("loading the model"):
-        predictor = Predictor(source)
+        predictor = Predictor(source, model)
     if file is not None:
-        rows = predictor.read(file, text, text_pair, fields)
+        entries = predictor.read_entries(file, text, text_pair, fields, separator)
     else:
-        rows = [predictor.row(one, text_pair, fields, choice or ()) for one in (*(texts or (None,)),)]
+        typed = [predictor.row(one, text_pair, fields, choice or ()) for one in (*(texts or (None,)),)]
+        entries = [Entry(row, row) for row in typed]
+    faults = [entry.fault for entry in entries if entry.fault is not None]
+    if not any(entry.row for entry in entries):
+        raise SoftPromptError(f"{file} holds no texts")
+    if faults and (on_error == "stop" or len(faults) == len(entries)):
+        raise SoftPromptError(faults[0])
+    usable = [entry for entry in entries if entry.fields is not None]
+    rows = [entry.fields for entry in usable if entry.fields is not None]
     answers = predictor(rows, batch_size=batch_size)
     if predictor.cut:
         err.print(predictor.cut, soft_wrap=True)
     if output is not None:
-        _write_answers(predictor, rows, answers, output)
-        return
+        found = dict(zip(map(id, usable), answers, strict=True))
+        _write_answers([(entry, found.get(id(entry))) for entry in entries], output, every)
+    else:
+        _show_answers(predictor, rows, answers)
+    if faults:
+        err.print(f"{len(faults)} of {len(entries)} rows have no answer, the first: {faults[0]}", soft_wrap=True)
+
+
+def _show_answers(predictor: Predictor, rows: list[Row], answers: list[Answer]) -> None:
     form, first = predictor.task.form, predictor.fields[0]
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
@@ -87,20 +132,37 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else " ".join(value)
 
 
-def _write_answers(predictor: Any, rows: list[Any], answers: list[Any], output: str) -> None:
+def _write_answers(entries: list[tuple[Entry, Answer | None]], output: str, every: bool) -> None:
+    """Writes all rows of a file with all of their columns, and answers in columns of their own behind them."""
     from softprompts.storage.files import write_text_atomic
 
-    form = predictor.task.form
-    extra = ["choices"] if form.chooses and not form.choices else []
-    lines = [[*predictor.fields, *extra, "label", "probability"]]
-    for row, answer in zip(rows, answers, strict=True):
-        values = [_text(row[name]) for name in predictor.fields]
-        choices = [json.dumps(list(row["choices"]), ensure_ascii=False) for _ in extra]
-        lines.append([*values, *choices, answer.label, _probability(answer.probability)])
+    columns = list(dict.fromkeys(column for entry, _ in entries for column in entry.row))
+    labels = list(dict.fromkeys(name for _, answer in entries if answer for name in answer.probabilities))
+    added = {name: f"predicted_{name}" if name in columns else name for name in ("label", "probability")}
+    as_json = output.lower().endswith((".jsonl", ".json"))
+    chance: Callable[[float | None], Any] = (lambda value: value) if as_json else _probability
+    lines: list[dict[str, Any]] = []
+    for entry, answer in entries:
+        line = {column: entry.row.get(column, "") for column in columns}
+        line[added["label"]] = "" if answer is None else answer.label
+        line[added["probability"]] = chance(None if answer is None else answer.probability)
+        if every:
+            chances = {} if answer is None else answer.probabilities
+            line |= {f"probability of {name}": chance(chances.get(name)) for name in labels}
+        lines.append(line)
     text = io.StringIO()
-    csv.writer(text).writerows(lines)
+    if as_json:
+        text.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    else:
+        writer = csv.writer(text, delimiter="\t" if output.lower().endswith(".tsv") else ",")
+        writer.writerow(lines[0])
+        writer.writerows([_cell(value) for value in line.values()] for line in lines)
     write_text_atomic(output, text.getvalue())
-    out.print(f"{len(answers)} rows written to {output}", soft_wrap=True)
+    out.print(f"{len(entries)} rows written to {output}", soft_wrap=True)
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _probability(value: float | None) -> str:

@@ -41,11 +41,29 @@ def train(
     config = method_config(method, pairs(set_))
     bench = options.open_workbench(model, data, training)
     bench.check(config, training, root=out_, folder=folder, resume=resume)
+    if resume and folder is None:
+        _say_what_differs(bench.resolved(config, training), out_)
     show_workbench(bench)
     show_cut_rows(bench, [config])
     with hint_when_interrupted("give the same command and --resume to go on"):
         path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
     _show_result(path, result)
+
+
+def _say_what_differs(settings: dict[str, Any], root: str) -> None:
+    """Says why there is nothing to go on with, where a run of almost the same settings is unfinished."""
+    from softprompts.storage import run_folder
+
+    near = run_folder.nearest_unfinished(root, settings)
+    if (Path(root) / run_folder.run_id(settings)).is_dir() or near is None:
+        return
+    path, differ = near
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    err.print(
+        f"--resume: no run with these settings in {root}, a new one starts; {path} is unfinished and differs: "
+        f"{'; '.join(differ[:3])}{more}",
+        soft_wrap=True,
+    )
 
 
 def _show_result(path: Path, result: dict[str, Any]) -> None:
@@ -59,6 +77,9 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
             name = "validation" if split == "metrics" else "test"
             cells = ["-" if v is None else f"{v:.4f}" for v in result[split].values()]
             table.add_row(f"{name} ({result['eval_rows' if split == 'metrics' else 'test_rows']:,})", *cells)
+    if constant := result.get("constant_scores"):
+        cells = [f"{constant[name]:.4f}" if name in constant else "-" for name in result["metrics"]]
+        table.add_row("one answer for all rows", *cells)
     out.print(table)
     speed = 100 * result["step_seconds"] / max(1, result["steps"])
     out.print(
@@ -70,6 +91,7 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
         out.print(f"idle: {sentence}", soft_wrap=True)
     out.print(f"run folder: {path}", soft_wrap=True)
     out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
+    out.print(f"what it gets wrong: softprompts evaluate {path}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

@@ -82,6 +82,7 @@ class Pass:
         self.padded_behind = False  # whether rows of a causal model got their padding behind them
         self.without_cache = False  # whether the call is not to make a cache of its own
         self.logits_only = False  # whether the caller gets to see logits and no hidden states
+        self.penalties_taken = False  # whether somebody adds the penalties to a loss
         self.read_column: Any = None  # the only column that is read of the last layer; None: all are
         self._groups: dict[int, RowGroups] = {}
         self._prefixes: dict[tuple[int, int], Prefix] = {}  # by site and number of rows
@@ -107,6 +108,11 @@ class Pass:
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary losses of the prompts in use that have one."""
         return {str(name): soft.penalty for name, soft in self.soft.items() if soft.penalty is not None}
+
+    def taken_penalty(self, share: Any = 1.0) -> Any:
+        """The sum of the penalties times a share, for a loss that takes them up."""
+        self.penalties_taken = True
+        return sum(self.penalties.values()) * share
 
     def takes_chunks(self, mask: Tensor | None) -> bool:
         """Whether the input may come in pieces, of which the first has this ``mask``; what came already does not count.

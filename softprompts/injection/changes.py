@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from softprompts.attention import prefix
+from softprompts.attention import kernels, prefix
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import State
 
@@ -51,11 +51,12 @@ def follow(state: State) -> None:
 
 
 def _follow_kernel(state: State, place: int, config: Any, name: str) -> None:
-    if name not in prefix.KERNELS:
+    if not kernels.takes_prefixes(name):
         raise SoftPromptError(
             f"attn_implementation='{name}' was set after attach, and takes no prefixes: set one of "
-            f"{', '.join(prefix.KERNELS)}"
+            f"{', '.join(kernels.ATTENTION)}"
         )
+    state.backbone.only_keys = kernels.only_keys(name)
     config._attn_implementation_internal = prefix.implementation(name)  # of this config, and not of those in it
     state.attention[place] = (config, name)
 

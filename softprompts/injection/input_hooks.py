@@ -6,16 +6,18 @@ prompt's columns from what comes out.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, Recorder, site_of
-from softprompts.backbones.backbone import states_given, trial
+from softprompts.backbones.backbone import states_given
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
@@ -87,24 +89,25 @@ class InputHooks:
                 self._require_forward(pass_)
         if pass_ is None or output is None:
             return output
+        self._tell_model_around(pass_, output)
         if self.backbone.kind != "encoder-decoder":
-            return self._restored(pass_, output, module is self.backbone.model or (scope is not None and scope.by_hook))
+            whole = module is self.backbone.model or (scope is not None and scope.by_hook)
+            return restored(output, pass_.layout, tables=whole)
         if pass_.tokens is None:
             output = restored(output, pass_.layout)
         if not isinstance(output, tuple):
             output._softprompt_pass = pass_
         return output
 
-    def _restored(self, pass_: Pass, output: Any, whole: bool) -> Any:
-        """Output of the base model without prompt columns, but for tables of which the model around makes a loss.
+    def _tell_model_around(self, pass_: Pass, output: Any) -> None:
+        """Widens the mask by which the model around counts the tokens of tables that it makes a loss of.
 
-        Its loss counts prompt tokens, as it would count them typed; so the mask that it counts by gets their columns.
+        So prompt tokens count as they would typed; `PromptModel` cuts the tables afterwards.
         """
         layout, mask = pass_.layout, pass_.mask_around
         if layout is not None and mask is not None and any(is_table(part, layout) for part in tensors(output)):
             width = layout.length + layout.columns
             mask.data = mask.new_ones(layout.rows, width) if layout.new_mask is None else layout.new_mask.to(mask)
-        return restored(output, layout, tables=whole)
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Widens the mask with which a decoder looks at its encoder's output."""
@@ -147,7 +150,7 @@ class InputHooks:
                     f"prompt '{name}' changes the output layer, which this trainer goes past: train it with "
                     "transformers.Trainer or softprompts' own loop"
                 )
-            computed_past = prompt.method.per_row or name in pass_.penalties
+            computed_past = prompt.method.per_row or prompt.method.reads_states or name in pass_.penalties
             if computed_past and pass_ is not self.state.surrounding:
                 raise SoftPromptError(
                     f"prompt '{name}' looks at the input or has a penalty, and this trainer computes the loss past "
@@ -197,7 +200,8 @@ class InputHooks:
                 pass_.prepare(rows, device)
             if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
                 raise SoftPromptError(
-                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), not a prepared 4-D one"
+                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), "
+                    "not a prepared 4-D one"
                 )
             pass_.layout, pass_.view = None, None
             return
@@ -214,7 +218,7 @@ class InputHooks:
         if first_time:
             if given is None and pass_.needs_input:
                 embeddings = self.backbone.embeddings(ids)
-            visible = torch.ones(rows, columns, dtype=torch.bool, device=device) if real is None else real
+            visible = self._without_padding(source) if real is None else real
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
@@ -223,6 +227,9 @@ class InputHooks:
                 embeddings = given  # looked up again: prompts may change the table
         if embeddings is None and (inserts or pass_.update is not None):
             embeddings = self.backbone.embeddings(ids)
+        scale = self.backbone.embedding_scale
+        if embeddings is not None and ids is not None and scale != 1:
+            embeddings = embeddings * scale
         tokens = pass_.tokens
         if real is None and seen and tokens is not None and tokens.counts is not None and _holds_columns(cache):
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
@@ -235,17 +242,34 @@ class InputHooks:
         else:
             layout = self._causal_layout(pass_, given_to_layout, cache is not None or bool(inputs.get("use_cache")))
         if pass_.gated_sites and pass_.visible is not None:
-            pass_.view = _view_of_input(repeat_rows(pass_.visible, rows), layout, columns, seen)
+            seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
+            pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
         pass_.columns = seen + columns + (0 if seen else layout.length)
         self._require_room(pass_, seen, columns, layout.length, inputs.get("position_ids"))
         if pass_.update is not None:
             assert embeddings is not None
             update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
-            embeddings = embeddings + update.to(dtype=embeddings.dtype, device=embeddings.device)
+            embeddings = embeddings + scale * update.to(dtype=embeddings.dtype, device=embeddings.device)
         if seen:
             self._widen_later_step(pass_, inputs, layout, embeddings, columns, real is not None)
         else:
             self._widen(pass_, inputs, layout, embeddings, real)
+
+    def _without_padding(self, source: Tensor) -> Tensor:
+        """What prompts see ``(R, n)`` of rows without a mask: without the padding at their ends, if they are causal.
+
+        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not.
+        """
+        visible = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
+        if self.backbone.kind != "decoder" or source.ndim > 2:
+            return visible
+        padding = source == 0
+        pad_id = getattr(self.backbone.model.config.get_text_config(), "pad_token_id", None)
+        if pad_id is not None:
+            padding |= source == pad_id
+        at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
+        at_end[:, 0] = False
+        return ~at_end
 
     def _causal_layout(self, pass_: Pass, given: tuple[Any, ...], cached: bool) -> Layout:
         """The layout of a causal model; those that count positions themselves get no padding in front if it can be."""
@@ -320,13 +344,21 @@ class InputHooks:
             sets_positions = self.backbone.takes_positions and (positions is not None or not layout.simple)
         if changed:
             assert embeddings is not None
-            inputs["input_ids"], inputs["inputs_embeds"] = None, layout.embeddings(embeddings, pass_.tokens)
+            tokens, scale = pass_.tokens, self.backbone.embedding_scale
+            if tokens is not None and scale != 1:
+                tokens = dataclasses.replace(tokens, embeddings=scale * tokens.embeddings)
+            inputs["input_ids"], inputs["inputs_embeds"] = None, layout.embeddings(embeddings, tokens)
         if widens_others:
             _widen_others(inputs, layout)
         if layout.new_mask is not None:
             inputs["attention_mask"] = layout.new_mask.to(mask_type)
         if sets_positions:
-            made = layout.positions(positions, real)
+            planes = None if positions is None or positions.ndim == 2 else positions  # of text, height and width, say
+            made: Tensor | None
+            if planes is not None:
+                made = torch.stack([cast(Tensor, layout.positions(plane, real)) for plane in planes])
+            else:
+                made = layout.positions(positions, real)
             inputs["position_ids"] = made if positions is not None or made is None else self._counted(made)
 
     def _widen_later_step(
@@ -342,7 +374,7 @@ class InputHooks:
         if not self.backbone.takes_positions:
             return
         if positions is not None and pass_.tokens is not None:
-            count = pass_.tokens.count(positions.shape[0], positions.device)
+            count = pass_.tokens.count(positions.shape[-2], positions.device)
             inputs["position_ids"] = positions + count[:, None]
         elif positions is None and layout.new_mask is not None:
             inputs["position_ids"] = self._counted(positions_from_first(layout.new_mask)[:, -columns:])
@@ -412,7 +444,9 @@ def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
     for name, value in inputs.items():
         if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
             continue
-        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == layout.columns:
+        if not isinstance(value, Tensor) or value.ndim not in (2, 3) or value.shape[1] != layout.columns:
+            continue
+        if value.ndim == 2 or (value.shape[0] == layout.rows and not value.is_floating_point()):  # such as boxes
             inputs[name] = layout.ids(value, -100 if name.endswith("labels") else 0)
 
 

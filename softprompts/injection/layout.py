@@ -67,7 +67,7 @@ class Layout:
         counts = torch.zeros(rows, dtype=torch.long, device=device) if tokens is None else tokens.count(rows, device)
         token = torch.arange(self.length, device=device)[None].expand(rows, -1)
         held = self.held = token < counts[:, None]
-        begun = torch.arange(self.columns, device=device)[None] >= real.long().argmax(1, keepdim=True)
+        begun = real.long().cumsum(1) > 0
         self.place = torch.cat(self._places(begun, counts[:, None], token, held), 1)
         self.new_mask = self._merged(held, real)
 
@@ -94,8 +94,8 @@ class Layout:
         return torch.empty_like(both).scatter_(1, place, both)
 
     def ids(self, given: Tensor, fill: int = 0) -> Tensor:
-        """Widens a ``(M, n)`` tensor such as token types, with zeros or ``fill`` at prompt columns."""
-        return self._merged(given.new_full((given.shape[0], self.length), fill), given)
+        """Widens a ``(M, n, ...)`` tensor such as token types, with zeros or ``fill`` at prompt columns."""
+        return self._merged(given.new_full((given.shape[0], self.length, *given.shape[2:]), fill), given)
 
     def mask(self, given: Tensor) -> Tensor:
         """The mask ``(R, n)`` of rows that may be repeated for beams, with the prompt tokens that each row has."""
@@ -147,7 +147,7 @@ class CausalLayout(Layout):
     """
 
     def _places(self, begun: Tensor, counts: Tensor, token: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        lead = (~begun).sum(1, keepdim=True)
+        lead = begun.long().argmax(1, keepdim=True)
         column = torch.arange(self.columns, device=begun.device)[None]
         # Each prompt is aligned to the right in its block, so that it touches the first real token.
         of_tokens = lead + torch.where(held, token + self.length - counts, token - counts)

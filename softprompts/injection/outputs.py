@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from softprompts.injection.layout import Layout
+
+_OTHERS = ("image_", "video_", "audio_", "vision_")  # outputs that have no rows of tokens, whatever their shape
 
 
 def restored(output: Any, layout: Layout | None, tables: bool = True, states: bool = True) -> Any:
@@ -33,7 +35,8 @@ def restored(output: Any, layout: Layout | None, tables: bool = True, states: bo
         return output
     if isinstance(output, ModelOutput):
         for name, value in list(output.items()):
-            output[name] = restored(value, layout, tables, states)
+            if not name.startswith(_OTHERS):
+                output[name] = restored(value, layout, tables, states)
     elif type(output) in (tuple, list):
         return type(output)(restored(value, layout, tables, states) for value in output)
     elif isinstance(output, Tensor) and tables and is_table(output, layout):

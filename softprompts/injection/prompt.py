@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -169,6 +170,10 @@ def _check_components(config: MethodConfig, method: Method) -> None:
 def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
     """The attention sites of a new prompt; raises a `SoftPromptError` where the method does not fit the model."""
     name, limit = type(backbone.model).__name__, backbone.max_tokens
+    if config.uses_tokens and backbone.no_tokens_reason:
+        raise SoftPromptError(
+            f"{config.method} needs input prompts, which {name} cannot take: {backbone.no_tokens_reason}"
+        )
     sites = backbone.chosen_sites(config.sites, config.method) if config.uses_prefix else []
     if sites and config.changes_scores and backbone.only_keys:
         other = "sdpa" if getattr(backbone.model, "_supports_sdpa", True) else "eager"
@@ -176,6 +181,9 @@ def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:
             f"{config.method} changes the scores of its prefix, which {backbone.only_keys} does not show: load "
             f"{name} with attn_implementation='{other}'"
         )
+    if sites and backbone.unreached:
+        left_out = ", ".join(backbone.unreached)
+        warnings.warn(f"{config.method}: the prefix does not reach {left_out} of {name}", stacklevel=2)
     if sites and config.positions == "shifted":
         reason = backbone.fixed_positions(sites)
         if reason is not None:

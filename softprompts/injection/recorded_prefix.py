@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softprompts.attention.prefix import Recorder
-from softprompts.backbones.backbone import trial
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.state import State

@@ -77,6 +77,8 @@ class State:
         self.similar = 0  # modules of the kinds of the attention sites
         self.edges: list[tuple[dict[str, nn.Module | None], str, nn.Module | None, int]] = []
         self.last_layer: LastLayer | None = None
+        # What `softprompts.model.self_check` found out, by the form of a prompt; None: nothing is to be checked.
+        self.checked: dict[Any, str] | None = {}
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active

@@ -93,11 +93,11 @@ def _serve_sites(state: State, hooks: InputHooks) -> None:
     backbone, kernel = state.backbone, state.attention[0][1]
     if not backbone.sites:
         return
-    if kernel not in kernels.ATTENTION:
+    if not kernels.takes_prefixes(kernel):
         backbone.sites = []
         backbone.no_sites_reason = f"load it with attn_implementation='sdpa' instead of '{kernel}'"
         return
-    backbone.only_keys = kernel if kernel in kernels.ONLY_KEYS else ""
+    backbone.only_keys = kernels.only_keys(kernel)
     set_attention(backbone.model, prefix.implementation(kernel))
     for index, site in enumerate(backbone.sites):
         prefix.mark_site(site.module, hooks.prefix_of, index, site.biased_by)

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import PromptSet
 from softprompts.injection.state import is_attached, state_of
 from softprompts.injection.wiring import detach, follow_prompts, wire
@@ -98,6 +98,7 @@ def attach(
     tokenizer: Any = None,
     seed: int | None = None,
     backbone_dropout: bool = False,
+    check: bool = True,
 ) -> Any:
     """Freezes a transformers model and puts a soft prompt on it, in place.
 
@@ -114,12 +115,15 @@ def attach(
         seed: makes the initialisation repeatable.
         backbone_dropout: keep the frozen model's dropout on while training (SuperPos-Prompt, section 4.3, found it
             better off, and off is faster).
+        check: when the first prompt of a form joins the model, now or later, run a few tokens to see that it acts as it
+            should (see `softprompts.model.self_check`), and refuse it if not.
 
     Returns:
         The same object.
 
     Raises:
-        SoftPromptError: it is not a transformers model, is attached already, or the method does not fit it.
+        SoftPromptError: it is not a transformers model, is attached already, or the method does not fit it, or is not
+            exact on it.
     """
     if not isinstance(model, PreTrainedModel):
         raise SoftPromptError(f"attach takes a transformers PreTrainedModel, not a {type(model).__name__}")
@@ -134,7 +138,13 @@ def attach(
         raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
     if saved is None and task_id is not None:
         raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
-    wire(model, _attached_class(type(model)), backbone_dropout)  # type: ignore[arg-type]  # a class can be hashed
+    try:
+        state = wire(model, _attached_class(type(model)), backbone_dropout)  # type: ignore[arg-type]  # can be hashed
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, SoftPromptError):
+            raise
+        raise SoftPromptError(f"{type(model).__name__} cannot take soft prompts ({first_line(error)})") from error
+    state.checked = {} if check else None
     if config is not None:
         try:
             attached = cast(PromptModel, model)

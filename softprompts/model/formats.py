@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from softprompts.backbones.loading import load_for_prompt
 from softprompts.backbones.quantized import AS_TRAINED, BACKENDS, require_backend
+from softprompts.backbones.weights_sample import alike, sample_of
 from softprompts.errors import SoftPromptError
 from softprompts.model.interop.peft_adapter import read_adapter
 from softprompts.model.interop.peft_reading import SavedAdapter
@@ -67,13 +68,19 @@ class SavedPrompt:
         model.place_prompt(name, prompt_of(model, self.config, self.tensors, self.where))
         return name
 
-    def load_backbone(self, quantize: str | None = AS_TRAINED, **kwargs: Any) -> Any:
-        """Loads the plain model that the prompt was trained on; see `softprompts.load`."""
+    def load_backbone(self, quantize: str | None = AS_TRAINED, place: str | None = None, **kwargs: Any) -> Any:
+        """Loads the plain model that the prompt was trained on, from another place if one is given.
+
+        The rest is as in `softprompts.load`.
+
+        Raises:
+            SoftPromptError: it cannot be loaded, or the other place holds another model.
+        """
         backbone = self.config["backbone"]
         cls = getattr(transformers, str(backbone.get("class")), None)
         if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
             raise SoftPromptError(f"{self.where}: transformers has no model class '{backbone.get('class')}'")
-        name = backbone.get("name")
+        name = backbone.get("name") if place is None else place
         if not (isinstance(name, str) and name):
             raise SoftPromptError(f"{self.where} names no backbone: load the model, attach it, then model.load_prompt")
         if quantize == AS_TRAINED:
@@ -87,4 +94,13 @@ class SavedPrompt:
                     f"{self.where} was trained on a quantised backbone: {error}; softprompts.load(..., quantize=None) "
                     "takes the weights as they come"
                 ) from error
-        return load_for_prompt(cls, name, backbone.get("revision"), self.where, quantize, **kwargs)
+        if place is None:
+            return load_for_prompt(cls, name, backbone.get("revision"), self.where, quantize, **kwargs)
+        model = load_for_prompt(cls, name, None, self.where, quantize, **kwargs)
+        trained_on, there = backbone.get("sample"), sample_of(model)
+        if isinstance(trained_on, list) and there is not None and not alike(trained_on, there):
+            raise SoftPromptError(
+                f"{self.where}: '{place}' holds other weights than its backbone ({backbone.get('name')}) had: name the "
+                "place of that model, or attach another one yourself and load_prompt"
+            )
+        return model

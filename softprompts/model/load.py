@@ -16,6 +16,7 @@ def load(
     revision: str | None = None,
     subfolder: str | None = None,
     task_id: int | None = None,
+    model: str | Path | None = None,
     quantize: str | None = AS_TRAINED,
     **kwargs: Any,
 ) -> Any:
@@ -28,6 +29,8 @@ def load(
             on.
         subfolder: the prompt's folder, where there are several.
         task_id: which task of a multitask adapter of PEFT; not needed if it has one.
+        model: folder or hub id of the backbone, where it is no longer in the place that the prompt names. It must be
+            the same model, which is checked by its sizes and a few of its weights.
         quantize: keep the backbone's weights in few bits, a key of `softprompts.backbones.quantized.BACKENDS`; by
             default as the prompt was trained; None: as they come. A ``quantization_config`` goes before it.
         **kwargs: go to the backbone's ``from_pretrained`` (``dtype``, ``device_map``, ``quantization_config`` ...).
@@ -36,9 +39,10 @@ def load(
         The attached model, in evaluation mode.
 
     Raises:
-        SoftPromptError: the prompt or its backbone cannot be read, or not be quantised here.
+        SoftPromptError: the prompt or its backbone cannot be read, or not be quantised here; ``model`` is another one.
     """
     saved = open_saved(path, revision, subfolder, task_id)
-    model = attach(saved.load_backbone(quantize, **kwargs))
-    saved.add_to(model)
-    return model.eval()
+    place = None if model is None else str(model)
+    attached = attach(saved.load_backbone(quantize, place=place, **kwargs))
+    saved.add_to(attached)
+    return attached.eval()

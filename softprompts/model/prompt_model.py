@@ -35,6 +35,9 @@ from softprompts.injection.wiring import checkpoints, follow_changes, follow_che
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.folded import fold
 from softprompts.model.files import PromptFiles
+from softprompts.model.noise import follow_noise
+from softprompts.model.penalties import has_loss, labels_share, watch_penalties
+from softprompts.model.self_check import require_exact
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # Losses that we compute ourselves, as the number of labels is each prompt's own.
@@ -79,7 +82,7 @@ class PromptModel(PromptFiles):
         as_tuple = split and not (self.config.return_dict if (given := inputs.get("return_dict")) is None else given)
         if as_tuple:  # which does not say what is what
             inputs["return_dict"] = True
-        elif pass_.has_tokens and entry is not model:
+        if pass_.has_tokens and entry is not model:
             tables = inputs.get("output_router_logits") or getattr(self.config, "output_router_logits", False)
             pass_.mask_around = own_mask(inputs, tables)
         with state.activate(pass_):
@@ -92,6 +95,7 @@ class PromptModel(PromptFiles):
             for name in CACHES:
                 if hasattr(output.get(name), "__dict__"):
                     output[name]._softprompt_pass = pass_
+        pass_.mask_around = None
         if split:
             restore_encoders(output, pass_.layout)
         elif entry is not model:
@@ -130,7 +134,20 @@ class PromptModel(PromptFiles):
                 context_mask = context_of(labels)
             pass_ = state.open(names, context_mask)
             self._require_name_per_row(pass_, inputs)
+            if context_mask is None and language_model:
+                self._require_context(pass_)
         return pass_
+
+    def _require_context(self, pass_: Pass | None) -> None:
+        """Refuses training by a loss that is computed elsewhere, on tokens that the prompts could look at."""
+        if pass_ is None or not (cast(nn.Module, self).training and torch.is_grad_enabled()):
+            return
+        for name, prompt in pass_.prompts.items():
+            if prompt.method.per_row or prompt.method.reads_states:
+                raise SoftPromptError(
+                    f"prompt '{name}' looks at the input, and nothing says which of it is to be predicted: pass "
+                    "labels, or context_mask=, True for tokens that are given"
+                )
 
     def _pass_of(self, inputs: Mapping[str, Any], names: Any) -> Pass | None:
         """A fork of the pass under which the given cache or encoder output was made: a loop by hand goes on with it."""
@@ -153,17 +170,19 @@ class PromptModel(PromptFiles):
 
     def _with_loss(self, output: Any, pass_: Pass, labels: Tensor | None, own_loss: bool, num_items: Any) -> Any:
         """The model's output with our loss, where the number of labels is each prompt's own, and with penalties."""
-        penalty: Any = sum(pass_.penalties.values())
-        if pass_.penalties and labels is not None and num_items is not None:
-            penalty = penalty * ((labels != -100).sum() / num_items)  # Trainer adds up the parts of a batch
         as_tuple = isinstance(output, tuple)
+        own_loss = own_loss and labels is not None
+        if pass_.penalties and not own_loss and not has_loss(output):
+            watch_penalties(cast(nn.Module, self), pass_, output)
+            return output
+        penalty: Any = pass_.taken_penalty(labels_share(self, labels, num_items)) if pass_.penalties else 0
         if own_loss and labels is not None:
             logits = output[0] if as_tuple else output.logits
             loss = self._own_loss(logits, labels.to(logits.device), pass_, num_items) + penalty
             return _with_loss_first(output, loss)
-        if pass_.penalties and as_tuple and output and isinstance(output[0], Tensor) and output[0].ndim == 0:
+        if pass_.penalties and as_tuple:
             return (output[0] + penalty, *output[1:])
-        if pass_.penalties and not as_tuple and output.get("loss") is not None:
+        if pass_.penalties:
             output.loss = output.loss + penalty
         return output
 
@@ -286,7 +305,10 @@ class PromptModel(PromptFiles):
     def penalties(self) -> dict[str, Tensor]:
         """The auxiliary loss of each prompt of the last forward pass that has one."""
         last = state_of(self).last_pass
-        return {} if last is None else last.penalties
+        if last is None:
+            return {}
+        last.penalties_taken = True
+        return last.penalties
 
     def add_prompt(
         self,
@@ -324,10 +346,11 @@ class PromptModel(PromptFiles):
         """Adds a prompt that was made for this model, such as one of `softprompts.model.saving.prompt_of`.
 
         Raises:
-            SoftPromptError: the name is taken or not allowed.
+            SoftPromptError: the name is taken or not allowed, or the prompt is not exact on this model.
         """
         self._check_free(name)
         state = state_of(self)
+        require_exact(state, prompt)
         prompt.train(cast(nn.Module, self).training)
         self.prompts._modules[name] = prompt
         follow_prompts(state)
@@ -379,11 +402,14 @@ class PromptModel(PromptFiles):
         try:
             yield
         finally:
-            self._activate(before if before in self.prompts else None)
+            if before is None or before in self.prompts:
+                self._activate(before)
+            else:
+                self._activate_in_place_of(before)
             state.bare = bare
 
     def delete_prompt(self, name: str) -> None:
-        """Forgets a prompt. Where it was the active one, the first that is left becomes active, with a warning.
+        """Forgets a prompt. Where it was the active one, the first that is left becomes active, and a warning says so.
 
         Raises:
             SoftPromptError: unknown name.
@@ -391,10 +417,13 @@ class PromptModel(PromptFiles):
         was_active = state_of(self).active == name
         self.forget_prompt(name)
         if was_active:
-            left = next(iter(self.prompts), None)
-            self._activate(left)
-            now = "there is none left, and calls run the bare model" if left is None else f"'{left}' is active now"
-            warnings.warn(f"the active prompt '{name}' was deleted: {now}", stacklevel=2)
+            self._activate_in_place_of(name)
+
+    def _activate_in_place_of(self, deleted: str) -> None:
+        left = next(iter(self.prompts), None)
+        self._activate(left)
+        if left is not None:
+            warnings.warn(f"the active prompt '{deleted}' was deleted: '{left}' is active now", stacklevel=3)
 
     def forget_prompt(self, name: str) -> None:
         """`delete_prompt` for a prompt that was there for a while only: if it was active, none is, and no warning.
@@ -446,6 +475,7 @@ class PromptModel(PromptFiles):
         module.training = mode
         for child in module.children():
             child.train(mode if child is self.prompts else mode and self.backbone_dropout)
+        follow_noise(module, state_of(self).backbone.embeddings, mode)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

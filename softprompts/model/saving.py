@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from softprompts.backbones import sharded
 from softprompts.backbones.backbone import Backbone
+from softprompts.backbones.weights_sample import sample_of
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import Prompt, new_prompt, require, seeded, shape_of
 from softprompts.injection.state import state_of
@@ -37,9 +38,10 @@ _LARGEST = 1_000_000  # numbers up to this are believed in a config: sizes of vo
 
 def identity(model: Any) -> dict[str, Any]:
     """Returns the facts that tell whether a saved prompt belongs to an attached model."""
-    state = state_of(model)
+    state, sample = state_of(model), sample_of(model)
     return {
         **state.backbone.identity,
+        **({"sample": sample} if sample is not None else {}),
         "class": state.model_class.__name__,
         "sites": [[site.kind, site.kv_heads * site.head_dim] for site in state.backbone.sites],
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from softprompts.backbones import packaged
-from softprompts.backbones.backbone import kind_of
+from softprompts.backbones.kinds import kind_of
 from softprompts.backbones.loading import context_room, model_files
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt

@@ -5,6 +5,7 @@ The id is a hash of the run's settings, so that the same settings find the run t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from softprompts.errors import SoftPromptError
+from softprompts.errors import SoftPromptError, shown
 from softprompts.storage.files import read_json, require_folder, write_text_atomic
 from softprompts.storage.names import PROMPT as PROMPT
 
@@ -111,7 +112,8 @@ def open_run(
     require_folder(path, "the run")
     if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
         if run_id(load_config(path)) != identity:
-            raise SoftPromptError(f"{path} holds a run with another configuration; choose a new folder")
+            differ = "; ".join(differences(load_config(path), config)[:3])
+            raise SoftPromptError(f"{path} holds a run with other settings ({differ}); choose a new folder")
         if is_done(path):
             if not reuse:
                 raise SoftPromptError(f"{path} holds this run, finished; read its {RESULT} or choose a new folder")
@@ -121,6 +123,31 @@ def open_run(
     plain = json.loads(json.dumps(config))
     write_text_atomic(path / CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return path
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two configurations differ in: "training.learning_rate is 0.1 there, 0.2 here"."""
+    ours, theirs = _flat(json.loads(json.dumps(here))), _flat(there)
+    keys = [key for key in {**theirs, **ours} if _canonical(theirs.get(key)) != _canonical(ours.get(key))]
+    return [f"{key} is {shown(theirs.get(key))} there, {shown(ours.get(key))} here" for key in keys]
+
+
+def _flat(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    """The settings by their path."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, Mapping)
+        flat.update(_flat(value, f"{within}{key}.") if inner else {f"{within}{key}": value})
+    return flat
+
+
+def nearest_unfinished(root: str | Path, config: Mapping[str, Any]) -> tuple[Path, list[str]] | None:
+    """The unfinished run in a folder that differs in the fewest settings, and these; None where there is none."""
+    near = []
+    for path in sorted(file.parent for file in Path(root).glob(f"*/{CONFIG}") if not is_done(file.parent)):
+        with contextlib.suppress(SoftPromptError):  # a damaged one is nobody's
+            near.append((path, differences(load_config(path), config)))
+    return min(near, key=lambda each: len(each[1]), default=None)
 
 
 def append_metrics(folder: str | Path, record: Mapping[str, Any]) -> None:

@@ -14,11 +14,12 @@ from softprompts.tasks.answers import finite_number
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import Form, check_template
+from softprompts.tasks.label_names import Names
+from softprompts.tasks.tag_schemes import tags_entities
+from softprompts.tasks.written_lists import looks_like_list, written_value
 
-Names = Sequence[str] | Mapping[str, str]
 WORDS = "words"  # the field of a tagged row
 WORD_COLUMNS = ("words", "tokens")
-OUTSIDE = "O"
 _PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
@@ -49,8 +50,6 @@ _LABELS: dict[str, tuple[str, ...]] = {
 }
 CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
 _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
-_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
-_BIO = re.compile(r"O|[BI](-.+)?", re.DOTALL)
 _START = "answer_start"  # column of where an answer that is a text begins
 _DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
@@ -60,6 +59,8 @@ _DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "span": ("em", "token_f1"),
     "tagging": ("seqeval_f1", "seqeval_precision", "seqeval_recall"),
 }
+_BRACKET = re.compile(r"\s*(array)?\s*[\[({]")
+_NO_TAG = re.compile(r"""^['",]|['",]$|[\[\](){}]""")  # a piece of a list that was not written with blanks
 _SHOWN = 80  # characters of a value that an error shows
 
 
@@ -157,60 +158,6 @@ def _missing(place: Path, what: str, row: Row, usual: Iterable[str]) -> str:
     return f"{place}: which column holds the {what}? There are: {columns}; looked for {', '.join(usual)}"
 
 
-@dataclass(frozen=True)
-class Labels:
-    """What the labels in files stand for.
-
-    Attributes:
-        names: of the classes or tags.
-        values: the index of each value in the files.
-    """
-
-    names: tuple[str, ...]
-    values: Mapping[str, int]
-
-    @classmethod
-    def of(cls, names: Names) -> Labels:
-        """Labels that a user declares: names, which files may have in full or by index, or the name of each value.
-
-        Raises:
-            SoftPromptError: fewer than two, or one of them twice.
-        """
-        if isinstance(names, Mapping):
-            distinct = tuple(dict.fromkeys(names.values()))
-            values = {value: distinct.index(name) for value, name in names.items()}
-        else:
-            distinct = tuple(names)
-            values = {name: index for index, name in enumerate(distinct)}
-            if not any(map(_WHOLE.fullmatch, distinct)):  # else a number is the name that it is
-                values.update({str(index): index for index in range(len(distinct))})
-            if len(distinct) == 2 and not {"false", "true"} & set(distinct):
-                values.update({"false": 0, "true": 1})  # as JSON says it
-        if len(set(distinct)) < max(2, len(distinct)) or not all(distinct):
-            raise SoftPromptError(f"labels are {', '.join(distinct) or 'none'}: at least two that differ are needed")
-        return cls(distinct, values)
-
-    @classmethod
-    def learned(cls, labels: Iterable[str], tags: bool = False) -> Labels:
-        """Labels as rows have them: sorted (numbers by value), "O" first among tags."""
-        try:
-            names = sorted(labels, key=lambda name: (int(name), name))
-        except ValueError:
-            names = sorted(labels, key=lambda name: (tags and name != OUTSIDE, name))
-        return cls(tuple(names), {name: index for index, name in enumerate(names)})
-
-    def index(self, value: str, place: str, where: str = "") -> int:
-        """The index of a value.
-
-        Raises:
-            SoftPromptError: it is none of them; ``where`` says in words where they are from.
-        """
-        if value not in self.values:
-            known = ", ".join(self.names) if len(self.names) <= 20 else f"{len(self.names)} labels"
-            raise SoftPromptError(f"{place}: label '{value[:_SHOWN]}' is not {where or 'one of the labels'}: {known}")
-        return self.values[value]
-
-
 def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
     """Makes an example of a row; its label is a name, an index of a choice, names of tags, or a score.
 
@@ -259,18 +206,35 @@ def _texts(value: Any) -> bool:
 
 
 def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
-    """The words in a column: a list, or a text that is split at white space.
+    """The words in a column: a list, the text of one, or a text that is split at white space.
 
     Raises:
         SoftPromptError: it holds none.
     """
     value = row[column]
-    words = value.split() if isinstance(value, str) else value
+    words = value
+    if isinstance(value, str):
+        words = _list_in(place, column, value) if looks_like_list(value) else value.split()
     if not _texts(words):
         raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of words")
     if not words:
         raise SoftPromptError(f"{place}: '{column}' is empty")
     return tuple(words)
+
+
+def _list_in(place: str, column: str, text: str) -> Any:
+    value = written_value(text)
+    if not isinstance(value, list):
+        raise SoftPromptError(
+            f"{place}: '{column}' is {_show(text)}, a list that cannot be read for sure: "
+            'write ["a", "b"] as JSON does, or blanks between'
+        )
+    return value
+
+
+def holds_list(value: Any) -> bool:
+    """Whether a value is a list or a mapping, or the text of one."""
+    return isinstance(value if not isinstance(value, str) else written_value(value), list | Mapping)
 
 
 def choices_of(place: str, column: str, row: Row) -> tuple[tuple[str, ...], Sequence[str]]:
@@ -281,6 +245,8 @@ def choices_of(place: str, column: str, row: Row) -> tuple[tuple[str, ...], Sequ
     """
     keys: Sequence[str] = ()
     value = row[column]
+    if isinstance(value, str):
+        value = written_value(value) or value
     if isinstance(value, Mapping):
         keys, value = [str(key) for key in value.get("label") or ()], value.get("text")
     if not _texts(value) or len(value) < 2:
@@ -306,6 +272,15 @@ def _name(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
+def _class(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
+    value = row[column]
+    if isinstance(value, list) or (isinstance(value, str) and (looks_like_list(value) or holds_list(value))):
+        raise SoftPromptError(
+            f"{place}: the label '{column}' is {_show(value)}, a list: a row of this kind of task has one label"
+        )
+    return {"label": _scalar(place, column, row)}
+
+
 def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = _scalar(place, column, row)
     score = finite_number(value)
@@ -329,7 +304,11 @@ def _chosen(place: str, column: str, row: Row, example: Example, keys: Sequence[
 
 def _tagged(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = row[column]
-    tags = value.split() if isinstance(value, str) else value
+    tags = value
+    if isinstance(value, str):
+        tags = _list_in(place, column, value) if _BRACKET.match(value) else value.split()
+        if wrong := next((tag for tag in tags if isinstance(tag, str) and _NO_TAG.search(tag)), None):
+            raise SoftPromptError(f"{place}: '{column}' has the tag {_show(wrong)}: write tags with blanks between")
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str | int) for tag in tags):
         raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of tags")
     if len(tags) != len(example.words):
@@ -344,6 +323,8 @@ def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[s
     """The answers of a span and where they begin."""
     context_name, context = list(example.fields.items())[-1]
     given = row[column]
+    if isinstance(given, str) and given not in context:
+        given = written_value(given) or given
     if isinstance(given, Mapping):  # SQuAD's columns
         pairs = _pairs(given.get("text"), given.get(_START))
     elif isinstance(given, list) and given and all(isinstance(each, Mapping) for each in given):  # SQuAD's own file
@@ -388,6 +369,8 @@ def _pairs(texts: Any, starts: Any) -> list[tuple[Any, Any]]:
 
 def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = row[column]
+    if isinstance(value, str) and value not in example.choices:
+        value = written_value(value) or value
     answers = [value] if isinstance(value, str) else value
     if not _texts(answers) or not answers:
         raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of texts")
@@ -396,7 +379,7 @@ def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[
 
 
 _READERS: dict[str, Callable[[str, str, Row, Example, Sequence[str]], dict[str, Any]]] = {
-    "classification": lambda place, column, row, *_: {"label": _scalar(place, column, row)},
+    "classification": _class,
     "regression": _scored,
     "choice": _chosen,
     "ranking": _ranked,
@@ -419,5 +402,6 @@ def with_choice_fields(example: Example) -> Example:
 
 def default_metrics(form: Form) -> tuple[str, ...]:
     """Names for `compute` that suit a task."""
-    bio = all(_BIO.fullmatch(name) for name in form.labels)
-    return _DEFAULT_METRICS[form.kind] if form.kind != "tagging" or bio else ("tag_accuracy",)
+    if form.kind == "tagging" and not tags_entities(form.labels):
+        return ("tag_accuracy",)
+    return _DEFAULT_METRICS[form.kind]

@@ -67,6 +67,9 @@ class Data:
     label_words: Annotated[
         _Names, doc("What a language model answers for each label of your file; default: its name.")
     ] = ()
+    sep: Annotated[
+        _Text, doc("What separates the columns of your files, 'tab' for one; default: by name and rows of the file.")
+    ] = None
     max_train: Annotated[_Count, doc("At most so many rows to train on.")] = None
     max_validation: Annotated[_Count, doc("At most so many rows to score on.")] = None
     max_test: Annotated[int | None, Field(ge=0), doc("At most so many test rows; 0: none.")] = None
@@ -95,7 +98,7 @@ class Data:
     def _load(self) -> Task:
         given = {name: getattr(self, name) for name in ("split", "max_train", "max_validation", "seed")}
         if self.train is not None:
-            names = ("test", "text", "text_pair", "label", "choices", "kind", "labels", "label_words")
+            names = ("test", "text", "text_pair", "label", "choices", "kind", "labels", "label_words", "sep")
             given |= {name: getattr(self, name) for name in names}
             return load_files(self.train, self.validation, **given)
         if self.task is None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import gzip
-import io
 import json
 import re
 import zlib
@@ -14,14 +13,16 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.example import Row
+from softprompts.tasks.tables import Numbered, read_table
 
-Numbered = list[tuple[int, Row]]  # rows, each with the line it is on
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON = (".jsonl", ".json")
 TAGGED = (".conll", ".bio", ".iob", ".iob2", ".txt")  # a token and its tag a line
+_TABS = {"tab": "\t", "\\t": "\t"}  # as shells let one write it
 ENDINGS = ".csv, .tsv, .jsonl, .json or .conll"
 _DOCUMENT = "-DOCSTART-"
 _COLUMNS = re.compile(r"[ \t\r]+")
+_MARKS_OF_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANKS = " \t\r\n"  # of JSON
 _SEPARATOR = re.compile(r"\s*([,\]]?)\s*")  # behind an object in a list
 _SHOWN = 100  # characters of what is wrong that an error shows
@@ -37,9 +38,9 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     Args:
         path: a .csv, .tsv, .jsonl, .json (one object a line, a list of them, or SQuAD's form) or .conll file, or one of
             these with .gz at the end.
-        sep: column separator; None: by the file's ending.
+        sep: column separator, or "tab"; None: by the file's ending or its rows, see `read_table`.
         quoting: whether double quotes enclose texts in CSV and TSV; False: they are ordinary characters.
-        tagged: whether a file that ends in .txt has CoNLL's form.
+        tagged: whether a file that ends in .txt has CoNLL's form, and a table has `EMPTY_LINE` between rows.
 
     Raises:
         SoftPromptError: the file is missing, empty, of an unknown form, broken or not UTF-8.
@@ -48,7 +49,8 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     ending = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
     conll = sep is None and ending in TAGGED and (tagged or ending != ".txt")
     if sep is None and not conll and ending not in (*_SEPARATORS, *_JSON):
-        raise SoftPromptError(f"{path}: cannot tell its form from its name: use {ENDINGS}, or give sep")
+        raise SoftPromptError(f"{path}: cannot tell its form from its name: use {ENDINGS}, or give sep (--separator)")
+    sep = _TABS.get(sep or "", sep)
     if sep is not None and len(sep) != 1:
         raise SoftPromptError(f"sep is {sep!r}: it must be a single character")
     text = read_text(path)
@@ -57,7 +59,7 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     if conll:
         rows = _conll(path, text)
     elif sep is not None or ending in _SEPARATORS:
-        rows = _csv(path, text, sep or _SEPARATORS[ending], quoting)
+        rows = read_table(path, text, sep, _SEPARATORS.get(ending, ","), quoting, breaks=tagged)
     elif ending == ".json" and text.lstrip().startswith("["):
         rows = _json_list(path, text)
     elif ending == ".json" and (squad := _squad(text)) is not None:
@@ -67,6 +69,10 @@ def read_rows(path: Path, sep: str | None = None, quoting: bool = True, tagged: 
     if not rows:
         raise SoftPromptError(f"{path}: no rows in it")
     return rows
+
+
+class MissingColumnError(SoftPromptError):
+    """A file lacks a column that is needed."""
 
 
 def check_columns(path: Path, columns: Iterable[str], wanted: Iterable[str], line: int | None = None) -> None:
@@ -81,14 +87,14 @@ def check_columns(path: Path, columns: Iterable[str], wanted: Iterable[str], lin
             place = f"{path}: " if line is None else f"{path}: line {line}: "
             near = nearest(name, columns)
             hint = f"; {near}" if near.startswith("did") else ""
-            raise SoftPromptError(f"{place}no column '{name}', there are: {', '.join(columns)}{hint}")
+            raise MissingColumnError(f"{place}no column '{name}', there are: {', '.join(columns)}{hint}")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, which is unpacked where its name ends in .gz.
+    """The text of a file in UTF-8, or in UTF-16 if it begins with its mark; unpacked where its name ends in .gz.
 
     Raises:
-        SoftPromptError: it is missing, cannot be read or is not UTF-8; names the line.
+        SoftPromptError: it is missing, cannot be read or is not such text; names the line.
     """
     try:
         data = path.read_bytes()
@@ -101,7 +107,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise SoftPromptError(f"{path}: cannot read it ({error.strerror or error})") from error
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if data.startswith(_MARKS_OF_UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise SoftPromptError(f"{path}: line {line}: not UTF-8 text, save the file as UTF-8") from error
@@ -193,33 +199,3 @@ def _conll(path: Path, text: str) -> Numbered:
         first = first if sentence else number
         sentence.append(cells)
     return rows
-
-
-def _csv(path: Path, text: str, separator: str, quoting: bool) -> Numbered:
-    quotes: Any = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=quotes)
-    rows: Numbered = []
-    header: list[str] = []
-    limit = csv.field_size_limit(2**31 - 1)  # a text may have any length
-    try:
-        for cells in filter(None, reader):
-            if not header:
-                header = _header(path, cells)
-                continue
-            if len(cells) != len(header):
-                columns = f"{len(cells)} columns, the first line has {len(header)}"
-                raise SoftPromptError(f"{path}: line {reader.line_num}: {columns}")
-            rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        hint = " (if quotes are ordinary characters there, give quoting=False)" if quoting else ""
-        raise SoftPromptError(f"{path}: line {reader.line_num}: {error}{hint}") from error
-    finally:
-        csv.field_size_limit(limit)
-    return rows
-
-
-def _header(path: Path, cells: list[str]) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if twice := sorted(name for name in header if header.count(name) > 1):
-        raise SoftPromptError(f"{path}: the first line names the column '{twice[0]}' twice")
-    return header

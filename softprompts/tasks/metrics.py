@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import re
 import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -22,9 +21,9 @@ from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.answers import normalise
+from softprompts.tasks.tag_schemes import entities, tags_entities
 
 Array = np.ndarray
-_TAG = re.compile(r"O|[BI](?:-.+)?", re.DOTALL)
 _SIDES = ("predictions", "references")
 
 
@@ -97,19 +96,10 @@ def _of_strings(function: Callable[[Array, Array], float]) -> Callable[[Sequence
 
 
 def _entities(rows: Iterable[Sequence[str]]) -> Iterator[tuple[int, int, int, str]]:
-    """The entities as (row, first word, word after the last, type).
-
-    Read as conlleval does: an I- tag that continues no entity of its type begins one.
-    """
+    """The entities as (row, first word, word after the last, type)."""
     for row, tags in enumerate(rows):
-        start, last = 0, "O"
-        for place, tag in enumerate((*tags, "O")):
-            if last != "O" and (tag[0] != "I" or tag[2:] != last[2:]):
-                yield row, start, place, last[2:]
-                last = "O"
-            if last == "O":
-                start = place
-            last = tag
+        for start, end, kind in entities(tags):
+            yield row, start, end, kind
 
 
 def _of_entities(function: Callable[[int, int, int], float]) -> Callable[[Any, Any], float]:
@@ -201,9 +191,13 @@ def _tags(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
     _any_tags(metric, *sides)
     for side, rows in zip(_SIDES, sides, strict=True):
         for row, tag in ((row, tag) for row, tags in enumerate(rows) for tag in tags):
-            if not (_is_text(tag) and _TAG.fullmatch(tag)):
+            if not (_is_text(tag) and tags_entities([tag])):
                 place = f"metric '{metric}': row {row} of the {side}"
                 raise SoftPromptError(f"{place} has the tag {reprlib.repr(tag)}; BIO has O, B-TYPE and I-TYPE")
+    known = {tag for rows in sides for tags in rows for tag in tags}
+    if not tags_entities(known):
+        letters = ", ".join(sorted({tag[0] for tag in known}))
+        raise SoftPromptError(f"metric '{metric}': tags begin with {letters}, which is neither BIO, BIOES nor BILOU")
     return sides
 
 
@@ -283,10 +277,10 @@ def compute(
       accepted answers, of which the best counts. Two texts that are empty once normalised match in both metrics.
     - SMoP's: "string_accuracy"; "string_macro_f1", where each distinct text that occurs is a class.
 
-    For lists of BIO tags: "seqeval_f1", "seqeval_precision", "seqeval_recall" over all entities, which must agree in
-    type, start and end. As in conlleval and seqeval's default mode, an I- tag that continues no entity of its type
-    begins one; without entities the score is 0. For tags of any kind: "tag_accuracy", the share of words whose tag is
-    right.
+    For lists of BIO, BIOES or BILOU tags: "seqeval_f1", "seqeval_precision", "seqeval_recall" over all entities, which
+    must agree in type, start and end. As in conlleval and seqeval's default mode, an I- tag that continues no entity of
+    its type begins one; without entities the score is 0. For tags of any kind: "tag_accuracy", the share of words whose
+    tag is right.
 
     Names joined with "+" give the mean: "accuracy+macro_f1", as Residual Prompt Tuning scores CB.
 

@@ -6,6 +6,7 @@ Many prompts may share a model and a tokenizer; each has a reader of its own.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,21 +18,28 @@ from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.catalog import SPECS
 from softprompts.tasks.columns import (
     CHOICE_COLUMNS,
-    OUTSIDE,
     WORD_COLUMNS,
     WORDS,
     choices_of,
+    default_metrics,
     field_name,
+    find_columns,
+    holds_list,
+    read_example,
     text_of,
+    with_choice_fields,
     words_of,
 )
-from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
+from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, marker, new_tokens
 from softprompts.tasks.example import Example, Row
-from softprompts.tasks.file_readers import check_columns, read_rows, read_text
+from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
+from softprompts.tasks.label_names import Labels
 from softprompts.tasks.spec import BAD_ROW, Spec
+from softprompts.tasks.tag_schemes import OUTSIDE, entities, tags_entities
 from softprompts.tasks.task import Task
+from softprompts.tasks.word_lines import sentences
 
 Text = tuple[str, str | None]
 
@@ -54,6 +62,14 @@ class Answer:
     tags: tuple[str, ...] = ()
     probabilities: Mapping[str, float] = field(default_factory=dict, compare=False)
     value: float | None = field(default=None, compare=False)
+
+
+class Entry(NamedTuple):
+    """A row of a file as it stands there, and its fields for the model, or what keeps it from being used."""
+
+    row: Row
+    fields: Row | None = None
+    fault: str | None = None
 
 
 class ReadRows(NamedTuple):
@@ -108,7 +124,9 @@ class TaskReader:
                 raise SoftPromptError(f"{name} does not say what its labels of tokens are for: train it by 'train'")
             known = config["labels"] or []
             form = {"labels": known} if len(known) > 1 else {"kind": "regression"}
-        self.task = Task(str(meta.get("task", name)), Form.from_dict(form), [], [])
+        read = Form.from_dict(form)
+        metrics = tuple(meta.get("metrics") or default_metrics(read))
+        self.task = Task(str(meta.get("task", name)), read, [], [], metrics=metrics)
         self.tokenizer, self.kind, self._head_labels = tokenizer, kind, tuple(labels)
         self._prepare = SPECS[self.task.name].prepare if self.task.name in SPECS else None
         templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
@@ -185,43 +203,138 @@ class TaskReader:
         text: str | None = None,
         text_pair: str | None = None,
         fields: Mapping[str, str] | None = None,
+        sep: str | None = None,
     ) -> list[Row]:
-        """The rows of a file, see `softprompts.Predictor.read`."""
-        path = Path(file)
-        names = self.fields
-        if path.suffix.lower() == ".txt":
-            rows: list[Row] = [{names[0]: line} for line in read_text(path).splitlines() if line.strip()]
-            if not rows:
-                raise SoftPromptError(f"{path} holds no texts")
-            self._require_fields(rows[0], path)
-            return rows
+        """The rows of a file, see `softprompts.Predictor.read`; raises for the first that cannot be used."""
+        rows = []
+        for entry in self.read_entries(file, text, text_pair, fields, sep):
+            if entry.fault is not None and entry.row:
+                raise SoftPromptError(entry.fault)
+            if entry.fields is not None:  # empty lines of a file of texts are between its texts
+                rows.append(entry.fields)
+        if not rows:
+            raise SoftPromptError(f"{file} holds no texts")
+        return rows
+
+    def read_entries(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        sep: str | None = None,
+    ) -> list[Entry]:
+        """All rows of a file in their order, those that cannot be used too; arguments as of `read_file`.
+
+        A file of texts (.txt, or "-" for standard input) has an entry for each line.
+
+        Raises:
+            SoftPromptError: no such file or column.
+        """
+        path, names = Path(file), self.fields
+        if (path.suffix.lower() == ".txt" or str(file) == "-") and sep is None:
+            lines = (sys.stdin.read() if str(file) == "-" else read_text(path)).splitlines()
+            if lines:
+                self._require_fields({names[0]: ""}, path)
+            texts = [(f"{path}: line {number} is empty", line) for number, line in enumerate(lines, 1)]
+            return [
+                Entry({names[0]: line}, {names[0]: line}) if line.strip() else Entry({}, fault=fault)
+                for fault, line in texts
+            ]
         columns = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
         columns.update(fields or {})
         for name in columns:
             self._require_field(name)
-        return [self._read(path, line, row, columns) for line, row in read_rows(path)]
+        tagged = self.task.kind == "tagging"
+        found = read_rows(path, sep, tagged=tagged)
+        if tagged:
+            found = sentences(path, found, self._columns(found[0][1], columns)[WORDS])
+        entries = []
+        for line, row in found:
+            try:
+                entries.append(Entry(row, self._read(path, line, row, columns)))
+            except MissingColumnError:  # of all rows, not of this one
+                raise
+            except SoftPromptError as error:
+                entries.append(Entry(row, fault=str(error)))
+        return entries
+
+    def labelled(
+        self,
+        file: str | Path,
+        text: str | None = None,
+        text_pair: str | None = None,
+        fields: Mapping[str, str] | None = None,
+        label: str | None = None,
+    ) -> list[Example]:
+        """The rows of a file with their labels, which the file has by name or by index.
+
+        Args:
+            file: as for `read_file`, but with a label for each row.
+            text: column of the first field, where it has another name there.
+            text_pair: column of the second field.
+            fields: columns of fields by name.
+            label: column of the label; None: its usual name.
+
+        Raises:
+            SoftPromptError: no such file or column, or a label that is none of the task; names file and line.
+        """
+        path, form = Path(file), self.task.form
+        rows = read_rows(path, tagged=form.kind == "tagging")
+        if self._prepare is not None:
+            return SPECS[self.task.name].under(self.task.name, None).examples(path, rows)
+        named = {
+            name: column for name, column in zip(self.fields, (text, text_pair), strict=False) if column is not None
+        }
+        named.update(fields or {})
+        for name in named:
+            self._require_field(name)
+        brought = tuple(name for name in fixed_choices(form) if name in rows[0][1])
+        own = {name: column for name, column in self._columns(rows[0][1], named).items() if name not in brought}
+        columns = find_columns(path, rows[0][1], form.kind, own, label, brought, None)
+        labels = Labels.of(form.labels) if form.kind in ("classification", "tagging") else None
+        examples = []
+        for line, row in rows:
+            example = read_example(columns, path, line, row)
+            if form.kind == "choice" and form.choices and isinstance(columns.choices, str):
+                example = with_choice_fields(example)
+            if labels is not None:
+                names = example.label if form.kind == "tagging" else [example.label]
+                indices = tuple(labels.index(name, f"{path}: line {line}", "one of the prompt's") for name in names)
+                example = replace(example, label=indices if form.kind == "tagging" else indices[0])
+            examples.append(example)
+        return examples
+
+    def judge(self, examples: Sequence[Example], prediction: Any, encoded: Encoded) -> dict[str, float]:
+        """The task's metrics of a prediction for encoded labelled rows."""
+        return marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
 
     def _read(self, path: Path, line: int, row: Row, named: Mapping[str, str]) -> Row:
         """The fields of a file's row as texts, with its words or choices where it has some."""
         row = self._prepared(row)
         form, place = self.task.form, f"{path}: line {line}"
-        choices = next((name for name in CHOICE_COLUMNS if isinstance(row.get(name), list | Mapping)), None)
+        choices = next((name for name in CHOICE_COLUMNS if holds_list(row.get(name))), None)
         brought = fixed_choices(form)
         if choices is not None and form.chooses and (not form.choices or any(name not in row for name in brought)):
             texts, _ = choices_of(place, choices, row)
             if form.choices and len(texts) != len(form.choices):
                 raise SoftPromptError(f"{place}: {len(texts)} choices; the task has {len(form.choices)}")
             row = {**row, "choices": list(texts), **dict(zip(brought, texts, strict=False))}
-        columns = {}
-        for index, name in enumerate(self.fields):
-            usual = [name, *(column for column in row if field_name(column) == name)]
-            usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
-            columns[name] = named.get(name) or next((column for column in usual if column in row), name)
+        columns = self._columns(row, named)
         check_columns(path, row, columns.values(), line)
         if self.task.kind == "tagging":
             return {WORDS: words_of(place, columns[WORDS], row), "id": line}
         more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
         return {**{name: text_of(place, column, row) for name, column in columns.items()}, **more, "id": line}
+
+    def _columns(self, row: Row, named: Mapping[str, str]) -> dict[str, str]:
+        """The column of each field: the one that is named, else one with a usual name."""
+        columns = {}
+        for index, name in enumerate(self.fields):
+            usual = [name, *(column for column in row if field_name(column) == name)]
+            usual += [*WORD_COLUMNS, "text"] if self.task.kind == "tagging" else ["text"] if index == 0 else []
+            columns[name] = named.get(name) or next((column for column in usual if column in row), name)
+        return columns
 
     def row(
         self,
@@ -315,16 +428,13 @@ def fixed_choices(form: Form) -> tuple[str, ...]:
 
 def marked(words: Sequence[str], tags: Sequence[str]) -> str:
     """Tagged words to be read by people: entities in brackets, or the tag behind each word."""
-    if not all(tag == OUTSIDE or tag.startswith(("B-", "I-")) for tag in tags):
+    if not tags_entities(tags) or not all(tag == OUTSIDE or tag[2:] for tag in tags):
         return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
-    groups: list[tuple[str, list[str]]] = []
-    for word, tag in zip(words, tags, strict=True):
-        kind = tag[2:]
-        if kind and tag.startswith("I-") and groups and groups[-1][0] == kind:
-            groups[-1][1].append(word)
-        else:
-            groups.append((kind, [word]))
-    return " ".join(f"[{' '.join(group)} {kind}]" if kind else group[0] for kind, group in groups)
+    pieces = list(words)
+    for start, end, kind in entities(tags):
+        pieces[start] = f"[{pieces[start]}"
+        pieces[end - 1] = f"{pieces[end - 1]} {kind}]"
+    return " ".join(pieces)
 
 
 def _is_text(value: Any) -> bool:

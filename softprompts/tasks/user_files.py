@@ -15,20 +15,23 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.answers import finite_number
 from softprompts.tasks.columns import (
+    WORDS,
     Columns,
-    Labels,
     default_metrics,
     find_columns,
     read_example,
     same_choices,
     with_choice_fields,
 )
+from softprompts.tasks.decimal_commas import with_points
 from softprompts.tasks.example import Example
 from softprompts.tasks.file_readers import read_rows
 from softprompts.tasks.form import CHOICE, KINDS, Form
+from softprompts.tasks.label_names import Labels, several_labels
 from softprompts.tasks.spec import Spec
 from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.task import Task
+from softprompts.tasks.word_lines import sentences
 from softprompts.validation import translated
 
 _SPLITS = ("train", "validation", "test")
@@ -77,7 +80,7 @@ def load_files(
         kind: of the task, see `softprompts.tasks.form.KINDS`.
         labels: names of the classes or tags, which the rows may have by index too; empty: those that the training
             rows have, sorted (numbers by value).
-        sep: column separator; None: by the file's ending.
+        sep: column separator; None: by the file's ending, or found in its rows (``,`` ``;`` ``|`` or tab).
         quoting: False: double quotes are ordinary characters in CSV and TSV.
         name: of the task; None: the training file's name without its ending.
         label_words: what a language model answers for each label, in the order of the label names; empty: the names.
@@ -148,7 +151,7 @@ class FileTask(Writing):
         choices: column, columns or format strings of the choices; empty: the usual names.
         labels: their names, or the name of each value; empty: learned from the training rows.
         templates: other ways to put rows to a model, by name.
-        sep: column separator; None: by the file's ending.
+        sep: column separator; None: by the file's ending, or found in its rows.
         quoting: whether double quotes enclose texts in CSV and TSV.
         name: of the task.
         about: one line for lists of tasks.
@@ -212,6 +215,11 @@ class FileTask(Writing):
         path, (line, first) = files["train"], rows["train"][0]
         place = line if path.name.lower().endswith(_JSON) else None
         columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, place)
+        if tagged:
+            words = columns.fields[WORDS]
+            rows = {split: sentences(files[split], numbered, words, columns.label) for split, numbered in rows.items()}
+        if self.kind == "regression":
+            rows = {split: with_points(files[split], numbered, columns.label) for split, numbered in rows.items()}
         return columns, {
             split: [read_example(columns, files[split], line, row) for line, row in numbered]
             for split, numbered in rows.items()
@@ -230,6 +238,12 @@ class FileTask(Writing):
             raise SoftPromptError(f"{path}: all {what} '{labels.pop()}': there is nothing to learn")
         if self.labels:
             return Labels.of(self.labels)
+        if not tagged and (several := several_labels(labels)) is not None:
+            line = next(row.id for row in train if row.label == several)
+            raise SoftPromptError(
+                f"{path}: line {line}: the label '{several}' looks like several labels, and a row of this kind of task "
+                "has one: if it is one, give the names of all labels (--labels)"
+            )
         if tagged and all(name.isdecimal() for name in labels):
             raise SoftPromptError(f"{path}: the tags are numbers: give their names as labels (O, B-PER, ...) in order")
         return Labels.learned(labels, tagged)

@@ -61,14 +61,17 @@ def run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bo
             classes, scores and spans those of all tokens of the row.
     """
     if not states:
-        return _run_pass(model, batch, prompt_names)
+        output = _run_pass(model, batch, prompt_names)
+        if (pass_ := state_of(model).last_pass) is not None:
+            pass_.penalties_taken = True  # the caller adds them, or leaves them out of a second pass
+        return output
     if "choices" in batch:
         raise SoftPromptError("hidden states are not compared of rows of choices; turn their part of the loss off")
     backbone = state_of(model).backbone
     seen: list[Tensor] = []
     handle = (backbone.decoder or backbone.entry).register_forward_hook(lambda *args: seen.append(args[-1][0]))
     try:
-        output = _run_pass(model, batch, prompt_names)
+        output = run_pass(model, batch, prompt_names)
     finally:
         handle.remove()
     last, rows = wide(seen[-1]), output.rows.to(seen[-1].device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import modeling_flash_attention_utils as utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import softprompts as sp
 from softprompts.attention import flash
@@ -117,7 +118,11 @@ def test_outputs_and_gradients_are_those_of_sdpa(family: str, padding: str, call
     methods = ["prefix-tuning", "multi-mask", "prompt-tuning", "adaptive-prefix"]
     inputs = inputs_of(family, padding)
     ones, outcomes = torch.ones(3, 7, dtype=torch.long), []
-    for names in (["prefix-tuning"] * 3, ["multi-mask", None, "prefix-tuning"], ["adaptive-prefix", "prompt-tuning", None]):
+    for names in (
+        ["prefix-tuning"] * 3,
+        ["multi-mask", None, "prefix-tuning"],
+        ["adaptive-prefix", "prompt-tuning", None],
+    ):
         for kernel in ("flash_attention_2", "sdpa"):
             model = attached(family, *methods, kernel=kernel)
             logits = model(**inputs, prompt_names=names).logits
@@ -159,8 +164,22 @@ def test_packed_sequences_each_have_the_prefix(told: str) -> None:
     torch.testing.assert_close(model(input_ids=ids, use_cache=False, **given).logits, torch.cat(alone, 1), **CLOSE)
 
 
+def test_kernels_of_the_hub(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "somebody/flash-attn9"
+    for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        monkeypatch.setitem(table._global_mapping, name, table["flash_attention_2"])
+    ids = torch.randint(5, 60, (2, 5))
+    model = attached("llama", "prefix-tuning", kernel=name)
+    torch.testing.assert_close(
+        model(ids).logits, attached("llama", "prefix-tuning", kernel="sdpa")(ids).logits, **CLOSE
+    )
+    assert set(calls) == {name}
+
+
 def test_windows_reach_no_prefix_beyond_them() -> None:
-    flashed, reference = (attached("gemma3", "prefix-tuning", kernel=kernel) for kernel in ("flash_attention_2", "sdpa"))
+    flashed, reference = (
+        attached("gemma3", "prefix-tuning", kernel=kernel) for kernel in ("flash_attention_2", "sdpa")
+    )
     ids = torch.randint(5, 60, (2, 6))
     torch.testing.assert_close(flashed(ids).logits, reference(ids).logits, **CLOSE)
     assert torch.equal(flashed.generate(ids, max_new_tokens=5), reference.generate(ids, max_new_tokens=5))

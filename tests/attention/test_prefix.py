@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.granite_swa import modeling_granite_swa
+from transformers.models.llama4 import modeling_llama4
 
 import softprompts as sp
-from softprompts.attention.prefix import Prefix, attend_with, require_known
+from softprompts.attention.prefix import Prefix, _eager, attend_with, require_known
 
 ROWS, HEADS, KV_HEADS, QUERIES, LENGTH, WIDTH = 3, 4, 2, 5, 3, 4
 KINDS = {"prefix": None, "selective": 2.0, "both": torch.tensor([2.0, float("nan"), 0.5])}
@@ -143,6 +144,18 @@ def test_a_row_without_a_prompt_keeps_the_sinks_beside_a_selective_prefix() -> N
     torch.testing.assert_close(logits[1], plain(input_ids=ids).logits[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(logits[0], model(input_ids=ids[:1], prompt_names=["p"]).logits[0], rtol=1e-9, atol=1e-9)
     assert (logits[0] - plain(input_ids=ids).logits[0]).abs().max() > 1e-3
+
+
+def test_every_class_has_its_own_eager_kernel() -> None:
+    class Derived(modeling_llama4.Llama4VisionAttention):
+        """Calls the forward of its base."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    assert _eager(modeling_llama4.Llama4TextAttention) is modeling_llama4.eager_attention_forward
+    assert _eager(modeling_llama4.Llama4VisionAttention) is modeling_llama4.vision_eager_attention_forward
+    assert _eager(Derived) is modeling_llama4.vision_eager_attention_forward
 
 
 def test_arguments_that_may_number_keys_are_refused() -> None:

@@ -14,6 +14,7 @@ from bench.findings_on_disk import findings_of, recipe_of
 
 from softprompts.bench.effects import EffectTable, effects, holm
 from softprompts.bench.recipe import Cell
+from softprompts.bench.recipe_schema import ClaimSpec
 from softprompts.bench.report import write_report
 from softprompts.bench.result_tables import table_of
 from softprompts.bench.results import Findings
@@ -67,13 +68,28 @@ def test_effects_are_paired_by_seed_on_each_task(tmp_path: Path) -> None:
     made = table(found(tmp_path))
     assert [(one.row, one.task) for one in made.differences] == [
         ("Good", "Films"), ("Good", "Tweets"), ("Same", "Films"), ("Same", "Tweets")
-    ]  # fmt: skip
+    ] and {one.against for one in made.differences} == {"Base"}  # fmt: skip
     good = made.differences[0]
     assert good.difference.mean == pytest.approx(sum(GAINS["Good"]) / 6) and good.difference.pairs == 6
     assert good.difference.p == 2 / 64 and good.adjusted == pytest.approx(4 * 2 / 64)
     assert good.difference.low is not None and 2 < good.difference.low < 3.5
     assert good.verdict == "not told apart"  # of four tests, six seeds are too few
     assert made.differences[1].difference.mean == 0 and made.differences[1].adjusted == 1
+
+
+def test_claims_say_what_is_compared_and_what_has_no_result_counts_for_holm(tmp_path: Path) -> None:
+    findings = found(tmp_path)
+    claim = ClaimSpec(says="Good is better", better="Good", than="Same")
+    claimed = replace(findings, recipe=findings.recipe.model_copy(update={"claims": (claim, claim)}))
+    made = table(claimed)
+    assert [(one.row, one.against, one.task) for one in made.differences] == [
+        ("Good", "Same", "Films"), ("Good", "Same", "Tweets")
+    ]  # fmt: skip
+    wanted = [good - same for good, same in zip(GAINS["Good"], GAINS["Same"], strict=True)]
+    assert made.differences[0].difference.mean == pytest.approx(sum(wanted) / 6)
+    assert made.differences[0].adjusted == pytest.approx(2 * 2 / 64)
+    half = replace(claimed, outcomes=tuple(one for one in claimed.outcomes if one.task == "Films"))
+    assert [one.adjusted for one in table(half).differences] == pytest.approx([2 * 2 / 64])
 
 
 def test_stuck_and_idle_runs_are_counted_and_stand_apart(tmp_path: Path) -> None:
@@ -98,7 +114,7 @@ def test_stuck_and_idle_runs_are_counted_and_stand_apart(tmp_path: Path) -> None
 def test_the_report_has_them(tmp_path: Path) -> None:
     page = write_report(found(tmp_path), tmp_path / "report", figures=[])[0].read_text()
     assert "p (Holm)" in page
-    assert page.count("Stuck: runs (of the row/of Base)") == 1
+    assert page.count("Stuck: runs (of the row/of the other)") == 1
 
 
 def test_without_baseline_or_seeds_there_are_none(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_study_of_ept_trains_equal_numbers(
     recipe = loaded["study/c4", scale]
     for row in recipe.rows:
         sizes = row.settings
-        length, rank = sizes["num_virtual_tokens"], sizes.get("rank", 0)
+        length, rank = sizes["num_virtual_tokens"], sizes.get("decomposition", True) and sizes.get("rank", 0)
         assert isinstance(length, int) and isinstance(rank, int)
         assert length * width + (recipe.max_length + width) * rank == numbers
         assert sizes.get("max_length", recipe.max_length) == recipe.max_length or not rank

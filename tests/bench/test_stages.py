@@ -16,9 +16,10 @@ from softprompts.bench.plan import GridRun, plan
 from softprompts.bench.recipe import FACTOR, Cell, Recipe
 from softprompts.bench.recipe_file import load_recipe
 from softprompts.bench.report import write_outputs
-from softprompts.bench.results import load_findings
+from softprompts.bench.results import kept_findings, load_findings
 from softprompts.bench.runner import bench_folder
 from softprompts.bench.stages import best_factor, beyond, staged_cells
+from softprompts.bench.worker_pools import LocalWorkers
 from softprompts.bench.worker_process import Worker
 from softprompts.errors import SoftPromptError
 
@@ -170,9 +171,12 @@ def test_what_cannot_be_searched(tmp_path: Path, changes: dict[str, Any], messag
     assert message in str(error.value)
 
 
-def test_a_bench_with_a_search_is_run_collected_and_taken_up_elsewhere(tmp_path: Path, cli: Cli) -> None:
+def test_a_bench_with_a_search_is_run_collected_and_taken_up_elsewhere(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     search = {"factors": [1, 3], "seeds": [1000], "extend": 1}
-    path = write_grid(tmp_path / "here", search=search, results="results", seeds=[0])
+    more = {"more_seeds": {"to": 4, "effect": 0}, "claims": [{"says": "It helps", "better": "Prefix", "than": "Head"}]}
+    path = write_grid(tmp_path / "here", search=search, results="results", seeds=[0, 1, 2], **more)
     recipe, root = load_recipe(path), tmp_path / "runs"
     folder = bench_folder(root, recipe.name, recipe.scale)
     worker = Worker(root, folder)
@@ -184,13 +188,19 @@ def test_a_bench_with_a_search_is_run_collected_and_taken_up_elsewhere(tmp_path:
     assert "more results are kept" in cli.fine("bench", "collect", path, "--out", tmp_path / "runs").out
     kept = sorted((tmp_path / "here" / "results").glob("grid/*/result.json"))
     plain = json.loads((tmp_path / "runs" / "bench" / "grid" / "plan.json").read_text())
-    assert {one["run"] for one in plain["cells"]} == {one.parent.name for one in kept} and len(kept) >= 12
+    assert {one["run"] for one in plain["cells"]} == {one.parent.name for one in kept} and len(kept) >= 20
+    found, read = load_findings(folder, root), kept_findings(recipe)
+    assert [vars(one) | {"folder": None} for one in read.outcomes + read.searched] == [
+        vars(one) | {"folder": None} for one in found.outcomes + found.searched
+    ]
     assert len(list((tmp_path / "runs").glob("*/prompt"))) == len(kept)
     assert "0 more results" in cli.fine("bench", "collect", path, "--prune", "--out", tmp_path / "runs").out
     assert not [*(tmp_path / "runs").glob("*/prompt"), *(tmp_path / "runs").glob("*/checkpoint")]
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == len(kept)
     tables = (tmp_path / "runs" / "bench" / "grid" / "tables.csv").read_text()
     shutil.rmtree(tmp_path / "runs")
+    monkeypatch.setattr(Worker, "work", lambda *_: pytest.fail("a run is trained again"))
+    monkeypatch.setattr(LocalWorkers, "give", lambda *_: pytest.fail("a worker is asked"))
     told = cli.fine("bench", "run", path, "--out", tmp_path / "other")
     assert f"{len(kept)} runs, {len(kept)} of them done already" in told.err
     assert (tmp_path / "other" / "bench" / "grid" / "tables.csv").read_text() == tables

@@ -110,7 +110,7 @@ def test_every_data_option_reaches_the_data() -> None:
     given |= {"invalid": "zero", "max_train": 1, "max_validation": 2, "few_shot": 3, "few_shot_seed": 4}
     given |= {"few_shot_protocol": "dept"}
     assert data_of(**given) == Data(**given)
-    own: dict[str, Any] = {"validation": "v", "test": "w", "text": "a", "text_pair": "b", "label": "c"}
+    own: dict[str, Any] = {"validation": "v", "test": "w", "text": "a", "text_pair": "b", "label": "c", "sep": ";"}
     lists = {"choices": "e, f", "labels": "g,h", "label_words": "i,j"}
     made = data_of(train="f.csv", kind="choice", **own, **lists)
     listed = {"choices": ("e", "f"), "labels": ("g", "h"), "label_words": ("i", "j")}

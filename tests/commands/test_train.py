@@ -184,8 +184,10 @@ def test_every_kind_of_file_trains_and_predicts(cli: Cli, tmp_path: Path, data: 
         assert len(lines) == 8 and len(set(lines)) == 1
         cli.fine("predict", kind, "--file", path, "--output", "out.csv")
         header, first = list(csv.reader(Path("out.csv").read_text().splitlines()))[:2]
-        assert header == [*result(kind)["task_form"]["fields"], "label", "probability"]
-        assert first[-2] == lines[0].split("\t")[0] and first[0] == lines[0].split("\t")[2]
+        assert header == [*row, "predicted_label" if "label" in row else "label", "probability"]
+        assert first[-2] == lines[0].split("\t")[0]
+        own = row[header[0]]
+        assert first[0] == (own if isinstance(own, str) else json.dumps(own))
     answer, _, text = cli.fine("predict", "tagging", "the film").out.rstrip("\n").split("\t")
     assert set(answer.split()) <= {"O", "B-THING"} and len(answer.split()) == 2 and text == "the film"
     answer = cli.fine("predict", "span", "what", "--text-pair", "the film").out.split("\t")[0]
@@ -437,7 +439,7 @@ def test_train_refuses_folders(cli: Cli, data: Path) -> None:
     cli.fine(*train(data), "--folder", "run")
     refuse(cli, "run holds this run, finished", *train(data), "--folder", "run")
     refuse(cli, "run holds this run, finished", *train(data), "--folder", "run", "--resume")
-    refuse(cli, "another configuration", *train(data, steps=3), "--folder", "run")
+    refuse(cli, "(training.max_steps is 2 there, 3 here)", *train(data, steps=3), "--folder", "run")
     Path("run/result.json").unlink()
     refuse(cli, "run holds this run, unfinished; go on with --resume", *train(data), "--folder", "run")
     Path("run/checkpoint/lane.pt").write_bytes(b"not a checkpoint")

@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--page", action="store_true", help="run nothing: print the page of the docs")
     settings = parser.parse_args()
     if settings.page:
-        print(report.page(settings.results, settings.families, settings.forms), end="")
+        print(report.page(settings.results, settings.families, settings.forms, settings.tests), end="")
         return 0
     source = checkout()
     if isinstance(source, str):

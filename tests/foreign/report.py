@@ -96,8 +96,8 @@ def table(found: dict[tuple[str, str], Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-def page(folder: Path, families: Sequence[str], forms: Sequence[str]) -> str:
-    """The page of the docs."""
+def page(folder: Path, families: Sequence[str], forms: Sequence[str], tests: str = "") -> str:
+    """The page of the docs; ``tests`` is the regular expression by which tests were chosen."""
     known = differences()
     times = Counter(
         difference.why
@@ -107,7 +107,8 @@ def page(folder: Path, families: Sequence[str], forms: Sequence[str]) -> str:
     )
     reasons = "\n".join(f"| {why} | {number} |" for why, number in times.most_common())
     text = _PAGE.read_text().replace("{version}", transformers.__version__)
-    text = text.replace("{table}", table(counts(folder, families, forms)))
+    chosen = f", the tests that `--tests '{tests}'` chooses" if tests else ""
+    text = text.replace("{chosen}", chosen).replace("{table}", table(counts(folder, families, forms)))
     return text.replace("{reasons}", f"| what differs, and why | results |\n|---|---|\n{reasons}")
 
 

@@ -93,8 +93,8 @@ def run(test: unittest.TestCase, limit: int) -> tuple[str, str]:
 def _message(trace: str) -> str:
     """The error of a traceback with its message, in one line."""
     lines = trace.rstrip().splitlines()
-    start = max((i for i, line in enumerate(lines) if line.startswith("  ")), default=-1) + 1
-    return " ".join(line.strip() for line in lines[start:] if line.strip())[:600]
+    starts = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
+    return " ".join(line.strip() for line in lines[starts[-1] if starts else -1 :] if line.strip())[:600]
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def two_kinds(draw: random.Random) -> Row:
 
 def multi_mask(masks: int, routes: str = "learned") -> Arm:
     config = sp.MultiMaskConfig(num_virtual_tokens=8, num_masks=masks, router_dropout=0.0, routes=routes)
-    return Arm(config, 0.1, {"masks": 0.3, "router": 0.03})
+    return Arm(config, 0.1, {"masks": 0.3, "router": 0.003})
 
 
 MULTI_MASK = MadeTask(

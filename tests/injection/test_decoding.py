@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import source_prompts
 import tiny
 import torch
 from torch import Tensor
@@ -69,10 +68,15 @@ def by_hand(model: Any, given: dict[str, Tensor], context: int | None = None, gu
             beside = ids[:, first - 1 :]
             seen = torch.arange(beside.shape[1])[None].expand(beside.shape) < 1
             beside_mask = torch.ones_like(beside)
-            other = model(input_ids=beside, attention_mask=beside_mask, context_mask=seen, use_cache=False).logits[:, -1]
+            other = model(input_ids=beside, attention_mask=beside_mask, context_mask=seen, use_cache=False).logits[
+                :, -1
+            ]
             last, other = last.log_softmax(-1), other.log_softmax(-1)
             last = guidance * (last - other) + other
-        ids, mask = torch.cat([ids, last.argmax(-1, keepdim=True)], 1), torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        ids, mask = (
+            torch.cat([ids, last.argmax(-1, keepdim=True)], 1),
+            torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+        )
     return ids[:, -NEW:]
 
 
@@ -111,7 +115,10 @@ def test_guessed_tokens(model: Any, way: str) -> None:
 
 def test_embeddings(model: Any) -> None:
     given = inputs()
-    embedded = {"inputs_embeds": model.get_input_embeddings()(given["input_ids"]), "attention_mask": given["attention_mask"]}
+    embedded = {
+        "inputs_embeds": model.get_input_embeddings()(given["input_ids"]),
+        "attention_mask": given["attention_mask"],
+    }
     assert torch.equal(generated(model, embedded), by_hand(model, given))
 
 

@@ -366,7 +366,7 @@ def test_label_names_follow_the_active_prompt() -> None:
         assert model.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
         assert model.num_labels == 3
     assert model.num_labels == 2
-    model.delete_prompt("plain")
+    model.set_prompt(None).delete_prompt("plain")
     assert model.config.num_labels == 3
     model.set_prompt("stars")
     sp.detach(model)

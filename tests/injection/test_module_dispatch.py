@@ -291,8 +291,8 @@ def test_frozen_products_go_where_they_went(monkeypatch: pytest.MonkeyPatch) -> 
     model(**inputs, prompt_names="full")
     model(**inputs, prompt_names=["lora", None, "lora"])
     assert seen == [3, 3]
-    model.delete_prompt("lora")
     model.delete_prompt("full")
+    model.delete_prompt("lora")
     assert query.__dict__["forward"].__func__ is frozen_linear._forward
     sp.detach(model)
     assert "forward" not in query.__dict__
@@ -332,7 +332,7 @@ def test_modules_are_wrapped_only_while_a_prompt_changes_them() -> None:
     model.add_prompt("adamix", sp.AdaMixConfig(bottleneck=2))
     model.add_prompt("keys", sp.LoraConfig(targets=("query", "key")))
     assert len(changed(model)) == 4 + 2 + 2
-    model.delete_prompt("lora")
+    model.set_prompt(None).delete_prompt("lora")
     assert {name.rpartition(".")[2] for name in changed(model)} == {"query", "key", "dense"}
     model.delete_prompt("keys")
     model.delete_prompt("adamix")
@@ -350,7 +350,7 @@ def test_a_copy_has_prompts_of_its_own(method: str) -> None:
     tiny.shake(twin)
     assert not torch.allclose(twin(**inputs, prompt_names=method).logits, before)
     assert torch.equal(model(**inputs, prompt_names=method).logits, before)
-    twin.delete_prompt(method)
+    twin.set_prompt(None).delete_prompt(method)
     assert changed(twin) == []
     assert torch.equal(model(**inputs, prompt_names=method).logits, before)
 

@@ -36,7 +36,7 @@ def of_tokens(model: Any, *lengths: int) -> Any:
     for i, length in enumerate(lengths):
         model.add_prompt(f"p{i}", sp.PromptTuningConfig(num_virtual_tokens=length), seed=0)
         (table,) = model.prompts[f"p{i}"].method.parameters()
-        table.data = model.get_input_embeddings().weight[5 : 5 + length].detach().clone()
+        table.data = model.get_input_embeddings()(torch.arange(5, 5 + length)).detach().clone()
     return model.eval()
 
 
@@ -87,6 +87,27 @@ def test_router_losses_are_those_of_typed_tokens(family: str, names: list[str | 
             wanted_row = references[row][length : length + int(real.sum())]
             torch.testing.assert_close(layer.view(3, 7, 4)[row][real], wanted_row, rtol=1e-6, atol=1e-6)
     assert inputs["attention_mask"].shape == (3, 7)  # the caller's own stays as it was
+
+
+def nllb() -> Any:
+    torch.manual_seed(0)
+    stacks = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = tf.NllbMoeConfig(
+        vocab_size=60, d_model=16, encoder_ffn_dim=24, decoder_ffn_dim=24, num_experts=4, encoder_sparse_step=1,
+        decoder_sparse_step=1, pad_token_id=0, decoder_start_token_id=2, max_position_embeddings=64, **stacks,
+    )  # fmt: skip
+    return tf.NllbMoeForConditionalGeneration(config).double().eval()
+
+
+def test_router_losses_of_an_encoder() -> None:
+    plain, model = nllb(), of_tokens(nllb(), 4)
+    inputs = tiny.batch("t5")
+    wide = typed({**inputs, "labels": inputs["input_ids"]}, [4, 4, 4]) | {"labels": inputs["labels"]}
+    got = model(**inputs, prompt_names="p0", output_router_logits=True)
+    wanted = plain(**wide, output_router_logits=True)
+    for name in ("loss", "encoder_aux_loss", "decoder_aux_loss"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=1e-6)  # routers are in float32
+    assert {len(layer.flatten(0, -2)) for layer in got.encoder_router_logits} == {21}
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
@@ -153,6 +174,28 @@ def test_attention_maps_have_a_row_per_token_and_the_prompt_in_front(family: str
             torch.testing.assert_close(layer[row][:, real][:, :, columns], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_an_encoders_maps_and_those_across_to_it() -> None:
+    plain, model = tiny.model("t5"), tiny.model("t5")
+    for made in (plain, model):
+        made.set_attn_implementation("eager")
+    model = of_tokens(model, 3, 2)
+    inputs = tiny.pad_left(tiny.batch("t5"))
+    inputs |= {"decoder_input_ids": inputs.pop("labels")}
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    got = model(**inputs, **asked, prompt_names=["p0", "p1", None])
+    for row, length in enumerate([3, 2, 0]):
+        real = inputs["attention_mask"][row].bool()
+        whole = torch.cat([torch.arange(5, 5 + length), inputs["input_ids"][row][real]])[None]
+        wanted = plain(input_ids=whole, decoder_input_ids=inputs["decoder_input_ids"][row : row + 1], **asked)
+        columns = torch.cat([torch.arange(length), 3 + real.nonzero()[:, 0]])
+        for layer, reference in zip(got.encoder_attentions, wanted.encoder_attentions, strict=True):
+            torch.testing.assert_close(layer[row][:, real][:, :, columns], reference[0][:, length:], **CLOSE)
+        for layer, reference in zip(got.cross_attentions, wanted.cross_attentions, strict=True):
+            torch.testing.assert_close(layer[row][:, :, columns], reference[0], **CLOSE)
+        for states, reference in zip(got.encoder_hidden_states, wanted.encoder_hidden_states, strict=True):
+            torch.testing.assert_close(states[row][real], reference[0][length:], **CLOSE)
+
+
 def test_labels_are_never_zeros_for_a_prompt() -> None:
     """A model that is its own base, which gets labels along with all that has a number per token."""
 
@@ -169,6 +212,24 @@ def test_labels_are_never_zeros_for_a_prompt() -> None:
     wanted = plain(**typed(inputs, [4, 4, 4]))
     torch.testing.assert_close(got.loss, wanted.loss, **CLOSE)
     assert got.logits.shape == (3, 7, 60)
+
+
+def test_boxes_beside_tokens_are_zeros_for_a_prompt() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    config = tf.LayoutLMConfig(
+        vocab_size=60, **sizes, max_position_embeddings=40, max_2d_position_embeddings=32, initializer_range=0.3
+    )
+    plain = tf.LayoutLMForTokenClassification(config).double().eval()
+    ids, boxes = torch.randint(5, 60, (2, 6)), torch.randint(1, 15, (2, 6, 4)).sort(-1).values
+    tokens = torch.arange(5, 8).expand(2, -1)
+    whole = torch.cat([ids[:, :1], tokens, ids[:, 1:]], 1)
+    wide = torch.cat([boxes[:, :1], torch.zeros(2, 3, 4, dtype=torch.long), boxes[:, 1:]], 1)
+    with torch.no_grad():
+        wanted = plain(input_ids=whole, bbox=wide).logits
+    model = of_tokens(plain, 3)
+    got = model(input_ids=ids, bbox=boxes, prompt_names="p0").logits
+    torch.testing.assert_close(got, torch.cat([wanted[:, :1], wanted[:, 4:]], 1), **CLOSE)
 
 
 @pytest.mark.parametrize("kind", [CausalLayout, EncoderLayout])

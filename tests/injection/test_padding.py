@@ -23,7 +23,9 @@ def two_parts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-@pytest.mark.parametrize("names", [[name] * 3 for name in METHODS] + [["prompt-tuning", None, "prefix-tuning"]], ids=str)
+@pytest.mark.parametrize(
+    "names", [[name] * 3 for name in METHODS] + [["prompt-tuning", None, "prefix-tuning"]], ids=str
+)
 @torch.no_grad()
 def test_rows_padded_on_the_right_go_on_from_the_cache(family: str, names: list[str | None]) -> None:
     model, (ids, rest, mask) = tiny.attached(family, *METHODS), two_parts()

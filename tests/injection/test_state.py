@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+import thread_calls
 import tiny
 import torch
 from torch import Tensor
@@ -48,6 +49,76 @@ def test_threads_on_one_model_keep_their_prompts(family: str) -> None:
     assert len(together) == 6
     for number, logits in together.items():
         torch.testing.assert_close(logits, alone[number % 3], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_many_calls_of_all_methods_in_eight_threads(family: str) -> None:
+    """benchmarks/threads.py makes a thousand of them."""
+    names = list(tiny.METHODS)
+    model = tiny.attached(family, *names)
+    assert thread_calls.wrong(model, thread_calls.calls(family, names), 80) == 0
+    assert model.active_prompt == names[0]
+
+
+@pytest.mark.parametrize("loss", ["three labels", "two labels"])
+def test_losses_without_a_prompt_are_the_plain_models_whatever_is_active(loss: str) -> None:
+    for tokens in (False, True):
+        plain, inputs = tiny.model("bert", tokens=tokens), tiny.batch("bert")
+        if tokens:
+            inputs["labels"] = torch.randint(0, 3, inputs["input_ids"].shape)
+        wanted = plain(**inputs)
+        model = sp.attach(tiny.model("bert", tokens=tokens))
+        model.add_prompt("x", tiny.METHODS["prefix-tuning"], num_labels=3 if loss == "three labels" else 2)
+        before = model.config.problem_type
+        given = model(**inputs, prompt_names=[None] * 3)
+        torch.testing.assert_close(given.loss, wanted.loss, rtol=1e-12, atol=0)
+        assert torch.equal(given.logits, wanted.logits) and next(iter(given)) == "loss"
+        assert model.config.problem_type == before and model.config.num_labels == len(model.prompts["x"].labels)
+
+
+def test_explicit_names_count_in_a_call_within_a_generation() -> None:
+    """As in contrastive decoding between a prompt and another, or none."""
+    model, inputs = tiny.attached("llama", "prefix-tuning", "multi-mask"), tiny.batch("llama", rows=1)
+    inputs.pop("labels")
+    seen: list[Tensor] = []
+
+    def note(ids: Tensor, scores: Tensor) -> Tensor:
+        for names in ("multi-mask", [None], "prefix-tuning"):
+            seen.append(model(ids, prompt_names=names).logits[:, -1])
+        return scores
+
+    settings = {"max_new_tokens": 2, "do_sample": False, "logits_processor": [note], "eos_token_id": None}
+    sequence = model.generate(**inputs, **settings, prompt_names="prefix-tuning")
+    with torch.no_grad():
+        for step in range(2):
+            ids = sequence[:, : 7 + step]
+            for logits, names in zip(seen[3 * step :], ("multi-mask", [None], "prefix-tuning"), strict=False):
+                torch.testing.assert_close(logits, model(ids, prompt_names=names).logits[:, -1])
+
+
+def test_a_call_that_fails_leaves_the_next_alone() -> None:
+    model, inputs = tiny.attached("llama", "prefix-tuning", "prompt-tuning"), tiny.batch("llama")
+    del inputs["labels"]
+    wanted = model(**inputs, prompt_names="prompt-tuning").logits
+
+    def fail(*_: Any) -> None:
+        raise KeyError("a hook of the user's")
+
+    handle = model.model.layers[1].register_forward_pre_hook(fail)
+    for call in (model, model.generate, model.model):
+        more: dict[str, Any] = {} if call is model.model else {"prompt_names": "prefix-tuning"}
+        more |= {"max_new_tokens": 2} if call == model.generate else {}
+        with pytest.raises(KeyError, match="hook of the user's"):
+            call(**inputs, **more)
+        assert state_of(model).scope is None
+    handle.remove()
+    assert torch.equal(model(**inputs, prompt_names="prompt-tuning").logits, wanted)
+
+
+def test_copies_under_data_parallel_are_refused() -> None:
+    model = tiny.attached("bert", "prefix-tuning")
+    with pytest.raises(sp.SoftPromptError, match="DataParallel copies a model without"):
+        model._replicate_for_data_parallel()
 
 
 def test_scopes_end_with_their_calls() -> None:

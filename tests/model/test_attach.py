@@ -158,11 +158,10 @@ def test_set_disable_and_delete() -> None:
     with pytest.raises(KeyError), model.disable_prompt():
         raise KeyError
     assert model.active_prompt == "prefix-tuning"
-    with model.disable_prompt():
+    with pytest.warns(UserWarning, match="'prompt-tuning' is active now"), model.disable_prompt():  # noqa: PT031
         model.delete_prompt("prefix-tuning")
-    assert model.active_prompt is None
-    assert list(model.prompts) == ["prompt-tuning"]
-    assert torch.equal(model(**inputs).logits, bare)
+    assert list(model.prompts) == [model.active_prompt] == ["prompt-tuning"]
+    assert torch.equal(model(**inputs).logits, by_name["prompt-tuning"])
     model.set_prompt("prompt-tuning").delete_prompt("prompt-tuning")
     assert model.active_prompt is None
     assert torch.equal(model(**inputs).logits, bare)
@@ -180,7 +179,11 @@ def test_the_first_prompt_becomes_active_unless_none_was_asked_for(tmp_path: Pat
         model.add_prompt("fifth", sp.PrefixTuningConfig())
     model.add_prompt("sixth", sp.PrefixTuningConfig())
     assert model.active_prompt is None
-    model.set_prompt("second").delete_prompt("second")
+    with pytest.warns(UserWarning, match="'first' is active now"):
+        model.set_prompt("second").delete_prompt("second")
+    assert model.active_prompt == "first"
+    for name in list(model.prompts)[::-1]:
+        model.delete_prompt(name)
     assert model.active_prompt is None
     model.add_prompt("seventh", sp.PrefixTuningConfig())
     assert model.active_prompt == "seventh"
@@ -389,7 +392,7 @@ def test_another_kernel_is_named_in_the_error() -> None:
     model = tiny.model("bert")
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(sp.SoftPromptError) as error:
-        sp.attach(model, sp.PrefixTuningConfig())
+        sp.attach(model, sp.SelectivePrefixConfig())
     assert "attn_implementation='sdpa'" in one_line(error)
     assert not sp.is_attached(model)
     assert model.config._attn_implementation == "flex_attention"

@@ -89,7 +89,7 @@ def test_prompts_come_and_go_without_touching_the_backbone(tmp_path: Path) -> No
     del prompt, held
     assert hooks() == hooked + 2  # one prompt, however many there are of its kind, whose gates depend on states
     model(**tiny.batch("bert"), prompt_names=["p0", "p3", "p5"])
-    for name in list(model.prompts):
+    for name in list(model.prompts)[::-1]:
         model.delete_prompt(name)
     assert hooks() == hooked
     model(**tiny.batch("bert"))

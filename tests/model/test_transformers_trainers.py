@@ -13,8 +13,10 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor
 from trainer_inputs import arguments, prompt_state, rows, tokenizer
+from transformers.integrations.neftune import activate_neftune
 
 import softprompts as sp
+from softprompts.trainers import PromptTraining
 
 METHODS = ["prompt-tuning", "prefix-tuning", "multi-mask"]
 
@@ -234,3 +236,146 @@ def test_text_generation_pipeline_uses_the_prompt(method: str) -> None:
         stop = produced.index(2) if 2 in produced else len(produced)
         assert produced[:stop] == own[:stop]
         assert stop > ids.shape[1] or own[ids.shape[1]] == 2
+
+
+# --- options that must act ------------------------------------------------------------------------------------------
+
+
+class PromptTrainer(PromptTraining, tf.Trainer):
+    pass
+
+
+NOISY = [("bert", "prompt-tuning"), ("bert", "prefix-tuning"), ("llama", "prefix-tuning"), ("t5", "prompt-tuning")]
+
+
+@pytest.mark.parametrize(("family", "method"), NOISY)
+def test_noise_on_embeddings_acts(family: str, method: str, tmp_path: Path) -> None:
+    model = tiny.attached(family, method)
+    inputs = tiny.batch(family)
+    handle = activate_neftune(model, 5.0)
+    model.train()
+    torch.manual_seed(1)
+    noisy = model(**inputs).loss
+    torch.manual_seed(1)
+    assert torch.equal(noisy, model(**inputs).loss) and not torch.equal(noisy, model(**inputs).loss)
+    table = model.get_input_embeddings()
+    handle.remove()
+    torch.manual_seed(1)
+    embedded = table(inputs["input_ids"])
+    size = 5.0 / (embedded.shape[1] * embedded.shape[2]) ** 0.5
+    embedded = embedded + torch.zeros_like(embedded).uniform_(-size, size)
+    given = {key: value for key, value in inputs.items() if key != "input_ids"} | {"inputs_embeds": embedded}
+    if family != "t5":  # which takes no embeddings without a decoder's input
+        torch.testing.assert_close(noisy, model(**given).loss, rtol=1e-5, atol=1e-5)
+    model.eval()
+    assert not table.training
+    results = [
+        trained(tiny.attached(family, method), tmp_path, rows(family), neftune_noise_alpha=alpha)
+        for alpha in (None, 5.0)
+    ]
+    first, second = (prompt_state(trainer.model) for trainer in results)
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+
+
+def test_noise_that_reaches_nothing_is_told() -> None:
+    model = tiny.attached("t5", "prefix-tuning")
+    activate_neftune(model, 5.0)
+    with pytest.warns(UserWarning, match="neftune_noise_alpha has no effect on prompts without tokens"):
+        model.train()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_penalties_are_part_of_a_smoothed_loss(family: str, accumulate: int, tmp_path: Path) -> None:
+    """Equal to the smoothed loss by hand of all rows at once, plus the penalty once."""
+    model = tiny.attached(family, "selective-prefix")
+    size = 8 // accumulate
+    more = {"label_smoothing_factor": 0.3, "per_device_train_batch_size": size, "max_steps": 1, "max_grad_norm": 0.0}
+    start, data = prompt_state(model), rows(family)
+    settings = tf.TrainingArguments(**arguments(tmp_path, gradient_accumulation_steps=accumulate, **more))
+    trainer = PromptTrainer(model, settings, train_dataset=data)
+    trainer.learning_rates = dict.fromkeys(model.prompts, 0.1)
+    trainer.train()
+    moved = prompt_state(model)
+    for key, value in model.prompts.named_parameters():
+        value.data.copy_(start[key])
+    batch = {key: torch.tensor(data[key]) for key in data.column_names}
+    labels = batch.pop("labels")
+    seen = {"context_mask": torch.cumsum(labels != -100, 1) == 0} if family == "llama" else {}
+    model.train()
+    logits = model(**batch, **seen).logits
+    (penalty,) = model.penalties.values()
+    logits, labels = (logits[:, :-1], labels[:, 1:]) if family == "llama" else (logits, labels)
+    logs = torch.log_softmax(logits, -1)[labels != -100]
+    wanted = labels[labels != -100]
+    loss = -0.7 * logs[torch.arange(len(wanted)), wanted].mean() - 0.3 * logs.mean() + penalty
+    assert penalty.item() > 1e-3
+    names, values = zip(*model.prompts.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, values, allow_unused=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        if gradient is not None:
+            torch.testing.assert_close(moved[name], start[name] - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_loss_that_leaves_penalties_out_is_told(family: str, tmp_path: Path) -> None:
+    model = tiny.attached(family, "selective-prefix")
+    with pytest.raises(sp.SoftPromptError, match="has a penalty, and this loss leaves it out|looks at the input"):
+        trained(model, tmp_path, rows(family), label_smoothing_factor=0.1)
+    inputs = tiny.batch(family)
+    labels = inputs.pop("labels")
+    seen = {"context_mask": torch.ones_like(inputs["input_ids"], dtype=torch.bool)} if family == "llama" else {}
+    model.train()
+    with pytest.raises(sp.SoftPromptError, match=r"has a penalty.*model\.penalties"):
+        model(**inputs, **seen).logits.sum().backward()
+    (model(**inputs, **seen).logits.sum() + sum(model.penalties.values())).backward()
+    model(**inputs, **seen, labels=labels).loss.backward()
+
+
+def test_the_optimizer_is_the_arguments_own(tmp_path: Path) -> None:
+    def made(**more: Any) -> Any:
+        model = tiny.attached("bert", "prefix-tuning", dtype=torch.float32)
+        trainer = PromptTrainer(model, tf.TrainingArguments(**arguments(tmp_path, **more)), train_dataset=rows("bert"))
+        trainer.learning_rates = {"prefix-tuning": 0.3}
+        return trainer.create_optimizer()
+
+    assert isinstance(made(), torch.optim.SGD)
+    adam = made(optim="adamw_torch", weight_decay=0.25, adam_beta2=0.9)
+    assert isinstance(adam, torch.optim.AdamW) and {group["lr"] for group in adam.param_groups} == {0.3}
+    assert {group["weight_decay"] for group in adam.param_groups} == {0.25}
+    assert {group["betas"] for group in adam.param_groups} == {(0.9, 0.9)}
+    settings = tf.TrainingArguments(**arguments(tmp_path, learning_rate=0.7))
+    trainer = PromptTrainer(tiny.attached("bert", "prefix-tuning"), settings, train_dataset=rows("bert"))
+    with pytest.warns(
+        UserWarning, match="learning_rate=0.7 has no effect under PromptTraining: set its learning_rates"
+    ):
+        trainer.create_optimizer()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("mixin", [True, False])
+def test_penalties_are_added_once_however_a_step_is_split(family: str, mixin: bool, tmp_path: Path) -> None:
+    results = []
+    for accumulate in (1, 4):
+        model = tiny.attached(family, "selective-prefix")
+        more = {
+            "per_device_train_batch_size": 8 // accumulate,
+            "gradient_accumulation_steps": accumulate,
+            "max_steps": 1,
+        }
+        settings = tf.TrainingArguments(**arguments(tmp_path, **more))
+        trainer = (PromptTrainer if mixin else tf.Trainer)(model, settings, train_dataset=rows(family))
+        if mixin:
+            trainer.learning_rates = dict.fromkeys(model.prompts, 0.1)
+        trainer.train()
+        results.append(prompt_state(model))
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_other_options_count_rows_and_tokens_without_prompts(tmp_path: Path) -> None:
+    model = tiny.attached("llama", "prompt-tuning")
+    data = rows("llama")
+    more = {"train_sampling_strategy": "group_by_length", "include_num_input_tokens_seen": "non_padding"}
+    trainer = trained(model, tmp_path, data, **more, max_steps=2, auto_find_batch_size=True)
+    assert trainer.state.num_input_tokens_seen == int(torch.tensor(data["attention_mask"]).sum())

@@ -32,7 +32,9 @@ def main() -> int:
     if not given.no_run:
         run(given.results, types, given.workers, given.only_failed)
     known = {key: cell for key, cell in read(given.results).items() if key[0] in types}
-    counts = Counter(cell.verdict for (_, _, check), cell in known.items() if check != "build" or cell.verdict != "exact")
+    counts = Counter(
+        cell.verdict for (_, _, check), cell in known.items() if check != "build" or cell.verdict != "exact"
+    )
     print(", ".join(f"{verdict}: {count}" for verdict, count in sorted(counts.items())))
     for (model_type, name, check), cell in sorted(known.items()):
         if cell.verdict in FAILED:

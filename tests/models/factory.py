@@ -36,7 +36,9 @@ TABLES = {
     "SPEECH_SEQ_2_SEQ": "causal",
 }
 VOCABULARY, FIRST_SPECIAL = 100, 84  # special tokens of images and sounds have the ids from here on
-_SPECIAL = re.compile(r".*(image|video|audio|vision|img|boi|eoi|mask|speech|user|frame).*(token_(id|index)|_id)|.*_token_(id|index)")
+_SPECIAL = re.compile(
+    r".*(image|video|audio|vision|img|boi|eoi|mask|speech|user|frame).*(token_(id|index)|_id)|.*_token_(id|index)"
+)
 _NAMES_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
 
 
@@ -79,7 +81,13 @@ def _shrunk(
 ) -> dict[str, Any]:
     """The arguments of a tiny config: each default by the rules, then what is ``own`` to the type."""
     try:
-        default = kind(**{key: value for key, value in own.items() if key in ("text_config", "vision_config", "encoder", "decoder") and "model_type" in value})
+        default = kind(
+            **{
+                key: value
+                for key, value in own.items()
+                if key in ("text_config", "vision_config", "encoder", "decoder") and "model_type" in value
+            }
+        )
     except Exception as error:
         raise NotBuilt(f"its config has no defaults ({type(error).__name__}: {first_line(error)})") from error
     values: dict[str, Any] = {}
@@ -87,7 +95,11 @@ def _shrunk(
     lists: dict[str, list[Any]] = {}
     for field in dataclasses.fields(kind):
         name = field.name
-        value = getattr(default, "per_layer_config_defaults", {}).get(name) if name not in default.__dict__ else default.__dict__[name]
+        value = (
+            getattr(default, "per_layer_config_defaults", {}).get(name)
+            if name not in default.__dict__
+            else default.__dict__[name]
+        )
         if isinstance(value, PreTrainedConfig):
             part = own.get(name, {})
             inner_type = part.get("model_type", value.model_type) if isinstance(part, dict) else value.model_type
@@ -104,7 +116,11 @@ def _shrunk(
         elif isinstance(value, int):
             field_default = field.default
             small = _rule(name)
-            if small is not None and (isinstance(field_default, int) or field_default is dataclasses.MISSING) and value > 0:
+            if (
+                small is not None
+                and (isinstance(field_default, int) or field_default is dataclasses.MISSING)
+                and value > 0
+            ):
                 values[name] = small if name.endswith("_id") or name.endswith("_index") else min(small, value)
             if name.endswith("_id") and small is not None:
                 values[name] = small
@@ -163,7 +179,9 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip()[:200] if lines else ""
 
 
-def model_of(model_type: str, name: str, config: PreTrainedConfig | None = None, dtype: torch.dtype = torch.float64) -> Any:
+def model_of(
+    model_type: str, name: str, config: PreTrainedConfig | None = None, dtype: torch.dtype = torch.float64
+) -> Any:
     """A tiny random model of a class, in evaluation mode, with the same numbers each time.
 
     Raises:
@@ -181,7 +199,11 @@ def model_of(model_type: str, name: str, config: PreTrainedConfig | None = None,
                 setattr(part, key, value)
         if config.is_encoder_decoder and getattr(part, "decoder_start_token_id", None) is None:
             part.decoder_start_token_id = 1
-    if task == "causal" and hasattr(config, "is_decoder") and name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    if (
+        task == "causal"
+        and hasattr(config, "is_decoder")
+        and name in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    ):
         config.is_decoder = True
     for key, value in exception(model_type, "classes", {}).get(name, {}).items():
         setattr(config, key, value)

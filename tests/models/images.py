@@ -31,7 +31,11 @@ def with_image(subject: Any) -> Row:
         raise LookupError("takes no image in place of tokens")
     why = "no form of an image fits"
     known, called = (inspect.signature(call).parameters for call in (model.get_image_features, model.forward))
-    needed = {key for key, value in known.items() if value.default is value.empty and value.kind == value.POSITIONAL_OR_KEYWORD}
+    needed = {
+        key
+        for key, value in known.items()
+        if value.default is value.empty and value.kind == value.POSITIONAL_OR_KEYWORD
+    }
     for inputs in _forms(model):
         if not needed <= set(inputs) or not set(inputs) <= set(called):
             continue

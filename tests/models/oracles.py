@@ -23,7 +23,7 @@ import softprompts as sp
 from softprompts.errors import SoftPromptError
 from tests.models.factory import NotBuilt, classes, exception, first_line, model_of
 from tests.models.images import with_image
-from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, batch_of, difference, ShapeError, rows_of, said, span_loss
+from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, ShapeError, batch_of, difference, rows_of, said, span_loss
 
 TOLERANCE = 1e-5  # models compute in float64, but for what they always do in float32
 IN_FLOAT32 = 2e-4
@@ -161,7 +161,9 @@ class Subject:
 
     # --- calls --------------------------------------------------------------------------------------------------
 
-    def call(self, model: Any, rows: Sequence[Row], pad: str = "right", skip: tuple[int, int] = (0, 0), **named: Any) -> list[Tensor]:
+    def call(
+        self, model: Any, rows: Sequence[Row], pad: str = "right", skip: tuple[int, int] = (0, 0), **named: Any
+    ) -> list[Tensor]:
         """What a model says of each row.
 
         With ``skip`` before the first token (-1, ...), rows read their own first token in place of the first typed one.
@@ -173,7 +175,9 @@ class Subject:
         with torch.no_grad():
             return said(model(**batch.inputs, **named), batch, self.task, skip)
 
-    def batch(self, model: Any, rows: Sequence[Row], pad: str, skip: tuple[int, int], **how: Any) -> tuple[Batch, tuple[int, int]]:
+    def batch(
+        self, model: Any, rows: Sequence[Row], pad: str, skip: tuple[int, int], **how: Any
+    ) -> tuple[Batch, tuple[int, int]]:
         """The inputs of rows in which the columns ``skip`` are typed, and which columns of the output these are."""
         batch = batch_of(rows, self.task, pad, skip, **how)
         if not self.tokens:
@@ -188,7 +192,9 @@ class Subject:
         own.inputs |= {"attention_mask": batch.inputs.get("attention_mask"), "encoder_outputs": states}
         return own, (0, 0)
 
-    def loss(self, model: Any, rows: Sequence[Row], skip: tuple[int, int] = (0, 0), pad: str = "right", **named: Any) -> Tensor:
+    def loss(
+        self, model: Any, rows: Sequence[Row], skip: tuple[int, int] = (0, 0), pad: str = "right", **named: Any
+    ) -> Tensor:
         """The loss of a batch."""
         task = self.task
         if skip[0] < 0:
@@ -198,7 +204,10 @@ class Subject:
         if task == "spans":
             output = model(**batch.inputs, **named)
             logits = torch.stack([output.start_logits, output.end_logits], -1)
-            own = [torch.cat([row[real][: skip[0]], row[real][skip[1] :]]) for row, real in zip(logits, batch.real, strict=True)]
+            own = [
+                torch.cat([row[real][: skip[0]], row[real][skip[1] :]])
+                for row, real in zip(logits, batch.real, strict=True)
+            ]
             return span_loss(own)
         output = model(**batch.inputs, **named)
         if getattr(output, "loss", None) is None:
@@ -211,9 +220,7 @@ class Subject:
         inputs = {key: value for key, value in batch.inputs.items() if key not in ("decoder_input_ids", "labels")}
         wanted = {"max_new_tokens": NEW, "do_sample": False, "use_cache": cache, "num_beams": 1}
         with torch.no_grad():
-            output = model.generate(
-                **inputs, **wanted, output_logits=True, return_dict_in_generate=True, **named
-            )
+            output = model.generate(**inputs, **wanted, output_logits=True, return_dict_in_generate=True, **named)
         if isinstance(output, Tensor):
             tokens, logits = output, None
         else:
@@ -221,11 +228,14 @@ class Subject:
         if logits is None:
             return list(tokens[:, -NEW:].double())
         by_row = torch.stack(list(logits), 1)
-        return [torch.cat([row.double(), new[-len(row) :, None].double()], 1) for row, new in zip(by_row, tokens, strict=True)]
+        return [
+            torch.cat([row.double(), new[-len(row) :, None].double()], 1)
+            for row, new in zip(by_row, tokens, strict=True)
+        ]
 
     # --- what is right --------------------------------------------------------------------------------------------
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def alone(self, number: int, method: str | None, typed: tuple[int, ...] = (), place: int = 0) -> Tensor:
         """What the plain model (or, for a method, the attached one) says of a row by itself."""
         row = self.rows[number]
@@ -234,7 +244,7 @@ class Subject:
             return plainly(lambda: self.call(self.plain, [row], skip=(place, place + len(typed)))[0])
         return self.call(self.attached, [row], prompt_names=method)[0]
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019
+    @functools.cache  # noqa: B019
     def alone_generated(self, number: int, method: str | None, typed: tuple[int, ...] = ()) -> Tensor:
         """The same of generation."""
         row = self.rows[number]
@@ -252,7 +262,9 @@ class Subject:
         if self.places is None:
             gaps = {}
             ours = [self.alone(i, INPUT) for i in range(len(self.rows))]
-            for place in {"tokens": (0, 1), "spans": (0, 1), "rows": (0, 1, -1), "choice": (0, 1, -1)}.get(self.task, (0,)):
+            for place in {"tokens": (0, 1), "spans": (0, 1), "rows": (0, 1, -1), "choice": (0, 1, -1)}.get(
+                self.task, (0,)
+            ):
                 with contextlib.suppress(Unable, ShapeError):
                     right = [self.alone(i, None, PROMPT, place) for i in range(len(self.rows))]
                     gaps[place] = difference(ours, right)
@@ -286,7 +298,10 @@ class Subject:
             found = plainly(lambda: said(self.plain(**batch.inputs), batch, self.task))
         if self.task in ("rows", "choice", "seq2seq"):
             return found
-        return [torch.cat([row[: self.place if n else 0], row[(self.place if n else 0) + n :]]) for row, n in zip(found, places, strict=True)]
+        return [
+            torch.cat([row[: self.place if n else 0], row[(self.place if n else 0) + n :]])
+            for row, n in zip(found, places, strict=True)
+        ]
 
 
 @contextlib.contextmanager
@@ -399,7 +414,7 @@ def check_mixed(subject: Subject, method: str) -> Cell:
     return _rows(subject, subject.call(subject.attached, subject.rows, prompt_names=names), names, "right")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _gradients(subject: Subject, method: str, checkpointing: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss in training mode, and the gradient of each parameter of a prompt."""
     model = subject.attached
@@ -422,7 +437,11 @@ def _backward(subject: Subject, method: str) -> tuple[Tensor, dict[str, Tensor]]
     if not loss.requires_grad:
         raise AssertionError("the loss has no gradient")
     loss.backward()
-    found = {key: p.grad.clone() if p.grad is not None else torch.zeros_like(p) for key, p in parameters.items() if p.requires_grad}
+    found = {
+        key: p.grad.clone() if p.grad is not None else torch.zeros_like(p)
+        for key, p in parameters.items()
+        if p.requires_grad
+    }
     for parameter in parameters.values():
         parameter.grad = None
     return loss.detach(), found
@@ -439,7 +458,9 @@ def check_gradient(subject: Subject, method: str) -> Cell:
     _, gradients = _gradients(subject, method, False)
     if subject.task in ("choice", "spans"):  # a constant in all logits changes no loss
         gradients = {key: value for key, value in gradients.items() if not key.startswith("head.")}
-    missing = [key for key, value in gradients.items() if not float(value.abs().max()) > 0 or not bool(value.isfinite().all())]
+    missing = [
+        key for key, value in gradients.items() if not float(value.abs().max()) > 0 or not bool(value.isfinite().all())
+    ]
     return Cell("WRONG", None, f"no gradient: {', '.join(missing)[:150]}") if missing else Cell("exact")
 
 
@@ -519,7 +540,9 @@ def check_detach(subject: Subject, _: str) -> Cell:
     changed = [key for key, value in now.items() if not torch.equal(value, subject.before[key])]
     if changed:
         return Cell("WRONG", None, f"changed: {', '.join(changed)[:150]}")
-    flags = [(a.requires_grad, b.requires_grad) for a, b in zip(model.parameters(), subject.plain.parameters(), strict=True)]
+    flags = [
+        (a.requires_grad, b.requires_grad) for a, b in zip(model.parameters(), subject.plain.parameters(), strict=True)
+    ]
     if any(one != other for one, other in flags):
         return Cell("WRONG", None, "other trainable flags")
     right = plainly(lambda: subject.call(subject.plain, subject.rows))

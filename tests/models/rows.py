@@ -69,7 +69,11 @@ class Batch:
 
 
 def batch_of(
-    rows: Sequence[Row], task: str, pad: str = "right", skip: tuple[int, int] = (0, 0), labels: bool = False,
+    rows: Sequence[Row],
+    task: str,
+    pad: str = "right",
+    skip: tuple[int, int] = (0, 0),
+    labels: bool = False,
     masked: bool = True,
 ) -> Batch:
     """Pads rows on one side; ``skip`` names columns of tokens that were typed: (first, behind the last)."""

@@ -75,7 +75,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     assert open_run("runs", CONFIG, folder=mine) == mine
     assert load_config(mine) == CONFIG
-    with pytest.raises(SoftPromptError, match="another configuration"):
+    with pytest.raises(SoftPromptError, match="a run with other settings"):
         open_run("runs", {"other": 1}, folder=mine, resume=True)
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.txt").write_text("not a run")

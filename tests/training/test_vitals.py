@@ -153,6 +153,7 @@ def test_gradients_of_a_step(toy: Any, clip: float | None, parts: int) -> None:
             for j in range(i):
                 cosine = (table[i] @ table[j]).abs() / (table[i].norm() * table[j].norm())
                 penalty = penalty + 0.5 * cosine * 2 / (4 * 3) * 0.5
+    torch.testing.assert_close(model.penalties["a"], penalty)
     gradients = torch.autograd.grad(loss + penalty, [prefix, *head], retain_graph=True)
     (own,) = torch.autograd.grad(penalty, [prefix])
     sizes = {"batch_size": 48 // parts, "gradient_accumulation_steps": parts, "max_steps": 1, "max_grad_norm": clip}

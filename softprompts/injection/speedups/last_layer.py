@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from softprompts.backbones.backbone import trial
+from softprompts.backbones.kinds import trial
 from softprompts.injection.layout import EncoderLayout, Layout
 from softprompts.injection.speedups.read_column import READ_COLUMN, ReadColumn
 from softprompts.injection.state import State
@@ -130,9 +130,11 @@ def install(state: State) -> NarrowLastLayer | None:
         return None
     try:
         with trial(backbone.model):
-            return _tried(state, layer, site)
+            narrow = _tried(state, layer, site)
     except Exception:  # a model that takes other inputs, or other shapes, than the trial's: it runs as ever
         return None
+    state.handles += [] if narrow is None else narrow.install()
+    return narrow
 
 
 def _layer_of(entry: nn.Module, site: nn.Module) -> nn.Module | None:
@@ -177,7 +179,6 @@ def _tried(state: State, layer: nn.Module, site: nn.Module) -> NarrowLastLayer |
     if not kept:
         return None
     narrow.parts = met
-    state.handles += narrow.install()
     return narrow
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from softprompts.backbones.backbone import trial
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.prompt import require

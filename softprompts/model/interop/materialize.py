@@ -20,7 +20,8 @@ import transformers
 from torch import Tensor, nn
 
 from softprompts.backbones import packaged
-from softprompts.backbones.backbone import quiet, trial
+from softprompts.backbones.backbone import quiet
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of

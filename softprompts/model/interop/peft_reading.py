@@ -102,12 +102,13 @@ class SavedAdapter:
         model.place_prompt(name or "default", prompt)
         return name or "default"
 
-    def load_backbone(self, quantize: str | None = None, **kwargs: Any) -> Any:
+    def load_backbone(self, quantize: str | None = None, place: str | None = None, **kwargs: Any) -> Any:
         """Loads the plain model that the adapter names, of the class that its task asks for.
 
         Args:
             quantize: keep its weights in few bits, a key of `softprompts.backbones.quantized.BACKENDS`; None, or
                 `AS_TRAINED`, which an adapter does not tell: as they come.
+            place: where the model is, in place of the name in the adapter.
             **kwargs: go to ``from_pretrained``.
 
         Raises:
@@ -115,6 +116,8 @@ class SavedAdapter:
         """
         adapter, where = self.adapter, str(self.adapter.path)
         base, revision = adapter.config.get("base_model_name_or_path"), adapter.config.get("revision")
+        if place is not None:
+            base, revision = str(Path(place).expanduser()), None
         if not adapter.task or base is None or base == "":
             lack = "does not name its backbone" if adapter.task else "has no task_type"
             raise SoftPromptError(f"{where} {lack}: load the model, then softprompts.attach(model, folder)")

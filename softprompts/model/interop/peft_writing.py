@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from softprompts.backbones.backbone import Backbone, Site, attention_through, trial
+from softprompts.backbones.backbone import Backbone, Site, attention_through
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt, require
 from softprompts.injection.state import State, state_of

@@ -1,0 +1,110 @@
+"""``softprompts evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompts.commands.options import BatchSize, DataDir
+from softprompts.commands.parsing import pairs
+from softprompts.commands.terminal import err, number_table, out
+from softprompts.errors import SoftPromptError
+
+if TYPE_CHECKING:
+    from softprompts.tasks.errors_made import Errors
+
+_SHOWN_MISTAKES = 5
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled rows; default: the run's test rows, or validation rows.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text; default: as in training, else 'text'.")] = None,
+    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of the second text or context.")] = None,
+    field: Annotated[list[str] | None, typer.Option("--field", help="Column of a field, NAME=COLUMN.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label; default: its usual name.")] = None,
+    data_dir: DataDir = None,
+    output: Annotated[
+        str | None, typer.Option("--report", help="The page to write; default: report.html in a run folder.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON, and no page unless --report.")] = False,
+    batch_size: BatchSize = 32,
+) -> None:
+    """Score a prompt on labelled rows: each label, what is taken for what, calibration, mistakes; with a page."""
+    from softprompts.analysis.evaluation_page import write_page
+    from softprompts.predictor import Predictor
+
+    fields = pairs(field, "--field")
+    if data is None and (text or text_pair or fields or label):
+        raise SoftPromptError("--text, --text-pair, --field and --label name columns of a file: give --data too")
+    with err.status("scoring"):
+        predictor = Predictor(source)
+        found = predictor.evaluate(
+            data,
+            text=text,
+            text_pair=text_pair,
+            fields=fields,
+            label=label,
+            data_dir=data_dir,
+            batch_size=batch_size,
+        )
+    if found.cut:
+        err.print(found.cut, soft_wrap=True)
+    page = Path(output) if output is not None else None
+    if page is None and not as_json and Path(source).is_dir() and predictor.folder != Path(source):
+        page = Path(source) / "report.html"
+    if page is not None:
+        write_page(page, found.errors, predictor.name, found.rows_of)
+    if as_json:
+        print(json.dumps({"rows_of": found.rows_of, **found.errors.to_dict()}, indent=2, ensure_ascii=False))
+        return
+    show_errors(found.errors, found.rows_of)
+    if page is not None:
+        out.print(f"report: {page}", soft_wrap=True)
+
+
+def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -> None:
+    """Prints what a prompt gets right and wrong."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in errors.metrics.items())
+    out.print(f"{rows_of}, {errors.rows:,} rows: {metrics}", style="bold", soft_wrap=True)
+    if errors.right is not None:
+        line = f"{'whole rows ' * (errors.kind == 'tagging')}right: {_share(errors.right)}"
+        if errors.baseline is not None:
+            name, share = errors.baseline
+            line += f"; always '{name}': {_share(share)}"
+        out.print(line, soft_wrap=True)
+    for name, value in errors.residuals.items():
+        out.print(f"{name}: {value:.4g}")
+    if errors.classes:
+        head = "entity" if errors.kind == "tagging" else "label"
+        rows = [
+            (one.name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
+            for one in errors.classes
+        ]
+        out.print(number_table((head, "precision", "recall", "F1", "support"), rows, {head}))
+    if errors.confusion and len(errors.found) <= 12:
+        table = [[one.name, *map(str, counts)] for one, counts in zip(errors.classes, errors.confusion, strict=True)]
+        out.print(number_table(("label", *errors.found), table, {"label"}, title="rows by label and answer"))
+    if errors.calibration is not None:
+        said = errors.calibration
+        out.print(f"calibration error {said.error:.3f}, Brier score {said.brier:.3f} (0 is best)")
+    shown = errors.mistakes[:mistakes]
+    if shown:
+        sure = "most confident mistakes" if shown[0].weight is not None else "mistakes"
+        out.print("largest residuals:" if errors.residuals else f"{sure}, of {errors.wrong:,}:")
+    for one in shown:
+        form = "" if one.weight is None else "{:+.2f}" if errors.residuals else "{:.0%}"
+        text = " ".join(one.text.split())
+        if errors.kind != "tagging":
+            out.print(f"  {text[:150]}{'…' * (len(text) > 150)}", soft_wrap=True)
+        weight = f" ({form.format(one.weight)})" if form else ""
+        out.print(f"    label {one.truth}, answer {one.answer}{weight}", soft_wrap=True)
+
+
+def _share(share: Any) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"
