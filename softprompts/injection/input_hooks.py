@@ -251,7 +251,7 @@ class InputHooks:
             update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
             embeddings = embeddings + scale * update.to(dtype=embeddings.dtype, device=embeddings.device)
         if seen:
-            self._widen_later_step(pass_, inputs, layout, embeddings, columns)
+            self._widen_later_step(pass_, inputs, layout, embeddings, columns, real is not None)
         else:
             self._widen(pass_, inputs, layout, embeddings, real)
 
@@ -362,13 +362,13 @@ class InputHooks:
             inputs["position_ids"] = made if positions is not None or made is None else self._counted(made)
 
     def _widen_later_step(
-        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, columns: int
+        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, columns: int, masked: bool
     ) -> None:
         """A later step of a causal model: the prompt is in the cache, and mask and positions have to count it."""
         pass_.layout = None
         if pass_.update is not None:
             inputs["input_ids"], inputs["inputs_embeds"] = None, embeddings
-        if layout.new_mask is not None:
+        if layout.new_mask is not None and masked:
             inputs["attention_mask"] = layout.new_mask.to(torch.long)
         positions = inputs.get("position_ids")
         if not self.backbone.takes_positions:

@@ -15,12 +15,12 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from softprompts.backbones import sharded
+from softprompts.backbones import sharded, task_head
 from softprompts.backbones.backbone import quiet
 from softprompts.backbones.kinds import cache_in, differs, plain_ids, states_of, trial
 from softprompts.errors import SoftPromptError, first_line
@@ -113,13 +113,17 @@ def require_exact(state: State, prompt: Prompt) -> None:
         forms[type(prompt.method), config.positions, *prompt.sites] = lambda: check.prefix(prompt)
     for form, run in forms.items():
         if form not in state.checked:
-            state.checked[form] = check.cannot_run() or _outcome(run, check.name)
+            state.checked[form] = check.cannot_run() or _outcome(run, check.name, refuse=form[0] == "tokens")
 
 
-def _outcome(run: Callable[[], None], name: str) -> str:
+def _outcome(run: Callable[[], None], name: str, refuse: bool) -> str:
     try:
         run()
     except _NotRunError as error:
+        if refuse:
+            raise SoftPromptError(
+                f"whether input prompts are exact on {name} cannot be told: {error}; check=False attaches all the same"
+            ) from error
         warnings.warn(f"{name} was not checked with prompts: {error}", stacklevel=2)
         return str(error)
     return "exact"
@@ -164,12 +168,19 @@ class _Check:
             return torch.cat([states[: start + kept], states[start + len(given) + kept :]])
 
         with quiet(), trial(self.model):
-            expected = self._plain(typed)
             method = _Typed(
                 _TypedConfig(num_virtual_tokens=len(given), placement=config.placement),
                 self.backbone.embed(torch.tensor(given)),
             )
-            prompt = Prompt(method.config, method, None, [], (0, self.backbone.hidden_size))
+            head = task_head.new(self.backbone.heads, None, self.model)
+            prompt = Prompt(method.config, method, head, [], (0, self.backbone.hidden_size))
+            whole = self._whole_model(prompt, given, first, start, where)
+            try:
+                expected = self._plain(typed)
+            except _NotRunError:
+                if whole:  # base models that answer in another form
+                    return
+                raise
             own, other = self._prompted(prompt, [_NAME, None], batch, config.method)
             self._require(
                 f"{where}: a row without a prompt changes beside one that has an input prompt",
@@ -183,6 +194,79 @@ class _Check:
                 behind(expected[0]),
                 lambda: behind(self._stepwise(None, typed.row(0))[0]),
             )
+
+    def _whole_model(self, prompt: Prompt, given: list[int], first: list[int], start: int, where: str) -> bool:
+        """Compares what the model around the base model makes of a typed prompt and of the same as embeddings.
+
+        Heads may look at token ids too, such as where a question ends, and `generate` may add tokens of its own. Tells
+        whether there was something to compare.
+        """
+        model = self.model
+        if model.base_model is model and not self.seq2seq:
+            return False
+        prepare = getattr(model, "prepare_inputs_for_generation", None)
+        batch = self._batch([first])
+        if prepare is not None and self.backbone.kind != "encoder-decoder" and model.can_generate():
+            try:
+                prepared = prepare(batch.ids, attention_mask=batch.mask)
+            except Exception:  # not made to be called by itself
+                prepared = {}
+            ids = prepared.get("input_ids")
+            if isinstance(ids, Tensor) and ids.shape[1] > batch.ids.shape[1]:
+                raise SoftPromptError(f"{where}: generate puts tokens of its own behind the input at every step")
+        if self.causal:
+            return False
+        named = (getattr(model.config.get_text_config(), f"{name}_token_id", None) for name in ("question", "sep"))
+        question, end = (
+            [one] if isinstance(one, int) and 0 <= one < self.backbone.vocabulary_size else [] for one in named
+        )
+        special = [*first[:2], *question, *end, *end, *first[2:], *end]  # a question, a context
+        rows = [first, special] if len(special) > len(first) else [first]
+        last_pass = self.state.last_pass
+        try:
+            outcomes = [self._same_outputs(prompt, given, row, start, where) for row in rows]
+        finally:
+            self.state.last_pass = last_pass
+        return any(outcomes)
+
+    def _same_outputs(self, prompt: Prompt, given: list[int], row: list[int], start: int, where: str) -> bool:
+        """Whether the model runs; a `SoftPromptError` where what it says differs."""
+        model = self.model
+        typed = self._batch([[*row[:start], *given, *row[start:]]])
+        more: dict[str, Any] = {"return_dict": False}
+        if self.seq2seq:
+            more["decoder_input_ids"] = torch.tensor([plain_ids(model, 10)[-_ANSWERS:]], device=self.backbone.device)
+        whole: Any = model
+        if self.backbone.reads_first:  # the first token of all, or of the row: what goes into the head tells
+            whole = self._into_head
+        try:
+            plain = whole(input_ids=typed.ids, attention_mask=typed.mask, prompt_names=[None], **more)
+        except Exception:  # it wants more than a few tokens
+            return False
+        short = self._batch([row])
+        try:
+            with self.state.activate(Pass({_NAME: prompt}, [_NAME]), inside=False):
+                own = whole(input_ids=short.ids, attention_mask=short.mask, **more)
+        except Exception as error:
+            raise SoftPromptError(f"{where}: a pass of a few tokens fails ({first_line(error)})") from error
+        count = len(given)
+        for expected, ours in zip(plain, own, strict=False):
+            if not (isinstance(expected, Tensor) and isinstance(ours, Tensor) and expected.is_floating_point()):
+                continue
+            if expected.ndim > 1 and expected.shape[1] == typed.ids.shape[1] and ours.shape[1] == len(row):
+                expected = torch.cat([expected[:, :start], expected[:, start + count :]], 1)
+            told = (
+                f"{where}: its head or its decoder takes a prompt of tokens' embeddings for something else than these"
+            )
+            self._require(f"{told} tokens typed in front", ours[..., None], expected[..., None])
+        return True
+
+    def _into_head(self, **inputs: Any) -> tuple[Tensor | None]:
+        """The states that the base model hands to the head."""
+        seen: list[Any] = []
+        with self.model.base_model.register_forward_hook(lambda module, given, output: seen.append(output)):
+            cast(Any, self.model)(**inputs)
+        return (states_of(seen[0]),)
 
     # --- prefixes -----------------------------------------------------------------------------------------------
 
@@ -276,6 +360,8 @@ class _Check:
         cut = _ANSWERS - (1 if caching.get("use_cache") else 0)
         output = self._run(pass_, input_ids=None, decoder_input_ids=ids[:, :cut], **given)
         states, cache = _states(output, ids[:, :cut]), cache_in(output)
+        if cut < _ANSWERS and cache is None:
+            return _states(self._run(pass_, input_ids=None, decoder_input_ids=ids, **given), ids)
         if cut < _ANSWERS and cache is not None:
             given[cache[0]] = cache[1]
             later = self._run(pass_, input_ids=None, decoder_input_ids=ids[:, cut:], **given)

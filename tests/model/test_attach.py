@@ -158,7 +158,7 @@ def test_set_disable_and_delete() -> None:
     with pytest.raises(KeyError), model.disable_prompt():
         raise KeyError
     assert model.active_prompt == "prefix-tuning"
-    with pytest.warns(UserWarning, match="'prompt-tuning' is active now"), model.disable_prompt():  # noqa: PT031
+    with pytest.warns(UserWarning, match="'prompt-tuning' is active now"), model.disable_prompt():
         model.delete_prompt("prefix-tuning")
     assert list(model.prompts) == [model.active_prompt] == ["prompt-tuning"]
     assert torch.equal(model(**inputs).logits, by_name["prompt-tuning"])

@@ -167,3 +167,32 @@ def test_models_without_a_table_of_tokens_get_one_sentence(make: str) -> None:
     }[make]()
     with pytest.raises(sp.SoftPromptError, match="has no table of token embeddings, which soft prompts need"):
         sp.attach(model, PREFIX, seed=0)
+
+
+# --- what stands around the base model ----------------------------------------------------------------------------
+
+
+def test_a_head_that_reads_token_ids_is_refused() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    config = tf.LongformerConfig(vocab_size=60, attention_window=4, max_position_embeddings=40, **sizes)
+    model = tf.LongformerForSequenceClassification(config)
+    with pytest.raises(sp.SoftPromptError, match="its head or its decoder takes a prompt of tokens' embeddings for"):
+        sp.attach(model, sp.PromptTuningConfig(num_virtual_tokens=2))
+
+
+def test_a_model_whose_generate_adds_tokens_is_refused() -> None:
+    config = tf.XLMConfig(vocab_size=60, emb_dim=16, n_layers=1, n_heads=2, max_position_embeddings=40)
+    with pytest.raises(sp.SoftPromptError, match="generate puts tokens of its own behind the input"):
+        sp.attach(tf.XLMWithLMHeadModel(config), sp.PromptTuningConfig(num_virtual_tokens=2))
+
+
+def test_heads_that_take_more_than_states_and_give_several_tensors_run_by_row() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    config = tf.SplinterConfig(vocab_size=60, question_token_id=50, max_position_embeddings=40, **sizes)
+    model = sp.attach(tf.SplinterForQuestionAnswering(config).eval(), sp.PrefixTuningConfig(), "p")
+    ids = torch.tensor([[5, 50, 6, 7], [8, 9, 50, 10]])
+    together = model(ids, prompt_names=["p", None])
+    for row, name in enumerate(["p", None]):
+        alone = model(ids[row : row + 1], prompt_names=[name])
+        torch.testing.assert_close(alone.start_logits[0], together.start_logits[row])
+        torch.testing.assert_close(alone.end_logits[0], together.end_logits[row])

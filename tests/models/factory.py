@@ -42,7 +42,7 @@ _SPECIAL = re.compile(
 _NAMES_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")
 
 
-class NotBuilt(Exception):
+class NotBuiltError(Exception):
     """Why there is no tiny model of a class."""
 
 
@@ -69,7 +69,7 @@ def exception(model_type: str, key: str, default: Any = None) -> Any:
 def config_of(model_type: str) -> PreTrainedConfig:
     """The tiny config of a model type."""
     if exception(model_type, "not built"):
-        raise NotBuilt(exception(model_type, "not built"))
+        raise NotBuiltError(exception(model_type, "not built"))
     special = iter(range(FIRST_SPECIAL, VOCABULARY))
     ids: dict[str, int] = {}
     values = _shrunk(CONFIG_MAPPING[model_type], model_type, exception(model_type, "config", {}), special, ids)
@@ -89,7 +89,7 @@ def _shrunk(
             }
         )
     except Exception as error:
-        raise NotBuilt(f"its config has no defaults ({type(error).__name__}: {first_line(error)})") from error
+        raise NotBuiltError(f"its config has no defaults ({type(error).__name__}: {first_line(error)})") from error
     values: dict[str, Any] = {}
     layers = _layers_of(default)
     lists: dict[str, list[Any]] = {}
@@ -141,6 +141,8 @@ def _shrunk(
             indices *= 2
         values |= {name: [entries[index] for index in indices] for name, entries in lists.items()}
         values[layers[0]] = len(indices)
+    if "kv_lora_rank" in values and "num_key_value_heads" in values:  # all heads share what is compressed
+        values["num_key_value_heads"] = values.get("num_attention_heads", 4)
     if "rope_parameters" in default.__dict__:
         rope = _rope(default.rope_parameters, values)
         if rope is not None:
@@ -185,7 +187,7 @@ def model_of(
     """A tiny random model of a class, in evaluation mode, with the same numbers each time.
 
     Raises:
-        NotBuilt: there is none.
+        NotBuiltError: there is none.
     """
     kind, task = getattr(transformers, name), classes()[model_type][name]
     config = config if config is not None else config_of(model_type)
@@ -211,7 +213,7 @@ def model_of(
     try:
         model = kind(config)
     except ImportError as error:
-        raise NotBuilt(f"{first_line(error)}") from error
+        raise NotBuiltError(f"{first_line(error)}") from error
     if getattr(config, "_experts_implementation", None) is not None:
         model.set_experts_implementation("eager")  # grouped products know no float64
     model = model.to(dtype).eval()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import softprompts as sp
 from softprompts.errors import SoftPromptError
-from tests.models.factory import NotBuilt, classes, exception, first_line, model_of
+from tests.models.factory import NotBuiltError, classes, exception, first_line, model_of
 from tests.models.images import with_image
 from tests.models.rows import NEW, PROMPT, SHORT, Batch, Row, ShapeError, batch_of, difference, rows_of, said, span_loss
 
@@ -72,7 +72,7 @@ class Cell:
     note: str = ""
 
 
-class Unable(Exception):
+class UnableError(Exception):
     """The plain model cannot do what a check asks for."""
 
 
@@ -133,9 +133,10 @@ class Subject:
             self.call(self.plain, self.rows[:1])
             if self.task in GENERATING:
                 self.generated(self.plain, self.rows[:1])
+            left = self.call(self.plain, self.rows, "left") if self.tokens else []
         except Exception:
             return False
-        return True
+        return not any(bool(row.isnan().any()) for row in left)  # the masks of eager attention are, in float32 only
 
     def attach(self) -> None:
         """Attaches all prompts; those that are refused are noted with their sentence."""
@@ -210,7 +211,7 @@ class Subject:
             return span_loss(own)
         output = model(**batch.inputs, **named)
         if getattr(output, "loss", None) is None:
-            raise Unable("gives no loss")
+            raise UnableError("gives no loss")
         return output.loss
 
     def generated(self, model: Any, rows: Sequence[Row], cache: bool = True, **named: Any) -> list[Tensor]:
@@ -264,7 +265,7 @@ class Subject:
             for place in {"tokens": (0, 1), "spans": (0, 1), "rows": (0, 1, -1), "choice": (0, 1, -1)}.get(
                 self.task, (0,)
             ):
-                with contextlib.suppress(Unable, ShapeError):
+                with contextlib.suppress(UnableError, ShapeError):
                     right = [self.alone(i, None, PROMPT, place) for i in range(len(self.rows))]
                     gaps[place] = difference(ours, right)
             self.places = min(gaps, key=lambda place: gaps[place], default=0)
@@ -286,7 +287,7 @@ class Subject:
     def padded(self, names: Sequence[str | None], pad: str) -> list[Tensor]:
         """What the plain model says in a padded batch, tokens typed; to see what padding does to it."""
         if any(names) and (self.only_encoder or self.place < 0):
-            raise Unable("no plain batch is the same")
+            raise UnableError("no plain batch is the same")
         rows, places = [], []
         for row, name in zip(self.rows, names, strict=True):
             typed = {INPUT: PROMPT, "short": SHORT}.get(name or "", ())
@@ -324,17 +325,17 @@ def plainly(call: Callable[[], Any]) -> Any:
     """What a call of the plain model gives.
 
     Raises:
-        Unable: it fails.
+        UnableError: it fails.
     """
     try:
         return call()
-    except Unable:
+    except UnableError:
         raise
     except Exception as error:
-        raise Unable(f"{type(error).__name__}: {first_line(error)}") from error
+        raise UnableError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-# --- the checks ----------------------------------------------------------------------------------------------------------
+# --- the checks ----------------------------------------------------------------------------------------------------
 
 
 def judged(subject: Subject, gap: float, note: str = "") -> Cell:
@@ -349,7 +350,7 @@ def _rows(subject: Subject, ours: list[Tensor], names: Sequence[str | None], pad
     if max(gaps) <= subject.tolerance:
         return judged(subject, max(gaps))
     plain_names = [name if name in (INPUT, "short") else None for name in names]
-    with contextlib.suppress(Unable):
+    with contextlib.suppress(UnableError):
         padded = subject.padded(plain_names, pad)
         for number, name in enumerate(names):
             if name in (INPUT, "short", None):  # the plain model, given the same padding, is as right
@@ -448,7 +449,7 @@ def _backward(subject: Subject, method: str) -> tuple[Tensor, dict[str, Tensor]]
 
 def _require_loss(subject: Subject) -> None:
     if not bool(plainly(lambda: subject.loss(subject.plain, subject.rows)).isfinite()):
-        raise Unable("the loss of random weights is not finite")
+        raise UnableError("the loss of random weights is not finite")
 
 
 def check_gradient(subject: Subject, method: str) -> Cell:
@@ -466,7 +467,7 @@ def check_gradient(subject: Subject, method: str) -> Cell:
 def check_checkpointing(subject: Subject, method: str) -> Cell:
     """Loss and gradients with gradient checkpointing are those without."""
     if not getattr(subject.plain, "supports_gradient_checkpointing", False):
-        raise Unable("has no gradient checkpointing")
+        raise UnableError("has no gradient checkpointing")
     _require_loss(subject)
     loss, gradients = _gradients(subject, method, False)
     again, repeated = _gradients(subject, method, True)
@@ -516,7 +517,7 @@ def check_image(subject: Subject, method: str) -> Cell:
     try:
         row = with_image(subject)
     except LookupError as error:
-        raise Unable(error.args[0]) from error
+        raise UnableError(error.args[0]) from error
     typed = row.typed(PROMPT, 0)
     skip = (0, len(PROMPT))
     right = plainly(lambda: subject.call(subject.plain, [typed], skip=skip))
@@ -555,7 +556,7 @@ def cells(model_type: str, name: str, only: set[str] | None = None) -> Iterator[
     wanted = [check for check in checks_of(classes()[model_type][name]) if only is None or check in only]
     try:
         subject = Subject(model_type, name)
-    except NotBuilt as error:
+    except NotBuiltError as error:
         yield "build", Cell("not built", None, str(error))
         return
     except Exception as error:
@@ -563,7 +564,7 @@ def cells(model_type: str, name: str, only: set[str] | None = None) -> Iterator[
         return
     try:
         plainly(lambda: subject.call(subject.plain, subject.rows[:1]))
-    except Unable as error:
+    except UnableError as error:
         yield "build", Cell("not built", None, f"the plain model does not run: {error}")
         return
     yield "build", Cell("exact")
@@ -585,7 +586,7 @@ def cells(model_type: str, name: str, only: set[str] | None = None) -> Iterator[
             continue
         try:
             yield check, function(subject, method)
-        except Unable as error:
+        except UnableError as error:
             yield check, Cell("none", None, str(error))
         except SoftPromptError as error:
             yield check, Cell("refused", None, str(error))

@@ -22,7 +22,8 @@ _COLUMNS |= {"lora-prompt": "LoRA + prompt", "detach": "detach"}
 
 HEAD = """# Models
 
-Made by `make models` (`python -m tests.models --page docs/models.md`) with transformers {transformers} and torch {torch}.
+Made by `make models` (`python -m tests.models --page docs/models.md`) with transformers {transformers} and
+torch {torch}.
 Every model class in transformers' auto mappings that takes text (causal, masked and seq2seq language models, sequence
 and token classification, question answering, multiple choice, vision- and audio-language models) is built tiny and
 random from its own config, in float64 where it can be, and checked with five kinds of prompts:
@@ -141,7 +142,8 @@ def _cell(cells: Mapping[str, Cell], column: str, sentences: dict[str, int]) -> 
         checks = ", ".join(check.partition(": ")[2] for check, cell in own.items() if cell.verdict == "refused")
         return f"exact; {checks} refused [{numbers}]"
     if worst in ("WRONG", "crash"):
-        return f"{_SHOWN[worst]}: {', '.join(c.partition(': ')[2] for c, v in own.items() if v.verdict in ('WRONG', 'crash'))}"
+        failed = [check.partition(": ")[2] for check, cell in own.items() if cell.verdict in ("WRONG", "crash")]
+        return f"{_SHOWN[worst]}: {', '.join(failed)}"
     gaps = [cell.difference for cell in own.values() if cell.verdict == "exact" and cell.difference is not None]
     return f"exact ({max(gaps):.0e})" if worst == "exact" and gaps else _SHOWN[worst]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from softprompts.injection.batch_pass import Pass
 from tests.models import factory, oracles, page, runner
 
 SAMPLE = {
@@ -63,8 +64,7 @@ def test_the_oracles_see_a_prefix_without_effect(monkeypatch: pytest.MonkeyPatch
 
     def unseen(self: oracles.Subject) -> None:
         attach(self)
-        hooks = self.attached.__dict__["_softprompt_state"].hooks
-        monkeypatch.setattr(type(hooks), "prefix_of", lambda *_: None)
+        monkeypatch.setattr(Pass, "prefix", lambda *_: None)
 
     with monkeypatch.context() as patched:
         patched.setattr(oracles.Subject, "attach", unseen)
