@@ -79,9 +79,9 @@ def main() -> int:
     for family in settings.families:
         results = settings.results.resolve() / f"{family}.jsonl"
         run_family(source, family, results, settings.forms, settings.tests, settings.limit)
-    counts = report.counts(settings.results, settings.families, settings.forms)
+    counts = report.counts(settings.results, settings.families, settings.forms, settings.tests)
     print(report.table(counts))
-    faults = report.unexpected(settings.results, settings.families, settings.forms)
+    faults = report.unexpected(settings.results, settings.families, settings.forms, settings.tests)
     for row in faults:
         print(f"{row['family']}, {row['form']}: {row['case']}.{row['test']}: {row['outcome']} {row['message'][:200]}")
     return 1 if faults else 0

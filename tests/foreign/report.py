@@ -50,12 +50,13 @@ def differences() -> list[Difference]:
     return [Difference(**entry) for entry in yaml.safe_load(_EXPECTED.read_text())]
 
 
-def rows_of(folder: Path, families: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The last result of each test and form."""
+def rows_of(folder: Path, families: Iterable[str], tests: str = "") -> Iterator[dict[str, Any]]:
+    """The last result of each form and test; ``tests`` is a regular expression for what a name has in it."""
     for family in families:
         file = folder / f"{family}.jsonl"
         rows = map(json.loads, file.read_text().splitlines()) if file.is_file() else iter(())
-        yield from {(row["case"], row["test"], row["form"]): row | {"family": family} for row in rows}.values()
+        last = {(row["case"], row["test"], row["form"]): row | {"family": family} for row in rows}
+        yield from (row for row in last.values() if re.search(tests, row["test"]))
 
 
 def expected(row: dict[str, Any], known: Sequence[Difference]) -> Difference | None:
@@ -63,9 +64,11 @@ def expected(row: dict[str, Any], known: Sequence[Difference]) -> Difference | N
     return next((difference for difference in known if difference.covers(row)), None)
 
 
-def counts(folder: Path, families: Sequence[str], forms: Sequence[str]) -> dict[tuple[str, str], Counter[str]]:
+def counts(
+    folder: Path, families: Sequence[str], forms: Sequence[str], tests: str = ""
+) -> dict[tuple[str, str], Counter[str]]:
     """By family and form: passed "plain", passed "attached", "expected" differences, "unexpected" failures."""
-    known, rows = differences(), list(rows_of(folder, families))
+    known, rows = differences(), list(rows_of(folder, families, tests))
     plain = Counter(row["family"] for row in rows if row["form"] == "plain" and row["outcome"] == "passed")
     found: dict[tuple[str, str], Counter[str]] = {}
     for row in rows:
@@ -79,10 +82,10 @@ def counts(folder: Path, families: Sequence[str], forms: Sequence[str]) -> dict[
     return found
 
 
-def unexpected(folder: Path, families: Sequence[str], forms: Sequence[str]) -> list[dict[str, Any]]:
+def unexpected(folder: Path, families: Sequence[str], forms: Sequence[str], tests: str = "") -> list[dict[str, Any]]:
     """The failures that nothing explains."""
     known = differences()
-    attached = (row for row in rows_of(folder, families) if row["form"] in forms and row["outcome"] != "passed")
+    attached = (row for row in rows_of(folder, families, tests) if row["form"] in forms and row["outcome"] != "passed")
     return [row for row in attached if expected(row, known) is None]
 
 
@@ -101,14 +104,14 @@ def page(folder: Path, families: Sequence[str], forms: Sequence[str], tests: str
     known = differences()
     times = Counter(
         difference.why
-        for row in rows_of(folder, families)
+        for row in rows_of(folder, families, tests)
         if row["form"] in forms and row["outcome"] != "passed"
         if (difference := expected(row, known)) is not None
     )
     reasons = "\n".join(f"| {escaped(why)} | {number} |" for why, number in times.most_common())
     text = _PAGE.read_text().replace("{version}", transformers.__version__)
     chosen = f", the tests that `--tests '{tests}'` chooses" if tests else ""
-    text = text.replace("{chosen}", chosen).replace("{table}", table(counts(folder, families, forms)))
+    text = text.replace("{chosen}", chosen).replace("{table}", table(counts(folder, families, forms, tests)))
     return text.replace("{reasons}", f"| what differs, and why | results |\n|---|---|\n{reasons}")
 
 
