@@ -22,7 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from softprompts.attention.prefix import require_known
 from softprompts.backbones import packaged, quantized, sharded, task_head
-from softprompts.backbones.kinds import look, trial
+from softprompts.backbones.kinds import look, table_of, trial
 from softprompts.backbones.module_roles import Trace
 from softprompts.backbones.module_roles import states_given as states_given
 from softprompts.errors import SoftPromptError, first_line
@@ -102,8 +102,11 @@ class Backbone:
 
     @property
     def embeddings(self) -> nn.Module:
-        """The input embedding module, which may be replaced (``set_input_embeddings``)."""
-        return self.model.get_input_embeddings()
+        """The input embedding module, which may be replaced (``set_input_embeddings``).
+
+        Of an encoder-decoder whose halves have tables of their own, that of the encoder.
+        """
+        return table_of(self.model, self.entry if self.kind == "encoder-decoder" else None)
 
     @property
     def hidden_size(self) -> int:

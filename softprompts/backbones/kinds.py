@@ -69,7 +69,9 @@ def look(model: PreTrainedModel) -> Kind:
                 return Kind("encoder-decoder", encoder, decoder)
             with trial(model):
                 calls, _ = _calls(encoder, _ids(model))
-                return Kind("encoder-decoder", encoder, decoder, *_taking(model, encoder, embeddings, calls))
+                return Kind(
+                    "encoder-decoder", encoder, decoder, *_taking(model, encoder, table_of(model, encoder), calls)
+                )
     if model.main_input_name != "input_ids":
         return Kind(_by_table(model), base)
     with trial(model):
@@ -189,6 +191,12 @@ def _by_attention(model: PreTrainedModel, calls: list[_Call]) -> str:
     if 0 < difference <= 8 * torch.finfo(states.dtype).eps * size:
         return _by_table(model)
     return "encoder" if difference else "decoder"
+
+
+def table_of(model: PreTrainedModel, encoder: nn.Module | None) -> nn.Module:
+    """Returns the module that embeds ids: an encoder's own, which need not be tied to the model's."""
+    own = encoder.get_input_embeddings() if isinstance(encoder, PreTrainedModel) else None
+    return own if isinstance(own, nn.Embedding) else model.get_input_embeddings()
 
 
 def _taking(model: PreTrainedModel, entry: nn.Module, embeddings: nn.Module, calls: list[_Call]) -> tuple[float, str]:

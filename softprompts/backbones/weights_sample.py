@@ -19,8 +19,9 @@ def sample_of(model: Any) -> list[float] | None:
     table = model.get_input_embeddings().weight
     if type(table.data) is not torch.Tensor or table.is_meta or not table.is_floating_point() or table.ndim != 2:
         return None
-    rows, columns = (torch.linspace(0, size - 1, 2 * _PLACES).long()[1::2] for size in table.shape)
-    return [float(f"{value:.4g}") for value in table.data[rows.to(table.device), columns.to(table.device)].tolist()]
+    with table.device:
+        rows, columns = (torch.linspace(0, size - 1, 2 * _PLACES).long()[1::2] for size in table.shape)
+    return [float(f"{value:.4g}") for value in table.data[rows, columns].tolist()]
 
 
 def alike(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -113,7 +113,8 @@ def require_exact(state: State, prompt: Prompt) -> None:
         forms[type(prompt.method), config.positions, *prompt.sites] = lambda: check.prefix(prompt)
     for form, run in forms.items():
         if form not in state.checked:
-            state.checked[form] = check.cannot_run() or _outcome(run, check.name, refuse=form[0] == "tokens")
+            with state.backbone.device:  # whatever the default device is
+                state.checked[form] = check.cannot_run() or _outcome(run, check.name, refuse=form[0] == "tokens")
 
 
 def _outcome(run: Callable[[], None], name: str, refuse: bool) -> str:

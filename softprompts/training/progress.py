@@ -66,11 +66,11 @@ class _CutText(TextColumn):
 
 
 class Bar:
-    """A line for each run with its steps, loss and main metric; without a terminal, a line at each evaluation."""
+    """A line for each run with its steps, loss and main metric; without one, a line at each evaluation of one run."""
 
     def __init__(self, lanes: list[Lane], wanted: bool):
         self.console = Console(stderr=True, markup=False, highlight=False)
-        self.lines = wanted and not self.console.is_terminal
+        self.lines = wanted and not self.console.is_terminal and len(lanes) == 1
         self.began = time.perf_counter()
         self.first = {lane.name: lane.step for lane in lanes}
         steps, left = (Column(no_wrap=True) for _ in range(2))
@@ -82,7 +82,7 @@ class Bar:
             TimeRemainingColumn(table_column=left),
             _CutText("{task.fields[note]}"),
             console=self.console,
-            disable=not wanted or self.lines,
+            disable=not wanted or not self.console.is_terminal,
         )
         add = self.progress.add_task
         self.tasks = {lane.name: add(lane.name, total=lane.total_steps, completed=lane.step, note="") for lane in lanes}

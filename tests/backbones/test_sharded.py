@@ -18,7 +18,7 @@ from saved import Cli, model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts import processes
-from softprompts.backbones import sharded
+from softprompts.backbones import sharded, task_head
 from tests.backbones import sharded_scenarios as scenarios
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_what_cannot_be_copied_in_parts_is_refused() -> None:
     in_parts(model.classifier.weight)
     assert sharded.shape_of(model.classifier.weight) == shape and sharded.is_sharded(model.classifier.weight)
     with pytest.raises(sp.SoftPromptError, match="task head of BertForSequenceClassification was loaded in parts"):
-        sp.attach(model, tiny.METHODS["prompt-tuning"])
+        task_head.new({"classifier": model.classifier}, None, model)
     model = sp.attach(tiny.model("llama", torch.float32))
     model.model.norm.weight.data = torch.empty(0)
     with pytest.raises(sp.SoftPromptError, match="'norm' is empty and cannot be copied"):

@@ -132,7 +132,7 @@ def train_and_score(bench: Workbench, method: sp.MethodConfig, folder: Path) -> 
         assert any(not torch.equal(tensor, start[key]) for key, tensor in trained.named_parameters())
     finally:
         for each in list(bench.model.prompts):
-            bench.model.delete_prompt(each)
+            bench.model.forget_prompt(each)
 
 
 @pytest.mark.parametrize(("kind", "name", "template", "answering"), cases(*MODELS))
