@@ -53,6 +53,17 @@ _VALIDATE: Any = PreTrainedConfig.validate_output_attentions
 setattr(PreTrainedConfig, "output_attentions", _OUTPUT_ATTENTIONS.setter(_set_output_attentions))  # noqa: B010
 setattr(PreTrainedConfig, "validate_output_attentions", _validate_output_attentions)  # noqa: B010
 
+
+def _replace_validator(config_class: Any) -> None:
+    """Classes that were made before hold the function that they had then."""
+    held = vars(config_class).get("__class_validators__", [])
+    held[:] = [_validate_output_attentions if each is _VALIDATE else each for each in held]
+    for derived in config_class.__subclasses__():
+        _replace_validator(derived)
+
+
+_replace_validator(PreTrainedConfig)
+
 # For `softprompts.model`, which knows no acceleration.
 follow_changes, follow_checkpointing, checkpoints = changes.follow, checkpointing.wrap_functions, checkpointing.is_on
 
