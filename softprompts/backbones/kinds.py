@@ -196,7 +196,8 @@ def _by_attention(model: PreTrainedModel, calls: list[_Call]) -> str:
 def table_of(model: PreTrainedModel, encoder: nn.Module | None) -> nn.Module:
     """Returns the module that embeds ids: an encoder's own, which need not be tied to the model's."""
     own = encoder.get_input_embeddings() if isinstance(encoder, PreTrainedModel) else None
-    return own if isinstance(own, nn.Embedding) else model.get_input_embeddings()
+    shared = model.get_input_embeddings()
+    return own if isinstance(own, nn.Embedding) and own.weight is not shared.weight else shared
 
 
 def _taking(model: PreTrainedModel, entry: nn.Module, embeddings: nn.Module, calls: list[_Call]) -> tuple[float, str]:

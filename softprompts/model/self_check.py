@@ -175,7 +175,7 @@ class _Check:
             )
             head = task_head.new(self.backbone.heads, None, self.model)
             prompt = Prompt(method.config, method, head, [], (0, self.backbone.hidden_size))
-            whole = self._whole_model(prompt, given, first, start, where)
+            whole = self._whole_model(prompt, given, first, start, int(reads_first), where)
             try:
                 expected = self._plain(typed)
             except _NotRunError:
@@ -196,7 +196,9 @@ class _Check:
                 lambda: behind(self._stepwise(None, typed.row(0))[0]),
             )
 
-    def _whole_model(self, prompt: Prompt, given: list[int], first: list[int], start: int, where: str) -> bool:
+    def _whole_model(
+        self, prompt: Prompt, given: list[int], first: list[int], start: int, kept: int, where: str
+    ) -> bool:
         """Compares what the model around the base model makes of a typed prompt and of the same as embeddings.
 
         Heads may look at token ids too, such as where a question ends, and `generate` may add tokens of its own. Tells
@@ -225,12 +227,14 @@ class _Check:
         rows = [first, special] if len(special) > len(first) else [first]
         last_pass = self.state.last_pass
         try:
-            outcomes = [self._same_outputs(prompt, given, row, start, where) for row in rows]
+            outcomes = [self._same_outputs(prompt, given, row, start, kept, where) for row in rows]
         finally:
             self.state.last_pass = last_pass
         return any(outcomes)
 
-    def _same_outputs(self, prompt: Prompt, given: list[int], row: list[int], start: int, where: str) -> bool:
+    def _same_outputs(
+        self, prompt: Prompt, given: list[int], row: list[int], start: int, kept: int, where: str
+    ) -> bool:
         """Whether the model runs; a `SoftPromptError` where what it says differs."""
         model = self.model
         typed = self._batch([[*row[:start], *given, *row[start:]]])
@@ -250,12 +254,12 @@ class _Check:
                 own = whole(input_ids=short.ids, attention_mask=short.mask, **more)
         except Exception as error:
             raise SoftPromptError(f"{where}: a pass of a few tokens fails ({first_line(error)})") from error
-        count = len(given)
+        kept, count = start + kept, len(given)  # a first column that is read is the prompt's
         for expected, ours in zip(plain, own, strict=False):
             if not (isinstance(expected, Tensor) and isinstance(ours, Tensor) and expected.is_floating_point()):
                 continue
             if expected.ndim > 1 and expected.shape[1] == typed.ids.shape[1] and ours.shape[1] == len(row):
-                expected = torch.cat([expected[:, :start], expected[:, start + count :]], 1)
+                expected = torch.cat([expected[:, :kept], expected[:, kept + count :]], 1)
             told = (
                 f"{where}: its head or its decoder takes a prompt of tokens' embeddings for something else than these"
             )
