@@ -53,6 +53,17 @@ _VALIDATE: Any = PreTrainedConfig.validate_output_attentions
 setattr(PreTrainedConfig, "output_attentions", _OUTPUT_ATTENTIONS.setter(_set_output_attentions))  # noqa: B010
 setattr(PreTrainedConfig, "validate_output_attentions", _validate_output_attentions)  # noqa: B010
 
+
+def _follow_validator(config_class: Any) -> None:
+    """Puts our validator in place of transformers' in the classes that exist already, which keep a list of theirs."""
+    validators = config_class.__dict__.get("__class_validators__", [])
+    validators[:] = [_validate_output_attentions if each is _VALIDATE else each for each in validators]
+    for subclass in config_class.__subclasses__():
+        _follow_validator(subclass)
+
+
+_follow_validator(PreTrainedConfig)
+
 # For `softprompts.model`, which knows no acceleration.
 follow_changes, follow_checkpointing, checkpoints = changes.follow, checkpointing.wrap_functions, checkpointing.is_on
 
