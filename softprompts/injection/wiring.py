@@ -54,15 +54,15 @@ setattr(PreTrainedConfig, "output_attentions", _OUTPUT_ATTENTIONS.setter(_set_ou
 setattr(PreTrainedConfig, "validate_output_attentions", _validate_output_attentions)  # noqa: B010
 
 
-def _follow_validator(config_class: Any) -> None:
-    """Puts our validator in place of transformers' in the classes that exist already, which keep a list of theirs."""
-    validators = config_class.__dict__.get("__class_validators__", [])
-    validators[:] = [_validate_output_attentions if each is _VALIDATE else each for each in validators]
-    for subclass in config_class.__subclasses__():
-        _follow_validator(subclass)
+def _replace_validator(config_class: Any) -> None:
+    """Classes that were made before hold the function that they had then."""
+    held = vars(config_class).get("__class_validators__", [])
+    held[:] = [_validate_output_attentions if each is _VALIDATE else each for each in held]
+    for derived in config_class.__subclasses__():
+        _replace_validator(derived)
 
 
-_follow_validator(PreTrainedConfig)
+_replace_validator(PreTrainedConfig)
 
 # For `softprompts.model`, which knows no acceleration.
 follow_changes, follow_checkpointing, checkpoints = changes.follow, checkpointing.wrap_functions, checkpointing.is_on

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -71,19 +69,6 @@ def test_attention_maps_can_be_asked_for_in_the_config(family: str) -> None:
     assert model(IDS).attentions is None
     with pytest.raises(ValueError, match="output_attentions"):
         tiny.attached(family, "prefix-tuning").config.output_attentions = True
-
-
-def test_classes_of_configs_that_came_before_softprompts_take_the_setting_too() -> None:
-    lines = (
-        "import transformers as tf",
-        "settings = dict(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)",
-        "config = tf.LlamaConfig(**settings, bos_token_id=1, eos_token_id=2, attn_implementation='eager')",
-        "import softprompts as sp",
-        "model = sp.attach(tf.LlamaForCausalLM(config), sp.PrefixTuningConfig(num_virtual_tokens=2))",
-        "model.config.output_attentions = True",
-        "model.config.validate()",
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", "\n".join(lines)], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
