@@ -110,7 +110,7 @@ def page(folder: Path, families: Sequence[str], forms: Sequence[str], tests: str
     )
     reasons = "\n".join(f"| {escaped(why)} | {number} |" for why, number in times.most_common())
     text = _PAGE.read_text().replace("{version}", transformers.__version__)
-    chosen = f", the tests that `--tests '{tests}'` chooses" if tests else ""
+    chosen = f", and of the tests those whose names have this in them: `{tests}`" if tests else ""
     text = text.replace("{chosen}", chosen).replace("{table}", table(counts(folder, families, forms, tests)))
     return text.replace("{reasons}", f"| what differs, and why | results |\n|---|---|\n{reasons}")
 
