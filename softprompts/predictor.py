@@ -19,10 +19,10 @@ from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks import Task, padding_id
 from softprompts.tasks.data import recorded_data
-from softprompts.tasks.encode import encode_examples, say_cut
+from softprompts.tasks.encode import encode_examples, marker, say_cut
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.task_reader import Answer as Answer
-from softprompts.tasks.task_reader import Entry, ReadRows, TaskReader, Text
+from softprompts.tasks.task_reader import ReadRows, TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
 from softprompts.training.prediction import Prediction, predict
 
@@ -113,28 +113,6 @@ class Predictor:
         """
         return self.reader.read_file(file, text, text_pair, fields, sep)
 
-    def read_entries(
-        self,
-        file: str | Path,
-        text: str | None = None,
-        text_pair: str | None = None,
-        fields: Fields | None = None,
-        sep: str | None = None,
-    ) -> list[Entry]:
-        """All rows of a file, with those that cannot be labelled, see `TaskReader.read_entries`."""
-        return self.reader.read_entries(file, text, text_pair, fields, sep)
-
-    def labelled(
-        self,
-        file: str | Path,
-        text: str | None = None,
-        text_pair: str | None = None,
-        fields: Fields | None = None,
-        label: str | None = None,
-    ) -> list[Example]:
-        """The rows of a file with their labels, see `TaskReader.labelled`."""
-        return self.reader.labelled(file, text, text_pair, fields, label)
-
     def row(
         self,
         text: str | None = None,
@@ -176,7 +154,7 @@ class Predictor:
         return self.reader.answers(rows, self._predict(rows, batch_size))
 
     def score(self, examples: Sequence[Example], batch_size: int = 32) -> tuple[list[Answer], dict[str, float]]:
-        """Labels rows whose labels are known, such as those of `labelled` or of a task.
+        """Labels rows whose labels are known, such as those of a task or of `TaskReader.labelled`.
 
         Returns:
             An answer for each row, and the task's metrics of all of them.
@@ -184,7 +162,8 @@ class Predictor:
         encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
         rows = ReadRows(self.task, list(examples), encoded)
         prediction = self._predict(rows, batch_size)
-        return self.reader.answers(rows, prediction), self.reader.judge(examples, prediction, encoded)
+        metrics = marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
+        return self.reader.answers(rows, prediction), metrics
 
     def evaluate(
         self,
@@ -200,8 +179,8 @@ class Predictor:
         """What the prompt gets right and wrong on labelled rows.
 
         Args:
-            file: the rows, see `labelled`; None: the test rows of the run that the prompt is from, or its validation
-                rows where it has none.
+            file: the rows, each with its label by name or by index; None: the test rows of the run that the prompt is
+                from, or its validation rows where it has none.
             text: column of the first field.
             text_pair: column of the second field.
             fields: columns of fields by name.
@@ -216,7 +195,7 @@ class Predictor:
         from softprompts.tasks.errors_made import errors_made
 
         if file is not None:
-            examples, rows_of = self.labelled(file, text, text_pair, fields, label), Path(file).name
+            examples, rows_of = self.reader.labelled(file, text, text_pair, fields, label), Path(file).name
         else:
             examples, rows_of = self._own_rows(data_dir)
         answers, metrics = self.score(examples, batch_size)

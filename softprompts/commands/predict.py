@@ -83,7 +83,7 @@ def predict(
     with err.status("loading the model"):
         predictor = Predictor(source, model)
     if file is not None:
-        entries = predictor.read_entries(file, text, text_pair, fields, separator)
+        entries = predictor.reader.read_entries(file, text, text_pair, fields, separator)
     else:
         typed = [predictor.row(one, text_pair, fields, choice or ()) for one in (*(texts or (None,)),)]
         entries = [Entry(row, row) for row in typed]
@@ -92,14 +92,13 @@ def predict(
         raise SoftPromptError(f"{file} holds no texts")
     if faults and (on_error == "stop" or len(faults) == len(entries)):
         raise SoftPromptError(faults[0])
-    usable = [entry for entry in entries if entry.fields is not None]
-    rows = [entry.fields for entry in usable if entry.fields is not None]
+    rows = [entry.fields for entry in entries if entry.fields is not None]
     answers = predictor(rows, batch_size=batch_size)
     if predictor.cut:
         err.print(predictor.cut, soft_wrap=True)
     if output is not None:
-        found = dict(zip(map(id, usable), answers, strict=True))
-        _write_answers([(entry, found.get(id(entry))) for entry in entries], output, every)
+        rest = iter(answers)
+        _write_answers([(entry, None if entry.fields is None else next(rest)) for entry in entries], output, every)
     else:
         _show_answers(predictor, rows, answers)
     if faults:

@@ -25,12 +25,11 @@ from softprompts.tasks.columns import (
     field_name,
     find_columns,
     holds_list,
-    read_example,
     text_of,
     with_choice_fields,
     words_of,
 )
-from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, marker, new_tokens
+from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
@@ -39,6 +38,7 @@ from softprompts.tasks.label_names import Labels
 from softprompts.tasks.spec import BAD_ROW, Spec
 from softprompts.tasks.tag_schemes import OUTSIDE, entities, tags_entities
 from softprompts.tasks.task import Task
+from softprompts.tasks.user_files import read_examples, with_indices
 from softprompts.tasks.word_lines import sentences
 
 Text = tuple[str, str | None]
@@ -231,20 +231,18 @@ class TaskReader:
         Raises:
             SoftPromptError: no such file or column.
         """
-        path, names = Path(file), self.fields
+        path = Path(file)
         if (path.suffix.lower() == ".txt" or str(file) == "-") and sep is None:
             lines = (sys.stdin.read() if str(file) == "-" else read_text(path)).splitlines()
+            first = self.fields[0]
             if lines:
-                self._require_fields({names[0]: ""}, path)
-            texts = [(f"{path}: line {number} is empty", line) for number, line in enumerate(lines, 1)]
+                self._require_fields({first: ""}, path)
             return [
-                Entry({names[0]: line}, {names[0]: line}) if line.strip() else Entry({}, fault=fault)
-                for fault, line in texts
+                Entry(row, row) if line.strip() else Entry({}, fault=f"{path}: line {number} is empty")
+                for number, line in enumerate(lines, 1)
+                for row in [{first: line}]
             ]
-        columns = {name: column for name, column in zip(names, (text, text_pair), strict=False) if column is not None}
-        columns.update(fields or {})
-        for name in columns:
-            self._require_field(name)
+        columns = self._named(text, text_pair, fields)
         tagged = self.task.kind == "tagging"
         found = read_rows(path, sep, tagged=tagged)
         if tagged:
@@ -282,32 +280,26 @@ class TaskReader:
         path, form = Path(file), self.task.form
         rows = read_rows(path, tagged=form.kind == "tagging")
         if self._prepare is not None:
-            return SPECS[self.task.name].under(self.task.name, None).examples(path, rows)
-        named = {
-            name: column for name, column in zip(self.fields, (text, text_pair), strict=False) if column is not None
-        }
-        named.update(fields or {})
-        for name in named:
-            self._require_field(name)
-        brought = tuple(name for name in fixed_choices(form) if name in rows[0][1])
-        own = {name: column for name, column in self._columns(rows[0][1], named).items() if name not in brought}
-        columns = find_columns(path, rows[0][1], form.kind, own, label, brought, None)
-        labels = Labels.of(form.labels) if form.kind in ("classification", "tagging") else None
-        examples = []
-        for line, row in rows:
-            example = read_example(columns, path, line, row)
-            if form.kind == "choice" and form.choices and isinstance(columns.choices, str):
-                example = with_choice_fields(example)
-            if labels is not None:
-                names = example.label if form.kind == "tagging" else [example.label]
-                indices = tuple(labels.index(name, f"{path}: line {line}", "one of the prompt's") for name in names)
-                example = replace(example, label=indices if form.kind == "tagging" else indices[0])
-            examples.append(example)
+            return SPECS[self.task.name].examples(path, rows)
+        first = rows[0][1]
+        brought = tuple(name for name in fixed_choices(form) if name in first)
+        own = self._columns(first, self._named(text, text_pair, fields))
+        own = {name: column for name, column in own.items() if name not in brought}
+        columns = find_columns(path, first, form.kind, own, label, brought, None)
+        examples = read_examples(columns, path, rows)
+        if form.kind == "choice" and form.choices and isinstance(columns.choices, str):
+            return [with_choice_fields(example) for example in examples]
+        if form.kind in ("classification", "tagging"):
+            return with_indices(path, examples, Labels.of(form.labels), "one of the prompt's")
         return examples
 
-    def judge(self, examples: Sequence[Example], prediction: Any, encoded: Encoded) -> dict[str, float]:
-        """The task's metrics of a prediction for encoded labelled rows."""
-        return marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
+    def _named(self, text: str | None, text_pair: str | None, fields: Mapping[str, str] | None) -> dict[str, str]:
+        """The columns that are named, by field; raises a `SoftPromptError` for a field that the task does not have."""
+        named = dict(zip(self.fields, (text, text_pair), strict=False))
+        columns = {name: column for name, column in {**named, **(fields or {})}.items() if column is not None}
+        for name in columns:
+            self._require_field(name)
+        return columns
 
     def _read(self, path: Path, line: int, row: Row, named: Mapping[str, str]) -> Row:
         """The fields of a file's row as texts, with its words or choices where it has some."""

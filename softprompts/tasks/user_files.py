@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -30,6 +30,7 @@ from softprompts.tasks.form import CHOICE, KINDS, Form
 from softprompts.tasks.label_names import Labels, several_labels
 from softprompts.tasks.spec import Spec
 from softprompts.tasks.splits import OFFICIAL
+from softprompts.tasks.tables import Numbered
 from softprompts.tasks.task import Task
 from softprompts.tasks.word_lines import sentences
 from softprompts.validation import translated
@@ -215,15 +216,7 @@ class FileTask(Writing):
         path, (line, first) = files["train"], rows["train"][0]
         place = line if path.name.lower().endswith(_JSON) else None
         columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, place)
-        if tagged:
-            words = columns.fields[WORDS]
-            rows = {split: sentences(files[split], numbered, words, columns.label) for split, numbered in rows.items()}
-        if self.kind == "regression":
-            rows = {split: with_points(files[split], numbered, columns.label) for split, numbered in rows.items()}
-        return columns, {
-            split: [read_example(columns, files[split], line, row) for line, row in numbered]
-            for split, numbered in rows.items()
-        }
+        return columns, {split: read_examples(columns, files[split], numbered) for split, numbered in rows.items()}
 
     def _labels(self, path: Path, train: list[Example]) -> Labels | None:
         """The labels of the task, where its kind has labels."""
@@ -251,12 +244,7 @@ class FileTask(Writing):
     def _indexed(self, files: Mapping[str, Path], split: str, rows: list[Example], labels: Labels) -> list[Example]:
         """Replaces the labels of rows by indices."""
         where = "" if self.labels or split == "train" else f"in {files['train'].name}, which has"
-        indexed = []
-        for row in rows:
-            names = row.label if self.kind == "tagging" else [row.label]
-            indices = tuple(labels.index(name, f"{files[split]}: line {row.id}", where) for name in names)
-            indexed.append(replace(row, label=indices if self.kind == "tagging" else indices[0]))
-        return indexed
+        return with_indices(files[split], rows, labels, where)
 
     def _form(self, columns: Columns, first: Example, choices: int, labels: tuple[str, ...]) -> Form:
         settings = {name: value for name, value in self.changes().items() if name != "metrics"}
@@ -277,6 +265,33 @@ class FileTask(Writing):
                 if finite_number(word) is None:
                     raise SoftPromptError(f"label words: '{word}' is not a number, which the labels are")
         return Form(kind=self.kind, labels=labels, fields=tuple(first.fields), **{**more, **settings})
+
+
+def read_examples(columns: Columns, path: Path, rows: Numbered) -> list[Example]:
+    """Makes examples of the rows of a file, with labels as they stand there.
+
+    Raises:
+        SoftPromptError: a row that cannot be used; names the file and the line.
+    """
+    if columns.kind == "tagging":
+        rows = sentences(path, rows, columns.fields[WORDS], columns.label)
+    if columns.kind == "regression":
+        rows = with_points(path, rows, columns.label)
+    return [read_example(columns, path, line, row) for line, row in rows]
+
+
+def with_indices(path: Path, rows: Iterable[Example], labels: Labels, where: str = "") -> list[Example]:
+    """Replaces the labels of rows, or of their words, by indices; ``where`` says in words where these are from.
+
+    Raises:
+        SoftPromptError: a label that is none of them; names the file and the line.
+    """
+    indexed = []
+    for row in rows:
+        names = row.label if row.words else [row.label]
+        indices = tuple(labels.index(name, f"{path}: line {row.id}", where) for name in names)
+        indexed.append(replace(row, label=indices if row.words else indices[0]))
+    return indexed
 
 
 def file_task(owner: str, said: Mapping[str, Any]) -> FileTask:

@@ -44,6 +44,20 @@ def test_columns_by_other_names_and_labels_by_index(cli: Cli, run: Path, tmp_pat
     assert json.loads(out)["baseline"][0] == "positive"
 
 
+def test_files_are_read_as_in_training(cli: Cli, tmp_path: Path) -> None:
+    words = tmp_path / "words.csv"
+    words.write_text("words,tags\nAnn,B-PER\nsings,O\n\nBob,B-PER\nin,O\nRome,B-LOC\n")
+    scores = tmp_path / "scores.csv"
+    scores.write_text("text;label\ngood film;2,5\nbad film;0,5\nfine plot;1,5\npoor plot;0,25\n")
+    for file, kind, count in ((words, "tagging", 2), (scores, "regression", 4)):
+        folder = tmp_path / kind
+        options = ["--kind", kind, "--validation", file, "--steps", 1, "--folder", folder]
+        cli.fine("train", "--data", file, "--model", model_folder("bert"), *options)
+        found = json.loads(cli.fine("evaluate", folder, "--data", file, "--json").out)
+        assert found["rows"] == count
+    assert [label for label, _ in found["points"]] == [2.5, 0.5, 1.5, 0.25]
+
+
 def test_wrong_input_is_one_line_and_leaves_nothing(cli: Cli, run: Path, tmp_path: Path) -> None:
     (run / "report.html").unlink(missing_ok=True)
     bad = write_jsonl(tmp_path / "bad.jsonl", [{"text": "good", "label": "other"}])
