@@ -24,7 +24,7 @@ from softprompts.errors import first_line
 KINDS = ("encoder", "decoder", "encoder-decoder")
 # By type, how far two computations of the same numbers may differ, as a part of the largest of them.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
-_CACHES = ("past_key_values", "cache_params", "state")  # names of caches in outputs
+CACHES = ("past_key_values", "cache_params", "state")  # transformers' names of a cache, in inputs and outputs
 _COARSE = 0.1  # of types with fewer digits, and of quantised weights
 
 
@@ -149,14 +149,13 @@ def _calls(whole: nn.Module, ids: Tensor) -> tuple[list[_Call], bool]:
     finally:
         for handle in handles:
             handle.remove()
-    return [_Call(module, given[module], made[module]) for module in chain if module in made], cache_in(
-        output
-    ) is not None
+    calls = [_Call(module, given[module], made[module]) for module in chain if module in made]
+    return calls, cache_in(output) is not None
 
 
 def cache_in(output: Any) -> tuple[str, Any] | None:
     """Returns the cache in an output of a model and its name there; None without one."""
-    names = [name for name in _CACHES if isinstance(output, dict) and output.get(name) is not None]
+    names = [name for name in CACHES if isinstance(output, dict) and output.get(name) is not None]
     return (names[0], output[names[0]]) if names else None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, Recorder, site_of
 from softprompts.backbones.backbone import states_given
-from softprompts.backbones.kinds import trial
+from softprompts.backbones.kinds import CACHES, trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.changes import follow
@@ -25,8 +25,6 @@ from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, po
 from softprompts.injection.outputs import is_table, restored, tensors
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
-
-CACHES = ("past_key_values", "cache_params", "state")  # transformers' names of a causal model's cache
 
 
 class InputHooks:

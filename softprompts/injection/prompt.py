@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -157,9 +158,9 @@ def new_prompt(
 
 def _check_components(config: MethodConfig, method: Method) -> None:
     """Raises a `SoftPromptError` for a parameter that would never be trained, or be trained twice."""
-    listed = [id(parameter) for component in method.components().values() for parameter in component.parameters]
+    listed = Counter(id(part) for component in method.components().values() for part in component.parameters)
     for name, parameter in method.named_parameters():
-        times = listed.count(id(parameter))
+        times = listed[id(parameter)]
         if parameter.requires_grad and times != 1:
             raise SoftPromptError(
                 f"{config.method}: components() lists the parameter '{name}' {times} times; once is right"

@@ -24,10 +24,11 @@ from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.masking_utils import create_masks_for_generate
 
 from softprompts.backbones import quantized, sharded
+from softprompts.backbones.kinds import CACHES
 from softprompts.backbones.task_head import mean_loss, token_loss
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass, context_of
-from softprompts.injection.input_hooks import CACHES, columns_in
+from softprompts.injection.input_hooks import columns_in
 from softprompts.injection.outputs import own_mask, restore_encoders, restored
 from softprompts.injection.prompt import Prompt, PromptSet, new_prompt, require
 from softprompts.injection.recorded_prefix import recorded_prefix

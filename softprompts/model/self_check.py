@@ -74,15 +74,12 @@ class _Batch:
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool) -> _Batch:
         length = max(map(len, rows))
-        padding = [[0] * (length - len(row)) for row in rows]
-        mask = [
-            [*space, *[1] * len(row)] if left else [*[1] * len(row), *space]
-            for space, row in zip(padding, rows, strict=True)
-        ]
-        ids = [
-            [*[pad] * len(space), *row] if left else [*row, *[pad] * len(space)]
-            for space, row in zip(padding, rows, strict=True)
-        ]
+
+        def padded(row: Sequence[int], filler: int) -> list[int]:
+            space = [filler] * (length - len(row))
+            return [*space, *row] if left else [*row, *space]
+
+        ids, mask = [padded(row, pad) for row in rows], [padded([1] * len(row), 0) for row in rows]
         return cls(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
     def row(self, index: int) -> _Batch:

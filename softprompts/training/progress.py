@@ -66,7 +66,10 @@ class _CutText(TextColumn):
 
 
 class Bar:
-    """A line for each run with its steps, loss and main metric; without one, a line at each evaluation of one run."""
+    """In a terminal, a line for each run with its steps, loss and main metric, kept up to date.
+
+    Elsewhere, a run that trains alone prints a line at each evaluation, and several print nothing.
+    """
 
     def __init__(self, lanes: list[Lane], wanted: bool):
         self.console = Console(stderr=True, markup=False, highlight=False)
@@ -96,7 +99,9 @@ class Bar:
 
     def show(self, lanes: list[Lane], due: list[Lane]) -> None:
         """Brings the lines up to date; ``due`` were evaluated just now."""
-        for lane in due if self.lines else () if self.progress.disable else lanes:
+        if self.progress.disable and not self.lines:
+            return
+        for lane in due if self.lines else lanes:
             note = f"loss {lane.history[-1]['loss'] if self.lines else lane.loss:.4f}"
             if lane.last_metrics:
                 name, value = next(iter(lane.last_metrics.items()))

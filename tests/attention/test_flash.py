@@ -81,24 +81,7 @@ def loaded(family: str, kernel: str = "flash_attention_2", **config: Any) -> Any
 
 
 def attached(family: str, *names: str, kernel: str = "flash_attention_2", **config: Any) -> Any:
-    model = sp.attach(loaded(family, kernel, **config), check=False)  # the stand-in is slow
-    for i, name in enumerate(names):
-        model.add_prompt(name, tiny.METHODS[name], seed=i)
-    model.prompts.double()
-    tiny.shake(model)
-    return model.eval()
-
-
-def inputs_of(family: str, padding: str) -> dict[str, Tensor]:
-    inputs = tiny.batch(family)
-    inputs.pop("labels")
-    if padding == "none":
-        inputs = {"input_ids": torch.randint(5, 60, (3, 7))}
-    elif padding == "left":
-        inputs = tiny.pad_left(inputs)
-    if family in tiny.SEQ2SEQ:
-        inputs["decoder_input_ids"] = torch.randint(5, 60, (3, 4))
-    return inputs
+    return tiny.with_prompts(loaded(family, kernel, **config), *names)  # unchecked: the stand-in is slow
 
 
 @pytest.mark.parametrize("kernel", flash.NAMES)
@@ -116,7 +99,7 @@ def test_names(kernel: str, calls: list[str]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_and_gradients_are_those_of_sdpa(family: str, padding: str, calls: list[str]) -> None:
     methods = ["prefix-tuning", "multi-mask", "prompt-tuning", "adaptive-prefix"]
-    inputs = inputs_of(family, padding)
+    inputs = tiny.unlabelled(family, padding)
     ones, outcomes = torch.ones(3, 7, dtype=torch.long), []
     for names in (
         ["prefix-tuning"] * 3,
@@ -137,7 +120,7 @@ def test_outputs_and_gradients_are_those_of_sdpa(family: str, padding: str, call
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bart"])
 def test_generate_is_that_of_sdpa(family: str, padding: str) -> None:
-    inputs = inputs_of(family, padding)
+    inputs = tiny.unlabelled(family, padding)
     inputs.pop("decoder_input_ids", None)
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}
     names = ["prefix-tuning", None, "multi-mask"]

@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 import transformers as tf
-from torch import Tensor
 from torch.nn.attention import flex_attention
 
 import softprompts as sp
@@ -34,30 +33,13 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def attached(family: str, *names: str, kernel: str = "flex_attention") -> Any:
     model = tiny.model(family)
     model.set_attn_implementation(kernel)
-    model = sp.attach(model, check=False)
-    for i, name in enumerate(names):
-        model.add_prompt(name, tiny.METHODS[name], seed=i)
-    model.prompts.double()
-    tiny.shake(model)
-    return model.eval()
-
-
-def inputs_of(family: str, padding: str) -> dict[str, Tensor]:
-    inputs = tiny.batch(family)
-    inputs.pop("labels")
-    if padding == "none":
-        inputs = {"input_ids": torch.randint(5, 60, (3, 7))}
-    elif padding == "left":
-        inputs = tiny.pad_left(inputs)
-    if family in tiny.SEQ2SEQ:
-        inputs["decoder_input_ids"] = torch.randint(5, 60, (3, 4))
-    return inputs
+    return tiny.with_prompts(model, *names)
 
 
 @pytest.mark.parametrize(("family", "padding"), [(family, PADDING[i % 3]) for i, family in enumerate(FAMILIES)])
 @pytest.mark.usefixtures("uncompiled")
 def test_outputs_and_gradients_are_those_of_sdpa(family: str, padding: str) -> None:
-    inputs, outcomes = inputs_of(family, padding), []
+    inputs, outcomes = tiny.unlabelled(family, padding), []
     ones = torch.ones(3, 7, dtype=torch.long)
     for names in (["multi-mask", None, "prefix-tuning"], ["prefix-tuning", "prompt-tuning", "prefix-tuning"]):
         for kernel in ("flex_attention", "sdpa"):
@@ -73,7 +55,7 @@ def test_outputs_and_gradients_are_those_of_sdpa(family: str, padding: str) -> N
 @pytest.mark.parametrize("family", ["llama", "gemma3", "t5"])
 @pytest.mark.usefixtures("uncompiled")
 def test_generate_is_that_of_sdpa(family: str) -> None:
-    inputs = inputs_of(family, "left")
+    inputs = tiny.unlabelled(family, "left")
     inputs.pop("decoder_input_ids", None)
     settings: dict[str, Any] = {
         "max_new_tokens": 5,

@@ -219,3 +219,26 @@ def real_logits(family: str, logits: Tensor, mask: Tensor) -> list[Tensor]:
     if FAMILIES[family][0] != "decoder":
         return list(logits)
     return [row[m.bool()] for row, m in zip(logits, mask, strict=True)]
+
+
+def with_prompts(made: Any, *names: str) -> Any:
+    """Attaches a model with a prompt of each method, without the check at attach, in float64 and shaken."""
+    made = sp.attach(made, check=False)
+    for seed, name in enumerate(names):
+        made.add_prompt(name, METHODS[name], seed=seed)
+    made.prompts.double()
+    shake(made)
+    return made.eval()
+
+
+def unlabelled(family: str, padding: str) -> dict[str, Tensor]:
+    """A batch without labels, of rows that are padded on the "right", on the "left", or not ("none")."""
+    inputs = batch(family)
+    inputs.pop("labels")
+    if padding == "none":
+        inputs = {"input_ids": torch.randint(5, 60, (3, 7))}
+    elif padding == "left":
+        inputs = pad_left(inputs)
+    if family in SEQ2SEQ:
+        inputs["decoder_input_ids"] = torch.randint(5, 60, (3, 4))
+    return inputs
