@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, for its settings, rates and size.")] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="The backbone that sizes are told for.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The backbone that sizes are told for; default: the packaged one."),
+    ] = None,
 ) -> None:
     """List the methods; with a NAME, one with its settings, learning rates and size."""
     gc.disable()  # looking for garbage while torch is imported takes an eighth of its time
@@ -74,8 +77,10 @@ def _what(config: type[MethodConfig]) -> str:
 # --- one method ---------------------------------------------------------------------------------------------------
 
 
-def _show(config: type[MethodConfig], model: str) -> None:
+def _show(config: type[MethodConfig], model: str | None) -> None:
     about = config.about
+    with err.status("loading the model"):
+        rates = _rates(config, model)  # before anything is printed: there may be no such model
     out.print(f"{config.method}: {_what(config)}", style="bold", soft_wrap=True)
     lines = Table(box=None, show_header=False, padding=(0, 1))
     lines.add_column(no_wrap=True)
@@ -98,37 +103,43 @@ def _show(config: type[MethodConfig], model: str) -> None:
             table.add_row(*row)
         out.print("\nSettings (--set NAME=VALUE)", style="bold")
         out.print(table)
-    needed = {} if about is None else dict(about.settings)
-    try:
-        with err.status("loading the model"):
-            table = _rates(config(**needed), model)
-    except SoftPromptError as error:
-        out.print(f"\nIts learning rates are told where it can be made: {error}", soft_wrap=True)
-    else:
-        out.print(
-            f"\nLearning rates on {model}; --lr sets the first and moves the others with it, --lr-of NAME=RATE one",
-            style="bold",
-            soft_wrap=True,
-        )
-        out.print(table)
+    if isinstance(rates, str):
+        out.print(f"\nIts learning rates are told where it can be made: {rates}", soft_wrap=True)
+        return
+    out.print(
+        f"\nLearning rates on {model or DEFAULT_MODEL}; --lr sets the first and moves the others with it, "
+        "--lr-of NAME=RATE one",
+        style="bold",
+        soft_wrap=True,
+    )
+    out.print(rates)
 
 
-def _rates(config: MethodConfig, model: str) -> Table:
-    """What a method trains on a backbone, by the names that --lr-of takes."""
+def _rates(config: type[MethodConfig], model: str | None) -> Table | str:
+    """What a method trains on a backbone, by the names that --lr-of takes; why it cannot be told, where it cannot.
+
+    Raises:
+        SoftPromptError: there is no model of the name that was given.
+    """
     from softprompts.backbones.loading import load_backbone
     from softprompts.model.attach import attach
 
-    _, backbone, _ = load_backbone(model)
-    components = attach(backbone, config, "asked").prompts["asked"].components()
+    try:
+        _, backbone, _ = load_backbone(model or DEFAULT_MODEL)
+    except SoftPromptError as error:
+        if model is not None:
+            raise
+        return str(error)
+    try:
+        made = config(**({} if config.about is None else config.about.settings))
+        components = attach(backbone, made, "asked").prompts["asked"].components()
+    except SoftPromptError as error:
+        return str(error)
     rows = [
         (name, f"{part.learning_rate:g}", f"{sum(one.numel() for one in part.parameters):,}")
         for name, part in components.items()
     ]
-    return number_table(
-        ("name", "rate", "numbers"),
-        rows,
-        {"name"},
-    )
+    return number_table(("name", "rate", "numbers"), rows, {"name"})
 
 
 def _said(config: type[MethodConfig]) -> Iterator[tuple[str, str]]:

@@ -39,3 +39,8 @@ def test_a_method_that_cannot_be_made_without_files_says_what_it_needs(cli: Cli)
 def test_an_unknown_method_is_an_error(cli: Cli, name: str) -> None:
     done = cli("methods", name)
     assert done.code == 2 and f"unknown method '{name}'" in done.err
+
+
+def test_a_model_that_is_not_there_is_an_error_and_nothing_else(cli: Cli) -> None:
+    done = cli("methods", "lora", "--model", "./nowhere")
+    assert done.code == 2 and not done.out and "no such model './nowhere'" in done.err
