@@ -8,7 +8,7 @@ forward, backward, and the update by AdamW. One forward and one backward through
 possible where the last layer is computed only at the position that the head reads.
 
 PEFT trains with the dropout of its frozen backbone, as documented. Beside that stand variants in which only this
-differs: their backbone is in evaluation mode.
+differs: their backbone is in evaluation mode. "bf16" is what `TrainConfig.bf16` does.
 
 Memory is what a few steps add to the resident memory of a process that holds model and prompt already, at its peak;
 each variant has a process of its own.
@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
 from common import (
     LENGTH,
     Inputs,
@@ -41,6 +42,7 @@ from common import (
 
 import softprompts as sp
 from softprompts.training.memory import PeakMemory
+from softprompts.training.pass_size import precision
 
 METHODS = ("prefix-tuning", "multi-mask", "selective-prefix", "prompt-tuning", "superpos", "ept", "head-only")
 STEPS = 3  # with memory
@@ -128,7 +130,17 @@ def ours(path: str, inputs: Inputs) -> dict[str, Callable[[], Variant]]:
     def make(name: str) -> Variant:
         return step(sp.attach(fresh(path), config(name)), inputs)
 
-    return {name: functools.partial(make, name) for name in METHODS}
+    def make_half(name: str) -> Variant:
+        model, run = make(name)
+
+        def run_half() -> None:
+            with precision(Accelerator(), bf16=True, columns=inputs["input_ids"].shape[1]):
+                run()
+
+        return model, run_half
+
+    half = {f"{name}, bf16": functools.partial(make_half, name) for name in METHODS[:4]}
+    return {**{name: functools.partial(make, name) for name in METHODS}, **half}
 
 
 def theirs(path: str, inputs: Inputs) -> dict[str, Callable[[], Variant]]:

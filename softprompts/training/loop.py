@@ -218,7 +218,7 @@ class _Loop:
             if not names:
                 continue
             batch = collate([row for share in shares for row in share], self.pad_id, self.padding_side)
-            with precision(self.accelerator, self.bf16):
+            with precision(self.accelerator, self.bf16, batch["input_ids"].shape[-1]):
                 terms = training_losses(model, batch, names, teachers)
             total, start = terms.rows.new_zeros(()), 0
             for i, (lane, share) in enumerate(zip(lanes, shares, strict=True)):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softprompts.tasks.batches import collate, inputs_of, length_of
 from softprompts.training.extra_passes import training_losses
@@ -17,6 +18,8 @@ from softprompts.training.memory import free_memory, out_of_memory, step_memory
 from softprompts.training.prediction import Feature
 
 SHARE = 0.6  # of the free memory; the rest is for evaluation, fragmentation and other programs
+# Tokens of a row up to which plain products beat the backward of torch's kernel for CPUs in bfloat16.
+PLAIN_ATTENTION = 512
 CPU_TOKENS = 2048  # of a pass, beyond which sharing it saves nothing on a CPU (benchmarks/lanes.py)
 
 
@@ -68,7 +71,7 @@ def lanes_that_fit(model: Any, lane: Lane, *, pad_id: int, padding_side: str = "
     batch = collate(rows, pad_id, padding_side)
 
     def step() -> Tensor:
-        with precision(accelerator, lane.config.bf16):
+        with precision(accelerator, lane.config.bf16, batch["input_ids"].shape[-1]):
             losses = training_losses(model, batch, [lane.name] * len(rows), {lane.name: lane.teacher})
             return losses.rows.sum() + sum(losses.extra.values())
 
@@ -113,10 +116,22 @@ def train_mode(model: Any, backbone_dropout: bool | None) -> Iterator[None]:
         model.train(before)
 
 
-def precision(accelerator: Accelerator, bf16: bool) -> contextlib.AbstractContextManager[Any]:
-    """The context in which forward passes run."""
+def precision(
+    accelerator: Accelerator, bf16: bool, columns: int | None = None
+) -> contextlib.AbstractContextManager[Any]:
+    """The context in which forward passes run.
+
+    Args:
+        accelerator: with the device.
+        bf16: whether in bfloat16.
+        columns: tokens of a row, of a pass that is going to have a backward; None for others.
+    """
     # Not Accelerator(mixed_precision=...): its state is one per process, so two runs could not differ in it.
-    if bf16:
-        return torch.autocast(accelerator.device.type, dtype=torch.bfloat16)
-    context: contextlib.AbstractContextManager[Any] = accelerator.autocast()
-    return context
+    if not bf16:
+        context: contextlib.AbstractContextManager[Any] = accelerator.autocast()
+        return context
+    both = contextlib.ExitStack()
+    both.enter_context(torch.autocast(accelerator.device.type, dtype=torch.bfloat16))
+    if accelerator.device.type == "cpu" and columns is not None and columns <= PLAIN_ATTENTION:
+        both.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return both

@@ -16,6 +16,8 @@ from softprompts.attention.prefix import Prefix, once
 from softprompts.attention.selective import by_scores
 from softprompts.injection.speedups.fused_kernels import KERNELS, Fused, verified
 
+LONG = 512  # tokens
+
 
 def attend(
     prefix: Prefix,
@@ -44,6 +46,8 @@ def attend(
         placed: whether the prefix has positions, and so a bias of its own.
         dropout: of the weights.
     """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= LONG:
+        return None  # the backward of the CPU's kernel is slower than plain products, for which long rows lack memory
     kernel = kernel_for(query, bias is not None, dropout)
     if kernel is None or prefix.selectivity is None:
         return None

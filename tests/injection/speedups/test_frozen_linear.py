@@ -136,6 +136,7 @@ def test_what_it_leaves_to_torch(calls: list[Any], layer: torch.nn.Module, monke
     layer.weight.requires_grad_(True)  # unfrozen by its owner
     assert run(layer, x).requires_grad
     layer.weight.requires_grad_(False)
+    monkeypatch.setattr(frozen_linear, "half_pays", lambda: False)
     with torch.autocast("cpu", torch.bfloat16):
         assert run(layer, x).dtype == torch.bfloat16
     run(layer, x[:2])  # too few rows to gain anything
@@ -194,3 +195,40 @@ def test_models_that_write_into_products_train(make: Any, calls: list, monkeypat
         gradients.append([parameter.grad for parameter in model.prompts.parameters() if parameter.grad is not None])
     assert calls and gradients[0]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not frozen_linear.half_pays(), reason="this processor has no instructions for bfloat16")
+@pytest.mark.parametrize("family", ["bert", "t5", "gpt2"])
+@pytest.mark.parametrize("method", ["prefix-tuning", "prompt-tuning", "selective-prefix"])
+def test_under_autocast_the_numbers_are_those_of_autocast(calls: list[Any], family: str, method: str) -> None:
+    inputs = tiny.batch(family)
+    outcomes = []
+    for fast in (True, False):
+        model = tiny.attached(family, method, dtype=torch.float32)
+        exact = tiny.loss_of(model, inputs, prompt_names=method)
+        if not fast:
+            frozen_linear.uninstall(model)
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = tiny.loss_of(model, inputs, prompt_names=method)
+        assert bool(calls) == fast
+        assert loss != exact
+        torch.testing.assert_close(loss, exact, rtol=2e-2, atol=2e-2)
+        loss.backward()
+        outcomes.append([loss, *(p.grad for p in model.prompts.parameters() if p.grad is not None)])
+    for mine, theirs in zip(*outcomes, strict=True):
+        assert mine.dtype == theirs.dtype == torch.float32
+        assert (mine - theirs).norm() <= 0.03 * theirs.norm() + 1e-6  # of three figures that bfloat16 has
+
+
+@pytest.mark.skipif(not frozen_linear.half_pays(), reason="this processor has no instructions for bfloat16")
+def test_weights_are_cast_once_and_again_when_they_change() -> None:
+    layer = torch.nn.Linear(6, 4).requires_grad_(False)
+    weight, bias = frozen_linear._half(layer)
+    assert torch.equal(weight, layer.weight.bfloat16()) and bias is not None
+    assert frozen_linear._half(layer)[0] is weight
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    assert torch.equal(frozen_linear._half(layer)[0], layer.weight.bfloat16())
+    layer.weight = torch.nn.Parameter(torch.ones(4, 6), requires_grad=False)
+    assert torch.equal(frozen_linear._half(layer)[0], torch.ones(4, 6).bfloat16())

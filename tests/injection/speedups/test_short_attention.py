@@ -53,5 +53,20 @@ def test_what_they_are_not_for() -> None:
     assert not short_attention._short(tensor(), tensor(), tensor(), dropout=0.1)
     assert not short_attention._short(tensor(4), tensor(2), tensor(2))
     assert not short_attention._short(tensor(tokens=64), tensor(tokens=64), tensor(tokens=64))
-    half = tensor(dtype=torch.bfloat16)
+    half = tensor(dtype=torch.float16)
     assert not short_attention._short(half, half, half)
+
+
+def test_in_bfloat16_up_to_longer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, tokens, 8, dtype=torch.float64) for tokens in (70, 75, 75))
+    mask = torch.zeros(2, 1, 70, 75, dtype=torch.float64).masked_fill(torch.rand(2, 1, 70, 75) < 0.3, -1e9)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2)
+    given = [part.bfloat16() for part in (query, key, value, mask)]
+    for pays in (False, True):
+        monkeypatch.setattr(short_attention.frozen_linear, "half_pays", lambda pays=pays: pays)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = short_attention.attend(*given)
+        assert (output is not None) == pays
+    assert output is not None and output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.double(), wanted, rtol=0.05, atol=0.03)
