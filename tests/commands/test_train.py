@@ -385,7 +385,7 @@ def test_the_packaged_encoder(cli: Cli, data: Path) -> None:
         (["--lr-of", "router=0.1"], "no component 'router'"),
         (["--weight-decay", "nan"], "weight_decay must be a finite number"),
         (["--optimizer", "sgd"], "optimizer must be one of adamw, adafactor"),
-        (["--schedule", "cosine"], "schedule must be one of linear, constant"),
+        (["--schedule", "cosin"], "schedule must be one of linear, cosine, constant"),
         (["--method", "prompt-tuning", "--set", "num_virtual_tokens=38"], "leave no room for the input"),
         (["--validation", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--label-words", "yes"], "1 label words for 2 labels"),
