@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompts.commands.options import BatchSize, DataDir
+from softprompts.commands.options import BatchSize, DataDir, Source
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
@@ -20,7 +20,7 @@ _SHOWN_MISTAKES = 5
 
 
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    source: Source,
     data: Annotated[
         str | None, typer.Option("--data", help="Labelled rows; default: the run's test rows, or validation rows.")
     ] = None,

@@ -17,6 +17,7 @@ from softprompts.commands.parsing import kinds_of, pairs, value_of
 from softprompts.commands.terminal import err, typed_command
 from softprompts.errors import SoftPromptError
 from softprompts.storage.files import require_folder
+from softprompts.storage.runs import located
 from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
 from softprompts.validation import settings
@@ -33,6 +34,19 @@ def option(panel: str | None, help: str, flags: str = "", **more: Any) -> Any:
     return typer.Option(*flags.split(), help=help, rich_help_panel=panel, **more)
 
 
+def _place_of(source: str) -> str:
+    return str(located(source))
+
+
+def _places_of(sources: list[str]) -> list[str]:
+    return [str(located(source)) for source in sources]
+
+
+_SOURCE = "Run by its name or folder, prompt folder or hub id."
+Source = Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help=_SOURCE, callback=_place_of)]
+Sources = Annotated[
+    list[str], typer.Argument(metavar="RUN_OR_PROMPT...", help=f"{_SOURCE[:-1]}; or several.", callback=_places_of)
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
 Place = Annotated[
     str | None, typer.Option("--model", "-m", help="The backbone, where it is not in the place that the prompt names.")

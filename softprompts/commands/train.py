@@ -15,6 +15,7 @@ from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.storage.runs import check_free, check_name, located
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
@@ -30,7 +31,13 @@ def train(
     set_: options.Set = None,
     training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
     out_: options.Out = "runs",
-    folder: Annotated[str | None, option(OUTPUT, "Run folder in place of the one named by the settings.")] = None,
+    run_name: Annotated[
+        str | None,
+        option(
+            OUTPUT, "Of the run's folder in --out, and of its prompt; other verbs take it. Default: an id.", "--name"
+        ),
+    ] = None,
+    folder: Annotated[str | None, option(OUTPUT, "Run folder in place of one in --out.")] = None,
     resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
     tracker: options.Tracker = None,
 ) -> None:
@@ -39,6 +46,8 @@ def train(
 
     check_trackers(tracker)
     config = method_config(method, pairs(set_))
+    if run_name is not None:
+        folder = _named_folder(out_, run_name, folder, resume)
     bench = options.open_workbench(model, data, training)
     bench.check(config, training, root=out_, folder=folder, resume=resume)
     if resume and folder is None:
@@ -46,8 +55,19 @@ def train(
     show_workbench(bench)
     show_cut_rows(bench, [config])
     with hint_when_interrupted("give the same command and --resume to go on"):
-        path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
+        path, result = bench.run(
+            config, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
+        )
     _show_result(path, result)
+
+
+def _named_folder(root: str, name: str, folder: str | None, resume: bool) -> str:
+    """The folder of a run of this name; raises a `SoftPromptError` where it cannot have the name."""
+    if folder is not None:
+        raise SoftPromptError("--name names a folder in --out: leave --folder out")
+    check_name(name)
+    check_free(Path(root) / name, resume)
+    return str(Path(root) / name)
 
 
 def _say_what_differs(settings: dict[str, Any], root: str) -> None:
@@ -90,8 +110,9 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
     for sentence in result.get("idle", []):
         out.print(f"idle: {sentence}", soft_wrap=True)
     out.print(f"run folder: {path}", soft_wrap=True)
-    out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
-    out.print(f"what it gets wrong: softprompts evaluate {path}", soft_wrap=True)
+    run = path.name if located(path.name) == path else path
+    out.print(f"try it: softprompts predict {run} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
+    out.print(f"what it gets wrong: softprompts evaluate {run}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

@@ -193,6 +193,7 @@ class Workbench:
         *,
         root: str | Path = "runs",
         folder: str | Path | None = None,
+        name: str | None = None,
         resume: bool = False,
         reuse: bool = False,
         progress: bool = True,
@@ -205,13 +206,14 @@ class Workbench:
             training: how it trains.
             root: where run folders live.
             folder: a folder in place of the one named by the settings' hash.
+            name: of the prompt; None: by method and seed.
             resume: go on with an unfinished run.
             reuse: give the result of a finished run instead of an error.
             progress: show a progress bar on a terminal.
             trackers: Accelerate's trackers to log to.
 
         Returns:
-            The run's folder and its result. A prompt that was trained stays on `model`, named by method and seed.
+            The run's folder and its result. A prompt that was trained stays on `model`.
 
         Raises:
             SoftPromptError: the method does not fit the model, or the run folder is taken; nothing is written then.
@@ -225,7 +227,7 @@ class Workbench:
         if run_folder.is_done(path):
             return path, load_checked(path)
         check_trackers(trackers)
-        self.train_lanes([self.lane(_prompt_name(run), run, path, resume=resume)], progress, trackers)
+        self.train_lanes([self.lane(name or _prompt_name(run), run, path, resume=resume)], progress, trackers)
         return path, run_folder.load_result(path)
 
     def run_all(
