@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
 from softprompts.commands import options
+from softprompts.commands.evaluate import show_summary, write_report
 from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
@@ -18,6 +19,9 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage.runs import check_free, check_name, located
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from softprompts.experiments.workbench import Workbench
 
 
 @options.with_options
@@ -39,6 +43,9 @@ def train(
     ] = None,
     folder: Annotated[str | None, option(OUTPUT, "Run folder in place of one in --out.")] = None,
     resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
+    no_report: Annotated[
+        bool, option(OUTPUT, "Leave out the report of what the prompt gets right and wrong.", "--no-report")
+    ] = False,
     tracker: options.Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
@@ -58,7 +65,20 @@ def train(
         path, result = bench.run(
             config, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
         )
-    _show_result(path, result)
+    _show_scores(result)
+    if not no_report and not out.quiet:  # the main process writes
+        _report(bench, path)
+    _show_run(path, result, hint=no_report)
+
+
+def _report(bench: Workbench, path: Path) -> None:
+    """Prints in short what the prompt gets right and wrong, and writes it into the run folder, where it has a score."""
+    from softprompts.experiments.run_errors import run_errors
+
+    errors, (_, rows_of) = run_errors(bench, path), bench.task.scored_rows()
+    if errors is not None:
+        show_summary(errors, rows_of)
+        out.print(f"report: {write_report(path, errors, path.name, rows_of)}", soft_wrap=True)
 
 
 def _named_folder(root: str, name: str, folder: str | None, resume: bool) -> str:
@@ -86,9 +106,7 @@ def _say_what_differs(settings: dict[str, Any], root: str) -> None:
     )
 
 
-def _show_result(path: Path, result: dict[str, Any]) -> None:
-    from softprompts.storage.run_folder import DIVERGED
-
+def _show_scores(result: dict[str, Any]) -> None:
     if result["message"]:
         err.print(result["message"], soft_wrap=True)
     table = Table("split", *result["metrics"])
@@ -101,6 +119,12 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
         cells = [f"{constant[name]:.4f}" if name in constant else "-" for name in result["metrics"]]
         table.add_row("one answer for all rows", *cells)
     out.print(table)
+
+
+def _show_run(path: Path, result: dict[str, Any], hint: bool) -> None:
+    """Prints what the run took and where it is; with ``hint``, how to look at what it gets wrong."""
+    from softprompts.storage.run_folder import DIVERGED
+
     speed = 100 * result["step_seconds"] / max(1, result["steps"])
     out.print(
         f"best step {result['best_step']} of {result['steps']}; {result['trained_parameters']:,} trained parameters; "
@@ -112,7 +136,8 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
     out.print(f"run folder: {path}", soft_wrap=True)
     run = path.name if located(path.name) == path else path
     out.print(f"try it: softprompts predict {run} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
-    out.print(f"what it gets wrong: softprompts evaluate {run}", soft_wrap=True)
+    if hint:
+        out.print(f"what it gets wrong: softprompts evaluate {run}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

@@ -35,6 +35,7 @@ from softprompts.training.evaluation import evaluate as evaluate_prompts
 from softprompts.training.extra_passes import check_teachers
 from softprompts.training.lane import checkpoint_step
 from softprompts.training.optim import learning_rates
+from softprompts.training.prediction import Prediction
 from softprompts.training.progress import check_trackers
 from softprompts.training.step_cost import step_cost
 
@@ -59,6 +60,8 @@ class Workbench:
         tokenizer: its tokenizer.
         backbone: model and tokenizer, with what puts prompts on them.
         rows: the task's rows, encoded.
+        predictions: by the folder of a `run`, what its prompt predicts for the rows of its score; not of one that was
+            resumed after that.
 
     Raises:
         SoftPromptError: no such model or task, or data that cannot be used.
@@ -84,6 +87,7 @@ class Workbench:
         self.kind, self.pad_id = self.backbone.kind, self.backbone.pad_id
         self.rows = EncodedRows(self.task, self.tokenizer, self.kind)
         self.evaluate = evaluate or not self.task.test
+        self.predictions: dict[Path, Prediction] = {}
 
     def on(self, data: Data, max_length: int | None = None, evaluate: bool | None = None) -> Workbench:
         """The same backbone with another task.
@@ -227,7 +231,11 @@ class Workbench:
         if run_folder.is_done(path):
             return path, load_checked(path)
         check_trackers(trackers)
-        self.train_lanes([self.lane(name or _prompt_name(run), run, path, resume=resume)], progress, trackers)
+        lane = self.lane(name or _prompt_name(run), run, path, resume=resume)
+        lane.keep_prediction = True
+        self.train_lanes([lane], progress, trackers)
+        if lane.prediction is not None:
+            self.predictions[path] = lane.prediction
         return path, run_folder.load_result(path)
 
     def run_all(
@@ -357,7 +365,7 @@ class Workbench:
         Returns:
             Their metrics in their order; None for one whose predictions are not finite.
         """
-        split = "test" if self.task.test else "validation"
+        split, _ = self.task.scored_rows()
         lengths = [self.room(self.model.prompts[name].config) for name in names]
         evaluations = [self.rows.evaluation(split, length, batch_size) for length in lengths]
         return evaluate_prompts(self.model, list(zip(names, evaluations, strict=True)), self.pad_id)
@@ -389,7 +397,7 @@ class Workbench:
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,
             "test_rows": len(self.task.test),
-            "constant_scores": self.task.constant_scores("test" if self.task.test else "validation"),
+            "constant_scores": self.task.constant_scores(self.task.scored_rows()[0]),
             **surroundings(),
             **({"command": self.command} if self.command is not None else {}),
         }
