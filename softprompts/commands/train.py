@@ -14,6 +14,7 @@ from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, 
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
+from softprompts.commands.run_file import RunFile
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
 from softprompts.storage.runs import check_free, check_name, located
@@ -22,6 +23,7 @@ from softprompts.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from softprompts.experiments.workbench import Workbench
+    from softprompts.methods.contract import MethodConfig
 
 
 @options.with_options
@@ -34,6 +36,7 @@ def train(
     ] = "prefix-tuning",
     set_: options.Set = None,
     training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
+    config: Annotated[RunFile | None, options.CONFIG] = None,
     out_: options.Out = "runs",
     run_name: Annotated[
         str | None,
@@ -52,18 +55,18 @@ def train(
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
-    config = method_config(method, pairs(set_))
+    method_settings = method_config(method, pairs(set_), _stored_method(config, method))
     if run_name is not None:
         folder = _named_folder(out_, run_name, folder, resume)
-    bench = options.open_workbench(model, data, training)
-    bench.check(config, training, root=out_, folder=folder, resume=resume)
+    bench = options.open_workbench(model, data, training, config is None or config.evaluate)
+    bench.check(method_settings, training, root=out_, folder=folder, resume=resume)
     if resume and folder is None:
-        _say_what_differs(bench.resolved(config, training), out_)
+        _say_what_differs(bench.resolved(method_settings, training), out_)
     show_workbench(bench)
-    show_cut_rows(bench, [config])
+    show_cut_rows(bench, [method_settings])
     with hint_when_interrupted("give the same command and --resume to go on"):
         path, result = bench.run(
-            config, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
+            method_settings, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
         )
     _show_scores(result)
     if not no_report and not out.quiet:  # the main process writes
@@ -79,6 +82,16 @@ def _report(bench: Workbench, path: Path) -> None:
     if errors is not None:
         show_summary(errors, rows_of)
         out.print(f"report: {write_report(path, errors, path.name, rows_of)}", soft_wrap=True)
+
+
+def _stored_method(file: RunFile | None, method: str) -> MethodConfig | None:
+    """The method's config in a file of settings; says where that is of another method, whose settings are left out."""
+    if file is None or file.method is None:
+        return None
+    if file.method != method:
+        err.print(f"--method {method}: the settings of {file.method} in {file.path} are left out", soft_wrap=True)
+        return None
+    return file.method_config()
 
 
 def _named_folder(root: str, name: str, folder: str | None, resume: bool) -> str:

@@ -20,7 +20,15 @@ from softprompts.backbones.quantized import require_backend, size
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.attached_backbone import AttachedBackbone, teacher_of
 from softprompts.experiments.encoded_rows import EncodedRows
-from softprompts.experiments.run_record import Run, load_checked, open_folder, resolved, shared_by, surroundings
+from softprompts.experiments.run_record import (
+    Run,
+    complete_settings,
+    load_checked,
+    open_folder,
+    resolved,
+    shared_by,
+    surroundings,
+)
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
 from softprompts.storage import run_folder
@@ -329,7 +337,9 @@ class Workbench:
         )
         with synchronized():
             if is_main():
-                open_folder(folder, self.resolved(method, training), self.data, method.files(), resume)
+                given = self.name, self.data, run, self.max_length, self.evaluate, self.backbone.quantize
+                config, complete = self.resolved(method, training), complete_settings(*given)
+                open_folder(folder, config, self.data, method.files(), resume, complete)
         return lane
 
     def train_lanes(self, lanes: list[Lane], progress: bool = True, trackers: Sequence[str] | None = None) -> None:
