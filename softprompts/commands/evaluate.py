@@ -89,7 +89,7 @@ def show_summary(errors: Errors, rows_of: str) -> None:
     elif errors.classes:
         _show_classes(errors, errors.classes, rows_of)
     else:
-        _show_shares(errors)
+        _show_shares(errors, most=4)  # without the quantiles
 
 
 def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -> None:
@@ -118,14 +118,14 @@ def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -
         out.print(f"    label {one.truth}, answer {one.answer}{weight}", soft_wrap=True)
 
 
-def _show_shares(errors: Errors) -> None:
+def _show_shares(errors: Errors, most: int | None = None) -> None:
     if errors.right is not None:
         line = f"{'whole rows ' * (errors.kind == 'tagging')}right: {_share(errors.right)}"
         if errors.baseline is not None:
             name, share = errors.baseline
             line += f"; always '{name}': {_share(share)}"
         out.print(line, soft_wrap=True)
-    for name, value in errors.residuals.items():
+    for name, value in [*errors.residuals.items()][:most]:
         out.print(f"{name}: {value:.4g}")
 
 

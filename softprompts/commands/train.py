@@ -22,6 +22,7 @@ from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from softprompts.experiments.run_record import Run
     from softprompts.experiments.workbench import Workbench
     from softprompts.methods.contract import MethodConfig
 
@@ -46,12 +47,16 @@ def train(
     ] = None,
     folder: Annotated[str | None, option(OUTPUT, "Run folder in place of one in --out.")] = None,
     resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
+    dry_run: Annotated[
+        bool, option(OUTPUT, "Only say what the run would take, by some steps; nothing is kept of them.", "--dry-run")
+    ] = False,
     no_report: Annotated[
         bool, option(OUTPUT, "Leave out the report of what the prompt gets right and wrong.", "--no-report")
     ] = False,
     tracker: options.Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
+    from softprompts.experiments.run_record import Run
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
@@ -64,6 +69,11 @@ def train(
         _say_what_differs(bench.resolved(method_settings, training), out_)
     show_workbench(bench)
     show_cut_rows(bench, [method_settings])
+    if dry_run:
+        _show_estimate(
+            bench, Run(method_settings, training), folder or bench.folder_of(Run(method_settings, training), out_)
+        )
+        return
     with hint_when_interrupted("give the same command and --resume to go on"):
         path, result = bench.run(
             method_settings, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
@@ -82,6 +92,29 @@ def _report(bench: Workbench, path: Path) -> None:
     if errors is not None:
         show_summary(errors, rows_of)
         out.print(f"report: {write_report(path, errors, path.name, rows_of)}", soft_wrap=True)
+
+
+def _show_estimate(bench: Workbench, run: Run, folder: str | Path) -> None:
+    """Prints what a run is going to take, measured here."""
+    from softprompts.experiments.run_estimate import estimate_run
+    from softprompts.training.progress import duration
+
+    _, trained = bench.outline(run.method, run.training)
+    with err.status("measuring some steps"):
+        found = estimate_run(bench, run)
+    total = trained + sum(parameter.numel() for parameter in bench.model.parameters())
+    out.print(f"trained: {trained:,} numbers, {100 * trained / total:.3f} % of all", highlight=False)
+    out.print(f"steps: {found.steps:,} of {_rows_of_step(run)} rows; {found.evaluations:,} evaluations")
+    times = f"{found.step_seconds:.2g} s a step, {found.evaluation_seconds:.2g} s an evaluation"
+    out.print(
+        f"time: about {duration(found.seconds)} ({times}; by {found.measured} steps on this machine)", soft_wrap=True
+    )
+    out.print(f"memory: about {found.peak_memory / 1e9:.2f} GB at the peak, the model included", soft_wrap=True)
+    out.print(f"nothing is written; the run would go to {folder}", soft_wrap=True)
+
+
+def _rows_of_step(run: Run) -> int:
+    return run.training.batch_size * run.training.gradient_accumulation_steps
 
 
 def _stored_method(file: RunFile | None, method: str) -> MethodConfig | None:

@@ -193,7 +193,7 @@ class Workbench:
 
     def fitting(self, run: Run) -> int:
         """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""
-        with self._measured(run) as lane:
+        with self.measured(run) as lane:
             return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
 
     # --- runs ---------------------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ class Workbench:
         Returns:
             What a run's result.json would have of model, task and method, and ``cost``.
         """
-        with self._measured(run) as lane:
+        with self.measured(run) as lane:
             cost = step_cost(self.model, lane, pad_id=self.pad_id, steps=steps, warmup_steps=warmup_steps)
         threads = torch.get_num_threads()
         return {**lane.record, "batch_size": run.training.batch_size, "threads": threads, "cost": cost}
@@ -381,7 +381,7 @@ class Workbench:
         return evaluate_prompts(self.model, list(zip(names, evaluations, strict=True)), self.pad_id)
 
     @contextlib.contextmanager
-    def _measured(self, run: Run) -> Iterator[Lane]:
+    def measured(self, run: Run) -> Iterator[Lane]:
         """A lane to measure, whose prompt is on the model within this context."""
         name, length = "measured", self.room(run.method)
         with self.backbone.trial(name, run.method, self.task, run.training.seed):
