@@ -22,6 +22,7 @@ VERBS = (
     *(
         "methods",
         "train",
+        "runs",
         "compare",
         "search",
         "transfer",

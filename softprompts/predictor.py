@@ -212,9 +212,8 @@ class Predictor:
             raise SoftPromptError(f"{run}: its rows cannot be read again ({error})") from error
         if task.form.labels != self.task.form.labels:
             raise SoftPromptError(f"{run}: the labels of its rows are not those that it was trained with")
-        if task.test:
-            return task.test, f"test rows of {task.name}"
-        return task.validation, f"validation rows of {task.name}"
+        split, rows_of = task.scored_rows()
+        return getattr(task, split), rows_of
 
     def _predict(self, rows: ReadRows, batch_size: int) -> Prediction:
         self.truncated = rows.encoded.truncated

@@ -14,6 +14,11 @@ from softprompts.tasks.errors_made import Errors
 from softprompts.version import __version__
 
 _MOST_CLASSES = 30  # of a table of labels by answers
+_SHARES = ("accuracy", "em")
+_IN_WORDS = {"em": "exact match", "f1": "F1", "macro_f1": "macro F1", "token_f1": "F1 of words"}
+_IN_WORDS |= {
+    f"seqeval_{name}": f"entity {name.upper() if name == 'f1' else name}" for name in ("f1", "precision", "recall")
+}
 
 
 def write_page(path: str | Path, errors: Errors, title: str, rows_of: str) -> Path:
@@ -26,7 +31,7 @@ def write_page(path: str | Path, errors: Errors, title: str, rows_of: str) -> Pa
         rows_of: what the rows are called.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, tint=_tint)
+    environment.filters.update(percent=_percent, tint=_tint, in_words=_in_words)
     folder = resources.files("softprompts.analysis") / "page"
     template = environment.from_string((folder / "evaluation.html.jinja").read_text(encoding="utf-8"))
     text = template.render(
@@ -37,13 +42,24 @@ def write_page(path: str | Path, errors: Errors, title: str, rows_of: str) -> Pa
         style=(folder / "evaluation.css").read_text(encoding="utf-8"),
         confusion=errors.confusion if len(errors.found) <= _MOST_CLASSES else (),
         points=_placed(errors.points),
+        share_of_right=_share_of_right(errors),
     )
     write_text_atomic(path, text)
     return Path(path)
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _in_words(metric: str) -> str:
+    return _IN_WORDS.get(metric, metric.replace("_", " "))
+
+
+def _share_of_right(errors: Errors) -> str | None:
+    """The metric that is the share of right rows itself; None where none is."""
+    right = errors.right
+    return next((name for name in _SHARES if right is not None and errors.metrics.get(name) == right.value), None)
 
 
 def _tint(count: int, row: Sequence[int]) -> int:

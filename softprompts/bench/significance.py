@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 import scipy.stats
 
 from softprompts.bench.column_names import tasks_of
-from softprompts.bench.table_forms import html_table, in_full
+from softprompts.bench.table_forms import Grid, GridLine, html_table, in_full, latex
 from softprompts.bench.tables import Line, Table, TableEntry
 from softprompts.errors import SoftPromptError
 from softprompts.storage.tables import escape, markdown_table
@@ -195,6 +196,18 @@ class ComparisonTable(Generic[ComparedT]):
             table = markdown_table(self.HEADS, rows, self.ALIGN)
             parts.append(table if model is None else f"*{escape(model)}*\n\n{table}")
         return "\n\n".join([*parts, "\n".join(self.notes())]) + "\n"
+
+    def latex(self) -> str:
+        """The table as LaTeX, see `softprompts.bench.table_forms.latex`; empty without differences."""
+        if not self.differences:
+            return ""
+        lines, before = [], None
+        for one in self.differences:
+            heading = () if one.model in (None, before) else (one.model,)
+            name, *facts = (re.sub(r"(?<!\w)-(?=\d)", "−", cell) for cell in self.cells(one))  # a minus, no hyphen
+            lines.append(GridLine(heading, name, tuple(facts), (), one.model is not None, False))
+            before = one.model
+        return latex(Grid(self.heading, tuple(self.HEADS[1:]), (), tuple(lines), self.notes(), True))
 
     def html(self) -> str:
         """The table as HTML, to be sorted by ``data-value``, without the notes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_configs
+from softprompts.commands.options import OUTPUT, option
 from softprompts.commands.parsing import listed, pairs, whole_numbers
 from softprompts.commands.terminal import number_table, out
 from softprompts.tasks.data import Data
@@ -29,6 +30,9 @@ def compare(
     lanes: options.Lanes = None,
     out_: options.Out = "runs",
     report: options.Report = None,
+    latex: Annotated[
+        bool, option(OUTPUT, "Also the table as LaTeX, with what is told apart by paired tests over seeds.", "--latex")
+    ] = False,
     tracker: options.Tracker = None,
 ) -> None:
     """Train several methods with several seeds; end in a table. Finished runs are not done again."""
@@ -56,11 +60,11 @@ def compare(
             on_start=start,
             on_result=run_counter(len(configs) * len(numbers)),
         )
-    show_comparison(comparison, folder)
+    show_comparison(comparison, folder, latex)
 
 
-def show_comparison(comparison: Comparison, folder: Path) -> None:
-    """Prints a comparison's table, and writes table and plot into a folder."""
+def show_comparison(comparison: Comparison, folder: Path, latex: bool = False) -> None:
+    """Prints a comparison's table, and writes table and plot into a folder; with ``latex`` table.tex too."""
     from softprompts.experiments.compare import COLUMNS, write_report
 
     if out.quiet:  # the main process writes
@@ -73,6 +77,13 @@ def show_comparison(comparison: Comparison, folder: Path) -> None:
     out.print(comparison.note())
     for line in comparison.idle():
         out.print(line, soft_wrap=True)
+    pictured = len(written) == 3
+    if latex:
+        from softprompts.bench.comparison_table import differences_in_words, write_latex
+
+        for line in differences_in_words(comparison):
+            out.print(line, soft_wrap=True)
+        written.append(write_latex(comparison, folder / "table.tex"))
     out.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
-    if len(written) < 3 and comparison.best is not None:
+    if not pictured and comparison.best is not None:
         out.print("no picture: pip install matplotlib")

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompts.commands.options import BatchSize, DataDir
+from softprompts.commands.options import BatchSize, DataDir, Source
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
 
 if TYPE_CHECKING:
-    from softprompts.tasks.errors_made import Errors
+    from softprompts.tasks.errors_made import ClassScore, Errors
 
 _SHOWN_MISTAKES = 5
+_SHOWN_CLASSES = 12
 
 
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    source: Source,
     data: Annotated[
         str | None, typer.Option("--data", help="Labelled rows; default: the run's test rows, or validation rows.")
     ] = None,
@@ -30,7 +32,8 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="Column of the label; default: its usual name.")] = None,
     data_dir: DataDir = None,
     output: Annotated[
-        str | None, typer.Option("--report", help="The page to write; default: report.html in a run folder.")
+        str | None,
+        typer.Option("--report", help="The page to write; default: report.html in a run folder, with evaluation.json."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All numbers as JSON, and no page unless --report.")] = False,
     batch_size: BatchSize = 32,
@@ -56,10 +59,10 @@ def evaluate(
     if found.cut:
         err.print(found.cut, soft_wrap=True)
     page = Path(output) if output is not None else None
-    if page is None and not as_json and Path(source).is_dir() and predictor.folder != Path(source):
-        page = Path(source) / "report.html"
     if page is not None:
         write_page(page, found.errors, predictor.name, found.rows_of)
+    elif not as_json and Path(source).is_dir() and predictor.folder != Path(source):
+        page = write_report(Path(source), found.errors, predictor.name, found.rows_of)
     if as_json:
         print(json.dumps({"rows_of": found.rows_of, **found.errors.to_dict()}, indent=2, ensure_ascii=False))
         return
@@ -68,25 +71,34 @@ def evaluate(
         out.print(f"report: {page}", soft_wrap=True)
 
 
+def write_report(run: Path, errors: Errors, title: str, rows_of: str) -> Path:
+    """Writes evaluation.json and report.html into a run folder; returns the latter."""
+    from softprompts.analysis.evaluation_page import write_page
+    from softprompts.storage.files import write_json_atomic
+
+    write_json_atomic(run / "evaluation.json", {"rows_of": rows_of, **errors.to_dict()})
+    return write_page(run / "report.html", errors, title, rows_of)
+
+
+def show_summary(errors: Errors, rows_of: str) -> None:
+    """Prints in short how well each label or entity is found, or how far scores are off."""
+    rest = len(errors.classes) - _SHOWN_CLASSES
+    if rest > 0:
+        worst = sorted(errors.classes, key=lambda one: one.f1)[:_SHOWN_CLASSES]
+        _show_classes(errors, worst, f"{rows_of}, the {_SHOWN_CLASSES} worst of {len(errors.classes)}")
+    elif errors.classes:
+        _show_classes(errors, errors.classes, rows_of)
+    else:
+        _show_shares(errors, most=4)  # without the quantiles
+
+
 def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -> None:
     """Prints what a prompt gets right and wrong."""
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in errors.metrics.items())
     out.print(f"{rows_of}, {errors.rows:,} rows: {metrics}", style="bold", soft_wrap=True)
-    if errors.right is not None:
-        line = f"{'whole rows ' * (errors.kind == 'tagging')}right: {_share(errors.right)}"
-        if errors.baseline is not None:
-            name, share = errors.baseline
-            line += f"; always '{name}': {_share(share)}"
-        out.print(line, soft_wrap=True)
-    for name, value in errors.residuals.items():
-        out.print(f"{name}: {value:.4g}")
+    _show_shares(errors)
     if errors.classes:
-        head = "entity" if errors.kind == "tagging" else "label"
-        rows = [
-            (one.name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
-            for one in errors.classes
-        ]
-        out.print(number_table((head, "precision", "recall", "F1", "support"), rows, {head}))
+        _show_classes(errors, errors.classes)
     if errors.confusion and len(errors.found) <= 12:
         table = [[one.name, *map(str, counts)] for one, counts in zip(errors.classes, errors.confusion, strict=True)]
         out.print(number_table(("label", *errors.found), table, {"label"}, title="rows by label and answer"))
@@ -104,6 +116,25 @@ def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -
             out.print(f"  {text[:150]}{'…' * (len(text) > 150)}", soft_wrap=True)
         weight = f" ({form.format(one.weight)})" if form else ""
         out.print(f"    label {one.truth}, answer {one.answer}{weight}", soft_wrap=True)
+
+
+def _show_shares(errors: Errors, most: int | None = None) -> None:
+    if errors.right is not None:
+        line = f"{'whole rows ' * (errors.kind == 'tagging')}right: {_share(errors.right)}"
+        if errors.baseline is not None:
+            name, share = errors.baseline
+            line += f"; always '{name}': {_share(share)}"
+        out.print(line, soft_wrap=True)
+    for name, value in [*errors.residuals.items()][:most]:
+        out.print(f"{name}: {value:.4g}")
+
+
+def _show_classes(errors: Errors, classes: Sequence[ClassScore], title: str | None = None) -> None:
+    head = "entity" if errors.kind == "tagging" else "label"
+    rows = [
+        (one.name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}") for one in classes
+    ]
+    out.print(number_table((head, "precision", "recall", "F1", "support"), rows, {head}, title))
 
 
 def _share(share: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from softprompts.commands.options import Place
+from softprompts.commands.options import Place, Source
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 
@@ -15,7 +15,7 @@ _WRITERS = {"embeddings": "save_embeddings", "model": "materialize", "peft": "sa
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    source: Source,
     to: Annotated[
         str,
         typer.Option(

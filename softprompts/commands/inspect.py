@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import DataDir, Place
+from softprompts.commands.options import DataDir, Place, Sources
 from softprompts.commands.terminal import out
 from softprompts.errors import SoftPromptError
 
 
 def inspect(
-    sources: Annotated[list[str], typer.Argument(metavar="RUN_OR_PROMPT...", help="Run or prompt folders, hub ids.")],
+    sources: Sources,
     plots: Annotated[bool, typer.Option("--plots", help="Draw what it learned, as PNG and SVG, with CSV.")] = False,
     output: Annotated[
         str | None,

@@ -18,8 +18,11 @@ def method_configs(names: Sequence[str], settings: dict[str, str]) -> dict[str, 
     return {name: method_config(name, settings_of(name, settings, names)) for name in names}
 
 
-def method_config(name: str, settings: dict[str, str]) -> MethodConfig:
-    """The config of a method, or of several joined by "+"; refuses unknown names and values out of range."""
+def method_config(name: str, settings: dict[str, str], stored: MethodConfig | None = None) -> MethodConfig:
+    """The config of a method, or of several joined by "+"; refuses unknown names and values out of range.
+
+    With a ``stored`` config of the same method, ``settings`` change it.
+    """
     from softprompts.methods import compose, make_config
     from softprompts.methods import methods as known
 
@@ -27,9 +30,13 @@ def method_config(name: str, settings: dict[str, str]) -> MethodConfig:
         raise SoftPromptError("'folded' is what fold() leaves of a prompt; train one of the methods")
     parts = name.split(JOINT)
     if 1 < len(parts) == len(set(parts)):
-        return compose(*method_configs(parts, settings).values())
+        whole = {} if stored is None else {part["method"]: part for part in stored.to_dict()["parts"]}
+        before = {part: make_config(**values) for part, values in whole.items()}
+        own = {part: settings_of(part, settings, parts) for part in parts}
+        return compose(*(method_config(part, own[part], before.get(part)) for part in parts))
     types = get_type_hints(known()[name]) if name in known() else {}
-    return make_config(name, **{key: value_of(text, types.get(key)) for key, text in settings.items()})
+    values = {} if stored is None else stored.to_dict()
+    return make_config(name, **{**values, **{key: value_of(text, types.get(key)) for key, text in settings.items()}})
 
 
 def settings_of(name: str, settings: dict[str, str], names: Sequence[str]) -> dict[str, str]:

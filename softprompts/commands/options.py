@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
@@ -14,9 +14,11 @@ from pydantic import Field
 
 from softprompts.backbones.packaged import DEFAULT_MODEL
 from softprompts.commands.parsing import kinds_of, pairs, value_of
+from softprompts.commands.run_file import read_run_file
 from softprompts.commands.terminal import err, typed_command
 from softprompts.errors import SoftPromptError
 from softprompts.storage.files import require_folder
+from softprompts.storage.runs import located
 from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
 from softprompts.validation import settings
@@ -33,6 +35,19 @@ def option(panel: str | None, help: str, flags: str = "", **more: Any) -> Any:
     return typer.Option(*flags.split(), help=help, rich_help_panel=panel, **more)
 
 
+def _place_of(source: str) -> str:
+    return str(located(source))
+
+
+def _places_of(sources: list[str]) -> list[str]:
+    return [str(located(source)) for source in sources]
+
+
+_SOURCE = "Run by its name or folder, prompt folder or hub id."
+Source = Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help=_SOURCE, callback=_place_of)]
+Sources = Annotated[
+    list[str], typer.Argument(metavar="RUN_OR_PROMPT...", help=f"{_SOURCE[:-1]}; or several.", callback=_places_of)
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows per forward pass.")]
 Place = Annotated[
     str | None, typer.Option("--model", "-m", help="The backbone, where it is not in the place that the prompt names.")
@@ -50,6 +65,11 @@ Lanes = Annotated[
 ]
 Out = Annotated[str, option(OUTPUT, "Where run folders go.", "--out -o")]
 Report = Annotated[str | None, option(OUTPUT, "Folder of the report; default: in --out, by the verb's name.")]
+CONFIG = option(
+    OUTPUT,
+    "Settings from a file, such as the run.yaml that a run leaves, or that of a run by name; flags go before.",
+    "--config -c",
+)
 Tracker = Annotated[list[str] | None, option(OUTPUT, "tensorboard, wandb, ... (any of Accelerate's).", "--tracker")]
 
 
@@ -79,6 +99,8 @@ class Options:
     helps: Mapping[str, str] = field(default_factory=dict)  # the verb's own descriptions
     # Makes the settings from the options' values, in place of the class; its keyword-only parameters are options too.
     build: Callable[..., Any] | None = None
+    # Of a field, those that go out of a file of settings when the field's option is typed: they would contradict it.
+    replaces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def drop(self, *names: str) -> Options:
         """The same options without some."""
@@ -90,14 +112,31 @@ class Options:
         more = [parameter for parameter in named if parameter.kind is parameter.KEYWORD_ONLY]
         return [*(self._parameter(name, info) for name, info in self._fields().items()), *more]
 
-    def read(self, values: Mapping[str, Any]) -> Any:
-        """The settings from the values of the options; raises a `SoftPromptError` where these do not make sense."""
+    def read(
+        self, values: Mapping[str, Any], stored: Mapping[str, Any] | None = None, typed: Collection[str] = ()
+    ) -> Any:
+        """The settings from the values of the options.
+
+        Args:
+            values: of all options, by their names.
+            stored: values of fields from a file of settings.
+            typed: names of the options that were given on the command line, whose values go before those of the file.
+
+        Raises:
+            SoftPromptError: they do not make sense.
+        """
         fields = self._fields()
         parsed = {
             name: _parsed(fields[name].annotation, value, self._flags(name)[0]) if name in fields else value
             for name, value in values.items()
         }
-        return (self.build or self.settings)(**{**self.defaults, **parsed})
+        gone = {*typed, *(other for name in typed for other in self.replaces.get(name, ()))}
+        kept = {name: value for name, value in (stored or {}).items() if name not in gone}
+        return (self.build or self.settings)(**{**self.defaults, **parsed, **kept})
+
+    def names(self) -> dict[str, str]:
+        """The fields by the names of their flags: "learning_rate" by "lr"."""
+        return {flag.lstrip("-").replace("-", "_"): name for name in self._fields() for flag in self._flags(name)}
 
     def _fields(self) -> dict[str, Any]:
         """Pydantic's descriptions of the fields that are options."""
@@ -156,9 +195,13 @@ def _parsed(annotation: Any, value: Any, flag: str) -> Any:
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Expands each parameter of a verb that `Options` annotate into these options; typer calls the result.
 
-    The verb itself is called with the settings that were made from the options' values.
+    The verb itself is called with the settings that were made from the options' values. A verb with a parameter
+    ``config`` takes a file of settings, which stand where no option was typed, and gets the `RunFile`.
     """
     hints = get_type_hints(verb, include_extras=True)
+    reads_file = "config" in hints
+    if reads_file:  # typed as a path, which `run` reads
+        hints["config"] = Annotated[str | None, CONFIG]
     groups = {
         name: group
         for name, hint in hints.items()
@@ -172,15 +215,29 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(**values: Any) -> None:
+        stored, typed = None, set[str]()
+        if reads_file and values["config"] is not None:
+            context = values.pop(_CONTEXT)
+            typed = {name for name in values if context.get_parameter_source(name).name == "COMMANDLINE"}
+            classes = {name: group.settings for name, group in groups.items()}
+            flags = {name: group.names() for name, group in groups.items()}
+            stored = values["config"] = read_run_file(values["config"], classes, flags)
+            if stored.method is not None and "method" not in typed:
+                values["method"] = stored.method
+        values.pop(_CONTEXT, None)
         for name, group in groups.items():
-            values[name] = group.read({option.name: values.pop(option.name) for option in options[name]})
+            given = {option.name: values.pop(option.name) for option in options[name]}
+            values[name] = group.read(given, None if stored is None else stored.groups[name], typed)
         verb(**values)
 
-    signature = inspect.Signature([option for group in options.values() for option in group])
+    context = [inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)] * reads_file
+    signature = inspect.Signature([*context, *(option for group in options.values() for option in group)])
     run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {name: option.annotation for name, option in signature.parameters.items()}
     return run
 
+
+_CONTEXT = "context"  # parameter by which typer tells which options were typed
 
 # Settings of the rows of a file, which a task by name has already.
 _OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind", "sep")
@@ -215,6 +272,7 @@ DATA_OPTIONS = Options(
     flags={"task": "--task -t", "train": "--data", "answering": "--answer", "sep": "--separator"},
     without=("max_test", "seed"),
     build=_data,
+    replaces={"task": ("train", *_OF_FILES), "train": ("task", "template")},
 )
 TRAINING_OPTIONS = Options(
     TrainConfig,
@@ -229,6 +287,7 @@ TRAINING_OPTIONS = Options(
     },
     without=("eval_batch_size", "warmup_ratio", "max_grad_norm"),
     defaults={"epochs": 3, "backbone_dropout": False},  # ids of runs are made of them
+    replaces={"epochs": ("max_steps",), "warmup_steps": ("warmup_ratio",)},
     helps={"backbone_dropout": "Keep the frozen model's dropout on."},
 )
 
@@ -236,7 +295,7 @@ TRAINING_OPTIONS = Options(
 MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"})
 
 
-def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> Workbench:
+def open_workbench(model: ModelSettings, data: Data, training: TrainConfig, evaluate: bool = True) -> Workbench:
     """Loads the rows and the model; raises a `SoftPromptError` where one of them cannot be used."""
     from softprompts.experiments.workbench import Workbench
     from softprompts.processes import synchronized
@@ -247,6 +306,7 @@ def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> W
             data,
             model.max_length,
             bool(training.backbone_dropout),
+            evaluate,
             quantize=model.quantize,
             command=typed_command(),
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import BatchSize, Place
+from softprompts.commands.options import BatchSize, Place, Source
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def predict(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
+    source: Source,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
     file: Annotated[
         str | None,

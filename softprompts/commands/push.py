@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
+from softprompts.commands.options import Source
 from softprompts.commands.terminal import err, out
 
 
 def push(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder or prompt folder.")],
+    source: Source,
     repo: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the hub; made when it is missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,

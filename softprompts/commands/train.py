@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
 from softprompts.commands import options
+from softprompts.commands.evaluate import show_summary, write_report
 from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
+from softprompts.commands.run_file import RunFile
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.storage.runs import check_free, check_name, located
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from softprompts.experiments.run_record import Run
+    from softprompts.experiments.workbench import Workbench
+    from softprompts.methods.contract import MethodConfig
 
 
 @options.with_options
@@ -29,25 +37,103 @@ def train(
     ] = "prefix-tuning",
     set_: options.Set = None,
     training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
+    config: Annotated[RunFile | None, options.CONFIG] = None,
     out_: options.Out = "runs",
-    folder: Annotated[str | None, option(OUTPUT, "Run folder in place of the one named by the settings.")] = None,
+    run_name: Annotated[
+        str | None,
+        option(
+            OUTPUT, "Of the run's folder in --out, and of its prompt; other verbs take it. Default: an id.", "--name"
+        ),
+    ] = None,
+    folder: Annotated[str | None, option(OUTPUT, "Run folder in place of one in --out.")] = None,
     resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
+    dry_run: Annotated[
+        bool, option(OUTPUT, "Only say what the run would take, by some steps; nothing is kept of them.", "--dry-run")
+    ] = False,
+    no_report: Annotated[
+        bool, option(OUTPUT, "Leave out the report of what the prompt gets right and wrong.", "--no-report")
+    ] = False,
     tracker: options.Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
+    from softprompts.experiments.run_record import Run
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
-    config = method_config(method, pairs(set_))
-    bench = options.open_workbench(model, data, training)
-    bench.check(config, training, root=out_, folder=folder, resume=resume)
+    method_settings = method_config(method, pairs(set_), _stored_method(config, method))
+    if run_name is not None:
+        folder = _named_folder(out_, run_name, folder, resume)
+    bench = options.open_workbench(model, data, training, config is None or config.evaluate)
+    bench.check(method_settings, training, root=out_, folder=folder, resume=resume)
     if resume and folder is None:
-        _say_what_differs(bench.resolved(config, training), out_)
+        _say_what_differs(bench.resolved(method_settings, training), out_)
     show_workbench(bench)
-    show_cut_rows(bench, [config])
+    show_cut_rows(bench, [method_settings])
+    if dry_run:
+        _show_estimate(
+            bench, Run(method_settings, training), folder or bench.folder_of(Run(method_settings, training), out_)
+        )
+        return
     with hint_when_interrupted("give the same command and --resume to go on"):
-        path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
-    _show_result(path, result)
+        path, result = bench.run(
+            method_settings, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
+        )
+    _show_scores(result)
+    if not no_report and not out.quiet:  # the main process writes
+        _report(bench, path)
+    _show_run(path, result, hint=no_report)
+
+
+def _report(bench: Workbench, path: Path) -> None:
+    """Prints in short what the prompt gets right and wrong, and writes it into the run folder, where it has a score."""
+    from softprompts.experiments.run_errors import run_errors
+
+    errors, (_, rows_of) = run_errors(bench, path), bench.task.scored_rows()
+    if errors is not None:
+        show_summary(errors, rows_of)
+        out.print(f"report: {write_report(path, errors, path.name, rows_of)}", soft_wrap=True)
+
+
+def _show_estimate(bench: Workbench, run: Run, folder: str | Path) -> None:
+    """Prints what a run is going to take, measured here."""
+    from softprompts.experiments.run_estimate import estimate_run
+    from softprompts.training.progress import duration
+
+    _, trained = bench.outline(run.method, run.training)
+    with err.status("measuring some steps"):
+        found = estimate_run(bench, run)
+    total = trained + sum(parameter.numel() for parameter in bench.model.parameters())
+    out.print(f"trained: {trained:,} numbers, {100 * trained / total:.3f} % of all", highlight=False)
+    out.print(f"steps: {found.steps:,} of {_rows_of_step(run)} rows; {found.evaluations:,} evaluations")
+    times = f"{found.step_seconds:.2g} s a step, {found.evaluation_seconds:.2g} s an evaluation"
+    out.print(
+        f"time: about {duration(found.seconds)} ({times}; by {found.measured} steps on this machine)", soft_wrap=True
+    )
+    out.print(f"memory: about {found.peak_memory / 1e9:.2f} GB at the peak, the model included", soft_wrap=True)
+    out.print(f"nothing is written; the run would go to {folder}", soft_wrap=True)
+
+
+def _rows_of_step(run: Run) -> int:
+    return run.training.batch_size * run.training.gradient_accumulation_steps
+
+
+def _stored_method(file: RunFile | None, method: str) -> MethodConfig | None:
+    """The method's config in a file of settings; says where that is of another method, whose settings are left out."""
+    if file is None or file.method is None:
+        return None
+    if file.method != method:
+        err.print(f"--method {method}: the settings of {file.method} in {file.path} are left out", soft_wrap=True)
+        return None
+    return file.method_config()
+
+
+def _named_folder(root: str, name: str, folder: str | None, resume: bool) -> str:
+    """The folder of a run of this name; raises a `SoftPromptError` where it cannot have the name."""
+    if folder is not None:
+        raise SoftPromptError("--name names a folder in --out: leave --folder out")
+    check_name(name)
+    check_free(Path(root) / name, resume)
+    return str(Path(root) / name)
 
 
 def _say_what_differs(settings: dict[str, Any], root: str) -> None:
@@ -66,9 +152,7 @@ def _say_what_differs(settings: dict[str, Any], root: str) -> None:
     )
 
 
-def _show_result(path: Path, result: dict[str, Any]) -> None:
-    from softprompts.storage.run_folder import DIVERGED
-
+def _show_scores(result: dict[str, Any]) -> None:
     if result["message"]:
         err.print(result["message"], soft_wrap=True)
     table = Table("split", *result["metrics"])
@@ -81,6 +165,12 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
         cells = [f"{constant[name]:.4f}" if name in constant else "-" for name in result["metrics"]]
         table.add_row("one answer for all rows", *cells)
     out.print(table)
+
+
+def _show_run(path: Path, result: dict[str, Any], hint: bool) -> None:
+    """Prints what the run took and where it is; with ``hint``, how to look at what it gets wrong."""
+    from softprompts.storage.run_folder import DIVERGED
+
     speed = 100 * result["step_seconds"] / max(1, result["steps"])
     out.print(
         f"best step {result['best_step']} of {result['steps']}; {result['trained_parameters']:,} trained parameters; "
@@ -90,8 +180,10 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
     for sentence in result.get("idle", []):
         out.print(f"idle: {sentence}", soft_wrap=True)
     out.print(f"run folder: {path}", soft_wrap=True)
-    out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
-    out.print(f"what it gets wrong: softprompts evaluate {path}", soft_wrap=True)
+    run = path.name if located(path.name) == path else path
+    out.print(f"try it: softprompts predict {run} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
+    if hint:
+        out.print(f"what it gets wrong: softprompts evaluate {run}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

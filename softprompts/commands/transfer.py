@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Annotated, Any
 
-import typer
-
 from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, run_counter
 from softprompts.commands.options import DATA, METHOD, MODEL, option
@@ -29,7 +27,7 @@ _TRAINING_OPTIONS = replace(
 @options.with_options
 def transfer(
     *,
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Run folders, prompt folders or hub ids.")],
+    sources: options.Sources,
     tasks_: Annotated[str, option(DATA, "Target tasks, separated by commas.", "--tasks")] = "reviews",
     shots: Annotated[
         str, option(DATA, "Numbers of training rows, by commas; 0: the source's prompt and head as they are.")

@@ -27,13 +27,14 @@ class Row:
 
     Attributes:
         method: its name.
-        scores: the main metric of each seed.
+        scores: the main metric of each seed that has one.
         trained: number of trained parameters.
         total: number of all parameters.
         step_seconds: seconds per 100 steps, the median over seeds; where runs share passes, each one's even share.
         peak_memory: bytes, the largest over seeds.
         idle: by a sentence on a part of the method that did not act, in how many of its runs.
         runs: how many there are.
+        seeds: those of ``scores``.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Row:
     peak_memory: int
     idle: Mapping[str, int] = field(default_factory=dict)
     runs: int = 0
+    seeds: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -98,11 +100,15 @@ class Comparison:
             f"{row.peak_memory / 1e9:.2f}",
         ]
 
+    def score_in_words(self) -> str:
+        """What a score is: "accuracy x 100 on 400 held-out rows"."""
+        kind = "held-out rows" if self.held_out else "validation rows, the best of all evaluations"
+        return f"{self.metric} x 100 on {self.rows_scored:,} {kind}"
+
     def note(self) -> str:
         """The caption of the table: what a score is, and how sure it is."""
-        kind = "held-out rows" if self.held_out else "validation rows, the best of all evaluations"
         seeds = max((len(row.scores) for row in self.rows), default=0)
-        text = f"score: {self.metric} x 100 on {self.rows_scored:,} {kind}; "
+        text = f"score: {self.score_in_words()}; "
         if seeds > 1:
             text += f"mean ± standard deviation over {seeds} seeds."
         else:
@@ -218,18 +224,19 @@ def score_of(result: dict[str, Any], metric: str) -> float | None:
 
 def _row(method: str, results: Sequence[dict[str, Any]], metric: str) -> Row:
     """The results of a method's runs, summed up."""
-    scores = [score_of(result, metric) for result in results]
+    scores = {result["seed"]: score for result in results if (score := score_of(result, metric)) is not None}
     speed = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
     trained = results[0]["trained_parameters"]
     return Row(
         method=method,
-        scores=tuple(score for score in scores if score is not None),
+        scores=tuple(scores.values()),
         trained=trained,
         total=trained + results[0]["backbone_parameters"],
         step_seconds=statistics.median(speed) if speed else math.nan,
         peak_memory=max(result["peak_memory"] for result in results),
         idle=Counter(sentence for result in results for sentence in result.get("idle", [])),
         runs=len(results),
+        seeds=tuple(scores),
     )
 
 

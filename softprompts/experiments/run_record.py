@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+import yaml
 
 from softprompts.backbones import packaged
 from softprompts.errors import SoftPromptError
@@ -67,8 +69,39 @@ def shared_by(run: Run) -> tuple[Any, ...]:
     return training.bf16, training.backbone_dropout, training.batch_size, run.method.input_tokens
 
 
-def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequence[str], resume: bool) -> None:
-    """Makes a run's folder; comments in the config.yaml of a new one say where data and the method's files lay."""
+def complete_settings(
+    model: str, data: Data, run: Run, max_length: int, evaluate: bool, quantize: str | None
+) -> dict[str, Any]:
+    """All settings of a run as plain values, from which ``train --config`` makes the run again; see `resolved`."""
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(data).items()}
+    return {
+        "model": {"name": model, "quantize": quantize, "max_length": max_length},
+        "data": {name: value for name, value in (given | data.places()).items() if value not in (None, [])},
+        "method": run.method.method,
+        "settings": run.method.to_dict(),
+        "training": {**vars(run.training), "learning_rates": dict(run.training.learning_rates)},
+        "evaluate": evaluate,
+    }
+
+
+def open_folder(
+    path: Path,
+    config: Mapping[str, Any],
+    data: Data,
+    files: Sequence[str],
+    resume: bool,
+    complete: Mapping[str, Any],
+) -> None:
+    """Makes a run's folder; comments in the config.yaml of a new one say where data and the method's files lay.
+
+    Args:
+        path: the folder.
+        config: what the run is identified by.
+        data: where its rows come from.
+        files: that the method was built from.
+        resume: see `open_run`.
+        complete: its `complete_settings`.
+    """
     file = path / run_folder.CONFIG
     new = not file.is_file()
     open_run(path.parent, config, resume=resume, folder=path)
@@ -81,6 +114,12 @@ def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequen
         note += "".join(f"#   {file}\n" for file in files)
     if new and note:
         write_text_atomic(file, file.read_text(encoding="utf-8") + note)
+    if new:
+        text = yaml.safe_dump(json.loads(json.dumps(complete)), sort_keys=False, allow_unicode=True)
+        how = (
+            f"# Makes this run again: softprompts train --config {run_folder.SETTINGS}; flags go before what is here.\n"
+        )
+        write_text_atomic(path / run_folder.SETTINGS, how + text)
 
 
 def load_checked(path: Path) -> dict[str, Any]:

@@ -20,7 +20,15 @@ from softprompts.backbones.quantized import require_backend, size
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.attached_backbone import AttachedBackbone, teacher_of
 from softprompts.experiments.encoded_rows import EncodedRows
-from softprompts.experiments.run_record import Run, load_checked, open_folder, resolved, shared_by, surroundings
+from softprompts.experiments.run_record import (
+    Run,
+    complete_settings,
+    load_checked,
+    open_folder,
+    resolved,
+    shared_by,
+    surroundings,
+)
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
 from softprompts.storage import run_folder
@@ -35,6 +43,7 @@ from softprompts.training.evaluation import evaluate as evaluate_prompts
 from softprompts.training.extra_passes import check_teachers
 from softprompts.training.lane import checkpoint_step
 from softprompts.training.optim import learning_rates
+from softprompts.training.prediction import Prediction
 from softprompts.training.progress import check_trackers
 from softprompts.training.step_cost import step_cost
 
@@ -59,6 +68,8 @@ class Workbench:
         tokenizer: its tokenizer.
         backbone: model and tokenizer, with what puts prompts on them.
         rows: the task's rows, encoded.
+        predictions: by the folder of a `run`, what its prompt predicts for the rows of its score; not of one that was
+            resumed after that.
 
     Raises:
         SoftPromptError: no such model or task, or data that cannot be used.
@@ -84,6 +95,7 @@ class Workbench:
         self.kind, self.pad_id = self.backbone.kind, self.backbone.pad_id
         self.rows = EncodedRows(self.task, self.tokenizer, self.kind)
         self.evaluate = evaluate or not self.task.test
+        self.predictions: dict[Path, Prediction] = {}
 
     def on(self, data: Data, max_length: int | None = None, evaluate: bool | None = None) -> Workbench:
         """The same backbone with another task.
@@ -181,7 +193,7 @@ class Workbench:
 
     def fitting(self, run: Run) -> int:
         """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""
-        with self._measured(run) as lane:
+        with self.measured(run) as lane:
             return lanes_that_fit(self.model, lane, pad_id=self.pad_id)
 
     # --- runs ---------------------------------------------------------------------------------------------------------
@@ -193,6 +205,7 @@ class Workbench:
         *,
         root: str | Path = "runs",
         folder: str | Path | None = None,
+        name: str | None = None,
         resume: bool = False,
         reuse: bool = False,
         progress: bool = True,
@@ -205,13 +218,14 @@ class Workbench:
             training: how it trains.
             root: where run folders live.
             folder: a folder in place of the one named by the settings' hash.
+            name: of the prompt; None: by method and seed.
             resume: go on with an unfinished run.
             reuse: give the result of a finished run instead of an error.
             progress: show a progress bar on a terminal.
             trackers: Accelerate's trackers to log to.
 
         Returns:
-            The run's folder and its result. A prompt that was trained stays on `model`, named by method and seed.
+            The run's folder and its result. A prompt that was trained stays on `model`.
 
         Raises:
             SoftPromptError: the method does not fit the model, or the run folder is taken; nothing is written then.
@@ -225,7 +239,11 @@ class Workbench:
         if run_folder.is_done(path):
             return path, load_checked(path)
         check_trackers(trackers)
-        self.train_lanes([self.lane(_prompt_name(run), run, path, resume=resume)], progress, trackers)
+        lane = self.lane(name or _prompt_name(run), run, path, resume=resume)
+        lane.keep_prediction = True
+        self.train_lanes([lane], progress, trackers)
+        if lane.prediction is not None:
+            self.predictions[path] = lane.prediction
         return path, run_folder.load_result(path)
 
     def run_all(
@@ -319,7 +337,9 @@ class Workbench:
         )
         with synchronized():
             if is_main():
-                open_folder(folder, self.resolved(method, training), self.data, method.files(), resume)
+                given = self.name, self.data, run, self.max_length, self.evaluate, self.backbone.quantize
+                config, complete = self.resolved(method, training), complete_settings(*given)
+                open_folder(folder, config, self.data, method.files(), resume, complete)
         return lane
 
     def train_lanes(self, lanes: list[Lane], progress: bool = True, trackers: Sequence[str] | None = None) -> None:
@@ -344,7 +364,7 @@ class Workbench:
         Returns:
             What a run's result.json would have of model, task and method, and ``cost``.
         """
-        with self._measured(run) as lane:
+        with self.measured(run) as lane:
             cost = step_cost(self.model, lane, pad_id=self.pad_id, steps=steps, warmup_steps=warmup_steps)
         threads = torch.get_num_threads()
         return {**lane.record, "batch_size": run.training.batch_size, "threads": threads, "cost": cost}
@@ -355,13 +375,13 @@ class Workbench:
         Returns:
             Their metrics in their order; None for one whose predictions are not finite.
         """
-        split = "test" if self.task.test else "validation"
+        split, _ = self.task.scored_rows()
         lengths = [self.room(self.model.prompts[name].config) for name in names]
         evaluations = [self.rows.evaluation(split, length, batch_size) for length in lengths]
         return evaluate_prompts(self.model, list(zip(names, evaluations, strict=True)), self.pad_id)
 
     @contextlib.contextmanager
-    def _measured(self, run: Run) -> Iterator[Lane]:
+    def measured(self, run: Run) -> Iterator[Lane]:
         """A lane to measure, whose prompt is on the model within this context."""
         name, length = "measured", self.room(run.method)
         with self.backbone.trial(name, run.method, self.task, run.training.seed):
@@ -387,7 +407,7 @@ class Workbench:
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,
             "test_rows": len(self.task.test),
-            "constant_scores": self.task.constant_scores("test" if self.task.test else "validation"),
+            "constant_scores": self.task.constant_scores(self.task.scored_rows()[0]),
             **surroundings(),
             **({"command": self.command} if self.command is not None else {}),
         }

@@ -13,6 +13,7 @@ from softprompts.injection.prompt import require
 from softprompts.model.card import card, index_card
 from softprompts.model.saving import serialize
 from softprompts.storage.run_folder import is_done, load_result
+from softprompts.storage.runs import located
 from softprompts.storage.saved_prompt import TENSOR_FILE, files_of, prompt_folder, read
 
 _Prompts = Mapping[str, tuple[dict[str, Any], bytes]]  # the config and the tensors of each, by its name
@@ -40,7 +41,7 @@ def push_saved(source: str | Path, repo_id: str, license: str | None = None, **o
     Raises:
         SoftPromptError: nothing usable there, or the hub refused.
     """
-    folder = prompt_folder(source)
+    folder = prompt_folder(source := located(source))
     config, _ = read(folder)
     config["metadata"] = (config.get("metadata") or {}) | ({} if license is None else {"license": license})
     if is_done(source):

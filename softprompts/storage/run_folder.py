@@ -1,5 +1,7 @@
 """Run folders: ``runs/<id>/`` with config.yaml, metrics.jsonl, checkpoint/, prompt/ and, once done, result.json.
 
+run.yaml has the settings with which ``train --config`` makes the run again.
+
 The id is a hash of the run's settings, so that the same settings find the run that they made before.
 """
 
@@ -19,6 +21,7 @@ from softprompts.storage.files import read_json, require_folder, write_text_atom
 from softprompts.storage.names import PROMPT as PROMPT
 
 CONFIG = "config.yaml"
+SETTINGS = "run.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint"
 RESULT = "result.json"

@@ -19,10 +19,11 @@ from softprompts.errors import SoftPromptError, first_line, shown
 from softprompts.storage.files import read_json
 from softprompts.storage.hub import quiet_hub
 from softprompts.storage.names import ADAPTER_CONFIG, ADAPTER_TENSORS
+from softprompts.storage.names import CONFIG_FILE as CONFIG_FILE
 from softprompts.storage.names import PROMPT as PROMPT
+from softprompts.storage.runs import located, near
 from softprompts.validation import translated
 
-CONFIG_FILE = "softprompt_config.json"
 TENSOR_FILE = "softprompt.safetensors"
 FORMAT = 1
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -49,14 +50,14 @@ def prompt_folder(source: str | Path, revision: str | None = None, subfolder: st
     """Returns the folder of the prompt in a run folder, a prompt folder or a hub repository, which is downloaded.
 
     Args:
-        source: the folder or the id.
+        source: the folder or the id, or the name of a run in ``runs``.
         revision: branch, tag or commit of a hub repository; its main branch by default.
         subfolder: a folder within it, where it holds several prompts.
 
     Raises:
         SoftPromptError: a run folder without a prompt, or nothing of that name.
     """
-    folder = Path(source)
+    folder = Path(source := located(source))
     if subfolder is not None and not _SUBFOLDER.fullmatch(subfolder):
         raise SoftPromptError(
             f"subfolder {subfolder!r}: name folders by letters, digits, '_' and '-', with '/' between"
@@ -151,7 +152,7 @@ def types_of(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
 def _from_hub(name: str, revision: str | None, subfolder: str | None) -> Path:
     """Downloads the files of a prompt, and nothing else of its repository, into the hub's cache."""
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:  # no hub id
-        raise SoftPromptError(f"{name}: no such folder")
+        raise SoftPromptError(f"{name}: no such folder{near(name)}")
     import huggingface_hub  # here: the list of methods need not wait for it
 
     within = "" if subfolder is None else f"{subfolder}/"

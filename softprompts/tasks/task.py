@@ -117,6 +117,11 @@ class Task:
         of_nothing = {"regression": ("pearson", "spearman"), "tagging": ("seqeval_f1",)}.get(self.kind, ())
         return {name: 0.0 for name in self.metrics if name in of_nothing}
 
+    def scored_rows(self) -> tuple[str, str]:
+        """The split that a finished run is scored on, test rows if there are some, and what its rows are called."""
+        split = "test" if self.test else "validation"
+        return split, f"{split} rows of {self.name}"
+
     def limited(
         self,
         max_train: int | None = None,

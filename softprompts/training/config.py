@@ -69,8 +69,8 @@ class TrainConfig:
         Field(ge=0, description="Weight decay of all components but those that have their own; default: none."),
     ] = None
     schedule: Annotated[
-        Literal["linear", "constant"],
-        Field(description="linear (to zero at the end) or constant, both after the warm-up."),
+        Literal["linear", "cosine", "constant"],
+        Field(description="linear or cosine (both to zero at the end) or constant, after the warm-up."),
     ] = "linear"
     warmup_steps: Annotated[int, Field(ge=0, description="Updates over which the rates rise linearly.")] = 0
     warmup_ratio: Annotated[float, Field(ge=0, le=1, description="The same as a share of all updates.")] = 0.0

@@ -74,16 +74,33 @@ def evaluate(
     accelerator: Accelerator | None = None,
     within: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> list[dict[str, float] | None]:
-    """Scores prompts; those that are scored in the same way share forward passes, whatever their rows are.
+    """Scores prompts, see `predictions_of`.
 
-    A prompt's own way to predict runs in the context ``within(name)``; for other arguments see `predict`. Returns the
-    metrics of each prompt, in their order; None for one whose predictions are not finite.
+    Returns:
+        The metrics of each prompt, in their order; None for one whose predictions are not finite.
+    """
+    predictions = predictions_of(model, evaluations, pad_id, padding_side, accelerator, within)
+    return [evaluation.scores(one) for (_, evaluation), one in zip(evaluations, predictions, strict=True)]
+
+
+def predictions_of(
+    model: Any,
+    evaluations: Sequence[tuple[str, Evaluation]],
+    pad_id: int,
+    padding_side: str = "right",
+    accelerator: Accelerator | None = None,
+    within: Callable[[str], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> list[Prediction]:
+    """The prediction of each prompt for the rows that it is scored on.
+
+    Those that are scored in the same way share forward passes, whatever their rows are. A prompt's own way to predict
+    runs in the context ``within(name)``; for other arguments see `predict`.
     """
     options = {"pad_id": pad_id, "padding_side": padding_side, "accelerator": accelerator}
     groups: dict[Any, list[int]] = {}
     for index, (name, evaluation) in enumerate(evaluations):
         groups.setdefault(_way(model, name, evaluation) or index, []).append(index)
-    metrics: list[dict[str, float] | None] = [None] * len(evaluations)
+    made: dict[int, Prediction] = {}
     for group in groups.values():
         name, first = evaluations[group[0]]
         if first.predict is not None:
@@ -91,9 +108,8 @@ def evaluate(
                 predictions = [on_main(functools.partial(first.predict, model, first.features, name))]
         else:
             predictions = _predictions(model, [evaluations[index] for index in group], **options)
-        for index, prediction in zip(group, predictions, strict=True):
-            metrics[index] = evaluations[index][1].scores(prediction)
-    return metrics
+        made |= zip(group, predictions, strict=True)
+    return [made[index] for index in range(len(evaluations))]
 
 
 def _way(model: Any, name: str, evaluation: Evaluation) -> tuple[str, Any] | None:

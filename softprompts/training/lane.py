@@ -23,7 +23,7 @@ from softprompts.tasks.batches import inputs_of, length_bucketed_batches, length
 from softprompts.training.config import TrainConfig
 from softprompts.training.evaluation import EVAL_ROWS, Evaluation
 from softprompts.training.optim import build_optimizer, set_learning_rates
-from softprompts.training.prediction import Feature
+from softprompts.training.prediction import Feature, Prediction
 from softprompts.training.result import UNFINISHED, LaneResult
 from softprompts.training.vitals import Vitals
 
@@ -71,6 +71,9 @@ class Lane:
         last_metrics: the metrics of the last evaluation; ``stale`` evaluations have come since the best one.
         random_state: the state of its random sequence at the last checkpoint.
         start_state: what its prompt started from; None after going on with a run that did not keep it.
+        keep_prediction: whether to keep `prediction`; set it before training.
+        prediction: that of the kept prompt for the rows of its score, the test rows if there are some; None where it
+            was made before a resume.
         gradient_vitals: see `softprompts.training.vitals`; of the last step before an evaluation.
     """
 
@@ -119,6 +122,8 @@ class Lane:
         self.random_state: dict[str, Tensor] = {}
         self.start_state: dict[str, Tensor] | None = None
         self.gradient_vitals: dict[str, float] = {}
+        self.keep_prediction = False
+        self.prediction: Prediction | None = None
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +250,9 @@ class Lane:
         """Puts the prompt that is kept back into the model."""
         self.prompt.load_state_dict(self.best.prompt)
 
-    def record_evaluation(self, metrics: dict[str, float] | None, vitals: Vitals | None = None) -> None:
+    def record_evaluation(
+        self, metrics: dict[str, float] | None, vitals: Vitals | None = None, prediction: Prediction | None = None
+    ) -> None:
         """Notes metrics and vitals, keeps the prompt if it is the best so far, stops the run when it should.
 
         Metrics are empty without an evaluation, and None where predictions were not finite.
@@ -260,6 +267,7 @@ class Lane:
         best = self.best.score
         if score is None or best is None or score > best:
             self.best = _Best(self.step, score, dict(metrics), self._prompt_state())
+            self.prediction = prediction if self.keep_prediction else None
             self.stale = 0
         else:
             self.stale += 1
@@ -272,6 +280,11 @@ class Lane:
         line = {"step": self.step, "epoch": epoch, "loss": loss, **_plain_values(metrics)}
         self.history.append({**line, **(vitals or Vitals()).line()})
         self.loss_sum, self.loss_steps = 0.0, 0
+
+    def record_test(self, metrics: dict[str, float] | None, prediction: Prediction) -> None:
+        """Notes the score of the prompt that is kept; metrics are None where the prediction is not finite."""
+        self.test_metrics = metrics or {}
+        self.prediction = prediction if self.keep_prediction else None
 
     # --- on disk --------------------------------------------------------------------------------------------------
 

@@ -33,18 +33,20 @@ from softprompts.methods.contract import Rows
 from softprompts.processes import copy_from_main, require_unsharded, synchronized
 from softprompts.storage import run_folder
 from softprompts.tasks.batches import collate
-from softprompts.training.evaluation import Evaluation, evaluate
+from softprompts.training.evaluation import Evaluation, predictions_of
 from softprompts.training.extra_passes import check_teachers, training_losses
 from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.losses import label_count
 from softprompts.training.memory import PeakMemory, keep_pages, out_of_memory, release
 from softprompts.training.pass_size import PassSize, place, precision, train_mode
+from softprompts.training.prediction import Prediction
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
 from softprompts.training.result import LaneResult
 from softprompts.training.vitals import Vitals, gradient_vitals, rows_to_look_at, vitals_of
 
 CHECKPOINT_SECONDS = 300  # between checkpoints at most: between two evaluations there may be hours
+Scored = tuple[dict[str, float] | None, Prediction]  # metrics as of `Evaluation.scores`
 Within = Callable[[str], contextlib.AbstractContextManager[Any]]
 
 
@@ -244,7 +246,8 @@ class _Loop:
         lanes = [lane for lane in lanes if lane.active]
         scored = self._scores([(lane, lane.validation) for lane in lanes if lane.validation is not None], within)
         for lane in lanes:
-            lane.record_evaluation({} if lane.validation is None else scored[lane.name], self._vitals(lane))
+            metrics, prediction = scored.get(lane.name, ({}, None))
+            lane.record_evaluation(metrics, self._vitals(lane), prediction)
         return [lane for lane in lanes if lane.stop_reason != run_folder.DIVERGED]
 
     def _finish(self, ended: list[Lane], within: Within) -> None:
@@ -254,13 +257,15 @@ class _Loop:
             lane.restore_best()
         scored = self._scores([(lane, lane.test) for lane in done if lane.test is not None], within)
         for lane in ended:
-            lane.test_metrics = scored.get(lane.name) or {}
+            if lane.name in scored:
+                lane.record_test(*scored[lane.name])
             self.results[lane.name] = lane.finish(self.model, self.accelerator.is_main_process)
 
-    def _scores(self, pairs: list[tuple[Lane, Evaluation]], within: Within) -> dict[str, dict[str, float] | None]:
+    def _scores(self, pairs: list[tuple[Lane, Evaluation]], within: Within) -> dict[str, Scored]:
         evaluations = [(lane.name, evaluation) for lane, evaluation in pairs]
-        scores = evaluate(self.model, evaluations, self.pad_id, self.padding_side, self.accelerator, within)
-        return {name: metrics for (name, _), metrics in zip(evaluations, scores, strict=True)}
+        found = predictions_of(self.model, evaluations, self.pad_id, self.padding_side, self.accelerator, within)
+        pairs_of = zip(evaluations, found, strict=True)
+        return {name: (evaluation.scores(prediction), prediction) for (name, evaluation), prediction in pairs_of}
 
     def _write(self, due: list[Lane], stopping: list[Lane], randomness: Randomness) -> None:
         """Writes what a crash must not lose: after an evaluation, before an interruption, and after some minutes."""

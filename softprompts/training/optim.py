@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,14 +77,15 @@ def build_optimizer(components: Mapping[str, Component], config: TrainConfig) ->
 def schedule_factor(step: int, total_steps: int, warmup: int, kind: str) -> float:
     """The factor of the learning rates in step ``step`` (from 0).
 
-    The warm-up ends with the full rate in step ``warmup - 1``; a linear schedule falls from there to zero in step
-    ``total_steps``, which is never taken, so that no step is wasted at rate zero.
+    The warm-up ends with the full rate in step ``warmup - 1``; a linear schedule, or one by half a cosine, falls from
+    there to zero in step ``total_steps``, which is never taken, so that no step is wasted at rate zero.
     """
     if step < warmup:
         return (step + 1) / warmup
     if kind == "constant":
         return 1.0
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+    left = max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+    return left if kind == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def set_learning_rates(optimizer: Optimizer, config: TrainConfig, step: int, total_steps: int) -> None:

@@ -117,9 +117,13 @@ class Bar:
     def _left(self, lane: Lane) -> str:
         """How long a run will take at its pace so far."""
         done = max(1, lane.step - self.first[lane.name])
-        seconds = round((lane.total_steps - lane.step) * (time.perf_counter() - self.began) / done)
-        minutes = round(seconds / 60)
-        return f"{seconds} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+        return duration((lane.total_steps - lane.step) * (time.perf_counter() - self.began) / done)
+
+
+def duration(seconds: float) -> str:
+    """A time in words: "12 s", "5 min", "2.3 h"."""
+    minutes = round(seconds / 60)
+    return f"{round(seconds)} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
 def track(accelerator: Accelerator, active: list[Lane], due: list[Lane], prefix: bool) -> None:

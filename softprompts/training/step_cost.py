@@ -6,15 +6,20 @@ steps, the time from one update of the parameters to another is taken, all that 
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.batches import length_of
+from softprompts.training.evaluation import EVAL_ROWS, Evaluation, predictions_of
 from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.loop import train
-from softprompts.training.memory import memory_in_use
+from softprompts.training.memory import PeakMemory, memory_in_use
+from softprompts.training.result import LaneResult
+
+_TIMED_BATCHES = 2  # of an evaluation
 
 
 class _Timed(Lane):
@@ -41,6 +46,96 @@ class _Timed(Lane):
         self.stamps.append(time.perf_counter())
 
 
+class _Sampled(_Timed):
+    """A run whose first step has the longest rows, and whose others are as in training."""
+
+    def next_batches(self) -> StepBatches:
+        """The batch with the longest row as often as a step has batches, then the rows of the first steps."""
+        if self.step == 0:
+            return [self.longest_batch()] * self.config.gradient_accumulation_steps
+        return Lane.next_batches(self)
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run is going to take.
+
+    Attributes:
+        steps: number of its steps, if nothing stops it early.
+        evaluations: number of its evaluations.
+        step_seconds: time of a step, the mean over ``measured`` steps.
+        evaluation_seconds: time of an evaluation.
+        test_seconds: time of the test in the end.
+        peak_memory: bytes, of the GPU's tensors or the process, with the longest rows in a step and an evaluation.
+        measured: number of steps that were timed.
+    """
+
+    steps: int
+    evaluations: int
+    step_seconds: float
+    evaluation_seconds: float
+    test_seconds: float
+    peak_memory: int
+    measured: int
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps, evaluations and the test."""
+        return self.steps * self.step_seconds + self.evaluations * self.evaluation_seconds + self.test_seconds
+
+
+def estimate(
+    model: Any, lane: Lane, validation: Evaluation | None, test: Evaluation | None, *, pad_id: int, steps: int = 5
+) -> RunEstimate:
+    """Takes some steps of a lane, and predicts some of its rows, to see what the whole run is going to take.
+
+    The prompt is of no use afterwards. One step with the longest rows comes before those that are timed.
+
+    Raises:
+        SoftPromptError: training broke off.
+    """
+    timed = _Sampled(lane, steps + 1)
+    peak = _trained(model, timed, steps + 1, pad_id).peak_memory
+    memory = PeakMemory(model.device)
+    seconds = {
+        split: _predicting(model, lane.name, evaluation, pad_id)
+        for split, evaluation in (("validation", validation), ("test", test))
+    }
+    every = lane.config.eval_every or lane.steps_per_epoch
+    return RunEstimate(
+        steps=lane.total_steps,
+        evaluations=math.ceil(lane.total_steps / every) if validation is not None else 0,
+        step_seconds=(timed.stamps[-1] - timed.stamps[0]) / steps,
+        evaluation_seconds=seconds["validation"],
+        test_seconds=seconds["test"],
+        peak_memory=max(peak, memory.read()),
+        measured=steps,
+    )
+
+
+def _predicting(model: Any, name: str, evaluation: Evaluation | None, pad_id: int) -> float:
+    """Seconds that all rows of an evaluation take, by the time of some, after a batch that is not timed."""
+    if evaluation is None:
+        return 0.0
+    size = evaluation.batch_size or EVAL_ROWS
+    rows = evaluation.features
+    some = [*rows[:: max(1, len(rows) // (_TIMED_BATCHES * size))]][: _TIMED_BATCHES * size]
+    predictions_of(model, [(name, replace(evaluation, features=some[:size]))], pad_id)
+    began = time.perf_counter()
+    predictions_of(model, [(name, replace(evaluation, features=some))], pad_id)
+    return (time.perf_counter() - began) * len(rows) / len(some)
+
+
+def _trained(model: Any, lane: Lane, total: int, pad_id: int) -> LaneResult:
+    """The result of a measurement, of which no step may be missing."""
+    result = train(model, [lane], pad_id=pad_id, progress=False)[0]
+    if not result.done:
+        raise KeyboardInterrupt(result.message)  # half a measurement is none
+    if result.steps < total:
+        raise SoftPromptError(f"{result.message or result.stop_reason}; its cost was not measured")
+    return result
+
+
 def step_cost(model: Any, lane: Lane, *, pad_id: int, steps: int = 100, warmup_steps: int = 20) -> dict[str, Any]:
     """Trains a lane's prompt for some steps and measures what they cost. The prompt is of no use afterwards.
 
@@ -53,11 +148,7 @@ def step_cost(model: Any, lane: Lane, *, pad_id: int, steps: int = 100, warmup_s
     """
     total = steps + warmup_steps
     timed, before = _Timed(lane, total), memory_in_use(model.device)
-    result = train(model, [timed], pad_id=pad_id, progress=False)[0]
-    if not result.done:
-        raise KeyboardInterrupt(result.message)  # half a measurement is none
-    if result.steps < total:
-        raise SoftPromptError(f"{result.message or result.stop_reason}; its cost was not measured")
+    result = _trained(model, timed, total, pad_id)
     stamps = timed.stamps[max(0, warmup_steps - 1) :]
     count = len(stamps) - 1
     return {

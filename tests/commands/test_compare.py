@@ -37,6 +37,10 @@ def test_compare_writes_its_report_and_does_nothing_twice(cli: Cli, data: Path) 
     before = {path: path.stat().st_mtime_ns for path in Path("runs").glob("*/*") if "compare" not in str(path)}
     again = cli.fine(*command)
     assert again.out == done.out
+    latex = cli.fine(*command, "--latex")
+    text = Path("runs/compare/table.tex").read_text()
+    assert "runs/compare/table.tex" in latex.out and text.count(r"\begin{table}") == 2
+    assert latex.out.count(": too few pairs (2) to tell them apart") == 2
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

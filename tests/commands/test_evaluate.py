@@ -38,6 +38,29 @@ def test_own_rows_a_file_and_json_agree_with_predict(cli: Cli, run: Path, data: 
     assert found["wrong"] == len(texts) - right
 
 
+def test_train_ends_in_the_report_that_evaluate_makes(cli: Cli, data: Path, tmp_path: Path) -> None:
+    folder, command = tmp_path / "new", ["train", "--data", data, "--model", model_folder("bert"), "--steps", 3]
+    done = cli.fine(*command, "--folder", folder)
+    assert (
+        f"report: {folder}/report.html\n" in done.out
+        and "recall" in done.out
+        and "softprompts evaluate" not in done.out
+    )
+    page, numbers = (folder / "report.html").read_text(), json.loads((folder / "evaluation.json").read_text())
+    assert "validation rows of data" in page and numbers["rows_of"] == "validation rows of data"
+    found = json.loads(cli.fine("evaluate", folder, "--json").out)
+    assert numbers["confusion"] == found["confusion"] and numbers["classes"] == found["classes"]
+    assert json.loads((folder / "result.json").read_text())["metrics"] == numbers["metrics"]
+    cli.fine("evaluate", folder, "--data", data)
+    assert json.loads((folder / "evaluation.json").read_text())["rows_of"] == "data.csv"
+    plain = tmp_path / "plain"
+    done = cli.fine(*command, "--folder", plain, "--no-report")
+    assert "recall" not in done.out and f"softprompts evaluate {plain}" in done.out
+    assert not (plain / "report.html").exists() and not (plain / "evaluation.json").exists()
+    cli.fine("compare", *command[1:], "--methods", "head-only", "--seeds", "0", "--out", tmp_path / "runs")
+    assert not list((tmp_path / "runs").glob("*/report.html"))
+
+
 def test_columns_by_other_names_and_labels_by_index(cli: Cli, run: Path, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "new.jsonl", [{"body": "the film was good", "class": 1}] * 3)
     out = cli.fine("evaluate", run, "--data", file, "--text", "body", "--label", "class", "--json").out

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from saved import Cli, model_folder, rows, write_csv, write_jsonl
+from saved import Cli, files_below, model_folder, rows, write_csv, write_jsonl
 
+from softprompts.storage.run_folder import run_id
 from softprompts.tasks.data import Data
 from tests.commands.running import config, interrupt, refuse, result, started, train
 
@@ -112,6 +113,22 @@ def test_a_text_with_commas_stays_one_text(cli: Cli, data: Path) -> None:
     flags = ["--method", "prompt-tuning", "--set", "init=text", "--set", "init_text=good film, bad film"]
     cli.fine(*train(data, steps=1), *flags, "--set", "num_virtual_tokens=4", "--folder", "run")
     assert config("run")["settings"]["init_text"] == "good film, bad film"
+
+
+def test_a_dry_run_says_what_the_run_would_take_and_writes_nothing(cli: Cli, data: Path) -> None:
+    flags = ["--data", str(data), "-m", model_folder("bert"), "--batch-size", "8", "--epochs", "2", "--name", "mine"]
+    done = cli.fine("train", *flags, "--dry-run")
+    assert "data: 36 train, 4 validation rows" in done.err
+    assert "trained: 674 numbers" in done.out  # as the run folder says, below
+    assert "steps: 10 of 8 rows; 2 evaluations" in done.out and "by 5 steps on this machine" in done.out
+    assert "GB at the peak" in done.out and "nothing is written; the run would go to runs/mine" in done.out
+    assert not list(Path.cwd().iterdir())
+    cli.fine("train", *flags)
+    assert result("runs/mine")["trained_parameters"] == 674 and result("runs/mine")["steps"] == 10
+    before = files_below(Path.cwd())
+    refuse(cli, "taken by the finished run", "train", *flags, "--dry-run")
+    assert f"would go to runs/{run_id(config('runs/mine'))}\n" in cli.fine("train", *flags[:-2], "--dry-run").out
+    assert files_below(Path.cwd()) == before
 
 
 def test_few_shot(cli: Cli, data: Path) -> None:
@@ -385,7 +402,7 @@ def test_the_packaged_encoder(cli: Cli, data: Path) -> None:
         (["--lr-of", "router=0.1"], "no component 'router'"),
         (["--weight-decay", "nan"], "weight_decay must be a finite number"),
         (["--optimizer", "sgd"], "optimizer must be one of adamw, adafactor"),
-        (["--schedule", "cosine"], "schedule must be one of linear, constant"),
+        (["--schedule", "cosin"], "schedule must be one of linear, cosine, constant"),
         (["--method", "prompt-tuning", "--set", "num_virtual_tokens=38"], "leave no room for the input"),
         (["--validation", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--label-words", "yes"], "1 label words for 2 labels"),

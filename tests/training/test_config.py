@@ -48,7 +48,7 @@ def test_unknown_field_names_the_nearest() -> None:
         ({"eval_batch_size": -1}, "eval_batch_size"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, adafactor"),
-        ({"schedule": "cosine"}, "schedule"),
+        ({"schedule": "cosin"}, "schedule"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"learning_rate": "fast"}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -129,6 +130,15 @@ def test_linear_schedule() -> None:
     factors = [schedule_factor(step, 10, 4, "linear") for step in range(10)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert schedule_factor(0, 10, 0, "linear") == 1
+
+
+def test_cosine_schedule() -> None:
+    factors = [schedule_factor(step, 10, 2, "cosine") for step in range(11)]
+    assert factors[:2] == [0.5, 1] and factors[2:] == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
+    )
+    assert factors[6] == pytest.approx(0.5) and factors[10] == 0
+    assert schedule_factor(3, 3, 3, "cosine") == 0  # nothing but warm-up
 
 
 def test_constant_schedule() -> None:
