@@ -7,6 +7,8 @@ the other, each with its row's prefix in front.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,11 +40,26 @@ class _With:
 
 
 def kernel(module: nn.Module, name: str) -> Kernel:
-    """Gives transformers' function, which reads the name of the kernel from the module's config."""
+    """Gives transformers' function, which reads the name of the kernel from the module's config.
+
+    Where a mask of other tokens than the queries' comes with it, as in cross-attention, that function takes it for one
+    of the queries too; here all queries attend then.
+    """
     seen: Any = _With(module, config=_With(module.config, _attn_implementation=name))
 
-    def run(_: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def whole(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         return cast("tuple[Tensor, Tensor | None]", flash_attention_forward(seen, *args, **kwargs))
+
+    def run(
+        _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        (rows, _, queries, _), causal = query.shape, kwargs.get("is_causal")
+        crosses = mask is not None and mask.ndim == 2 and queries not in (1, mask.shape[1])
+        if mask is None or not crosses or (cast(Any, module).is_causal if causal is None else causal):
+            return whole(query, key, value, mask, **kwargs)
+        key, value = (part[:, :, : mask.shape[1]] for part in (key, value))
+        parts = _sequences(torch.ones(rows, queries, dtype=torch.bool, device=query.device)), _sequences(mask.bool())
+        return _by_sequences(whole, parts, query, key, value, **kwargs)
 
     return run
 
@@ -89,19 +106,33 @@ def attend(
             "load the model with attn_implementation='sdpa', 'eager' or 'flex_attention'"
         )
     causal = bool(cast(Any, module).is_causal) if is_causal is None else is_causal
-    rows, queries, columns = query.shape[0], query.shape[2], key.shape[2]
+    queries, columns = query.shape[2], key.shape[2]
     key, value = in_front(prefix, key, value)
     source = (attention_mask, prefix.mask, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"))
     parts = once(
         prefix, ("flash", queries, columns, causal), source, lambda: _parts(prefix, query, columns, causal, *source)
     )
     run, kwargs = kernel(module, name), {other: kwargs[other] for other in kwargs if other not in _PACKED}
+    kwargs["is_causal"] = causal
     if parts is None:
-        return run(module, query, key, value, None, is_causal=causal, **kwargs)
+        return run(module, query, key, value, None, **kwargs)
+    return _by_sequences(functools.partial(run, module), parts, query, key, value, **kwargs)
+
+
+def _by_sequences(
+    run: Callable[..., tuple[Tensor, Any]],
+    parts: tuple[_Sequences, _Sequences],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Runs a kernel on the sequences of queries and of keys; queries that are in none get zeros."""
     asking, asked = parts
-    told = {"cu_seq_lens_q": asking.bounds, "max_length_q": max(asking.lengths)}
-    told |= {"cu_seq_lens_k": asked.bounds, "max_length_k": max(asked.lengths)}
-    output, _ = run(module, asking.of(query), asked.of(key), asked.of(value), None, is_causal=causal, **told, **kwargs)
+    kwargs |= {"cu_seq_lens_q": asking.bounds, "max_length_q": max(asking.lengths)}
+    kwargs |= {"cu_seq_lens_k": asked.bounds, "max_length_k": max(asked.lengths)}
+    output, _ = run(asking.of(query), asked.of(key), asked.of(value), None, **kwargs)
+    rows, queries = query.shape[0], query.shape[2]
     whole = output.new_zeros(rows * queries, *output.shape[2:]).index_copy(0, asking.columns, output[0])
     return whole.unflatten(0, (rows, queries)), None
 

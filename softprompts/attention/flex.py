@@ -15,8 +15,15 @@ NAMES = ("flex_attention",)
 
 
 def kernel(module: nn.Module, name: str) -> Kernel:
-    """Gives transformers' function."""
-    return cast("Kernel", flex_attention_forward)
+    """Gives transformers' function, which reads a bias that all rows share row by row."""
+
+    def run(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        bias = kwargs.get("position_bias")
+        if bias is not None:
+            kwargs["position_bias"] = bias.expand(query.shape[0], -1, -1, -1)
+        return cast("tuple[Tensor, Tensor | None]", flex_attention_forward(module, query, *args, **kwargs))
+
+    return run
 
 
 def attend(
@@ -36,8 +43,9 @@ def attend(
     rows, (queries, columns) = query.shape[0], (query.shape[2], key.shape[2])
     bias = kwargs.get("position_bias")
     if bias is not None:
-        wide: Tensor = once(prefix, "bias", (bias,), lambda: widened_bias(bias[..., :columns], prefix, module))
-        kwargs["position_bias"] = wide.expand(rows, -1, -1, -1)
+        kwargs["position_bias"] = once(
+            prefix, "bias", (bias,), lambda: widened_bias(bias[..., :columns], prefix, module)
+        )
     mask = once(
         prefix,
         ("flex", rows, queries, columns),

@@ -63,8 +63,8 @@ def look(model: PreTrainedModel) -> Kind:
     """Runs three tokens through a model, twice, and tells what it is; the model stays as it is."""
     base, embeddings = model.base_model, model.get_input_embeddings()
     if getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "get_decoder"):
-        encoder, decoder = model.get_encoder(), model.get_decoder()
-        if encoder is not None and decoder is not None and encoder not in set(decoder.modules()):
+        encoder, decoder = _halves(model)
+        if encoder is not None and decoder is not None:
             if model.main_input_name != "input_ids":
                 return Kind("encoder-decoder", encoder, decoder)
             with trial(model):
@@ -79,6 +79,15 @@ def look(model: PreTrainedModel) -> Kind:
         name = "decoder" if caches and model.can_generate() else _by_attention(model, calls)
         entry = _innermost(calls, base, embeddings) if name == "decoder" else base
         return Kind(name, entry, None, *_taking(model, entry, embeddings, calls))
+
+
+def _halves(model: PreTrainedModel) -> tuple[nn.Module | None, nn.Module | None]:
+    """Returns encoder and decoder; None for what is not to be had apart. Some name the model of both the decoder."""
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    while decoder is not None and encoder in set(decoder.modules()):
+        inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder
+        decoder = None if inner is decoder else inner
+    return encoder, decoder
 
 
 @dataclass

@@ -78,6 +78,7 @@ class Pass:
         self.decoder_view: Tensor | None = None
         self.seen: Any = 0  # columns in the cache of an encoder-decoder's decoder
         self.mask_around: Tensor | None = None  # what the model around the base model sees as attention mask
+        self.choices = 0  # that each row of the input has, one below the other; 0: rows have no such axis
         self.columns = 0  # of a causal model's steps so far, prompt tokens included
         self.padded_behind = False  # whether rows of a causal model got their padding behind them
         self.without_cache = False  # whether the call is not to make a cache of its own

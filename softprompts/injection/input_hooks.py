@@ -68,6 +68,7 @@ class InputHooks:
             inputs["use_cache"] = False
         pass_.seen = 0
         if self.backbone.text_input:
+            pass_.choices = _flatten_choices(inputs)
             self._insert(pass_, inputs)
             self._shift_positions(pass_, inputs)
             return (), inputs
@@ -90,7 +91,7 @@ class InputHooks:
         self._tell_model_around(pass_, output)
         if self.backbone.kind != "encoder-decoder":
             whole = module is self.backbone.model or (scope is not None and scope.by_hook)
-            return restored(output, pass_.layout, tables=whole)
+            return _by_choice(restored(output, pass_.layout, tables=whole), pass_.choices)
         if pass_.tokens is None:
             output = restored(output, pass_.layout)
         if not isinstance(output, tuple):
@@ -289,6 +290,11 @@ class InputHooks:
             )
         return layout
 
+    @property
+    def mixes_in_cache(self) -> bool:
+        """Whether rows with prompts of different lengths can share a cache."""
+        return self.backbone.kind != "decoder" or self.backbone.takes_positions or self._bears_padding
+
     @functools.cached_property
     def _bears_padding(self) -> bool:
         """Whether padding in front of a row changes nothing, found out by running a few tokens with and without."""
@@ -396,6 +402,27 @@ class InputHooks:
         if isinstance(shift, Tensor):
             shift = repeat_rows(shift.to(device), rows)[:, None]
         inputs["position_ids"] = positions + shift
+
+
+def _flatten_choices(inputs: dict[str, Any]) -> int:
+    """Lays the choices of rows ``(M, choices, n)`` one below the other, as the model would; returns how many, or 0."""
+    ids = inputs.get("input_ids")
+    if ids is None or ids.ndim != 3:
+        return 0
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.shape == ids.shape:
+            inputs[name] = value.flatten(0, 1)
+    return int(ids.shape[1])
+
+
+def _by_choice(output: Any, choices: int) -> Any:
+    """An output whose last states ``(M * choices, n, d)`` are ``(M, choices, n, d)`` again, where there are choices."""
+    if not choices:
+        return output
+    if isinstance(output, tuple):
+        return (output[0].unflatten(0, (-1, choices)), *output[1:])
+    output.last_hidden_state = output.last_hidden_state.unflatten(0, (-1, choices))
+    return output
 
 
 def columns_in(cache: Any, counted: int) -> int:

@@ -86,6 +86,10 @@ class _Batch:
         """One row, with its padding."""
         return _Batch(self.ids[index : index + 1], self.mask[index : index + 1])
 
+    def first(self, count: int) -> _Batch:
+        """The first rows, with their padding."""
+        return _Batch(self.ids[:count], self.mask[:count])
+
 
 class _NotRunError(Exception):
     """The plain model cannot run the tokens of the check."""
@@ -150,118 +154,162 @@ class _Check:
     def tokens(self, config: MethodConfig) -> None:
         """Compares a prompt of two tokens' embeddings with the two tokens typed."""
         ids, where = plain_ids(self.model, 10), f"{config.method} cannot be exact on {self.name}"
-        given, first, second = ids[:2], ids[2:6], ids[6:9]
+        given, others, first = ids[:2], ids[2:4], ids[4:7]
         behind_first = self.backbone.kind == "encoder" and config.placement != "front"
         start = self.backbone.keep_first if behind_first else 0
-        typed = self._batch([[*first[:start], *given, *first[start:]], second])
-        batch = self._batch([first, second], left=not self.seq2seq)
-
-        reads_first = config.placement == "front" and self.backbone.reads_first  # whose first column is the prompt's
+        # Two rows of one length, which differ in what is typed in the first of them only.
+        typed = self._batch([[*first[:start], *both, *first[start:]] for both in (given, others)])
+        second, left = typed.ids[1].tolist(), not self.seq2seq
+        batch = self._batch([first, second], left)
+        aside = self._batch([*typed.ids.tolist(), [*second, *given]], left)  # the typed rows, padded as in the batch
+        kept = int(config.placement == "front" and self.backbone.reads_first)  # a first column that is the prompt's
 
         def behind(states: Tensor) -> Tensor:
             """The states of a row without those of the typed prompt; a decoder beside an encoder has none of them."""
             if self.seq2seq:
                 return states
-            kept = int(reads_first)
-            return torch.cat([states[: start + kept], states[start + len(given) + kept :]])
+            return torch.cat([states[: start + kept], states[start + kept + len(given) :]])
 
         with quiet(), trial(self.model):
-            method = _Typed(
-                _TypedConfig(num_virtual_tokens=len(given), placement=config.placement),
-                self.backbone.embed(torch.tensor(given)),
-            )
+            embeddings = self.backbone.embed(torch.tensor(given)).detach().requires_grad_()
+            method = _Typed(_TypedConfig(num_virtual_tokens=len(given), placement=config.placement), embeddings)
             head = task_head.new(self.backbone.heads, None, self.model)
             prompt = Prompt(method.config, method, head, [], (0, self.backbone.hidden_size))
-            whole = self._whole_model(prompt, given, first, start, int(reads_first), where)
-            try:
-                expected = self._plain(typed)
-            except _NotRunError:
-                if whole:  # base models that answer in another form
-                    return
-                raise
-            own, other = self._prompted(prompt, [_NAME, None], batch, config.method)
+            self._require_own_input(first, where)
+            whole, expected = self._whole_model(prompt, typed, first, start, kept, where)
+            if expected is None:
+                try:
+                    expected = self._plain(typed)
+                except _NotRunError:
+                    if whole:  # base models that answer in another form
+                        return
+                    raise
+            if torch.equal(behind(expected[0]), behind(expected[1])):
+                raise SoftPromptError(f"{where}: no token changes with those in front of it, as it runs here")
+            names, mixes = [_NAME, None], self.state.hooks.mixes_in_cache
+            with torch.enable_grad():
+                own, other = self._prompted(prompt, names, batch, config.method, steps=2 if mixes else 1)
+                if not mixes:  # what the mixed batch is refused for, when it comes to that, a prompt of its own is not
+                    (alone,) = self._prompted(prompt, [_NAME], self._batch([first]), config.method)
+                    self._require(
+                        f"{where}: a prompt of tokens' embeddings acts differently with a cache",
+                        alone.detach(),
+                        own.detach(),
+                        lambda: behind(self._stepwise(None, typed.row(0))[0]),
+                    )
+            self._require_gradient(own, embeddings, where)
             self._require(
                 f"{where}: a row without a prompt changes beside one that has an input prompt",
-                other,
+                other.detach(),
                 expected[1],
-                lambda: self._stepwise(None, batch.row(1))[0],
+                lambda: self._stepwise(None, aside.row(1))[0],
             )
             self._require(
                 f"{where}: a prompt of tokens' embeddings does not act as these tokens typed in front",
-                own,
+                own.detach(),
                 behind(expected[0]),
-                lambda: behind(self._stepwise(None, typed.row(0))[0]),
+                lambda: behind(self._stepwise(None, aside.row(0))[0]),
             )
 
+    def _require_gradient(self, states: Tensor, embeddings: Tensor, where: str) -> None:
+        """Refuses models whose own way to compute gradients does not work in evaluation mode, in which they stay."""
+        if self.model.backbone_dropout or not states.requires_grad or not _differentiates_by_itself(states):
+            return
+        try:
+            torch.autograd.grad(states.sum(), embeddings)
+        except Exception as error:
+            raise SoftPromptError(
+                f"{where}: it gives no gradients in evaluation mode ({first_line(error)}); attach it with "
+                "backbone_dropout=True"
+            ) from error
+
+    def _require_own_input(self, first: list[int], where: str) -> None:
+        """Refuses models whose ``generate`` adds tokens of its own to the input."""
+        prepare = getattr(self.model, "prepare_inputs_for_generation", None)
+        if prepare is None or self.seq2seq or not self.model.can_generate():
+            return
+        batch = self._batch([first])
+        try:
+            ids = prepare(batch.ids, attention_mask=batch.mask).get("input_ids")
+        except Exception:  # not made to be called by itself
+            return
+        if isinstance(ids, Tensor) and ids.shape[1] > batch.ids.shape[1]:
+            raise SoftPromptError(f"{where}: generate puts tokens of its own behind the input at every step")
+
     def _whole_model(
-        self, prompt: Prompt, given: list[int], first: list[int], start: int, kept: int, where: str
-    ) -> bool:
+        self, prompt: Prompt, typed: _Batch, first: list[int], start: int, kept: int, where: str
+    ) -> tuple[bool, list[Tensor] | None]:
         """Compares what the model around the base model makes of a typed prompt and of the same as embeddings.
 
-        Heads may look at token ids too, such as where a question ends, and `generate` may add tokens of its own. Tells
-        whether there was something to compare.
+        Heads may look at token ids too, such as where a question ends. Tells whether there was something to compare,
+        and gives the plain base model's states of the typed rows, where that is what the pass has shown.
         """
-        model = self.model
-        if model.base_model is model and not self.seq2seq:
-            return False
-        prepare = getattr(model, "prepare_inputs_for_generation", None)
-        batch = self._batch([first])
-        if prepare is not None and self.backbone.kind != "encoder-decoder" and model.can_generate():
-            try:
-                prepared = prepare(batch.ids, attention_mask=batch.mask)
-            except Exception:  # not made to be called by itself
-                prepared = {}
-            ids = prepared.get("input_ids")
-            if isinstance(ids, Tensor) and ids.shape[1] > batch.ids.shape[1]:
-                raise SoftPromptError(f"{where}: generate puts tokens of its own behind the input at every step")
-        if self.causal:
-            return False
+        model, given = self.model, typed.ids[0, start : start + 2].tolist()
+        if self.causal or (model.base_model is model and not self.seq2seq):
+            return False, None
         named = (getattr(model.config.get_text_config(), f"{name}_token_id", None) for name in ("question", "sep"))
         question, end = (
             [one] if isinstance(one, int) and 0 <= one < self.backbone.vocabulary_size else [] for one in named
         )
-        special = [*first[:2], *question, *end, *end, *first[2:], *end]  # a question, a context
-        rows = [first, special] if len(special) > len(first) else [first]
         last_pass = self.state.last_pass
         try:
-            outcomes = [self._same_outputs(prompt, given, row, start, kept, where) for row in rows]
+            compared, states = self._same_outputs(prompt, typed, first, start, kept, where)
+            if question or end:  # a question, a context
+                row = [*first[:2], *question, *end, *end, *first[2:], *end]
+                one = self._batch([[*row[:start], *given, *row[start:]]])
+                compared |= self._same_outputs(prompt, one, row, start, kept, where)[0]
         finally:
             self.state.last_pass = last_pass
-        return any(outcomes)
+        return compared, states
 
     def _same_outputs(
-        self, prompt: Prompt, given: list[int], row: list[int], start: int, kept: int, where: str
-    ) -> bool:
-        """Whether the model runs; a `SoftPromptError` where what it says differs."""
-        model = self.model
-        typed = self._batch([[*row[:start], *given, *row[start:]]])
+        self, prompt: Prompt, typed: _Batch, row: list[int], start: int, kept: int, where: str
+    ) -> tuple[bool, list[Tensor] | None]:
+        """Whether the model runs, and the base model's states of the typed rows; an error where outputs differ."""
         more: dict[str, Any] = {"return_dict": False}
-        if self.seq2seq:
-            more["decoder_input_ids"] = torch.tensor([plain_ids(model, 10)[-_ANSWERS:]], device=self.backbone.device)
-        whole: Any = model
+        whole: Any = self.model
         if self.backbone.reads_first:  # the first token of all, or of the row: what goes into the head tells
             whole = self._into_head
         try:
-            plain = whole(input_ids=typed.ids, attention_mask=typed.mask, prompt_names=[None], **more)
-        except Exception:  # it wants more than a few tokens
-            return False
+            plain, seen = self._plain_whole(whole, typed, more)
+        except Exception:
+            try:
+                plain, seen = self._plain_whole(whole, typed.row(0), more)
+            except Exception:  # it wants more than a few tokens
+                return False, None
         short = self._batch([row])
         try:
             with self.state.activate(Pass({_NAME: prompt}, [_NAME]), inside=False):
-                own = whole(input_ids=short.ids, attention_mask=short.mask, **more)
+                own = whole(input_ids=short.ids, attention_mask=short.mask, **more, **self._answers(short))
         except Exception as error:
             raise SoftPromptError(f"{where}: a pass of a few tokens fails ({first_line(error)})") from error
-        kept, count = start + kept, len(given)  # a first column that is read is the prompt's
+        start, count = start + kept, 2  # a first column that is read is the prompt's
         for expected, ours in zip(plain, own, strict=False):
             if not (isinstance(expected, Tensor) and isinstance(ours, Tensor) and expected.is_floating_point()):
                 continue
+            if len(ours) == 1 < len(expected):
+                expected = expected[:1]
             if expected.ndim > 1 and expected.shape[1] == typed.ids.shape[1] and ours.shape[1] == len(row):
-                expected = torch.cat([expected[:, :kept], expected[:, kept + count :]], 1)
+                expected = torch.cat([expected[:, :start], expected[:, start + count :]], 1)
             told = (
                 f"{where}: its head or its decoder takes a prompt of tokens' embeddings for something else than these"
             )
             self._require(f"{told} tokens typed in front", ours[..., None], expected[..., None])
-        return True
+        return True, seen
+
+    def _plain_whole(self, whole: Any, typed: _Batch, more: dict[str, Any]) -> tuple[Any, list[Tensor] | None]:
+        """What the plain model gives for typed rows, and what its base model does, row by row."""
+        inputs, seen = more | self._answers(typed), list[Any]()
+        with self.model.base_model.register_forward_hook(lambda module, given, output: seen.append(output)):
+            output = whole(input_ids=typed.ids, attention_mask=typed.mask, prompt_names=[None], **inputs)
+        states = states_of(seen[0]) if len(seen) == 1 else None
+        tokens = inputs.get("decoder_input_ids", typed.ids)
+        return output, None if states is None or states.shape[:2] != tokens.shape or len(states) < 2 else list(states)
+
+    def _answers(self, batch: _Batch) -> dict[str, Tensor]:
+        """Some tokens for the decoder of an encoder-decoder."""
+        ids = torch.tensor([plain_ids(self.model, 10)[-_ANSWERS:]] * len(batch.ids), device=self.backbone.device)
+        return {"decoder_input_ids": ids} if self.seq2seq else {}
 
     def _into_head(self, **inputs: Any) -> tuple[Tensor | None]:
         """The states that the base model hands to the head."""
@@ -275,13 +323,20 @@ class _Check:
     def prefix(self, prompt: Prompt) -> None:
         """Looks whether a prefix reaches its sites, and leaves alone what is none of its row's."""
         ids, training = plain_ids(self.model, 10), prompt.training
-        batch, short = self._batch([ids[:3], ids[3:8]], left=self.causal), self._batch([ids[:3]])
-        where, watched = f"{prompt.config.method} cannot be exact on {self.name}", _Watched(prompt, [_NAME, None])
+        where = f"{prompt.config.method} cannot be exact on {self.name}"
+        looks = prompt.method.per_row or prompt.method.reads_states  # at the input of the first step
+        short, rows = self._batch([ids[:3]]), [ids[:3], ids[3:8]]
+        names: list[str | None] = [_NAME, None]
+        if (
+            self.causal and not looks
+        ):  # the first row again, without padding: its states do not change with what follows
+            rows, names = [*rows, [*ids[:3], *ids[8:10]]], [*names, _NAME]
+        batch, watched = self._batch(rows, left=self.causal), _Watched(prompt, names)
         prompt.eval()
         try:
             with quiet(), trial(self.model):
-                plain, plain_short = self._plain(batch), self._plain(short)[0]
-                own, other = self._prompted(prompt, [_NAME, None], batch, prompt.config.method, watched)
+                plain = self._plain(batch.first(2))
+                own, other, *longer = self._prompted(prompt, names, batch, prompt.config.method, watched)
                 missed = len(set(prompt.sites) - watched.asked)
                 if missed:
                     raise SoftPromptError(f"{where}: {missed} of {len(prompt.sites)} attention sites see no prefix")
@@ -291,14 +346,14 @@ class _Check:
                     plain[1],
                     lambda: self._stepwise(None, batch.row(1))[0],
                 )
-                # What looks at the input sees that of the first step.
-                steps = 2 if prompt.method.per_row or prompt.method.reads_states else 1
-                (alone,) = self._prompted(prompt, [_NAME], short, prompt.config.method, steps=steps)
-                if torch.equal(plain_short, alone):
+                if torch.equal(plain[0], own):
                     raise SoftPromptError(f"{where}: its prefix has no effect")
+                if longer and differs(longer[0][: len(own)], own, self.model) is None:
+                    return
+                (alone,) = self._prompted(prompt, [_NAME], short, prompt.config.method, steps=2 if looks else 1)
                 if differs(alone, own, self.model) is not None:
                     # Where the plain model itself changes with padding or with its cache, so does this one.
-                    plain_own = self._stepwise(None, batch.row(0))[0]
+                    plain_short, plain_own = self._plain(short)[0], self._stepwise(None, batch.row(0))[0]
                     if differs(plain_short, plain_own, self.model) is None:
                         sentence = f"{where}: a row with a prefix changes with padding or with the cache"
                         self._require(sentence, own, alone)
@@ -317,7 +372,13 @@ class _Check:
         try:
             return self._stepwise(None, batch, steps=1)
         except Exception as error:
-            raise _NotRunError(f"it cannot run a few tokens alone ({first_line(error)})") from error
+            try:  # some cannot run two rows, or padding
+                alone = [
+                    self._batch([row[mask.bool()].tolist()]) for row, mask in zip(batch.ids, batch.mask, strict=True)
+                ]
+                return [self._stepwise(None, one, steps=1)[0] for one in alone]
+            except Exception:
+                raise _NotRunError(f"it cannot run a few tokens alone ({first_line(error)})") from error
 
     def _prompted(
         self,
@@ -338,7 +399,9 @@ class _Check:
 
     def _stepwise(self, pass_: Pass | None, batch: _Batch, steps: int = 2) -> list[Tensor]:
         """The states of each row's real tokens, in two steps where the model has a cache."""
-        known = inspect.signature(self.model.base_model.forward).parameters
+        known = list(inspect.signature(self.model.base_model.forward).parameters)
+        if "kwargs" in known:  # handed on
+            known += self.backbone.parameters
         caching = {"use_cache": steps > 1} if "use_cache" in known and self.backbone.kind != "encoder" else {}
         if self.seq2seq:
             return list(self._decoded(pass_, batch, caching))
@@ -355,7 +418,7 @@ class _Check:
 
     def _decoded(self, pass_: Pass | None, batch: _Batch, caching: dict[str, bool]) -> Tensor:
         """The states of a decoder's tokens, with its encoder run by itself as ``generate`` does."""
-        ids = torch.tensor([plain_ids(self.model, 10)[-_ANSWERS:]] * len(batch.ids), device=self.backbone.device)
+        ids = self._answers(batch)["decoder_input_ids"]
         with self.state.activate(pass_):
             encoded = self.backbone.entry(input_ids=batch.ids, attention_mask=batch.mask)
         given: dict[str, Any] = {"encoder_outputs": encoded, "attention_mask": batch.mask, **caching}
@@ -390,6 +453,21 @@ class _Check:
             difference = differs(by_same_call(), given, self.model)
         if difference is not None:
             raise SoftPromptError(f"{sentence} (by {difference:.2g} of the largest value)")
+
+
+def _differentiates_by_itself(states: Tensor) -> bool:
+    """Whether a model's code, and not only torch's and ours, has a backward of its own on the way to these states."""
+    seen, left = set[Any](), [states.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        made_by = getattr(getattr(type(node), "_forward_cls", None), "__module__", "softprompts")
+        if not made_by.startswith(("softprompts", "torch.")):
+            return True
+        left += [following for following, _ in node.next_functions]
+    return False
 
 
 def _states(output: Any, ids: Tensor) -> Tensor:
