@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softprompts.commands.terminal import err
+from softprompts.storage.names import JOINT
+from softprompts.training.result import LateInterrupt
 
 if TYPE_CHECKING:
     from softprompts.experiments.run_record import Run
@@ -25,6 +27,14 @@ def show_workbench(bench: Workbench) -> None:
     err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else "") + reads, soft_wrap=True)
     frozen = sum(p.numel() for p in bench.model.parameters())
     err.print(f"{bench.name}: {frozen:,} frozen parameters, {bench.kind}", soft_wrap=True)
+
+
+def show_exports(bench: Workbench, config: MethodConfig) -> None:
+    """Prints what the prompt can be exported as, once it is trained."""
+    from softprompts.model.exports import exports_line
+
+    hint = f" (why: softprompts methods {config.method} --model {bench.name})" if JOINT not in config.method else ""
+    err.print(exports_line(config.method, bench.exports(config), hint), soft_wrap=True)
 
 
 def show_cut_rows(bench: Workbench, configs: Sequence[MethodConfig]) -> None:
@@ -58,6 +68,9 @@ def hint_when_interrupted(hint: str = "the same command goes on from there") -> 
     """After an interruption, prints where it was and how to go on."""
     try:
         yield
+    except LateInterrupt as stop:
+        err.print(f"interrupted, when {stop}", soft_wrap=True)
+        raise
     except KeyboardInterrupt as stop:
         err.print(f"{stop}; {hint}" if str(stop) else "interrupted", soft_wrap=True)
         raise

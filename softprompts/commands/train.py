@@ -9,14 +9,16 @@ from typing import Annotated, Any
 from rich.table import Table
 
 from softprompts.commands import options
-from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
+from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_exports, show_workbench
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.storage.run_folder import load_result
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
+from softprompts.training.result import LateInterrupt
 
 
 @options.with_options
@@ -35,35 +37,27 @@ def train(
     tracker: options.Tracker = None,
 ) -> None:
     """Train one prompt and leave a run folder."""
+    from softprompts.experiments.run_record import Run
+    from softprompts.training.lane import checkpoint_step
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
     config = method_config(method, pairs(set_))
     bench = options.open_workbench(model, data, training)
     bench.check(config, training, root=out_, folder=folder, resume=resume)
-    if resume and folder is None:
-        _say_what_differs(bench.resolved(config, training), out_)
     show_workbench(bench)
+    show_exports(bench, config)
     show_cut_rows(bench, [config])
+    run = Path(folder) if folder is not None else bench.folder_of(Run(config, training), out_)
+    if resume:
+        err.print(f"{run} goes on from step {checkpoint_step(run)}", soft_wrap=True)
     with hint_when_interrupted("give the same command and --resume to go on"):
-        path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
+        try:
+            path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
+        except LateInterrupt:
+            _show_result(run, load_result(run))
+            raise
     _show_result(path, result)
-
-
-def _say_what_differs(settings: dict[str, Any], root: str) -> None:
-    """Says why there is nothing to go on with, where a run of almost the same settings is unfinished."""
-    from softprompts.storage import run_folder
-
-    near = run_folder.nearest_unfinished(root, settings)
-    if (Path(root) / run_folder.run_id(settings)).is_dir() or near is None:
-        return
-    path, differ = near
-    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-    err.print(
-        f"--resume: no run with these settings in {root}, a new one starts; {path} is unfinished and differs: "
-        f"{'; '.join(differ[:3])}{more}",
-        soft_wrap=True,
-    )
 
 
 def _show_result(path: Path, result: dict[str, Any]) -> None:

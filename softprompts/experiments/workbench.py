@@ -22,6 +22,7 @@ from softprompts.experiments.attached_backbone import AttachedBackbone, teacher_
 from softprompts.experiments.encoded_rows import EncodedRows
 from softprompts.experiments.run_record import Run, load_checked, open_folder, resolved, shared_by, surroundings
 from softprompts.methods.contract import MethodConfig
+from softprompts.model.exports import export_refusals
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
 from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
@@ -168,6 +169,8 @@ class Workbench:
             if folder is None:
                 require_folder(root, "runs")
             path = Path(folder) if folder is not None else self.folder_of(Run(method, training), root)
+            if resume and not reuse:
+                run_folder.require_unfinished(root, self.resolved(method, training), folder)
             if path.is_file() or (path / run_folder.CONFIG).is_file() or run_folder.is_done(path):
                 open_run(root, self.resolved(method, training), resume=resume, reuse=reuse, folder=folder)
                 if run_folder.is_done(path):
@@ -178,6 +181,11 @@ class Workbench:
         with self.backbone.trial("outline", method, self.task):
             prompt = self.model.prompts["outline"]
             return learning_rates(prompt.components(), training), _count(prompt)
+
+    def exports(self, method: MethodConfig) -> dict[str, str | None]:
+        """What prompts of a method on this backbone cannot be exported as, see `export_refusals`."""
+        with self.backbone.trial("exports", method, self.task):
+            return export_refusals(self.model, "exports")
 
     def fitting(self, run: Run) -> int:
         """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""
@@ -205,7 +213,7 @@ class Workbench:
             training: how it trains.
             root: where run folders live.
             folder: a folder in place of the one named by the settings' hash.
-            resume: go on with an unfinished run.
+            resume: go on with an unfinished run, which must be there.
             reuse: give the result of a finished run instead of an error.
             progress: show a progress bar on a terminal.
             trackers: Accelerate's trackers to log to.
@@ -294,6 +302,10 @@ class Workbench:
             ]
             try:
                 self.train_lanes(started, progress, trackers)
+            except KeyboardInterrupt:
+                for path, run in wave.items():  # some may have ended before the others were interrupted
+                    collect(path, run)
+                raise
             finally:
                 self.backbone.drop(*(prompt for lane in started for prompt in (lane.name, teacher_of(lane.name))))
             for path, run in wave.items():
