@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from softprompts.experiments.run_record import Run
     from softprompts.experiments.workbench import Workbench
     from softprompts.methods.contract import MethodConfig
+    from softprompts.training.config import TrainConfig
 
 
 def show_workbench(bench: Workbench) -> None:
@@ -27,6 +28,12 @@ def show_workbench(bench: Workbench) -> None:
     err.print(f"{task.name}: {sizes} rows" + (f" ({balance})" if balance else "") + reads, soft_wrap=True)
     frozen = sum(p.numel() for p in bench.model.parameters())
     err.print(f"{bench.name}: {frozen:,} frozen parameters, {bench.kind}", soft_wrap=True)
+
+
+def show_doubts(bench: Workbench, configs: Sequence[MethodConfig], training: TrainConfig) -> None:
+    """Prints what looks like a mistake in rows and rates, each once."""
+    for line in dict.fromkeys(line for config in configs for line in bench.doubts(config, training)):
+        err.print(f"note: {line}", soft_wrap=True)
 
 
 def show_exports(bench: Workbench, config: MethodConfig) -> None:
@@ -55,6 +62,8 @@ def run_counter(total: int) -> Callable[[Run | str, dict[str, Any]], None]:
         metrics = result["test_metrics"] or result["metrics"]
         scores = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items() if value is not None)
         time = f"{result['seconds']:.0f} s" + (f", beside {result['lanes'] - 1} more" if result["lanes"] > 1 else "")
+        constant = next(iter((result.get("constant_scores") or {}).values()), None)
+        scores += f"; one answer for all rows: {constant:.4f}" if scores and constant is not None else ""
         outcome = scores or result["stop_reason"]
         err.print(f"[{next(numbers)}/{total}] {label}, seed {result['seed']}: {outcome} ({time})", soft_wrap=True)
         if result["message"]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.table import Table
 
 from softprompts.commands import options
-from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_exports, show_workbench
+from softprompts.commands.messages import (
+    hint_when_interrupted,
+    show_cut_rows,
+    show_doubts,
+    show_exports,
+    show_workbench,
+)
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
@@ -19,6 +25,9 @@ from softprompts.storage.run_folder import load_result
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 from softprompts.training.result import LateInterrupt
+
+if TYPE_CHECKING:
+    from softprompts.tasks.task import Task
 
 
 @options.with_options
@@ -47,6 +56,7 @@ def train(
     bench.check(config, training, root=out_, folder=folder, resume=resume)
     show_workbench(bench)
     show_exports(bench, config)
+    show_doubts(bench, [config], training)
     show_cut_rows(bench, [config])
     run = Path(folder) if folder is not None else bench.folder_of(Run(config, training), out_)
     if resume:
@@ -55,12 +65,13 @@ def train(
         try:
             path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
         except LateInterrupt:
-            _show_result(run, load_result(run))
+            _show_result(run, load_result(run), bench.task)
             raise
-    _show_result(path, result)
+    _show_result(path, result, bench.task)
 
 
-def _show_result(path: Path, result: dict[str, Any]) -> None:
+def _show_result(path: Path, result: dict[str, Any], task: Task) -> None:
+    from softprompts.experiments.run_record import no_better_than_one_answer
     from softprompts.storage.run_folder import DIVERGED
 
     if result["message"]:
@@ -86,6 +97,9 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
     out.print(f"run folder: {path}", soft_wrap=True)
     out.print(f"try it: softprompts predict {path} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
     out.print(f"what it gets wrong: softprompts evaluate {path}", soft_wrap=True)
+    balance = task.balance("test" if task.test else "validation")
+    if says := no_better_than_one_answer(result, max(balance, key=lambda name: balance[name], default="")):
+        out.print(says, soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

@@ -455,6 +455,33 @@ def test_train_refuses_folders(cli: Cli, data: Path) -> None:
     refuse(cli, "is a file; name a folder", *train(data), "--out", data)
 
 
+def test_what_looks_like_a_mistake_is_noted(cli: Cli, tmp_path: Path, data: Path) -> None:
+    lines = [*rows(), {"text": "a text of its own", "label": "Positive"}]
+    path = write_csv(tmp_path / "odd.csv", lines)
+    done = cli.fine(*train(path), "--lr-of", "prefix=9", "--lr-of", "head=1e-7", "--folder", "run")
+    assert [line.split(":")[0] for line in done.err.splitlines() if line.startswith("note: ")] == ["note"] * 4
+    for part in (
+        "'Positive' and 'positive'",
+        "one row alone has the label 'Positive'",
+        "rows have the texts of training",
+    ):
+        assert part in done.err
+    assert "note: learning rates far from the usual: prefix=9 (usual: 0.03), head=1e-07 (usual: 0.01)\n" in done.err
+    for flags in (["--label-words", "no,yes"], ["--answer", "rank"], ["--invalid", "zero"]):
+        refuse(cli, f"{flags[0]} is about what a language model writes", *train(data), *flags)
+
+
+def test_a_run_that_always_gives_the_commonest_label_says_so_last(cli: Cli, data: Path) -> None:
+    done = cli.fine(*train(data, steps=1), "--lr", "1e-5", "--folder", "run")
+    constant = result("run")["constant_scores"]
+    assert constant == result("run")["metrics"]  # a prompt that has not learned anything
+    score = f"(accuracy {constant['accuracy']:.4f})"
+    last = done.out.splitlines()[-1]
+    assert last.startswith(f"it scores as if it answered 'negative' for every row {score}: give it more steps")
+    done = cli.fine(*train(data, steps=60), "--folder", "learned")
+    assert result("learned")["metrics"]["accuracy"] > 0.5 and "it scores" not in done.out
+
+
 def test_resume_wants_something_to_go_on_with(cli: Cli, data: Path) -> None:
     refuse(
         cli, "nothing to resume: no unfinished run in runs; leave --resume out to start one", *train(data), "--resume"
