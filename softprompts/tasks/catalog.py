@@ -57,8 +57,10 @@ def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
     """
     if is_declaration(name):
         task = declared(Path(name))
+        if template is not None and template not in (DEFAULT, *task.templates):
+            raise SoftPromptError(f"{name}: no template '{template}'; {nearest(template, [DEFAULT, *task.templates])}")
         changed = task.templates[template].metrics if template in task.templates else ()
-        return changed or task.metrics or load_task(name, template=template).metrics
+        return changed or task.expected_metrics() or load_task(name, template=template).metrics
     return _spec(name).under(name, template if name in SPECS else None).metrics
 
 

@@ -415,6 +415,11 @@ def with_choice_fields(example: Example) -> Example:
 
 def default_metrics(form: Form) -> tuple[str, ...]:
     """Names for `compute` that suit a task."""
-    if form.kind == "tagging" and not tags_entities(form.labels):
+    return metrics_for(form.kind, form.labels)
+
+
+def metrics_for(kind: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Names for `compute` that suit a kind of task with these labels or tags."""
+    if kind == "tagging" and not tags_entities(labels):
         return ("tag_accuracy",)
-    return _DEFAULT_METRICS[form.kind]
+    return _DEFAULT_METRICS[kind]
