@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from softprompts.commands.terminal import err, out
+from softprompts.commands.usage import UsageError, complaint
 from softprompts.errors import SoftPromptError
 from softprompts.version import __version__
 
@@ -45,9 +46,14 @@ def main() -> None:
     out.quiet = err.quiet = int(os.environ.get("RANK") or 0) > 0
     _quiet_libraries()
     try:
-        _app(sys.argv[1:])()
+        code = _app(sys.argv[1:])(prog_name="softprompts", standalone_mode=False)
     except SoftPromptError as error:
         _fail(str(error))
+    except UsageError as error:
+        if not sys.argv[1:] or type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # the help, where nothing is asked for
+            raise SystemExit(2) from None
+        _fail(complaint(error))
     except OSError as error:  # no room on the disk, no right to write there
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
     finally:
@@ -55,6 +61,8 @@ def main() -> None:
             from softprompts.processes import leave_group
 
             leave_group()
+    if code:
+        raise SystemExit(code)
 
 
 def _app(arguments: Sequence[str]) -> typer.Typer:

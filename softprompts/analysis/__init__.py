@@ -8,6 +8,7 @@ from softprompts.analysis.attention_maps import Attention, attention_maps
 from softprompts.analysis.drawing import Picture
 from softprompts.analysis.gates import Gates, gates_of
 from softprompts.analysis.masks import Masks, masks_of
+from softprompts.analysis.norms import Norms, norms_of
 from softprompts.analysis.pictures import WHAT, Drawn, figures, plots_folder, save, write_figures
 from softprompts.analysis.routes import Load, load_by_class, load_of
 from softprompts.analysis.sample import Sample, sample_of
@@ -26,6 +27,7 @@ __all__ = [
     "Load",
     "Masks",
     "Neighbours",
+    "Norms",
     "Picture",
     "PromptTensors",
     "Sample",
@@ -40,6 +42,7 @@ __all__ = [
     "load_of",
     "masks_of",
     "neighbours",
+    "norms_of",
     "open_prompts",
     "plots_folder",
     "sample_of",

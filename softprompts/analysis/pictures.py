@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeVar
 from softprompts.analysis.drawing import Picture
 from softprompts.analysis.gates import draw_gates
 from softprompts.analysis.masks import draw_masks
+from softprompts.analysis.norms import draw_norms
 from softprompts.analysis.routes import draw_router
 from softprompts.analysis.saved import DoesNotApplyError, Saved, open_prompts
-from softprompts.analysis.selective import alpha_of, draw_selective
+from softprompts.analysis.selective import alpha_of, draw_mass, draw_selective
 from softprompts.analysis.similarity import draw_similarity
 from softprompts.analysis.superposition import draw_superposition, superposition_of
 from softprompts.analysis.tokens import draw_tokens
@@ -31,11 +32,13 @@ class Drawn(NamedTuple):
         what: one of `WHAT`.
         files: the files of a picture; none where it does not apply.
         text: the picture's caption, or why there is none.
+        applies: False where the prompts have nothing that it shows.
     """
 
     what: str
     files: list[Path]
     text: str
+    applies: bool = True
 
 
 # Each takes the prompts, most rows of a task, and the folder with a local copy of the tasks' data.
@@ -46,6 +49,8 @@ _DRAWN: dict[str, Callable[[list[Saved], int, str | None], list[Picture]]] = {
     "selective": lambda prompts, *rows: draw_selective(_fitting(prompts, alpha_of), *rows),
     "router": lambda prompts, *rows: _where_it_applies(prompts, lambda saved: draw_router(saved, *rows)),
     "tokens": lambda prompts, *_: _where_it_applies(prompts, draw_tokens),
+    "norms": lambda prompts, *rows: _where_it_applies(prompts, lambda saved: draw_norms(saved, *rows)),
+    "attention": lambda prompts, *rows: _where_it_applies(prompts, lambda saved: draw_mass(saved, *rows)),
     "similarity": lambda prompts, *_: draw_similarity(prompts),
 }
 WHAT = tuple(_DRAWN)
@@ -62,8 +67,8 @@ def figures(
     """Pictures of what trained prompts learned. Those to which ``what`` does not apply are left out.
 
     Args:
-        what: one of `WHAT`: "masks", "gates", "router" and "tokens" are a picture for each prompt; "superposition" and
-            "similarity" one of all together; "selective" the curves of all, and for each its attention on real rows.
+        what: one of `WHAT`: "superposition" and "similarity" are one picture of all prompts together, "selective" the
+            curves of all, and for each its attention on real rows; the others are a picture for each prompt.
         prompts: run folders, prompt folders or hub ids, or what `open_prompts` made of them.
         names: what to call each; None: by task and method.
         data_dir: folder with a local copy of the tasks' data, for what needs rows; None: where each run says that they
@@ -107,12 +112,12 @@ def write_figures(
     opened = open_prompts(prompts)
     for what in WHAT:
         if what == "similarity" and len(opened) == 1:
-            yield Drawn(what, [], "give several prompts to compare")
+            yield Drawn(what, [], "give several prompts to compare", applies=False)
             continue
         try:
             pictures = figures(what, opened, data_dir=data_dir, rows=rows)
         except SoftPromptError as error:
-            yield Drawn(what, [], str(error))
+            yield Drawn(what, [], str(error), not isinstance(error, DoesNotApplyError))
             continue
         for picture in pictures:
             yield Drawn(what, save(picture, folder), picture.caption)
@@ -166,5 +171,6 @@ def _tried(prompts: Sequence[Saved], make: Callable[[Saved], Made]) -> tuple[lis
                 missing.append(str(error))
     if not made:
         lines = (f"{reason} ({count} prompts)" if count > 1 else reason for reason, count in reasons.items())
-        raise SoftPromptError("; ".join(lines) or "there are no prompts to look at")
+        kind = SoftPromptError if missing or not reasons else DoesNotApplyError
+        raise kind("; ".join(lines) or "there are no prompts to look at")
     return made, missing

@@ -1,4 +1,4 @@
-"""Selective Prefix's mask on attention scores: its curves (Figure 5 of the paper), and its effect on real rows."""
+"""Attention to prefixes on real rows, and Selective Prefix's mask on scores: its curves (Figure 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -99,13 +99,15 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
     return Picture(name, caption, figure, table)
 
 
-def draw_attention(saved: Saved, attention: Attention) -> Picture:
-    """Heat maps of sites (down) and prefix tokens (across): attention before the mask, and after it."""
+def draw_attention(saved: Saved, attention: Attention, masked: bool = True) -> Picture:
+    """Heat maps of sites (down) and prefix tokens (across): attention before a mask, and after it, or without one."""
     sites, length = attention.before.shape
-    figure = empty_figure(2.6 + 2 * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
-    sides = panels(figure, 2, 2)
-    high = max(float(attention.before.max()), float(attention.after.max()))
-    shares = (("before the mask", attention.before), ("after it", attention.after))
+    shares = (
+        [("before the mask", attention.before), ("after it", attention.after)] if masked else [("", attention.after)]
+    )
+    figure = empty_figure(2.6 + len(shares) * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
+    sides = panels(figure, len(shares), len(shares))
+    high = max(float(values.max()) for _, values in shares)
     for axes, (title, values) in zip(sides, shares, strict=True):
         rows = attention.sites if axes is sides[0] else [""] * sites
         image = heat_map(axes, values, title=title, across="prefix token", rows=rows, low=0, high=high)
@@ -114,14 +116,29 @@ def draw_attention(saved: Saved, attention: Attention) -> Picture:
     before, after = attention.before.sum(1), attention.after.sum(1)
     caption = (
         f"{saved.name}: attention to each prefix token (across) at each site (down), mean over {attention.rows} rows, "
-        f"heads and queries. The prefix takes {100 * before.mean():.1f} % of all attention before the mask and "
-        f"{100 * after.mean():.1f} % after it (by site from {100 * after.min():.1f} to {100 * after.max():.1f} %); "
-        f"{100 * attention.negative.mean():.0f} % of its scores are negative."
+        f"heads and queries. The prefix takes "
+        + (f"{100 * before.mean():.1f} % of all attention before the mask and " if masked else "")
+        + f"{100 * after.mean():.1f} % {'after it' if masked else 'of all attention'} (by site from "
+        f"{100 * after.min():.1f} to {100 * after.max():.1f} %)"
+        + (f"; {100 * attention.negative.mean():.0f} % of its scores are negative." if masked else ".")
     )
     negative = np.broadcast_to(attention.negative[:, None], attention.before.shape)
     lines = cells((attention.sites, None), attention.before, attention.after, negative)
     table = as_csv(("site", "token", "before", "after", "negative scores at this site"), lines)
     return Picture(file_name("attention", saved.name), caption, figure, table)
+
+
+def draw_mass(saved: Saved, count: int = 64, data_dir: str | None = None) -> Picture:
+    """The attention of a prompt without a mask on scores, see `draw_attention`.
+
+    Raises:
+        SoftPromptError: it has no prefix, or a mask, with which `draw_selective` shows it; or its rows cannot be had.
+    """
+    if not saved.method_config.uses_prefix:
+        raise saved.lacks("has no prefix to attend to")
+    if saved.views("selective"):
+        raise saved.lacks("masks its attention, which is drawn as 'selective'")
+    return draw_attention(saved, attention_maps(saved, sample_of(saved, count, data_dir)), masked=False)
 
 
 def draw_selective(prompts: Sequence[Saved], count: int = 64, data_dir: str | None = None) -> list[Picture]:

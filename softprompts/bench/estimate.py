@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from softprompts.bench.overview import require_data
 from softprompts.bench.plan import Planned, plan, unique_runs
 from softprompts.bench.recipe import Recipe
 from softprompts.bench.worker_process import Worker
@@ -117,6 +118,7 @@ def estimate(
         SoftPromptError: a task's data is not there.
     """
     require_folder(root, "runs")
+    require_data(recipe, data_dir)
     planned = plan(recipe, root=root, data_dir=data_dir, lanes=lanes)
     runs = unique_runs(planned.runs)
     left = [one for one in runs if one.run is None or not planned.is_done(root, one.run)]

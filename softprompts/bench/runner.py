@@ -14,8 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from softprompts.bench.overview import require_data
 from softprompts.bench.plan import (
     FAILURES,
+    PLAN,
     GridRun,
     Job,
     Plan,
@@ -32,7 +34,7 @@ from softprompts.bench.worker_pools import LocalWorkers, RayWorkers, Workers, co
 from softprompts.errors import SoftPromptError
 from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder, write_text_atomic
-from softprompts.storage.locks import is_held, lock, lock_file
+from softprompts.storage.locks import LOCKS, is_held, lock, lock_file
 
 TRIES = 3  # most workers that a job is given to, one after the other was lost
 TICK = 0.5  # seconds between two looks at the run folders
@@ -119,7 +121,8 @@ def run_recipe(
     require_folder(root, "runs")
     folder = bench_folder(root, recipe.name, recipe.scale, recipe.variant) if folder is None else Path(folder)
     require_folder(folder, "the bench")
-    with _interruptible(), lock_file(folder, "bench") as file:
+    require_data(recipe, data_dir)
+    with _interruptible(), _nothing_left(folder), lock_file(folder, "bench") as file:
         if not lock(file, wait=False):
             raise SoftPromptError(f"{folder}: another process is at work on this bench; wait for it or stop it")
         outlines: dict[Any, Any] = {}
@@ -255,6 +258,21 @@ def read_state(folder: str | Path, root: str | Path) -> State:
     ids = {one.run for one in runs if one.run is not None}
     state.running = sum(is_held(root, run) for run in ids if not run_folder.is_done(Path(root) / run))
     return state
+
+
+@contextlib.contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    """Removes the folders of a bench that were made within this context, after an error before there is a plan."""
+    made = [place for place in (folder / LOCKS, folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except BaseException:
+        if made and not (folder / PLAN).is_file():
+            (folder / LOCKS / "bench").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what is not empty stays
+                for place in made:
+                    place.rmdir()
+        raise
 
 
 @contextlib.contextmanager

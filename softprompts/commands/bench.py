@@ -127,6 +127,50 @@ def run(
 
 
 @bench.command()
+def show(
+    recipe: Name,
+    scale: Scale = None,
+    data_dir: Annotated[str | None, typer.Option(help="Folder with a local copy of the tasks' data.")] = None,
+    out_: Out = "runs",
+) -> None:
+    """Show what a recipe is: its rows, tasks and data, runs, and hours as far as results tell. Nothing is trained."""
+    from softprompts.bench.overview import overview
+    from softprompts.bench.recipe_file import load_recipe
+
+    wanted = load_recipe(recipe, scale)
+    with err.status("looking at the data"):
+        found = overview(wanted, out_, data_dir)
+    facts = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+    facts.add_row("recipe", f"{wanted.name}{f', scale {wanted.scale}' if wanted.scale else ''}: {wanted.title}")
+    if wanted.about:
+        facts.add_row("about", wanted.about)
+    facts.add_row("models", ", ".join(f"{name} ({place})" for name, place in wanted.models.items()))
+    methods = dict.fromkeys(f"{row.label} ({row.method})" for row in wanted.rows)
+    facts.add_row("rows", ", ".join(methods))
+    for name, task in found.tasks.items():
+        place = Path(task).name if Path(task).is_absolute() else task
+        facts.add_row(f"task {name}", f"{place}: {'not ' * (task in found.missing)}there")
+    seeds = f"{len(wanted.seeds)} seed{'s' if len(wanted.seeds) > 1 else ''}"
+    facts.add_row("runs", f"{found.runs:,} ({seeds}), {found.done:,} done")
+    if found.steps is not None:
+        facts.add_row("steps", f"{found.steps:,}")
+    facts.add_row("hours", _hours(found))
+    out.print(facts)
+    for why in list(found.missing.values())[:1]:
+        out.print(why, soft_wrap=True)
+    command = " ".join(part for part in ("softprompts bench run", recipe, f"--scale {scale}" if scale else "") if part)
+    out.print(f"Run it: {command}" if not found.missing else f"Run it with its data: {command} --data-dir FOLDER")
+
+
+def _hours(found: Any) -> str:
+    """How long all runs take one after the other, by those that are done."""
+    if found.seconds is None:
+        return "not known before a run is done; 'bench run --dry-run' measures steps"
+    share = f", by {100 * found.known:.0f} % of them" if found.known < 1 else ""
+    return f"about {_time(found.seconds)} for all runs, as long as those that are done took{share}"
+
+
+@bench.command()
 def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Show how far a bench is."""
     from softprompts.bench.runner import read_state

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from softprompts.commands import options
-from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_workbench
+from softprompts.commands.messages import hint_when_interrupted, run_counter, show_cut_rows, show_doubts, show_workbench
 from softprompts.commands.method_settings import method_configs
 from softprompts.commands.options import OUTPUT, option
 from softprompts.commands.parsing import listed, pairs, whole_numbers
@@ -47,6 +47,7 @@ def compare(
 
     def start() -> None:
         show_workbench(bench)
+        show_doubts(bench, configs, training)
         show_cut_rows(bench, configs)
 
     with hint_when_interrupted():
@@ -65,13 +66,13 @@ def compare(
 
 def show_comparison(comparison: Comparison, folder: Path, latex: bool = False) -> None:
     """Prints a comparison's table, and writes table and plot into a folder; with ``latex`` table.tex too."""
-    from softprompts.experiments.compare import COLUMNS, write_report
+    from softprompts.experiments.compare import write_report
 
     if out.quiet:  # the main process writes
         return
     best = comparison.rows.index(comparison.best) if comparison.best is not None else None
-    rows = [comparison.cells(row) for row in comparison.rows]
-    table = number_table(COLUMNS, rows, COLUMNS[:1], f"{comparison.model} on {comparison.task}", best)
+    columns, title = comparison.columns, f"{comparison.model} on {comparison.task}"
+    table = number_table(columns, comparison.lines, columns[:1], title, best)
     written = write_report(comparison, folder)
     out.print(table)
     out.print(comparison.note())
@@ -84,6 +85,9 @@ def show_comparison(comparison: Comparison, folder: Path, latex: bool = False) -
         for line in differences_in_words(comparison):
             out.print(line, soft_wrap=True)
         written.append(write_latex(comparison, folder / "table.tex"))
+    out.print("runs, seed by seed:")
+    for line in comparison.where():
+        out.print(f"  {line}", soft_wrap=True)
     out.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
     if not pictured and comparison.best is not None:
         out.print("no picture: pip install matplotlib")

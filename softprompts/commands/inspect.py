@@ -106,11 +106,16 @@ def _draw(
     from softprompts.analysis import open_prompts, plots_folder, write_figures
 
     folder, records = Path(output) if output is not None else plots_folder(sources), []
+    left_out = []
     for picture in write_figures(open_prompts(sources, model=model), folder, data_dir=data_dir, rows=rows):
         records.append({"what": picture.what, "files": [str(file) for file in picture.files], "text": picture.text})
-        if show:
+        if not picture.applies:
+            left_out.append(picture.what)
+        elif show:
             where = f"{picture.files[0]} (.svg, .csv). " if picture.files else "no picture; "
             out.print(f"{picture.what}: {where}{picture.text}", soft_wrap=True)
+    if show and left_out:
+        out.print(f"nothing to draw of: {', '.join(left_out)} (why: --json)", soft_wrap=True)
     return records
 
 

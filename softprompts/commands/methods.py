@@ -21,6 +21,8 @@ from softprompts.errors import SoftPromptError, nearest
 if TYPE_CHECKING:
     from softprompts.methods.contract import MethodConfig
 
+_ASKED = "asked"  # name of the prompt that is made to look at
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, for its settings, rates and size.")] = None,
@@ -60,10 +62,17 @@ def _list(known: Mapping[str, type[MethodConfig]]) -> None:
         table.add_column(min_width=width, no_wrap=True)
         table.add_column()
         for name in [name for name, config in left.items() if belongs(config)]:
-            table.add_row(name, _what(left.pop(name)))
+            config = left.pop(name)
+            table.add_row(name, _what(config) + (" (stays here)" if _exports(config) == () else ""))
         out.print(title, style="bold")
         out.print(Padding(table, (0, 0, 1, 1)))
+    out.print("(stays here): with its defaults it cannot be exported, and runs with this package only.")
     out.print("softprompts methods NAME: its settings, learning rates, size, and what can be exported.")
+
+
+def _exports(config: type[MethodConfig]) -> tuple[str, ...] | None:
+    """The forms that it can be exported as on some backbone; None where it does not say."""
+    return None if config.about is None else config.about.exports
 
 
 def _what(config: type[MethodConfig]) -> str:
@@ -78,9 +87,11 @@ def _what(config: type[MethodConfig]) -> str:
 
 
 def _show(config: type[MethodConfig], model: str | None) -> None:
+    from softprompts.model.exports import export_refusals
+
     about = config.about
     with err.status("loading the model"):
-        rates = _rates(config, model)  # before anything is printed: there may be no such model
+        made = _made(config, model)  # before anything is printed: there may be no such model
     out.print(f"{config.method}: {_what(config)}", style="bold", soft_wrap=True)
     lines = Table(box=None, show_header=False, padding=(0, 1))
     lines.add_column(no_wrap=True)
@@ -89,7 +100,7 @@ def _show(config: type[MethodConfig], model: str | None) -> None:
         lines.add_row("paper", about.paper)
         lines.add_row("equation", about.equation)
         lines.add_row("trained", about.trained)
-        lines.add_row("exports as", about.folds_to or "nothing plain: it runs with this package only")
+        lines.add_row("folds to", about.folds_to or "nothing plain")
     out.print(lines)
     said, settable = dict(_said(config)), config.settable()
     rows = [
@@ -103,20 +114,32 @@ def _show(config: type[MethodConfig], model: str | None) -> None:
             table.add_row(*row)
         out.print("\nSettings (--set NAME=VALUE)", style="bold")
         out.print(table)
-    if isinstance(rates, str):
-        out.print(f"\nIts learning rates are told where it can be made: {rates}", soft_wrap=True)
+    if isinstance(made, str):
+        if (forms := _exports(config)) is not None:
+            out.print(f"\nExports as: {', '.join(forms) or 'nothing, it runs with this package only'}")
+        out.print(f"Its learning rates are told where it can be made: {made}", soft_wrap=True)
         return
+    exports = Table(box=None, show_header=False, padding=(0, 1))
+    for form, reason in export_refusals(made, _ASKED).items():
+        exports.add_row(form, "yes" if reason is None else f"no: {reason.partition(': ')[2] or reason}")
+    out.print(f"\nExports on {model or DEFAULT_MODEL} (softprompts export RUN --to FORM)", style="bold", soft_wrap=True)
+    out.print(exports)
     out.print(
         f"\nLearning rates on {model or DEFAULT_MODEL}; --lr sets the first and moves the others with it, "
         "--lr-of NAME=RATE one",
         style="bold",
         soft_wrap=True,
     )
-    out.print(rates)
+    components = made.prompts[_ASKED].components()
+    rates = [
+        (name, f"{part.learning_rate:g}", f"{sum(one.numel() for one in part.parameters):,}")
+        for name, part in components.items()
+    ]
+    out.print(number_table(("name", "rate", "numbers"), rates, {"name"}))
 
 
-def _rates(config: type[MethodConfig], model: str | None) -> Table | str:
-    """What a method trains on a backbone, by the names that --lr-of takes; why it cannot be told, where it cannot.
+def _made(config: type[MethodConfig], model: str | None) -> Any:
+    """A backbone with a prompt of a method on it; why there is none, where it cannot be made.
 
     Raises:
         SoftPromptError: there is no model of the name that was given.
@@ -131,15 +154,9 @@ def _rates(config: type[MethodConfig], model: str | None) -> Table | str:
             raise
         return str(error)
     try:
-        made = config(**({} if config.about is None else config.about.settings))
-        components = attach(backbone, made, "asked").prompts["asked"].components()
+        return attach(backbone, config(**({} if config.about is None else config.about.settings)), _ASKED)
     except SoftPromptError as error:
         return str(error)
-    rows = [
-        (name, f"{part.learning_rate:g}", f"{sum(one.numel() for one in part.parameters):,}")
-        for name, part in components.items()
-    ]
-    return number_table(("name", "rate", "numbers"), rows, {"name"})
 
 
 def _said(config: type[MethodConfig]) -> Iterator[tuple[str, str]]:

@@ -301,7 +301,7 @@ def open_workbench(model: ModelSettings, data: Data, training: TrainConfig, eval
     from softprompts.processes import synchronized
 
     with err.status("loading data and model"), synchronized():
-        return Workbench(
+        bench = Workbench(
             model.name,
             data,
             model.max_length,
@@ -310,6 +310,12 @@ def open_workbench(model: ModelSettings, data: Data, training: TrainConfig, eval
             quantize=model.quantize,
             command=typed_command(),
         )
+    for name, flag in (("label_words", "--label-words"), ("answering", "--answer"), ("invalid", "--invalid")):
+        if getattr(data, name) and bench.kind == "encoder":
+            raise SoftPromptError(
+                f"{flag} is about what a language model writes; {model.name} is an encoder, whose head names the label"
+            )
+    return bench
 
 
 def report_folder(report: str | None, root: str, name: str) -> Path:

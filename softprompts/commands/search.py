@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from softprompts.commands import options
-from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
+from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_doubts, show_workbench
 from softprompts.commands.method_settings import method_configs, settings_of
 from softprompts.commands.options import METHOD, OUTPUT, TRAINING, option
 from softprompts.commands.parsing import kinds_of, listed, pairs, value_of
@@ -89,6 +89,7 @@ def search(
     bench = options.open_workbench(model, data, training)
 
     show_workbench(bench)
+    show_doubts(bench, list(configs.values()), training)
     show_cut_rows(bench, list(configs.values()))
     with hint_when_interrupted():
         leaderboard = run_search(

@@ -10,16 +10,24 @@ from rich.table import Table
 
 from softprompts.commands import options
 from softprompts.commands.evaluate import show_summary, write_report
-from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
+from softprompts.commands.messages import (
+    hint_when_interrupted,
+    show_cut_rows,
+    show_doubts,
+    show_exports,
+    show_workbench,
+)
 from softprompts.commands.method_settings import method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.run_file import RunFile
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.storage.run_folder import load_result
 from softprompts.storage.runs import check_free, check_name, located
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
+from softprompts.training.result import LateInterrupt
 
 if TYPE_CHECKING:
     from softprompts.experiments.run_record import Run
@@ -57,6 +65,7 @@ def train(
 ) -> None:
     """Train one prompt and leave a run folder."""
     from softprompts.experiments.run_record import Run
+    from softprompts.training.lane import checkpoint_step
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
@@ -65,23 +74,39 @@ def train(
         folder = _named_folder(out_, run_name, folder, resume)
     bench = options.open_workbench(model, data, training, config is None or config.evaluate)
     bench.check(method_settings, training, root=out_, folder=folder, resume=resume)
-    if resume and folder is None:
-        _say_what_differs(bench.resolved(method_settings, training), out_)
     show_workbench(bench)
+    show_exports(bench, method_settings)
+    show_doubts(bench, [method_settings], training)
     show_cut_rows(bench, [method_settings])
+    run = Run(method_settings, training)
+    path = Path(folder) if folder is not None else bench.folder_of(run, out_)
     if dry_run:
-        _show_estimate(
-            bench, Run(method_settings, training), folder or bench.folder_of(Run(method_settings, training), out_)
-        )
+        _show_estimate(bench, run, path)
         return
+    if resume:
+        err.print(f"{path} goes on from step {checkpoint_step(path)}", soft_wrap=True)
+    report = not no_report and not out.quiet  # the main process writes
     with hint_when_interrupted("give the same command and --resume to go on"):
-        path, result = bench.run(
-            method_settings, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
-        )
+        try:
+            _, result = bench.run(
+                method_settings, training, root=out_, folder=folder, name=run_name, resume=resume, trackers=tracker
+            )
+        except LateInterrupt:
+            _show_result(bench, path, load_result(path), report=False)
+            raise
+    _show_result(bench, path, result, report)
+
+
+def _show_result(bench: Workbench, path: Path, result: dict[str, Any], report: bool) -> None:
+    """Prints what came out of a run; with ``report``, what its prompt gets right and wrong, which goes to its folder."""
+    from softprompts.experiments.run_record import no_better_than_one_answer
+
     _show_scores(result)
-    if not no_report and not out.quiet:  # the main process writes
+    if report:
         _report(bench, path)
-    _show_run(path, result, hint=no_report)
+    balance = bench.task.balance("test" if bench.task.test else "validation")
+    says = no_better_than_one_answer(result, max(balance, key=lambda name: balance[name], default=""))
+    _show_run(path, result, says, hint=not report)
 
 
 def _report(bench: Workbench, path: Path) -> None:
@@ -136,22 +161,6 @@ def _named_folder(root: str, name: str, folder: str | None, resume: bool) -> str
     return str(Path(root) / name)
 
 
-def _say_what_differs(settings: dict[str, Any], root: str) -> None:
-    """Says why there is nothing to go on with, where a run of almost the same settings is unfinished."""
-    from softprompts.storage import run_folder
-
-    near = run_folder.nearest_unfinished(root, settings)
-    if (Path(root) / run_folder.run_id(settings)).is_dir() or near is None:
-        return
-    path, differ = near
-    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-    err.print(
-        f"--resume: no run with these settings in {root}, a new one starts; {path} is unfinished and differs: "
-        f"{'; '.join(differ[:3])}{more}",
-        soft_wrap=True,
-    )
-
-
 def _show_scores(result: dict[str, Any]) -> None:
     if result["message"]:
         err.print(result["message"], soft_wrap=True)
@@ -167,8 +176,8 @@ def _show_scores(result: dict[str, Any]) -> None:
     out.print(table)
 
 
-def _show_run(path: Path, result: dict[str, Any], hint: bool) -> None:
-    """Prints what the run took and where it is; with ``hint``, how to look at what it gets wrong."""
+def _show_run(path: Path, result: dict[str, Any], says: str, hint: bool) -> None:
+    """Prints what the run took and where it is, and a sentence on it; with ``hint``, how to look at what is wrong."""
     from softprompts.storage.run_folder import DIVERGED
 
     speed = 100 * result["step_seconds"] / max(1, result["steps"])
@@ -184,6 +193,8 @@ def _show_run(path: Path, result: dict[str, Any], hint: bool) -> None:
     out.print(f"try it: softprompts predict {run} {_texts_for(result['task'], result['task_form'])}", soft_wrap=True)
     if hint:
         out.print(f"what it gets wrong: softprompts evaluate {run}", soft_wrap=True)
+    if says:
+        out.print(says, soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
 

@@ -18,7 +18,8 @@ from softprompts.storage.files import write_atomic, write_text_atomic
 from softprompts.storage.tables import csv_text, escape, markdown_table
 from softprompts.training import TrainConfig
 
-COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB")
+COLUMNS = ("method", "score", "seeds", "trained", "% of model", "s/100 steps", "peak GB", "best run")
+OF_RUNS_ALONE = ("s/100 steps", "peak GB")  # columns that say nothing of a method where runs shared passes
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Row:
         idle: by a sentence on a part of the method that did not act, in how many of its runs.
         runs: how many there are.
         seeds: those of ``scores``.
+        names: of the run folders, seed by seed.
+        best_run: the one with the highest score; "" where none has one.
     """
 
     method: str
@@ -46,6 +49,8 @@ class Row:
     idle: Mapping[str, int] = field(default_factory=dict)
     runs: int = 0
     seeds: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    best_run: str = ""
 
     @property
     def mean(self) -> float:
@@ -71,6 +76,8 @@ class Comparison:
         rows: one per method, in the order asked for.
         lanes: the most runs that shared a pass.
         few_shot: number of training rows, where few were drawn.
+        root: where the run folders are.
+        constant: the score of one answer for all rows; None where there is no such score.
     """
 
     task: str
@@ -81,6 +88,22 @@ class Comparison:
     rows: tuple[Row, ...]
     lanes: int = 1
     few_shot: int | None = None
+    root: str = ""
+    constant: float | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The table's columns: times and memory of each method only where no runs shared passes."""
+        return [name for name in COLUMNS if self.lanes == 1 or name not in OF_RUNS_ALONE]
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """The table's lines: the methods, and one answer for all rows where that has a score."""
+        lines = [self.cells(row) for row in self.rows]
+        if self.constant is not None:
+            constant = {COLUMNS[0]: "one answer", COLUMNS[1]: f"{100 * self.constant:.1f}"}
+            lines.append([constant.get(name, "-") for name in self.columns])
+        return lines
 
     @property
     def best(self) -> Row | None:
@@ -89,8 +112,8 @@ class Comparison:
         return max(scored, key=lambda row: row.mean) if scored else None
 
     def cells(self, row: Row) -> list[str]:
-        """A row as text, by `COLUMNS`."""
-        return [
+        """A row as text, by `columns`."""
+        cells = [
             row.method,
             mean_and_spread(row.scores) if row.scores else "failed",
             str(len(row.scores)),
@@ -98,7 +121,9 @@ class Comparison:
             f"{100 * row.trained / row.total:.3f}",
             "-" if math.isnan(row.step_seconds) else f"{row.step_seconds:.1f}",
             f"{row.peak_memory / 1e9:.2f}",
+            row.best_run or "-",
         ]
+        return [cell for name, cell in zip(COLUMNS, cells, strict=True) if name in self.columns]
 
     def score_in_words(self) -> str:
         """What a score is: "accuracy x 100 on 400 held-out rows"."""
@@ -113,6 +138,8 @@ class Comparison:
             text += f"mean ± standard deviation over {seeds} seeds."
         else:
             text += "one seed, so that chance is not told from merit; give more."
+        if self.constant is not None:
+            text += " 'one answer' gives all rows the commonest one."
         if self.few_shot is not None:
             text += f" Trained on {self.few_shot:,} rows, the same ones with every seed."
         best = self.best
@@ -126,10 +153,15 @@ class Comparison:
                 "equally good (95 %)."
             )
         if self.lanes > 1:
-            text += (
-                f" Up to {self.lanes} runs shared each pass: times are each run's even share, memory is that of all."
-            )
+            times = [row.step_seconds for row in self.rows if not math.isnan(row.step_seconds)]
+            share = f"{statistics.median(times):.1f} s/100 steps is a run's even share, " if times else ""
+            memory = max(row.peak_memory for row in self.rows) / 1e9
+            text += f" Up to {self.lanes} runs shared each pass: {share}{memory:.2f} GB the peak memory of all."
         return text
+
+    def where(self) -> list[str]:
+        """A line for each method: its run folders, seed by seed."""
+        return [f"{row.method}: {', '.join(str(Path(self.root, name)) for name in row.names)}" for row in self.rows]
 
     def idle(self) -> list[str]:
         """A line for each part of a method that did not act."""
@@ -141,12 +173,13 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table as Markdown, the best score in bold."""
-        rows = [self.cells(row) for row in self.rows]
-        for row, cells in zip(self.rows, rows, strict=True):
-            if row is self.best:
-                cells[1] = f"**{cells[1]}**"
-        lines = [f"{self.model} on {self.task}; {self.note()}", *map(escape, self.idle())]
-        return "\n\n".join([markdown_table(COLUMNS, rows, "lr"), *lines]) + "\n"
+        rows = self.lines
+        if self.best is not None:
+            cells = rows[self.rows.index(self.best)]
+            cells[1] = f"**{cells[1]}**"
+        runs = [f"Runs: {escape(line)}" for line, row in zip(self.where(), self.rows, strict=True) if row.names]
+        lines = [f"{self.model} on {self.task}; {self.note()}", *runs, *map(escape, self.idle())]
+        return "\n\n".join([markdown_table(self.columns, rows, "lr"), *lines]) + "\n"
 
     def csv(self) -> str:
         """One line per method and seed-wise scores, for programs."""
@@ -155,8 +188,8 @@ class Comparison:
             scores = " ".join(f"{score:.6f}" for score in row.scores)
             std = "" if row.std is None else f"{row.std:.6f}"
             measured = row.trained, row.total, row.step_seconds, row.peak_memory
-            lines.append((row.method, f"{row.mean:.6f}", std, scores, *measured))
-        head = ("method", "mean", "std", "scores", "trained", "total", "step_seconds", "peak_memory")
+            lines.append((row.method, f"{row.mean:.6f}", std, scores, *measured, " ".join(row.names)))
+        head = ("method", "mean", "std", "scores", "trained", "total", "step_seconds", "peak_memory", "runs")
         return csv_text(head, lines)
 
 
@@ -194,8 +227,9 @@ def compare(
     ended = workbench.run_all(
         runs, root=root, lanes=lanes, progress=progress, trackers=trackers, on_start=on_start, on_result=on_result
     )
-    results = [result for _, result in ended if result is not None]
-    by_method = [results[place :: len(methods)] for place in range(len(methods))]
+    found = [(path.name, result) for path, result in ended if result is not None]
+    results = [result for _, result in found]
+    by_method = [found[place :: len(methods)] for place in range(len(methods))]
     task, metric = workbench.task, workbench.task.metrics[0]
     return Comparison(
         task=task.name,
@@ -206,6 +240,8 @@ def compare(
         rows=tuple(_row(method.method, runs, metric) for (method, _), runs in zip(methods, by_method, strict=True)),
         lanes=max((result["lanes"] for result in results), default=1),
         few_shot=workbench.data.few_shot,
+        root=str(root),
+        constant=task.constant_scores("test" if task.test else "validation").get(metric),
     )
 
 
@@ -222,21 +258,24 @@ def score_of(result: dict[str, Any], metric: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _row(method: str, results: Sequence[dict[str, Any]], metric: str) -> Row:
-    """The results of a method's runs, summed up."""
-    scores = {result["seed"]: score for result in results if (score := score_of(result, metric)) is not None}
+def _row(method: str, runs: Sequence[tuple[str, dict[str, Any]]], metric: str) -> Row:
+    """The results of a method's runs, with the names of their folders, summed up."""
+    results = [result for _, result in runs]
+    scored = [(score, result["seed"], name) for name, result in runs if (score := score_of(result, metric)) is not None]
     speed = [100 * result["step_seconds"] / result["steps"] for result in results if result["steps"]]
     trained = results[0]["trained_parameters"]
     return Row(
         method=method,
-        scores=tuple(scores.values()),
+        scores=tuple(score for score, _, _ in scored),
         trained=trained,
         total=trained + results[0]["backbone_parameters"],
         step_seconds=statistics.median(speed) if speed else math.nan,
         peak_memory=max(result["peak_memory"] for result in results),
         idle=Counter(sentence for result in results for sentence in result.get("idle", [])),
         runs=len(results),
-        seeds=tuple(scores),
+        seeds=tuple(seed for _, seed, _ in scored),
+        names=tuple(name for name, _ in runs),
+        best_run=max(scored, key=lambda run: run[0])[2] if scored else "",
     )
 
 

@@ -75,6 +75,7 @@ class Leaderboard:
         rungs: steps at which the worse were cut, and the full budget.
         settings: what decides the search, as plain JSON values.
         entries: the configurations, the best first, those that diverged last.
+        constant: the score of one answer for all validation rows; None where there is no such score.
     """
 
     task: str
@@ -85,6 +86,7 @@ class Leaderboard:
     rungs: tuple[int, ...]
     settings: Mapping[str, Any]
     entries: tuple[Entry, ...]
+    constant: float | None = None
 
     @property
     def best(self) -> Entry | None:
@@ -117,7 +119,8 @@ class Leaderboard:
     def note(self) -> str:
         """The caption of the table."""
         text = (
-            f"{self.metric} x 100 on {self.rows_scored:,} validation rows, each run's best so far at each rung. The "
+            f"{self.metric} x 100 on {self.rows_scored:,} validation rows, each run's best so far at each rung"
+            f"{'' if self.constant is None else f' (one answer for all rows: {_percent(self.constant)})'}. The "
             "best of many is flattered by the rows it was chosen on"
         )
         best = self.best

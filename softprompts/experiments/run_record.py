@@ -131,6 +131,25 @@ def load_checked(path: Path) -> dict[str, Any]:
     return result
 
 
+def no_better_than_one_answer(result: Mapping[str, Any], commonest: str = "") -> str:
+    """A sentence on a run that scores no better than one answer for all rows; empty for others.
+
+    Args:
+        result: of the run.
+        commonest: the label that most of the rows that are scored have; "" where that is no one label.
+    """
+    constant: Mapping[str, float] = result.get("constant_scores") or {}
+    scores = (result["test_metrics"] if result["test_rows"] else result["metrics"]) or {}
+    metric = next(iter(scores), None)
+    if metric is None or metric not in constant or scores[metric] is None or scores[metric] > constant[metric] + 1e-9:
+        return ""
+    answer = f"'{commonest}' for every row" if commonest else "one answer for every row"
+    alike = all(scores.get(name) is not None and abs(scores[name] - value) < 1e-9 for name, value in constant.items())
+    score = f"{metric} {scores[metric]:.4f}"
+    what = f"as if it answered {answer} ({score})" if alike else f"no better than {answer} ({score})"
+    return f"it scores {what}: give it more steps, another rate (--lr) or more rows"
+
+
 def surroundings() -> dict[str, Any]:
     """Versions of the libraries, and where Accelerate trains: "cpu", or the kind of device and its name."""
     device = shared_state().device

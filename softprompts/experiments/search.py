@@ -262,6 +262,7 @@ class _Search:
                 "training": self.training.to_dict(),
             },
             entries=tuple(trial.entry for trial in sorted(self.all, key=Trial.order)),
+            constant=task.constant_scores("validation").get(self.metric),
         )
 
     def _first_rung(self) -> None:

@@ -30,19 +30,21 @@ from softprompts.experiments.run_record import (
     surroundings,
 )
 from softprompts.methods.contract import MethodConfig
+from softprompts.model.exports import export_refusals
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
 from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
 from softprompts.storage.names import JOINT
 from softprompts.storage.saved_prompt import prompt_folder
 from softprompts.tasks.data import MAX_LENGTH, Data, rows_identity
+from softprompts.tasks.doubts import doubts
 from softprompts.tasks.encode import say_cut
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, train
 from softprompts.training.evaluation import evaluate as evaluate_prompts
 from softprompts.training.extra_passes import check_teachers
 from softprompts.training.lane import checkpoint_step
-from softprompts.training.optim import learning_rates
+from softprompts.training.optim import learning_rates, rate_doubts
 from softprompts.training.prediction import Prediction
 from softprompts.training.progress import check_trackers
 from softprompts.training.step_cost import step_cost
@@ -180,6 +182,8 @@ class Workbench:
             if folder is None:
                 require_folder(root, "runs")
             path = Path(folder) if folder is not None else self.folder_of(Run(method, training), root)
+            if resume and not reuse:
+                run_folder.require_unfinished(root, self.resolved(method, training), folder)
             if path.is_file() or (path / run_folder.CONFIG).is_file() or run_folder.is_done(path):
                 open_run(root, self.resolved(method, training), resume=resume, reuse=reuse, folder=folder)
                 if run_folder.is_done(path):
@@ -190,6 +194,18 @@ class Workbench:
         with self.backbone.trial("outline", method, self.task):
             prompt = self.model.prompts["outline"]
             return learning_rates(prompt.components(), training), _count(prompt)
+
+    def exports(self, method: MethodConfig) -> dict[str, str | None]:
+        """What prompts of a method on this backbone cannot be exported as, see `export_refusals`."""
+        with self.backbone.trial("exports", method, self.task):
+            return export_refusals(self.model, "exports")
+
+    def doubts(self, method: MethodConfig, training: TrainConfig) -> list[str]:
+        """Sentences on settings and rows that look like a mistake; empty for none."""
+        own = self.data.train is not None or self.data.declared
+        named, few = bool(self.data.labels), self.data.few_shot is not None
+        rates, usual = (self.outline(method, one)[0] for one in (training, TrainConfig()))
+        return [*(doubts(self.task, named=named, few=few) if own else []), *rate_doubts(rates, usual)]
 
     def fitting(self, run: Run) -> int:
         """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""
@@ -219,7 +235,7 @@ class Workbench:
             root: where run folders live.
             folder: a folder in place of the one named by the settings' hash.
             name: of the prompt; None: by method and seed.
-            resume: go on with an unfinished run.
+            resume: go on with an unfinished run, which must be there.
             reuse: give the result of a finished run instead of an error.
             progress: show a progress bar on a terminal.
             trackers: Accelerate's trackers to log to.
@@ -312,6 +328,10 @@ class Workbench:
             ]
             try:
                 self.train_lanes(started, progress, trackers)
+            except KeyboardInterrupt:
+                for path, run in wave.items():  # some may have ended before the others were interrupted
+                    collect(path, run)
+                raise
             finally:
                 self.backbone.drop(*(prompt for lane in started for prompt in (lane.name, teacher_of(lane.name))))
             for path, run in wave.items():

@@ -51,6 +51,10 @@ class Vital:
     idle: str = ""
 
 
+# What others can use: input embeddings, a model directory of plain transformers, an adapter of PEFT's.
+PLAIN_FORMS = ("embeddings", "model", "peft")
+
+
 @dataclass(frozen=True)
 class About:
     """A method's entry in the table of methods (docs/methods.md). Plain text; equations as in the code, on one line.
@@ -67,6 +71,8 @@ class About:
         once: what is computed once per step, however many rows there are; "" for nothing.
         per_row: what is computed for every row; "" for nothing.
         folds_to: what remains after training ("tokens", "prefix", ...); "" where nothing plain does.
+        exports: those of `PLAIN_FORMS` that it can be written as on some backbone, with its defaults but for placement
+            and positions; empty where it runs with this package only.
         differs: where we differ from released code or the paper's text, and why; "" where we do not.
         line: what it is in a line of the list of methods; "" where the first line of its module says it.
         start_here: whether the list shows it first, to those who know none.
@@ -82,6 +88,7 @@ class About:
     once: str = ""
     per_row: str = ""
     folds_to: str = ""
+    exports: tuple[str, ...] = ()
     differs: str = ""
     line: str = ""
     start_here: bool = False

@@ -222,6 +222,10 @@ class Composed(Method, config=ComposedConfig):
         """The new values of all parts, which change different modules."""
         return {path: values for _, part in self._parts() for path, values in part.merged(parts).items()}
 
+    def cannot_merge(self) -> str | None:
+        """The reason of the first part that cannot be merged."""
+        return next((reason for _, part in self._parts() if (reason := part.cannot_merge()) is not None), None)
+
     def cannot_fold(self) -> str | None:
         """The reason of the first part that cannot be folded."""
         reasons = ((name, part.cannot_fold()) for name, part in self._parts())

@@ -416,12 +416,16 @@ class Method(nn.Module):
         Raises:
             SoftPromptError: no values of its parameters have that effect.
         """
-        if self.changes:
-            raise SoftPromptError(
-                f"{self.config.method}: what it does to the backbone's modules is no change of their weights, and "
-                "cannot be merged into them"
-            )
+        reason = self.cannot_merge()
+        if reason is not None:
+            raise SoftPromptError(f"{self.config.method}: {reason}")
         return {}
+
+    def cannot_merge(self) -> str | None:
+        """Why what it does to the backbone's modules has no place in their weights; None where `merged` has it."""
+        if not self.changes or type(self).merged is not Method.merged:
+            return None
+        return "what it does to the backbone's modules is no change of their weights, and cannot be merged into them"
 
     def share_with(self, other: Method) -> None:
         """Replaces the parameters that tasks have in common by those of another prompt, which trains them from now on.

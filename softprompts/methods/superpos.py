@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompts.methods.about import About, Space, View, Vital
+from softprompts.methods.about import PLAIN_FORMS, About, Space, View, Vital
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
@@ -58,6 +58,7 @@ class SuperPosConfig(MethodConfig):
         symbols={"m": "num_sampled_tokens"},
         once="the weighted sums",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="No code was released. The paper leaves the start of the weights open: N(0, 1/m), which gives prompt "
         "tokens about the norm of a token embedding. One rate for embeddings and weights as in the paper, but 3e-3 "
         "(paper: 1e-2, with which tokens on the packaged encoder grow to 14 times the embeddings in 150 steps).",

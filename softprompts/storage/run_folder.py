@@ -128,11 +128,37 @@ def open_run(
     return path
 
 
+def require_unfinished(root: str | Path, config: Mapping[str, Any], folder: str | Path | None = None) -> None:
+    """Makes sure that there is something to resume: a folder with a run of this configuration, finished or not.
+
+    Raises:
+        SoftPromptError: there is none; says in which settings the nearest unfinished run differs.
+    """
+    path = Path(root) / run_id(config) if folder is None else Path(folder)
+    if (path / CONFIG).is_file():
+        return
+    if folder is not None:
+        raise SoftPromptError(f"nothing to resume: {folder} holds no run; leave --resume out to start one")
+    near = nearest_unfinished(root, config)
+    if near is None:
+        raise SoftPromptError(f"nothing to resume: no unfinished run in {root}; leave --resume out to start one")
+    other, differ = near
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    raise SoftPromptError(
+        f"nothing to resume: no run in {root} has these settings; {other} is unfinished and differs: "
+        f"{'; '.join(differ[:3])}{more}; give its settings, or leave --resume out to start a new run"
+    )
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What two configurations differ in: "training.learning_rate is 0.1 there, 0.2 here"."""
     ours, theirs = _flat(json.loads(json.dumps(here))), _flat(there)
     keys = [key for key in {**theirs, **ours} if _canonical(theirs.get(key)) != _canonical(ours.get(key))]
-    return [f"{key} is {shown(theirs.get(key))} there, {shown(ours.get(key))} here" for key in keys]
+    return [f"{key} is {_said(theirs.get(key))} there, {_said(ours.get(key))} here" for key in keys]
+
+
+def _said(value: Any) -> str:
+    return "not set" if value is None else shown(value)
 
 
 def _flat(config: Mapping[str, Any], within: str = "") -> dict[str, Any]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.glue import GLUE
-from softprompts.tasks.hub_rows import MISMATCHED, has_split, on_hub, rows_of
+from softprompts.tasks.hub_rows import MISMATCHED, check_there, has_split, on_hub, rows_of
 from softprompts.tasks.ner import NER
 from softprompts.tasks.reviews import REVIEWS, load_reviews
+from softprompts.tasks.reviews_archive import reviews_archive
 from softprompts.tasks.spec import DEFAULT, Spec
 from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.squad import SQUAD
@@ -56,9 +57,33 @@ def task_metrics(name: str, template: str | None = None) -> tuple[str, ...]:
     """
     if is_declaration(name):
         task = declared(Path(name))
+        if template is not None and template not in (DEFAULT, *task.templates):
+            raise SoftPromptError(f"{name}: no template '{template}'; {nearest(template, [DEFAULT, *task.templates])}")
         changed = task.templates[template].metrics if template in task.templates else ()
-        return changed or task.metrics or load_task(name, template=template).metrics
+        return changed or task.expected_metrics() or load_task(name, template=template).metrics
     return _spec(name).under(name, template if name in SPECS else None).metrics
+
+
+def check_data(name: str, data_dir: str | PathLike[str] | None = None) -> None:
+    """Makes sure that a task's data are there, without reading more than it takes to know.
+
+    Args:
+        name: as for `load_task`.
+        data_dir: as for `load_task`.
+
+    Raises:
+        SoftPromptError: unknown task, or its data are not there.
+    """
+    if is_declaration(name):
+        path = Path(name)
+        for file in declared(path).files(path.parent if data_dir is None else Path(data_dir)).values():
+            if not file.is_file():
+                raise SoftPromptError(f"{file}: no such file")
+    elif name in REVIEWS:
+        reviews_archive()
+    else:
+        _spec(name)
+        check_there(name, data_dir)
 
 
 def load_task(

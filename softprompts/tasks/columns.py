@@ -48,6 +48,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "span": ("answers", "answer"),
     "tagging": ("tags", "ner_tags", "labels"),
 }
+_ANSWER = dict.fromkeys(_LABELS, "label") | {"span": "answers", "ranking": "answers", "tagging": "tags"}
 CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
 _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
 _START = "answer_start"  # column of where an answer that is a text begins
@@ -131,6 +132,7 @@ def find_columns(
         choices = tuple(listed[:1]) or numbered(name for name in row if name != label)
         if not choices:
             raise SoftPromptError(_missing(place, "choices", row, [*CHOICE_COLUMNS, "choice1 and choice2"]))
+    _require_different(place, kind, list(fields.values() if isinstance(fields, Mapping) else fields), label, choices)
     columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices)
     if any("{" in text for text in choices):
         for template in choices:
@@ -138,6 +140,17 @@ def find_columns(
         columns = Columns(kind, named, label, templates=choices)
     check_columns(place, row, columns.wanted, line)
     return columns
+
+
+def _require_different(place: Path, kind: str, texts: list[str], label: str, choices: Sequence[str]) -> None:
+    """Refuses a column that is two things, where that cannot be meant."""
+    if label in texts:
+        raise SoftPromptError(f"{place}: '{label}' is the column of the text and of the {_ANSWER[kind]}: name two")
+    if label in choices:
+        raise SoftPromptError(f"{place}: '{label}' is a column of choices and of the {_ANSWER[kind]}: name two")
+    for column in (*texts, *choices):
+        if [*texts, *choices].count(column) > 1:
+            raise SoftPromptError(f"{place}: the column '{column}' is named twice: each text needs its own")
 
 
 def numbered(names: Iterable[str]) -> tuple[str, ...]:
@@ -402,6 +415,11 @@ def with_choice_fields(example: Example) -> Example:
 
 def default_metrics(form: Form) -> tuple[str, ...]:
     """Names for `compute` that suit a task."""
-    if form.kind == "tagging" and not tags_entities(form.labels):
+    return metrics_for(form.kind, form.labels)
+
+
+def metrics_for(kind: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Names for `compute` that suit a kind of task with these labels or tags."""
+    if kind == "tagging" and not tags_entities(labels):
         return ("tag_accuracy",)
-    return _DEFAULT_METRICS[form.kind]
+    return _DEFAULT_METRICS[kind]

@@ -47,6 +47,21 @@ def has_split(name: str, split: str, data_dir: str | PathLike[str] | None) -> bo
     return data_dir is None or any((Path(data_dir) / name / f"{split}{ending}").is_file() for ending in _ENDINGS)
 
 
+def check_there(name: str, data_dir: str | PathLike[str] | None = None) -> None:
+    """Makes sure that the files of a task are there; what the hub has is asked for only offline, where a copy is kept.
+
+    Raises:
+        SoftPromptError: they are not, or the hub cannot have them.
+    """
+    import huggingface_hub  # takes a while
+
+    for split in ("train", "validation"):
+        if data_dir is not None:
+            local_file(Path(data_dir) / name, split)
+        elif on_hub(name) is None or huggingface_hub.constants.HF_HUB_OFFLINE:
+            rows_of(name, split)
+
+
 def local_file(folder: Path, split: str) -> Path:
     """The file of a split.
 

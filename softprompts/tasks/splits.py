@@ -233,6 +233,11 @@ def few_shot(
     if not evenly:  # NumPy takes no other seed
         require_whole("few-shot", "the seed", seed, 0)
     names = ["low scores", "high scores"] if regression else list(classes) if len(classes) > 1 else ["any"]
+    if count < len(names):
+        what = "halves of the scores" if regression else "labels"
+        raise SoftPromptError(
+            f"few_shot={count} is less than a row for each of {len(names)} {what}: give at least {len(names)}"
+        )
     if regression and rows:
         labels = _halves_of_scores([float(row.label) for row in rows], evenly)
     else:

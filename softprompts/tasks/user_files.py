@@ -19,6 +19,7 @@ from softprompts.tasks.columns import (
     Columns,
     default_metrics,
     find_columns,
+    metrics_for,
     read_example,
     same_choices,
     with_choice_fields,
@@ -175,6 +176,13 @@ class FileTask(Writing):
     def files(self, folder: Path) -> dict[str, Path]:
         """The file of each split that has one."""
         return {split: folder / file for split in _SPLITS if (file := getattr(self, split)) is not None}
+
+    def expected_metrics(self) -> tuple[str, ...]:
+        """Its metrics, as far as they can be told without its files; empty where it takes their tags to tell."""
+        if self.metrics or self.kind not in KINDS:
+            return self.metrics
+        labels = tuple(self.labels.values()) if isinstance(self.labels, Mapping) else self.labels
+        return () if self.kind == "tagging" and not labels else metrics_for(self.kind, labels)
 
     def load(self, name: str, folder: Path = Path(), template: str | None = None, seed: int = 0) -> Task:
         """Reads the files in a folder; the seed draws what is held out where there is no file to score on.

@@ -12,11 +12,13 @@ from pydantic import BeforeValidator, Field
 from softprompts.errors import SoftPromptError, shown
 from softprompts.validation import settings
 
+MOST = 1000  # of a learning rate: a step of AdamW moves each parameter by about the rate
+
 
 def _head_rate(value: Any) -> Any:
-    if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value < math.inf):
+    if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value <= MOST):
         return value
-    raise ValueError(f"must be a number above 0 or 'main', not {shown(value)}")
+    raise ValueError(f"must be a number above 0, of at most {MOST}, or 'main', not {shown(value)}")
 
 
 @settings
@@ -45,6 +47,7 @@ class TrainConfig:
         float | None,
         Field(
             gt=0,
+            le=MOST,
             description="Learning rate of the method's main component; its others and a task head keep their ratio to "
             "it. Default: the method's.",
         ),
@@ -58,7 +61,7 @@ class TrainConfig:
         ),
     ] = None
     learning_rates: Annotated[
-        Mapping[str, Annotated[float, Field(gt=0)]],
+        Mapping[str, Annotated[float, Field(gt=0, le=MOST)]],
         Field(description="Learning rate of one component by its name: router=0.001."),
     ] = field(default_factory=dict)
     learning_rate_factor: Annotated[

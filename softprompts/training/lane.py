@@ -323,10 +323,10 @@ class Lane:
         if state.get("format") != _FORMAT:
             raise SoftPromptError(f"run '{self.name}': its checkpoint has a format this version does not know")
         before = vars(TrainConfig.from_dict(state["config"]))
-        changed = [name for name, value in vars(self.config).items() if value != before[name]]
+        changed = run_folder.differences(before, vars(self.config))
         if changed:
-            names = ", ".join(changed)
-            raise SoftPromptError(f"run '{self.name}': its checkpoint was made with another {names}; start a new run")
+            differ = "; ".join(changed)
+            raise SoftPromptError(f"run '{self.name}': its checkpoint was made otherwise ({differ}); start a new run")
         self.prompt.load_state_dict(state["prompt"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = _Best(**state["best"])

@@ -42,7 +42,7 @@ from softprompts.training.pass_size import PassSize, place, precision, train_mod
 from softprompts.training.prediction import Prediction
 from softprompts.training.progress import Bar, Stop, flat, track, tracker_folder
 from softprompts.training.randomness import Randomness
-from softprompts.training.result import LaneResult
+from softprompts.training.result import LaneResult, LateInterrupt
 from softprompts.training.vitals import Vitals, gradient_vitals, rows_to_look_at, vitals_of
 
 CHECKPOINT_SECONDS = 300  # between checkpoints at most: between two evaluations there may be hours
@@ -151,8 +151,7 @@ class _Loop:
                 bar.show(active, due)
                 track(accelerator, active, due, prefix=len(self.lanes) > 1)
             if stop.requested and all(result.done for result in self.results.values()):
-                # Too late to interrupt a run, but the caller may have more to do.
-                raise KeyboardInterrupt("all runs were done already")
+                raise LateInterrupt("all runs were done already")
 
     def _step(self, lanes: list[Lane], stop: Stop, randomness: Randomness) -> bool:
         """Takes one step of all lanes; returns whether a signal asked to stop."""

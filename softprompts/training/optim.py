@@ -15,6 +15,8 @@ from softprompts.training.config import TrainConfig
 
 HEAD = "head"
 
+_FAR = 100  # times the usual rate: more is far too much; a hundredth of a hundredth of it hardly trains
+
 
 def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> dict[str, float]:
     """The learning rate of each component; they come in the method's order, its main one first and a head last.
@@ -45,6 +47,16 @@ def learning_rates(components: Mapping[str, Component], config: TrainConfig) -> 
     if head is not None and HEAD in components and HEAD not in config.learning_rates:
         rates[HEAD] = rates[main] if head == "main" else head
     return {name: rate * config.learning_rate_factor for name, rate in rates.items()}
+
+
+def rate_doubts(rates: Mapping[str, float], usual: Mapping[str, float]) -> list[str]:
+    """Sentences on learning rates that are far from the usual ones of their components; empty for none."""
+    far = [
+        f"{name}={rate:g} (usual: {usual[name]:g})"
+        for name, rate in rates.items()
+        if usual[name] and not usual[name] / _FAR**2 <= rate <= usual[name] * _FAR
+    ]
+    return [f"learning rates far from the usual: {', '.join(far)}"] if far else []
 
 
 def build_optimizer(components: Mapping[str, Component], config: TrainConfig) -> Optimizer:

@@ -8,6 +8,10 @@ from typing import Any
 UNFINISHED = ("interrupted", "paused")  # the stop_reasons of a run that can go on
 
 
+class LateInterrupt(KeyboardInterrupt):
+    """An interruption that came when all runs were done: there are results, but the caller may have more to do."""
+
+
 @dataclass
 class LaneResult:
     """How a run ended.

@@ -32,13 +32,13 @@ def test_plots_go_into_the_run_folder(cli: Cli, train: Train, tmp_path: Path) ->
     done = cli.fine("inspect", run, "--plots", "--rows", "6")
     told = [line for line in done.out.splitlines() if line.partition(":")[0] in WHAT]
     assert [line.partition(":")[0] for line in told] == [
-        "masks", "gates", "superposition", "selective", "selective", "router", "tokens", "similarity",
+        "masks", "selective", "selective", "router", "norms",
     ]  # fmt: skip
-    assert "gates: no picture; multi-mask+selective-prefix has no gate over spaces" in told
-    assert "similarity: no picture; give several prompts to compare" in told
+    left_out = "gates, superposition, tokens, attention, similarity"
+    assert done.out.endswith(f"nothing to draw of: {left_out} (why: --json)\n")
     written = sorted(path.name for path in (run / "plots").iterdir())
     kinds = sorted({name.partition("-")[0] for name in written})
-    assert kinds == ["attention", "masks", "router", "selective"] and len(written) == 12
+    assert kinds == ["attention", "masks", "norms", "router", "selective"] and len(written) == 15
     assert [name for name in files_below(run) if not name.startswith("plots")] == before
     for name in written:
         path = run / "plots" / name
@@ -49,7 +49,7 @@ def test_plots_go_into_the_run_folder(cli: Cli, train: Train, tmp_path: Path) ->
         else:
             assert len(list(csv.reader(path.read_text().splitlines()))) > 2
     for line in told:
-        assert "no picture" in line or Path(line.split()[1]).is_file()
+        assert Path(line.split()[1]).is_file()
     # The run is what it was: it can be inspected, predicted with and drawn again.
     assert cli.fine("inspect", run, "--plots", "--rows", "6").out == done.out
     cli.fine("predict", run, "the film was good")
@@ -76,7 +76,8 @@ def test_several_prompts(cli: Cli, train: Train, tmp_path: Path) -> None:
     assert "not compared:" in done.out and done.out.count("method  ") == 3
     done = cli.fine("inspect", *several, "--plots", "--rows", "4")
     assert (tmp_path / "plots/similarity-tokens.png").is_file()
-    assert "no gate over spaces (2 prompts)" in done.out
+    said = json.loads(cli.fine("inspect", *several, "--plots", "--rows", "4", "--json").out)
+    assert "no gate over spaces (2 prompts)" in next(one["text"] for one in said["plots"] if one["what"] == "gates")
     said = json.loads(cli.fine("inspect", *several[:2], "--json").out)
     assert [one["method"] for one in said["prompts"]] == ["prompt-tuning"] * 2 and "plots" not in said
 
@@ -88,9 +89,19 @@ def test_json(cli: Cli, train: Train, tmp_path: Path) -> None:
     assert not (run / "plots").exists()
     said = json.loads(cli.fine("inspect", run, "--json", "--plots").out)
     assert said["method"] == "prompt-tuning"
-    assert [one["what"] for one in said["plots"] if one["files"]] == ["tokens"]
+    assert [one["what"] for one in said["plots"] if one["files"]] == ["tokens", "norms"]
     assert all(Path(file).is_file() for one in said["plots"] for file in one["files"])
     assert {one["what"] for one in said["plots"]} == set(WHAT)
+
+
+def test_a_plain_prefix_has_pictures_too(cli: Cli, train: Train, tmp_path: Path) -> None:
+    run = shutil.copytree(train(sp.PrefixTuningConfig(num_virtual_tokens=3)), tmp_path / "run")
+    done = cli.fine("inspect", run, "--plots", "--rows", "4")
+    told = [line.partition(":")[0] for line in done.out.splitlines() if line.partition(":")[0] in WHAT]
+    assert told == ["norms", "attention"] and "no picture" not in done.out
+    (run / "config.yaml").unlink()  # without it nobody knows the rows
+    done = cli.fine("inspect", run / "prompt", "--plots", "-o", tmp_path / "more")
+    assert "attention: no picture; " in done.out and "norms: " in done.out
 
 
 def test_without_matplotlib(cli: Cli, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

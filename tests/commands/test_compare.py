@@ -16,18 +16,44 @@ def test_compare_writes_its_report_and_does_nothing_twice(cli: Cli, data: Path) 
     flags = ["--methods", "head-only,prompt-tuning,multi-mask", "--seeds", "0,1", "--set", "num_virtual_tokens=3"]
     command = ["compare", *train(data)[1:], *flags, "--set", "multi-mask.num_masks=2"]
     done = cli.fine(*command)
-    told = [line.split(":")[0].split(" ", 1) for line in done.err.splitlines()[2:]]
+    told = [line.split(":")[0].split(" ", 1) for line in done.err.splitlines() if line.startswith("[")]
+    assert done.err.count("; one answer for all rows: 0.5000 (") == 6
     assert [number for number, _ in told] == [f"[{number}/6]" for number in range(1, 7)]
     # Runs that share passes end together.
     names = ("head-only", "prompt-tuning", "multi-mask")
     assert sorted(name for _, name in told) == sorted(f"{name}, seed {seed}" for name in names for seed in (0, 1))
-    for part in ("peak GB", "head-only", "multi-mask", " ± ", "4 validation rows", "over 2 seeds", "(95 %)"):
+    for part in (
+        "peak memory of all",
+        "one answer 50.0",
+        "head-only",
+        "multi-mask",
+        " ± ",
+        "4 validation rows",
+        "over 2 seeds",
+        "(95 %)",
+    ):
         assert part in " ".join(done.out.split())
-    assert max(map(len, done.out.splitlines()[:-1])) <= 80
+    lines = done.out.splitlines()
+    places = lines.index("runs, seed by seed:")
+    assert max(map(len, lines[:places])) <= 80
+    runs = {str(path.parent) for path in Path("runs").glob("*/result.json")}
+    listed = [line.strip().split(": ") for line in lines[places + 1 : places + 4]]
+    assert [name for name, _ in listed] == ["head-only", "prompt-tuning", "multi-mask"]
+    assert {run for _, names in listed for run in names.split(", ")} == runs and len(runs) == 6
+    best = {
+        row.split()[0]: row.split()[-1]
+        for row in lines[:places]
+        if row.split()[:1] and row.split()[0] in ("head-only",)
+    }
+    assert f"runs/{best['head-only']}" in listed[0][1].split(", ")
     assert {"table.md", "table.csv", "accuracy.png"} == set(os.listdir("runs/compare"))
     assert Path("runs/compare/accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "| multi-mask |" in Path("runs/compare/table.md").read_text()
     table = list(csv.DictReader(Path("runs/compare/table.csv").read_text().splitlines()))
+    assert (
+        all(f"runs/{name}" in runs for row in table for name in row["runs"].split())
+        and len(table[0]["runs"].split()) == 2
+    )
     assert [row["method"] for row in table] == ["head-only", "prompt-tuning", "multi-mask"]
     settings = [result(path.parent)["settings"] for path in Path("runs").glob("*/result.json")]
     assert (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from saved import Cli
 
@@ -15,6 +17,9 @@ def test_methods_lists_each_method_once_in_a_group_and_80_columns(cli: Cli) -> N
         name for name, config in methods().items() if config.listed and config.__module__.startswith("softprompts.")
     ]
     assert sorted(starts) == sorted(listed)
+    one_line = re.sub(r" *\n {20}", " ", out).splitlines()
+    marked = {line.split()[0] for line in one_line if line.rstrip().endswith("(stays here)")}
+    assert {"multi-mask", "smop", "dept"} <= marked and not {"prefix-tuning", "lora", "head-only", "mpt"} & marked
     places = [out.index(title) for title in ("Start here", "Prefixes", "Input prompts", "To compare with")]
     assert places == sorted(places)
     assert places[0] < out.index("  prefix-tuning") < places[1] < out.index("  multi-mask") < places[2]
@@ -24,7 +29,9 @@ def test_methods_lists_each_method_once_in_a_group_and_80_columns(cli: Cli) -> N
 def test_one_method_with_settings_rates_and_what_it_exports_as(cli: Cli) -> None:
     out = cli.fine("methods", "multi-mask").out
     words = " ".join(out.split())
-    assert "exports as prefix, with one mask or uniform routes only" in words
+    assert (
+        "folds to prefix, with one mask or uniform routes only" in words and "peft no: it depends on the input" in words
+    )
     assert "num_masks 4 k. With a single mask" in words
     rates = {line.split()[0]: line.split()[1:] for line in out.splitlines() if len(line.split()) == 3}
     assert rates["prefix"][1] == "46,080" and rates["router"][1] == "1,536" and rates["head"] == ["0.01", "770"]

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from saved import Cli, files_below, model_folder, rows, write_csv, write_jsonl
 
 from softprompts.storage.run_folder import run_id
 from softprompts.tasks.data import Data
+from softprompts.training import Lane
 from tests.commands.running import config, interrupt, refuse, result, started, train
 
 
@@ -468,6 +470,81 @@ def test_train_refuses_folders(cli: Cli, data: Path) -> None:
     refuse(cli, "config.yaml is not valid YAML", *train(data), "--folder", "run", "--resume")
     refuse(cli, "is a file; name a folder", *train(data), "--folder", data)
     refuse(cli, "is a file; name a folder", *train(data), "--out", data)
+
+
+def test_what_looks_like_a_mistake_is_noted(cli: Cli, tmp_path: Path, data: Path) -> None:
+    lines = [*rows(), {"text": "a text of its own", "label": "Positive"}]
+    path = write_csv(tmp_path / "odd.csv", lines)
+    done = cli.fine(*train(path), "--lr-of", "prefix=9", "--lr-of", "head=1e-7", "--folder", "run")
+    assert [line.split(":")[0] for line in done.err.splitlines() if line.startswith("note: ")] == ["note"] * 4
+    for part in (
+        "'Positive' and 'positive'",
+        "one row alone has the label 'Positive'",
+        "rows have the texts of training",
+    ):
+        assert part in done.err
+    assert "note: learning rates far from the usual: prefix=9 (usual: 0.03), head=1e-07 (usual: 0.01)\n" in done.err
+    for flags in (["--label-words", "no,yes"], ["--answer", "rank"], ["--invalid", "zero"]):
+        refuse(cli, f"{flags[0]} is about what a language model writes", *train(data), *flags)
+
+
+def test_a_run_that_always_gives_the_commonest_label_says_so_last(cli: Cli, data: Path) -> None:
+    done = cli.fine(*train(data, steps=1), "--lr", "1e-5", "--folder", "run")
+    constant = result("run")["constant_scores"]
+    assert constant == result("run")["metrics"]  # a prompt that has not learned anything
+    score = f"(accuracy {constant['accuracy']:.4f})"
+    last = done.out.splitlines()[-1]
+    assert last.startswith(f"it scores as if it answered 'negative' for every row {score}: give it more steps")
+    done = cli.fine(*train(data, steps=60), "--folder", "learned")
+    assert result("learned")["metrics"]["accuracy"] > 0.5 and "it scores" not in done.out
+
+
+def test_resume_wants_something_to_go_on_with(cli: Cli, data: Path) -> None:
+    refuse(
+        cli, "nothing to resume: no unfinished run in runs; leave --resume out to start one", *train(data), "--resume"
+    )
+    refuse(cli, "nothing to resume: run holds no run", *train(data), "--folder", "run", "--resume")
+    cli.fine(*train(data))
+    (run,) = Path("runs").iterdir()
+    refuse(cli, "no unfinished run in runs", *train(data, steps=3), "--resume")
+    (run / "result.json").unlink()
+    message = (
+        f"{run} is unfinished and differs: training.max_steps is 2 there, 3 here; training.learning_rate is not set"
+    )
+    refuse(cli, f"{message} there, 0.5 here; give its settings", *train(data, steps=3), "--lr", "0.5", "--resume")
+    assert f"{run} goes on from step 2\n" in cli.fine(*train(data), "--resume").err
+
+
+def test_an_interruption_at_the_very_end_still_shows_the_score(
+    cli: Cli, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Lane.finish
+
+    def interrupted(lane: Lane, *given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(lane, *given)
+
+    monkeypatch.setattr(Lane, "finish", interrupted)
+    done = cli(*train(data), "--folder", "run")
+    assert done.code == 130 and "validation (4)" in done.out and "run folder: run\n" in done.out
+    assert done.err.endswith("interrupted, when all runs were done already\n")
+    done = cli("compare", *train(data)[1:], "--methods", "head-only", "--seeds", "0", "--out", "more")
+    assert done.code == 130 and "[1/1] head-only, seed 0: accuracy" in done.err
+
+
+def test_what_cannot_be_exported_is_said_before_training(cli: Cli, data: Path) -> None:
+    lines = cli.fine(*train(data), "--folder", "run").err.splitlines()
+    model = model_folder("bert")
+    hint = f"(why: softprompts methods prefix-tuning --model {model})"
+    assert lines[2] == f"prefix-tuning cannot be exported here, it runs with this package only {hint}"
+    assert lines[3].startswith("prefix-tuning-seed0: step")
+    for form in ("peft", "model", "embeddings"):
+        refuse(cli, "", "export", "run", "--to", form, "-o", "out")
+    done = cli.fine(*train(data), "--method", "prompt-tuning", "--folder", "tokens")
+    assert "prompt-tuning exports as embeddings, model, not as peft (why: " in done.err
+    done = cli.fine("methods", "prefix-tuning", "-m", model)
+    assert "peft no: PEFT's prefix takes the first positions" in " ".join(done.out.split())
+    assert "train with positions='shifted'" in " ".join(done.out.split())
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(data: Path) -> None:

@@ -26,10 +26,10 @@ TABLE = Comparison("reviews", "some/model", "accuracy", 400, True, (SECOND, FIRS
 
 
 def test_cells() -> None:
-    assert TABLE.cells(FIRST) == ["prefix-tuning", "85.0 ± 5.0", "3", "1,000", "1.000", "2.0", "3.00"]
+    assert TABLE.cells(FIRST) == ["prefix-tuning", "85.0 ± 5.0", "3", "1,000", "1.000", "2.0", "3.00", "-"]
     assert TABLE.cells(SECOND)[1:3] == ["70.0", "1"]
-    assert TABLE.cells(FAILED) == ["superpos", "failed", "0", "700", "0.700", "-", "1.00"]
-    assert all(len(TABLE.cells(row)) == len(COLUMNS) for row in TABLE.rows)
+    assert TABLE.cells(FAILED) == ["superpos", "failed", "0", "700", "0.700", "-", "1.00", "-"]
+    assert all(len(TABLE.cells(row)) == len(COLUMNS) for row in TABLE.rows) and TABLE.columns == list(COLUMNS)
     assert TABLE.best is FIRST and FIRST.std == pytest.approx(statistics.stdev(FIRST.scores)) and SECOND.std is None
 
 
@@ -43,6 +43,20 @@ def test_the_note_says_how_many_rows_and_how_sure() -> None:
     # All right on a few rows is not certain.
     assert "less than" in replace(TABLE, rows_scored=4, rows=(replace(SECOND, scores=(1.0,)),)).note()
     assert "points" not in replace(TABLE, metric="pearson").note()
+
+
+def test_what_runs_shared_is_one_number_and_no_column() -> None:
+    shared = replace(TABLE, lanes=4)
+    assert shared.columns == ["method", "score", "seeds", "trained", "% of model", "best run"]
+    assert shared.cells(FIRST) == ["prefix-tuning", "85.0 ± 5.0", "3", "1,000", "1.000", "-"]
+    assert "1.5 s/100 steps is a run's even share, 3.00 GB the peak memory of all" in shared.note()
+    assert "even share" not in TABLE.note()
+
+
+def test_one_answer_for_all_rows_stands_below_the_methods() -> None:
+    table = replace(TABLE, constant=0.5)
+    assert table.lines[-1][:3] == ["one answer", "50.0", "-"] and len(table.lines) == len(TABLE.lines) + 1
+    assert "| one answer | 50.0 |" in table.markdown()
 
 
 def test_idle_parts_are_named_below_the_table() -> None:

@@ -39,6 +39,7 @@ class BitFitConfig(ModuleConfig):
         "its output",
         count="sum of the widths of these modules",
         per_row="one addition after each",
+        exports=("model",),
         differs="what is added to a bias is kept, and not the bias: weight decay pulls to the frozen model's biases",
     )
 

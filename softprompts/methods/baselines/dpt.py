@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Space
+from softprompts.methods.about import PLAIN_FORMS, About, Space
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
@@ -51,6 +51,7 @@ class DPTConfig(MethodConfig):
         count="(l + d)*rank",
         once="the prompt",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
     )
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class FullConfig(ModuleConfig):
         trained="a copy of every parameter of the backbone",
         count="those of the backbone",
         per_row="all of the backbone, with weights of the prompt's own",
+        exports=("model",),
         differs="tables of relative positions, which rows share (T5-base: 768 numbers), stay frozen by default",
     )
 

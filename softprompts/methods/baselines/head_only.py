@@ -34,6 +34,7 @@ class HeadOnlyConfig(MethodConfig):
         count="0",
         line="nothing but the task head is trained: what every prompt has to beat",
         start_here=True,
+        exports=("model",),
     )
 
     def build(self, shape: Shape) -> Method:

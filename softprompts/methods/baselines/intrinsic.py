@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError, require_whole
 from softprompts.methods import sources
-from softprompts.methods.about import About
+from softprompts.methods.about import PLAIN_FORMS, About
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.methods.source_settings import FilesConfig
@@ -71,6 +71,7 @@ class IntrinsicConfig(FilesConfig):
         settings={"restored": (10,)},
         once="the prompt",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="The auto-encoder is fitted to reconstruct prompts only, without the loss on their tasks; a linear one "
         "in closed form, which is the minimum that training heads for. Codes are scaled to a standard deviation of 1.",
     )

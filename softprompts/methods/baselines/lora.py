@@ -57,6 +57,7 @@ class LoraConfig(ModuleConfig):
         trained="A and B of the query and value projections of every attention",
         count="r*(in + out) per target",
         per_row="two thin products beside each target",
+        exports=("model", "peft"),
         differs="dropout is drawn per row and feature, alike for all tokens of a row (PEFT: also per token), so that "
         "a run draws the same whatever else is in the batch",
     )

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompts.methods import sources
-from softprompts.methods.about import About, Vital
+from softprompts.methods.about import PLAIN_FORMS, About, Vital
 from softprompts.methods.common import divergence, sampled_rows
 from softprompts.methods.contract import Answers, Component, Method, Rows, Shape
 from softprompts.methods.registry import register
@@ -75,6 +75,7 @@ class MPTConfig(SourcedConfig):
         symbols={"R": "rank"},
         once="the prompt",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="Starts with U V = 1, where the prompt is a sample of the vocabulary; PEFT starts near zero. Source "
         "tasks are trained together (`softprompts.experiments.multitask`), each with a batch in every step, where the "
         "paper draws tasks. Hidden states are those of the last layer, a mean over their width.",

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from softprompts.methods.about import About, Space
+from softprompts.methods.about import PLAIN_FORMS, About, Space
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
 from softprompts.soft_prompt import SoftPrompt
@@ -50,6 +50,7 @@ class PTuningConfig(MethodConfig):
         count="l*d + 2*d*hidden_size + hidden_size*hidden_size + 2*hidden_size + d (mlp)",
         once="the prompt",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="The paper puts its tokens into a template and, on SuperGLUE, trains the backbone as well; here, as "
         "where later papers compare with it, the prompt goes in front of the input and the backbone is frozen.",
     )

@@ -56,6 +56,7 @@ class PrefixTuningConfig(PrefixConfig):
         ),
         once="with `reparameterize` the network",
         folds_to="prefix",
+        exports=("peft",),
         differs="Every attention site has a prefix of its own, of encoder, decoder and cross-attention "
         "(`sites` chooses). PEFT and code built on it reach only the decoder of T5, where layers i and i + L/2 share a "
         "prefix and half of the parameters get no gradient. Real tokens keep their positions. The table starts from "

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from softprompts.methods.about import About, Space
+from softprompts.methods.about import PLAIN_FORMS, About, Space
 from softprompts.methods.common import PromptMethod, repeated, sampled_rows
 from softprompts.methods.contract import Method, MethodConfig, Shape
 from softprompts.methods.registry import register
@@ -56,6 +56,7 @@ class PromptTuningConfig(MethodConfig):
         count="l*d",
         sizes=({"num_virtual_tokens": 100},),
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="Starts from tokens of the whole vocabulary, since few tokenizers sort it by frequency "
         "(`vocabulary_limit=5000` is the paper's); on encoders with a pooler the prompt goes behind the first token, "
         "which the pooler reads.",

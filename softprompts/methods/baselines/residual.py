@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from softprompts.methods.about import About, Space, Vital
+from softprompts.methods.about import PLAIN_FORMS, About, Space, Vital
 from softprompts.methods.common import sampled_rows
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape
 from softprompts.methods.registry import register
@@ -55,6 +55,7 @@ class ResidualConfig(MethodConfig):
         count="l*d + 2*d*bottleneck + bottleneck + d + 2*d (one network, LayerNorm)",
         once="the prompt",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="Starting rows are different tokens (released code: drawn with replacement).",
     )
 

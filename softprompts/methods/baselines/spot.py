@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompts.methods import sources
-from softprompts.methods.about import About
+from softprompts.methods.about import PLAIN_FORMS, About
 from softprompts.methods.common import PromptMethod
 from softprompts.methods.contract import Method, Shape
 from softprompts.methods.registry import register
@@ -57,6 +57,7 @@ class SPoTConfig(SourcedConfig):
         settings={"restored": 1},
         once="the prompt",
         folds_to="tokens",
+        exports=PLAIN_FORMS,
         differs="Sources with a cosine below 0 get no weight in 'weighted'. Sources of another length are repeated or "
         "cut.",
     )

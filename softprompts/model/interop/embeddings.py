@@ -126,13 +126,19 @@ def _refuse(method: str, soft: SoftPrompt, refusals: Mapping[str, str]) -> None:
             raise SoftPromptError(f"{method}: {reason}")
 
 
+def tokens_to_export(model: Any, name: str) -> Tensor:
+    """Returns the tokens ``(l, d)`` of a prompt; raises a `SoftPromptError` where it is more, or something else."""
+    method = require(model.prompts, name).method
+    tokens = input_tokens(method, _OF_NO_INPUT)
+    if tokens is None:
+        raise SoftPromptError(f"{method.config.method}: {_NOTHING}")
+    return tokens
+
+
 def save_embeddings(model: Any, name: str, path: str | Path) -> None:
     """Writes a prompt's tokens as embeddings; see `PromptModel.save_embeddings`."""
     folder = require_new_folder(path)
-    backbone, prompt = state_of(model).backbone, require(model.prompts, name)
-    tokens = input_tokens(prompt.method, _OF_NO_INPUT)
-    if tokens is None:
-        raise SoftPromptError(f"{prompt.config.method}: {_NOTHING}")
+    backbone, prompt, tokens = state_of(model).backbone, require(model.prompts, name), tokens_to_export(model, name)
     # As the model is going to see them: a prompt that is kept in single precision is rounded in every pass.
     tokens = tokens.to(cast(Tensor, backbone.embeddings.weight).dtype).cpu().contiguous()
     keep = kept_in_front(model, name)

@@ -46,8 +46,7 @@ _REFUSED = {
 def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) -> Path:
     """Writes a model with a prompt in it; see `PromptModel.materialize`."""
     folder = require_new_folder(path)
-    prompt = require(model.prompts, name)
-    tokens = input_tokens(prompt.method, _REFUSED)
+    tokens = check_materializable(model, name)
     if getattr(model, "is_quantized", False):
         raise SoftPromptError(
             f"{type(model).__name__} is quantised: load it in full precision, load the prompt on that, and materialize"
@@ -68,6 +67,15 @@ def materialize(model: Any, name: str, path: str | Path, tokenizer: Any = None) 
             tokenizer.save_pretrained(temporary)
         write_text_atomic(temporary / "README.md", materialized_card(serialize(model, name)[0]))
     return folder
+
+
+def check_materializable(model: Any, name: str) -> Tensor | None:
+    """Returns the prompt's input tokens, if it has some; raises a `SoftPromptError` where no plain model has it."""
+    method = require(model.prompts, name).method
+    reason = method.cannot_merge()
+    if reason is not None:
+        raise SoftPromptError(f"{method.config.method}: {reason}")
+    return input_tokens(method, _REFUSED)
 
 
 def _tokenizer_of(model: Any, tokenizer: Any, needed: bool) -> Any:

@@ -63,6 +63,11 @@ def write_peft(model: Any, name: str, folder: str | Path) -> None:
     write_folder(folder, files)
 
 
+def check_peft(model: Any, name: str) -> None:
+    """Raises a `SoftPromptError` where PEFT cannot compute what a prompt does."""
+    _Writer(name, require(model.prompts, name), state_of(model)).adapter()
+
+
 class _Writer:
     """Makes the config and the tensors of an adapter from one prompt."""
 
