@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from softprompts.palette import SHARES
 from softprompts.plotting import ON_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHARES = "viridis"  # of numbers from nothing to much
-SIGNED = "RdBu_r"  # of numbers around zero
 _MANY = 16  # ticks that an axis has room for
 
 

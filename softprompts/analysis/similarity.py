@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, cells, colour_bar, heat_map, panels
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, heat_map, panels
 from softprompts.analysis.saved import PromptTensors, Saved
 from softprompts.analysis.superposition import between, cosines
 from softprompts.errors import SoftPromptError
+from softprompts.palette import SIGNED
 from softprompts.plotting import empty_figure
 
 TOKENS, PREFIX = "tokens", "prefix"

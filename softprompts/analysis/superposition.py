@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
 from softprompts.analysis.saved import Saved
+from softprompts.palette import SIGNED
 from softprompts.plotting import empty_figure
 
 

@@ -32,6 +32,7 @@ from softprompts.bench.tables import Table
 from softprompts.bench.vitals import VitalsTable, idle_notes, vitals_tables
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.compare import score_of
+from softprompts.palette import css
 from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, write_files
 from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.version import __version__
@@ -103,7 +104,7 @@ def write_report(
         idle=idle_notes(findings),
         notes=list(_notes(findings, tables)),
         runs=[_run(findings, one, folder) for one in findings.outcomes],
-        style=Markup((page / "report.css").read_text(encoding="utf-8")),
+        style=Markup(css() + (page / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )

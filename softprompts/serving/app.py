@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from softprompts.model.card import count_parameters
+from softprompts.palette import css
 from softprompts.serving import schemas
 from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow
@@ -73,6 +74,7 @@ def create_app(service: Service) -> RequestMiddleware:
     app.include_router(router)
     for path, (file, media_type) in _PAGE_FILES.items():
         app.add_api_route(path, _file(_PAGE / file, media_type), include_in_schema=False)
+    app.add_api_route("/palette.css", _palette, include_in_schema=False)
     return RequestMiddleware(app, service)
 
 
@@ -229,6 +231,10 @@ def _add_state(app: FastAPI, router: APIRouter, service: Service) -> None:
 
 def _file(path: Path, media_type: str) -> Callable[[], Response]:
     return lambda: FileResponse(path, media_type=media_type, headers=_PAGE_HEADERS)
+
+
+def _palette() -> Response:
+    return Response(css(), media_type="text/css", headers=_PAGE_HEADERS)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
