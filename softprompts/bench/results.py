@@ -96,7 +96,7 @@ class Findings:
         return scores
 
     def seeds_agree(self, row: RecipeRow, column: Column, model: str) -> bool:
-        """Whether several seeds have one score, to the last digit: all rows get one answer, or training does nothing."""
+        """Whether several seeds have one score, to the last digit: all rows get one answer, or nothing trains."""
         scores = self.scores(row, column, model).values()
         return self.recipe.measure != "cost" and len(scores) > 1 and max(scores) - min(scores) < _SAME
 

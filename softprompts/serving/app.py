@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -202,9 +202,16 @@ def _description(prompt: LoadedPrompt) -> dict[str, Any]:
         "kind": reader.task.kind if known else None,
         "fields": list(reader.fields) if known else [],
         "labels": list(reader.labels),
+        "column": _label_column(prompt.config),
         "max_length": reader.max_length,
         "parameters": count_parameters(prompt.config)[0],
     }
+
+
+def _label_column(config: Mapping[str, Any]) -> str | None:
+    """The column that a prompt of a user's file was trained to tell; of a task by name there is none to speak of."""
+    data = (config.get("metadata") or {}).get("data")
+    return data.get("label") if isinstance(data, Mapping) and data.get("task") is None else None
 
 
 # --- the server itself ------------------------------------------------------------------------------------------------
