@@ -17,7 +17,7 @@ def test_a_scale_is_fixed_unless_all_would_be_one_colour() -> None:
     assert colours_of(0, 1, narrow, wide) == {"low": 0, "high": 1, "colours": SHARES}  # panels have one scale
     assert colours_of(-1, 1, wide) == {"low": -1, "high": 1, "colours": SIGNED}
     # Around zero there are two colours for more and less; they would say nothing of values that are all alike.
-    assert colours_of(-1, 1, 0.95 + narrow / 10) == {"low": 0.9745, "high": 0.9755, "colours": SHARES}
+    assert colours_of(-1, 1, 1 - narrow) == {"low": 0.745, "high": 0.755, "colours": SHARES}
     same = np.full((2, 2), 0.25)
     assert colours_of(0, 1, same) == {"low": 0, "high": 1, "colours": SHARES}  # one colour is the truth
 
