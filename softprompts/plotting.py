@@ -1,8 +1,8 @@
 """How every picture of the package looks, and how it becomes a file: matplotlib figures without pyplot or global state.
 
 A picture is read on white and on dark pages alike. Pure black, which is what matplotlib gives text, ticks and spines,
-is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay; those of `PALETTE` have
-a contrast of at least 3.5 with white and with near-black.
+is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay, see
+`softprompts.palette`.
 
 matplotlib is an extra: nothing here imports it before a figure is asked for.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from softprompts.errors import SoftPromptError
+from softprompts.palette import COLOURS, GRID, SERIES
 from softprompts.storage.files import write_atomic, write_text_atomic
 
 if TYPE_CHECKING:
@@ -27,19 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NO_MATPLOTLIB = "no pictures: pip install matplotlib"
-PALETTE = ("#2f7ed8", "#d9650b", "#1f9a5f", "#c9509f", "#8a7d1a", "#8f63d2", "#d6404e", "#0f95a0", "#7b8494", "#a5673f")
 MARKERS = "osD^vPX<>p"
 LINES = ("-", "--", "-.", ":")
 ON_COLOUR = "#010101"  # dark text on a heat map, which is not ink
-_GRID = "#808080"
 # matplotlib leaves out fills that are black, so that they are inherited. A page that shows the picture among its own
 # elements sets ``color`` itself, by a selector that says more than "svg". What `<use>` shows has no ancestors, so that
 # the rules for black must not name any.
-_INK = """
-svg { color: #1f2328; fill: currentColor; }
-@media (prefers-color-scheme: dark) { svg { color: #e6e8eb; } }
-[style*="stroke: #000000"] { stroke: currentColor !important; }
-[style*="fill: #000000"] { fill: currentColor !important; }
+_INK = f"""
+svg {{ color: {COLOURS["ink"][0]}; fill: currentColor; }}
+@media (prefers-color-scheme: dark) {{ svg {{ color: {COLOURS["ink"][1]}; }} }}
+[style*="stroke: #000000"] {{ stroke: currentColor !important; }}
+[style*="fill: #000000"] {{ fill: currentColor !important; }}
 """
 
 
@@ -50,9 +49,9 @@ def have_matplotlib() -> bool:
 
 def style_of(index: int) -> dict[str, Any]:
     """Colour, marker and line of the ``index``-th of several methods: no two of the first forty look the same."""
-    turn, place = divmod(index, len(PALETTE))
+    turn, place = divmod(index, len(SERIES))
     return {
-        "color": PALETTE[place],
+        "color": SERIES[place],
         "marker": MARKERS[(place + 3 * turn) % len(MARKERS)],
         "linestyle": LINES[turn % len(LINES)],
     }
@@ -96,7 +95,7 @@ def new_figure(
     figure = empty_figure(width, height)
     panels = [axes for line in figure.subplots(rows, columns, squeeze=False, **subplots) for axes in line]
     for axes in panels:
-        axes.grid(color=_GRID, alpha=0.25, linewidth=0.8)
+        axes.grid(color=GRID, alpha=0.25, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=9)
         for side in ("top", "right"):

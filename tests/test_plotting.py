@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from browsing import Page
 
+from softprompts.palette import SERIES
 from softprompts.plotting import (
     ON_COLOUR,
-    PALETTE,
     Point,
     draw_points,
     legend_below,
@@ -48,7 +48,7 @@ def contrast(first: str, second: str) -> float:
 
 @pytest.mark.parametrize("page", ["#ffffff", "#15181c"])
 def test_colours_stand_out_on_light_and_dark_pages(page: str) -> None:
-    assert min(contrast(colour, page) for colour in PALETTE) >= 3.5
+    assert min(contrast(colour, page) for colour in SERIES) >= 3.5
 
 
 def test_forty_styles_differ() -> None:
@@ -82,7 +82,7 @@ def test_names_lie_on_no_other_name_and_on_no_point() -> None:
 def drawn(title: str = "a < b & $c$") -> object:
     figure, (axes,) = new_figure(6, 4)
     axes.set_title(plain(title))
-    (line,) = axes.plot([1, 2], [3, 4], color=PALETTE[0])
+    (line,) = axes.plot([1, 2], [3, 4], color=SERIES[0])
     legend_below(figure, [line], ["_one & two"], 6)
     return figure
 

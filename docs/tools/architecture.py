@@ -14,22 +14,26 @@ from pathlib import Path
 
 import grimp
 
+from softprompts.palette import COLOURS
+
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "architecture.svg"
 PACKAGE = "softprompts"
 WIDTH, FLOOR, BOX, LEFT = 1080, 96, 40, 36
 STYLE = """
-  text { font: 14px system-ui, sans-serif; text-anchor: middle; fill: #1f2933 }
-  .box { fill: #eef3f8; stroke: #5b7a99; rx: 6 }
-  .ground { fill: #f4f1ea; stroke: #a08c66 }
-  .arrow { stroke: #5b7a99; stroke-opacity: .45; fill: none; marker-end: url(#head) }
-  #head path { fill: #5b7a99; fill-opacity: .6 }
-  .number { fill: #7b8794; font-size: 12px }
-  @media (prefers-color-scheme: dark) {
-    text { fill: #e4e9ee } .box { fill: #22303d } .ground { fill: #35301f } .number { fill: #9aa5b1 }
-    .arrow { stroke: #8fb0d0 } #head path { fill: #8fb0d0 }
-  }
+  text { font: 14px system-ui, sans-serif; text-anchor: middle; fill: %(ink)s }
+  .box { fill: %(raised)s; stroke: %(link)s; rx: 6 }
+  .ground { stroke: %(edge)s }
+  .arrow { stroke: %(link)s; stroke-opacity: .45; fill: none; marker-end: url(#head) }
+  #head path { fill: %(link)s; fill-opacity: .6 }
+  .number { fill: %(soft)s; font-size: 12px }
 """
+
+
+def style() -> str:
+    """The style sheet, in the colours of light and of dark pages."""
+    light, dark = ({name: pair[scheme] for name, pair in COLOURS.items()} for scheme in (0, 1))
+    return f"{STYLE % light}  @media (prefers-color-scheme: dark) {{{STYLE % dark}}}\n"
 
 
 def floors() -> list[list[str]]:
@@ -90,7 +94,7 @@ def draw() -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
             'aria-label="Rooms of the package by floor, with arrows to the rooms that they import">',
-            f"<style>{STYLE}</style>",
+            f"<style>{style()}</style>",
             f'<defs>{marker}<path d="M0 0 L8 4 L0 8 z"/></marker></defs>',
             *lines,
             "</svg>",

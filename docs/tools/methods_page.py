@@ -22,6 +22,7 @@ import transformers
 from method_defaults import WIDTH, defaults_of
 
 from softprompts.backbones.backbone import Backbone
+from softprompts.commands.methods import GROUPS, what_it_is
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt
 from softprompts.injection.state import state_of
@@ -213,95 +214,83 @@ def value(formula: str, config: MethodConfig, sizes: Mapping[str, int]) -> int |
 
 
 def table() -> str:
-    """The page in Markdown.
+    """The page in Markdown: an overview, and a card for each method, in the groups of `softprompts methods`.
 
     Raises:
         SoftPromptError: a method says nothing of itself.
     """
-    names = list(known())
-    said = {name: about(name) for name in names}
-    sized: list[list[str]] = []
-    for name in names:
-        for settings in ({}, *said[name].sizes):
-            sized.append([_code(name), _settings(settings), *(_counted(name, settings, to) for to in BACKBONES)])
+    left = known()
+    groups = []
+    for title, belongs in GROUPS:
+        names = [name for name, config in left.items() if belongs(config)]
+        groups.append((title, names))
+        left = {name: config for name, config in left.items() if name not in names}
     totals = " and ".join(f"{frozen(to):,} of {to}" for to in BACKBONES)
+    run = TrainConfig()
+    assert run.weight_decay is None and not run.warmup_steps and run.group_by_length
+    clipping = "not clipped" if run.max_grad_norm is None else f"clipped to a norm of {run.max_grad_norm:g}"
     parts = [
         f"# Methods\n\nMade by `{_COMMAND}`; edit what `softprompts/methods/` says instead.",
-        "Symbols: `l` virtual tokens; `d` width of the input embeddings; `S` attention sites that take a prefix (36 on "
-        "T5-base: encoder, decoder and cross-attention; 12 on BERT-base); `w` width of a prefix key; `L` layers (24 "
-        "and 12). All defaults are those of `softprompts methods`.",
-        "## What is trained",
         _rows(
-            ["method", "equation", "trained", "how many", *BACKBONES],
+            ["method", f"trained on {BACKBONES[0]}", "folds to"],
             [
-                [
-                    _code(name),
-                    _code(said[name].equation),
-                    _prose(said[name].trained),
-                    _formula(said[name]),
-                    *(_counted(name, {}, to, share=False) for to in BACKBONES),
-                ]
+                [f"[{_code(name)}](#{name})", _counted(name, {}, BACKBONES[0], share=False), _folds(name)]
+                for _, names in groups
                 for name in names
             ],
         ),
-        "Models with a task head train it beside the prompt: `d*C + C` numbers for `C` labels on BERT-base.",
-        "## What is computed, and what remains",
-        _rows(
-            ["method", "once per step", "for every row", "folds to"],
-            [
-                [
-                    _code(name),
-                    _prose(said[name].once or "-"),
-                    _prose(said[name].per_row or "-"),
-                    _prose(said[name].folds_to or "nothing plain"),
-                ]
-                for name in names
-            ],
-        ),
-        *_defaults(names),
-        "## Papers, and where we differ",
-        _rows(
-            ["method", "paper", "where we differ, and why"],
-            [[_code(name), _prose(said[name].paper or "-"), _prose(said[name].differs or "-")] for name in names],
-        ),
-        "## Numbers of parameters",
-        f"In brackets their share of all parameters in percent, the frozen {totals} included; '-' where a backbone has "
-        "no such attention site.",
-        _rows(["method", "settings", *BACKBONES], sized),
+        "In equations and counts, `l` are virtual tokens; `d` the width of the input embeddings; `S` attention sites "
+        "that take a prefix (36 on T5-base: encoder, decoder and cross-attention; 12 on BERT-base); `w` the width of a "
+        "prefix key; `L` layers (24 and 12). Shares are of all parameters, in percent, the frozen "
+        f"{totals} included; '-' where a backbone has no such attention site. Models with a task head train it beside "
+        "the prompt: `d*C + C` numbers for `C` labels on BERT-base.",
+        f"All methods train with {run.optimizer}, a {run.schedule} schedule without warm-up, gradients {clipping}, no "
+        f"weight decay, and batches of {run.batch_size} rows of similar length. Papers and their code differ in all of "
+        "these; recipes at scale `paper` set them "
+        "([benchmarks.md](benchmarks.md#where-recipes-differ-from-the-papers)). "
+        "A rate that is asked for is that of a method's main component, the first of its card, and moves the others "
+        f"with it. Rates and starts are read off a prompt on a random T5 as wide as T5-base ({WIDTH}); ranges that "
+        "depend on a width are for this one. A weight decay in a card is the component's own, which a run's does not "
+        "reach. A task head, where the model has one, starts as the model makes it and trains at "
+        f"{MethodConfig.head_learning_rate:g} where nothing else is said.",
     ]
+    for title, names in groups:
+        parts += [f"## {title}", *(part for name in names for part in _card(name))]
     return "\n\n".join(parts) + "\n"
 
 
-def _defaults(names: Sequence[str]) -> list[str]:
-    """What all runs have in common, and each method's rates, starts and places."""
-    run = TrainConfig()
-    assert run.weight_decay is None and not run.warmup_steps and run.group_by_length
-    clipping = "none" if run.max_grad_norm is None else f"to a norm of {run.max_grad_norm:g}"
-    lines = []
-    for name in names:
-        config = example(name)
-        said = defaults_of(config)
-        parts = [
-            [_code(part.name), f"{part.learning_rate:g}", _decay(part.weight_decay), _prose(part.start)]
-            for part in said.components
-        ]
-        if not parts or config.head_learning_rate != MethodConfig.head_learning_rate:
-            parts.append([_code("head"), f"{config.head_learning_rate:g}", "-", "the model's initialisation"])
-        for index, part in enumerate(parts):
-            lines.append([*(("", "") if index else (_code(name), _prose(said.acts_on))), *part])
-    return [
-        "## Defaults: rates, starts, places",
-        f"All methods train with {run.optimizer}, a {run.schedule} schedule without warm-up, gradients clipped "
-        f"{clipping}, no weight decay, and batches of {run.batch_size} rows of similar length. Papers and their code "
-        "differ in all of these; recipes at scale `paper` set them "
-        "([benchmarks.md](benchmarks.md#where-recipes-differ-from-the-papers)). `--lr` moves a method's main "
-        "component, the first below, and the others with it.",
-        f"Read off a prompt on a random T5 as wide as T5-base ({WIDTH}); ranges that depend on a width are for this "
-        "one. A weight decay in the table is the component's own, which a run's does not reach. A task head, where the "
-        f"model has one, starts as the model makes it and trains at {MethodConfig.head_learning_rate:g} where nothing "
-        "else is said.",
-        _rows(["method", "acts on", "component", "rate", "weight decay", "starts from"], lines),
+def _card(name: str) -> Iterator[str]:
+    """All that is said of a method."""
+    said, config = about(name), example(name)
+    defaults = defaults_of(config)
+    yield f'<div class="method" markdown>\n\n### {name}'
+    first = what_it_is(known()[name])
+    yield f"{_prose(first[0].upper() + first[1:])}."
+    yield f"```text\n{said.equation}\n```"
+    facts = {
+        "Trained": _prose(said.trained),
+        "How many": _formula(said),
+        "Acts on": _prose(defaults.acts_on),
+        "Once per step": _prose(said.once),
+        "For every row": _prose(said.per_row),
+        "Folds to": _folds(name),
+        "Paper": re.sub(r"https?://[^\s;,)]+", r"<\g<0>>", _prose(said.paper)),
+        "Where we differ, and why": _prose(said.differs),
+    }
+    yield "\n".join(f"- **{what}:** {text}" for what, text in facts.items() if text)
+    parts = [
+        [_code(part.name), f"{part.learning_rate:g}", _decay(part.weight_decay), _prose(part.start)]
+        for part in defaults.components
     ]
+    if not parts or config.head_learning_rate != MethodConfig.head_learning_rate:
+        parts.append([_code("head"), f"{config.head_learning_rate:g}", "-", "the model's initialisation"])
+    yield _rows(["component", "rate", "weight decay", "starts from"], parts)
+    counted = [[_settings(one), *(_counted(name, one, to) for to in BACKBONES)] for one in ({}, *said.sizes)]
+    yield f"{_rows(['trained numbers', *BACKBONES], counted)}\n\n</div>"
+
+
+def _folds(name: str) -> str:
+    return _prose(about(name).folds_to or "nothing plain")
 
 
 def _decay(weight_decay: float | None) -> str:
@@ -344,7 +333,7 @@ def _code(text: str) -> str:
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; numbers to the right."""
-    sides = ["---:" if column in BACKBONES else "---" for column in columns]
+    sides = ["---:" if column.endswith(BACKBONES) else "---" for column in columns]
     lines = [columns, sides, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

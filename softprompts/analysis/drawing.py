@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from softprompts.palette import SHARES, SIGNED
 from softprompts.plotting import ON_COLOUR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHARES = "viridis"  # of numbers from nothing to much
-SIGNED = "RdBu_r"  # of numbers around zero
 _MANY = 16  # ticks that an axis has room for
+_FILLED = 0.2  # share of a fixed scale that values have to fill
 
 
 class Picture(NamedTuple):
@@ -42,6 +42,20 @@ def panels(figure: Figure, count: int, columns: int) -> list[Any]:
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     return list(grid.flat[:count])
+
+
+def colours_of(low: float, high: float, *matrices: np.ndarray) -> dict[str, Any]:
+    """The scale of heat maps that are drawn alike: ``low``, ``high`` and ``colours`` for `heat_map`.
+
+    The ends are those given, around zero with the colours for it; where the values fill so little of that scale that
+    all would have one colour, they are the least and the greatest value.
+    """
+    least, most = (
+        float(end(matrix.min() if end is min else matrix.max() for matrix in matrices)) for end in (min, max)
+    )
+    if 0 < most - least < _FILLED * (high - low):
+        return {"low": least, "high": most, "colours": SHARES}
+    return {"low": low, "high": high, "colours": SIGNED if low < 0 else SHARES}
 
 
 def heat_map(
@@ -88,11 +102,15 @@ def heat_map(
         axes.tick_params(axis="x", labelrotation=90 if len(columns) > 8 else 45)
     if numbers is not None:
         for (row, column), value in np.ndenumerate(values):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            colour = "white" if dark else ON_COLOUR
-            axes.text(column, row, format(value, numbers), ha="center", va="center", fontsize=6, color=colour)
+            text = format(value, numbers)
+            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=on_colour(image, value))
     return image
+
+
+def on_colour(image: Any, value: float) -> str:
+    """The colour of a text on the place of a value in a heat map: light on what is dark."""
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else ON_COLOUR
 
 
 def colour_bar(figure: Figure, image: Any, axes: Any, label: str = "") -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
+from softprompts.palette import css
 from softprompts.storage.files import write_text_atomic
 from softprompts.tasks.errors_made import Errors
 from softprompts.version import __version__
@@ -39,7 +41,7 @@ def write_page(path: str | Path, errors: Errors, title: str, rows_of: str) -> Pa
         title=title,
         rows_of=rows_of,
         version=__version__,
-        style=(folder / "evaluation.css").read_text(encoding="utf-8"),
+        style=Markup(css() + (folder / "evaluation.css").read_text(encoding="utf-8")),
         confusion=errors.confusion if len(errors.found) <= _MOST_CLASSES else (),
         points=_placed(errors.points),
         share_of_right=_share_of_right(errors),

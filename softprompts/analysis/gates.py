@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, file_name, heat_map, panels
 from softprompts.analysis.saved import Saved
+from softprompts.palette import SIGNED
 from softprompts.plotting import empty_figure
 
 
@@ -49,9 +50,9 @@ def draw_gates(saved: Saved) -> Picture:
     count = len(shares) + (gates.start is not None)
     figure = empty_figure(2.2 + 0.16 * min(tokens, 60), count * (0.7 + 0.2 * spaces))
     grid = panels(figure, count, 1)
-    high = max(values.max() for _, values in shares)
+    scale = colours_of(0, max(values.max() for _, values in shares), *(values for _, values in shares))
     for axes, (title, values) in zip(grid, shares, strict=False):
-        image = heat_map(axes, values.T, title=title, across="token", down=gates.over, low=0, high=high)
+        image = heat_map(axes, values.T, title=title, across="token", down=gates.over, **scale)
     colour_bar(figure, image, grid[: len(shares)], "share")
     caption = f"{saved.name}: what each prompt token takes from each of {spaces} {gates.over}s."
     if gates.start is None:

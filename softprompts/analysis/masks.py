@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map, layers, panels
+from softprompts.analysis.drawing import (
+    Picture,
+    as_csv,
+    cells,
+    colour_bar,
+    colours_of,
+    file_name,
+    heat_map,
+    layers,
+    panels,
+)
 from softprompts.analysis.saved import Saved
 from softprompts.plotting import empty_figure
 
@@ -68,7 +78,7 @@ def masks_of(saved: Saved) -> Masks:
 
 
 def draw_masks(saved: Saved) -> Picture:
-    """A heat map for each mask, tokens down and sites across, all on one scale from 0 to 1."""
+    """A heat map for each mask, tokens down and sites across, all on one scale: from 0 to 1, or that of the values."""
     masks = masks_of(saved)
     count, length, sites = masks.values.shape
     columns = min(count, 4 if sites <= 16 else 2)
@@ -76,10 +86,11 @@ def draw_masks(saved: Saved) -> Picture:
     figure = empty_figure(1.2 + columns * (1.0 + 0.16 * min(sites, 24)), lines * (1.1 + 0.14 * min(length, 30)))
     grid = panels(figure, count, columns)
     order, across = layers(masks.sites)
+    scale = colours_of(0, 1, masks.values)
     for index, axes in enumerate(grid):
         title = "" if count == 1 else f"mask {index}"
         values = masks.values[index][:, order]
-        image = heat_map(axes, values, title=title, across=across, down="token", low=0, high=1)
+        image = heat_map(axes, values, title=title, across=across, down="token", **scale)
     colour_bar(figure, image, figure.axes, "gate")
     figure.suptitle(saved.name, fontsize=10)
     caption = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, file_name, heat_map
 from softprompts.analysis.sample import Sample, sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.plotting import empty_figure
@@ -88,13 +88,18 @@ def draw_router(saved: Saved, count: int = 64, data_dir: str | None = None) -> P
     left, right = figure.subplots(1, 2)
     names = [f"{name} ({number})" for name, number in zip(load.classes, load.rows, strict=True)]
     kind = "greatest share" if load.mixed else "chosen"
-    image = heat_map(
-        left, load.shares, title="mean share", columns=load.routes, rows=names, low=0, high=1, numbers=".2f"
-    )
+    scale = colours_of(0, 1, load.shares)
+    image = heat_map(left, load.shares, title="mean share", columns=load.routes, rows=names, numbers=".2f", **scale)
     part = load.chosen / np.maximum(load.rows[:, None], 1)
-    heat_map(right, part, title=f"{kind}, share of rows", columns=load.routes, low=0, high=1, numbers=".2f")
+    chosen = heat_map(
+        right, part, title=f"{kind}, share of rows", columns=load.routes, numbers=".2f", **colours_of(0, 1, part)
+    )
     right.set_yticks([])
-    colour_bar(figure, image, [left, right])
+    if image.get_clim() == chosen.get_clim():
+        colour_bar(figure, image, [left, right])
+    else:
+        colour_bar(figure, image, left)
+        colour_bar(figure, chosen, right)
     figure.suptitle(saved.name, fontsize=10)
     apart = float((load.shares.max(0) - load.shares.min(0)).max())
     caption = (

@@ -9,11 +9,12 @@ import numpy as np
 from scipy.special import expit
 
 from softprompts.analysis.attention_maps import EDGES, Attention, attention_maps
-from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, file_name, heat_map, panels
 from softprompts.analysis.sample import sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
-from softprompts.plotting import empty_figure
+from softprompts.palette import GRID, SERIES
+from softprompts.plotting import empty_figure, legend_below
 
 _SCORES = np.linspace(-4, 4, 161)
 
@@ -57,11 +58,13 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
     curves = [curve(alpha) for alpha in sorted({alpha_of(saved) for saved in prompts})]
     figure = empty_figure(8.2, 3.4)
     left, right = figure.subplots(1, 2)
-    left.plot(_SCORES, np.ones_like(_SCORES), color="C0", label="no mask")
-    right.plot(_SCORES, np.exp(_SCORES), color="C0", label="exp(s)")
+    drawn = left.plot(_SCORES, np.ones_like(_SCORES), color=SERIES[0])
+    right.plot(_SCORES, np.exp(_SCORES), color=SERIES[0])
     for number, each in enumerate(curves, start=1):
-        left.plot(each.scores, each.mask, color=f"C{number}", label=f"alpha = {each.alpha:g}")
-        right.plot(each.scores, each.masked, color=f"C{number}", label=f"alpha = {each.alpha:g}")
+        colour = SERIES[number % len(SERIES)]
+        drawn += left.plot(each.scores, each.mask, color=colour)
+        right.plot(each.scores, each.masked, color=colour)
+    legend_below(figure, drawn, ["no mask", *(f"alpha = {each.alpha:g}" for each in curves)], 8.2)
     caption = (
         "The mask m(s) = sigmoid(alpha s) over the attention score s of a prefix token (left), and its weight before "
         "normalisation, m(s) exp(s) against exp(s) (right), with "
@@ -73,7 +76,7 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
         middle = (edges[:-1] + edges[1:]) / 2
         inside = np.abs(middle) <= _SCORES[-1]
         below = left.twinx()
-        below.bar(middle[inside], counts[inside], width=edges[1] - edges[0], color="0.8", zorder=0)
+        below.bar(middle[inside], counts[inside], width=edges[1] - edges[0], color=GRID, alpha=0.4, zorder=0)
         below.set_yticks([])
         left.set_zorder(1)
         left.patch.set_visible(False)
@@ -85,8 +88,7 @@ def draw_curves(prompts: Sequence[Saved], seen: Attention | None = None) -> Pict
     for axes, label in ((left, "m(s)"), (right, "weight before normalisation")):
         axes.set_xlabel("score s", fontsize=8)
         axes.set_ylabel(label, fontsize=8)
-        axes.axvline(0, color="0.6", linewidth=0.6)
-        axes.legend(fontsize=7, frameon=False, loc="center right" if axes is left else "upper left")
+        axes.axvline(0, color=GRID, linewidth=0.6)
         axes.tick_params(labelsize=7)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -108,9 +110,10 @@ def draw_attention(saved: Saved, attention: Attention, masked: bool = True) -> P
     figure = empty_figure(2.6 + len(shares) * (0.8 + 0.14 * min(length, 40)), 1.3 + 0.2 * min(sites, 40))
     sides = panels(figure, len(shares), len(shares))
     high = max(float(values.max()) for _, values in shares)
+    scale = colours_of(0, high, *(values for _, values in shares))
     for axes, (title, values) in zip(sides, shares, strict=True):
         rows = attention.sites if axes is sides[0] else [""] * sites
-        image = heat_map(axes, values, title=title, across="prefix token", rows=rows, low=0, high=high)
+        image = heat_map(axes, values, title=title, across="prefix token", rows=rows, **scale)
     colour_bar(figure, image, sides, "mean attention")
     figure.suptitle(saved.name, fontsize=10)
     before, after = attention.before.sum(1), attention.after.sum(1)

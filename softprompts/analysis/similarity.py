@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, cells, colour_bar, heat_map, panels
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, heat_map, panels
 from softprompts.analysis.saved import PromptTensors, Saved
 from softprompts.analysis.superposition import between, cosines
 from softprompts.errors import SoftPromptError
@@ -125,11 +125,12 @@ def _drawn(similar: Similarity, reasons: Sequence[str]) -> Picture:
     side = 1.6 + 0.45 * min(count, 20)
     figure = empty_figure(1.8 + side * len(matrices), side + 0.6)
     row = panels(figure, len(matrices), len(matrices))
+    scale = colours_of(-1, 1, *(matrix for _, matrix in matrices))
     for place, (axes, (title, matrix)) in enumerate(zip(row, matrices, strict=True)):
         names = similar.names if place == 0 else [""] * count
         image = heat_map(
-            axes, matrix, title=title, columns=similar.names, rows=names, low=-1, high=1, colours=SIGNED,
-            numbers=".2f" if count <= 12 else None,
+            axes, matrix, title=title, columns=similar.names, rows=names,
+            numbers=".2f" if count <= 12 else None, **scale,
         )  # fmt: skip
         axes.tick_params(axis="x", labelrotation=90)
     colour_bar(figure, image, row, "cosine")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompts.analysis.drawing import SIGNED, Picture, as_csv, cells, colour_bar, file_name, heat_map, panels
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, file_name, heat_map, panels
 from softprompts.analysis.saved import Saved
 from softprompts.plotting import empty_figure
 
@@ -64,10 +64,9 @@ def draw_superposition(prompts: Sequence[Saved]) -> Picture:
     superpositions = [superposition_of(saved) for saved in prompts]
     columns = min(len(prompts), 4)
     figure = empty_figure(1.0 + 2.6 * columns, 0.3 + 2.6 * -(-len(prompts) // columns))
+    scale = colours_of(-1, 1, *(each.weights for each in superpositions))
     for axes, saved, each in zip(panels(figure, len(prompts), columns), prompts, superpositions, strict=True):
-        image = heat_map(
-            axes, each.weights, title=saved.name, across="token", down="token", low=-1, high=1, colours=SIGNED
-        )
+        image = heat_map(axes, each.weights, title=saved.name, across="token", down="token", **scale)
         axes.set_aspect("equal")
     colour_bar(figure, image, figure.axes, "cosine of weights")
     facts = []

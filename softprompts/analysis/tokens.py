@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, file_name, heat_map
+from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, file_name, heat_map, on_colour
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Method
-from softprompts.plotting import ON_COLOUR, empty_figure
+from softprompts.plotting import empty_figure
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ def draw_tokens(saved: Saved, count: int = 5) -> Picture:
     axes = figure.subplots()
     ranks = [str(rank + 1) for rank in range(shown.shape[1])]
     image = heat_map(
-        axes, shown, title=saved.name, across="nearest by cosine", down="soft token", low=0, high=1,
+        axes, shown, title=saved.name, across="nearest by cosine", down="soft token", **colours_of(0, 1, shown),
         rows=near.names[:40], columns=ranks,
     )  # fmt: skip
     words = np.array([saved.words(ids) for ids in near.by_cosine.tolist()])
     other = np.array([saved.words(ids) for ids in near.by_distance.tolist()])
     for (place, rank), value in np.ndenumerate(shown):
         text = "".join(c if c.isprintable() and ord(c) < 0x530 else "?" for c in words[place, rank]).replace("$", r"\$")
-        axes.text(rank, place, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else ON_COLOUR)
+        axes.text(rank, place, text, ha="center", va="center", fontsize=6, color=on_colour(image, value))
     colour_bar(figure, image, axes, "cosine")
     same = float((near.by_cosine[:, 0] == near.by_distance[:, 0]).mean())
     try:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from softprompts.palette import GRID, SERIES
 from softprompts.plotting import (
-    PALETTE,
     Point,
     Spread,
     draw_points,
@@ -191,7 +191,7 @@ def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: fl
     styles = {label: style_of(index) for index, label in enumerate(labels)} | {"": {"color": "#000000", "marker": "D"}}
     heights = [max(2, len(group)) + 0.7 for group in groups.values()]
     figure, (axes,) = new_figure(7.4, 1.1 + 0.17 * sum(heights) + 0.22 * legend_rows(labels, 7.4))
-    axes.axvspan(-margin, margin, color="#808080", alpha=0.13, linewidth=0)
+    axes.axvspan(-margin, margin, color=GRID, alpha=0.13, linewidth=0)
     axes.axvline(0, color="#000000", linewidth=0.9)
     y, middles = 0.0, []
     for height, group in zip(heights, groups.values(), strict=True):
@@ -202,7 +202,7 @@ def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: fl
             axes.plot([one.low, one.high], [at, at], color=look["color"], linewidth=1.6)
             axes.plot(one.mean, at, **look, markerfacecolor=face, markersize=5.5)
         y += height
-        axes.axhline(y, color="#808080", alpha=0.25, linewidth=0.8)
+        axes.axhline(y, color=GRID, alpha=0.25, linewidth=0.8)
     axes.set_ylim(y, 0)
     axes.set_yticks(middles, ["\n".join(map(plain, textwrap.wrap(name, 34))) for name in groups])
     wide = max(max(-one.low, one.high, margin) for one in estimates) > _WIDE
@@ -225,8 +225,8 @@ def forest_of(groups: Mapping[str, Sequence[Estimate]], x_label: str, margin: fl
 
 def _fill(index: int) -> dict[str, Any]:
     """Colour and hatching of a bar; hatching tells methods of the same colour apart."""
-    hatch = ("", "///", "...", "xx")[index // len(PALETTE) % 4]
-    return {"facecolor": style_of(index)["color"], "edgecolor": "#80808080", "hatch": hatch}
+    hatch = ("", "///", "...", "xx")[index // len(SERIES) % 4]
+    return {"facecolor": style_of(index)["color"], "edgecolor": f"{GRID}80", "hatch": hatch}
 
 
 def _axis(axes: Any, panel: Panel) -> Callable[[Any], float]:

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from softprompts.bench.charts import value_text
 from softprompts.bench.effects import EffectTable, effects
 from softprompts.bench.figures import ReportFigure, figures_of
+from softprompts.bench.recipe import PAPER, Recipe
 from softprompts.bench.recipe_file import recipe_names
 from softprompts.bench.result_tables import tables_of
 from softprompts.bench.results import load_findings
@@ -32,14 +33,19 @@ from softprompts.bench.tables import Table
 from softprompts.bench.vitals import VitalsTable, idle_notes, vitals_tables
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.compare import score_of
+from softprompts.palette import css
 from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, write_files
 from softprompts.storage.files import require_folder, write_text_atomic
+from softprompts.training import TrainConfig
 from softprompts.version import __version__
 
 if TYPE_CHECKING:
     from softprompts.bench.results import Findings, Outcome
 
 REPORT, FIGURES = "report.html", "figures"
+_ALWAYS = ("max_steps", "epochs", "batch_size", "optimizer")  # settings of training that a report always has
+_MOST_VALUES = 3  # of a setting, that are told one by one
+_ROW_COUNTS = ("train_rows", "eval_rows", "test_rows")
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def write_report(
         version=__version__,
         recipe=findings.recipe,
         kicker=_kicker(findings),
+        setting=_setting(findings.recipe),
         state=_state(findings),
         facts=list(_facts(findings)),
         command=_command(findings),
@@ -103,7 +110,7 @@ def write_report(
         idle=idle_notes(findings),
         notes=list(_notes(findings, tables)),
         runs=[_run(findings, one, folder) for one in findings.outcomes],
-        style=Markup((page / "report.css").read_text(encoding="utf-8")),
+        style=Markup(css() + (page / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=f"sha256-{digest}",
     )
@@ -179,17 +186,34 @@ def _state(findings: Findings) -> dict[str, Any]:
     }
 
 
+def _setting(recipe: Recipe) -> str:
+    """What ran at a scale that is not the paper's, whose setting the recipe's own words describe."""
+    if not recipe.paper or recipe.scale in ("", PAPER):
+        return ""
+    counts = ((len(recipe.rows), "row"), (len(recipe.tasks), "task"), (len(recipe.seeds), "seed"))
+    what = ", ".join(f"{count:,} {name}{'s' * (count > 1)}" for count, name in counts)
+    return f"Here, at scale {recipe.scale}: {what}, on {', '.join(recipe.models)}."
+
+
 def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
-    """Names and values for the head of the page."""
+    """Names and values for the head of the page: what ran, at the scale that it ran at."""
     recipe, results = findings.recipe, [one.result for one in findings.outcomes]
     yield "Models", ", ".join(name if name == place else f"{name} ({place})" for name, place in recipe.models.items())
     yield "Tasks", ", ".join(recipe.tasks)
     yield "Rows of the table", f"{len(recipe.rows):,}"
     yield "Seeds", ", ".join(map(str, recipe.seeds))
-    yield "Measures", "training cost" if recipe.measure == "cost" else "scores"
-    for title, settings in (("Training", recipe.training), ("Data", recipe.data)):
-        if settings:
-            yield title, ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in settings.items())
+    cost = recipe.cost
+    measured = f"training cost: {cost.steps} steps after {cost.warmup_steps}" if recipe.measure == "cost" else "scores"
+    yield "Measures", measured
+    cells = recipe.cells()
+    plans = [recipe.training_of(cell).to_dict() for cell in cells]
+    plans = [plan | {"epochs": None} if plan["max_steps"] else plan for plan in plans]  # epochs are not used then
+    training = list(_settings(plans, _ALWAYS, TrainConfig().to_dict()))
+    yield "Training", ", ".join([*training, f"inputs of {_either(recipe.length_of(cell) for cell in cells)} tokens"])
+    if data := list(_settings([recipe.layers(cell, "data")[1] for cell in cells])):
+        yield "Data", ", ".join(data)
+    if rows := list(_row_counts(findings)):
+        yield "Rows to train on, validate on, test on", "; ".join(rows)
     versions: dict[str, dict[str, None]] = {}
     for result in results:
         for name, number in result.get("versions", {}).items():
@@ -199,6 +223,34 @@ def _facts(findings: Findings) -> Iterable[tuple[str, str]]:
     devices = list(dict.fromkeys(str(result["device"]) for result in results if result.get("device")))
     if devices:
         yield "Device", ", ".join(devices)
+
+
+def _settings(
+    plans: Sequence[Mapping[str, Any]], always: Sequence[str] = (), usual: Mapping[str, Any] | None = None
+) -> Iterable[str]:
+    """Settings of runs in words: those that are not the usual ones, and some always; several values are told apart."""
+    for name in dict.fromkeys(name for plan in plans for name in plan if name != "seed"):
+        values = [plan.get(name) for plan in plans]
+        if name in always or any(value != (usual or {}).get(name) for value in values):
+            words = _either(value for value in values if value is not None or name not in always)
+            if words:
+                yield f"{name.replace('_', ' ')} {words}"
+
+
+def _either(values: Iterable[Any]) -> str:
+    """Different values as "a or b"; of many how many there are."""
+    words = list(dict.fromkeys(_value(value) or "default" for value in values))
+    return " or ".join(words) if len(words) <= _MOST_VALUES else f"by row ({len(words)} values)"
+
+
+def _row_counts(findings: Findings) -> Iterable[str]:
+    """Of each task, how many rows its runs had; where runs differ, the least and the greatest number."""
+    for task in findings.recipe.tasks:
+        results = [one.result for one in findings.outcomes if one.task == task]
+        counts = [sorted({int(result.get(key) or 0) for result in results}) for key in _ROW_COUNTS]
+        if results and any(map(any, counts)):
+            told = (f"{of[0]:,}" if of[0] == of[-1] else f"{of[0]:,} to {of[-1]:,}" for of in counts)
+            yield f"{task} {', '.join(told)}"
 
 
 def _notes(findings: Findings, tables: Sequence[Table]) -> Iterable[str]:
@@ -283,6 +335,8 @@ def _value(value: Any) -> str:
         return "; ".join(f"{name} {_value(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return value_text(value)
 
 

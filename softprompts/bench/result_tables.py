@@ -16,6 +16,7 @@ from softprompts.errors import SoftPromptError
 
 _UNITS = {"seconds_per_100_steps": "s/100 steps", "peak_memory": "GB"}
 _SHARE = "% trainable"
+_AGREE = "="  # behind a number: all of its seeds have one score
 # A line that trains more of the backbone than this stands for fine-tuning, the reference that papers do not rank.
 _WHOLE = 0.5
 
@@ -50,8 +51,10 @@ def table_of(findings: Findings) -> Table:
         comparable=recipe.same_setting and not recipe.differences,
         otherwise=_otherwise(recipe, reference),
         deltas="difference",
+        under=_scored(findings),
         notes=(
             *_missing(findings),
+            *_agreeing(findings),
             *_factors(findings),
             *_scored_elsewhere(findings, reference),
             *setting_notes(recipe),
@@ -106,13 +109,45 @@ def _score_entry(
 ) -> TableEntry:
     scores = dict(sorted(findings.scores(row, column, model).items()))
     differs = bool(findings.recipe.differences_of(row, column.task, model))
+    agree = findings.seeds_agree(row, column, model)
     return TableEntry(
         tuple(scores.values()),
         tuple(scores),
         wanted=len(findings.recipe.seeds),
         failed=not scores and bool(findings.runs(row, column.task, model)),
         other_setting=differs or bool(_other_rows(findings, row, column.task, model, reference)),
+        mark=_AGREE if agree else "",
     )
+
+
+def _agreeing(findings: Findings) -> Iterator[str]:
+    """Says where all seeds have one score, which a mean and its deviation do not show."""
+    recipe = findings.recipe
+    places = []
+    for row, model in recipe.rows_by_model():
+        for column in recipe.columns:
+            if findings.seeds_agree(row, column, model):
+                on = f" on {model}" if len(recipe.models) > 1 else ""
+                stuck = all(run.stuck for run in findings.runs(row, column.task, model))
+                places.append(f"{row.label}{on}, {column.name}{' (one answer for all rows)' if stuck else ''}")
+    if places:
+        yield f"{_AGREE} All seeds have the very same score: {'; '.join(places)}."
+
+
+def _scored(findings: Findings) -> tuple[str, ...]:
+    """Of each column its metric, where the head does not say it, and on how many rows it is computed."""
+    return tuple(", ".join(_scored_by(findings, column)) for column in findings.recipe.columns)
+
+
+def _scored_by(findings: Findings, column: Column) -> Iterator[str]:
+    if ":" not in column.name:
+        yield column.metric.replace("_", " ")
+    results = [run.result for run in findings.outcomes if run.task == column.task]
+    for kind, key in (("test", "test_rows"), ("validation", "eval_rows")):
+        counts = sorted({int(result[key]) for result in results if result.get(key)})
+        if counts:
+            yield f"{_range([f'{count:,}' for count in counts])} {kind} rows"
+            return
 
 
 def _other_rows(

@@ -95,6 +95,11 @@ class Findings:
                 scores[outcome.seed] = 100 * score
         return scores
 
+    def seeds_agree(self, row: RecipeRow, column: Column, model: str) -> bool:
+        """Whether several seeds have one score, to the last digit: all rows get one answer, or nothing trains."""
+        scores = self.scores(row, column, model).values()
+        return self.recipe.measure != "cost" and len(scores) > 1 and max(scores) - min(scores) < _SAME
+
     def trained(self, row: RecipeRow, model: str) -> tuple[int, int] | None:
         """Number of trained parameters and of the backbone's, of the first task that has a run; None without one."""
         for task in self.recipe.tasks:

@@ -57,11 +57,12 @@ class GridLine:
 
 @dataclass(frozen=True)
 class Grid:
-    """All that the forms of a table need."""
+    """All that the forms of a table need; ``under`` is what stands below the heads of columns, or empty."""
 
     title: str
     facts: tuple[str, ...]
     columns: tuple[str, ...]
+    under: tuple[str, ...]
     lines: tuple[GridLine, ...]
     notes: tuple[str, ...]
     higher_is_better: bool
@@ -70,6 +71,16 @@ class Grid:
     def heads(self) -> tuple[str, ...]:
         """The heads of all columns; that of the names is empty."""
         return ("", *self.facts, *self.columns)
+
+    @property
+    def under_heads(self) -> tuple[str, ...]:
+        """What stands below each of the heads."""
+        return ("",) * (1 + len(self.facts)) + (self.under or ("",) * len(self.columns))
+
+    def joined_heads(self, pattern: str, escape: Callable[[str], str] = str) -> list[str]:
+        """The heads with what is below them, by a pattern of the two."""
+        pairs = zip(self.heads, self.under_heads, strict=True)
+        return [pattern.format(escape(head), escape(under)) if under else escape(head) for head, under in pairs]
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ def markdown(grid: Grid) -> str:
     for line in grid.lines:
         rows += [[f"*{escape(heading)}*", *[""] * (len(grid.heads) - 1)] for heading in line.headings]
         rows.append([escape(line.name), *map(escape, line.facts), *map(_MARKDOWN.joined, line.cells)])
-    table = markdown_table([*map(escape, grid.heads)], rows, "l" * (1 + len(grid.facts)) + "r")
+    table = markdown_table(grid.joined_heads("{}<br><sub>{}</sub>", escape), rows, "l" * (1 + len(grid.facts)) + "r")
     notes = "".join(f"\n{escape(note)}  " for note in grid.notes).rstrip()
     return f"**{escape(grid.title)}**\n\n{table}\n" + (f"{notes}\n" if notes else "")
 
@@ -190,6 +201,11 @@ def latex(grid: Grid) -> str:
         rf"\begin{{tabular}}{{l{'l' * len(grid.facts)}{'r' * len(grid.columns)}}}",
         r"\toprule",
         " & ".join(map(_tex, grid.heads)) + r" \\",
+        *(
+            [" & ".join(rf"\scriptsize {_tex(one)}" if one else "" for one in grid.under_heads) + r" \\"]
+            if grid.under
+            else []
+        ),
         r"\midrule",
     ]
     for index, line in enumerate(grid.lines):
@@ -216,7 +232,8 @@ def html_form(grid: Grid) -> str:
         kind = ' class="baseline"' if line.baseline else ""
         groups[-1][1].append(f"<tr{kind}>{''.join([*cells, *map(_html_cell, line.cells)])}</tr>")
     kind = f'class="results" data-higher-is-better="{str(grid.higher_is_better).lower()}"'
-    return html_table(kind, grid.title, list(zip(grid.heads, kinds, strict=True)), groups, grid.notes)
+    heads = grid.joined_heads("{}<small>{}</small>", html.escape)
+    return html_table(kind, grid.title, list(zip(heads, kinds, strict=True)), groups, grid.notes)
 
 
 def html_table(
@@ -231,15 +248,15 @@ def html_table(
     Args:
         attributes: of the element.
         title: its caption.
-        heads: text and class of each column.
+        heads: HTML and class of each column.
         groups: of each ``<tbody>``, the headings and the rows as HTML.
         notes: what its ``<tfoot>`` says.
     """
-    cells = "".join(f'<th scope="col" class="{kind}">{html.escape(head)}</th>' for head, kind in heads)
+    cells = "".join(f'<th scope="col" class="{kind}">{head}</th>' for head, kind in heads)
     out = [f"<table {attributes}>", f"<caption>{html.escape(title)}</caption>", f"<thead><tr>{cells}</tr></thead>"]
     for headings, rows in groups:
         cell = f'<th colspan="{len(heads)}" scope="rowgroup">'
-        shown = [f'<tr class="group">{cell}{html.escape(heading)}</th></tr>' for heading in headings]
+        shown = [f'<tr class="group">{cell}<span>{html.escape(heading)}</span></th></tr>' for heading in headings]
         out += ["<tbody>", *shown, *rows, "</tbody>"]
     if notes:
         text = "<br>".join(map(html.escape, notes))

@@ -126,6 +126,7 @@ class Table:
         deltas: "difference" to the baseline line, "ratio" to it, or "none".
         notes: lines below it.
         legend: whether notes are added that explain the cells.
+        under: of each column, what stands below its head: "accuracy, 400 test rows"; empty: nothing.
     """
 
     title: str
@@ -139,8 +140,13 @@ class Table:
     deltas: str = "none"
     notes: tuple[str, ...] = ()
     legend: bool = True
+    under: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.under and len(self.under) != len(self.columns):
+            raise SoftPromptError(
+                f"table '{self.title}': {len(self.columns)} columns have {len(self.under)} lines below"
+            )
         if self.deltas not in DELTAS:
             raise SoftPromptError(f"table '{self.title}': deltas is one of {', '.join(DELTAS)}, not {self.deltas!r}")
         for line in self.lines:
@@ -166,7 +172,7 @@ class Table:
     def text(self) -> tuple[list[str], list[list[str]]]:
         """Headings and lines of plain text, for a terminal."""
         grid = self._grid()
-        return list(grid.heads), table_forms.plain_lines(grid)
+        return grid.joined_heads("{}\n{}"), table_forms.plain_lines(grid)
 
     def latex(self) -> str:
         """A LaTeX ``table``, see `softprompts.bench.table_forms.latex`."""
@@ -268,7 +274,8 @@ class Table:
             indented = line.model is not None or line.group is not None
             lines.append(GridLine(tuple(headings), line.name, line.facts, cells, indented, line.baseline))
         heads = tuple(map(self._head, groups))
-        return Grid(self.title, self.facts, heads, tuple(lines), self.all_notes(), self.higher_is_better)
+        under = tuple("; ".join(dict.fromkeys(self.under[place] for place in group)) for group in groups if self.under)
+        return Grid(self.title, self.facts, heads, under, tuple(lines), self.all_notes(), self.higher_is_better)
 
     def ranks(self) -> dict[tuple[int, int], int]:
         """1 for the best and 2 for the second of a column, by line and column; numbers count as they are printed."""
@@ -353,7 +360,8 @@ def with_average(
             for name, tasks in averages.items()
         ]
         lines.append(replace(line, entries=(*line.entries, *entries)))
-    return replace(table, columns=(*table.columns, *averages), lines=tuple(lines))
+    under = (*table.under, *("" for _ in averages)) if table.under else ()
+    return replace(table, columns=(*table.columns, *averages), lines=tuple(lines), under=under)
 
 
 def average_of(table: Table, line: Line, over: Sequence[str] | None = None) -> TableEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 from rich.table import Column, Table
 
 from softprompts.commands.options import DataDir, Place, Sources
-from softprompts.commands.terminal import out
+from softprompts.commands.terminal import number_table, out
 from softprompts.errors import SoftPromptError
+
+_OF_TENSORS = ("mean", "std", "largest")
 
 
 def inspect(
@@ -35,7 +38,7 @@ def inspect(
     for source in sources:
         config, tensors = open_saved(source).describe()
         numbers = {name: _numbers(tensors[name]) for name in config["tensors"]}
-        prompts.append({**config, "tensors": numbers, "vitals": _vitals(source)})
+        prompts.append({**config, "tensors": numbers, "vitals": _vitals(source), "test_metrics": _tested(source)})
     if not as_json:
         for prompt in prompts:
             _show_prompt(prompt)
@@ -68,35 +71,62 @@ def _numbers(value: Any) -> dict[str, Any]:
     }
 
 
+def _tested(source: str) -> dict[str, float]:
+    """Of a run folder, the scores on test rows; {} without any."""
+    from softprompts.storage import run_folder
+
+    return dict(run_folder.load_result(source).get("test_metrics") or {}) if run_folder.is_done(source) else {}
+
+
 def _show_prompt(config: dict[str, Any]) -> None:
+    """What it is for and how well it does, then what it is, then the numbers in it."""
     from softprompts.model.card import count_parameters
 
     meta, backbone, stats = config.get("metadata") or {}, config["backbone"], config["tensors"]
-    facts = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
+    facts = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
+    for name, text in _results(meta, config["test_metrics"]):
+        facts.add_row(name, text)
+    if config.get("labels"):
+        facts.add_row("labels", ", ".join(config["labels"]))
     facts.add_row("method", config["method"])
     facts.add_row("settings", ", ".join(f"{k}={v}" for k, v in config["config"].items() if v is not None))
     facts.add_row("backbone", f"{backbone.get('name') or backbone.get('model_type')} ({backbone.get('class')})")
-    if config.get("labels"):
-        facts.add_row("labels", ", ".join(config["labels"]))
-    for key in ("task", "seed", "step", "score", "trained_parameters"):
-        if meta.get(key) is not None:
-            facts.add_row(key.replace("_", " "), str(meta[key]))
     sizes = {name: (one["type"], one["shape"]) for name, one in stats.items()}
     trained, frozen = count_parameters({**config, "tensors": sizes})
-    facts.add_row("parameters", f"{trained:,}" + (f", and {frozen:,} numbers that stay as they are" if frozen else ""))
+    facts.add_row("trained", f"{trained:,} numbers" + (f"; {frozen:,} more stay as they are" if frozen else ""))
     out.print(facts)
-    table = Table("tensor", "shape", "type", "mean", "std", "largest")
-    table.columns[0].overflow = "fold"
-    for name, value in stats.items():
-        numbers = [f"{value[key]:.4g}" for key in ("mean", "std", "largest")]
-        table.add_row(name, " x ".join(map(str, value["shape"])), value["type"], *numbers)
-    out.print(table)
     if vitals := config["vitals"]:
-        table = Table("vital", *(f"step {step}" for step in vitals))
-        for name in next(iter(vitals.values())):
-            values = [numbers.get(name) for numbers in vitals.values()]
-            table.add_row(name, *("-" if value is None else f"{value:.3g}" for value in values))
-        out.print(table)
+        rows = [
+            (name, *("-" if (value := of.get(name)) is None else f"{value:.3g}" for of in vitals.values()))
+            for name in next(iter(vitals.values()))
+        ]
+        out.print(number_table(("vital", *(f"step {step}" for step in vitals)), rows, {"vital"}))
+    rows = [
+        (name, " x ".join(map(str, one["shape"])), one["type"], *(f"{one[key]:.4g}" for key in _OF_TENSORS))
+        for name, one in stats.items()
+    ]
+    table = number_table(("tensor", "shape", "type", *_OF_TENSORS), rows, {"tensor", "type"})
+    table.columns[0].min_width, table.columns[0].overflow = None, "fold"
+    out.print(table)
+
+
+def _results(meta: dict[str, Any], tested: dict[str, float]) -> Iterator[tuple[str, str]]:
+    """What a prompt was trained on, and its scores, as far as that is known."""
+    if meta.get("task") is not None:
+        yield "task", str(meta["task"])
+    scores = meta.get("metrics") or ({} if meta.get("score") is None else {"score": meta["score"]})
+    at = "" if meta.get("step") is None else f" at step {meta['step']:,}"
+    for name, found, rows, end in (
+        ("validation", scores, meta.get("eval_rows"), at),
+        ("test", tested, meta.get("test_rows"), ""),
+        ("one answer", (meta.get("constant_scores") or {}) if scores else {}, None, " (the commonest, for all rows)"),
+    ):
+        if found:
+            on = f" on {rows:,} rows" if rows else ""
+            yield name, ", ".join(f"{metric} {value:.4g}" for metric, value in found.items()) + on + end
+    if meta.get("train_rows") is not None:
+        seed = "" if meta.get("seed") is None else f", seed {meta['seed']}"
+        yield "trained on", f"{meta['train_rows']:,} rows{seed}"
 
 
 def _draw(

@@ -7,7 +7,7 @@ import gc
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from softprompts.methods.contract import MethodConfig
 
 _ASKED = "asked"  # name of the prompt that is made to look at
+# Title of a group of methods, and whether one that is in none before belongs to it.
+GROUPS: tuple[tuple[str, Callable[[type[MethodConfig]], bool]], ...] = (
+    ("Start here", lambda config: config.about is not None and config.about.start_here),
+    ("Prefixes: keys and values for every attention", lambda config: config.uses_prefix),
+    ("Input prompts: embeddings among those of the input", lambda config: config.uses_tokens),
+    ("To compare with", lambda config: True),
+)
 
 
 def methods(
@@ -49,24 +56,18 @@ def methods(
 
 
 def _list(known: Mapping[str, type[MethodConfig]]) -> None:
-    groups = (
-        ("Start here", lambda config: config.about is not None and config.about.start_here),
-        ("Prefixes: keys and values for every attention", lambda config: config.uses_prefix),
-        ("Input prompts: embeddings among those of the input", lambda config: config.uses_tokens),
-        ("To compare with", lambda config: True),
-    )
     left = dict(sorted(known.items()))
-    width = max(map(len, left))
-    for title, belongs in groups:
+    width = 2 + max(map(len, left))
+    for title, belongs in GROUPS:
         table = Table(box=None, show_header=False, padding=(0, 1))
         table.add_column(min_width=width, no_wrap=True)
         table.add_column()
         for name in [name for name, config in left.items() if belongs(config)]:
             config = left.pop(name)
-            table.add_row(name, _what(config) + (" (stays here)" if _exports(config) == () else ""))
+            table.add_row(f"{name} *" if _exports(config) == () else name, what_it_is(config))
         out.print(title, style="bold")
         out.print(Padding(table, (0, 0, 1, 1)))
-    out.print("(stays here): with its defaults it cannot be exported, and runs with this package only.")
+    out.print("*: with its defaults it cannot be exported, and runs with this package only.")
     out.print("softprompts methods NAME: its settings, learning rates, size, and what can be exported.")
 
 
@@ -75,7 +76,7 @@ def _exports(config: type[MethodConfig]) -> tuple[str, ...] | None:
     return None if config.about is None else config.about.exports
 
 
-def _what(config: type[MethodConfig]) -> str:
+def what_it_is(config: type[MethodConfig]) -> str:
     """What a method is, in a line."""
     if config.about is not None and config.about.line:
         return config.about.line
@@ -92,7 +93,7 @@ def _show(config: type[MethodConfig], model: str | None) -> None:
     about = config.about
     with err.status("loading the model"):
         made = _made(config, model)  # before anything is printed: there may be no such model
-    out.print(f"{config.method}: {_what(config)}", style="bold", soft_wrap=True)
+    out.print(f"{config.method}: {what_it_is(config)}", style="bold", soft_wrap=True)
     lines = Table(box=None, show_header=False, padding=(0, 1))
     lines.add_column(no_wrap=True)
     lines.add_column()

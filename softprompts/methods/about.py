@@ -57,7 +57,7 @@ PLAIN_FORMS = ("embeddings", "model", "peft")
 
 @dataclass(frozen=True)
 class About:
-    """A method's entry in the table of methods (docs/methods.md). Plain text; equations as in the code, on one line.
+    """A method's card on the page of methods (docs/methods.md). Plain text; equations as in the code, on one line.
 
     Attributes:
         paper: who, what, where, with an address.

@@ -90,6 +90,7 @@ class EPTConfig(StartedConfig):
     decisive = ("fusion", "fusion_mode", "units", "update_scale")
     searched: ClassVar[Space] = {"num_virtual_tokens": (20, 60, 100), "rank": (10, 30, 60)}
     about = About(
+        line="as dept, with prompt fusion and several spaces",
         paper="Lan, Yang, Liu, Guo, Zhao and Wang, AAAI 2025, https://arxiv.org/abs/2405.11464",
         equation="[P_s + W (A B) + sum_i G_i(P_s) E_i(P_s) ; E(x) + c A B], W = softmax(P_s (A B)^T / sqrt(d))",
         trained="P_s (s, d), A (m, r), B (r, d), N networks d-h-d and their gate",

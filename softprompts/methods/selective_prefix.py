@@ -45,6 +45,7 @@ class SelectivePrefixConfig(PrefixConfig):
 
     searched: ClassVar[Space] = {"selective_loss": (0.0, 1e-3, 1e-2)}
     about = About(
+        line="a prefix masked by its own attention scores",
         paper="Zhang, Li, Wang and Zhao, Findings of ACL 2024",
         equation="prefix weights m(s) exp(s) before normalisation, m(s) = sigmoid(alpha s); loss + lambda SL",
         trained="the table of keys and values (l, 2*S*w)",

@@ -51,6 +51,7 @@ class SuperPosConfig(MethodConfig):
     revision = 2
     searched: ClassVar[Space] = {"num_sampled_tokens": (32, 128)}
     about = About(
+        line="prompt tokens as weighted sums of embeddings",
         paper="SadraeiJavaeri, Asgari, McHardy and Rabiee, 2024, https://arxiv.org/abs/2406.05279",
         equation="p_i = E_i p'_i = sum_j p'_ij e_ij",
         trained="embeddings E (l, m, d) and weights p' (l, m)",

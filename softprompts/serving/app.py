@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from softprompts.model.card import count_parameters
+from softprompts.palette import css
 from softprompts.serving import schemas
 from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow
@@ -73,6 +74,7 @@ def create_app(service: Service) -> RequestMiddleware:
     app.include_router(router)
     for path, (file, media_type) in _PAGE_FILES.items():
         app.add_api_route(path, _file(_PAGE / file, media_type), include_in_schema=False)
+    app.add_api_route("/palette.css", _palette, include_in_schema=False)
     return RequestMiddleware(app, service)
 
 
@@ -200,9 +202,16 @@ def _description(prompt: LoadedPrompt) -> dict[str, Any]:
         "kind": reader.task.kind if known else None,
         "fields": list(reader.fields) if known else [],
         "labels": list(reader.labels),
+        "column": _label_column(prompt.config),
         "max_length": reader.max_length,
         "parameters": count_parameters(prompt.config)[0],
     }
+
+
+def _label_column(config: Mapping[str, Any]) -> str | None:
+    """The column that a prompt of a user's file was trained to tell; of a task by name there is none to speak of."""
+    data = (config.get("metadata") or {}).get("data")
+    return data.get("label") if isinstance(data, Mapping) and data.get("task") is None else None
 
 
 # --- the server itself ------------------------------------------------------------------------------------------------
@@ -229,6 +238,10 @@ def _add_state(app: FastAPI, router: APIRouter, service: Service) -> None:
 
 def _file(path: Path, media_type: str) -> Callable[[], Response]:
     return lambda: FileResponse(path, media_type=media_type, headers=_PAGE_HEADERS)
+
+
+def _palette() -> Response:
+    return Response(css(), media_type="text/css", headers=_PAGE_HEADERS)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,17 @@ from softprompts.serving.service import Service
 BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 KEY_HEADER = APIKeyHeader(name="X-API-Key", scheme_name="header", auto_error=False)
 _WITHOUT_KEY = frozenset(
-    ("/", "/playground.css", "/playground.js", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json")
+    (
+        "/",
+        "/palette.css",
+        "/playground.css",
+        "/playground.js",
+        "/healthz",
+        "/readyz",
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+    )
 )
 _LOCAL = re.compile(r"(([a-z0-9-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 _log = logging.getLogger("softprompts.serving")

@@ -45,13 +45,16 @@ def _predict_job(prompt: LoadedPrompt, indices: Sequence[int], contents: Sequenc
                 reader.encode([text])
         raise RequestError(f"'{prompt.name}': {error}") from error
     features, cut = encoded.encoded.features, encoded.encoded.truncated
+    # Which of several rows were cut is looked up only where some were.
+    was_cut = [cut > 0 and (len(texts) == 1 or reader.encode([text]).encoded.truncated > 0) for text in texts]
     regression = reader.label_ids is None and prompt.module.num_labels == 1
     limit = reader.new_tokens
 
     def read(results: list[Any]) -> Answers:
         generated = Prediction([], None, tokens=results)
         prediction = generated if limit is not None else prediction_of(features, results, regression)
-        return [_prediction(prompt, answer) for answer in reader.answers(encoded, prediction)]
+        answers = reader.answers(encoded, prediction)
+        return [_prediction(prompt, answer, short) for answer, short in zip(answers, was_cut, strict=True)]
 
     if limit is not None:
         generation = [GenerationRow(prompt, list(feature["input_ids"]), limit) for feature in features]
@@ -59,7 +62,7 @@ def _predict_job(prompt: LoadedPrompt, indices: Sequence[int], contents: Sequenc
     return Job(indices, read, [ScoringRow(prompt, feature, reader.label_ids) for feature in features], cut=cut)
 
 
-def _prediction(prompt: LoadedPrompt, answer: Answer) -> dict[str, Any]:
+def _prediction(prompt: LoadedPrompt, answer: Answer, was_cut: bool) -> dict[str, Any]:
     """An answer as `softprompts.serving.schemas.Answer` has it; fields without a value are left out."""
     fields = {
         "prompt": prompt.name,
@@ -68,6 +71,7 @@ def _prediction(prompt: LoadedPrompt, answer: Answer) -> dict[str, Any]:
         "probabilities": dict(answer.probabilities) or None,
         "value": answer.value,
         "tags": list(answer.tags) if prompt.reader.task.kind == "tagging" else None,
+        "cut": was_cut or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

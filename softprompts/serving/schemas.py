@@ -71,6 +71,7 @@ class Answer(BaseModel):
     probabilities: dict[str, float] | None = Field(None, description="Of every label.")
     value: float | None = Field(None, description="Of a regression.")
     tags: list[str] | None = Field(None, description="One for each word.")
+    cut: bool | None = Field(None, description="True where the row was too long for its prompt and has been cut.")
 
 
 class PredictResponse(BaseModel):
@@ -149,6 +150,7 @@ class Prompt(BaseModel):
     kind: str | None = Field(None, description="The kind of its task.")
     fields: list[str] = []
     labels: list[str] = []
+    column: str | None = Field(None, description="The column of the user's file that it was trained to tell.")
     max_length: int | None = Field(None, description="Most tokens of an input.")
     parameters: int | None = Field(None, description="Number of trained parameters.")
     error: str | None = Field(None, description="Why it is not loaded.")

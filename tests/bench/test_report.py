@@ -12,6 +12,7 @@ import pytest
 from browsing import CONTRASTS, Page
 
 from softprompts.bench import figures, report
+from softprompts.bench.recipe_file import load_recipe
 from softprompts.bench.report import write_report
 from softprompts.errors import SoftPromptError
 from softprompts.plotting import NO_MATPLOTLIB
@@ -88,7 +89,8 @@ def test_tables_are_sorted_by_their_heads(browser: Any, quick: Path) -> None:
     with Page(browser, quick) as opened:
         original = opened.names(rows)
         head = opened.page.locator("#tables thead th").filter(has_text="Tweets")
-        place = 1 + opened.page.locator("#tables thead th").all_text_contents().index("Tweets")
+        heads = opened.page.locator("#tables thead th").all_text_contents()
+        place = 1 + next(place for place, text in enumerate(heads) if text.startswith("Tweets"))
 
         def values() -> list[str]:
             found = opened.page.locator(cell.format(place)).all()
@@ -218,6 +220,32 @@ def test_what_the_page_says(quick: Path) -> None:
     assert "softprompts 0.1.0, torch 2.13.0+cpu, transformers 5.23.0" in text
     assert "Scores are on test rows" in text and "No published numbers belong to this recipe" in text
     assert "Up to 6 runs shared each pass" in text
+
+
+def test_the_header_tells_what_ran_and_not_what_the_paper_did(tmp_path: Path) -> None:
+    recipe = load_recipe("multi-mask/table-1", scale="small").model_copy(update={"figures": ()})
+    text = write_report(findings_of(tmp_path / "runs", recipe), tmp_path / "report")[0].read_text()
+    head = text.partition("<main>")[0]
+    assert "Here, at scale small: 7 rows, 2 tasks, 3 seeds, on MiniLM." in head
+    assert '<span class="soft">In the paper: </span>Six SuperGLUE tasks on T5-base' in head
+    assert "max steps 150" in head and "epochs" not in head  # the paper's 50 epochs do not count where steps are given
+    assert "learning rate by row (5 values)" in head and "backbone dropout off" in head
+    assert "CB 800, 200, 400; SST-2 800, 200, 400" in head
+    quick = write_report(findings_of(tmp_path / "own", recipe_of(figures=[])), tmp_path / "own")[0].read_text()
+    assert "In the paper" not in quick and "epochs 10, batch size 32, optimizer adamw, inputs of 256 tokens" in quick
+
+
+def test_on_a_phone_names_stay_while_the_table_scrolls(browser: Any, quick: Path) -> None:
+    with Page(browser, quick, width=390) as opened:
+        lefts = opened.page.evaluate(
+            """() => {
+              const box = document.querySelector("#tables .scroll");
+              box.scrollLeft = 150;
+              const parts = [box, ...box.querySelectorAll("tr > th:first-child")];
+              return parts.map((part) => part.getBoundingClientRect().left);
+            }"""
+        )
+        assert len(lefts) == 8 and len(set(lefts)) == 1  # the head's first cell as well
 
 
 def test_files_and_that_they_are_the_same_each_time(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@ import csv
 import io
 import re
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from softprompts.bench.column_names import AVERAGE, tasks_of
+from softprompts.bench.recipe import Cell
 from softprompts.bench.result_tables import table_of, tables_of
 from softprompts.bench.tables import Line, Table, TableEntry, average_of, with_average
 from softprompts.errors import SoftPromptError
 from tests.bench.findings_in_memory import BACKBONE, findings, recipe
+from tests.bench.findings_on_disk import findings_of, recipe_of
 from tests.bench.markup import check_latex, read
 
 
@@ -41,6 +44,34 @@ def test_markdown_is_the_papers_form() -> None:
         "| none | - | failed |",
     ]
     assert "Superscript: difference to base." in "\n".join(lines)
+
+
+def test_a_column_says_below_its_head_what_it_is() -> None:
+    table = with_average(small(under=("accuracy, 400 test rows", "F1 & more, 56 test rows")))
+    head = table.markdown().splitlines()[2]
+    assert head.startswith("|  | BoolQ<br><sub>accuracy, 400 test rows</sub> | CB<br><sub>F1 &amp; more,")
+    assert table.text()[0] == ["", "BoolQ\naccuracy, 400 test rows", "CB\nF1 & more, 56 test rows", AVERAGE]
+    assert "<small>F1 &amp; more, 56 test rows</small></th>" in table.html()
+    check_latex(table.latex())
+    assert r"F1 \& more, 56 test rows" in table.latex()
+    merged = small(columns=("QQP:F1", "QQP:Acc"), under=("400 test rows", "400 test rows")).markdown()
+    assert "QQP (F1/Acc)<br><sub>400 test rows</sub> |" in merged
+    with pytest.raises(SoftPromptError, match="2 columns have 1 lines below"):
+        small(under=("x",))
+
+
+def test_seeds_that_all_agree_are_flagged(tmp_path: Path) -> None:
+    def score(cell: Cell) -> float:
+        return 0.5 if cell.row.method == "superpos" and cell.task == "Tweets" else 0.6 + cell.seed / 100
+
+    table = table_of(findings_of(tmp_path, recipe_of(), score=score))
+    shown = {line.name: [one.mark for one in line.entries] for line in table.lines}
+    assert shown.pop("Superpos") == ["", "", "=", ""] and not any(map(any, shown.values()))
+    assert "= All seeds have the very same score: Superpos, Tweets." in table.notes
+    assert "50.0</ins>=<sub>0.0</sub>" in table.markdown()
+    assert table.under == ("accuracy, 400 test rows",) * 3 + ("",)
+    one_seed = table_of(findings_of(tmp_path / "one", recipe_of(seeds=[0]), score=score))
+    assert not any(entry.mark for line in one_seed.lines for entry in line.entries)
 
 
 def test_equal_as_printed_is_equal_in_rank() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from saved import Cli
@@ -15,6 +16,10 @@ def test_inspect(cli: Cli, data: Path) -> None:
     out = cli.fine("inspect", "run").out
     assert "prefix-tuning" in out and "negative, positive" in out and "method.prefix" in out and "10 x 64" in out
     assert max(map(len, out.splitlines())) <= 80
+    result = json.loads(Path("run/result.json").read_text())
+    assert f"accuracy {result['metrics']['accuracy']:.4g}" in out and f"{result['train_rows']:,} rows, seed 0" in out
+    assert out.index("validation") < out.index("moved.prefix") < out.index("method.prefix")  # results come first
+    assert len(re.findall(rf"\b{result['trained_parameters']:,}\b|\b{result['trained_parameters']}\b", out)) == 1
     vitals = json.loads(cli.fine("inspect", "run", "--json").out)["vitals"]
     (step,) = vitals  # of the only evaluation
     assert f"step {step}" in out and "moved.prefix" in out and vitals[step]["moved.prefix"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,14 @@ def test_a_method_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_page_is_what_the_code_makes() -> None:
     page = table()
     assert PAGE.read_text(encoding="utf-8") == page, "python docs/tools/methods_page.py > docs/methods.md"
-    assert all(f"| `{name}` |" in page for name in known())
+    cards = page.split('<div class="method" markdown>')[1:]
+    assert sorted(re.search(r"### (\S+)", card)[1] for card in cards) == sorted(known())
+    for card in cards:
+        name = re.search(r"### (\S+)", card)[1]
+        assert f"```text\n{about(name).equation}\n```" in card and f"[`{name}`](#{name})" in page
+    # On a phone, tables of at most four columns are read without squeezing.
+    assert max(line.count(" | ") for line in page.splitlines() if line.startswith("|")) <= 3
+    assert not re.search(r"(?<!\w)--[a-z]", page)
 
 
 def test_prose_is_no_markup() -> None:

@@ -40,7 +40,7 @@ def needs_model() -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("page", ["index.md", "extend.md"])
+@pytest.mark.parametrize("page", ["start.md", "extend.md"])
 def test_the_programs_of_a_page_run_in_their_order(page: str, tmp_path: Path) -> None:
     needs_model()
     found = blocks(page)

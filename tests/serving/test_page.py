@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,8 @@ def test_a_key_is_asked_for_on_the_page(browser: Any, films: Path) -> None:
         page.get_by_role("checkbox", name="films").check()
         page.get_by_role("button", name="Ask").click()
         page.wait_for_selector(".card .label")
+        curl = page.inner_text("#curl")
+        assert '-H "Authorization: Bearer $SOFTPROMPTS_API_KEY"' in curl and "secret" not in curl
 
 
 def test_a_language_model_writes_on_the_page(browser: Any, tmp_path: Path) -> None:
@@ -113,6 +116,40 @@ def test_a_language_model_writes_on_the_page(browser: Any, tmp_path: Path) -> No
         page.wait_for_selector("#prompts input")
         page.get_by_label("Text", exact=True).fill("film")
         page.get_by_label("Second text").fill("the film was good")
-        page.get_by_role("button", name="Write on").click()
+        page.get_by_label("Tokens").fill("3")
+        page.get_by_label("Temperature").fill("0.5")
+        page.get_by_role("button", name="Generate").click()
         page.wait_for_selector(".card .label")
         assert page.inner_text("#problem") == ""
+        assert '"max_new_tokens":3,"temperature":0.5}' in page.inner_text("#curl")
+        page.get_by_label("Temperature").fill("-1")
+        asked = len(opened.asked)
+        page.get_by_role("button", name="Generate").click()
+        assert len(opened.asked) == asked and page.evaluate("document.activeElement.id") == "temperature"
+
+
+def test_what_a_prompt_tells_what_was_cut_and_the_same_with_curl(browser: Any, tmp_path: Path) -> None:
+    folder = save("bert", tmp_path, "tickets", "two", METHODS["prefix"])
+    config = json.loads((folder / "softprompt_config.json").read_text())
+    config["metadata"]["data"] = {"label": "queue", "text": "body"}
+    (folder / "softprompt_config.json").write_text(json.dumps(config))
+    with running(service_of("bert", tmp_path)) as server, Page(browser, address(server), width=390) as opened:
+        page = opened.page
+        page.wait_for_selector("#prompts input")
+        assert "column “queue”: negative, positive" in page.inner_text("#prompts")
+        assert not page.get_by_role("button", name="Generate").is_visible()
+        page.get_by_label("Text", exact=True).fill("it's good")
+        page.get_by_role("button", name="Ask").click()
+        page.wait_for_selector(".card")
+        assert page.locator(".cut").count() == 0 and "queue" in page.inner_text(".card")
+        words = shlex.split(page.inner_text("#curl"))
+        assert words[:2] == ["curl", f"{address(server)}v1/predict"] and words[2:5:2] == ["-H", "-d"]
+        answers = server.post("/v1/predict", json.loads(words[5]))["answers"]
+        assert answers[0]["label"] in page.inner_text(".card") and "cut" not in answers[0]
+        page.get_by_label("Text", exact=True).fill("film " * 100)
+        page.get_by_role("button", name="Ask").click()
+        page.wait_for_selector(".card .cut")
+        assert "Text cut: this prompt reads at most 24 tokens" in page.inner_text(".card")
+        page.get_by_role("button", name="Copy as curl").click()
+        page.locator("#copied:not(:empty)").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390 and opened.said == []

@@ -54,6 +54,7 @@ class AdaMixConfig(ModuleConfig):
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"consistency": ("consistency",)}
     searched: ClassVar[Space] = {"bottleneck": (24, 48, 96)}
     about = About(
+        line="adapters drawn at random, merged for inference",
         paper="Wang et al., AdaMix: Mixture-of-Adaptations for Parameter-efficient Model Tuning, "
         "https://arxiv.org/abs/2205.12410",
         equation="y = h + W_up^j f(W_down^i h + b_down^i) + b_up^j, h = frozen(x), i, j ~ U{1..N}; merged at inference",

@@ -47,6 +47,7 @@ class AdapterConfig(ModuleConfig):
 
     searched: ClassVar[Space] = {"reduction": (8, 16, 32)}
     about = About(
+        line="small bottlenecks behind attention and FFN",
         paper="Houlsby et al., Parameter-Efficient Transfer Learning for NLP, https://arxiv.org/abs/1902.00751",
         equation="y = h + W_up f(W_down h + b_down) + b_up, h = frozen(x)",
         trained="an adapter behind self-attention and FFN of every layer, and the norms",

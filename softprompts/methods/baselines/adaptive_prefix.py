@@ -50,6 +50,7 @@ class AdaptivePrefixConfig(PrefixConfig):
 
     modifies_prefix = True
     about = About(
+        line="a prefix with a gate per token and per layer",
         paper="Zhang et al., Towards Adaptive Prefix Tuning for Parameter-Efficient Language Model Fine-tuning, "
         "ACL 2023, https://arxiv.org/abs/2305.15212",
         equation="P^_i = lambda_i sigmoid(h_{i-1} W_i) o [P_ik ; P_iv]",

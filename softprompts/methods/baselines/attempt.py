@@ -57,6 +57,7 @@ class AttemptConfig(SourcedConfig):
 
     uses_tokens = True
     about = About(
+        line="source prompts, mixed anew for each input",
         paper="Asai et al., ATTEMPT: Parameter-Efficient Multi-task Tuning via Attentional Mixtures of Soft Prompts, "
         "EMNLP 2022, https://arxiv.org/abs/2205.11961",
         equation="P = sum_j a_j P_j + P_T, a = softmax_j(<max P_j, LayerNorm(W_up SiLU(W_down max E(x)))> / T)",

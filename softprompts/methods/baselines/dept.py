@@ -58,6 +58,7 @@ class DePTConfig(StartedConfig):
     ignored_without: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": ("source", "source_b")}
     searched: ClassVar[Space] = {"num_virtual_tokens": (20, 40, 60), "rank": (10, 30, 45)}
     about = About(
+        line="a short prompt and a low-rank input update",
         paper='Shi and Lipani, "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", ICLR 2024, '
         "https://arxiv.org/abs/2309.05173",
         equation="X' = [P ; E(x) + c A B], c = 1 (released: 8/sqrt(rank))",

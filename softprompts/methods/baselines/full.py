@@ -35,6 +35,7 @@ class FullConfig(ModuleConfig):
     shared_tables: bool = False
 
     about = About(
+        line="a trained copy of every parameter",
         paper="the usual baseline",
         equation="y = f_theta(x)",
         trained="a copy of every parameter of the backbone",

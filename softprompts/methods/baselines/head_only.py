@@ -28,11 +28,11 @@ class HeadOnlyConfig(MethodConfig):
     head_learning_rate = 0.3  # 30 times that of a head beside a prompt: docs/defaults.md
     revision = 1
     about = About(
+        line="only a task head: what prompts have to beat",
         paper="the usual linear baseline",
         equation="y = head(f(x))",
         trained="nothing but the task head",
         count="0",
-        line="nothing but the task head is trained: what every prompt has to beat",
         start_here=True,
         exports=("model",),
     )

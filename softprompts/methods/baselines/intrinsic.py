@@ -63,6 +63,7 @@ class IntrinsicConfig(FilesConfig):
     uses_tokens = True
     paths = ("autoencoder",)
     about = About(
+        line="a few numbers that a frozen decoder unfolds",
         paper="Qin et al., Exploring Universal Intrinsic Task Subspace via Prompt Tuning, "
         "https://arxiv.org/abs/2110.07867",
         equation="P = Dec(z), X' = [P ; E(x)]; Dec is the frozen decoder of an auto-encoder fitted to many prompts",

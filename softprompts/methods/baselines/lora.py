@@ -52,6 +52,7 @@ class LoraConfig(ModuleConfig):
     revision = 1
     searched: ClassVar[Space] = {"rank": (4, 8, 16)}
     about = About(
+        line="thin trained matrices beside the frozen ones",
         paper="Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, https://arxiv.org/abs/2106.09685",
         equation="y = W x + b + (alpha/r) B A dropout(x)",
         trained="A and B of the query and value projections of every attention",

@@ -67,6 +67,7 @@ class MPTConfig(SourcedConfig):
         "teacher": ("teacher", "distillation", "temperature", "match_states")
     }
     about = About(
+        line="a shared prompt times a low-rank part per task",
         paper="Wang et al., Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning, ICLR 2023, "
         "https://arxiv.org/abs/2303.02861",
         equation="P_k = P* o (U_k V_k), X' = [P_k ; E(x)]",

@@ -44,6 +44,7 @@ class PTuningConfig(MethodConfig):
     uses_tokens = True
     searched: ClassVar[Space] = {"encoder": ("mlp", "lstm"), "hidden_size": (64, 128, 256)}
     about = About(
+        line="a prompt that a small network makes",
         paper='Liu et al., "GPT Understands, Too", 2021, https://arxiv.org/abs/2103.10385',
         equation="P_i = W_3 ReLU(W_2 ReLU(W_1 e_i + b_1) + b_2) + b_3; lstm: W_2 ReLU(W_1 BiLSTM(e)_i + b_1) + b_2",
         trained="embeddings e (l, d) and the network",

@@ -43,6 +43,7 @@ class PrefixTuningConfig(PrefixConfig):
     init_std: Annotated[float, Field(gt=0)] | None = None
 
     about = About(
+        line="trained keys and values at every attention",
         start_here=True,
         paper="Li and Liang, ACL 2021, https://arxiv.org/abs/2101.00190; P-tuning v2: Liu et al., ACL 2022, "
         "https://arxiv.org/abs/2110.07602",

@@ -49,6 +49,7 @@ class ResidualConfig(MethodConfig):
     uses_tokens = True
     searched: ClassVar[Space] = {"bottleneck": (128, 400, 800)}
     about = About(
+        line="a prompt plus what a small network makes of it",
         paper='Razdaibiedina et al., "Residual Prompt Tuning", Findings of ACL 2023, https://arxiv.org/abs/2305.03937',
         equation="P'_i = P_i + LayerNorm(W_up ReLU(W_down P_i + b_1) + b_2)",
         trained="prompt P (l, d) and the network",

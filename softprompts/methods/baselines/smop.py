@@ -57,6 +57,7 @@ class SMoPConfig(MethodConfig):
     absent: ClassVar[dict[str, Any]] = {"router_input": "raw"}
     searched: ClassVar[Space] = {"num_prompts": (2, 4, 8)}
     about = About(
+        line="each input takes one of several short prompts",
         paper='Choi et al., "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse Mixture-of-Prompts", '
         "EMNLP 2023, https://aclanthology.org/2023.emnlp-main.884",
         equation="p(x) = softmax(W mean(E(x))), c = argmax_j p_j(x), X' = [p_c(x) P_c ; E(x)]",

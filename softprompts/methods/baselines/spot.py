@@ -49,6 +49,7 @@ class SPoTConfig(SourcedConfig):
     uses_tokens = True
     paths = ("sources", "target")
     about = About(
+        line="a prompt started from those of other tasks",
         paper="Vu et al., SPoT: Better Frozen Model Adaptation through Soft Prompt Transfer, ACL 2022, "
         "https://arxiv.org/abs/2110.07904",
         equation="X' = [P ; E(x)], P = sum_j w_j P_j at the start",

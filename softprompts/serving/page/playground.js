@@ -12,6 +12,8 @@ const make = (tag, text, className) => {
 let prompts = [];
 let key = "";
 let asking = null;
+let shown = null; // what the answers on the page were asked with
+const MOST_LABELS = 6;
 
 async function call(path, body) {
   const headers = body ? { "Content-Type": "application/json" } : {};
@@ -65,7 +67,7 @@ function list(found) {
     input.value = prompt.name;
     input.checked = prompts.length <= 4;
     const told = make("span", prompt.name);
-    told.append(make("br"), make("small", [prompt.method, prompt.task, prompt.kind].filter(Boolean).join(" · ")));
+    told.append(make("small", [prompt.method, prompt.task, prompt.kind].filter(Boolean).join(" · ")), make("small", tells(prompt)));
     label.append(input, told);
     box.append(label);
   }
@@ -74,9 +76,17 @@ function list(found) {
   at("none").textContent = prompts.length ? "" : "No prompt is loaded.";
   at("none").hidden = prompts.length > 0;
   at("all-part").hidden = prompts.length < 2;
-  at("write").hidden = found.kind === "encoder";
+  at("write-part").hidden = found.kind === "encoder";
   at("about").textContent = `${prompts.length} ${prompts.length === 1 ? "prompt" : "prompts"} on the frozen ${found.model}, side by side and in one pass.`;
   arrange();
+}
+
+// What a prompt tells: the column that it was trained on, and the first of its labels.
+function tells(prompt) {
+  const names = prompt.labels.slice(0, MOST_LABELS);
+  const more = prompt.labels.length - names.length;
+  const labels = names.join(", ") + (more > 0 ? ` and ${more} more` : "");
+  return [prompt.column && `column “${prompt.column}”`, labels].filter(Boolean).join(": ");
 }
 
 function row(prompt) {
@@ -97,7 +107,7 @@ const lines = () => at("choices").value.split("\n").map((line) => line.trim()).f
 
 function card(prompt) {
   const box = make("article", undefined, "card");
-  box.append(make("h3", prompt.name), make("small", [prompt.method, prompt.task].filter(Boolean).join(" · ")));
+  box.append(make("h3", prompt.name), make("small", [prompt.method, prompt.column || prompt.task].filter(Boolean).join(" · ")));
   return box;
 }
 
@@ -119,7 +129,7 @@ function show(prompt, answer) {
         words.append(mark);
       }
     });
-    box.append(words);
+    box.append(words, ...cutMark(prompt, answer));
     return box;
   }
   const label = answer.text !== undefined ? answer.text : answer.label;
@@ -138,12 +148,36 @@ function show(prompt, answer) {
     box.append(chances);
     if (sorted.length > 8) box.append(make("small", `and ${sorted.length - 8} more`));
   }
+  box.append(...cutMark(prompt, answer));
   return box;
+}
+
+// Says where something is not whole: the text that was read, or the one that was written.
+function cutMark(prompt, answer) {
+  const note = make("p", undefined, "cut");
+  if (answer.cut) {
+    const most = prompt.max_length ? `at most ${prompt.max_length} tokens` : "less than this text";
+    note.append(make("b", "Text cut: "), `this prompt reads ${most}, so the answer is for the beginning.`);
+  } else if (answer.finish === "length") {
+    note.append(make("b", "Not finished: "), `it stopped at ${answer.tokens} tokens, the most that were asked for or fit.`);
+  } else return [];
+  return [note];
+}
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+// The key itself stays out of the clipboard.
+function asCurl(path, body) {
+  const secret = key ? ' -H "Authorization: Bearer $SOFTPROMPTS_API_KEY"' : "";
+  const address = quoted(new URL(path, document.baseURI).href);
+  return `curl ${address} -H 'Content-Type: application/json'${secret} -d ${quoted(JSON.stringify(body))}`;
 }
 
 async function ask(path, own, more) {
   const began = performance.now();
-  const one = async (some) => call(path, { inputs: some.map(row), ...more }).then((found) => found.answers);
+  const body = (some) => ({ inputs: some.map(row), ...more });
+  const one = async (some) => call(path, body(some)).then((found) => found.answers);
+  shown = asCurl(path, body(own));
   at("problem").textContent = "";
   at("state").textContent = "Asking.";
   asking = own;
@@ -158,6 +192,9 @@ async function ask(path, own, more) {
       answers = await Promise.all(own.map((prompt) => one([prompt]).then((found) => found[0], (problem) => ({ error: problem.message }))));
     }
     at("results").replaceChildren(...own.map((prompt, index) => show(prompt, answers[index])));
+    at("curl").textContent = shown;
+    at("copied").textContent = "";
+    at("curl-part").hidden = false;
     at("state").textContent = `${own.length} ${own.length === 1 ? "answer" : "answers"} in ${Math.round(performance.now() - began)} ms`;
   } catch (error) {
     at("state").textContent = "";
@@ -183,7 +220,19 @@ at("form").addEventListener("submit", (event) => {
   const own = chosen().filter((prompt) => prompt.kind);
   if (own.length && asking === null) ask("v1/predict", own, {});
 });
-at("write").addEventListener("click", () => ask("v1/generate", chosen(), { max_new_tokens: 48 }));
+at("write").addEventListener("click", () => {
+  const wrong = [at("length"), at("temperature")].find((box) => !box.reportValidity() || box.value === "");
+  if (!wrong) ask("v1/generate", chosen(), { max_new_tokens: at("length").valueAsNumber, temperature: at("temperature").valueAsNumber });
+});
+at("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(at("curl").textContent);
+    at("copied").textContent = "Copied.";
+  } catch { // no clipboard without https or localhost
+    getSelection().selectAllChildren(at("curl"));
+    at("copied").textContent = "Selected: copy it with the keyboard.";
+  }
+});
 at("form").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit(at("ask"));
 });
