@@ -81,6 +81,7 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
         cells = [f"{constant[name]:.4f}" if name in constant else "-" for name in result["metrics"]]
         table.add_row("one answer for all rows", *cells)
     out.print(table)
+    _show_decision(result)
     speed = 100 * result["step_seconds"] / max(1, result["steps"])
     out.print(
         f"best step {result['best_step']} of {result['steps']}; {result['trained_parameters']:,} trained parameters; "
@@ -94,6 +95,28 @@ def _show_result(path: Path, result: dict[str, Any]) -> None:
     out.print(f"what it gets wrong: softprompts evaluate {path}", soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
+
+
+def _show_decision(result: dict[str, Any]) -> None:
+    """Says which temperature and thresholds a run was left with, and how rows come out that did not choose them."""
+    decision = result.get("decision") or {}
+    lines = []
+    if decision.get("calibrate"):
+        lines.append(f"temperature {decision['temperature']:.3f}")
+    if thresholds := decision.get("thresholds"):
+        labels = result["task_form"]["labels"]
+        named = zip(labels if len(thresholds) > 1 else labels[1:], thresholds, strict=True)
+        lines.append("threshold " + ", ".join(f"{name} {value:.3f}" for name, value in named))
+    if lines:
+        out.print("; ".join(lines), soft_wrap=True, highlight=False)
+    for split in ("validation", "test"):
+        if said := decision.get(split):
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in said["metrics"].items())
+            error = said["calibration_error"]
+            if decision["calibrate"]:
+                numbers += f"; calibration error {error['before']:.4f} before, {error['after']:.4f} after"
+            rows = "validation, each row by what the others chose" if split == "validation" else "test"
+            out.print(f"{rows}: {numbers}", soft_wrap=True, highlight=False)
 
 
 def _texts_for(task: str, form: Mapping[str, Any]) -> str:

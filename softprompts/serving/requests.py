@@ -67,6 +67,7 @@ def _prediction(prompt: LoadedPrompt, answer: Answer) -> dict[str, Any]:
         "probability": answer.probability,
         "probabilities": dict(answer.probabilities) or None,
         "value": answer.value,
+        "labels": list(answer.labels) if prompt.reader.task.kind == "multi-label" else None,
         "tags": list(answer.tags) if prompt.reader.task.kind == "tagging" else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
