@@ -259,7 +259,8 @@ class FileTask(Writing):
             raise SoftPromptError(f"{path}: all {what} '{labels.pop()}': there is nothing to learn")
         if self.labels:
             return Labels.of(self.labels)
-        if not tagged and self.label_separator is None and (joined := several_labels(labels)) is not None:
+        parted = several and any(len(row.label) > 1 for row in train)
+        if not tagged and not parted and (joined := several_labels(labels)) is not None:
             line = next(row.id for row in train if joined in (row.label if several else [row.label]))
             advice = "give what stands between them (--label-separator)"
             if not several:

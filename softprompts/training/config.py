@@ -20,6 +20,17 @@ def _head_rate(value: Any) -> Any:
     raise ValueError(f"must be a number above 0 or 'main', not {shown(value)}")
 
 
+def _class_weights(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        if value in (None, "balanced"):
+            return value
+        raise ValueError(f"must be 'balanced' or a number for a label by its name, not {shown(value)}")
+    for name, weight in value.items():
+        if not isinstance(weight, int | float) or weight is True or not 0 < weight < math.inf:
+            raise ValueError(f"must be numbers above 0: that of {name} is {shown(weight)}")
+    return value or None
+
+
 def _threshold(value: Any) -> Any:
     if value is None or (isinstance(value, str) and value in GOALS):
         return value
@@ -97,7 +108,8 @@ class TrainConfig:
         int | None, Field(ge=1, description="Stop after so many evaluations without a better score; default: never.")
     ] = None
     class_weights: Annotated[
-        Literal["balanced"] | Mapping[str, Annotated[float, Field(gt=0)]] | None,
+        Literal["balanced"] | Mapping[str, float] | None,
+        BeforeValidator(_class_weights),
         Field(
             description="Weights of labels in the loss: 'balanced' (rare ones count more, as scikit-learn has it), or "
             "a number for a label by its name: spam=5."
