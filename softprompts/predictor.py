@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from transformers import AutoTokenizer
 
@@ -19,8 +19,10 @@ from softprompts.storage.hub import quiet_hub
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks import Task, padding_id
 from softprompts.tasks.data import recorded_data
+from softprompts.tasks.decision import Decision, rows_digest
 from softprompts.tasks.encode import encode_examples, marker, say_cut
 from softprompts.tasks.example import Example, Row
+from softprompts.tasks.kinds import KINDS
 from softprompts.tasks.task_reader import Answer as Answer
 from softprompts.tasks.task_reader import ReadRows, TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
@@ -39,6 +41,15 @@ class Evaluated:
     errors: Errors
     rows_of: str
     cut: str
+
+
+class _Scored(NamedTuple):
+    """Answers and metrics of labelled rows, probabilities before calibration, and whether these rows chose it."""
+
+    answers: list[Answer]
+    metrics: dict[str, float]
+    uncalibrated: list[list[float]] | None = None
+    again: bool = False
 
 
 class Predictor:
@@ -159,11 +170,26 @@ class Predictor:
         Returns:
             An answer for each row, and the task's metrics of all of them.
         """
+        scored = self._score(examples, batch_size)
+        return scored.answers, scored.metrics
+
+    def _score(self, examples: Sequence[Example], batch_size: int) -> _Scored:
         encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
         rows = ReadRows(self.task, list(examples), encoded)
         prediction = self._predict(rows, batch_size)
-        metrics = marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
-        return self.reader.answers(rows, prediction), metrics
+        decision, form = self.reader.decision, self.task.form
+        if decision is None:
+            metrics = marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
+            return _Scored(self.reader.answers(rows, prediction), metrics)
+        decided, again = decision.decide(form, prediction.scores), decision.rows == rows_digest(examples)
+        if again:  # the rows that it was chosen on must not be its judge
+            from softprompts.tasks.fitting import Fit  # here: scikit-learn takes a while to import
+
+            truths = KINDS[form.kind].references(examples, form)
+            decided = Fit(decision.threshold, decision.calibrate).cross_fitted(form, prediction.scores, truths)
+        metrics = marker(self.task, examples, encoded, self.tokenizer, self.kind, lambda *_: decided)(prediction)
+        plain = Decision().decide(form, prediction.scores).chances if decision.temperature != 1 else None
+        return _Scored(self.reader.decided(rows, decided), metrics, plain, again)
 
     def evaluate(
         self,
@@ -173,6 +199,7 @@ class Predictor:
         text_pair: str | None = None,
         fields: Fields | None = None,
         label: str | None = None,
+        label_separator: str | None = None,
         data_dir: str | None = None,
         batch_size: int = 32,
     ) -> Evaluated:
@@ -185,6 +212,7 @@ class Predictor:
             text_pair: column of the second field.
             fields: columns of fields by name.
             label: column of the label.
+            label_separator: what stands between several labels in that column; None: as in training.
             data_dir: folder with a local copy of the task's data; None: where the run says that it lay.
             batch_size: rows per forward pass.
 
@@ -195,11 +223,15 @@ class Predictor:
         from softprompts.tasks.errors_made import errors_made
 
         if file is not None:
-            examples, rows_of = self.reader.labelled(file, text, text_pair, fields, label), Path(file).name
+            examples = self.reader.labelled(file, text, text_pair, fields, label, label_separator)
+            rows_of = Path(file).name
         else:
             examples, rows_of = self._own_rows(data_dir)
-        answers, metrics = self.score(examples, batch_size)
-        return Evaluated(errors_made(self.task.form, examples, answers, metrics), rows_of, self.cut)
+        scored = self._score(examples, batch_size)
+        if scored.again:
+            rows_of += " (each decided by what was chosen on the others)"
+        errors = errors_made(self.task.form, examples, scored.answers, scored.metrics, scored.uncalibrated)
+        return Evaluated(errors, rows_of, self.cut)
 
     def _own_rows(self, data_dir: str | None) -> tuple[list[Example], str]:
         """The rows that the run of this prompt was scored on, and what they are called."""

@@ -30,6 +30,9 @@ def evaluate(
     text_pair: Annotated[str | None, typer.Option("--text-pair", help="Column of the second text or context.")] = None,
     field: Annotated[list[str] | None, typer.Option("--field", help="Column of a field, NAME=COLUMN.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label; default: its usual name.")] = None,
+    label_separator: Annotated[
+        str | None, typer.Option(help="What stands between several labels in that column; default: as in training.")
+    ] = None,
     data_dir: DataDir = None,
     output: Annotated[
         str | None,
@@ -43,8 +46,8 @@ def evaluate(
     from softprompts.predictor import Predictor
 
     fields = pairs(field, "--field")
-    if data is None and (text or text_pair or fields or label):
-        raise SoftPromptError("--text, --text-pair, --field and --label name columns of a file: give --data too")
+    if data is None and (text or text_pair or fields or label or label_separator):
+        raise SoftPromptError("--text, --text-pair, --field and --label are about a file: give --data too")
     with err.status("scoring"):
         predictor = Predictor(source)
         found = predictor.evaluate(
@@ -53,6 +56,7 @@ def evaluate(
             text_pair=text_pair,
             fields=fields,
             label=label,
+            label_separator=label_separator,
             data_dir=data_dir,
             batch_size=batch_size,
         )
@@ -102,9 +106,13 @@ def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -
     if errors.confusion and len(errors.found) <= 12:
         table = [[one.name, *map(str, counts)] for one, counts in zip(errors.classes, errors.confusion, strict=True)]
         out.print(number_table(("label", *errors.found), table, {"label"}, title="rows by label and answer"))
+    if errors.by_label:
+        counts = [[one.name, *map(str, row)] for one, row in zip(errors.classes, errors.by_label, strict=True)]
+        out.print(number_table(("label", "found", "wrongly given", "missed", "neither"), counts, {"label"}))
     if errors.calibration is not None:
-        said = errors.calibration
-        out.print(f"calibration error {said.error:.3f}, Brier score {said.brier:.3f} (0 is best)")
+        said, before = errors.calibration, errors.uncalibrated
+        was = "" if before is None else f" (before temperature {before.error:.3f} and {before.brier:.3f})"
+        out.print(f"calibration error {said.error:.3f}, Brier score {said.brier:.3f}{was} (0 is best)", soft_wrap=True)
     shown = errors.mistakes[:mistakes]
     if shown:
         sure = "most confident mistakes" if shown[0].weight is not None else "mistakes"

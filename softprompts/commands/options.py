@@ -167,12 +167,16 @@ _TEXT_TYPES: dict[Any, Any] = {
     tuple: (str | None, "<a,b,...>"),
     Mapping: (list[str] | None, "<name=number>"),
     float: (str | None, "<number|word>"),
+    dict: (list[str] | None, "<word|name=number>"),
 }
 
 
 def _form(annotation: Any) -> Any:
-    """The key of `_TEXT_TYPES` for a field: float for one that takes a number or a word."""
-    return float if {float, Literal} <= kinds_of(annotation) else get_origin(annotation)
+    """The key of `_TEXT_TYPES` for a field: float for one that takes a number or a word, dict for numbers or a word."""
+    kinds = kinds_of(annotation)
+    if Literal in kinds and kinds & {float, Mapping}:
+        return float if float in kinds else dict
+    return get_origin(annotation)
 
 
 def _parsed(annotation: Any, value: Any, flag: str) -> Any:
@@ -182,13 +186,19 @@ def _parsed(annotation: Any, value: Any, flag: str) -> Any:
         return () if value is None else tuple(part.strip() for part in value.split(","))
     if kind is float:
         return None if value is None else value_of(value)
-    if kind is not Mapping:
+    if kind is dict and (not value or "=" not in value[0]):
+        return value[0] if value else None
+    if kind is dict and all("=" in part for text in value for part in text.split(",")):  # ham=1,spam=5
+        value = [part.strip() for text in value for part in text.split(",")]
+    if kind not in (Mapping, dict):
         return value
     numbers = {}
     for name, text in pairs(value, flag).items():
         numbers[name] = value_of(text)
         if isinstance(numbers[name], bool) or not isinstance(numbers[name], int | float):
-            raise SoftPromptError(f"{flag} {name}={text}: a learning rate is a number")
+            raise SoftPromptError(
+                f"{flag} {name}={text}: a {'weight' if kind is dict else 'learning rate'} is a number"
+            )
     return numbers
 
 
@@ -240,7 +250,10 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 _CONTEXT = "context"  # parameter by which typer tells which options were typed
 
 # Settings of the rows of a file, which a task by name has already.
-_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind", "sep")
+_OF_FILES = (
+    "validation", "test", "text", "text_pair", "label", "label_separator", "label_columns", "choices", "labels",
+    "label_words", "kind", "sep",
+)  # fmt: skip
 
 
 def _data(

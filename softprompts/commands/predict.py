@@ -109,7 +109,7 @@ def _show_answers(predictor: Predictor, rows: list[Row], answers: list[Answer]) 
     form, first = predictor.task.form, predictor.fields[0]
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
-            print("\t".join([answer.label, _probability(answer.probability), " ".join(_text(row[first]).split())]))
+            print("\t".join([answer.label, _sure(answer), " ".join(_text(row[first]).split())]))
         return
     if form.kind == "tagging":
         from softprompts.predictor import marked
@@ -118,12 +118,19 @@ def _show_answers(predictor: Predictor, rows: list[Row], answers: list[Answer]) 
             words = row["words"]
             out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
         return
-    has_probabilities = any(answer.probability is not None for answer in answers)
+    has_probabilities = any(answer.probability is not None or answer.labels for answer in answers)
     header = "answer" if form.kind in ("span", "choice", "ranking") else "label"
     table = Table(header, *["probability"] * has_probabilities, "text")
     for row, answer in zip(rows, answers, strict=True):
-        table.add_row(answer.label, *[_probability(answer.probability)] * has_probabilities, _text(row[first]))
+        table.add_row(answer.label, *[_sure(answer)] * has_probabilities, _text(row[first]))
     out.print(table)
+
+
+def _sure(answer: Answer) -> str:
+    """The probability of an answer, or of each of several labels."""
+    if answer.labels:
+        return ", ".join(_probability(answer.probabilities[name]) for name in answer.labels)
+    return _probability(answer.probability)
 
 
 def _text(value: Any) -> str:
@@ -137,14 +144,19 @@ def _write_answers(entries: list[tuple[Entry, Answer | None]], output: str, ever
 
     columns = list(dict.fromkeys(column for entry, _ in entries for column in entry.row))
     labels = list(dict.fromkeys(name for _, answer in entries if answer for name in answer.probabilities))
-    added = {name: f"predicted_{name}" if name in columns else name for name in ("label", "probability")}
+    several = any(answer and answer.probability is None and answer.probabilities for _, answer in entries)
+    names = ("label",) if several else ("label", "probability")  # of several labels each has its own (--all)
+    added = {name: f"predicted_{name}" if name in columns else name for name in names}
     as_json = output.lower().endswith((".jsonl", ".json"))
     chance: Callable[[float | None], Any] = (lambda value: value) if as_json else _probability
     lines: list[dict[str, Any]] = []
     for entry, answer in entries:
         line = {column: entry.row.get(column, "") for column in columns}
         line[added["label"]] = "" if answer is None else answer.label
-        line[added["probability"]] = chance(None if answer is None else answer.probability)
+        if several and as_json:
+            line[added["label"]] = None if answer is None else list(answer.labels)
+        if not several:
+            line[added["probability"]] = chance(None if answer is None else answer.probability)
         if every:
             chances = {} if answer is None else answer.probabilities
             line |= {f"probability of {name}": chance(chances.get(name)) for name in labels}

@@ -98,7 +98,7 @@ def train(
 
 
 def _show_result(bench: Workbench, path: Path, result: dict[str, Any], report: bool) -> None:
-    """Prints what came out of a run; with ``report``, what its prompt gets right and wrong, which goes to its folder."""
+    """Prints what came out of a run; with ``report``, what its prompt gets right and wrong, and writes that down."""
     from softprompts.experiments.run_record import no_better_than_one_answer
 
     _show_scores(result)
@@ -174,6 +174,7 @@ def _show_scores(result: dict[str, Any]) -> None:
         cells = [f"{constant[name]:.4f}" if name in constant else "-" for name in result["metrics"]]
         table.add_row("one answer for all rows", *cells)
     out.print(table)
+    _show_decision(result)
 
 
 def _show_run(path: Path, result: dict[str, Any], says: str, hint: bool) -> None:
@@ -197,6 +198,28 @@ def _show_run(path: Path, result: dict[str, Any], says: str, hint: bool) -> None
         out.print(says, soft_wrap=True)
     if result["stop_reason"] == DIVERGED:
         raise SoftPromptError("the run did not reach its end; a lower learning rate (--lr) may help")
+
+
+def _show_decision(result: dict[str, Any]) -> None:
+    """Says which temperature and thresholds a run was left with, and how rows come out that did not choose them."""
+    decision = result.get("decision") or {}
+    lines = []
+    if decision.get("calibrate"):
+        lines.append(f"temperature {decision['temperature']:.3f}")
+    if thresholds := decision.get("thresholds"):
+        labels = result["task_form"]["labels"]
+        named = zip(labels if len(thresholds) > 1 else labels[1:], thresholds, strict=True)
+        lines.append("threshold " + ", ".join(f"{name} {value:.3f}" for name, value in named))
+    if lines:
+        out.print("; ".join(lines), soft_wrap=True, highlight=False)
+    for split in ("validation", "test"):
+        if said := decision.get(split):
+            numbers = ", ".join(f"{name} {value:.4f}" for name, value in said["metrics"].items())
+            error = said["calibration_error"]
+            if decision["calibrate"]:
+                numbers += f"; calibration error {error['before']:.4f} before, {error['after']:.4f} after"
+            rows = "validation, each row by what the others chose" if split == "validation" else "test"
+            out.print(f"{rows}: {numbers}", soft_wrap=True, highlight=False)
 
 
 def _texts_for(task: str, form: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 from softprompts.backbones.quantized import require_backend, size
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.attached_backbone import AttachedBackbone, teacher_of
-from softprompts.experiments.encoded_rows import EncodedRows
+from softprompts.experiments.encoded_rows import EncodedRows, FittedDecision
 from softprompts.experiments.run_record import (
     Run,
     complete_settings,
@@ -36,9 +36,11 @@ from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
 from softprompts.storage.names import JOINT
 from softprompts.storage.saved_prompt import prompt_folder
+from softprompts.tasks.class_weights import check_class_weights
 from softprompts.tasks.data import MAX_LENGTH, Data, rows_identity
 from softprompts.tasks.doubts import doubts
 from softprompts.tasks.encode import say_cut
+from softprompts.tasks.fitting import FOLDS, Fit
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, train
 from softprompts.training.evaluation import evaluate as evaluate_prompts
@@ -174,6 +176,8 @@ class Workbench:
             SoftPromptError: the method does not fit the model or the training, or the run folder is taken.
         """
         self.room(method)
+        if training is not None:
+            self._check_labels(training)
         with self.backbone.trial("check", method, self.task):
             self._add_teacher("check", method)
             if training is not None:
@@ -344,14 +348,23 @@ class Workbench:
         method, training, length = run.method, run.training, self.room(run.method)
         self.backbone.drop(name)
         self.backbone.add(name, method, self.task, training.seed)
+        record, fit = self._record(name, run, length), _fit_of(training)
+        validation = self.rows.evaluation("validation", length) if self.evaluate else None
+        test, fitting = self.rows.evaluation("test", length) if self.task.test else None, None
+        if fit is not None:
+            decision = FittedDecision(self.rows, fit, length)
+            validation, test, fitting = decision.validation, decision.test, decision.fitting
+            validation = validation if self.evaluate else None
+            record["decision"] = decision.record  # filled in later
         lane = Lane(
             name,
             training,
-            self.features("train", length),
-            validation=self.rows.evaluation("validation", length) if self.evaluate else None,
-            test=self.rows.evaluation("test", length) if self.task.test else None,
+            self.rows.weighted(length, training.class_weights),
+            validation=validation,
+            test=test,
+            fitting=fitting,
             folder=folder,
-            record=self._record(name, run, length),
+            record=record,
             pause_at=pause_at,
             teacher=self._add_teacher(name, method),
         )
@@ -400,13 +413,27 @@ class Workbench:
         evaluations = [self.rows.evaluation(split, length, batch_size) for length in lengths]
         return evaluate_prompts(self.model, list(zip(names, evaluations, strict=True)), self.pad_id)
 
+    def _check_labels(self, training: TrainConfig) -> None:
+        """Raises a `SoftPromptError` where the task has no labels to weigh, or nothing to fit or to fit it on."""
+        check_class_weights(self.task.form, training.class_weights)
+        fit = _fit_of(training)
+        if fit is None:
+            return
+        fit.check(self.task.form, self.rows.new_tokens is None)
+        if fit.fits and len(self.task.validation) < FOLDS:
+            raise SoftPromptError(
+                f"a threshold or a temperature is fitted on at least {FOLDS} validation rows, not on "
+                f"{len(self.task.validation)}"
+            )
+
     @contextlib.contextmanager
     def measured(self, run: Run) -> Iterator[Lane]:
         """A lane to measure, whose prompt is on the model within this context."""
         name, length = "measured", self.room(run.method)
         with self.backbone.trial(name, run.method, self.task, run.training.seed):
             teacher, record = self._add_teacher(name, run.method), self._record(name, run, length)
-            yield Lane(name, run.training, self.features("train", length), record=record, teacher=teacher)
+            features = self.rows.weighted(length, run.training.class_weights)
+            yield Lane(name, run.training, features, record=record, teacher=teacher)
 
     def _record(self, name: str, run: Run, length: int) -> dict[str, Any]:
         """What result.json says of an experiment beside its outcome; its prompt is on the model."""
@@ -445,6 +472,13 @@ class Workbench:
         if room < self.room(method):
             raise SoftPromptError(f"{method.method}: the teacher {source} leaves {room} tokens: set max_length to that")
         return teacher
+
+
+def _fit_of(training: TrainConfig) -> Fit | None:
+    """What is fitted to a prompt on validation rows; None: nothing, and no threshold is given."""
+    if training.threshold is None and not training.calibrate:
+        return None
+    return Fit(training.threshold, training.calibrate)
 
 
 def _prompt_name(run: Run) -> str:

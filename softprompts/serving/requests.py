@@ -70,6 +70,7 @@ def _prediction(prompt: LoadedPrompt, answer: Answer, was_cut: bool) -> dict[str
         "probability": answer.probability,
         "probabilities": dict(answer.probabilities) or None,
         "value": answer.value,
+        "labels": list(answer.labels) if prompt.reader.task.kind == "multi-label" else None,
         "tags": list(answer.tags) if prompt.reader.task.kind == "tagging" else None,
         "cut": was_cut or None,
     }

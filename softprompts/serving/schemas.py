@@ -66,7 +66,10 @@ class Answer(BaseModel):
     """The prediction for a row."""
 
     prompt: str
-    label: str = Field(description="The label; the text of a choice or an answer; the tags with blanks between.")
+    label: str = Field(
+        description="The label, or several joined; the text of a choice or an answer; the tags with blanks between."
+    )
+    labels: list[str] | None = Field(None, description="All labels of a row that may have several, or none.")
     probability: float | None = Field(None, description="Of the label.")
     probabilities: dict[str, float] | None = Field(None, description="Of every label.")
     value: float | None = Field(None, description="Of a regression.")

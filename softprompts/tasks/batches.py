@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
-LABELS = ("labels", "spans")  # what a batch holds beside its input
+LABELS = ("labels", "spans", "targets")  # what a batch holds beside its input
+ABOUT_ROWS = (*LABELS, "choices", "weights")  # what it holds of rows, not of inputs
+NO_TARGET = -1  # of a label that a row's prompt does not have
 _SIDES = ("left", "right")
 _POOL_BATCHES = 50  # that are sorted by length together
 
@@ -22,16 +24,19 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
 
     Args:
         features: rows with ``input_ids``, maybe ``token_type_ids``, and ``labels`` (a label for each token), ``span``
-            (first and last token) or just ``label``. Or rows of ``choices``, each such a row without a label, and the
-            ``label`` that is the right one's index.
+            (first and last token), ``targets`` (1 or 0 for each of several labels) or just ``label``. Or rows of
+            ``choices``, each such a row without a label, and the ``label`` that is the right one's index; or with all
+            answers of a language model for choices, and ``targets``. ``weight``, where a row has one, multiplies its
+            loss; beside ``targets`` it is a list, of each label.
         pad_id: fills the input; the attention mask says which tokens are real.
         padding_side: "right" or "left". The answers of an encoder-decoder are padded on the right all the same.
 
     Returns:
         ``input_ids`` and ``attention_mask`` (B, T), ``token_type_ids`` (B, T) if the rows have them, ``labels``: token
         ids (B, T) padded with -100, or else (B,), long for classes and float for scores; ``spans`` (B, 2) in their
-        place. Choices are rows of their own in the input, one after the other, and ``choices`` (B,) says how many each
-        row has. No labels where the rows have none.
+        place, or ``targets`` (B, L), -1 behind a row's last label. Choices are rows of their own in the input, one
+        after the other, and ``choices`` (B,) says how many each row has. No labels where the rows have none.
+        ``weights`` (B,) or (B, L), where a row has one: 1 for the others.
 
     Raises:
         SoftPromptError: no rows, rows of several forms, or an unknown side.
@@ -45,9 +50,11 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
     if "choices" in features[0]:
         batch = collate([choice for row in features for choice in row["choices"]], pad_id, padding_side)
         batch["choices"] = torch.tensor([len(row["choices"]) for row in features])
-        if "label" in features[0]:
+        if "targets" in features[0]:
+            batch["targets"] = _pad([row["targets"] for row in features], NO_TARGET, "right")
+        elif "label" in features[0]:
             batch["labels"] = torch.tensor([row["label"] for row in features], dtype=torch.long)
-        return batch
+        return batch | _weights(features)
     ids = [row["input_ids"] for row in features]
     batch = {
         "input_ids": _pad(ids, pad_id, padding_side),
@@ -65,11 +72,25 @@ def collate(features: Sequence[Mapping[str, Any]], pad_id: int, padding_side: st
         # A decoder's labels lie beside its input, whose first token is never an answer; an encoder-decoder's do not.
         beside_input = labels[0][0] == IGNORED
         batch["labels"] = _pad(labels, IGNORED, padding_side if beside_input else "right")
+    elif "targets" in features[0]:
+        batch["targets"] = _pad([row["targets"] for row in features], NO_TARGET, "right")
     elif "label" in features[0]:
         values = [row["label"] for row in features]
         scores = any(isinstance(value, float) for value in values)
         batch["labels"] = torch.tensor(values, dtype=torch.float32 if scores else torch.long)
-    return batch
+    return batch | _weights(features)
+
+
+def _weights(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """What multiplies the losses of rows, where a row says so."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    if not any("weight" in row for row in features):
+        return {}
+    given = [row.get("weight", [1.0] * len(row["targets"]) if "targets" in row else 1.0) for row in features]
+    weights = [torch.tensor(weight, dtype=torch.float64) for weight in given]
+    return {"weights": pad_sequence(weights, batch_first=True) if weights[0].dim() else torch.stack(weights)}
 
 
 def inputs_of(feature: Mapping[str, Any]) -> list[Mapping[str, Any]]:

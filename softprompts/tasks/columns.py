@@ -31,6 +31,7 @@ _TEXTS = (("text",), ("sentence",), *_PAIRS)
 # Usual names of columns, used where the user names none: the first names that a row has.
 _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "classification": _TEXTS,
+    "multi-label": _TEXTS,
     "regression": _TEXTS,
     "choice": (
         *(("premise", "question"), ("context", "question"), ("article", "question")),
@@ -42,6 +43,7 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 _LABELS: dict[str, tuple[str, ...]] = {
     "classification": ("label", "labels"),
+    "multi-label": ("labels", "label"),
     "regression": ("label", "score"),
     "choice": ("label", "answer", "answerKey"),
     "ranking": ("answers", "answer"),
@@ -54,6 +56,7 @@ _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
 _START = "answer_start"  # column of where an answer that is a text begins
 _DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
+    "multi-label": ("micro_f1", "macro_f1", "exact_match"),
     "regression": ("pearson", "spearman"),
     "choice": ("accuracy",),
     "ranking": ("em", "token_f1"),
@@ -62,6 +65,8 @@ _DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
 }
 _BRACKET = re.compile(r"\s*(array)?\s*[\[({]")
 _NO_TAG = re.compile(r"""^['",]|['",]$|[\[\](){}]""")  # a piece of a list that was not written with blanks
+_ZERO_OR_ONE = {"0": False, "1": True, "0.0": False, "1.0": True}
+_ZERO_OR_ONE |= {"false": False, "true": True, "False": False, "True": True}
 _SHOWN = 80  # characters of a value that an error shows
 
 
@@ -75,6 +80,8 @@ class Columns:
         label: column of the label, the tags or the answers.
         choices: column of each row's choices, or the columns of the choices; empty: there are none.
         templates: the choices as format strings over the fields, in place of columns.
+        separator: what stands between several labels in the label's column; None: it holds one, or a list.
+        label_columns: the columns of several labels, a 0 or 1 in each, in place of ``label``.
     """
 
     kind: str
@@ -82,15 +89,26 @@ class Columns:
     label: str
     choices: str | tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    separator: str | None = None
+    label_columns: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> list[str]:
         """The names of all columns."""
-        return [*self.fields.values(), *([self.choices] if isinstance(self.choices, str) else self.choices), self.label]
+        choices = [self.choices] if isinstance(self.choices, str) else self.choices
+        return [*self.fields.values(), *choices, *(self.label_columns or [self.label])]
 
 
 def find_columns(
-    place: Path, row: Row, kind: str, fields: Names, label: str | None, choices: tuple[str, ...], line: int | None
+    place: Path,
+    row: Row,
+    kind: str,
+    fields: Names,
+    label: str | None,
+    choices: tuple[str, ...],
+    line: int | None,
+    separator: str | None = None,
+    label_columns: tuple[str, ...] = (),
 ) -> Columns:
     """Finds the columns of a file: those that are named, else those with usual names.
 
@@ -102,6 +120,8 @@ def find_columns(
         label: column of the label; None: the usual name.
         choices: column of each row's choices, the columns of the choices, or format strings over the fields.
         line: which line the row is on; None: that of the columns' names.
+        separator: what stands between several labels in the label's column.
+        label_columns: the columns of several labels, a 0 or 1 in each, in place of ``label``.
 
     Raises:
         SoftPromptError: no such column, or none of the usual names.
@@ -121,6 +141,8 @@ def find_columns(
             f"{place}: a span is found in the second of two columns, the question and the context: "
             f"name both, not {', '.join(named.values())}"
         )
+    if label is None and label_columns:
+        label = label_columns[0]
     if label is None:
         label = next((name for name in _LABELS[kind] if name in row), None)
         if label is None:
@@ -133,7 +155,8 @@ def find_columns(
         if not choices:
             raise SoftPromptError(_missing(place, "choices", row, [*CHOICE_COLUMNS, "choice1 and choice2"]))
     _require_different(place, kind, list(fields.values() if isinstance(fields, Mapping) else fields), label, choices)
-    columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices)
+    several: dict[str, Any] = {"separator": separator, "label_columns": label_columns}
+    columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices, **several)
     if any("{" in text for text in choices):
         for template in choices:
             check_template(template, named)
@@ -193,6 +216,8 @@ def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
         example = replace(example, fields={**example.fields, **more}, choices=tuple(more.values()))
     elif columns.templates:
         example = replace(example, choices=tuple(text.format_map(example.fields) for text in columns.templates))
+    if columns.kind == "multi-label":
+        return replace(example, label=_label_set(place, columns, row))
     return replace(example, **_READERS[columns.kind](place, columns.label, row, example, keys))
 
 
@@ -292,6 +317,29 @@ def _class(place: str, column: str, row: Row, example: Example, keys: Sequence[s
             f"{place}: the label '{column}' is {_show(value)}, a list: a row of this kind of task has one label"
         )
     return {"label": _scalar(place, column, row)}
+
+
+def _label_set(place: str, columns: Columns, row: Row) -> tuple[str, ...]:
+    """The names of a row's labels; none where its cell is empty."""
+    if columns.label_columns:
+        return tuple(column for column in columns.label_columns if _yes(place, column, row[column]))
+    value, column = row[columns.label], columns.label
+    if isinstance(value, str) and (looks_like_list(value) or holds_list(value)):
+        value = _list_in(place, column, value)
+    elif isinstance(value, str) and columns.separator is not None:
+        value = [part for part in value.split(columns.separator) if part.strip()]
+    names = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
+    if not all(isinstance(name, str | int | float) for name in names):
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of labels")
+    found = tuple(dict.fromkeys(map(_name, names)))
+    return found if any(found) else ()
+
+
+def _yes(place: str, column: str, value: Any) -> bool:
+    """Whether a cell of a label's column says that the row has it."""
+    if value is not None and (text := _name(value)) in _ZERO_OR_ONE:
+        return _ZERO_OR_ONE[text]
+    raise SoftPromptError(f"{place}: '{column}' is {_show(value)}: a label with a column of its own is 0 or 1")
 
 
 def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:

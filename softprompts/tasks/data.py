@@ -21,6 +21,10 @@ MAX_LENGTH = 256  # most tokens of an input, the prompt not counted, where nothi
 _PLACES = ("data_dir", "train", "validation", "test")  # where data lie, which does not decide what they are
 _PLACE = "#   "  # begins the line of a config.yaml that says where one of them was
 _USUAL_COLUMNS = (("text", "text"), ("label", "label"))  # names of columns where none are given, by setting
+_OF_FILES = (
+    "test", "text", "text_pair", "label", "label_separator", "label_columns", "choices", "kind", "labels",
+    "label_words", "sep",
+)  # fmt: skip
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
 _Text = str | None
 _Names = tuple[str, ...]
@@ -52,20 +56,27 @@ class Data:
         _Text, doc("What a generated answer that is no label counts as: mismatch, opposite or zero.")
     ] = None
     train: Annotated[_Text, doc("Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")] = None
-    kind: Annotated[str, doc("What your file is about: classification, regression, choice, span or tagging.")] = (
-        "classification"
-    )
+    kind: Annotated[
+        str, doc("What your file is about: classification, multi-label, regression, choice, span or tagging.")
+    ] = "classification"
     validation: Annotated[_Text, doc("Your own file to score on; default: a part of the first one.")] = None
     test: Annotated[_Text, doc("Your own file for the last score, not to choose by.")] = None
     text: Annotated[_Text, doc("Column of the text, the words or the question; default: its usual name.")] = None
     text_pair: Annotated[_Text, doc("Column of the second text or the context.")] = None
     label: Annotated[_Text, doc("Column of the label, the tags or the answers; default: its usual name.")] = None
+    label_separator: Annotated[
+        _Text, doc("What stands between several labels in their column (multi-label); default: they are a list.")
+    ] = None
+    label_columns: Annotated[_Names, doc("Columns of several labels (multi-label), a 0 or 1 in each.")] = ()
     choices: Annotated[_Names, doc("Columns of the choices, or the one of a list of them.")] = ()
     labels: Annotated[
         _Names, doc("Names of the labels or tags, where the file has numbers; default: as it has them.")
     ] = ()
     label_words: Annotated[
-        _Names, doc("What a language model answers for each label of your file; default: its name.")
+        _Names,
+        doc(
+            "What a language model answers for each label of your file (multi-label: and for none); default: its name."
+        ),
     ] = ()
     sep: Annotated[
         _Text, doc("What separates the columns of your files, 'tab' for one; default: by name and rows of the file.")
@@ -98,8 +109,7 @@ class Data:
     def _load(self) -> Task:
         given = {name: getattr(self, name) for name in ("split", "max_train", "max_validation", "seed")}
         if self.train is not None:
-            names = ("test", "text", "text_pair", "label", "choices", "kind", "labels", "label_words", "sep")
-            given |= {name: getattr(self, name) for name in names}
+            given |= {name: getattr(self, name) for name in _OF_FILES}
             return load_files(self.train, self.validation, **given)
         if self.task is None:
             raise SoftPromptError("name a task (--task) or a file of your own (--data)")

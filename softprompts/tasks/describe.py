@@ -77,8 +77,9 @@ def label_counts(task: Task, rows: Rows) -> dict[str, float]:
         scores = [row.label for row in rows]
         return {"least": min(scores), "mean": sum(scores) / len(scores), "largest": max(scores)}
     counts: Counter[int] = Counter()
-    if task.kind in ("classification", "choice", "tagging"):
-        counts.update(label for row in rows for label in (row.label if task.kind == "tagging" else [row.label]))
+    if task.kind in ("classification", "multi-label", "choice", "tagging"):
+        several = task.kind in ("tagging", "multi-label")
+        counts.update(label for row in rows for label in (row.label if several else [row.label]))
     names = form.labels or form.words or tuple(map(str, range(max(counts, default=-1) + 1)))
     return {name: counts[index] for index, name in enumerate(names)} if counts else {}
 
@@ -122,6 +123,8 @@ def render(task: Task, example: Example) -> dict[str, Any]:
 def _written(task: Task, example: Example) -> str | None:
     """The target text of a language model; None where there is none."""
     form = task.form
+    if form.kind == "multi-label":
+        return None  # label words are scored apart
     if form.closed:
         return form.words[form.label_index(example.label)] if form.words else None
     return example.answers[0] if example.answers else None
@@ -130,7 +133,7 @@ def _written(task: Task, example: Example) -> str | None:
 def answer_of(task: Task, example: Example) -> Any:
     """The label in words: a name, a score, a choice, accepted texts, or a tag for each word."""
     form = task.form
-    if task.kind == "tagging":
+    if task.kind in ("tagging", "multi-label"):
         return [form.labels[label] for label in example.label]
     if task.kind in ("span", "ranking"):
         return list(dict.fromkeys(example.answers))

@@ -15,13 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks import cache
+from softprompts.tasks.decision import Decided, Decision
 from softprompts.tasks.example import Example
+from softprompts.tasks.form import Form
 from softprompts.tasks.kinds import KINDS, texts
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
 from softprompts.tasks.task import Task
 
 _FEW = 500  # rows that are tokenised faster than they are looked up
 MODEL_KINDS = ("encoder", "encoder-decoder", "decoder")
+Decide = Callable[[Form, Sequence[Any]], Decided]  # the probabilities and answers that the scores of rows make
 
 
 def encode_examples(
@@ -48,7 +51,7 @@ def encode_examples(
     Returns:
         Rows for `collate`. Of an encoder, see the kinds of tasks; of a language model ``input_ids``, ``label`` (what
         it stands for, where answers are ranked) and ``labels``: the answer's ids, in a decoder behind -100 on all
-        that is not answer.
+        that is not answer. Of several labels such a row for each label word is one of ``choices``.
 
     Raises:
         SoftPromptError: unknown kind of model, one that the task is not for, ``max_length`` too short, or label words
@@ -129,10 +132,15 @@ def check_kind(kind: str, task: Task) -> None:
 
 
 def marker(
-    task: Task, examples: Sequence[Example], encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: str
+    task: Task,
+    examples: Sequence[Example],
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    decide: Decide | None = None,
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function that scores a `softprompts.training.Prediction` for all rows with the task's metrics."""
-    read = answer_reader(task, examples, encoded, tokenizer, kind)
+    read = answer_reader(task, examples, encoded, tokenizer, kind, decide)
     groups = [example.group for example in examples] if any(example.group is not None for example in examples) else None
     references = KINDS[task.kind].references(examples, task.form)
 
@@ -157,14 +165,24 @@ def marker(
 
 
 def answer_reader(
-    task: Task, examples: Sequence[Example], encoded: Encoded, tokenizer: PreTrainedTokenizerBase, kind: str
+    task: Task,
+    examples: Sequence[Example],
+    encoded: Encoded,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    decide: Decide | None = None,
 ) -> Callable[[Any], tuple[list[Any], bool]]:
     """Returns a function from a prediction to one answer per example, and to whether all of them are valid.
 
-    Answers are what the metrics compare: indices of labels or choices, scores, texts, or lists of tags.
+    Answers are what the metrics compare: indices of labels or choices, scores, texts, lists of tags, or of several
+    labels a 0 or 1 for each. ``decide`` makes answers of scores, where a temperature or thresholds were chosen.
     """
+    if decide is None and task.kind == "multi-label":
+        decide = Decision().decide
 
     def read(prediction: Any) -> tuple[list[Any], bool]:
+        if decide is not None:
+            return decide(task.form, prediction.scores).answers, True
         if prediction.tokens is not None:
             return texts.read(examples, task.form, tokenizer, prediction.tokens)
         if kind != "encoder":

@@ -15,14 +15,15 @@ from scipy import stats  # type: ignore[import-untyped]
 from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 
 from softprompts.tasks.answers import normalise
+from softprompts.tasks.calibration import Calibration, calibration, calibration_of
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
+from softprompts.tasks.kinds.multi_label import targets
 from softprompts.tasks.tag_schemes import entities
 from softprompts.tasks.task_reader import Answer, marked
 
 NO_ANSWER = "(no label)"
 _MISTAKES = 20
-_BINS = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -53,30 +54,6 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Rows whose probability lies in a tenth: their number, their mean probability, and the share that is right."""
-
-    count: int
-    confidence: float
-    right: float
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Whether probabilities are what they say.
-
-    Attributes:
-        error: expected calibration error: the mean distance of probability and share of right rows, over rows.
-        brier: mean squared distance of the probability from 1 for right rows, and from 0 for wrong ones.
-        bins: by tenths of probability; those without a row are left out.
-    """
-
-    error: float
-    brier: float
-    bins: tuple[Bin, ...]
-
-
-@dataclass(frozen=True)
 class Mistake:
     """A row with another answer than its label; ``weight`` is the probability of that answer, or the residual."""
 
@@ -101,7 +78,9 @@ class Errors:
         confusion: rows of each label (in order of ``classes``) by the label that was found; the last column holds
             answers that are no label, where there are some. Empty but for classification.
         found: names of its columns.
-        calibration: of the answers' probabilities; None where there are none.
+        by_label: of several labels, for each how many rows have and get it, get it only, have it only, and neither.
+        calibration: of the answers' probabilities; of several labels, of all labels'; None where there are none.
+        uncalibrated: the same of the probabilities before they were calibrated; None where they were not.
         residuals: of scores: mean absolute error, root mean squared error, mean of answer less label, and quantiles.
         points: of scores: label and answer of each row.
         mistakes: rows with a wrong answer, the most confident first; of scores, the largest residuals.
@@ -116,7 +95,9 @@ class Errors:
     classes: tuple[ClassScore, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     found: tuple[str, ...] = ()
+    by_label: tuple[tuple[int, int, int, int], ...] = ()
     calibration: Calibration | None = None
+    uncalibrated: Calibration | None = None
     residuals: Mapping[str, float] = field(default_factory=dict)
     points: tuple[tuple[float, float], ...] = ()
     mistakes: tuple[Mistake, ...] = ()
@@ -128,7 +109,11 @@ class Errors:
 
 
 def errors_made(
-    form: Form, examples: Sequence[Example], answers: Sequence[Answer], metrics: Mapping[str, float]
+    form: Form,
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    metrics: Mapping[str, float],
+    uncalibrated: Sequence[Sequence[float]] | None = None,
 ) -> Errors:
     """Compares answers with labels.
 
@@ -137,24 +122,37 @@ def errors_made(
         examples: labelled rows.
         answers: the prompt's answer to each.
         metrics: the task's own scores of these answers.
+        uncalibrated: the probability of each label before it was calibrated, row by row; None where it was not.
     """
     base: dict[str, Any] = {"kind": form.kind, "rows": len(examples), "metrics": dict(metrics)}
     if form.kind == "regression":
         return Errors(**base, **_residuals(form, examples, answers))
     truths = [_truth(form, example) for example in examples]
-    said = [answer.tags if form.kind == "tagging" else answer.label for answer in answers]
+    said = [_said(form, answer) for answer in answers]
     right = [_agrees(form, truth, one) for truth, one in zip(truths, said, strict=True)]
     more: dict[str, Any] = {"right": Share.of(sum(right), len(right)), "wrong": len(right) - sum(right)}
     if form.kind == "classification":
         more |= _of_classes(form.labels, truths, [str(one) for one in said])
+    elif form.kind == "multi-label":
+        more |= _of_label_sets(form.labels, truths, said)
     elif form.kind == "tagging":
         more |= _of_entities(truths, said)
     elif form.kind == "choice":
         place, count = Counter(example.label for example in examples).most_common(1)[0]
         more["baseline"] = (f"choice {place + 1}", Share.of(count, len(examples)))
     chances = [answer.probability for answer in answers]
-    if form.kind in ("classification", "choice") and all(chance is not None for chance in chances):
-        more["calibration"] = _calibration(np.array(chances, float), np.array(right))
+    places = [_targets(form, example) for example in examples] if form.decided else []
+    if form.kind == "multi-label":
+        every = [[answer.probabilities[name] for name in form.labels] for answer in answers]
+        more["calibration"] = calibration_of(form, every, places)
+        chances = list(map(_sureness, answers, truths))
+    elif form.decided and all(chance is not None for chance in chances):
+        more["calibration"] = calibration(chances, right)
+    if uncalibrated is not None:
+        more["uncalibrated"] = calibration_of(form, uncalibrated, places)
+        if form.kind == "classification":  # of the likeliest label too, whatever the threshold
+            every = [[answer.probabilities[name] for name in form.labels] for answer in answers]
+            more["calibration"] = calibration_of(form, every, places)
     wrong = [index for index, fine in enumerate(right) if not fine]
     wrong.sort(key=lambda index: -(chances[index] or 0.0))
     more["mistakes"] = tuple(
@@ -170,8 +168,26 @@ def errors_made(
     return Errors(**base, **more)
 
 
+def _said(form: Form, answer: Answer) -> Any:
+    if form.kind == "multi-label":
+        return answer.labels
+    return answer.tags if form.kind == "tagging" else answer.label
+
+
+def _targets(form: Form, example: Example) -> Any:
+    """The index of the right label; of several labels 1 for each that is there and 0 for the others."""
+    return tuple(targets(example, form)) if form.kind == "multi-label" else example.label
+
+
+def _sureness(answer: Answer, truth: Sequence[str]) -> float | None:
+    """The largest probability of a label that is wrongly there or wrongly missing; None: all are right."""
+    wrong = set(truth) ^ set(answer.labels)
+    chances = [(name in answer.labels, answer.probabilities[name]) for name in wrong]
+    return max((chance if given else 1 - chance for given, chance in chances), default=None)
+
+
 def _truth(form: Form, example: Example) -> Any:
-    if form.kind == "tagging":
+    if form.kind in ("tagging", "multi-label"):
         return tuple(form.labels[index] for index in example.label)
     if form.kind == "classification":
         return form.labels[example.label]
@@ -203,6 +219,22 @@ def _of_classes(labels: Sequence[str], truths: Sequence[str], said: Sequence[str
     }
 
 
+def _of_label_sets(labels: Sequence[str], truths: Sequence[Any], said: Sequence[Any]) -> dict[str, Any]:
+    """Of each of several labels; the baseline is the commonest set of labels."""
+    true, given = (np.array([[name in names for name in labels] for names in rows], int) for rows in (truths, said))
+    scores = sklearn_metrics.precision_recall_fscore_support(true, given, average=None, zero_division=0)
+    tables = sklearn_metrics.multilabel_confusion_matrix(true, given).tolist()
+    common, count = Counter(truths).most_common(1)[0]
+    return {
+        "classes": tuple(
+            ClassScore(name, float(precision), float(recall), float(f1), int(support))
+            for name, precision, recall, f1, support in zip(labels, *scores, strict=True)
+        ),
+        "by_label": tuple((hits, alarms, missed, neither) for (neither, alarms), (missed, hits) in tables),
+        "baseline": (" + ".join(common) or NO_ANSWER, Share.of(count, len(truths))),
+    }
+
+
 def _of_entities(truths: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Of each type of entity; where tags are no entities, of each tag."""
     both: Counter[str] = Counter()
@@ -228,17 +260,6 @@ def _marks(tags: Sequence[str]) -> set[tuple[Any, ...]]:
     if all(tag == "O" or tag[1:2] in ("", "-") for tag in tags):
         return set(entities(tags))
     return {(place, tag) for place, tag in enumerate(tags)}
-
-
-def _calibration(chances: np.ndarray, right: np.ndarray) -> Calibration:
-    places = np.minimum((chances * _BINS).astype(int), _BINS - 1)
-    bins = tuple(
-        Bin(int(inside.sum()), float(chances[inside].mean()), float(right[inside].mean()))
-        for inside in (places == place for place in range(_BINS))
-        if inside.any()
-    )
-    error = sum(one.count * abs(one.confidence - one.right) for one in bins) / len(chances)
-    return Calibration(error, float(((chances - right) ** 2).mean()), bins)
 
 
 def _residuals(form: Form, examples: Sequence[Example], answers: Sequence[Answer]) -> dict[str, Any]:
@@ -270,4 +291,6 @@ def _text(example: Example) -> str:
 def _shown(form: Form, example: Example, answer: Any) -> str:
     if form.kind == "tagging":
         return marked(example.words, answer)
+    if form.kind == "multi-label":
+        return " + ".join(answer) or NO_ANSWER
     return answer if isinstance(answer, str) else " / ".join(dict.fromkeys(answer))

@@ -20,6 +20,7 @@ from softprompts.tasks.answers import RULES, score_string
 
 KINDS: dict[str, str] = {
     "classification": "one of several labels for a text or a pair",
+    "multi-label": "any number of several labels for a text or a pair",
     "regression": "a score for a text or a pair",
     "choice": "one of several texts (multiple choice)",
     "ranking": "which of a row's own candidates answers it",
@@ -30,8 +31,11 @@ ANSWERS = {
     "rank": "the likeliest of the label words",
     "generate": "what the model writes, read back as a label",
 }
-_CLOSED = ("classification", "regression", "choice")
+_CLOSED = ("classification", "multi-label", "regression", "choice")
+_DECIDED = ("classification", "multi-label", "choice")
+LABELLED = ("classification", "multi-label")  # rows have labels of the task
 CHOICE = "choice"
+NONE = "none"  # what a language model answers where no label is given, unless the label words say otherwise
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Form:
         reading: what an encoder reads; empty: the first one or two fields.
         source: what a language model reads; empty: "field: {field} field: {field}".
         words: what a language model answers for each label or choice, or the numbers it may answer as text; empty: the
-            label names.
+            label names. Of several labels there is one word more: the answer that each label is weighed against.
         choices: format strings of the choices; empty where each row brings its own.
         cut: fields that are cut where a row is too long, the first one first; empty: whichever is longest.
         answering: a key of `ANSWERS`: how a language model's answer is found.
@@ -78,13 +82,18 @@ class Form:
             object.__setattr__(self, "reading", tuple([*first[:1], f"{{{CHOICE}}}"] if self.chooses else first))
         if not self.source:
             object.__setattr__(self, "source", " ".join(f"{name}: {{{name}}}" for name in self.fields))
-        if not self.words and self.kind == "classification":
+        if not self.words and self.kind in LABELLED:
             object.__setattr__(self, "words", self.labels)
+        if self.kind == "multi-label" and len(self.words) == len(self.labels):
+            object.__setattr__(self, "words", (*self.words, NONE))
         self._check()
 
     def _check(self) -> None:
-        if self.kind == "classification" and len(self.words) != len(self.labels):
+        beyond = int(self.kind == "multi-label")
+        if self.kind in LABELLED and len(self.words) != len(self.labels) + beyond:
             raise SoftPromptError(f"{len(self.words)} label words for {len(self.labels)} labels")
+        if beyond and self.answering == "generate":
+            raise SoftPromptError("several labels are scored apart, not written: leave answering at 'rank'")
         if self.choices and self.words and len(self.words) != len(self.choices):
             raise SoftPromptError(f"{len(self.words)} label words for {len(self.choices)} choices")
         if len(self.reading) > 2:
@@ -107,6 +116,11 @@ class Form:
     def closed(self) -> bool:
         """Whether a language model answers with one of the label words, the same for all rows."""
         return self.kind in _CLOSED
+
+    @property
+    def decided(self) -> bool:
+        """Whether answers are chosen by the probabilities of labels or choices."""
+        return self.kind in _DECIDED
 
     def read(self, values: Mapping[str, str]) -> tuple[str, ...]:
         """What an encoder reads of a row's fields (and its ``choice``)."""

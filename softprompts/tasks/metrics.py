@@ -36,7 +36,13 @@ def _f1(predictions: Array, references: Array) -> float:
     return float(sklearn_metrics.f1_score(references == 1, predictions == 1, zero_division=0))
 
 
+def _micro_f1(predictions: Array, references: Array) -> float:
+    return float(sklearn_metrics.f1_score(references, predictions, average="micro", zero_division=0))
+
+
 def _macro_f1(predictions: Array, references: Array) -> float:
+    if references.ndim == 2:  # of each label's yes
+        return float(sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0))
     classes = np.union1d(predictions, references)
     classes = classes[classes >= 0]  # an invalid prediction is wrong, but no class to average over
     return float(sklearn_metrics.f1_score(references, predictions, labels=classes, average="macro", zero_division=0))
@@ -175,6 +181,20 @@ _classes = _reader(
     np.int64,
 )
 _numbers = _reader(_NUMBER, _NUMBER, np.float64)
+_SET: Wanted = (lambda value: _is_list(value) and all(each in (0, 1) for each in value), "a 0 or 1 for each label")
+
+
+def _sets(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
+    rows = _reader(_SET, _SET)(metric, *sides)
+    if len({len(row) for side in rows for row in side}) != 1:
+        raise SoftPromptError(f"metric '{metric}': rows differ in the number of labels: give a 0 or 1 for each")
+    return [np.array(side, dtype=np.int64) for side in rows]
+
+
+def _classes_or_sets(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
+    return (_sets if _is_list(sides[1][0]) else _classes)(metric, *sides)
+
+
 _strings = _reader(_TEXT, _TEXT)
 _accepted = _reader(_TEXT, (_are_texts, "a list of accepted texts, at least one"))
 
@@ -219,7 +239,9 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_classes, _accuracy),
     "f1": Metric(_classes, _f1),
-    "macro_f1": Metric(_classes, _macro_f1),
+    "macro_f1": Metric(_classes_or_sets, _macro_f1),
+    "micro_f1": Metric(_sets, _micro_f1),
+    "exact_match": Metric(_sets, _accuracy),
     "matthews": Metric(_classes, _matthews),
     "pearson": Metric(_numbers, _correlation(stats.pearsonr)),
     "spearman": Metric(_numbers, _correlation(stats.spearmanr)),
@@ -268,6 +290,9 @@ def compute(
     - "accuracy"; "f1", of class 1; "macro_f1", the mean over the classes that occur; "matthews", where -1 is one
       more class, as for scikit-learn.
     - MultiRC's: "f1a", F1 of class 1 over all answers; "question_em", the share of groups that are right throughout.
+
+    For rows with several labels, lists of a 0 or 1 for each: "micro_f1", of all ones together; "macro_f1", the mean of
+    the labels' F1; "exact_match", the share of rows whose labels are all right.
 
     For scores: "pearson", "spearman".
 

@@ -117,6 +117,10 @@ class Spec:
             if count != len(words):
                 raise SoftPromptError(f"{where}: {count} tags for {len(words)} words")
             return tuple(_index(where, each, len(form.labels)) for each in label)
+        if form.kind == "multi-label":
+            if not isinstance(label, list | tuple):
+                raise SoftPromptError(f"{where}: label {label!r:.80} is not a list of labels")
+            return tuple(sorted({_index(where, each, len(form.labels)) for each in label}))
         if form.kind == "regression":
             if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
                 raise SoftPromptError(f"{where}: label {label!r} is not a number")

@@ -63,9 +63,10 @@ class Task:
 
     def balance(self, split: str = "train") -> dict[str, int]:
         """Rows of each label or choice in a split; empty for other kinds."""
-        if self.kind not in ("classification", "choice"):
+        if self.kind not in ("classification", "choice", "multi-label"):
             return {}
-        counts = Counter(row.label for row in getattr(self, split))
+        several = self.kind == "multi-label"
+        counts = Counter(label for row in getattr(self, split) for label in (row.label if several else [row.label]))
         return {name: counts[index] for index, name in enumerate(self.label_names or self.form.words)}
 
     def render(self, example: Example) -> str:
@@ -100,18 +101,20 @@ class Task:
         return replace(self, form=replace(self.form, **changes))
 
     def constant_scores(self, split: str) -> dict[str, float]:
-        """The metrics of one answer for all rows of a split: the commonest label, a constant score, or no entity.
+        """The metrics of one answer for all rows of a split: the commonest label or set of labels, a constant score,
+        or no entity.
 
         Empty for other kinds, and where metrics compare texts, which a model writes freely.
         """
-        if self.kind in ("classification", "choice"):
+        if self.kind in ("classification", "choice", "multi-label"):
             # Here and not on top: scikit-learn takes a while to import.
             from softprompts.tasks.metrics import compares_strings, compute
 
             if any(map(compares_strings, self.metrics)):
                 return {}
             rows = getattr(self, split)
-            labels = [row.label for row in rows]
+            several = range(len(self.label_names)) if self.kind == "multi-label" else ()
+            labels = [tuple(int(i in row.label) for i in several) if several else row.label for row in rows]
             commonest = Counter(labels).most_common(1)[0][0]
             return compute(self.metrics, [commonest] * len(labels), labels, [row.group for row in rows])
         of_nothing = {"regression": ("pearson", "spearman"), "tagging": ("seqeval_f1",)}.get(self.kind, ())

@@ -29,10 +29,11 @@ from softprompts.tasks.columns import (
     with_choice_fields,
     words_of,
 )
+from softprompts.tasks.decision import Decided, Decision
 from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
-from softprompts.tasks.form import Form, fields_of
+from softprompts.tasks.form import LABELLED, Form, fields_of
 from softprompts.tasks.kinds.encoded import Encoded
 from softprompts.tasks.label_names import Labels
 from softprompts.tasks.spec import BAD_ROW, Spec
@@ -49,10 +50,11 @@ class Answer:
     """The prediction for one text.
 
     Attributes:
-        label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
-            with blanks between.
+        label: the label's name, or those of several; the value of a regression; the text of a choice or a span; or the
+            tags of all words, with blanks between.
         probability: of that label or choice; None for what has none.
         tags: one for each word, where words are tagged.
+        labels: the names of all labels of a row that may have several; ``label`` joins them.
         probabilities: that of every label or choice by name; empty for what has none.
         value: of a regression, as a number.
     """
@@ -62,6 +64,7 @@ class Answer:
     tags: tuple[str, ...] = ()
     probabilities: Mapping[str, float] = field(default_factory=dict, compare=False)
     value: float | None = field(default=None, compare=False)
+    labels: tuple[str, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -102,6 +105,7 @@ class TaskReader:
         max_length: most tokens of an input.
         label_ids: token ids of each answer that a language model chooses from; None where it does not.
         new_tokens: how many tokens a language model generates for an answer at most; None where it does not.
+        decision: the temperature and thresholds that were chosen with the prompt; None: nothing was.
 
     Raises:
         SoftPromptError: what the prompt says of its task is damaged.
@@ -128,6 +132,9 @@ class TaskReader:
         metrics = tuple(meta.get("metrics") or default_metrics(read))
         self.task = Task(str(meta.get("task", name)), read, [], [], metrics=metrics)
         self.tokenizer, self.kind, self._head_labels = tokenizer, kind, tuple(labels)
+        self.decision = Decision.of(meta.get("decision"), read)
+        said = meta.get("data")
+        self._data: Mapping[str, Any] = said if isinstance(said, Mapping) else {}
         self._prepare = SPECS[self.task.name].prepare if self.task.name in SPECS else None
         templates = self.task.form.reading if kind == "encoder" else (self.task.form.source,)
         used = fields_of([*templates, *self.task.form.choices])
@@ -147,7 +154,7 @@ class TaskReader:
     def labels(self) -> tuple[str, ...]:
         """Names of the possible answers, where these are the same for all rows."""
         form = self.task.form
-        if form.kind in ("classification", "tagging"):
+        if form.kind in (*LABELLED, "tagging"):
             return form.labels or self._head_labels
         return form.words if self.label_ids is not None and form.kind == "regression" else ()
 
@@ -174,11 +181,19 @@ class TaskReader:
 
     def answers(self, rows: ReadRows, prediction: Any) -> list[Answer]:
         """The answers for rows of `encode`, from the `softprompts.training.prediction.Prediction` for all features."""
+        if self.decision is not None or rows.task.kind == "multi-label":
+            decided = (self.decision or Decision()).decide(rows.task.form, prediction.scores)
+            return self.decided(rows, decided)
         values, _ = answer_reader(rows.task, rows.examples, rows.encoded, self.tokenizer, self.kind)(prediction)
         chances = prediction.probabilities or []
         if len(chances) != len(rows.examples):
             chances = [[]] * len(rows.examples)
         return [self._answer(*row) for row in zip(rows.examples, values, chances, strict=True)]
+
+    def decided(self, rows: ReadRows, decided: Decided) -> list[Answer]:
+        """The answers that were decided for rows of `encode`."""
+        columns = rows.examples, decided.answers, decided.chances
+        return [self._answer(*row) for row in zip(*columns, strict=True)]
 
     def _answer(self, example: Example, value: Any, chances: Sequence[float]) -> Answer:
         names = example.choices if self.task.form.kind == "choice" else self.labels
@@ -187,6 +202,12 @@ class TaskReader:
             for name, chance in zip(names, chances, strict=True):  # choices of the same text have theirs together
                 by_name[name] = by_name.get(name, 0.0) + chance
         answer = Answer("", max(chances, default=None), probabilities=by_name)
+        if self.task.kind == "multi-label":
+            given = tuple(name for name, there in zip(names, value, strict=True) if there)
+            between = str(self._data.get("label_separator") or ", ")
+            return replace(answer, label=between.join(given), labels=given, probability=None)
+        if self.decision is not None:
+            answer = replace(answer, probability=chances[value])
         if self.task.kind == "regression":
             return replace(answer, label=f"{value:.4g}", value=float(value))
         if self.task.kind == "tagging":
@@ -264,6 +285,7 @@ class TaskReader:
         text_pair: str | None = None,
         fields: Mapping[str, str] | None = None,
         label: str | None = None,
+        label_separator: str | None = None,
     ) -> list[Example]:
         """The rows of a file with their labels, which the file has by name or by index.
 
@@ -273,6 +295,7 @@ class TaskReader:
             text_pair: column of the second field.
             fields: columns of fields by name.
             label: column of the label; None: its usual name.
+            label_separator: what stands between several labels; None: as in training.
 
         Raises:
             SoftPromptError: no such file or column, or a label that is none of the task; names file and line.
@@ -285,13 +308,22 @@ class TaskReader:
         brought = tuple(name for name in fixed_choices(form) if name in first)
         own = self._columns(first, self._named(text, text_pair, fields))
         own = {name: column for name, column in own.items() if name not in brought}
-        columns = find_columns(path, first, form.kind, own, label, brought, None)
+        between = label_separator or self._data.get("label_separator")
+        several = between, self._label_columns(first, label)
+        columns = find_columns(path, first, form.kind, own, label, brought, None, *several)
         examples = read_examples(columns, path, rows)
         if form.kind == "choice" and form.choices and isinstance(columns.choices, str):
             return [with_choice_fields(example) for example in examples]
-        if form.kind in ("classification", "tagging"):
+        if form.kind in (*LABELLED, "tagging"):
             return with_indices(path, examples, Labels.of(form.labels), "one of the prompt's")
         return examples
+
+    def _label_columns(self, row: Row, label: str | None) -> tuple[str, ...]:
+        """The columns of a file with a 0 or 1 for each label, where no column of labels is named or known."""
+        labels = self.task.form.labels
+        if self.task.kind != "multi-label" or label is not None or not all(name in row for name in labels):
+            return ()
+        return labels
 
     def _named(self, text: str | None, text_pair: str | None, fields: Mapping[str, str] | None) -> dict[str, str]:
         """The columns that are named, by field; raises a `SoftPromptError` for a field that the task does not have."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -27,7 +27,7 @@ from softprompts.tasks.columns import (
 from softprompts.tasks.decimal_commas import with_points
 from softprompts.tasks.example import Example
 from softprompts.tasks.file_readers import read_rows
-from softprompts.tasks.form import CHOICE, KINDS, Form
+from softprompts.tasks.form import CHOICE, KINDS, LABELLED, Form
 from softprompts.tasks.label_names import Labels, several_labels
 from softprompts.tasks.spec import Spec
 from softprompts.tasks.splits import OFFICIAL
@@ -49,6 +49,8 @@ def load_files(
     text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
     choices: str | Sequence[str] = (),
     kind: str = "classification",
     labels: Sequence[str] = (),
@@ -65,7 +67,8 @@ def load_files(
     """Makes a task of one file, or of several.
 
     What a label is depends on the kind: a name or a number; a score; of a choice its index, letter, name or text; of a
-    span the answer's text, or SQuAD's ``answers``; of a sentence's words a list of tags.
+    span the answer's text, or SQuAD's ``answers``; of a sentence's words a list of tags. A multi-label row has a list,
+    or names with a separator between, or a 0 or 1 in a column for each label; an empty cell is a row without a label.
 
     Args:
         train: a .csv, .tsv, .jsonl, .json or (for tagging) .conll file in UTF-8, maybe with .gz at the end; the first
@@ -77,6 +80,8 @@ def load_files(
         text_pair: column of the second text (the context), if texts come in pairs; None: by its usual name if
             ``text`` is None too.
         label: column of the label; None: by its usual name ("label", "tags", "answers", ...).
+        label_separator: what stands between several labels in their column; None: nothing, it holds a list.
+        label_columns: the columns of several labels, a 0 or 1 in each, which are named after their columns.
         choices: for multiple choice, the column of a list, or the columns of the choices; empty: by their usual names
             ("choices", or "choice1", "choice2", ...).
         kind: of the task, see `softprompts.tasks.form.KINDS`.
@@ -99,10 +104,11 @@ def load_files(
         raise SoftPromptError(f"text_pair names the column '{text_pair}': name that of the first text too")
     files = {"train": train, "validation": validation, "test": test}
     texts = {"choices": choices, "labels": labels, "words": label_words, "metrics": metrics}
+    texts["label_columns"] = label_columns
     given = {
         **{key: None if file is None else str(file) for key, file in files.items()},
         **{key: [value] if isinstance(value, str) else list(value) for key, value in texts.items() if value},
-        **{"kind": kind, "label": label, "sep": sep, "quoting": quoting},
+        **{"kind": kind, "label": label, "label_separator": label_separator, "sep": sep, "quoting": quoting},
         "fields": [column for column in (text, text_pair) if column is not None],
     }
     declaration = file_task("load_files", {key: value for key, value in given.items() if value not in (None, [])})
@@ -150,6 +156,8 @@ class FileTask(Writing):
         kind: a key of `KINDS`.
         fields: columns of the fields, or the column of each field; empty: the usual names.
         label: column of the label; None: the usual name.
+        label_separator: what stands between several labels.
+        label_columns: a column for each of several labels, with a 0 or 1.
         choices: column, columns or format strings of the choices; empty: the usual names.
         labels: their names, or the name of each value; empty: learned from the training rows.
         templates: other ways to put rows to a model, by name.
@@ -165,6 +173,8 @@ class FileTask(Writing):
     kind: _Text = "classification"
     fields: _TextsOrNames = ()
     label: _Text | None = None
+    label_separator: _Text | None = None
+    label_columns: _Texts = ()
     choices: _Texts = ()
     labels: _TextsOrNames = ()
     templates: dict[str, Writing] = Field(default_factory=dict)
@@ -192,6 +202,7 @@ class FileTask(Writing):
         """
         if self.kind not in KINDS:
             raise SoftPromptError(f"kind is '{self.kind}': {nearest(self.kind, KINDS)}")
+        self._check_labels()
         files = self.files(folder)
         columns, rows = self._read(files)
         choices = same_choices([example for examples in rows.values() for example in examples])
@@ -217,33 +228,54 @@ class FileTask(Writing):
             _check_metrics(task)
         return task
 
+    def _check_labels(self) -> None:
+        """Raises a `SoftPromptError` where what is said of several labels is not for the kind, or says it twice."""
+        for name in ("label_separator", "label_columns"):
+            if getattr(self, name) and self.kind != "multi-label":
+                raise SoftPromptError(f"{name} is for rows with several labels: give kind multi-label")
+        for name in ("label", "label_separator", "labels"):
+            if getattr(self, name) and self.label_columns:
+                raise SoftPromptError(f"{name} and label_columns do not go together: labels are named by their columns")
+        if len(set(self.label_columns)) < max(2, len(self.label_columns)) and self.label_columns:
+            raise SoftPromptError("label_columns names fewer than two columns, or one twice")
+
     def _read(self, files: Mapping[str, Path]) -> tuple[Columns, dict[str, list[Example]]]:
         """The columns, and the rows with labels as the files have them."""
         tagged = self.kind == "tagging"
         rows = {split: read_rows(path, self.sep, self.quoting, tagged) for split, path in files.items()}
         path, (line, first) = files["train"], rows["train"][0]
         place = line if path.name.lower().endswith(_JSON) else None
-        columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, place)
+        several = self.label_separator, self.label_columns
+        columns = find_columns(path, first, self.kind, self.fields, self.label, self.choices, place, *several)
         return columns, {split: read_examples(columns, files[split], numbered) for split, numbered in rows.items()}
 
     def _labels(self, path: Path, train: list[Example]) -> Labels | None:
         """The labels of the task, where its kind has labels."""
-        if self.kind not in ("classification", "tagging"):
+        if self.kind not in (*LABELLED, "tagging"):
             if self.labels:
                 raise SoftPromptError(f"labels are for classification and tagging: {self.kind} has no names of labels")
             return None
-        tagged = self.kind == "tagging"
-        labels = {name for row in train for name in (row.label if tagged else [row.label])}
-        if len(labels) == 1:
+        tagged, several = self.kind == "tagging", self.kind == "multi-label"
+        labels = {name for row in train for name in (row.label if tagged or several else [row.label])}
+        if several and len(self.labels or self.label_columns or labels) < 2:
+            only = f"only the label '{labels.pop()}'" if labels else "no label"
+            raise SoftPromptError(f"{path}: its rows have {only}: a multi-label task has at least two")
+        if self.label_columns:
+            return Labels(self.label_columns, {name: index for index, name in enumerate(self.label_columns)})
+        if len(labels) == 1 and not several:
             what = "words have the tag" if tagged else "rows have the label"
             raise SoftPromptError(f"{path}: all {what} '{labels.pop()}': there is nothing to learn")
         if self.labels:
             return Labels.of(self.labels)
-        if not tagged and (several := several_labels(labels)) is not None:
-            line = next(row.id for row in train if row.label == several)
+        parted = several and any(len(row.label) > 1 for row in train)
+        if not tagged and not parted and (joined := several_labels(labels)) is not None:
+            line = next(row.id for row in train if joined in (row.label if several else [row.label]))
+            advice = "give what stands between them (--label-separator)"
+            if not several:
+                advice = f"make it --kind multi-label and {advice}"
             raise SoftPromptError(
-                f"{path}: line {line}: the label '{several}' looks like several labels, and a row of this kind of task "
-                "has one: if it is one, give the names of all labels (--labels)"
+                f"{path}: line {line}: the label '{joined}' looks like several labels: {advice}; if it is one, give "
+                "the names of all labels (--labels)"
             )
         if tagged and all(name.isdecimal() for name in labels):
             raise SoftPromptError(f"{path}: the tags are numbers: give their names as labels (O, B-PER, ...) in order")
@@ -296,9 +328,12 @@ def with_indices(path: Path, rows: Iterable[Example], labels: Labels, where: str
     """
     indexed = []
     for row in rows:
-        names = row.label if row.words else [row.label]
+        several = isinstance(row.label, tuple)
+        names = row.label if several else [row.label]
         indices = tuple(labels.index(name, f"{path}: line {row.id}", where) for name in names)
-        indexed.append(replace(row, label=indices if row.words else indices[0]))
+        # The labels of a row are in the order of the task, the tags in that of the words.
+        indices = indices if row.words else tuple(sorted(set(indices)))
+        indexed.append(replace(row, label=indices if several else indices[0]))
     return indexed
 
 
@@ -332,11 +367,14 @@ def _check_metrics(task: Task) -> None:
 
 
 def _held_out(path: Path, rows: list[Example], seed: int) -> set[int]:
-    """Which rows are held out, drawn from each label alike."""
+    """Which rows are held out, drawn from each label alike; rows with several labels, from the rarest of each."""
     chance = random.Random(f"hold out {seed}")
     groups = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[row.label if isinstance(row.label, str) else ""].append(index)
+    sets = [row.label if isinstance(row.label, tuple) and not row.words and not row.choices else () for row in rows]
+    often = Counter(name for names in sets for name in names)
+    for index, (row, names) in enumerate(zip(rows, sets, strict=True)):
+        rarest = min(names, key=lambda name: (often[name], name), default="")
+        groups[row.label if isinstance(row.label, str) else rarest].append(index)
     held: set[int] = set()
     for _, group in sorted(groups.items()):
         count = max(round(_HELD_OUT * len(group)), 1) if len(group) > 1 else 0

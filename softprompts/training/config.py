@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from softprompts.errors import SoftPromptError, shown
+from softprompts.tasks.decision import GOALS, Goal
 from softprompts.validation import settings
 
 MOST = 1000  # of a learning rate: a step of AdamW moves each parameter by about the rate
@@ -19,6 +20,25 @@ def _head_rate(value: Any) -> Any:
     if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value <= MOST):
         return value
     raise ValueError(f"must be a number above 0, of at most {MOST}, or 'main', not {shown(value)}")
+
+
+def _class_weights(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        if value in (None, "balanced"):
+            return value
+        raise ValueError(f"must be 'balanced' or a number for a label by its name, not {shown(value)}")
+    for name, weight in value.items():
+        if not isinstance(weight, int | float) or weight is True or not 0 < weight < math.inf:
+            raise ValueError(f"must be numbers above 0: that of {name} is {shown(weight)}")
+    return value or None
+
+
+def _threshold(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value in GOALS):
+        return value
+    if isinstance(value, int | float) and 0 < value < 1:
+        return value
+    raise ValueError(f"must be one of {', '.join(GOALS)} or a number between 0 and 1, not {shown(value)}")
 
 
 @settings
@@ -90,6 +110,25 @@ class TrainConfig:
     patience: Annotated[
         int | None, Field(ge=1, description="Stop after so many evaluations without a better score; default: never.")
     ] = None
+    class_weights: Annotated[
+        Literal["balanced"] | Mapping[str, float] | None,
+        BeforeValidator(_class_weights),
+        Field(
+            description="Weights of labels in the loss: 'balanced' (rare ones count more, as scikit-learn has it), or "
+            "a number for a label by its name: spam=5."
+        ),
+    ] = None
+    threshold: Annotated[
+        float | Goal | None,
+        BeforeValidator(_threshold),
+        Field(
+            description="From which probability on the second of two labels is given, or each of several: what it is "
+            "chosen by on validation rows (f1, accuracy, balanced_accuracy, matthews), or a number."
+        ),
+    ] = None
+    calibrate: Annotated[
+        bool, Field(description="Fit a temperature on validation rows, so that probabilities are what they say.")
+    ] = False
     seed: Annotated[int, Field(ge=0, description="Of initialisation, data order and what a method draws.")] = 0
     bf16: Annotated[bool, Field(description="Forward passes in bfloat16; parameters stay in float32.")] = False
     backbone_dropout: Annotated[
@@ -107,10 +146,15 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values, of which a run's id is made.
 
-        Ids are older than ``head_learning_rate``, ``learning_rate_factor`` and ``group_by_length``, which are left out
-        where they do what was always done.
+        Ids are older than ``head_learning_rate``, ``learning_rate_factor``, ``group_by_length``, ``class_weights``,
+        ``threshold`` and ``calibrate``, which are left out where they do what was always done.
         """
         values = {**vars(self), "learning_rates": dict(self.learning_rates)}
+        if isinstance(self.class_weights, Mapping):
+            values["class_weights"] = dict(self.class_weights)
+        for name in ("class_weights", "threshold", "calibrate"):
+            if not values[name]:
+                del values[name]
         if self.head_learning_rate is None and (self.learning_rate is None or "head" in self.learning_rates):
             del values["head_learning_rate"]
         if self.group_by_length:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import Answers
-from softprompts.tasks.batches import LABELS
+from softprompts.tasks.batches import ABOUT_ROWS, LABELS
 from softprompts.training.losses import PassOutput, run_pass
 from softprompts.training.prediction import evaluating
 
@@ -105,7 +105,7 @@ def _part(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
         ends = sizes.cumsum(0).tolist()
         inputs = torch.tensor([at for row in rows for at in range(ends[row] - int(sizes[row]), ends[row])])
     return {
-        name: value.index_select(0, (index if name in (*LABELS, "choices") else inputs).to(value.device))
+        name: value.index_select(0, (index if name in ABOUT_ROWS else inputs).to(value.device))
         for name, value in batch.items()
     }
 

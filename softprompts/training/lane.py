@@ -59,6 +59,8 @@ class Lane:
         train_features: rows as `collate` takes them.
         validation: what to evaluate on while it trains; None: nothing, and the last prompt is the one kept.
         test: what to score the kept prompt on in the end, by which nothing is chosen; None: nothing.
+        fitting: what is predicted of the kept prompt in the end, before the test: its ``score`` fits what the test and
+            ``record`` then use, such as a threshold; None: nothing.
         folder: the run's folder (see `open_run`). A checkpoint in it is resumed. None: nothing is written.
         record: plain JSON values to put into result.json and the saved prompt's metadata.
         pause_at: pause the run after this step, with a checkpoint; a new `Lane` on the same folder goes on.
@@ -85,6 +87,7 @@ class Lane:
         *,
         validation: Evaluation | None = None,
         test: Evaluation | None = None,
+        fitting: Evaluation | None = None,
         folder: str | Path | None = None,
         record: dict[str, Any] | None = None,
         pause_at: int | None = None,
@@ -95,7 +98,7 @@ class Lane:
         self.name = name
         self.config = config
         self.train_features = train_features
-        self.validation, self.test = (_sized(evaluation, config) for evaluation in (validation, test))
+        self.validation, self.test, self.fitting = (_sized(each, config) for each in (validation, test, fitting))
         self.folder = None if folder is None else Path(folder)
         self.record = dict(record or {})
         self.pause_at = pause_at

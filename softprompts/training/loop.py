@@ -254,6 +254,7 @@ class _Loop:
         done = [lane for lane in ended if lane.done]
         for lane in done:
             lane.restore_best()
+        self._scores([(lane, lane.fitting) for lane in done if lane.fitting is not None], within)
         scored = self._scores([(lane, lane.test) for lane in done if lane.test is not None], within)
         for lane in ended:
             if lane.name in scored:
@@ -305,12 +306,19 @@ def _check(
         if lane.name not in model.prompts:
             raise SoftPromptError(f"the model has no prompt '{lane.name}'; {nearest(lane.name, model.prompts)}")
         check_teachers(model, lane.name, lane.teacher)
+        prompt = model.prompts[lane.name]
+        if prompt.method.compares and _labels_of(lane) == "sets":
+            raise SoftPromptError(
+                f"run '{lane.name}': {prompt.config.method} compares probabilities that exclude each other, which "
+                "several labels of a row do not: use another method or other settings"
+            )
     for setting in ("bf16", "backbone_dropout"):
         if len({getattr(lane.config, setting) for lane in lanes}) > 1:
             raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")
     if len({_labels_of(lane) for lane in lanes}) > 1:
         raise SoftPromptError(
-            "runs that share a pass must agree in the kind of labels: classes, values, tokens, spans or choices"
+            "runs that share a pass must agree in the kind of labels: classes, sets of them, values, tokens, spans or "
+            "choices"
         )
     if accelerator is not None and accelerator.gradient_accumulation_steps != 1:
         raise SoftPromptError("set gradient_accumulation_steps in TrainConfig, not in the Accelerator")
@@ -320,7 +328,7 @@ def _check(
 
 def _labels_of(lane: Lane) -> str:
     """The kind of labels that a lane's rows have."""
-    for name, kind in (("labels", "tokens"), ("span", "spans"), ("choices", "choices")):
+    for name, kind in (("targets", "sets"), ("labels", "tokens"), ("span", "spans"), ("choices", "choices")):
         if name in lane.train_features[0]:
             return kind
     if "label" not in lane.train_features[0]:

@@ -5,7 +5,11 @@ The fields of a row decide its loss (see `collate`):
 - ``label``: cross-entropy over classes, or the squared error of a score;
 - ``labels``: cross-entropy at every token with a label: a language model's answer, or tags;
 - ``span``: cross-entropy over the row's tokens, once for the first and once for the last of the span;
-- ``choices``: several inputs, of which a head with one output scores each; cross-entropy over the choices.
+- ``choices``: several inputs, of which a head with one output scores each; cross-entropy over the choices;
+- ``targets``: several labels, each with a logit of its own: the mean of the labels' binary cross-entropies. With
+  ``choices``, a language model's answers, a label's logit is the log-likelihood of its answer less that of the last.
+
+``weight`` multiplies a row's loss, and of several labels each label's. A row's loss hangs on no other row's weight.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.utils.rnn import pad_sequence
 
 from softprompts.backbones.task_head import wide
 from softprompts.errors import SoftPromptError
 from softprompts.injection.speedups.logits_at import at_places
 from softprompts.injection.state import state_of
-from softprompts.tasks.batches import IGNORED, LABELS
+from softprompts.tasks.batches import ABOUT_ROWS, IGNORED, LABELS, NO_TARGET
 
 NEG_INF = float("-inf")
 
@@ -33,7 +38,7 @@ class PassOutput:
 
     Attributes:
         logits: ``(P, C)``, one line for each decision: a row's class, a token of its answer, an end of its span, a
-            choice. Scores: ``(R, 1)``.
+            choice, or all of a row's labels. Scores: ``(R, 1)``.
         rows: ``(P,)``, the row that each line is about.
         losses: ``(R,)``, the summed loss of each row.
         states: ``(P, k, d)``, the last hidden states behind each line; None unless they were asked for.
@@ -84,6 +89,17 @@ def run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any, states: bo
 
 
 def _run_pass(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> PassOutput:
+    output = _unweighted(model, batch, prompt_names)
+    if "targets" in batch and "choices" in batch:
+        # Every input is an answer: its loss is the negative of its log-likelihood.
+        answers = [losses[-1] - losses[:-1] for losses in output.losses.split(batch["choices"].tolist())]
+        return _targets_output(pad_sequence(answers, True), batch)
+    if "weights" in batch and "targets" not in batch:
+        return replace(output, losses=output.losses * batch["weights"].to(output.losses))
+    return output
+
+
+def _unweighted(model: Any, batch: Mapping[str, Any], prompt_names: Any) -> PassOutput:
     name = next((name for name in LABELS if name in batch), None)
     if name is None:
         raise SoftPromptError("there is no loss for rows without labels")
@@ -111,7 +127,7 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         name: value.to(model.device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
-        if name not in (*LABELS, "choices")
+        if name not in ABOUT_ROWS
     }
     labels = batch.get("labels")
     if labels is not None and labels.dim() == 2:
@@ -135,15 +151,17 @@ def output_of(kind: str, logits: Tensor, batch: Mapping[str, Tensor]) -> PassOut
     logits = wide(logits)
     if "spans" in batch:
         return _span_output(logits, batch["spans"], batch["attention_mask"])
+    if "targets" in batch and "labels" not in batch:
+        return _targets_output(logits, batch)
     labels = batch["labels"]
     if labels.dim() == 2:
         places = _Places(kind, labels)
         return places.output(logits.flatten(0, 1).index_select(0, places.flat.to(logits.device)))
     rows = torch.arange(len(labels))
-    if "choices" in batch:
+    if "choices" in batch:  # of a head
         # A line a row, -inf behind its last choice.
         scores = logits[:, 0].split(batch["choices"].tolist())
-        logits = torch.nn.utils.rnn.pad_sequence(list(scores), True, NEG_INF)
+        logits = pad_sequence(list(scores), True, NEG_INF)
     elif labels.is_floating_point() or logits.shape[-1] == 1:
         return PassOutput(logits, rows, mse_loss(logits[:, 0], labels.to(logits), reduction="none"))
     return PassOutput(logits, rows, cross_entropy(logits, labels.to(logits.device), reduction="none"))
@@ -156,6 +174,17 @@ def _span_output(logits: Tensor, spans: Tensor, mask: Tensor) -> PassOutput:
     lines = by_end.flatten(0, 1)
     losses = cross_entropy(lines, spans.to(logits.device).flatten(), reduction="none")
     return PassOutput(lines, torch.arange(len(spans)).repeat_interleave(2), losses.view(-1, 2).sum(1))
+
+
+def _targets_output(logits: Tensor, batch: Mapping[str, Tensor]) -> PassOutput:
+    """A line a row, over its labels; columns behind a row's last label do not count."""
+    targets = batch["targets"].to(logits.device)
+    width, real = targets.shape[1], targets != NO_TARGET
+    own = torch.where(real, logits[:, :width], torch.zeros_like(logits[:, :width]))
+    losses = binary_cross_entropy_with_logits(own, targets.clamp_min(0).to(own), reduction="none")
+    if "weights" in batch:
+        losses = losses * batch["weights"].to(losses)
+    return PassOutput(logits, torch.arange(len(targets)), (losses * real).sum(1) / real.sum(1))
 
 
 class _Places:
@@ -181,7 +210,7 @@ class _Places:
 
 
 def label_count(kind: str, rows: Sequence[Mapping[str, Any]]) -> int:
-    """The number of labels in a mean loss: one per class, value or choice, two per span, otherwise the tokens."""
+    """The number of labels in a mean loss: one a row, two per span, of language models' answers the tokens."""
     first = 1 if kind == "decoder" else 0
 
     def count(row: Mapping[str, Any]) -> int:

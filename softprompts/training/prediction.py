@@ -29,7 +29,8 @@ class Prediction:
 
     Attributes:
         labels: the class of each row (of rows of choices, the choice), or its value where the head has a single
-            output. Of rows with ``places``, the class at each. Empty where text was generated.
+            output. Of rows with ``places``, the class at each. Empty where text was generated. Of a task with several
+            labels a row they say nothing: its answers are read from ``scores``.
         probabilities: the probability of each class or choice, row by row; None for values, places and text.
         scores: what ``labels`` were chosen by, ``(P, C)`` of each row: one line, or one for each of its places or
             choices. Float64, on the CPU. Empty where text was generated.
@@ -135,7 +136,7 @@ def prediction_of(features: Sequence[Feature], scores: list[Tensor], valued: boo
     """The prediction that ``scores`` make, see `Prediction`; with ``valued`` one is a value, not that of a class."""
     if "places" in features[0]:
         return Prediction([row.argmax(1).tolist() for row in scores], None, scores)
-    if "choices" in features[0]:
+    if "choices" in features[0] and "targets" not in features[0]:
         by_choice = [row[:, 0] for row in scores]
     elif valued:
         return Prediction([float(row[0, 0]) for row in scores], None, scores)
@@ -184,6 +185,8 @@ def score_rows(
 def _context(kind: str, feature: Feature) -> dict[str, Any]:
     """A row's input alone: no label of any kind, and without the answer that a causal row may end in."""
     if "choices" in feature:
+        if "targets" in feature:  # answers of a language model to one input
+            return _context(kind, feature["choices"][0])
         return {"choices": [_context(kind, choice) for choice in feature["choices"]]}
     row = {name: list(feature[name]) for name in ("input_ids", "token_type_ids", "places") if name in feature}
     labels = feature.get("labels")

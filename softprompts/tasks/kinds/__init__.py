@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds import candidates, labels, spans, tags
+from softprompts.tasks.kinds import candidates, labels, multi_label, spans, tags
 from softprompts.tasks.kinds.encoded import Encoded
 
 
@@ -35,6 +35,9 @@ class Kind:
 
 KINDS = {
     "classification": Kind(False, lambda form: len(form.labels), labels.encode, labels.answers, labels.references),
+    "multi-label": Kind(
+        False, lambda form: len(form.labels), multi_label.encode, multi_label.answers, multi_label.references
+    ),
     "regression": Kind(False, lambda _: 1, labels.encode, labels.answers, labels.references),
     "choice": Kind(False, lambda _: 1, candidates.encode_choices, labels.answers, labels.references),
     "ranking": Kind(False, lambda _: 2, candidates.encode_ranking, candidates.answers, spans.references),

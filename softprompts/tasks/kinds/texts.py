@@ -13,6 +13,7 @@ from softprompts.tasks.batches import IGNORED
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.encoded import Encoded, changed, clip, shorten, tally
+from softprompts.tasks.kinds.multi_label import targets
 
 Rows = Sequence[Example]
 _ANSWER = "\nanswer:"
@@ -24,11 +25,12 @@ def encode(
     examples: Rows, form: Form, tokenizer: PreTrainedTokenizerBase, kind: str, max_length: int, with_answer: bool
 ) -> Encoded:
     """See `softprompts.tasks.encode_examples`."""
-    answers = _answers(examples, form, tokenizer, kind) if with_answer else []
+    words = word_ids(form, tokenizer, kind) if form.closed and (with_answer or kind == "decoder") else []
+    answers = _answers(examples, form, words, tokenizer, kind) if with_answer else []
     room = max_length
     if kind == "decoder":  # whether the answer is there or not: what is read must be the same
         least = 0 if form.closed else min(_FREE_TOKENS, max_length // 4)
-        room -= max([least, *map(len, word_ids(form, tokenizer, kind) if form.closed else answers)])
+        room -= max([least, *map(len, words if form.closed else answers)])
     ending = _ANSWER if kind == "decoder" else ""
 
     def tokenize(rows: Sequence[Mapping[str, str]]) -> list[list[int]]:
@@ -49,26 +51,38 @@ def encode(
             ids = tokenize([shorter])[0]
             cut.append(changed(values[index], shorter, [form.source]))
         row: dict[str, Any] = {"input_ids": ids}
-        if answers:
-            row["labels"] = answers[index]
-            if kind == "decoder":
-                row["input_ids"], row["labels"] = ids + answers[index], [IGNORED] * len(ids) + answers[index]
+        if with_answer and form.kind == "multi-label":
+            row = {"choices": [_answered(ids, each, kind) for each in words], "targets": targets(examples[index], form)}
+        elif answers:
+            row = _answered(ids, answers[index], kind)
             if form.closed:
                 row["label"] = examples[index].label
         features.append(row)
     return Encoded(features, len(cut), cut=tally(cut))
 
 
-def _answers(examples: Rows, form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]]:
-    """The ids that each row is answered with."""
+def _answered(ids: list[int], answer: list[int], kind: str) -> dict[str, Any]:
+    """A row with an answer's ids: in a decoder behind its input, which they go on from."""
+    if kind != "decoder":
+        return {"input_ids": ids, "labels": answer}
+    return {"input_ids": ids + answer, "labels": [IGNORED] * len(ids) + answer}
+
+
+def _answers(
+    examples: Rows, form: Form, words: list[list[int]], tokenizer: PreTrainedTokenizerBase, kind: str
+) -> list[list[int]]:
+    """The ids that each row is answered with; none where it is answered with all label words."""
+    if form.kind == "multi-label":
+        return []
     if form.closed:
-        words = word_ids(form, tokenizer, kind)
         return [words[form.label_index(example.label)] for example in examples]
     return [_ids(example.answers[0], tokenizer, kind) for example in examples]
 
 
 def word_ids(form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[list[int]]:
     """Token ids of each label word as the model is to write it, with the end-of-text token if the tokenizer has one.
+
+    Of several labels, the last word is the one for none of them.
 
     Raises:
         SoftPromptError: there are no label words, or two words have the same ids.
