@@ -13,7 +13,7 @@ import torch
 
 import softprompts as sp
 from softprompts.serving.sampling import Sampler
-from softprompts.serving.streaming import TokenDecoder
+from softprompts.serving.decoding import TokenDecoder
 from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
 TEXTS = ["the film was good", "a plot", "very very bad film", "first"]
