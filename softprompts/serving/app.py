@@ -12,13 +12,14 @@ import fastapi
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from softprompts.model.card import count_parameters
 from softprompts.serving import schemas
 from softprompts.serving.errors import RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow
-from softprompts.serving.middleware import BEARER, KEY_HEADER, RequestMiddleware
+from softprompts.serving.middleware import BEARER, DOCS_FILES, KEY_HEADER, RequestMiddleware
 from softprompts.serving.openai.routes import add_openai
 from softprompts.serving.prompt_store import NAME
 from softprompts.serving.requests import check_texts, generate_jobs, predict_jobs, score_jobs
@@ -56,7 +57,9 @@ def create_app(service: Service) -> RequestMiddleware:
         yield
         service.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its viewers of the API load nothing from elsewhere
+        static_url=DOCS_FILES,
+        swagger_ui_parameters={"validatorUrl": None},
         title="softprompts",
         version=__version__,
         description=_ABOUT,

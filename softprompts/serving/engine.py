@@ -10,6 +10,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ _LENGTH_RATIO = 1.4  # a batch's longest row over its shortest, above which a ba
 _MIN_BATCH = 16  # fewest rows of a batch that is ended for the sake of that ratio
 
 Scores = Tensor | FailedError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an `Engine` is made of: a model's alias, folder or hub id, and how it is loaded."""
+
+    model: str
+    dtype: str = "auto"  # or the name of one of torch's
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def engine(self) -> Engine:
+        """Loads the model's config and tokenizer."""
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        return Engine(self.model, dtype, self.device, self.trust_remote_code)
 
 
 class Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,12 @@ class RequestError(SoftPromptError):
         if path.startswith(OPENAI_PATHS):
             return JSONResponse(self.openai(), 400 if self.status == 422 else self.status, self.headers)
         return JSONResponse({"error": str(self)}, self.status, self.headers)
+
+    def event(self, path: str = "") -> bytes:
+        """The last event of a stream that fails."""
+        if path.startswith(OPENAI_PATHS):
+            return f"data: {json.dumps(self.openai())}\n\n".encode()
+        return f"event: error\ndata: {json.dumps({'error': str(self)})}\n\n".encode()
 
     def openai(self) -> dict[str, Any]:
         """The error in the form of OpenAI's interface."""

@@ -27,6 +27,7 @@ KEY_HEADER = APIKeyHeader(name="X-API-Key", scheme_name="header", auto_error=Fal
 _WITHOUT_KEY = frozenset(
     ("/", "/playground.css", "/playground.js", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json")
 )
+DOCS_FILES = "/docs-files"  # of the pages that show the API
 _LOCAL = re.compile(r"(([a-z0-9-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 _log = logging.getLogger("softprompts.serving")
 
@@ -78,7 +79,8 @@ class RequestMiddleware:
         path, headers = request.scope["path"], request.headers  # `request.url` trusts the Host header
         if path not in ("/healthz", "/readyz"):
             self.service.refuse_while_draining()
-        if self.settings.api_key and path not in _WITHOUT_KEY and not await self._has_key(request):
+        open_to_all = path in _WITHOUT_KEY or path.startswith(f"{DOCS_FILES}/")
+        if self.settings.api_key and not open_to_all and not await self._has_key(request):
             text = "an API key is needed: send it as 'Authorization: Bearer KEY'"
             raise _refusal(401, text, {"WWW-Authenticate": "Bearer"}, "invalid_api_key")
         host = headers.get("host", "").lower()

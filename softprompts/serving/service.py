@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from softprompts.errors import SoftPromptError
 from softprompts.serving.batching import Batcher
-from softprompts.serving.engine import Engine
+from softprompts.serving.engine import Engine, EngineOptions
 from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import Job, LoadedPrompt, PendingRequest, RequestRow
 from softprompts.serving.metrics import Metrics
@@ -267,6 +267,13 @@ class Service:
                 request.future.set_exception(request.error)
             else:
                 request.future.set_result(request.answers)
+
+
+def open_service(options: EngineOptions, store: PromptStore, settings: ServerSettings, strict: bool) -> Service:
+    """A service with its model and all prompts of a folder; ``strict`` raises where one cannot be loaded."""
+    service = Service(options.engine(), store, settings)
+    service.load_all(strict)
+    return service
 
 
 async def _hang_up(receive: Receive) -> None:

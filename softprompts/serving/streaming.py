@@ -93,7 +93,7 @@ async def _events(service: Service, request: PendingRequest, tokens: Tokens) -> 
                 yield _event("token", {"index": row, "text": text})
             yield _event("done", {"index": row, **answer})
     except RequestError as error:
-        yield _event("error", {"error": str(error)})
+        yield error.event()
     finally:
         request.dropped = True
 

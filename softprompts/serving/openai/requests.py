@@ -81,10 +81,10 @@ def _most_tokens(engine: Engine, row: RequestRow, length: int, options: TextRequ
         return wanted or most
     room = limit - length if engine.kind == "decoder" else limit
     if length > limit or room < (wanted or 1):
-        text = (
-            f"{length} tokens of input and {wanted or 1} of text are too long: '{row.prompt.name}' has room for {limit}"
-        )
         param = "prompt" if isinstance(options, CompletionRequest) else "messages"
+        text = (
+            f"{param}: {length} tokens and {wanted or 1} to be written are too long for '{row.prompt.name}' ({limit})"
+        )
         raise RequestError(text, param=param, code="context_length_exceeded")
     return wanted or min(most, room)
 

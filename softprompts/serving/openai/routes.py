@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from softprompts.serving.errors import RequestError
+from softprompts.serving.errors import OPENAI_PATHS, RequestError
 from softprompts.serving.jobs import LoadedPrompt, PendingRequest, RequestRow
 from softprompts.serving.openai import schemas
 from softprompts.serving.openai.choices import ChatFormat, ChoiceWriter, CompletionFormat
@@ -172,7 +172,7 @@ async def _events(
             yield _event({**head, "choices": [], "usage": _usage(answers, body.choices)})
         yield b"data: [DONE]\n\n"
     except RequestError as error:
-        yield _event(error.openai())
+        yield error.event(OPENAI_PATHS[0])
     finally:
         request.dropped = True
 
