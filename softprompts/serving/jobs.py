@@ -24,7 +24,7 @@ class LoadedPrompt:
     """A prompt in memory."""
 
     name: str  # in requests
-    # Its name in the model, or an empty one; never reused, so that it can be replaced while its rows are being answered.
+    # Its name in the model, empty for none; never reused, so that it can be replaced while its rows are answered.
     key: str
     model: Any  # of the class whose head the prompt has
     module: Prompt | None  # None: the model without a prompt

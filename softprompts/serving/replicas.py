@@ -31,6 +31,7 @@ from softprompts.serving.settings import ServerSettings
 
 APP, REPLICA, FRONT = "softprompts", "replica", "front"
 _PAUSE = 0.05  # seconds until another replica is asked
+_STARTS = 5  # times that Ray Serve may take longer to start than it waits, a minute
 _SHUT = {"/v1/prompts/": "replicas load their prompts when they start: restart the server to change them"}
 _SCOPE = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme", "client", "server")
 
@@ -164,7 +165,7 @@ def run_replicas(
         room = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))
         if count > room:
             raise SoftPromptError(f"--replicas {count}: the cluster has {room} {'GPUs' if gpus else 'cores'}")
-        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"})
+        _start_serve(serve, host, port)
         replica = serve.deployment(Replica, name=REPLICA).options(
             num_replicas=count,
             max_ongoing_requests=settings.queue,
@@ -190,6 +191,17 @@ def run_replicas(
             ray.shutdown()
         else:
             serve.delete(APP)
+
+
+def _start_serve(serve: Any, host: str, port: int) -> None:
+    """Starts Ray Serve, whose patience with its own processes is too short for a busy machine."""
+    for left in range(_STARTS - 1, -1, -1):
+        try:
+            serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"})
+            return
+        except TimeoutError as error:
+            if not left:
+                raise SoftPromptError(f"Ray Serve does not start ({error})") from error
 
 
 def _ray() -> tuple[Any, Any]:

@@ -21,7 +21,8 @@ from tests.serving.servers import Running, held, running, save, service_of, wait
 
 openai = pytest.importorskip("openai", reason="OpenAI's client asks: pip install openai")
 
-TEMPLATE = """{% for m in messages %}{% if m.role == 'assistant' %}answer : {{ m.content }} . {% elif m.role == 'user' %}\
+TEMPLATE = """{% for m in messages %}\
+{% if m.role == 'assistant' %}answer : {{ m.content }} . {% elif m.role == 'user' %}\
 {{ m.content }} . {% elif m.content == 'refuse' %}{{ raise_exception('no such role') }}{% elif m.content != 'lost' %}\
 first {{ m.content }} . {% endif %}{% endfor %}{% if add_generation_prompt %}answer :{% endif %}"""
 NAMES = ("prefix", "prompt", "lora")
