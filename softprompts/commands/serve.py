@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,8 @@ from softprompts.serving.settings import ServerSettings
 if TYPE_CHECKING:
     from softprompts.serving.prompt_store import PromptStore
 
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client")
+_ENGINES = ("local", "ray")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 API_KEY = "SOFTPROMPTS_API_KEY"
@@ -53,41 +55,56 @@ def serve(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local: one process; ray: replicas in a Ray cluster (RAY_ADDRESS).")
+    ] = "local",
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, help="Models with --engine ray, one a GPU or core; default: 1.")
+    ] = None,
 ) -> None:
     """Serve many prompts on one frozen model over HTTP, with a page to try them."""
     if any(importlib.util.find_spec(name) is None for name in _NEEDED):
-        raise SoftPromptError("serving needs more packages: pip install fastapi uvicorn prometheus-client")
+        raise SoftPromptError(
+            "serving needs more packages: pip install fastapi fastapi-offline uvicorn prometheus-client"
+        )
     if dtype not in _DTYPES:
         raise SoftPromptError(f"--dtype {dtype}: {nearest(dtype, _DTYPES)}")
-    import torch
-
-    from softprompts.serving.engine import Engine
+    if engine not in _ENGINES:
+        raise SoftPromptError(f"--engine {engine}: {nearest(engine, _ENGINES)}")
+    if replicas is not None and engine != "ray":
+        raise SoftPromptError("--replicas is for --engine ray; without it one process has one model")
+    from softprompts.serving.engine import EngineOptions
     from softprompts.serving.prompt_store import PromptStore
     from softprompts.serving.server import run
-    from softprompts.serving.service import Service
+    from softprompts.serving.service import open_service
 
-    if device is not None:
+    if device is not None and engine == "local":
         _check_device(device)
     store = PromptStore(prompts)
+    if not (model or store.names()):
+        raise SoftPromptError(f"--prompts {prompts} holds no prompts: name a folder with runs or saved prompts in it")
     key = os.environ.get(API_KEY, "").strip()
     name = model or _named(store)
     settings = replace(limits, api_key=key, local=not key and host in _LOOPBACK)
-    with err.status("loading the model and its prompts"):
-        weights_dtype = None if dtype == "auto" else getattr(torch, dtype)
-        engine = Engine(name, weights_dtype, device, trust_remote_code)
-        service = Service(engine, store, settings)
-        service.load_all(strict)
-    for prompt, reason in service.left_out.items():
-        err.print(f"left out {prompt}: {reason}", style="yellow", soft_wrap=True)
+    options = EngineOptions(name, dtype, device, trust_remote_code)
 
-    def tell(port: int) -> None:
+    def tell(model: str, count: int, left_out: Mapping[str, str], port: int) -> None:
+        for prompt, reason in left_out.items():
+            err.print(f"left out {prompt}: {reason}", style="yellow", soft_wrap=True)
         shown = f"[{host}]" if ":" in host else host
-        count = f"{len(service.prompts)} {'prompt' if len(service.prompts) == 1 else 'prompts'}"
-        out.print(f"{count} on {engine.model_name}: http://{shown}:{port}", soft_wrap=True)
+        prompts = f"{count} {'prompt' if count == 1 else 'prompts'}"
+        out.print(f"{prompts} on {model}: http://{shown}:{port}", soft_wrap=True)
         if not settings.api_key and host not in _LOOPBACK:
             err.print(f"anyone who reaches {host} may ask: set {API_KEY} to a key", style="yellow", soft_wrap=True)
 
-    run(service, host, port, tell)
+    if engine == "ray":
+        from softprompts.serving.replicas import run_replicas
+
+        run_replicas(options, store.root, settings, strict, replicas or 1, host, port, tell)
+        return
+    with err.status("loading the model and its prompts"):
+        service = open_service(options, store, settings, strict)
+    run(service, host, port, lambda port: tell(service.engine.model_name, len(service.prompts), service.left_out, port))
 
 
 def _named(store: PromptStore) -> str:

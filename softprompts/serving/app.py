@@ -12,20 +12,22 @@ import fastapi
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from softprompts.model.card import count_parameters
 from softprompts.palette import css
 from softprompts.serving import schemas
-from softprompts.serving.errors import FailedError, RequestError
+from softprompts.serving.errors import RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow
-from softprompts.serving.middleware import BEARER, KEY_HEADER, RequestMiddleware
+from softprompts.serving.middleware import BEARER, DOCS_FILES, KEY_HEADER, RequestMiddleware
+from softprompts.serving.openai.routes import add_openai
 from softprompts.serving.prompt_store import NAME
-from softprompts.serving.requests import generate_jobs, predict_jobs, score_jobs
+from softprompts.serving.requests import check_texts, generate_jobs, predict_jobs, score_jobs
 from softprompts.serving.schemas import problems
 from softprompts.serving.service import Service
-from softprompts.serving.settings import ServerSettings
-from softprompts.serving.streaming import event_stream
+from softprompts.serving.streaming import HEADERS, event_stream
+from softprompts.serving.validation_errors import answer_error, check_content_type
 from softprompts.version import __version__
 
 _ABOUT = """Many soft prompts on one frozen model. Rows of a request may each name a prompt of their own, and requests
@@ -42,8 +44,6 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-_NOT_JSON = "the body is not JSON"
 _PromptName = Annotated[
     str, fastapi.Path(description="Name of a sub-folder of the prompts folder.", pattern=f"^{NAME}$")
 ]
@@ -58,19 +58,24 @@ def create_app(service: Service) -> RequestMiddleware:
         yield
         service.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its viewers of the API load nothing from elsewhere
+        static_url=DOCS_FILES,
+        swagger_ui_parameters={"validatorUrl": None},
         title="softprompts",
         version=__version__,
         description=_ABOUT,
         lifespan=lifespan,
         redirect_slashes=False,
-        exception_handlers=dict.fromkeys((RequestError, RequestValidationError, HTTPException, Exception), _answer),
+        exception_handlers=dict.fromkeys(
+            (RequestError, RequestValidationError, HTTPException, Exception), answer_error
+        ),
     )
     # The key is checked by the middleware; the dependencies put it into the OpenAPI document.
     router = APIRouter(dependencies=[Depends(BEARER), Depends(KEY_HEADER)] if service.settings.api_key else [])
     _add_state(app, router, service)
     _add_prompts(router, service)
     _add_rows(router, service)
+    add_openai(router, service)
     app.include_router(router)
     for path, (file, media_type) in _PAGE_FILES.items():
         app.add_api_route(path, _file(_PAGE / file, media_type), include_in_schema=False)
@@ -81,8 +86,9 @@ def create_app(service: Service) -> RequestMiddleware:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _add_rows(router: APIRouter, service: Service) -> None:
-    responses = problems(404, 413, 422, 429, 500, 503, 504)
+def _add_rows(every: APIRouter, service: Service) -> None:
+    router = APIRouter(dependencies=[Depends(check_content_type)])
+    responses = problems(404, 413, 415, 422, 429, 500, 503, 504)
     most_tokens = service.settings.max_new_tokens
 
     @router.post("/v1/predict", response_model=schemas.PredictResponse, responses=responses, tags=["rows"])
@@ -112,7 +118,9 @@ def _add_rows(router: APIRouter, service: Service) -> None:
             pending = service.submit(rows, partial(generate_jobs, options=body))
             return JSONResponse({"answers": await service.wait(pending, pending.future, request.receive)})
         events = await event_stream(service, rows, body, request.receive)
-        return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
+        return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+
+    every.include_router(router)
 
 
 def _request_rows(service: Service, body: Any) -> list[RequestRow]:
@@ -129,7 +137,7 @@ def _request_rows(service: Service, body: Any) -> list[RequestRow]:
 def _request_row(service: Service, row: Any, prompt: str | None) -> RequestRow:
     if isinstance(row, str | list):
         content: Any = row if isinstance(row, str) else tuple(row)
-        _check_texts(service.settings, [row] if isinstance(row, str) else row)
+        check_texts(service.settings, [row] if isinstance(row, str) else row)
         return RequestRow(service.find(prompt), content)
     content = row.model_dump(exclude={"prompt", "continuations"}, exclude_none=True)
     continuations, choices = getattr(row, "continuations", ()), content.get("choices", ())
@@ -139,18 +147,8 @@ def _request_row(service: Service, row: Any, prompt: str | None) -> RequestRow:
     fields = content.get("fields", {})
     single = [content[name] for name in ("text", "text_pair") if name in content]
     joined = ["".join(content.get("words", ())), "".join(choices)]
-    _check_texts(service.settings, [*single, *fields, *fields.values(), *joined, *continuations])
+    check_texts(service.settings, [*single, *fields, *fields.values(), *joined, *continuations])
     return RequestRow(service.find(row.prompt or prompt), content, continuations)
-
-
-def _check_texts(settings: ServerSettings, texts: Sequence[str]) -> None:
-    longest = max(map(len, texts), default=0)
-    if longest > settings.max_text:
-        raise RequestError(f"a text of {longest:,} characters; at most {settings.max_text:,} are read")
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:  # JSON can hold one half of a surrogate pair
-        raise RequestError("a text has half a character (a lone surrogate) in it") from error
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -242,32 +240,3 @@ def _file(path: Path, media_type: str) -> Callable[[], Response]:
 
 def _palette() -> Response:
     return Response(css(), media_type="text/css", headers=_PAGE_HEADERS)
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-async def _answer(_: Request, error: Exception) -> Response:
-    if isinstance(error, RequestValidationError):
-        error = RequestError(_validation_text(error.errors()))
-    elif isinstance(error, HTTPException):
-        not_json = error.status_code == 400  # no text, or too deeply nested
-        error = RequestError(_NOT_JSON) if not_json else RequestError(error.detail, error.status_code, error.headers)
-    elif not isinstance(error, RequestError):
-        error = FailedError(f"the request failed ({type(error).__name__})")
-    return error.response()
-
-
-def _validation_text(errors: Sequence[Any]) -> str:
-    """One line about a body that does not follow its schema; of a row's alternatives, about the one tried furthest."""
-    deepest = max(errors, key=lambda error: len(error["loc"]))
-    if deepest["type"] == "json_invalid":
-        return _NOT_JSON
-    place = ""
-    for part in deepest["loc"][1:]:
-        if isinstance(part, int):
-            place += f"[{part}]"
-        elif part not in ("str", "Row") and not part.startswith(("list[", "constrained")):  # names of alternatives
-            place += f".{part}" if place else part
-    text = " ".join((f"{place[:200]}: {deepest['msg']}" if place else deepest["msg"]).split())
-    return text if text.isascii() else ascii(text)[1:-1]

@@ -10,6 +10,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from softprompts.methods.folded import fold
 from softprompts.model.attach import attach
 from softprompts.model.saving import prompt_of
 from softprompts.serving.errors import FailedError
-from softprompts.serving.jobs import GenerationRow, LoadedPrompt, ScoringRow
+from softprompts.serving.jobs import GenerationRow, LoadedPrompt, ScoringRow, TokenScore
 from softprompts.storage.saved_prompt import read
 from softprompts.tasks import padding_id
 from softprompts.tasks.batches import collate
@@ -44,6 +45,21 @@ _LENGTH_RATIO = 1.4  # a batch's longest row over its shortest, above which a ba
 _MIN_BATCH = 16  # fewest rows of a batch that is ended for the sake of that ratio
 
 Scores = Tensor | FailedError
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an `Engine` is made of: a model's alias, folder or hub id, and how it is loaded."""
+
+    model: str
+    dtype: str = "auto"  # or the name of one of torch's
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def engine(self) -> Engine:
+        """Loads the model's config and tokenizer."""
+        dtype = None if self.dtype == "auto" else getattr(torch, self.dtype)
+        return Engine(self.model, dtype, self.device, self.trust_remote_code)
 
 
 class Engine:
@@ -68,8 +84,9 @@ class Engine:
             self.kind = kind_of(self.config)
             self.tokenizer = AutoTokenizer.from_pretrained(**source)
         self._load_options = {**source, "use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
-        # A tokenizer is not thread-safe: the text thread has `tokenizer`, the event loop has `decoder`.
-        self.decoder = copy.deepcopy(self.tokenizer)
+        # A tokenizer is not thread-safe: the text thread has `tokenizer`, the event loop has `decoder`, and the model's
+        # thread has `watcher`, which looks for stop strings.
+        self.decoder, self.watcher = copy.deepcopy(self.tokenizer), copy.deepcopy(self.tokenizer)
         self.pad_id = padding_id(self.tokenizer)
         self.models: dict[str, Any] = {}
         self._loading = threading.Lock()
@@ -135,6 +152,15 @@ class Engine:
             reader = TaskReader(config, prompt.labels, self.tokenizer, self.kind, room, name)
         return LoadedPrompt(name, f"p{next(self._numbers)}", model, prompt, reader, config, room, stamp)
 
+    def bare(self) -> LoadedPrompt | None:
+        """The model without a prompt, where one of its classes that is loaded generates text."""
+        model = next((model for model in self.models.values() if model.can_generate()), None)
+        if model is None or self.kind == "encoder":
+            return None
+        room = context_room(model, self.tokenizer, 0)
+        reader = TaskReader({"backbone": {}, "labels": []}, (), self.tokenizer, self.kind, room, self.model_name)
+        return LoadedPrompt(self.model_name, "", model, None, reader, {}, room, None)
+
     # --- scores -------------------------------------------------------------------------------------------------------
 
     def score(self, rows: Sequence[ScoringRow], max_rows: int, max_tokens: int) -> list[Scores]:
@@ -197,16 +223,16 @@ class Engine:
         model = rows[0].prompt.model
         padding_side = "left" if self.kind == "decoder" else "right"
         batch = collate([{"input_ids": row.input_ids} for row in rows], self.pad_id, padding_side)
-        processors = [_Sampling(rows)] if any(row.sampler for row in rows) else []
+        processors = [_Choosing(rows)] if any(row.sampler or row.top_logprobs is not None for row in rows) else []
         model.generate(
             **{name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")},
-            prompt_names=[row.prompt.key for row in rows],
+            prompt_names=[row.prompt.key or None for row in rows],
             max_new_tokens=max(row.max_new_tokens for row in rows),
             do_sample=False,
             num_beams=1,
             pad_token_id=self.pad_id,
             stopping_criteria=StoppingCriteriaList(
-                [_TokenWatch(rows, model.generation_config.eos_token_id, between_steps)]
+                [_TokenWatch(rows, model.generation_config.eos_token_id, self.watcher, between_steps)]
             ),
             logits_processor=transformers.LogitsProcessorList(processors),
         )
@@ -228,26 +254,39 @@ class Engine:
 class _TokenWatch(StoppingCriteria):  # type: ignore[misc]
     """Stores and emits each generated token, and stops rows that are finished."""
 
-    def __init__(self, rows: list[GenerationRow], end: int | list[int] | None, between_steps: Callable[[], None]):
+    def __init__(
+        self,
+        rows: list[GenerationRow],
+        end: int | list[int] | None,
+        tokenizer: Any,
+        between_steps: Callable[[], None],
+    ):
         self.rows, self.between_steps = rows, between_steps
+        self.texts = [row.text(tokenizer) if row.stops else None for row in rows]
         self.ends = {end} if isinstance(end, int) else set(end or ())
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+        for row, text, token in zip(self.rows, self.texts, input_ids[:, -1].tolist(), strict=True):
             if not row.unfinished:
                 continue
-            if token in self.ends:
+            if token in self.ends or token in row.ends:
                 row.ended = True
                 continue
             row.tokens.append(token)
             if row.emit is not None:
                 row.emit(token)
+            if text is not None:
+                text.add(token)
+                row.ended = text.stopped
         self.between_steps()
         return torch.tensor([not row.unfinished for row in self.rows], device=input_ids.device)
 
 
-class _Sampling(transformers.LogitsProcessor):  # type: ignore[misc]
-    """Draws the tokens of rows with a sampler; only the drawn token keeps a finite logit, so that it is taken."""
+class _Choosing(transformers.LogitsProcessor):  # type: ignore[misc]
+    """Draws the tokens of rows with a sampler, and notes log-probabilities where a row wants them.
+
+    Only the token that is chosen keeps a finite logit, so that it is taken.
+    """
 
     def __init__(self, rows: list[GenerationRow]):
         self.rows = rows
@@ -255,11 +294,21 @@ class _Sampling(transformers.LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.clone()
         for index, row in enumerate(self.rows):
-            if row.sampler is not None and row.unfinished:
-                token = row.sampler.draw(scores[index])
-                scores[index] = float("-inf")
-                scores[index, token] = 0.0
+            if not row.unfinished or (row.sampler is None and row.top_logprobs is None):
+                continue
+            token = int(scores[index].argmax()) if row.sampler is None else row.sampler.draw(scores[index])
+            if row.top_logprobs is not None:
+                row.scores.append(_token_score(scores[index], token, row.top_logprobs))
+            scores[index] = float("-inf")
+            scores[index, token] = 0.0
         return scores
+
+
+def _token_score(logits: Tensor, token: int, count: int) -> TokenScore:
+    """The score of a token among logits ``(V,)``, before temperature and top_p."""
+    logprobs = logits.float().log_softmax(-1)
+    top = logprobs.topk(min(count, len(logprobs)))
+    return TokenScore(float(logprobs[token]), list(zip(top.indices.tolist(), top.values.tolist(), strict=True)))
 
 
 def _split_answers(row: ScoringRow, max_rows: int, max_tokens: int) -> list[ScoringRow]:

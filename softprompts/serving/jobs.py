@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from softprompts.injection.prompt import Prompt
+from softprompts.serving.decoding import StoppedText, TokenDecoder
 from softprompts.serving.errors import FailedError
 from softprompts.serving.sampling import Sampler
 from softprompts.tasks.batches import inputs_of, length_of
@@ -23,9 +24,10 @@ class LoadedPrompt:
     """A prompt in memory."""
 
     name: str  # in requests
-    key: str  # its name in the model; never reused, so that a prompt can be replaced while its rows are being answered
+    # Its name in the model, empty for none; never reused, so that it can be replaced while its rows are answered.
+    key: str
     model: Any  # of the class whose head the prompt has
-    module: Prompt
+    module: Prompt | None  # None: the model without a prompt
     reader: TaskReader
     config: Mapping[str, Any]  # of the saved prompt
     max_input_tokens: int | None  # beside the prompt; None for no limit
@@ -36,7 +38,12 @@ class LoadedPrompt:
     @property
     def input_tokens(self) -> int:
         """Virtual tokens that the prompt puts into the input."""
-        return self.module.config.input_tokens
+        return 0 if self.module is None else self.module.config.input_tokens
+
+    @property
+    def writes(self) -> bool:
+        """Whether its model generates text."""
+        return self.reader.kind != "encoder" and bool(self.model.can_generate())
 
 
 @dataclass(eq=False)
@@ -67,6 +74,14 @@ class ScoringRow:
         return len(inputs_of(self.feature)) if self.answers is None else len(self.answers)
 
 
+@dataclass(frozen=True)
+class TokenScore:
+    """The log-probability of a generated token, and the likeliest tokens in its place with theirs."""
+
+    logprob: float
+    top: Sequence[tuple[int, float]]
+
+
 @dataclass(eq=False)
 class GenerationRow:
     """A row for which the model generates text."""
@@ -76,9 +91,18 @@ class GenerationRow:
     max_new_tokens: int
     sampler: Sampler | None = None  # None takes the likeliest tokens
     emit: Callable[[int], None] | None = None  # called in the model's thread with each token
+    ends: frozenset[int] = frozenset()  # tokens that end the text, beside the model's own
+    stops: Sequence[str] = ()  # texts that end it too, and are not part of it
+    before: Sequence[int] = ()  # tokens that the text continues
+    top_logprobs: int | None = None  # how many of the likeliest tokens are noted in `scores`; None notes nothing
+    scores: list[TokenScore] = field(default_factory=list)  # of each token, and of the one that ended the text
     tokens: list[int] = field(default_factory=list)  # the generated ones, without the end-of-text token
-    ended: bool = False  # whether the model generated the end-of-text token
+    ended: bool = False  # whether the model generated an end-of-text token or a stop string
     job: Job = field(init=False)
+
+    def text(self, tokenizer: Any) -> StoppedText:
+        """What decodes its tokens by a tokenizer that no other thread uses."""
+        return StoppedText(TokenDecoder(tokenizer, self.before), self.stops)
 
     @property
     def unfinished(self) -> bool:

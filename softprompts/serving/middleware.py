@@ -37,6 +37,7 @@ _WITHOUT_KEY = frozenset(
         "/openapi.json",
     )
 )
+DOCS_FILES = "/docs-files"  # of the pages that show the API
 _LOCAL = re.compile(r"(([a-z0-9-]+\.)*localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 _log = logging.getLogger("softprompts.serving")
 
@@ -73,7 +74,7 @@ class RequestMiddleware:
 
             await self.app(scope, replay, watched_send)
         except RequestError as error:
-            await error.response()(scope, receive, watched_send)
+            await error.response(scope["path"])(scope, receive, watched_send)
         except ClientDisconnect:
             pass
         except Exception as error:  # the app has answered by its handler
@@ -88,9 +89,10 @@ class RequestMiddleware:
         path, headers = request.scope["path"], request.headers  # `request.url` trusts the Host header
         if path not in ("/healthz", "/readyz"):
             self.service.refuse_while_draining()
-        if self.settings.api_key and path not in _WITHOUT_KEY and not await self._has_key(request):
+        open_to_all = path in _WITHOUT_KEY or path.startswith(f"{DOCS_FILES}/")
+        if self.settings.api_key and not open_to_all and not await self._has_key(request):
             text = "an API key is needed: send it as 'Authorization: Bearer KEY'"
-            raise _refusal(401, text, {"WWW-Authenticate": "Bearer"})
+            raise _refusal(401, text, {"WWW-Authenticate": "Bearer"}, "invalid_api_key")
         host = headers.get("host", "").lower()
         # DNS rebinding: a page under a name that its owner points to this machine would be of the server's own site.
         if self.settings.local and host and not _LOCAL.fullmatch(host):
@@ -130,6 +132,6 @@ class RequestMiddleware:
         return bytes(body)
 
 
-def _refusal(status: int, text: str, headers: Mapping[str, str] | None = None) -> RequestError:
+def _refusal(status: int, text: str, headers: Mapping[str, str] | None = None, code: str | None = None) -> RequestError:
     """An error that closes the connection: a body that is not read would be taken for the next request."""
-    return RequestError(text, status, {**(headers or {}), "Connection": "close"})
+    return RequestError(text, status, {**(headers or {}), "Connection": "close"}, code=code)

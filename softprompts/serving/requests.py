@@ -16,9 +16,21 @@ from softprompts.serving.errors import RequestError
 from softprompts.serving.jobs import Answers, GenerationRow, Job, LoadedPrompt, RequestRow, ScoringRow
 from softprompts.serving.sampling import Sampler
 from softprompts.serving.schemas import GenerateRequest, ScoreRequest
+from softprompts.serving.settings import ServerSettings
 from softprompts.tasks.kinds.texts import continuation_ids
 from softprompts.tasks.task_reader import Answer
 from softprompts.training.prediction import Prediction, prediction_of
+
+
+def check_texts(settings: ServerSettings, texts: Sequence[str]) -> None:
+    """Raises a `RequestError` for texts that are too long or no Unicode; for any thread."""
+    longest = max(map(len, texts), default=0)
+    if longest > settings.max_text:
+        raise RequestError(f"a text of {longest:,} characters; at most {settings.max_text:,} are read")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:  # JSON can hold one half of a surrogate pair
+        raise RequestError("a text has half a character (a lone surrogate) in it") from error
 
 
 def predict_jobs(engine: Engine, rows: Sequence[RequestRow]) -> list[Job]:
@@ -47,7 +59,7 @@ def _predict_job(prompt: LoadedPrompt, indices: Sequence[int], contents: Sequenc
     features, cut = encoded.encoded.features, encoded.encoded.truncated
     # Which of several rows were cut is looked up only where some were.
     was_cut = [cut > 0 and (len(texts) == 1 or reader.encode([text]).encoded.truncated > 0) for text in texts]
-    regression = reader.label_ids is None and prompt.module.num_labels == 1
+    regression = reader.label_ids is None and prompt.module is not None and prompt.module.num_labels == 1
     limit = reader.new_tokens
 
     def read(results: list[Any]) -> Answers:
@@ -141,18 +153,29 @@ def _input_ids(engine: Engine, index: int, row: RequestRow, template: bool) -> l
     content, reader = row.content, row.prompt.reader
     with _naming_row(index):
         if template and reader.knows_task:
-            encoded = reader.encode([_task_row(row.prompt, content)]).encoded
-            ids = list(encoded.features[0]["input_ids"])
+            ids = task_ids(row)
         else:
             if isinstance(content, Mapping) and not any(value for name, value in content.items() if name != "text"):
                 content = content.get("text")
             if not isinstance(content, str):
                 raise SoftPromptError(f"'{row.prompt.name}' reads single texts, as they are")
-            ids = list(engine.tokenizer(content, verbose=False)["input_ids"])
-            if engine.kind == "decoder" and ids and ids[-1] == engine.tokenizer.eos_token_id:
-                ids.pop()
+            ids = plain_ids(engine, content)
         if not ids:
             raise SoftPromptError("an empty text cannot be read")
+    return ids
+
+
+def task_ids(row: RequestRow) -> list[int]:
+    """Token ids of a row that is written out by the template of its prompt's task."""
+    encoded = row.prompt.reader.encode([_task_row(row.prompt, row.content)]).encoded
+    return list(encoded.features[0]["input_ids"])
+
+
+def plain_ids(engine: Engine, text: str) -> list[int]:
+    """Token ids of a text as it is, without the end-of-text token where it is to be continued."""
+    ids = list(engine.tokenizer(text, verbose=False)["input_ids"])
+    if engine.kind == "decoder" and ids and ids[-1] == engine.tokenizer.eos_token_id:
+        ids.pop()
     return ids
 
 

@@ -180,12 +180,13 @@ class Problem(BaseModel):
     error: str = Field(examples=["inputs[0]: an empty text cannot be labelled"])
 
 
-_PROBLEMS = {
+PROBLEMS = {
     401: "No API key, or a wrong one.",
     403: "A page of another site, or another name for the server than its own.",
     404: "No such prompt.",
     409: "The prompt is damaged, or for another backbone.",
     413: "The body is too large.",
+    415: "The body does not say that it is JSON.",
     422: "Something in the request is wrong.",
     429: "Too many rows wait.",
     500: "The model failed on a row.",
@@ -196,4 +197,4 @@ _PROBLEMS = {
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error responses of an endpoint, for its OpenAPI description."""
-    return {status: {"model": Problem, "description": _PROBLEMS[status]} for status in (401, 403, *statuses)}
+    return {status: {"model": Problem, "description": PROBLEMS[status]} for status in (401, 403, *statuses)}

@@ -59,16 +59,7 @@ def run(service: Service, host: str, port: int, listening: Callable[[int], None]
     """
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named so that asyncio turns Nagle's algorithm off, which delays the body of a response by 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError, UnicodeError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise SoftPromptError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
+    listener = listen(host, port)
     config = uvicorn.Config(
         create_app(service),
         access_log=False,
@@ -79,3 +70,22 @@ def run(service: Service, host: str, port: int, listening: Callable[[int], None]
         h11_max_incomplete_event_size=64 * 1024,
     )
     Server(service, config, lambda: listening(listener.getsockname()[1])).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address; 0 takes a free port.
+
+    Raises:
+        SoftPromptError: the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named so that asyncio turns Nagle's algorithm off, which delays the body of a response by 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise SoftPromptError(f"cannot listen at {host}:{port} ({reason}): choose another --host or --port") from error
+    return listener

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from softprompts.errors import SoftPromptError
 from softprompts.serving.batching import Batcher
-from softprompts.serving.engine import Engine
+from softprompts.serving.engine import Engine, EngineOptions
 from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import Job, LoadedPrompt, PendingRequest, RequestRow
 from softprompts.serving.metrics import Metrics
@@ -34,6 +34,7 @@ class Service:
     def __init__(self, engine: Engine, store: PromptStore, settings: ServerSettings):
         self.engine, self.store, self.settings = engine, store, settings
         self.prompts: dict[str, LoadedPrompt] = {}
+        self.bare: LoadedPrompt | None = None  # the model without a prompt, where it generates text
         self.left_out: dict[str, str] = {}
         self.waiting = 0  # rows that are not answered
         self.requests = 0  # HTTP requests under way, counted by the middleware
@@ -67,6 +68,7 @@ class Service:
             self.prompts[name] = prompt
         if not self.engine.models:
             self.engine.model_for()
+        self.bare = self.engine.bare()
 
     def start(self) -> None:
         """Starts the threads."""
@@ -130,6 +132,7 @@ class Service:
                 raise RequestError(self.without_paths(error), 409) from error
             await asyncio.wrap_future(self._batcher.call(partial(prompt.model.place_prompt, prompt.key, prompt.module)))
             self.prompts[name] = prompt
+            self.bare = self.bare or await self._loop.run_in_executor(self._text_thread, self.engine.bare)
             self.left_out.pop(name, None)
             if old is None:
                 return "loaded"
@@ -264,6 +267,13 @@ class Service:
                 request.future.set_exception(request.error)
             else:
                 request.future.set_result(request.answers)
+
+
+def open_service(options: EngineOptions, store: PromptStore, settings: ServerSettings, strict: bool) -> Service:
+    """A service with its model and all prompts of a folder; ``strict`` raises where one cannot be loaded."""
+    service = Service(options.engine(), store, settings)
+    service.load_all(strict)
+    return service
 
 
 async def _hang_up(receive: Receive) -> None:

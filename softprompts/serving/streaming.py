@@ -1,21 +1,66 @@
-"""Generated text as server-sent events."""
+"""Generated tokens as they come, and texts as server-sent events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
+from softprompts.serving.decoding import TokenDecoder
+from softprompts.serving.engine import Engine
 from softprompts.serving.errors import RequestError
-from softprompts.serving.jobs import PendingRequest, RequestRow
+from softprompts.serving.jobs import Job, PendingRequest, RequestRow
 from softprompts.serving.requests import generate_jobs
 from softprompts.serving.schemas import GenerateRequest
 from softprompts.serving.service import Receive, Service
 
-Tokens = asyncio.Queue[tuple[int, int] | None]  # numbers of rows with their tokens; None follows the last
-_INCOMPLETE = "\ufffd"  # a decoder's result for the first bytes of a character
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+Emit = Callable[[int, int], None]  # takes the number of a row and its next token
+Tokens = AsyncIterator[tuple[int, int]]
+
+
+async def open_stream(
+    service: Service,
+    rows: Sequence[RequestRow],
+    make_jobs: Callable[[Engine, Sequence[RequestRow], Emit], list[Job]],
+    receive: Receive,
+) -> tuple[PendingRequest, Tokens]:
+    """Submits a request for text, and waits for the first token.
+
+    Returns:
+        The request, and the numbers of rows with their tokens as they come. Whoever reads them sets
+        `PendingRequest.dropped` at the end. They end in a `RequestError` where the answer takes too long.
+
+    Raises:
+        RequestError: the request failed, or the client hung up, before the first token.
+    """
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()  # None follows the last
+
+    def emit(row: int, token: int) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, (row, token))
+
+    request = service.submit(rows, lambda engine, rows: make_jobs(engine, rows, emit))
+    request.future.add_done_callback(lambda _: queue.put_nowait(None))
+    first = asyncio.ensure_future(queue.get())
+    try:
+        token = await service.wait(request, first, receive)
+    finally:
+        first.cancel()
+    if request.future.done():
+        request.future.result()
+
+    async def tokens(token: tuple[int, int] | None) -> Tokens:
+        try:
+            while token is not None:
+                yield token
+                token = await asyncio.wait_for(queue.get(), max(0.001, request.deadline - loop.time()))
+        except TimeoutError:
+            raise RequestError(f"not finished within {service.settings.timeout:g} seconds", 504) from None
+
+    return request, tokens(token)
 
 
 async def event_stream(
@@ -29,69 +74,28 @@ async def event_stream(
     Raises:
         RequestError: the request failed, or the client hung up, before the first token.
     """
-    loop = asyncio.get_running_loop()
-    tokens: Tokens = asyncio.Queue()
-
-    def emit(row: int, token: int) -> None:
-        loop.call_soon_threadsafe(tokens.put_nowait, (row, token))
-
-    request = service.submit(rows, partial(generate_jobs, options=options, emit=emit))
-    request.future.add_done_callback(lambda _: tokens.put_nowait(None))
-    first = asyncio.ensure_future(tokens.get())
-    try:
-        token = await service.wait(request, first, receive)
-    finally:
-        first.cancel()
-    if request.future.done():
-        request.future.result()
-    return _events(service, request, token, tokens)
+    request, tokens = await open_stream(service, rows, partial(_jobs, options), receive)
+    return _events(service, request, tokens)
 
 
-async def _events(
-    service: Service, request: PendingRequest, token: tuple[int, int] | None, tokens: Tokens
-) -> AsyncIterator[bytes]:
+def _jobs(options: GenerateRequest, engine: Engine, rows: Sequence[RequestRow], emit: Emit) -> list[Job]:
+    return generate_jobs(engine, rows, options, emit)
+
+
+async def _events(service: Service, request: PendingRequest, tokens: Tokens) -> AsyncIterator[bytes]:
     decoders = [TokenDecoder(service.engine.decoder) for _ in request.rows]
     try:
-        while token is not None:
-            row, token_id = token
-            if text := decoders[row].add(token_id):
+        async for row, token in tokens:
+            if text := decoders[row].add(token):
                 yield _event("token", {"index": row, "text": text})
-            left = request.deadline - asyncio.get_running_loop().time()
-            token = await asyncio.wait_for(tokens.get(), max(0.001, left))
         for row, answer in enumerate(await request.future):
             if text := decoders[row].add(final=True):
                 yield _event("token", {"index": row, "text": text})
             yield _event("done", {"index": row, **answer})
-    except TimeoutError:
-        yield _event("error", {"error": f"not finished within {service.settings.timeout:g} seconds"})
     except RequestError as error:
-        yield _event("error", {"error": str(error)})
+        yield error.event()
     finally:
         request.dropped = True
-
-
-class TokenDecoder:
-    """Decodes a text token by token, holding back incomplete characters.
-
-    New tokens are decoded together with those before them, as a blank between two tokens depends on both.
-
-    Args:
-        tokenizer: used by no other thread.
-    """
-
-    def __init__(self, tokenizer: Any):
-        self._decode = partial(tokenizer.decode, skip_special_tokens=True)
-        self._last: list[int] = []  # the tokens of the last piece of text
-        self._new: list[int] = []
-
-    def add(self, *tokens: int, final: bool = False) -> str:
-        """The text that tokens add; an incomplete character at its end is held back, unless it is ``final``."""
-        self._new += tokens
-        before, text = self._decode(self._last), self._decode(self._last + self._new)
-        if len(text) <= len(before) or (text.endswith(_INCOMPLETE) and not final):
-            return ""
-        self._last, self._new = self._new, []
-        return str(text[len(before) :])
 
 
 def _event(name: str, data: Any) -> bytes:

@@ -23,7 +23,7 @@ import softprompts as sp
 from softprompts.backbones.loading import load_backbone
 from softprompts.tasks import Form
 
-for needed in ("fastapi", "uvicorn", "prometheus_client"):
+for needed in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client"):
     pytest.importorskip(needed)
 
 
@@ -101,7 +101,12 @@ def test_what_is_wrong_with_a_command_is_told_in_a_line(
         for arguments, error in (
             (["--prompts", tmp_path / "none"], "no such folder"),
             (["--prompts", one], "is itself a saved prompt; name the folder that it is in"),
-            (["--prompts", tmp_path / "empty"], "names a model: give it with --model"),
+            (
+                ["--prompts", tmp_path / "empty"],
+                "empty holds no prompts: name a folder with runs or saved prompts in it",
+            ),
+            (["--prompts", prompts, "--engine", "rays"], "--engine rays: "),
+            (["--prompts", prompts, "--replicas", "2"], "--replicas is for --engine ray"),
             (["--prompts", tmp_path / "two"], "the prompts name 2 models"),
             (["--prompts", tmp_path / "poor", "--strict"], "prompt 'a': "),
             (["--prompts", prompts, "--dtype", "float8"], "--dtype float8: "),
@@ -117,13 +122,16 @@ def test_what_is_wrong_with_a_command_is_told_in_a_line(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
     done = cli("serve", "--prompts", prompts)
     assert (done.code, done.out) == (2, "")
-    assert done.err == "error: serving needs more packages: pip install fastapi uvicorn prometheus-client\n"
+    assert (
+        done.err
+        == "error: serving needs more packages: pip install fastapi fastapi-offline uvicorn prometheus-client\n"
+    )
 
 
 def test_the_core_does_not_need_what_serving_needs() -> None:
     code = """
 import sys
-for name in ("fastapi", "uvicorn", "prometheus_client", "starlette"):
+for name in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "starlette"):
     sys.modules[name] = None
 import softprompts as sp
 import softprompts.__main__, softprompts.predictor, softprompts.tasks.task_reader

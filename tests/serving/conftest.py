@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("fastapi")
+pytest.importorskip("fastapi_offline")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 

@@ -13,7 +13,6 @@ import torch
 
 import softprompts as sp
 from softprompts.serving.sampling import Sampler
-from softprompts.serving.streaming import TokenDecoder
 from tests.serving.servers import Later, Running, held, running, save, service_of, wait_until
 
 TEXTS = ["the film was good", "a plot", "very very bad film", "first"]
@@ -174,19 +173,3 @@ def test_a_sampler_draws_from_what_is_likely() -> None:
     sampler = Sampler(1e-6, 1.0, 0)
     assert {sampler.draw(logits) for _ in range(20)} == {1}
     assert Sampler(1.0, 1e-9, None).draw(logits) == 1
-
-
-class _Bytes:
-    """A tokenizer whose tokens are bytes, so that a character may take several."""
-
-    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
-        return bytes(tokens).decode("utf-8", "replace")
-
-
-def test_characters_are_told_whole() -> None:
-    text = TokenDecoder(_Bytes())
-    parts = [text.add(byte) for byte in "aé€😀b".encode()]
-    assert "".join(parts) == "aé€😀b" and [part for part in parts if part] == ["a", "é", "€", "😀", "b"]
-    assert text.add(final=True) == ""
-    text.add("é".encode()[0])
-    assert text.add(final=True) == "\ufffd"
