@@ -33,7 +33,7 @@ VERBS = (
         "push",
         "serve",
     ),
-    *("tasks", "bench"),
+    *("tasks", "bench", "new", "check"),
 )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompts.commands.options import BatchSize, DataDir
+from softprompts.commands.options import BatchSize, DataDir, with_imports
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SHOWN_MISTAKES = 5
 
 
+@with_imports
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_PROMPT", help="Run folder, prompt folder or hub id.")],
     data: Annotated[

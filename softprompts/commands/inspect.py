@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import DataDir, Place
+from softprompts.commands.options import DataDir, Place, with_imports
 from softprompts.commands.terminal import out
 from softprompts.errors import SoftPromptError
 
 
+@with_imports
 def inspect(
     sources: Annotated[list[str], typer.Argument(metavar="RUN_OR_PROMPT...", help="Run or prompt folders, hub ids.")],
     plots: Annotated[bool, typer.Option("--plots", help="Draw what it learned, as PNG and SVG, with CSV.")] = False,

@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from softprompts.backbones.packaged import DEFAULT_MODEL
+from softprompts.commands.options import with_imports
 from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError, nearest
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from softprompts.methods.contract import MethodConfig
 
 
+@with_imports
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, for its settings, rates and size.")] = None,
     model: Annotated[

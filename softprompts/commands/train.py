@@ -19,6 +19,7 @@ from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
 
 
+@options.with_imports
 @options.with_options
 def train(
     *,

@@ -26,6 +26,7 @@ _TRAINING_OPTIONS = replace(
 )
 
 
+@options.with_imports
 @options.with_options
 def transfer(
     *,
