@@ -36,6 +36,7 @@ _SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attent
 # At the usual 0.02 models this small hardly look at their input.
 _SIZES |= {"initializer_range": 0.3}
 _T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+_T5 |= {"decoder_start_token_id": 0, "dropout_rate": 0.0}
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,11 @@ def check_method(config: MethodConfig) -> Iterator[Outcome]:
     yield Outcome("build", f"a prompt on the {on}; components() has every parameter once", fault)
     for name, holds, check in _CHECKS:
         if fault:
-            yield Outcome(name, holds, left_out="there is no prompt to look at")
-        else:
-            yield _outcome(name, holds, functools.partial(_first_fault, check, cases))
+            yield Outcome(name, holds, left_out="what came before has failed")
+            continue
+        found = _outcome(name, holds, functools.partial(_first_fault, check, cases))
+        fault = found.fault if check is _shapes else ""  # nothing else can be told then
+        yield found
 
 
 class _LeftOut(Exception):  # noqa: N818
@@ -154,8 +157,8 @@ def _positions(config: MethodConfig) -> int:
 
 
 def _encoder(config: MethodConfig) -> Any:
-    settings = transformers.BertConfig(**_IDS, **_SIZES, max_position_embeddings=_positions(config), num_labels=3)
-    settings.classifier_dropout = 0.0
+    settings = transformers.BertConfig(**_IDS, **_SIZES, max_position_embeddings=_positions(config))
+    settings.num_labels, settings.classifier_dropout = 3, 0.0
     return transformers.BertForSequenceClassification(settings)
 
 
@@ -166,7 +169,7 @@ def _decoder(config: MethodConfig) -> Any:
 
 
 def _encoder_decoder(config: MethodConfig) -> Any:
-    settings = transformers.T5Config(**_IDS, **_T5, decoder_start_token_id=0, dropout_rate=0.0)
+    settings = transformers.T5Config(**_IDS, **_T5)
     return transformers.T5ForConditionalGeneration(settings)
 
 
@@ -192,7 +195,7 @@ def _rows(kind: str) -> dict[str, Tensor]:
 
 def _case(kind: str, plain: Any, config: MethodConfig) -> _Case:
     with seeded(0):
-        model = attach(plain.double().eval(), config, _NAME, seed=0, check=False)
+        model = attach(plain.double().eval(), config, _NAME, seed=2, check=False)  # loading has a seed of its own
         model.add_prompt(_OTHER, PrefixTuningConfig(num_virtual_tokens=3), seed=1)
         model.prompts.double()
         for parameter in model.prompts.parameters():
@@ -207,20 +210,20 @@ def _shapes(case: _Case) -> str | None:
     """Looks at what `forward` hands over in the pass of a batch."""
     seen: list[Any] = []
     with case.method.register_forward_hook(lambda module, given, output: seen.append(output)):
-        case.logits(_NAME)
+        logits = case.logits(_NAME)
     prompt, rows = case.model.prompts[_NAME], len(_LENGTHS)
     for soft in seen:
         if fault := prompt_fault(case.method, soft, rows, len(prompt.sites), *prompt.sizes):
             return fault
-    return None if seen else "forward is not called: the prompt does nothing"
+    return None if all(torch.isfinite(row).all() for row in logits) else "the outputs of the model are not finite"
 
 
 def _gradients(case: _Case) -> str | None:
+    if next(case.method.parameters(), None) is None:
+        raise _LeftOut("it has no parameters")
     case.model.train()
     with seeded(0):
         loss = case.model(**case.inputs, prompt_names=_NAME).loss
-    if not torch.isfinite(loss):
-        return f"the loss is {loss.item()}"
     loss.backward()
     return gradient_fault(case.method, least=0.0)
 
