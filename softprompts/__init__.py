@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from softprompts.methods import *  # noqa: F403
     from softprompts.model.attach import attach as attach
     from softprompts.model.load import load as load
+    from softprompts.model.method_check import check_method as check_method
     from softprompts.model.prompt_model import PromptModel as PromptModel
     from softprompts.predictor import Predictor as Predictor
     from softprompts.soft_prompt import Frozen as Frozen
@@ -29,6 +30,7 @@ _NAMES = {
     ),
     "softprompts.model.attach": ("attach",),
     "softprompts.model.load": ("load",),
+    "softprompts.model.method_check": ("check_method",),
     "softprompts.model.prompt_model": ("PromptModel",),
     "softprompts.predictor": ("Predictor",),
     "softprompts.soft_prompt": ("Frozen", "SoftPrompt"),

@@ -35,7 +35,7 @@ VERBS = (
         "push",
         "serve",
     ),
-    *("tasks", "bench"),
+    *("tasks", "bench", "new", "check"),
 )
 
 

@@ -92,7 +92,7 @@ class Saved:
     @cached_property
     def method_config(self) -> MethodConfig:
         """The settings of its method."""
-        return restored_config(self.config["method"], self.config["config"])
+        return restored_config(self.config, str(self.place))
 
     @cached_property
     def sites(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from softprompts.bench.stages import staged_cells
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.run_record import Run, resolved, shared_by
 from softprompts.methods import make_config
+from softprompts.methods.imports import imported
 from softprompts.storage import run_folder
 from softprompts.storage.files import read_json, write_json_atomic, write_text_atomic
 from softprompts.tasks.data import Data, rows_identity
@@ -101,6 +102,7 @@ class Job:
             "name": self.name,
             "workbench": dict(first.workbench),
             "cost": dict(first.cost),
+            "imports": imported(),
             "runs": [
                 {"run": run.run, "method": run.method, "settings": dict(run.settings), "training": dict(run.training)}
                 for run in self.runs

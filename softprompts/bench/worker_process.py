@@ -26,6 +26,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods import make_config
+from softprompts.methods.imports import import_methods
 from softprompts.processes import is_main, on_main, synchronized
 from softprompts.storage import run_folder
 from softprompts.storage.files import write_json_atomic, write_text_atomic
@@ -67,8 +68,10 @@ class Worker:
             if not left:
                 return
             try:
+                for given in job.get("imports", ()):
+                    import_methods(given)
                 self.open(job["workbench"])
-            except Exception as error:  # no run can go on without backbone and task
+            except Exception as error:  # no run can go on without backbone, task and methods
                 for run in left:
                     self._fail(run, error)
                 return

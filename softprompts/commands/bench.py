@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from softprompts.commands.messages import hint_when_interrupted
+from softprompts.commands.options import with_imports
 from softprompts.commands.parsing import whole_numbers
 from softprompts.commands.terminal import err, number_table, out, plain_table
 from softprompts.errors import SoftPromptError
@@ -61,6 +62,7 @@ def list_recipes() -> None:
 
 
 @bench.command()
+@with_imports
 def run(
     recipe: Name,
     scale: Scale = None,
@@ -127,6 +129,7 @@ def run(
 
 
 @bench.command()
+@with_imports
 def show(
     recipe: Name,
     scale: Scale = None,
@@ -171,6 +174,7 @@ def _hours(found: Any) -> str:
 
 
 @bench.command()
+@with_imports
 def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Show how far a bench is."""
     from softprompts.bench.runner import read_state
@@ -182,12 +186,14 @@ def status(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report
 
 
 @bench.command("report")
+@with_imports
 def write(recipe: Name, scale: Scale = None, out_: Out = "runs", report: Report = None) -> None:
     """Write tables and report of what is there by now; nothing is trained."""
     _write(_folder(recipe, scale, out_, report), out_)
 
 
 @bench.command()
+@with_imports
 def collect(
     recipe: Name,
     scale: Scale = None,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from softprompts.experiments.compare import Comparison
 
 
+@options.with_imports
 @options.with_options
 def compare(
     *,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompts.commands.options import BatchSize, DataDir, Source
+from softprompts.commands.options import BatchSize, DataDir, Source, with_imports
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError
@@ -21,6 +21,7 @@ _SHOWN_MISTAKES = 5
 _SHOWN_CLASSES = 12
 
 
+@with_imports
 def evaluate(
     source: Source,
     data: Annotated[

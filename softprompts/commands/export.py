@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from softprompts.commands.options import Place, Source
+from softprompts.commands.options import Place, Source, with_imports
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 
@@ -14,6 +14,7 @@ from softprompts.errors import SoftPromptError, nearest
 _WRITERS = {"embeddings": "save_embeddings", "model": "materialize", "peft": "save_peft", "folded": "save_prompt"}
 
 
+@with_imports
 def export(
     source: Source,
     to: Annotated[

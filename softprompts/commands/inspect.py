@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from softprompts.commands.options import DataDir, Place, Sources
+from softprompts.commands.options import DataDir, Place, Sources, with_imports
 from softprompts.commands.terminal import number_table, out
 from softprompts.errors import SoftPromptError
 
 _OF_TENSORS = ("mean", "std", "largest")
 
 
+@with_imports
 def inspect(
     sources: Sources,
     plots: Annotated[bool, typer.Option("--plots", help="Draw what it learned, as PNG and SVG, with CSV.")] = False,

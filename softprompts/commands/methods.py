@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from softprompts.backbones.packaged import DEFAULT_MODEL
+from softprompts.commands.options import with_imports
 from softprompts.commands.terminal import err, number_table, out
 from softprompts.errors import SoftPromptError, nearest
 
@@ -31,6 +32,7 @@ GROUPS: tuple[tuple[str, Callable[[type[MethodConfig]], bool]], ...] = (
 )
 
 
+@with_imports
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, for its settings, rates and size.")] = None,
     model: Annotated[

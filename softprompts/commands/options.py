@@ -247,6 +247,32 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+Import = Annotated[
+    list[str] | None, typer.Option("--import", help="A Python file with methods of your own; may be given again.")
+]
+
+
+def with_imports(verb: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--import FILE`` to a verb: methods in these files are known in it, and in its workers."""
+
+    @functools.wraps(verb)
+    def run(*, import_: list[str] | None, **values: Any) -> None:
+        if import_:
+            from softprompts.methods.imports import import_methods
+
+            for given in import_:
+                import_methods(given)
+        verb(**values)
+
+    hints = get_type_hints(verb, include_extras=True)
+    given = inspect.signature(verb).parameters.values()
+    added = inspect.Parameter("import_", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Import)
+    signature = inspect.Signature([*(each.replace(annotation=hints[each.name]) for each in given), added])
+    run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
+    return run
+
+
 _CONTEXT = "context"  # parameter by which typer tells which options were typed
 
 # Settings of the rows of a file, which a task by name has already.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import BatchSize, Place, Source
+from softprompts.commands.options import BatchSize, Place, Source, with_imports
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from softprompts.tasks.task_reader import Answer, Entry
 
 
+@with_imports
 def predict(
     source: Source,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,

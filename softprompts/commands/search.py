@@ -33,6 +33,7 @@ _TRAINING_OPTIONS = replace(
 )
 
 
+@options.with_imports
 @options.with_options
 def search(
     *,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softprompts.commands.options import Options, with_options
+from softprompts.commands.options import Options, with_imports, with_options
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.serving.settings import ServerSettings
@@ -38,6 +38,7 @@ def _limits(
 _LIMITS = Options(ServerSettings, without=("max_wait", "max_choices", "api_key", "local"), build=_limits)
 
 
+@with_imports
 @with_options
 def serve(
     *,

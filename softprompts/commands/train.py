@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from softprompts.methods.contract import MethodConfig
 
 
+@options.with_imports
 @options.with_options
 def train(
     *,

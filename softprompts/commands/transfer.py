@@ -24,6 +24,7 @@ _TRAINING_OPTIONS = replace(
 )
 
 
+@options.with_imports
 @options.with_options
 def transfer(
     *,

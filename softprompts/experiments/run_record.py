@@ -15,6 +15,7 @@ import yaml
 from softprompts.backbones import packaged
 from softprompts.errors import SoftPromptError
 from softprompts.methods.contract import MethodConfig
+from softprompts.methods.imports import sources_of
 from softprompts.processes import shared_state
 from softprompts.storage import run_folder
 from softprompts.storage.files import write_text_atomic
@@ -50,6 +51,7 @@ def resolved(
 
     The arguments are those of a `Workbench`, which need not be loaded, and the `rows_identity` of its task.
     """
+    code = {name: source.sha256[:12] for name, source in sources_of(method.method).items()}
     return {
         "model": packaged.model_name(model),
         **({"quantize": quantize} if quantize is not None else {}),
@@ -57,6 +59,7 @@ def resolved(
         "method": method.method,
         "settings": method.identity(),
         **({"revision": method.revision} if method.revision else {}),
+        **({"code": code} if code else {}),
         "max_length": max_length,
         "evaluate": evaluate,
         "training": training.to_dict(),
@@ -102,6 +105,7 @@ def open_folder(
         resume: see `open_run`.
         complete: its `complete_settings`.
     """
+    files = [*files, *(str(source.file) for source in sources_of(config["method"]).values())]
     file = path / run_folder.CONFIG
     new = not file.is_file()
     open_run(path.parent, config, resume=resume, folder=path)
@@ -110,7 +114,7 @@ def open_folder(
         note += "# The files that the rows came from; 'rows' above is the hash of what was in them.\n"
         note += "".join(f"{_PLACE}{key}: {place}\n" for key, place in places.items())
     if files:
-        note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
+        note += "# What the method was built from; hashes of what was in it are among the values above.\n"
         note += "".join(f"#   {file}\n" for file in files)
     if new and note:
         write_text_atomic(file, file.read_text(encoding="utf-8") + note)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from softprompts.backbones import task_head
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape, Vocabulary
+from softprompts.methods.contract_check import components_fault
 from softprompts.soft_prompt import SoftPrompt
 
 # Keys and values ``(S, l, w)`` that the attention sites of these indices see of ``l`` tokens.
@@ -141,7 +141,8 @@ def new_prompt(
         head = task_head.new(backbone.heads, num_labels, backbone.model)
     if head is None and num_labels is not None:
         raise SoftPromptError(f"{name} has no task head: load the model with AutoModelForSequenceClassification")
-    _check_components(config, method)
+    if fault := components_fault(method):
+        raise SoftPromptError(f"{config.method}: {fault}")
     prompt = Prompt(config, method.to(device), head, sites, (shape.kv_width, shape.hidden_size))
     for parameter in prompt.parameters():
         parameter.data = task_head.wide(parameter.data)
@@ -154,18 +155,6 @@ def new_prompt(
         if len(prompt.labels) != prompt.num_labels:
             raise SoftPromptError(f"{len(prompt.labels)} label names for {prompt.num_labels} labels")
     return prompt
-
-
-def _check_components(config: MethodConfig, method: Method) -> None:
-    """Raises a `SoftPromptError` for a parameter that would never be trained, or be trained twice."""
-    listed = Counter(id(part) for component in method.components().values() for part in component.parameters)
-    for name, parameter in method.named_parameters():
-        times = listed[id(parameter)]
-        if parameter.requires_grad and times != 1:
-            raise SoftPromptError(
-                f"{config.method}: components() lists the parameter '{name}' {times} times; once is right"
-                + (", or nothing trains it (what is not trained is a buffer)" if not times else "")
-            )
 
 
 def _fitting_sites(backbone: Backbone, config: MethodConfig) -> list[int]:

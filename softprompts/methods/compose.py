@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.about import View, Vital
 from softprompts.methods.contract import Answers, Component, Method, MethodConfig, Rows, Shape
+from softprompts.methods.imports import require_imported
 from softprompts.methods.registry import config_of, listed, methods
 from softprompts.soft_prompt import Part, SoftPrompt
 from softprompts.storage.names import JOINT
@@ -278,12 +279,18 @@ def merge_prompts(one: SoftPrompt, other: SoftPrompt, name: str) -> SoftPrompt:
     return SoftPrompt(**fields)
 
 
-def restored_config(method: str, fields: Mapping[str, Any]) -> MethodConfig:
-    """The config that was saved with these settings, those that it lacks as they were before they existed.
+def restored_config(saved: Mapping[str, Any], where: str) -> MethodConfig:
+    """The config of a saved prompt, whose settings that it lacks are as they were before they existed.
+
+    Args:
+        saved: what its config file says.
+        where: the prompt; begins errors about files that have to be imported.
 
     Raises:
-        SoftPromptError: see `make_config`.
+        SoftPromptError: see `make_config`; or a method is in a file that was not imported.
     """
+    method, fields = saved["method"], saved["config"]
+    require_imported(method, saved.get("code"), where)
     return make_config(method, **fields) if JOINT in method else config_of(method, fields, saved=True)
 
 

@@ -38,6 +38,12 @@ def methods() -> dict[str, type[MethodConfig]]:
     return dict(_REGISTRY)
 
 
+def restore(known: Mapping[str, type[MethodConfig]]) -> None:
+    """Forgets what was registered since `methods` returned these."""
+    _REGISTRY.clear()
+    _REGISTRY.update(known)
+
+
 def listed(known: Mapping[str, type[MethodConfig]]) -> list[str]:
     """The names of the methods that users choose by name."""
     return [name for name, config in known.items() if config.listed]

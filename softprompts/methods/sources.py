@@ -106,7 +106,7 @@ def load_methods(
             raise SoftPromptError(
                 f"{source} was trained on another backbone ({_name(backbone)}) than this one ({_name(identity)})"
             )
-        config = restored_config(saved["method"], saved["config"])
+        config = restored_config(saved, source)
         if only is not None and type(config) is not only:
             raise SoftPromptError(
                 f"{source} is a {config.method} prompt: name one of {only.method}, whose tensors it can start from"

@@ -28,6 +28,7 @@ from softprompts.injection.prompt import Prompt, new_prompt, require, seeded, sh
 from softprompts.injection.state import state_of
 from softprompts.methods.compose import restored_config
 from softprompts.methods.contract import MethodConfig, Vocabulary
+from softprompts.methods.imports import sources_of
 from softprompts.model.card import card
 from softprompts.storage.files import require_folder, write_atomic, write_folder
 from softprompts.storage.saved_prompt import FLOATS, FORMAT, files_of, types_of
@@ -72,12 +73,14 @@ def serialize(
     prompt = require(model.prompts, name)
     tensors = _tensors(prompt, f"prompts.{name}.", state)
     content = dump_tensors(tensors)
+    code = {part: source.to_dict() for part, source in sources_of(prompt.config.method).items()}
     config: dict[str, Any] = {
         "format": FORMAT,
         "softprompts_version": __version__,
         "name": name,
         "method": prompt.config.method,
         "config": prompt.method.stored().to_dict(),
+        **({"code": code} if code else {}),
         "backbone": identity(model),
         "labels": prompt.labels if prompt.head is not None else None,
         "tensors": types_of(tensors),
@@ -130,7 +133,7 @@ def prompt_of(model: Any, config: dict[str, Any], tensors: dict[str, Tensor], pa
         if number > max(stored, _LARGEST):  # before memory is taken for it
             raise SoftPromptError(f"{path}: config has {key}={number}, tensors hold {stored} numbers; was it edited?")
     try:
-        method = restored_config(config["method"], settings)
+        method = restored_config(config, path)
         if method.files():
             raise SoftPromptError(f"{path}: its config names {method.files()[0]!r}; saved prompts need no other files")
         sizes = _sizes_of(state.backbone, method)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import warm
 from bench.grids import write_grid
+from own_methods import forget as forget  # a fixture
 from saved import Cli
 
 from softprompts.bench.plan import Plan, load_plan, plan
@@ -26,6 +28,8 @@ from softprompts.bench.results import load_findings
 from softprompts.bench.runner import bench_folder, read_state
 from softprompts.bench.worker_process import Worker, locked
 from softprompts.errors import SoftPromptError
+from softprompts.methods.imports import import_methods
+from softprompts.methods.new_method import write_method
 from softprompts.storage import run_folder
 from softprompts.storage.locks import is_held
 
@@ -43,6 +47,22 @@ def alone(made: Plan, root: Path, folder: Path) -> None:
     worker = Worker(root, folder)
     for job in made.jobs(root):
         worker.work(job.to_dict())
+
+
+def test_workers_import_methods_of_files(tmp_path: Path, forget: Callable[[], None]) -> None:
+    file, _, _ = write_method("low-rank-grid", tmp_path / "own")
+    import_methods(str(file))
+    rows = [{"name": "Own", "method": "low-rank-grid", "settings": {"rank": 1}}]
+    made = plan(load_recipe(write_grid(tmp_path, rows=rows, seeds=[0])), root=tmp_path / "runs", lanes=4)
+    job, *_ = (json.loads(json.dumps(job.to_dict())) for job in made.jobs(tmp_path / "runs"))
+    forget()  # as a worker begins
+    Worker(tmp_path / "runs", tmp_path / "bench").work(job)
+    assert all(run_folder.is_done(tmp_path / "runs" / run["run"]) for run in job["runs"])
+    forget()
+    file.unlink()
+    Worker(tmp_path / "other", tmp_path / "bench").work(job)
+    note = (tmp_path / "bench" / "failures" / f"{job['runs'][0]['run']}.txt").read_text()
+    assert note.endswith("low_rank_grid.py: there is no such file\n")
 
 
 def test_runs_of_a_task_that_agree_share_a_job_and_the_rest_does_not(tmp_path: Path) -> None:

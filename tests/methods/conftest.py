@@ -15,7 +15,8 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 import softprompts as sp
-from softprompts.methods import MethodConfig, Part, Rows, Shape, Vocabulary, make_config
+from softprompts.methods import MethodConfig, Part, Rows, Shape, Vocabulary
+from softprompts.methods.contract_check import components_fault, gradient_fault, prompt_fault, settings_fault
 from softprompts.soft_prompt import Frozen, SoftPrompt
 
 D, SITES, WIDTH = 8, 3, 6
@@ -165,43 +166,19 @@ def check_contract(
     """What holds for every method: shapes, gradients, components and the way through JSON."""
 
     def check(config: MethodConfig) -> None:
-        assert make_config(config.method, **config.to_dict()) == config
+        assert settings_fault(config) is None
         method = config.build(shape).double().eval()
         seen = rows if method.per_row else None
-        leading = {1, len(rows.embeddings)} if method.per_row else {1}
-        length = config.num_virtual_tokens
-
         prompt = method(seen)
-        assert (prompt.tokens is not None) == config.uses_tokens
-        assert (prompt.keys is not None) == (prompt.values is not None) == config.uses_prefix
-        if prompt.tokens is not None:
-            assert prompt.tokens.shape[0] in leading
-            assert prompt.tokens.shape[1:] == (length, D)
-        if prompt.update is not None:
-            assert prompt.update.shape[0] in leading
-            assert prompt.update.shape[2:] == (D,)
-        if prompt.keys is not None and prompt.values is not None:
-            assert prompt.keys.shape == prompt.values.shape
-            assert prompt.keys.shape[1] in leading
-            assert (prompt.keys.shape[0], *prompt.keys.shape[2:]) == (SITES, length, WIDTH)
-        if prompt.gates is not None:
-            assert prompt.gates.shape[1] in leading
-            assert (prompt.gates.shape[0], *prompt.gates.shape[2:]) == (SITES, length)
-        assert prompt.penalty is None or prompt.penalty.shape == ()
+        assert prompt_fault(method, prompt, len(rows.embeddings), SITES, WIDTH, D) is None
+        assert prompt.keys is None or prompt.keys.shape[2] == config.num_virtual_tokens
 
         def everything(prompt: SoftPrompt) -> tuple[Tensor, ...]:
             return (*outputs(prompt), *through(prompt).values())
 
-        assert set(prompt.modules or {}) == set(method.changes)
-        assert bool(method.changes) == config.uses_parts
         sum(part.square().sum() for part in everything(prompt)).backward()
-        for name, parameter in method.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.isfinite().all(), name
-
-        listed = [id(parameter) for part in method.components().values() for parameter in part.parameters]
-        assert sorted(listed) == sorted(id(parameter) for parameter in method.parameters())
-        assert all(part.learning_rate > 0 for part in method.components().values())
+        assert gradient_fault(method) is None
+        assert components_fault(method) is None
 
         names = [name for name, _ in method.named_parameters()]
         leaves = [parameter.detach().clone().requires_grad_() for parameter in method.parameters()]

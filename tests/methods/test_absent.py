@@ -68,17 +68,21 @@ def known() -> Iterator[None]:
     del registry._REGISTRY["scaled"]
 
 
+def restored(method: str, fields: dict[str, Any]) -> sp.MethodConfig:
+    return restored_config({"method": method, "config": fields}, "here")
+
+
 def test_a_new_config_has_the_default_and_a_saved_one_without_the_key_the_old_value() -> None:
     assert make_config("scaled") == ScaledConfig(scale=2.0)
-    assert restored_config("scaled", {"num_virtual_tokens": 4}) == ScaledConfig(num_virtual_tokens=4, scale=1.0)
-    assert restored_config("scaled", {"scale": 5.0}) == ScaledConfig(scale=5.0)
+    assert restored("scaled", {"num_virtual_tokens": 4}) == ScaledConfig(num_virtual_tokens=4, scale=1.0)
+    assert restored("scaled", {"scale": 5.0}) == ScaledConfig(scale=5.0)
     for config in (ScaledConfig(), ScaledConfig(scale=1.0)):
-        assert restored_config("scaled", json.loads(json.dumps(config.to_dict()))) == config
+        assert restored("scaled", json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_of_a_composition_every_part() -> None:
     parts = [{"method": "scaled", "num_virtual_tokens": 4}, {"method": "lora"}]
-    config = restored_config("scaled+lora", {"parts": parts})
+    config = restored("scaled+lora", {"parts": parts})
     assert config.setting("scale") == 1.0
     assert make_config("scaled+lora").setting("scale") == 2.0
 
