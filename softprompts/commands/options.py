@@ -22,6 +22,7 @@ from softprompts.training.config import TrainConfig
 from softprompts.validation import settings
 
 if TYPE_CHECKING:
+    from softprompts.experiments.warm_start import WarmStart
     from softprompts.experiments.workbench import Workbench
 
 # Titles of the groups in --help.
@@ -236,7 +237,15 @@ TRAINING_OPTIONS = Options(
 MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"})
 
 
-def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> Workbench:
+def typed(context: typer.Context, *names: str) -> bool:
+    """Whether any of these parameters of a verb was given on the command line."""
+    sources = [context.get_parameter_source(name) for name in names]
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+
+def open_workbench(
+    model: ModelSettings, data: Data, training: TrainConfig, start: WarmStart | None = None
+) -> Workbench:
     """Loads the rows and the model; raises a `SoftPromptError` where one of them cannot be used."""
     from softprompts.experiments.workbench import Workbench
     from softprompts.processes import synchronized
@@ -249,6 +258,7 @@ def open_workbench(model: ModelSettings, data: Data, training: TrainConfig) -> W
             bool(training.backbone_dropout),
             quantize=model.quantize,
             command=typed_command(),
+            start=start,
         )
 
 

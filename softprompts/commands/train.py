@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from softprompts.commands import options
 from softprompts.commands.messages import hint_when_interrupted, show_cut_rows, show_workbench
-from softprompts.commands.method_settings import method_config
+from softprompts.commands.method_settings import changed_config, method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.data import Data
 from softprompts.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from softprompts.experiments.warm_start import WarmStart
 
 
 @options.with_options
@@ -28,18 +33,33 @@ def train(
         str, option(METHOD, "See 'softprompts methods'; several in one: ept+multi-mask.", "--method")
     ] = "prefix-tuning",
     set_: options.Set = None,
+    from_: Annotated[
+        str | None,
+        option(METHOD, "Go on from this trained prompt, with its method, settings and model.", "--from"),
+    ] = None,
     training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
     out_: options.Out = "runs",
     folder: Annotated[str | None, option(OUTPUT, "Run folder in place of the one named by the settings.")] = None,
     resume: Annotated[bool, option(OUTPUT, "Go on with an unfinished run.", "--resume")] = False,
     tracker: options.Tracker = None,
+    context: typer.Context,
 ) -> None:
     """Train one prompt and leave a run folder."""
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
-    config = method_config(method, pairs(set_))
-    bench = options.open_workbench(model, data, training)
+    start = None
+    if from_ is None:
+        config = method_config(method, pairs(set_))
+    else:
+        start = _start(from_, context)
+        model = _model_of(start, model, context)
+        config = changed_config(start.method, pairs(set_))
+        if options.typed(context, "method") and method != config.method:
+            raise SoftPromptError(
+                f"--from {from_} is a prompt of {config.method}: --method {method} cannot go on from it"
+            )
+    bench = options.open_workbench(model, data, training, start)
     bench.check(config, training, root=out_, folder=folder, resume=resume)
     if resume and folder is None:
         _say_what_differs(bench.resolved(config, training), out_)
@@ -48,6 +68,25 @@ def train(
     with hint_when_interrupted("give the same command and --resume to go on"):
         path, result = bench.run(config, training, root=out_, folder=folder, resume=resume, trackers=tracker)
     _show_result(path, result)
+
+
+def _start(source: str, context: typer.Context) -> WarmStart:
+    """The prompt of --from; refuses to go on without rows, which would be the packaged reviews."""
+    from softprompts.experiments.warm_start import WarmStart
+
+    if not options.typed(context, "task", "train"):
+        raise SoftPromptError("--from: name the rows to go on with (--data or --task)")
+    return WarmStart.read(source)
+
+
+def _model_of(start: WarmStart, model: options.ModelSettings, context: typer.Context) -> options.ModelSettings:
+    """The settings of the model, of which those that were not typed are those of the prompt of --from."""
+    given = {
+        name: getattr(start, of)
+        for name, of in (("name", "model"), ("quantize", "quantize"))
+        if not options.typed(context, name)
+    }
+    return replace(model, **given)
 
 
 def _say_what_differs(settings: dict[str, Any], root: str) -> None:

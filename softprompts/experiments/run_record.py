@@ -43,10 +43,12 @@ def resolved(
     max_length: int,
     evaluate: bool,
     quantize: str | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as plain values; its hash is the run's id.
 
-    The arguments are those of a `Workbench`, which need not be loaded, and the `rows_identity` of its task.
+    The arguments are those of a `Workbench`, which need not be loaded, the `rows_identity` of its task, and the
+    identity of the prompt that it goes on from.
     """
     return {
         "model": packaged.model_name(model),
@@ -55,6 +57,7 @@ def resolved(
         "method": method.method,
         "settings": method.identity(),
         **({"revision": method.revision} if method.revision else {}),
+        **({"start": dict(start)} if start is not None else {}),
         "max_length": max_length,
         "evaluate": evaluate,
         "training": training.to_dict(),
@@ -67,8 +70,13 @@ def shared_by(run: Run) -> tuple[Any, ...]:
     return training.bf16, training.backbone_dropout, training.batch_size, run.method.input_tokens
 
 
-def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequence[str], resume: bool) -> None:
-    """Makes a run's folder; comments in the config.yaml of a new one say where data and the method's files lay."""
+def open_folder(
+    path: Path, config: Mapping[str, Any], data: Data, files: Sequence[str], resume: bool, start: str | None = None
+) -> None:
+    """Makes a run's folder; comments in the config.yaml of a new one say where what it was made from lay.
+
+    That are the data, the method's files, and the prompt that the run goes on from.
+    """
     file = path / run_folder.CONFIG
     new = not file.is_file()
     open_run(path.parent, config, resume=resume, folder=path)
@@ -79,6 +87,8 @@ def open_folder(path: Path, config: Mapping[str, Any], data: Data, files: Sequen
     if files:
         note += "# What the method was built from; hashes of what was in it are among the settings above.\n"
         note += "".join(f"#   {file}\n" for file in files)
+    if start is not None:
+        note += f"# The prompt that the run goes on from; its hash is 'start' above.\n#   {start}\n"
     if new and note:
         write_text_atomic(file, file.read_text(encoding="utf-8") + note)
 

@@ -21,6 +21,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.experiments.attached_backbone import AttachedBackbone, teacher_of
 from softprompts.experiments.encoded_rows import EncodedRows
 from softprompts.experiments.run_record import Run, load_checked, open_folder, resolved, shared_by, surroundings
+from softprompts.experiments.warm_start import WarmStart
 from softprompts.methods.contract import MethodConfig
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
 from softprompts.storage import run_folder
@@ -52,6 +53,8 @@ class Workbench:
         quantize: keep the backbone's weights in few bits, a key of `softprompts.backbones.quantized.BACKENDS`; None:
             as they are.
         command: the command line that the runs come from, which their records repeat; None: there is none.
+        start: a trained prompt that the runs go on from: a run folder, a prompt folder or a hub id. It must be of their
+            method and backbone. Of a file's labels, its own come first, those that are new get new rows of the head.
 
     Attributes:
         task: the task.
@@ -59,9 +62,10 @@ class Workbench:
         tokenizer: its tokenizer.
         backbone: model and tokenizer, with what puts prompts on them.
         rows: the task's rows, encoded.
+        start: the prompt that the runs go on from; None: they start anew.
 
     Raises:
-        SoftPromptError: no such model or task, or data that cannot be used.
+        SoftPromptError: no such model, task or prompt, or data that cannot be used.
     """
 
     def __init__(
@@ -73,10 +77,13 @@ class Workbench:
         evaluate: bool = True,
         quantize: str | None = None,
         command: str | None = None,
+        start: str | Path | WarmStart | None = None,
     ):
         require_unsharded(os.environ)
         if quantize is not None:  # before rows are loaded
             require_backend(quantize, shared_state().device)
+        self.start = WarmStart.read(start) if isinstance(start, str | Path) else start
+        data = data if self.start is None else self.start.with_labels(data)
         self.name, self.data, self.max_length, self.command = model, data, max_length, command
         self.task = data.load()
         self.backbone = AttachedBackbone(model, KINDS[self.task.kind].tokens, backbone_dropout, quantize)
@@ -134,7 +141,10 @@ class Workbench:
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
         """All that decides the numbers of a run, as plain values."""
         rows = rows_identity(self.data, self.task)
-        return resolved(self.name, rows, method, training, self.max_length, self.evaluate, self.backbone.quantize)
+        start = None if self.start is None else self.start.identity
+        return resolved(
+            self.name, rows, method, training, self.max_length, self.evaluate, self.backbone.quantize, start
+        )
 
     def folder_of(self, run: Run, root: str | Path) -> Path:
         """The folder of an experiment, named by its settings' hash."""
@@ -161,6 +171,7 @@ class Workbench:
         """
         self.room(method)
         with self.backbone.trial("check", method, self.task):
+            self._warm_up("check", method)
             self._add_teacher("check", method)
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
@@ -306,6 +317,7 @@ class Workbench:
         method, training, length = run.method, run.training, self.room(run.method)
         self.backbone.drop(name)
         self.backbone.add(name, method, self.task, training.seed)
+        self._warm_up(name, method)
         lane = Lane(
             name,
             training,
@@ -319,8 +331,15 @@ class Workbench:
         )
         with synchronized():
             if is_main():
-                open_folder(folder, self.resolved(method, training), self.data, method.files(), resume)
+                start = None if self.start is None else self.start.place
+                open_folder(folder, self.resolved(method, training), self.data, method.files(), resume, start)
         return lane
+
+    def _warm_up(self, name: str, method: MethodConfig) -> None:
+        """Fills a new prompt with the tensors of the one that runs go on from, where there is one."""
+        if self.start is not None:
+            self.start.check(method, self.task, self.kind == "encoder")
+            self.start.put_on(self.model, name)
 
     def train_lanes(self, lanes: list[Lane], progress: bool = True, trackers: Sequence[str] | None = None) -> None:
         """Trains lanes to their ends and takes their teachers off the model.
@@ -389,6 +408,7 @@ class Workbench:
             "test_rows": len(self.task.test),
             "constant_scores": self.task.constant_scores("test" if self.task.test else "validation"),
             **surroundings(),
+            **({"start": self.start.record(self.task)} if self.start is not None else {}),
             **({"command": self.command} if self.command is not None else {}),
         }
 
