@@ -19,6 +19,7 @@ from softprompts.errors import SoftPromptError
 from softprompts.storage.files import require_folder
 from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
+from softprompts.training.generation import Sampling
 from softprompts.validation import settings
 
 if TYPE_CHECKING:
@@ -184,7 +185,9 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 # Settings of the rows of a file, which a task by name has already.
-_OF_FILES = ("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "kind", "sep")
+_OF_FILES = (
+    *("validation", "test", "text", "text_pair", "label", "choices", "labels", "label_words", "metrics", "kind", "sep"),
+)
 
 
 def _data(
@@ -234,6 +237,7 @@ TRAINING_OPTIONS = Options(
 )
 
 
+SAMPLING_OPTIONS = Options(Sampling)
 MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"})
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.tasks import Task, label_ids, marker, new_tokens
-from softprompts.tasks.encode import Encoded, check_kind, encode_cached
+from softprompts.tasks.encode import Encoded, check_kind, encode_cached, end_ids
+from softprompts.tasks.kinds.texts import longest_answer
+from softprompts.tasks.text_metrics import NEG_LOSS
 from softprompts.training import Evaluation
+
+_SPLITS = ("train", "validation", "test")
 
 
 class EncodedRows:
@@ -14,6 +20,7 @@ class EncodedRows:
 
     Attributes:
         label_ids: for language models, the token ids of each answer to choose from; None where they do not choose.
+        longest: tokens of the longest answer that is a free text, and where it is, in words; 0 where there is none.
         new_tokens: for language models, how many tokens are generated at most; None where they do not generate.
     """
 
@@ -21,8 +28,19 @@ class EncodedRows:
         check_kind(kind, task)
         self.task, self.tokenizer, self.kind = task, tokenizer, kind
         self.label_ids = label_ids(task, tokenizer, kind)
+        self.longest: tuple[int, str] = (0, "")
+        self.ends = end_ids(task, tokenizer, kind)
         self.new_tokens = new_tokens(task, tokenizer, kind)
+        if task.form.written:
+            found = ((split, longest_answer(rows, tokenizer)) for split in _SPLITS if (rows := getattr(task, split)))
+            self.longest = max((length, f"row {row} of the {split} rows") for split, (length, row) in found)
+            self.new_tokens = task.form.max_new_tokens or self.longest[0]
         self._encoded: dict[tuple[str, int], Encoded] = {}
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that answers of free texts need room for, beside an input or (encoder-decoders) by themselves."""
+        return max(self.longest[0], self.new_tokens or 0) if self.longest[0] else 0
 
     def of(self, task: Task) -> EncodedRows:
         """The rows of another task; splits that are the same, and put in the same form, are not encoded again."""
@@ -43,6 +61,9 @@ class EncodedRows:
         """A split to score on, by the task's metrics."""
         encoded = self.split(split, length)
         score = marker(self.task, getattr(self.task, split), encoded, self.tokenizer, self.kind)
-        return Evaluation(
-            encoded.features, score=score, batch_size=batch_size, label_ids=self.label_ids, new_tokens=self.new_tokens
-        )
+        more: dict[str, Any] = {"label_ids": self.label_ids, "new_tokens": self.new_tokens}
+        if self.task.form.written:
+            more |= {"losses": NEG_LOSS in self.task.metrics, "ends": self.ends}
+            if self.task.metrics == (NEG_LOSS,):
+                more["new_tokens"] = None
+        return Evaluation(encoded.features, score=score, batch_size=batch_size, **more)

@@ -130,13 +130,16 @@ class Workbench:
         return say_cut([self.rows.split(split, length) for split in splits], examples, length)
 
     def room(self, config: MethodConfig) -> int:
-        """Most tokens of an input that fit next to a prompt.
+        """Most tokens of an input that fit next to a prompt, and of a free text's longest answer.
 
         Raises:
             SoftPromptError: too few.
         """
         room = self.backbone.room(config)
-        return self.max_length if room is None else min(self.max_length, room)
+        if room is None:
+            return self.max_length
+        room = self.backbone.room_beside_answers(room, self.rows.answer_tokens, self.rows.longest[1])
+        return min(self.max_length, room)
 
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
         """All that decides the numbers of a run, as plain values."""
@@ -402,6 +405,7 @@ class Workbench:
             "trained_parameters": _count(self.model.prompts[name]),
             "backbone_parameters": backbone,
             "task_form": self.task.form.to_dict(),
+            **({"new_tokens": self.rows.new_tokens} if self.task.form.written else {}),
             "splits": self.task.record(),
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,

@@ -52,14 +52,18 @@ class Data:
         _Text, doc("What a generated answer that is no label counts as: mismatch, opposite or zero.")
     ] = None
     train: Annotated[_Text, doc("Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")] = None
-    kind: Annotated[str, doc("What your file is about: classification, regression, choice, span or tagging.")] = (
-        "classification"
-    )
+    kind: Annotated[
+        str, doc("What your file is about: classification, regression, choice, span, tagging, text or chat.")
+    ] = "classification"
     validation: Annotated[_Text, doc("Your own file to score on; default: a part of the first one.")] = None
     test: Annotated[_Text, doc("Your own file for the last score, not to choose by.")] = None
-    text: Annotated[_Text, doc("Column of the text, the words or the question; default: its usual name.")] = None
+    text: Annotated[
+        _Text, doc("Column of the text, the words, the question, the input or the messages; default: its usual name.")
+    ] = None
     text_pair: Annotated[_Text, doc("Column of the second text or the context.")] = None
-    label: Annotated[_Text, doc("Column of the label, the tags or the answers; default: its usual name.")] = None
+    label: Annotated[
+        _Text, doc("Column of the label, the tags, the answers or the text to write; default: its usual name.")
+    ] = None
     choices: Annotated[_Names, doc("Columns of the choices, or the one of a list of them.")] = ()
     labels: Annotated[
         _Names, doc("Names of the labels or tags, where the file has numbers; default: as it has them.")
@@ -67,6 +71,13 @@ class Data:
     label_words: Annotated[
         _Names, doc("What a language model answers for each label of your file; default: its name.")
     ] = ()
+    metrics: Annotated[
+        _Names,
+        doc("What your file is scored by, the first one chooses: accuracy, exact_match, rougeL, chrf, neg_loss, ..."),
+    ] = ()
+    max_new_tokens: Annotated[
+        _Count, doc("Most tokens that a language model writes for a row; default: those of the longest answer.")
+    ] = None
     sep: Annotated[
         _Text, doc("What separates the columns of your files, 'tab' for one; default: by name and rows of the file.")
     ] = None
@@ -89,7 +100,8 @@ class Data:
             task = replace(task, test=[])
         elif self.max_test is not None:
             task = task.limited(max_test=self.max_test, seed=self.seed)
-        changes = {name: getattr(self, name) for name in ("answering", "invalid") if getattr(self, name) is not None}
+        named = ("answering", "invalid", "max_new_tokens")
+        changes = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         task = task.with_form(**changes)
         if self.few_shot is None:
             return task
@@ -98,7 +110,7 @@ class Data:
     def _load(self) -> Task:
         given = {name: getattr(self, name) for name in ("split", "max_train", "max_validation", "seed")}
         if self.train is not None:
-            names = ("test", "text", "text_pair", "label", "choices", "kind", "labels", "label_words", "sep")
+            names = ("test", "text", "text_pair", "label", "choices", "kind", "labels", "label_words", "metrics", "sep")
             given |= {name: getattr(self, name) for name in names}
             return load_files(self.train, self.validation, **given)
         if self.task is None:

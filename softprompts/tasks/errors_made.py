@@ -15,12 +15,16 @@ from scipy import stats  # type: ignore[import-untyped]
 from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 
 from softprompts.tasks.answers import normalise
+from softprompts.tasks.conversations import MESSAGES, question_of, readable, unpacked
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
+from softprompts.tasks.metrics import compute
 from softprompts.tasks.tag_schemes import entities
 from softprompts.tasks.task_reader import Answer, marked
+from softprompts.tasks.text_metrics import NEG_LOSS
 
 NO_ANSWER = "(no label)"
+NO_TEXT = "(nothing)"
 _MISTAKES = 20
 _BINS = 10
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -78,7 +82,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A row with another answer than its label; ``weight`` is the probability of that answer, or the residual."""
+    """A row with another answer than its label.
+
+    ``weight`` is the probability of that answer, the residual, or what a written text scores by the main metric.
+    """
 
     row: Any
     text: str
@@ -104,7 +111,8 @@ class Errors:
         calibration: of the answers' probabilities; None where there are none.
         residuals: of scores: mean absolute error, root mean squared error, mean of answer less label, and quantiles.
         points: of scores: label and answer of each row.
-        mistakes: rows with a wrong answer, the most confident first; of scores, the largest residuals.
+        mistakes: rows with a wrong answer, the most confident first; of scores, the largest residuals; of written
+            texts, those that score worst by the main metric.
         wrong: the number of all rows with a wrong answer.
     """
 
@@ -141,6 +149,8 @@ def errors_made(
     base: dict[str, Any] = {"kind": form.kind, "rows": len(examples), "metrics": dict(metrics)}
     if form.kind == "regression":
         return Errors(**base, **_residuals(form, examples, answers))
+    if form.written:
+        return Errors(**base, **_of_texts(form, examples, answers, next(iter(metrics))))
     truths = [_truth(form, example) for example in examples]
     said = [answer.tags if form.kind == "tagging" else answer.label for answer in answers]
     right = [_agrees(form, truth, one) for truth, one in zip(truths, said, strict=True)]
@@ -160,7 +170,7 @@ def errors_made(
     more["mistakes"] = tuple(
         Mistake(
             examples[index].id,
-            _text(examples[index]),
+            _text(form, examples[index]),
             _shown(form, examples[index], truths[index]),
             _shown(form, examples[index], said[index]) or NO_ANSWER,
             chances[index],
@@ -168,6 +178,30 @@ def errors_made(
         for index in wrong[:_MISTAKES]
     )
     return Errors(**base, **more)
+
+
+def _of_texts(form: Form, examples: Sequence[Example], answers: Sequence[Answer], metric: str) -> dict[str, Any]:
+    """Of written texts: those that are right to the letter, and the others by what each scores, the worst first."""
+    right = [
+        answer.label in [text.strip() for text in one.answers] for one, answer in zip(examples, answers, strict=True)
+    ]
+    rows = zip(examples, answers, strict=True)
+    if metric == NEG_LOSS:
+        scores = [float("nan") if answer.value is None else answer.value for answer in answers]
+    else:
+        scores = [compute([metric], [answer.label], [one.answers])[metric] for one, answer in rows]
+    wrong = sorted((index for index, fine in enumerate(right) if not fine), key=lambda index: scores[index])
+    mistakes = tuple(
+        Mistake(
+            examples[index].id,
+            _text(form, examples[index]),
+            " / ".join(examples[index].answers),
+            answers[index].label or NO_TEXT,
+            scores[index],
+        )
+        for index in wrong[:_MISTAKES]
+    )
+    return {"right": Share.of(sum(right), len(right)), "wrong": len(wrong), "mistakes": mistakes}
 
 
 def _truth(form: Form, example: Example) -> Any:
@@ -255,7 +289,11 @@ def _residuals(form: Form, examples: Sequence[Example], answers: Sequence[Answer
     worst = np.argsort(-np.abs(rests), kind="stable")[:_MISTAKES]
     mistakes = tuple(
         Mistake(
-            examples[index].id, _text(examples[index]), f"{truths[index]:g}", f"{said[index]:.3g}", float(rests[index])
+            examples[index].id,
+            _text(form, examples[index]),
+            f"{truths[index]:g}",
+            f"{said[index]:.3g}",
+            float(rests[index]),
         )
         for index in worst
     )
@@ -263,8 +301,10 @@ def _residuals(form: Form, examples: Sequence[Example], answers: Sequence[Answer
     return {"residuals": numbers, "points": points, "mistakes": mistakes}
 
 
-def _text(example: Example) -> str:
-    return " | ".join(example.fields.values())
+def _text(form: Form, example: Example) -> str:
+    if form.kind == "chat":
+        return readable(question_of(unpacked(example.fields[MESSAGES])))
+    return " | ".join(filter(None, example.fields.values()))
 
 
 def _shown(form: Form, example: Example, answer: Any) -> str:

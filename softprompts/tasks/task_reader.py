@@ -25,11 +25,13 @@ from softprompts.tasks.columns import (
     field_name,
     find_columns,
     holds_list,
+    input_texts,
     text_of,
     with_choice_fields,
     words_of,
 )
-from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
+from softprompts.tasks.conversations import MESSAGES, messages_in, packed, unpacked
+from softprompts.tasks.encode import answer_reader, encode_examples, end_ids, label_ids, neg_losses, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
 from softprompts.tasks.form import Form, fields_of
@@ -49,12 +51,13 @@ class Answer:
     """The prediction for one text.
 
     Attributes:
-        label: the label's name; the value of a regression; the text of a choice or a span; or the tags of all words,
-            with blanks between.
+        label: the label's name; the value of a regression; the text of a choice or a span, or one that was written;
+            or the tags of all words, with blanks between.
         probability: of that label or choice; None for what has none.
         tags: one for each word, where words are tagged.
         probabilities: that of every label or choice by name; empty for what has none.
-        value: of a regression, as a number.
+        value: of a regression, as a number; of a text whose right answer is known, the mean loss of that answer's
+            tokens with its sign changed, where a task is scored by it.
     """
 
     label: str
@@ -102,6 +105,7 @@ class TaskReader:
         max_length: most tokens of an input.
         label_ids: token ids of each answer that a language model chooses from; None where it does not.
         new_tokens: how many tokens a language model generates for an answer at most; None where it does not.
+        ends: tokens that end an answer, beside the model's own.
 
     Raises:
         SoftPromptError: what the prompt says of its task is damaged.
@@ -137,6 +141,26 @@ class TaskReader:
         self.max_length = min(limit for limit in limits if limit is not None)
         self.label_ids = label_ids(self.task, tokenizer, kind) if self.reads else None
         self.new_tokens = new_tokens(self.task, tokenizer, kind) if self.reads else None
+        self.ends = end_ids(self.task, tokenizer, kind)
+        self._room = max_tokens
+        if read.written:
+            self.writing(read.max_new_tokens or meta.get("new_tokens"))
+
+    def writing(self, new_tokens: int | None) -> None:
+        """Has at most so many tokens written for an answer; None: as before.
+
+        Raises:
+            SoftPromptError: the prompt's task chooses among answers, or the model has no room for so many.
+        """
+        if new_tokens is None:
+            return
+        if self.new_tokens is None:
+            raise SoftPromptError(f"'{self.task.name}' is answered with a label: there is nothing to write at length")
+        self.new_tokens = int(new_tokens)
+        if self._room is not None and self.kind == "decoder":
+            if self._room - self.new_tokens < 1:
+                raise SoftPromptError(f"{new_tokens} new tokens leave no room for an input: at most {self._room - 1}")
+            self.max_length = min(self.max_length, self._room - self.new_tokens)
 
     @property
     def reads(self) -> bool:
@@ -178,7 +202,11 @@ class TaskReader:
         chances = prediction.probabilities or []
         if len(chances) != len(rows.examples):
             chances = [[]] * len(rows.examples)
-        return [self._answer(*row) for row in zip(rows.examples, values, chances, strict=True)]
+        answers = [self._answer(*row) for row in zip(rows.examples, values, chances, strict=True)]
+        if prediction.losses is None:
+            return answers
+        means = neg_losses(rows.encoded, prediction.losses)
+        return [replace(answer, value=mean) for answer, mean in zip(answers, means, strict=True)]
 
     def _answer(self, example: Example, value: Any, chances: Sequence[float]) -> Answer:
         names = example.choices if self.task.form.kind == "choice" else self.labels
@@ -316,6 +344,10 @@ class TaskReader:
         check_columns(path, row, columns.values(), line)
         if self.task.kind == "tagging":
             return {WORDS: words_of(place, columns[WORDS], row), "id": line}
+        if self.task.kind == "chat":
+            return {MESSAGES: _conversation(place, columns[MESSAGES], row), "id": line}
+        if self.task.kind == "text":
+            return {**input_texts(place, columns, row), "id": line}
         more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
         return {**{name: text_of(place, column, row) for name, column in columns.items()}, **more, "id": line}
 
@@ -380,6 +412,8 @@ class TaskReader:
             return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
         text = self._prepared(text)
         self._require_fields(text)
+        if self.task.kind == "chat":
+            return Example({MESSAGES: _conversation("row", MESSAGES, text)}, id=text.get("id", 0))
         if not any(_is_text(text[name]) for name in self.fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
         if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
@@ -427,6 +461,16 @@ def marked(words: Sequence[str], tags: Sequence[str]) -> str:
         pieces[start] = f"[{pieces[start]}"
         pieces[end - 1] = f"{pieces[end - 1]} {kind}]"
     return " ".join(pieces)
+
+
+def _conversation(place: str, column: str, row: Row) -> str:
+    """The messages in a column, or the one message of the user that it holds, up to one that is to be answered."""
+    value = row[column]
+    if isinstance(value, str):
+        if not value.strip():
+            raise SoftPromptError(f"{place}: '{column}' is empty")
+        value = unpacked(value)
+    return packed(messages_in(place, column, {column: value}, answered=False))
 
 
 def _is_text(value: Any) -> bool:

@@ -32,6 +32,7 @@ from softprompts.tasks.spec import Spec
 from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.tables import Numbered
 from softprompts.tasks.task import Task
+from softprompts.tasks.text_metrics import NEG_LOSS
 from softprompts.tasks.word_lines import sentences
 from softprompts.validation import translated
 
@@ -64,7 +65,9 @@ def load_files(
     """Makes a task of one file, or of several.
 
     What a label is depends on the kind: a name or a number; a score; of a choice its index, letter, name or text; of a
-    span the answer's text, or SQuAD's ``answers``; of a sentence's words a list of tags.
+    span the answer's text, or SQuAD's ``answers``; of a sentence's words a list of tags; of a text the text to write,
+    or a list of texts that count as right, the first to learn. A chat is a list of messages with ``role`` and
+    ``content``; each of the assistant's that answers another is learned, the last one is scored.
 
     Args:
         train: a .csv, .tsv, .jsonl, .json or (for tagging) .conll file in UTF-8, maybe with .gz at the end; the first
@@ -72,10 +75,11 @@ def load_files(
         validation: a file with the same columns; None: a tenth of the training rows is held out, drawn by the seed
             from each label alike (a label with a single row stays in training).
         test: a file with the same columns that nothing is chosen by.
-        text: column of the text, of the words or of the question; None: by its usual name ("text", "words", ...).
+        text: column of the text, of the words, of the question, of the input or of the messages; None: by its usual
+            name ("text", "words", "input", "messages", ...).
         text_pair: column of the second text (the context), if texts come in pairs; None: by its usual name if
             ``text`` is None too.
-        label: column of the label; None: by its usual name ("label", "tags", "answers", ...).
+        label: column of the label; None: by its usual name ("label", "tags", "answers", "target", ...).
         choices: for multiple choice, the column of a list, or the columns of the choices; empty: by their usual names
             ("choices", or "choice1", "choice2", ...).
         kind: of the task, see `softprompts.tasks.form.KINDS`.
@@ -313,10 +317,10 @@ def _check_metrics(task: Task) -> None:
     from softprompts.tasks.metrics import compares_strings, compute
 
     for metric in task.metrics:
-        if compares_strings(metric) and task.form.words:
+        if (compares_strings(metric) and task.form.words) or (metric == NEG_LOSS and task.form.written):
             continue
         truth = ENCODER_KINDS[task.kind].references(task.validation, task.form)
-        answered = task.kind in ("span", "ranking")
+        answered = task.kind in ("span", "ranking") or task.form.written
         try:
             compute([metric], [answers[0] for answers in truth] if answered else truth, truth)
         except SoftPromptError as error:
