@@ -25,7 +25,7 @@ def located(path: str) -> tuple[str, dict[str, Any]]:
     if not is_gguf(path):
         return path, {}
     if importlib.util.find_spec("gguf") is None:
-        raise SoftPromptError(f"'{path}' takes the package gguf: pip install 'softprompts[gguf]'")
+        raise SoftPromptError(f"'{path}' takes the package gguf, of the extra 'gguf': pip install gguf")
     file = Path(path).expanduser().resolve()
     return str(file.parent), {"gguf_file": file.name}
 

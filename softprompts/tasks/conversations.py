@@ -49,6 +49,20 @@ def messages_in(place: str, column: str, row: Row, answered: bool) -> Messages:
     return messages[: last + 1]
 
 
+def asked(place: str, column: str, row: Row) -> str:
+    """The messages in a column to be answered, as the text of an example's field; a text is one of the user.
+
+    Raises:
+        SoftPromptError: it holds none.
+    """
+    value = row[column]
+    if isinstance(value, str):
+        if not value.strip():
+            raise SoftPromptError(f"{place}: '{column}' is empty")
+        value = unpacked(value)
+    return packed(messages_in(place, column, {column: value}, answered=False))
+
+
 def packed(messages: Messages) -> str:
     """Messages as the text of an example's field."""
     return json.dumps(messages, ensure_ascii=False)

@@ -22,6 +22,7 @@ from softprompts.tasks.task import Task
 from softprompts.tasks.text_metrics import NEG_LOSS
 
 _FEW = 500  # rows that are tokenised faster than they are looked up
+_CODE = (Path(__file__).with_name("conversations.py"), *sorted(Path(__file__).parent.glob("kinds/*.py")))
 MODEL_KINDS = ("encoder", "encoder-decoder", "decoder")
 
 
@@ -93,7 +94,7 @@ def encode_cached(
         "tokenizer": cache.tokenizer_fingerprint(tokenizer),
         "kind": kind,
         "max_length": max_length,
-        "code": cache.code_fingerprint([Path(__file__), *sorted(Path(__file__).parent.glob("kinds/*.py"))]),
+        "code": cache.code_fingerprint([Path(__file__), *_CODE]),
     }
     if task.kind == "chat":
         key["template"] = tokenizer.chat_template

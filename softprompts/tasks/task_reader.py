@@ -30,7 +30,7 @@ from softprompts.tasks.columns import (
     with_choice_fields,
     words_of,
 )
-from softprompts.tasks.conversations import MESSAGES, messages_in, packed, unpacked
+from softprompts.tasks.conversations import MESSAGES, asked
 from softprompts.tasks.encode import answer_reader, encode_examples, end_ids, label_ids, neg_losses, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
@@ -345,7 +345,7 @@ class TaskReader:
         if self.task.kind == "tagging":
             return {WORDS: words_of(place, columns[WORDS], row), "id": line}
         if self.task.kind == "chat":
-            return {MESSAGES: _conversation(place, columns[MESSAGES], row), "id": line}
+            return {MESSAGES: asked(place, columns[MESSAGES], row), "id": line}
         if self.task.kind == "text":
             return {**input_texts(place, columns, row), "id": line}
         more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
@@ -413,7 +413,7 @@ class TaskReader:
         text = self._prepared(text)
         self._require_fields(text)
         if self.task.kind == "chat":
-            return Example({MESSAGES: _conversation("row", MESSAGES, text)}, id=text.get("id", 0))
+            return Example({MESSAGES: asked("row", MESSAGES, text)}, id=text.get("id", 0))
         if not any(_is_text(text[name]) for name in self.fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
         if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):
@@ -461,16 +461,6 @@ def marked(words: Sequence[str], tags: Sequence[str]) -> str:
         pieces[start] = f"[{pieces[start]}"
         pieces[end - 1] = f"{pieces[end - 1]} {kind}]"
     return " ".join(pieces)
-
-
-def _conversation(place: str, column: str, row: Row) -> str:
-    """The messages in a column, or the one message of the user that it holds, up to one that is to be answered."""
-    value = row[column]
-    if isinstance(value, str):
-        if not value.strip():
-            raise SoftPromptError(f"{place}: '{column}' is empty")
-        value = unpacked(value)
-    return packed(messages_in(place, column, {column: value}, answered=False))
 
 
 def _is_text(value: Any) -> bool:

@@ -41,4 +41,6 @@ def _library(metric: str, module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise SoftPromptError(f"metric '{metric}' needs {package}: pip install 'softprompts[text]'") from None
+        raise SoftPromptError(
+            f"metric '{metric}' needs {package}, of the extra 'text': pip install {package}"
+        ) from None

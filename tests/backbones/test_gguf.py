@@ -102,5 +102,5 @@ def test_what_cannot_be_read_is_refused(cli: Cli, file: Path, tmp_path: Path, mo
     refuse(cli, "quantised in the file: leave out --quantize", "train", "-m", file, "--data", data, "--quantize", "nf4")
     assert gguf.located("some/model") == ("some/model", {}) and gguf.located(str(tmp_path)) == (str(tmp_path), {})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SoftPromptError, match="takes the package gguf: pip install 'softprompts\\[gguf\\]'"):
+    with pytest.raises(SoftPromptError, match="of the extra 'gguf': pip install gguf"):
         gguf.located(str(file))

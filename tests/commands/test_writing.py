@@ -223,7 +223,7 @@ def test_refusals(cli: Cli, pairs: Path, data: Path, chat_model: Path, monkeypat
     monkeypatch.setattr(importlib, "import_module", without)
     refuse(
         cli,
-        "metric 'rougeL' needs rouge-score: pip install 'softprompts[text]'",
+        "metric 'rougeL' needs rouge-score, of the extra 'text': pip install rouge-score",
         *text,
         "--metrics",
         "rougeL",
