@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from transformers import AutoTokenizer
-
 from softprompts.backbones import packaged
 from softprompts.backbones.backbone import quiet
-from softprompts.backbones.loading import context_room
+from softprompts.backbones.loading import context_room, tokenizer_of
 from softprompts.errors import SoftPromptError
 from softprompts.model.load import load
 from softprompts.storage import run_folder
@@ -26,6 +24,8 @@ from softprompts.tasks.kinds import KINDS
 from softprompts.tasks.task_reader import Answer as Answer
 from softprompts.tasks.task_reader import ReadRows, TaskReader, Text
 from softprompts.tasks.task_reader import marked as marked
+from softprompts.tasks.text_metrics import NEG_LOSS
+from softprompts.training.generation import Sampling
 from softprompts.training.prediction import Prediction, predict
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class Predictor:
     Args:
         source: run folder, prompt folder or hub id.
         model: folder or hub id of the backbone, where it is not where the prompt says, see `softprompts.load`.
+        max_new_tokens: most tokens that are written for a text, by prompts that write; None: as many as the longest
+            answer that it was trained on has.
+        sampling: how these tokens are chosen; None: greedily.
 
     Attributes:
         folder: of the prompt.
@@ -70,14 +73,20 @@ class Predictor:
         SoftPromptError: there is no usable prompt.
     """
 
-    def __init__(self, source: str | Path, model: str | Path | None = None):
+    def __init__(
+        self,
+        source: str | Path,
+        model: str | Path | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+    ):
         folder = self.folder = prompt_folder(source)
         config, _ = read(folder)
         backbone = packaged.resolve_model(str(model or config["backbone"].get("name") or ""))
         with quiet(), quiet_hub(backbone) as offline:
             self.model = load(folder, model=model and backbone, local_files_only=offline)
             try:
-                self.tokenizer = AutoTokenizer.from_pretrained(backbone, local_files_only=offline)
+                self.tokenizer = tokenizer_of(backbone, offline)
             except Exception as error:  # a damaged or foreign folder fails anywhere
                 raise SoftPromptError(
                     f"{source}: the tokenizer of its backbone '{backbone}' cannot be loaded"
@@ -89,6 +98,10 @@ class Predictor:
         self.reader = TaskReader(config, prompt.labels, self.tokenizer, self.kind, room, str(source))
         if not self.reader.reads:
             raise SoftPromptError(f"{source} does not say how its texts are written out; it was not trained by 'train'")
+        self.reader.writing(max_new_tokens)
+        if sampling is not None and sampling.temperature and self.reader.new_tokens is None:
+            raise SoftPromptError(f"{source} chooses its answers: there is nothing to draw at a temperature")
+        self.sampling = sampling
         self.max_length, self.truncated, self.cut = self.reader.max_length, 0, ""
 
     @property
@@ -148,12 +161,13 @@ class Predictor:
         Args:
             texts: one text, or a list of texts; of pairs, ``("first", "second")``; or of mappings with a text for each
                 field of the task, and with ``choices`` where each row brings its own. A task that labels words takes
-                texts, cut at white space, or mappings with ``words``, a list.
+                texts, cut at white space, or mappings with ``words``, a list; a chat texts, as what the user says, or
+                mappings with ``messages``, a list.
             batch_size: rows per forward pass.
 
         Returns:
-            An `Answer` for one text or mapping, a list of them for a list: ``label``, ``probability`` (of that label;
-            None where the task has none), and ``tags`` for tasks that label words.
+            An `Answer` for one text or mapping, a list of them for a list: ``label`` (or the text that was written),
+            ``probability`` (of that label; None where the task has none), and ``tags`` for tasks that label words.
 
         Raises:
             SoftPromptError: an empty text, or not a text for each field.
@@ -174,9 +188,10 @@ class Predictor:
         return scored.answers, scored.metrics
 
     def _score(self, examples: Sequence[Example], batch_size: int) -> _Scored:
-        encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=False)
+        losses = NEG_LOSS in self.task.metrics
+        encoded = encode_examples(examples, self.task, self.tokenizer, self.kind, self.max_length, with_answer=losses)
         rows = ReadRows(self.task, list(examples), encoded)
-        prediction = self._predict(rows, batch_size)
+        prediction = self._predict(rows, batch_size, losses)
         decision, form = self.reader.decision, self.task.form
         if decision is None:
             metrics = marker(self.task, examples, encoded, self.tokenizer, self.kind)(prediction)
@@ -247,7 +262,7 @@ class Predictor:
         split, rows_of = task.scored_rows()
         return getattr(task, split), rows_of
 
-    def _predict(self, rows: ReadRows, batch_size: int) -> Prediction:
+    def _predict(self, rows: ReadRows, batch_size: int, losses: bool = False) -> Prediction:
         self.truncated = rows.encoded.truncated
         self.cut = say_cut([rows.encoded], len(rows.examples), self.max_length)
         return predict(
@@ -258,4 +273,7 @@ class Predictor:
             batch_size=batch_size,
             label_ids=self.reader.label_ids,
             new_tokens=self.reader.new_tokens,
+            losses=losses,
+            ends=self.reader.ends,
+            sampling=self.sampling,
         )

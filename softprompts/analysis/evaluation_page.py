@@ -38,6 +38,7 @@ def write_page(path: str | Path, errors: Errors, title: str, rows_of: str) -> Pa
     template = environment.from_string((folder / "evaluation.html.jinja").read_text(encoding="utf-8"))
     text = template.render(
         errors=errors,
+        written=errors.kind in ("text", "chat"),
         title=title,
         rows_of=rows_of,
         version=__version__,

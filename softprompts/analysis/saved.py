@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from softprompts.backbones import packaged
 from softprompts.backbones.backbone import quiet
-from softprompts.backbones.loading import context_room
+from softprompts.backbones.loading import context_room, tokenizer_of
 from softprompts.errors import SoftPromptError
 from softprompts.injection.state import state_of
 from softprompts.methods.about import View
@@ -187,7 +186,7 @@ class Saved:
             with quiet(), quiet_hub(path) as offline:
                 model = load(self.place, model=self.model and path, local_files_only=offline)
                 try:
-                    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
+                    tokenizer = tokenizer_of(path, offline)
                 except Exception as error:  # a damaged or foreign folder fails anywhere
                     raise SoftPromptError(f"{self.name}: the tokenizer of '{path}' cannot be loaded") from error
             model.forget_prompt(model.active_prompt)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from softprompts.backbones import packaged, task_head
+from softprompts.backbones import gguf, packaged, task_head
 from softprompts.backbones.backbone import position_table, quiet
 from softprompts.backbones.kinds import kind_of
 from softprompts.backbones.quantized import quantization_config, require_backend
@@ -44,17 +44,21 @@ def load_backbone(
         SoftPromptError: there is no such model, it cannot be read, or not be quantised here.
     """
     with model_files(model) as (path, local_files_only):
-        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
+        place, file = gguf.located(path)
+        config = AutoConfig.from_pretrained(place, local_files_only=local_files_only, **file)
+        tokenizer = tokenizer_of(path, local_files_only)
         kind = kind_of(config)
         cls: Any = getattr(transformers, CLASSES[kind])
         if kind == "decoder" and type(config) not in cls._model_mapping:
             cls = transformers.AutoModelForImageTextToText
         if kind == "encoder" and tokens:
             cls = transformers.AutoModelForTokenClassification
+        if file and quantize is not None:
+            raise SoftPromptError(f"the weights of '{model}' are quantised in the file: leave out --quantize")
         more = {} if quantize is None else quantization_arguments(cls, config, quantize)
-        loaded, info = cls.from_pretrained(path, local_files_only=local_files_only, output_loading_info=True, **more)
-    return tokenizer, loaded, frozenset(info["missing_keys"])
+        more |= {"local_files_only": local_files_only, "output_loading_info": True, **file}
+        loaded, info = cls.from_pretrained(place, **more)
+    return tokenizer, gguf.as_plain(loaded, path), frozenset(info["missing_keys"])
 
 
 def load_for_prompt(
@@ -81,24 +85,32 @@ def load_for_prompt(
         SoftPromptError: it cannot be loaded, or not be quantised here.
     """
     path, revision = packaged.resolve_model(name), revision or "main"
+    place, file = gguf.located(path)
     if quantize is not None:
         require_backend(quantize)
     try:
         if quantize is not None or from_config is not None:
             known = {key: kwargs[key] for key in _OF_CONFIG if key in kwargs}
-            config = AutoConfig.from_pretrained(path, revision=revision, **known)
+            config = AutoConfig.from_pretrained(place, revision=revision, **known, **file)
             kwargs |= {} if from_config is None else from_config(config)
             packed = "quantization_config" in kwargs or getattr(config, "quantization_config", None) is not None
             if quantize is not None and not packed:
                 kwargs = {**quantization_arguments(cls, config, quantize), **kwargs}
-        return cls.from_pretrained(path, revision=revision, **kwargs)
+        return gguf.as_plain(cls.from_pretrained(place, revision=revision, **kwargs, **file), path)
     except SoftPromptError:
         raise
     except Exception as error:  # a dozen kinds, for what a name can be of and for damaged weights
-        moved = "" if Path(path).expanduser().is_dir() else "; has it moved? Name its place: model=... or --model"
+        moved = "" if Path(path).expanduser().exists() else "; has it moved? Name its place: model=... or --model"
         raise SoftPromptError(
             f"{owner}: its backbone {shown(name)} cannot be loaded ({first_line(error)}){moved}"
         ) from error
+
+
+def tokenizer_of(path: str, local_files_only: bool) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer in a folder or a GGUF file, or of a hub id."""
+    place, file = gguf.located(path)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, local_files_only=local_files_only, **file)
+    return tokenizer
 
 
 def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None]:
@@ -110,8 +122,9 @@ def load_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, str, int | None
         SoftPromptError: there is no such model, or it cannot be read.
     """
     with model_files(model) as (path, local_files_only):
-        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local_files_only)
+        place, file = gguf.located(path)
+        config = AutoConfig.from_pretrained(place, local_files_only=local_files_only, **file)
+        tokenizer = tokenizer_of(path, local_files_only)
         with torch.device("meta"):
             empty = AutoModel.from_config(config)
     kind = kind_of(config)
@@ -124,12 +137,12 @@ def model_files(model: str) -> Iterator[tuple[str, bool]]:
     """Finds a model's files; errors of loading them within this context are told in one line that names the model.
 
     Yields:
-        The folder or hub id, and the value of ``local_files_only`` to load it with.
+        The folder, GGUF file or hub id, and the value of ``local_files_only`` to load it with.
     """
     if not model.strip():
         raise SoftPromptError("the model's name is empty; name a hub id or a local folder")
     path = packaged.resolve_model(model)
-    local = Path(path).expanduser().is_dir()
+    local = Path(path).expanduser().is_dir() or gguf.is_gguf(path)
     if path.startswith((".", "/", "~")) and not local:
         raise SoftPromptError(f"no such model '{model}': there is no such folder")
     if local:  # absolute, so that a prompt finds its backbone from any folder
@@ -142,7 +155,8 @@ def model_files(model: str) -> Iterator[tuple[str, bool]]:
     except Exception as error:  # a damaged or foreign folder fails anywhere
         reason = first_line(error).rstrip(".")
         if local:
-            raise SoftPromptError(f"the model '{model}' cannot be loaded from its folder ({reason})") from error
+            place = "file" if gguf.is_gguf(path) else "folder"
+            raise SoftPromptError(f"the model '{model}' cannot be loaded from its {place} ({reason})") from error
         reason = "the hub cannot be reached" if local_files_only else reason[:160]
         raise SoftPromptError(
             f"no such model '{model}': neither a local folder nor to be had from the hub ({reason})"

@@ -115,16 +115,24 @@ def show_errors(errors: Errors, rows_of: str, mistakes: int = _SHOWN_MISTAKES) -
         was = "" if before is None else f" (before temperature {before.error:.3f} and {before.brier:.3f})"
         out.print(f"calibration error {said.error:.3f}, Brier score {said.brier:.3f}{was} (0 is best)", soft_wrap=True)
     shown = errors.mistakes[:mistakes]
+    written = errors.kind in ("text", "chat")
     if shown:
         sure = "most confident mistakes" if shown[0].weight is not None else "mistakes"
+        sure = f"lowest {next(iter(errors.metrics))}" if written else sure
         out.print("largest residuals:" if errors.residuals else f"{sure}, of {errors.wrong:,}:")
     for one in shown:
-        form = "" if one.weight is None else "{:+.2f}" if errors.residuals else "{:.0%}"
-        text = " ".join(one.text.split())
+        form = "" if one.weight is None else "{:+.2f}" if errors.residuals else "{:.3f}" if written else "{:.0%}"
         if errors.kind != "tagging":
-            out.print(f"  {text[:150]}{'…' * (len(text) > 150)}", soft_wrap=True)
+            out.print(f"  {_short(one.text)}", soft_wrap=True)
         weight = f" ({form.format(one.weight)})" if form else ""
-        out.print(f"    label {one.truth}, answer {one.answer}{weight}", soft_wrap=True)
+        truth, answer = (_short(text) if written else text for text in (one.truth, one.answer))
+        out.print(f"    {'right' if written else 'label'} {truth}, answer {answer}{weight}", soft_wrap=True)
+
+
+def _short(text: str, most: int = 150) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text.split())
+    return f"{line[:most]}{'…' * (len(line) > most)}"
 
 
 def _show_shares(errors: Errors, most: int | None = None) -> None:

@@ -39,6 +39,19 @@ def method_config(name: str, settings: dict[str, str], stored: MethodConfig | No
     return make_config(name, **{**values, **{key: value_of(text, types.get(key)) for key, text in settings.items()}})
 
 
+def changed_config(config: MethodConfig, settings: dict[str, str]) -> MethodConfig:
+    """The config of a saved prompt with other settings; refuses those that the method does not have."""
+    from softprompts.methods.compose import restored_config
+
+    if not settings:
+        return config
+    if JOINT in config.method:
+        raise SoftPromptError(f"--set: {config.method} goes on with the settings of its prompt (--from)")
+    types = get_type_hints(type(config))
+    changes = {key: value_of(text, types.get(key)) for key, text in settings.items()}
+    return restored_config(config.method, {**config.to_dict(), **changes})
+
+
 def settings_of(name: str, settings: dict[str, str], names: Sequence[str]) -> dict[str, str]:
     """The settings that concern one of the methods ``names``: those with its name in front, and general ones it has.
 

@@ -21,9 +21,11 @@ from softprompts.storage.files import require_folder
 from softprompts.storage.runs import located
 from softprompts.tasks.data import MAX_LENGTH, Data
 from softprompts.training.config import TrainConfig
+from softprompts.training.generation import Sampling
 from softprompts.validation import settings
 
 if TYPE_CHECKING:
+    from softprompts.experiments.warm_start import WarmStart
     from softprompts.experiments.workbench import Workbench
 
 # Titles of the groups in --help.
@@ -206,10 +208,11 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Expands each parameter of a verb that `Options` annotate into these options; typer calls the result.
 
     The verb itself is called with the settings that were made from the options' values. A verb with a parameter
-    ``config`` takes a file of settings, which stand where no option was typed, and gets the `RunFile`.
+    ``config`` takes a file of settings, which stand where no option was typed, and gets the `RunFile`; one with a
+    parameter ``context`` gets typer's.
     """
     hints = get_type_hints(verb, include_extras=True)
-    reads_file = "config" in hints
+    reads_file, takes_context = "config" in hints, _CONTEXT in hints
     if reads_file:  # typed as a path, which `run` reads
         hints["config"] = Annotated[str | None, CONFIG]
     groups = {
@@ -225,22 +228,22 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(**values: Any) -> None:
-        stored, typed = None, set[str]()
+        context = values.get(_CONTEXT) if takes_context else values.pop(_CONTEXT, None)
+        stored, given_here = None, set[str]()
         if reads_file and values["config"] is not None:
-            context = values.pop(_CONTEXT)
-            typed = {name for name in values if context.get_parameter_source(name).name == "COMMANDLINE"}
+            given_here = {name for name in values if typed(context, name)}
             classes = {name: group.settings for name, group in groups.items()}
             flags = {name: group.names() for name, group in groups.items()}
             stored = values["config"] = read_run_file(values["config"], classes, flags)
-            if stored.method is not None and "method" not in typed:
+            if stored.method is not None and "method" not in given_here:
                 values["method"] = stored.method
-        values.pop(_CONTEXT, None)
         for name, group in groups.items():
             given = {option.name: values.pop(option.name) for option in options[name]}
-            values[name] = group.read(given, None if stored is None else stored.groups[name], typed)
+            values[name] = group.read(given, None if stored is None else stored.groups[name], given_here)
         verb(**values)
 
-    context = [inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)] * reads_file
+    added = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    context = [added] * (reads_file and not takes_context)
     signature = inspect.Signature([*context, *(option for group in options.values() for option in group)])
     run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {name: option.annotation for name, option in signature.parameters.items()}
@@ -278,7 +281,7 @@ _CONTEXT = "context"  # parameter by which typer tells which options were typed
 # Settings of the rows of a file, which a task by name has already.
 _OF_FILES = (
     "validation", "test", "text", "text_pair", "label", "label_separator", "label_columns", "choices", "labels",
-    "label_words", "kind", "sep",
+    "label_words", "metrics", "kind", "sep",
 )  # fmt: skip
 
 
@@ -331,10 +334,19 @@ TRAINING_OPTIONS = Options(
 )
 
 
+SAMPLING_OPTIONS = Options(Sampling)
 MODEL_OPTIONS = Options(ModelSettings, panel=MODEL, flags={"name": "--model -m"})
 
 
-def open_workbench(model: ModelSettings, data: Data, training: TrainConfig, evaluate: bool = True) -> Workbench:
+def typed(context: typer.Context, *names: str) -> bool:
+    """Whether any of these parameters of a verb was given on the command line."""
+    sources = [context.get_parameter_source(name) for name in names]
+    return any(source is not None and source.name == "COMMANDLINE" for source in sources)
+
+
+def open_workbench(
+    model: ModelSettings, data: Data, training: TrainConfig, evaluate: bool = True, start: WarmStart | None = None
+) -> Workbench:
     """Loads the rows and the model; raises a `SoftPromptError` where one of them cannot be used."""
     from softprompts.experiments.workbench import Workbench
     from softprompts.processes import synchronized
@@ -348,6 +360,7 @@ def open_workbench(model: ModelSettings, data: Data, training: TrainConfig, eval
             evaluate,
             quantize=model.quantize,
             command=typed_command(),
+            start=start,
         )
     for name, flag in (("label_words", "--label-words"), ("answering", "--answer"), ("invalid", "--invalid")):
         if getattr(data, name) and bench.kind == "encoder":

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from softprompts.commands.options import BatchSize, Place, Source, with_imports
+from softprompts.commands.options import SAMPLING_OPTIONS, BatchSize, Place, Source, with_imports, with_options
 from softprompts.commands.parsing import pairs
 from softprompts.commands.terminal import err, out
 from softprompts.errors import SoftPromptError
+from softprompts.training.generation import Sampling
 
 if TYPE_CHECKING:
     from softprompts.predictor import Predictor
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 
 @with_imports
+@with_options
 def predict(
+    *,
     source: Source,
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to label.")] = None,
     file: Annotated[
@@ -57,9 +60,14 @@ def predict(
     on_error: Annotated[
         str, typer.Option(help="Rows without a text: skip (an empty answer, counted at the end) or stop.")
     ] = "skip",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens written for a text; default: as for the run's longest answer."),
+    ] = None,
+    sampling: Annotated[Sampling, SAMPLING_OPTIONS],
     batch_size: BatchSize = 32,
 ) -> None:
-    """Label texts with a trained prompt: label and probability, tags, or the answer found."""
+    """Label texts with a trained prompt (label and probability, tags, the answer found), or write what it answers."""
     from softprompts.predictor import Predictor
     from softprompts.tasks.task_reader import Entry
 
@@ -82,7 +90,7 @@ def predict(
     if on_error not in ("skip", "stop"):
         raise SoftPromptError(f"--on-error {on_error}: it is skip or stop")
     with err.status("loading the model"):
-        predictor = Predictor(source, model)
+        predictor = Predictor(source, model, max_new_tokens, sampling)
     if file is not None:
         entries = predictor.reader.read_entries(file, text, text_pair, fields, separator)
     else:
@@ -99,7 +107,8 @@ def predict(
         err.print(predictor.cut, soft_wrap=True)
     if output is not None:
         rest = iter(answers)
-        _write_answers([(entry, None if entry.fields is None else next(rest)) for entry in entries], output, every)
+        answered = [(entry, None if entry.fields is None else next(rest)) for entry in entries]
+        _write_answers(answered, output, every, predictor.task.form.written)
     else:
         _show_answers(predictor, rows, answers)
     if faults:
@@ -108,6 +117,13 @@ def predict(
 
 def _show_answers(predictor: Predictor, rows: list[Row], answers: list[Answer]) -> None:
     form, first = predictor.task.form, predictor.fields[0]
+    if form.written and len(answers) == 1:
+        print(answers[0].label)
+        return
+    if form.written and not sys.stdout.isatty():
+        for answer in answers:
+            print(" ".join(answer.label.split()))
+        return
     if not sys.stdout.isatty():
         for row, answer in zip(rows, answers, strict=True):
             print("\t".join([answer.label, _sure(answer), " ".join(_text(row[first]).split())]))
@@ -120,7 +136,7 @@ def _show_answers(predictor: Predictor, rows: list[Row], answers: list[Answer]) 
             out.print(marked(words.split() if isinstance(words, str) else words, answer.tags))
         return
     has_probabilities = any(answer.probability is not None or answer.labels for answer in answers)
-    header = "answer" if form.kind in ("span", "choice", "ranking") else "label"
+    header = "answer" if form.kind in ("span", "choice", "ranking", "text", "chat") else "label"
     table = Table(header, *["probability"] * has_probabilities, "text")
     for row, answer in zip(rows, answers, strict=True):
         table.add_row(answer.label, *[_sure(answer)] * has_probabilities, _text(row[first]))
@@ -139,24 +155,25 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else " ".join(value)
 
 
-def _write_answers(entries: list[tuple[Entry, Answer | None]], output: str, every: bool) -> None:
+def _write_answers(entries: list[tuple[Entry, Answer | None]], output: str, every: bool, written: bool) -> None:
     """Writes all rows of a file with all of their columns, and answers in columns of their own behind them."""
     from softprompts.storage.files import write_text_atomic
 
     columns = list(dict.fromkeys(column for entry, _ in entries for column in entry.row))
     labels = list(dict.fromkeys(name for _, answer in entries if answer for name in answer.probabilities))
     several = any(answer and answer.probability is None and answer.probabilities for _, answer in entries)
-    names = ("label",) if several else ("label", "probability")  # of several labels each has its own (--all)
+    # Of several labels each has a probability of its own (--all), and a text that is written has none.
+    names = ("answer",) if written else ("label",) if several else ("label", "probability")
     added = {name: f"predicted_{name}" if name in columns else name for name in names}
     as_json = output.lower().endswith((".jsonl", ".json"))
     chance: Callable[[float | None], Any] = (lambda value: value) if as_json else _probability
     lines: list[dict[str, Any]] = []
     for entry, answer in entries:
         line = {column: entry.row.get(column, "") for column in columns}
-        line[added["label"]] = "" if answer is None else answer.label
+        line[added[names[0]]] = "" if answer is None else answer.label
         if several and as_json:
             line[added["label"]] = None if answer is None else list(answer.labels)
-        if not several:
+        if "probability" in added:
             line[added["probability"]] = chance(None if answer is None else answer.probability)
         if every:
             chances = {} if answer is None else answer.probabilities

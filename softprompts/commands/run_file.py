@@ -16,7 +16,7 @@ from softprompts.storage.runs import located
 if TYPE_CHECKING:
     from softprompts.methods.contract import MethodConfig
 
-_KEYS = ("model", "data", "method", "settings", "training", "evaluate")
+_KEYS = ("model", "data", "method", "settings", "training", "evaluate", "start")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class RunFile:
         method: name of the method; None: it names none.
         settings: of the method, by name.
         evaluate: whether validation rows are scored while training.
+        start: the prompt that the run goes on from; None: it starts anew.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class RunFile:
     method: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluate: bool = True
+    start: str | None = None
 
     def method_config(self) -> MethodConfig | None:
         """The method's config; None where the file names no method.
@@ -85,7 +87,10 @@ def read_run_file(source: str, classes: Mapping[str, Any], flags: Mapping[str, M
         )
     if settings and method is None:
         raise SoftPromptError(f"{path}: settings are those of a method: give the method too")
-    return RunFile(path, groups, method, settings, evaluate)
+    start = said.get("start")
+    if not isinstance(start, str | None):
+        raise SoftPromptError(f"{path}: start is the folder or hub id of a prompt")
+    return RunFile(path, groups, method, settings, evaluate, start)
 
 
 def _read(path: Path) -> dict[str, Any]:

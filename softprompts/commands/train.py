@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 
 from softprompts.commands import options
@@ -17,7 +19,7 @@ from softprompts.commands.messages import (
     show_exports,
     show_workbench,
 )
-from softprompts.commands.method_settings import method_config
+from softprompts.commands.method_settings import changed_config, method_config
 from softprompts.commands.options import METHOD, OUTPUT, option
 from softprompts.commands.parsing import pairs
 from softprompts.commands.run_file import RunFile
@@ -31,6 +33,7 @@ from softprompts.training.result import LateInterrupt
 
 if TYPE_CHECKING:
     from softprompts.experiments.run_record import Run
+    from softprompts.experiments.warm_start import WarmStart
     from softprompts.experiments.workbench import Workbench
     from softprompts.methods.contract import MethodConfig
 
@@ -45,6 +48,10 @@ def train(
         str, option(METHOD, "See 'softprompts methods'; several in one: ept+multi-mask.", "--method")
     ] = "prefix-tuning",
     set_: options.Set = None,
+    from_: Annotated[
+        str | None,
+        option(METHOD, "Go on from this trained prompt, with its method, settings and model.", "--from"),
+    ] = None,
     training: Annotated[TrainConfig, options.TRAINING_OPTIONS],
     config: Annotated[RunFile | None, options.CONFIG] = None,
     out_: options.Out = "runs",
@@ -63,6 +70,7 @@ def train(
         bool, option(OUTPUT, "Leave out the report of what the prompt gets right and wrong.", "--no-report")
     ] = False,
     tracker: options.Tracker = None,
+    context: typer.Context,
 ) -> None:
     """Train one prompt and leave a run folder."""
     from softprompts.experiments.run_record import Run
@@ -70,10 +78,22 @@ def train(
     from softprompts.training.progress import check_trackers
 
     check_trackers(tracker)
-    method_settings = method_config(method, pairs(set_), _stored_method(config, method))
     if run_name is not None:
         folder = _named_folder(out_, run_name, folder, resume)
-    bench = options.open_workbench(model, data, training, config is None or config.evaluate)
+    start, from_ = None, from_ or (None if config is None else config.start)
+    if from_ is None:
+        method_settings = method_config(method, pairs(set_), _stored_method(config, method))
+    else:
+        if config is None and not options.typed(context, "task", "train"):
+            raise SoftPromptError("--from: name the rows to go on with (--data or --task)")  # not the packaged reviews
+        start = _start(from_)
+        if options.typed(context, "method") and method != start.method.method:
+            raise SoftPromptError(
+                f"--from {from_} is a prompt of {start.method.method}: --method {method} cannot go on from it"
+            )
+        model = _model_of(start, model, context)
+        method_settings = changed_config(_stored_method(config, start.method.method) or start.method, pairs(set_))
+    bench = options.open_workbench(model, data, training, config is None or config.evaluate, start)
     bench.check(method_settings, training, root=out_, folder=folder, resume=resume)
     show_workbench(bench)
     show_exports(bench, method_settings)
@@ -96,6 +116,23 @@ def train(
             _show_result(bench, path, load_result(path), report=False)
             raise
     _show_result(bench, path, result, report)
+
+
+def _start(source: str) -> WarmStart:
+    """The prompt of --from, a run's name, a folder or a hub id."""
+    from softprompts.experiments.warm_start import WarmStart
+
+    return WarmStart.read(located(source))
+
+
+def _model_of(start: WarmStart, model: options.ModelSettings, context: typer.Context) -> options.ModelSettings:
+    """The settings of the model, of which those that were not typed are those of the prompt of --from."""
+    given = {
+        name: getattr(start, of)
+        for name, of in (("name", "model"), ("quantize", "quantize"))
+        if not options.typed(context, name)
+    }
+    return replace(model, **given)
 
 
 def _show_result(bench: Workbench, path: Path, result: dict[str, Any], report: bool) -> None:

@@ -41,6 +41,20 @@ class AttachedBackbone:
             )
         return room
 
+    def room_beside_answers(self, room: int, tokens: int, longest: str) -> int:
+        """How many of ``room`` tokens are left for an input where answers have so many; ``longest`` names one of these.
+
+        Raises:
+            SoftPromptError: too few.
+        """
+        left = room - tokens if self.kind == "decoder" else room
+        if min(left, room - tokens) < (LEAST_ROOM if self.kind == "decoder" else 0):
+            raise SoftPromptError(
+                f"answers of up to {tokens} tokens ({longest}) are too long for {self.name}, which takes {room} beside "
+                "the prompt: leave such rows out, or lower --max-new-tokens where you gave it"
+            )
+        return left
+
     def add(self, name: str, method: MethodConfig, task: Task, seed: int) -> None:
         """Puts a prompt for a task on the model, its head drawn by the seed."""
         encoder = self.kind == "encoder"

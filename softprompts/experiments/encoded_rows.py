@@ -11,13 +11,17 @@ from softprompts.tasks import Task, label_ids, marker, new_tokens
 from softprompts.tasks.calibration import calibration_of
 from softprompts.tasks.class_weights import ClassWeights, row_weights
 from softprompts.tasks.decision import Decided, Decision, rows_digest
-from softprompts.tasks.encode import Decide, Encoded, check_kind, encode_cached
+from softprompts.tasks.encode import Decide, Encoded, check_kind, encode_cached, end_ids
 from softprompts.tasks.fitting import Fit
 from softprompts.tasks.kinds import KINDS
+from softprompts.tasks.kinds.texts import longest_answer
+from softprompts.tasks.text_metrics import NEG_LOSS
 from softprompts.training import Evaluation
 from softprompts.training.prediction import Prediction
 
 Score = Callable[[Prediction], dict[str, float]]
+
+_SPLITS = ("train", "validation", "test")
 
 
 class EncodedRows:
@@ -25,6 +29,7 @@ class EncodedRows:
 
     Attributes:
         label_ids: for language models, the token ids of each answer to choose from; None where they do not choose.
+        longest: tokens of the longest answer that is a free text, and where it is, in words; 0 where there is none.
         new_tokens: for language models, how many tokens are generated at most; None where they do not generate.
     """
 
@@ -32,8 +37,19 @@ class EncodedRows:
         check_kind(kind, task)
         self.task, self.tokenizer, self.kind = task, tokenizer, kind
         self.label_ids = label_ids(task, tokenizer, kind)
+        self.longest: tuple[int, str] = (0, "")
+        self.ends = end_ids(task, tokenizer, kind)
         self.new_tokens = new_tokens(task, tokenizer, kind)
+        if task.form.written:
+            found = ((split, longest_answer(rows, tokenizer)) for split in _SPLITS if (rows := getattr(task, split)))
+            self.longest = max((length, f"row {row} of the {split} rows") for split, (length, row) in found)
+            self.new_tokens = task.form.max_new_tokens or self.longest[0]
         self._encoded: dict[tuple[str, int], Encoded] = {}
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that answers of free texts need room for, beside an input or (encoder-decoders) by themselves."""
+        return max(self.longest[0], self.new_tokens or 0) if self.longest[0] else 0
 
     def of(self, task: Task) -> EncodedRows:
         """The rows of another task; splits that are the same, and put in the same form, are not encoded again."""
@@ -68,13 +84,12 @@ class EncodedRows:
         return marker(self.task, rows, encoded, self.tokenizer, self.kind, decide)
 
     def _evaluation(self, split: str, length: int, score: Score, batch_size: int | None = None) -> Evaluation:
-        return Evaluation(
-            self.split(split, length).features,
-            score=score,
-            batch_size=batch_size,
-            label_ids=self.label_ids,
-            new_tokens=self.new_tokens,
-        )
+        more: dict[str, Any] = {"label_ids": self.label_ids, "new_tokens": self.new_tokens}
+        if self.task.form.written:
+            more |= {"losses": NEG_LOSS in self.task.metrics, "ends": self.ends}
+            if self.task.metrics == (NEG_LOSS,):
+                more["new_tokens"] = None
+        return Evaluation(self.split(split, length).features, score=score, batch_size=batch_size, **more)
 
 
 class FittedDecision:

@@ -46,10 +46,12 @@ def resolved(
     max_length: int,
     evaluate: bool,
     quantize: str | None = None,
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that decides the numbers of a run, as plain values; its hash is the run's id.
 
-    The arguments are those of a `Workbench`, which need not be loaded, and the `rows_identity` of its task.
+    The arguments are those of a `Workbench`, which need not be loaded, the `rows_identity` of its task, and the
+    identity of the prompt that it goes on from.
     """
     code = {name: source.sha256[:12] for name, source in sources_of(method.method).items()}
     return {
@@ -60,6 +62,7 @@ def resolved(
         "settings": method.identity(),
         **({"revision": method.revision} if method.revision else {}),
         **({"code": code} if code else {}),
+        **({"start": dict(start)} if start is not None else {}),
         "max_length": max_length,
         "evaluate": evaluate,
         "training": training.to_dict(),
@@ -73,7 +76,13 @@ def shared_by(run: Run) -> tuple[Any, ...]:
 
 
 def complete_settings(
-    model: str, data: Data, run: Run, max_length: int, evaluate: bool, quantize: str | None
+    model: str,
+    data: Data,
+    run: Run,
+    max_length: int,
+    evaluate: bool,
+    quantize: str | None,
+    start: str | None = None,
 ) -> dict[str, Any]:
     """All settings of a run as plain values, from which ``train --config`` makes the run again; see `resolved`."""
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(data).items()}
@@ -84,6 +93,7 @@ def complete_settings(
         "settings": run.method.to_dict(),
         "training": {**vars(run.training), "learning_rates": dict(run.training.learning_rates)},
         "evaluate": evaluate,
+        **({} if start is None else {"start": start}),
     }
 
 
@@ -95,7 +105,7 @@ def open_folder(
     resume: bool,
     complete: Mapping[str, Any],
 ) -> None:
-    """Makes a run's folder; comments in the config.yaml of a new one say where data and the method's files lay.
+    """Makes a run's folder; comments in the config.yaml of a new one say where what it was made from lay.
 
     Args:
         path: the folder.
@@ -105,7 +115,10 @@ def open_folder(
         resume: see `open_run`.
         complete: its `complete_settings`.
     """
-    files = [*files, *(str(source.file) for source in sources_of(config["method"]).values())]
+    files, start = (
+        [*files, *(str(source.file) for source in sources_of(config["method"]).values())],
+        complete.get("start"),
+    )
     file = path / run_folder.CONFIG
     new = not file.is_file()
     open_run(path.parent, config, resume=resume, folder=path)
@@ -116,6 +129,8 @@ def open_folder(
     if files:
         note += "# What the method was built from; hashes of what was in it are among the values above.\n"
         note += "".join(f"#   {file}\n" for file in files)
+    if start is not None:
+        note += f"# The prompt that the run goes on from; its hash is 'start' above.\n#   {start}\n"
     if new and note:
         write_text_atomic(file, file.read_text(encoding="utf-8") + note)
     if new:

@@ -29,6 +29,7 @@ from softprompts.experiments.run_record import (
     shared_by,
     surroundings,
 )
+from softprompts.experiments.warm_start import WarmStart
 from softprompts.methods.contract import MethodConfig
 from softprompts.model.exports import export_refusals
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
@@ -65,6 +66,8 @@ class Workbench:
         quantize: keep the backbone's weights in few bits, a key of `softprompts.backbones.quantized.BACKENDS`; None:
             as they are.
         command: the command line that the runs come from, which their records repeat; None: there is none.
+        start: a trained prompt that the runs go on from: a run folder, a prompt folder or a hub id. It must be of their
+            method and backbone. Of a file's labels, its own come first, those that are new get new rows of the head.
 
     Attributes:
         task: the task.
@@ -74,9 +77,10 @@ class Workbench:
         rows: the task's rows, encoded.
         predictions: by the folder of a `run`, what its prompt predicts for the rows of its score; not of one that was
             resumed after that.
+        start: the prompt that the runs go on from; None: they start anew.
 
     Raises:
-        SoftPromptError: no such model or task, or data that cannot be used.
+        SoftPromptError: no such model, task or prompt, or data that cannot be used.
     """
 
     def __init__(
@@ -88,10 +92,13 @@ class Workbench:
         evaluate: bool = True,
         quantize: str | None = None,
         command: str | None = None,
+        start: str | Path | WarmStart | None = None,
     ):
         require_unsharded(os.environ)
         if quantize is not None:  # before rows are loaded
             require_backend(quantize, shared_state().device)
+        self.start = WarmStart.read(start) if isinstance(start, str | Path) else start
+        data = data if self.start is None else self.start.with_labels(data)
         self.name, self.data, self.max_length, self.command = model, data, max_length, command
         self.task = data.load()
         self.backbone = AttachedBackbone(model, KINDS[self.task.kind].tokens, backbone_dropout, quantize)
@@ -139,18 +146,24 @@ class Workbench:
         return say_cut([self.rows.split(split, length) for split in splits], examples, length)
 
     def room(self, config: MethodConfig) -> int:
-        """Most tokens of an input that fit next to a prompt.
+        """Most tokens of an input that fit next to a prompt, and of a free text's longest answer.
 
         Raises:
             SoftPromptError: too few.
         """
         room = self.backbone.room(config)
-        return self.max_length if room is None else min(self.max_length, room)
+        if room is None:
+            return self.max_length
+        room = self.backbone.room_beside_answers(room, self.rows.answer_tokens, self.rows.longest[1])
+        return min(self.max_length, room)
 
     def resolved(self, method: MethodConfig, training: TrainConfig) -> dict[str, Any]:
         """All that decides the numbers of a run, as plain values."""
         rows = rows_identity(self.data, self.task)
-        return resolved(self.name, rows, method, training, self.max_length, self.evaluate, self.backbone.quantize)
+        start = None if self.start is None else self.start.identity
+        return resolved(
+            self.name, rows, method, training, self.max_length, self.evaluate, self.backbone.quantize, start
+        )
 
     def folder_of(self, run: Run, root: str | Path) -> Path:
         """The folder of an experiment, named by its settings' hash."""
@@ -179,6 +192,7 @@ class Workbench:
         if training is not None:
             self._check_labels(training)
         with self.backbone.trial("check", method, self.task):
+            self._warm_up("check", method)
             self._add_teacher("check", method)
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
@@ -348,6 +362,7 @@ class Workbench:
         method, training, length = run.method, run.training, self.room(run.method)
         self.backbone.drop(name)
         self.backbone.add(name, method, self.task, training.seed)
+        self._warm_up(name, method)
         record, fit = self._record(name, run, length), _fit_of(training)
         validation = self.rows.evaluation("validation", length) if self.evaluate else None
         test, fitting = self.rows.evaluation("test", length) if self.task.test else None, None
@@ -371,9 +386,16 @@ class Workbench:
         with synchronized():
             if is_main():
                 given = self.name, self.data, run, self.max_length, self.evaluate, self.backbone.quantize
-                config, complete = self.resolved(method, training), complete_settings(*given)
+                start = None if self.start is None else self.start.place
+                config, complete = self.resolved(method, training), complete_settings(*given, start)
                 open_folder(folder, config, self.data, method.files(), resume, complete)
         return lane
+
+    def _warm_up(self, name: str, method: MethodConfig) -> None:
+        """Fills a new prompt with the tensors of the one that runs go on from, where there is one."""
+        if self.start is not None:
+            self.start.check(method, self.task, self.kind == "encoder")
+            self.start.put_on(self.model, name)
 
     def train_lanes(self, lanes: list[Lane], progress: bool = True, trackers: Sequence[str] | None = None) -> None:
         """Trains lanes to their ends and takes their teachers off the model.
@@ -450,12 +472,14 @@ class Workbench:
             "trained_parameters": _count(self.model.prompts[name]),
             "backbone_parameters": backbone,
             "task_form": self.task.form.to_dict(),
+            **({"new_tokens": self.rows.new_tokens} if self.task.form.written else {}),
             "splits": self.task.record(),
             "train_rows": len(self.task.train),
             "eval_rows": len(self.task.validation) if self.evaluate else 0,
             "test_rows": len(self.task.test),
             "constant_scores": self.task.constant_scores(self.task.scored_rows()[0]),
             **surroundings(),
+            **({"start": self.start.record(self.task)} if self.start is not None else {}),
             **({"command": self.command} if self.command is not None else {}),
         }
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from softprompts.backbones import task_head
+from softprompts.backbones import gguf, task_head
 from softprompts.backbones.backbone import Backbone
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.methods.contract import Component, Method, MethodConfig, Rows, Shape, Vocabulary
@@ -228,7 +228,8 @@ def _vocabulary(backbone: Backbone, tokenizer: Any) -> Vocabulary:
         source = tokenizer
         if source is None:
             try:
-                source = transformers.AutoTokenizer.from_pretrained(backbone.model.config._name_or_path)
+                place, file = gguf.located(backbone.model.config._name_or_path)
+                source = transformers.AutoTokenizer.from_pretrained(place, **file)
             except Exception as error:
                 raise SoftPromptError("initialisation from text needs the tokenizer: pass tokenizer=...") from error
         return list(source(text, add_special_tokens=False)["input_ids"])

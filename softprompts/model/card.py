@@ -40,6 +40,7 @@ _METRICS = {
     "question_em": "exact_match",
     "seqeval_f1": "seqeval",
     "tag_accuracy": "accuracy",
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL"), "rouge"),
 }
 _KINDS = {
     "classification": "text-classification",
@@ -47,6 +48,8 @@ _KINDS = {
     "choice": "multiple-choice",
     "span": "question-answering",
     "tagging": "token-classification",
+    "text": "text-generation",
+    "chat": "text-generation",
 }
 _SPLITS = {"validation": ("metrics", "eval_rows"), "test": ("test_metrics", "test_rows")}
 _NOT_IN_TABLE = ("license", "max_length_asked", "method", "command")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from softprompts.backbones import sharded
 from softprompts.backbones.backbone import Backbone
-from softprompts.backbones.weights_sample import sample_of
+from softprompts.backbones.weights_sample import alike, sample_of
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.prompt import Prompt, new_prompt, require, seeded, shape_of
 from softprompts.injection.state import state_of
@@ -207,6 +207,18 @@ def fill(prompt: Prompt, tensors: dict[str, Tensor], where: str) -> None:
         if key in tensors:  # not every buffer is saved
             value.data = value.data.to(widest if value.is_floating_point() else value.dtype)
     prompt.load_state_dict(tensors)
+
+
+def require_backbone(model: Any, saved: dict[str, Any], where: str) -> None:
+    """Makes sure that a model is the one that a prompt was trained on, by its sizes and by some of its weights.
+
+    Raises:
+        SoftPromptError: it is another one; begins with ``where``.
+    """
+    _check_backbone(model, saved, where)
+    trained_on, there = saved.get("sample"), sample_of(model)
+    if isinstance(trained_on, list) and there is not None and not alike(trained_on, there):
+        raise SoftPromptError(f"{where} was trained on another backbone ({saved.get('name')}): its weights are others")
 
 
 def _check_backbone(model: Any, saved: dict[str, Any], where: str) -> None:

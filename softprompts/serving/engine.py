@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from softprompts.backbones import packaged
+from softprompts.backbones import gguf, packaged
 from softprompts.backbones.kinds import kind_of
 from softprompts.backbones.loading import context_room, model_files
 from softprompts.errors import SoftPromptError
@@ -75,15 +75,17 @@ class Engine:
         self.name, self.trust_remote_code = model, trust_remote_code
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         with model_files(model) as (path, offline):
+            place, file = gguf.located(path)
             source: dict[str, Any] = {
-                "pretrained_model_name_or_path": path,
+                "pretrained_model_name_or_path": place,
                 "local_files_only": offline,
                 "trust_remote_code": trust_remote_code,
+                **file,
             }
             self.config = AutoConfig.from_pretrained(**source)
             self.kind = kind_of(self.config)
             self.tokenizer = AutoTokenizer.from_pretrained(**source)
-        self._load_options = {**source, "use_safetensors": True, **({} if dtype is None else {"dtype": dtype})}
+        self._load_options = {**source, "use_safetensors": not file, **({} if dtype is None else {"dtype": dtype})}
         # A tokenizer is not thread-safe: the text thread has `tokenizer`, the event loop has `decoder`, and the model's
         # thread has `watcher`, which looks for stop strings.
         self.decoder, self.watcher = copy.deepcopy(self.tokenizer), copy.deepcopy(self.tokenizer)
@@ -96,7 +98,7 @@ class Engine:
     def model_name(self) -> str:
         """The model's name, without the folder that it is in."""
         name = packaged.model_name(self.name)
-        return Path(name).name if Path(name).is_dir() else name
+        return Path(name).name if Path(name).exists() else name
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +123,7 @@ class Engine:
             elif name in self.models:
                 return self.models[name]
             with model_files(self.name):
-                model = cls.from_pretrained(**self._load_options)
+                model = gguf.as_plain(cls.from_pretrained(**self._load_options), packaged.resolve_model(self.name))
             if self.models:
                 _share_weights(next(iter(self.models.values())), model)
             attach(model.to(self.device), None)

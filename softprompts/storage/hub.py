@@ -31,7 +31,7 @@ def quiet_hub(name: str | os.PathLike[str]) -> Iterator[bool]:
     """Silences the messages of the hub's client about its retries.
 
     Args:
-        name: a local folder or a hub id.
+        name: a local folder or file, or a hub id.
 
     Yields:
         The value of ``local_files_only`` to load it with: True for a hub id if the hub is out of reach.
@@ -40,6 +40,6 @@ def quiet_hub(name: str | os.PathLike[str]) -> Iterator[bool]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield not os.path.isdir(name) and not reachable()
+        yield not os.path.exists(name) and not reachable()
     finally:
         logger.setLevel(level)

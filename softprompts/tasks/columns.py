@@ -11,6 +11,7 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.answers import finite_number
+from softprompts.tasks.conversations import MESSAGES, messages_in, packed
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
 from softprompts.tasks.form import Form, check_template
@@ -40,6 +41,12 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "ranking": (("passage", "query"), ("context", "question"), ("text",), ("question",)),
     "span": (("question", "context"),),
     "tagging": tuple((name,) for name in WORD_COLUMNS),
+    "text": (
+        ("instruction", "input"),
+        *((name,) for name in ("input", "prompt", "instruction", "source", "question", "text", "article", "document")),
+        *((name,) for name in ("dialogue", "query", "sentence")),
+    ),
+    "chat": ((MESSAGES,), ("conversation",), ("conversations",)),
 }
 _LABELS: dict[str, tuple[str, ...]] = {
     "classification": ("label", "labels"),
@@ -49,6 +56,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "ranking": ("answers", "answer"),
     "span": ("answers", "answer"),
     "tagging": ("tags", "ner_tags", "labels"),
+    "text": ("target", "completion", "output", "response", "answer", "answers", "summary", "label"),
 }
 _ANSWER = dict.fromkeys(_LABELS, "label") | {"span": "answers", "ranking": "answers", "tagging": "tags"}
 CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
@@ -56,12 +64,14 @@ _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
 _START = "answer_start"  # column of where an answer that is a text begins
 _DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1"),
-    "multi-label": ("micro_f1", "macro_f1", "exact_match"),
+    "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
     "regression": ("pearson", "spearman"),
     "choice": ("accuracy",),
     "ranking": ("em", "token_f1"),
     "span": ("em", "token_f1"),
     "tagging": ("seqeval_f1", "seqeval_precision", "seqeval_recall"),
+    "text": ("token_f1", "exact_match"),
+    "chat": ("neg_loss",),
 }
 _BRACKET = re.compile(r"\s*(array)?\s*[\[({]")
 _NO_TAG = re.compile(r"""^['",]|['",]$|[\[\](){}]""")  # a piece of a list that was not written with blanks
@@ -77,7 +87,7 @@ class Columns:
     Attributes:
         kind: a key of `KINDS`.
         fields: the column of each field.
-        label: column of the label, the tags or the answers.
+        label: column of the label, the tags or the answers; of a chat the messages, in which they are.
         choices: column of each row's choices, or the columns of the choices; empty: there are none.
         templates: the choices as format strings over the fields, in place of columns.
         separator: what stands between several labels in the label's column; None: it holds one, or a list.
@@ -143,6 +153,11 @@ def find_columns(
         )
     if label is None and label_columns:
         label = label_columns[0]
+    if kind == "chat":
+        if len(named) != 1:
+            raise SoftPromptError(f"{place}: a chat is in one column of messages, not {', '.join(named.values())}")
+        named = {MESSAGES: next(iter(named.values()))}
+        label = named[MESSAGES]
     if label is None:
         label = next((name for name in _LABELS[kind] if name in row), None)
         if label is None:
@@ -154,7 +169,10 @@ def find_columns(
         choices = tuple(listed[:1]) or numbered(name for name in row if name != label)
         if not choices:
             raise SoftPromptError(_missing(place, "choices", row, [*CHOICE_COLUMNS, "choice1 and choice2"]))
-    _require_different(place, kind, list(fields.values() if isinstance(fields, Mapping) else fields), label, choices)
+    if kind != "chat":  # whose messages are both
+        _require_different(
+            place, kind, list(fields.values() if isinstance(fields, Mapping) else fields), label, choices
+        )
     several: dict[str, Any] = {"separator": separator, "label_columns": label_columns}
     columns = Columns(kind, named, label, choices[0] if len(choices) == 1 else choices, **several)
     if any("{" in text for text in choices):
@@ -205,6 +223,11 @@ def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
     if columns.kind == "tagging":
         words = words_of(place, columns.fields[WORDS], row)
         example = Example({WORDS: " ".join(words)}, id=line, words=words)
+    elif columns.kind == "chat":
+        messages = messages_in(place, columns.label, row, answered=True)
+        example = Example({MESSAGES: packed(messages)}, id=line, answers=(messages[-1]["content"],))
+    elif columns.kind == "text":
+        example = Example(input_texts(place, columns.fields, row), id=line)
     else:
         example = Example({name: text_of(place, column, row) for name, column in columns.fields.items()}, id=line)
     keys: Sequence[str] = ()
@@ -233,6 +256,17 @@ def text_of(place: str, column: str, row: Row) -> str:
     if not value.strip():
         raise SoftPromptError(f"{place}: '{column}' is empty")
     return value
+
+
+def input_texts(place: str, columns: Mapping[str, str], row: Row) -> dict[str, str]:
+    """The texts that another is written for, of which all but the first may be empty.
+
+    Raises:
+        SoftPromptError: one is no text, or the first is empty.
+    """
+    first, *more = columns
+    rest = {name: "" if row[columns[name]] in (None, "") else text_of(place, columns[name], row) for name in more}
+    return {first: text_of(place, columns[first], row), **rest}
 
 
 def _show(value: Any) -> str:
@@ -439,6 +473,19 @@ def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[
     return {"label": right, "answers": tuple(answers)}
 
 
+def _written(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
+    """The texts that count as right, of which the first is the one to learn."""
+    value = row[column]
+    answers = [text_of(place, column, row)] if isinstance(value, str) else value
+    if not _texts(answers) or not answers:
+        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, neither a text nor a list of texts")
+    return {"answers": tuple(answers)}
+
+
+def _spoken(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
+    return {}  # the messages hold it
+
+
 _READERS: dict[str, Callable[[str, str, Row, Example, Sequence[str]], dict[str, Any]]] = {
     "classification": _class,
     "regression": _scored,
@@ -446,6 +493,8 @@ _READERS: dict[str, Callable[[str, str, Row, Example, Sequence[str]], dict[str, 
     "ranking": _ranked,
     "span": _found,
     "tagging": _tagged,
+    "text": _written,
+    "chat": _spoken,
 }
 
 

@@ -23,7 +23,7 @@ _PLACE = "#   "  # begins the line of a config.yaml that says where one of them 
 _USUAL_COLUMNS = (("text", "text"), ("label", "label"))  # names of columns where none are given, by setting
 _OF_FILES = (
     "test", "text", "text_pair", "label", "label_separator", "label_columns", "choices", "kind", "labels",
-    "label_words", "sep",
+    "label_words", "metrics", "sep",
 )  # fmt: skip
 _OF_FEW = ("few_shot_seed", "few_shot_protocol")
 _Text = str | None
@@ -57,13 +57,18 @@ class Data:
     ] = None
     train: Annotated[_Text, doc("Your own file to train on: CSV, TSV, JSONL, JSON or (tagging) CoNLL.")] = None
     kind: Annotated[
-        str, doc("What your file is about: classification, multi-label, regression, choice, span or tagging.")
+        str,
+        doc("What your file is about: classification, multi-label, regression, choice, span, tagging, text or chat."),
     ] = "classification"
     validation: Annotated[_Text, doc("Your own file to score on; default: a part of the first one.")] = None
     test: Annotated[_Text, doc("Your own file for the last score, not to choose by.")] = None
-    text: Annotated[_Text, doc("Column of the text, the words or the question; default: its usual name.")] = None
+    text: Annotated[
+        _Text, doc("Column of the text, the words, the question, the input or the messages; default: its usual name.")
+    ] = None
     text_pair: Annotated[_Text, doc("Column of the second text or the context.")] = None
-    label: Annotated[_Text, doc("Column of the label, the tags or the answers; default: its usual name.")] = None
+    label: Annotated[
+        _Text, doc("Column of the label, the tags, the answers or the text to write; default: its usual name.")
+    ] = None
     label_separator: Annotated[
         _Text, doc("What stands between several labels in their column (multi-label); default: they are a list.")
     ] = None
@@ -78,6 +83,13 @@ class Data:
             "What a language model answers for each label of your file (multi-label: and for none); default: its name."
         ),
     ] = ()
+    metrics: Annotated[
+        _Names,
+        doc("What your file is scored by, the first one chooses: accuracy, exact_match, rougeL, chrf, neg_loss, ..."),
+    ] = ()
+    max_new_tokens: Annotated[
+        _Count, doc("Most tokens that a language model writes for a row; default: those of the longest answer.")
+    ] = None
     sep: Annotated[
         _Text, doc("What separates the columns of your files, 'tab' for one; default: by name and rows of the file.")
     ] = None
@@ -100,7 +112,8 @@ class Data:
             task = replace(task, test=[])
         elif self.max_test is not None:
             task = task.limited(max_test=self.max_test, seed=self.seed)
-        changes = {name: getattr(self, name) for name in ("answering", "invalid") if getattr(self, name) is not None}
+        named = ("answering", "invalid", "max_new_tokens")
+        changes = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
         task = task.with_form(**changes)
         if self.few_shot is None:
             return task

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from softprompts.tasks.batches import length_of
+from softprompts.tasks.conversations import MESSAGES, question_of, readable, unpacked
 from softprompts.tasks.encode import encode_examples
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import CHOICE, KINDS
@@ -111,10 +112,13 @@ def render(task: Task, example: Example) -> dict[str, Any]:
     """A row as models read it."""
     form = task.form
     choices = [{CHOICE: choice} for choice in example.choices] if form.chooses else [{}]
+    source = None if task.kind == "tagging" else form.write(example.fields)
+    if task.kind == "chat":
+        source = readable(question_of(unpacked(example.fields[MESSAGES])))
     return {
         "id": example.id,
-        "encoder": [list(form.read({**example.fields, **choice})) for choice in choices],
-        "language_model": None if task.kind == "tagging" else form.write(example.fields),
+        "encoder": [] if form.written else [list(form.read({**example.fields, **choice})) for choice in choices],
+        "language_model": source,
         "answer": answer_of(task, example),
         "written": _written(task, example),
     }
@@ -135,7 +139,7 @@ def answer_of(task: Task, example: Example) -> Any:
     form = task.form
     if task.kind in ("tagging", "multi-label"):
         return [form.labels[label] for label in example.label]
-    if task.kind in ("span", "ranking"):
+    if task.kind in ("span", "ranking") or form.written:
         return list(dict.fromkeys(example.answers))
     if task.kind == "regression":
         return example.label

@@ -18,11 +18,13 @@ from softprompts.tasks import cache
 from softprompts.tasks.decision import Decided, Decision
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
-from softprompts.tasks.kinds import KINDS, texts
+from softprompts.tasks.kinds import KINDS, chat, texts
 from softprompts.tasks.kinds.encoded import Encoded as Encoded
 from softprompts.tasks.task import Task
+from softprompts.tasks.text_metrics import NEG_LOSS
 
 _FEW = 500  # rows that are tokenised faster than they are looked up
+_CODE = (Path(__file__).with_name("conversations.py"), *sorted(Path(__file__).parent.glob("kinds/*.py")))
 MODEL_KINDS = ("encoder", "encoder-decoder", "decoder")
 Decide = Callable[[Form, Sequence[Any]], Decided]  # the probabilities and answers that the scores of rows make
 
@@ -45,7 +47,8 @@ def encode_examples(
         task: says how they are put to a model.
         tokenizer: the model's tokenizer.
         kind: "encoder", "encoder-decoder" or "decoder".
-        max_length: most tokens of an input; a decoder's answer is counted in, the soft prompt is not.
+        max_length: most tokens of an input. The soft prompt is not counted. Nor is the answer of a text or a chat,
+            which is never cut; other answers of a decoder are counted in.
         with_answer: False: rows have no label, and a decoder's end where its answer begins.
 
     Returns:
@@ -60,6 +63,8 @@ def encode_examples(
     check_kind(kind, task)
     if kind == "encoder":
         return KINDS[task.kind].encode(examples, task.form, tokenizer, max_length, with_answer)
+    if task.kind == "chat":
+        return chat.encode(examples, tokenizer, kind, max_length, with_answer)
     return texts.encode(examples, task.form, tokenizer, kind, max_length, with_answer)
 
 
@@ -86,14 +91,16 @@ def encode_cached(
 
     if len(rows) < _FEW or (folder is None and cache.cache_folder() is None):
         return make()
-    key = {
+    key: dict[str, Any] = {
         "rows": task.record()[split]["sha256"],
         "form": task.form.to_dict(),
         "tokenizer": cache.tokenizer_fingerprint(tokenizer),
         "kind": kind,
         "max_length": max_length,
-        "code": cache.code_fingerprint([Path(__file__), *sorted(Path(__file__).parent.glob("kinds/*.py"))]),
+        "code": cache.code_fingerprint([Path(__file__), *_CODE]),
     }
+    if task.kind == "chat":
+        key["template"] = tokenizer.chat_template
     return cache.cached(key, make, folder=folder)
 
 
@@ -119,6 +126,11 @@ def new_tokens(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> int
     return texts.new_tokens(task.form, tokenizer, kind)
 
 
+def end_ids(task: Task, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[int]:
+    """The tokens that end what a language model writes for a chat; empty: those of the model."""
+    return chat.end_ids(tokenizer) if task.kind == "chat" and kind != "encoder" else []
+
+
 def check_kind(kind: str, task: Task) -> None:
     """Makes sure that a kind of model can do a task.
 
@@ -129,6 +141,11 @@ def check_kind(kind: str, task: Task) -> None:
         raise SoftPromptError(f"unknown kind of model '{kind}': {nearest(kind, MODEL_KINDS)}")
     if kind != "encoder" and task.kind == "tagging":
         raise SoftPromptError(f"task '{task.name}' labels every word, which takes an encoder; this is a {kind} model")
+    if kind == "encoder" and task.form.written:
+        raise SoftPromptError(
+            f"task '{task.name}' is to write a {task.kind}, which this encoder cannot: name a causal or an "
+            "encoder-decoder model (--model)"
+        )
 
 
 def marker(
@@ -148,13 +165,17 @@ def marker(
         # Here and not on top: scikit-learn takes a while to import.
         from softprompts.tasks.metrics import compares_strings, compute
 
+        if task.metrics == (NEG_LOSS,):
+            return compute(task.metrics, prediction.losses, prediction.losses)
         answers, valid = read(prediction)
         if not valid and task.form.invalid == "zero":
             return dict.fromkeys(task.metrics, 0.0)
         scores: dict[str, float] = {}
         for name in task.metrics:
             rows = (answers, references)
-            if compares_strings(name):
+            if name == NEG_LOSS:
+                rows = (prediction.losses, prediction.losses)
+            elif compares_strings(name):
                 words, tokens = task.form.words, prediction.tokens
                 written = [words[label] for label in answers] if tokens is None else texts.decode(tokenizer, tokens)
                 rows = (written, [words[label] for label in references])
@@ -179,17 +200,30 @@ def answer_reader(
     """
     if decide is None and task.kind == "multi-label":
         decide = Decision().decide
+    ends = end_ids(task, tokenizer, kind)
 
     def read(prediction: Any) -> tuple[list[Any], bool]:
         if decide is not None:
             return decide(task.form, prediction.scores).answers, True
         if prediction.tokens is not None:
-            return texts.read(examples, task.form, tokenizer, prediction.tokens)
+            tokens = prediction.tokens
+            if task.kind == "chat":
+                tokens = chat.last_answers(tokens, encoded, ends)
+            return texts.read(examples, task.form, tokenizer, tokens)
         if kind != "encoder":
             return [task.form.label_value(index) for index in prediction.labels], True
         return KINDS[task.kind].answers(examples, task.form, encoded, prediction), True
 
     return read
+
+
+def neg_losses(encoded: Encoded, losses: Sequence[tuple[float, int]]) -> list[float]:
+    """Of each example, the mean loss of its answers' tokens with its sign changed; ``losses`` are of the rows."""
+    sums: dict[int, tuple[float, int]] = {}
+    for owner, (loss, tokens) in zip(encoded.owners or range(len(losses)), losses, strict=True):
+        before = sums.get(owner, (0.0, 0))
+        sums[owner] = before[0] + loss, before[1] + tokens
+    return [-loss / max(1, tokens) for _, (loss, tokens) in sorted(sums.items())]
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,13 +16,17 @@ from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 
 from softprompts.tasks.answers import normalise
 from softprompts.tasks.calibration import Calibration, calibration, calibration_of
+from softprompts.tasks.conversations import MESSAGES, question_of, readable, unpacked
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds.multi_label import targets
+from softprompts.tasks.metrics import compute
 from softprompts.tasks.tag_schemes import entities
 from softprompts.tasks.task_reader import Answer, marked
+from softprompts.tasks.text_metrics import NEG_LOSS
 
 NO_ANSWER = "(no label)"
+NO_TEXT = "(nothing)"
 _MISTAKES = 20
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -55,7 +59,10 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A row with another answer than its label; ``weight`` is the probability of that answer, or the residual."""
+    """A row with another answer than its label.
+
+    ``weight`` is the probability of that answer, the residual, or what a written text scores by the main metric.
+    """
 
     row: Any
     text: str
@@ -83,7 +90,8 @@ class Errors:
         uncalibrated: the same of the probabilities before they were calibrated; None where they were not.
         residuals: of scores: mean absolute error, root mean squared error, mean of answer less label, and quantiles.
         points: of scores: label and answer of each row.
-        mistakes: rows with a wrong answer, the most confident first; of scores, the largest residuals.
+        mistakes: rows with a wrong answer, the most confident first; of scores, the largest residuals; of written
+            texts, those that score worst by the main metric.
         wrong: the number of all rows with a wrong answer.
     """
 
@@ -127,6 +135,8 @@ def errors_made(
     base: dict[str, Any] = {"kind": form.kind, "rows": len(examples), "metrics": dict(metrics)}
     if form.kind == "regression":
         return Errors(**base, **_residuals(form, examples, answers))
+    if form.written:
+        return Errors(**base, **_of_texts(form, examples, answers, next(iter(metrics))))
     truths = [_truth(form, example) for example in examples]
     said = [_said(form, answer) for answer in answers]
     right = [_agrees(form, truth, one) for truth, one in zip(truths, said, strict=True)]
@@ -158,7 +168,7 @@ def errors_made(
     more["mistakes"] = tuple(
         Mistake(
             examples[index].id,
-            _text(examples[index]),
+            _text(form, examples[index]),
             _shown(form, examples[index], truths[index]),
             _shown(form, examples[index], said[index]) or NO_ANSWER,
             chances[index],
@@ -184,6 +194,30 @@ def _sureness(answer: Answer, truth: Sequence[str]) -> float | None:
     wrong = set(truth) ^ set(answer.labels)
     chances = [(name in answer.labels, answer.probabilities[name]) for name in wrong]
     return max((chance if given else 1 - chance for given, chance in chances), default=None)
+
+
+def _of_texts(form: Form, examples: Sequence[Example], answers: Sequence[Answer], metric: str) -> dict[str, Any]:
+    """Of written texts: those that are right to the letter, and the others by what each scores, the worst first."""
+    right = [
+        answer.label in [text.strip() for text in one.answers] for one, answer in zip(examples, answers, strict=True)
+    ]
+    rows = zip(examples, answers, strict=True)
+    if metric == NEG_LOSS:
+        scores = [float("nan") if answer.value is None else answer.value for answer in answers]
+    else:
+        scores = [compute([metric], [answer.label], [one.answers])[metric] for one, answer in rows]
+    wrong = sorted((index for index, fine in enumerate(right) if not fine), key=lambda index: scores[index])
+    mistakes = tuple(
+        Mistake(
+            examples[index].id,
+            _text(form, examples[index]),
+            " / ".join(examples[index].answers),
+            answers[index].label or NO_TEXT,
+            scores[index],
+        )
+        for index in wrong[:_MISTAKES]
+    )
+    return {"right": Share.of(sum(right), len(right)), "wrong": len(wrong), "mistakes": mistakes}
 
 
 def _truth(form: Form, example: Example) -> Any:
@@ -276,7 +310,11 @@ def _residuals(form: Form, examples: Sequence[Example], answers: Sequence[Answer
     worst = np.argsort(-np.abs(rests), kind="stable")[:_MISTAKES]
     mistakes = tuple(
         Mistake(
-            examples[index].id, _text(examples[index]), f"{truths[index]:g}", f"{said[index]:.3g}", float(rests[index])
+            examples[index].id,
+            _text(form, examples[index]),
+            f"{truths[index]:g}",
+            f"{said[index]:.3g}",
+            float(rests[index]),
         )
         for index in worst
     )
@@ -284,8 +322,10 @@ def _residuals(form: Form, examples: Sequence[Example], answers: Sequence[Answer
     return {"residuals": numbers, "points": points, "mistakes": mistakes}
 
 
-def _text(example: Example) -> str:
-    return " | ".join(example.fields.values())
+def _text(form: Form, example: Example) -> str:
+    if form.kind == "chat":
+        return readable(question_of(unpacked(example.fields[MESSAGES])))
+    return " | ".join(filter(None, example.fields.values()))
 
 
 def _shown(form: Form, example: Example, answer: Any) -> str:

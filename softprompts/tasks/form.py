@@ -26,6 +26,8 @@ KINDS: dict[str, str] = {
     "ranking": "which of a row's own candidates answers it",
     "span": "a part of a context",
     "tagging": "a label for each word",
+    "text": "a text that is written for another",
+    "chat": "the next answer in a conversation",
 }
 ANSWERS = {
     "rank": "the likeliest of the label words",
@@ -33,6 +35,7 @@ ANSWERS = {
 }
 _CLOSED = ("classification", "multi-label", "regression", "choice")
 _DECIDED = ("classification", "multi-label", "choice")
+_WRITTEN = ("text", "chat")
 LABELLED = ("classification", "multi-label")  # rows have labels of the task
 CHOICE = "choice"
 NONE = "none"  # what a language model answers where no label is given, unless the label words say otherwise
@@ -54,6 +57,8 @@ class Form:
         cut: fields that are cut where a row is too long, the first one first; empty: whichever is longest.
         answering: a key of `ANSWERS`: how a language model's answer is found.
         invalid: what a generated answer that is no label counts as, see `softprompts.tasks.answers`.
+        max_new_tokens: how many tokens a language model generates at most for a free answer; None: as many as the
+            longest answer of a text or chat has, 32 of other kinds.
     """
 
     kind: str = "classification"
@@ -66,6 +71,7 @@ class Form:
     cut: tuple[str, ...] = ()
     answering: str = "rank"
     invalid: str = "mismatch"
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -81,7 +87,8 @@ class Form:
             first = [f"{{{name}}}" for name in self.fields[:2]]
             object.__setattr__(self, "reading", tuple([*first[:1], f"{{{CHOICE}}}"] if self.chooses else first))
         if not self.source:
-            object.__setattr__(self, "source", " ".join(f"{name}: {{{name}}}" for name in self.fields))
+            named = [f"{{{name}}}" if self.written else f"{name}: {{{name}}}" for name in self.fields]
+            object.__setattr__(self, "source", ("\n" if self.written else " ").join(named))
         if not self.words and self.kind in LABELLED:
             object.__setattr__(self, "words", self.labels)
         if self.kind == "multi-label" and len(self.words) == len(self.labels):
@@ -122,13 +129,19 @@ class Form:
         """Whether answers are chosen by the probabilities of labels or choices."""
         return self.kind in _DECIDED
 
+    @property
+    def written(self) -> bool:
+        """Whether the answer is any text, which only a language model can write."""
+        return self.kind in _WRITTEN
+
     def read(self, values: Mapping[str, str]) -> tuple[str, ...]:
         """What an encoder reads of a row's fields (and its ``choice``)."""
         return tuple(template.format_map(values) for template in self.reading)
 
     def write(self, values: Mapping[str, str]) -> str:
         """What a language model reads of a row's fields."""
-        return self.source.format_map(values)
+        text = self.source.format_map(values)
+        return text.strip("\n") if self.written else text  # fields of it may be empty
 
     def label_index(self, label: float) -> int:
         """Index of the word that stands for a label; for a score, the one that `score_string` gives or the nearest."""
@@ -147,8 +160,11 @@ class Form:
         return float(self.words[index]) if self.kind == "regression" else index
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as saved with a prompt."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain values, as saved with a prompt; ids of runs are older than ``max_new_tokens``."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.max_new_tokens is None:
+            del values["max_new_tokens"]
+        return values
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Form:

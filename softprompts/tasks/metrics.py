@@ -22,6 +22,7 @@ from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.answers import normalise
 from softprompts.tasks.tag_schemes import entities, tags_entities
+from softprompts.tasks.text_metrics import NEG_LOSS, of_corpus, rouge
 
 Array = np.ndarray
 _SIDES = ("predictions", "references")
@@ -75,6 +76,17 @@ def _correlation(function: Callable[[Array, Array], tuple[float, float]]) -> Cal
 def _em(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     rows = zip(predictions, references, strict=True)
     return sum(normalise(given) in map(normalise, accepted) for given, accepted in rows) / len(predictions)
+
+
+def _exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    rows = zip(predictions, references, strict=True)
+    right = [given.strip() in [text.strip() for text in accepted] for given, accepted in rows]
+    return float(sklearn_metrics.accuracy_score([True] * len(right), right))
+
+
+def _neg_loss(predictions: Sequence[Sequence[float]], references: Sequence[Any]) -> float:
+    loss, tokens = np.array(predictions, dtype=np.float64).sum(0)
+    return -float(loss / max(1, tokens))
 
 
 def _token_f1(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -164,6 +176,10 @@ Reader = Callable[[str, Sequence[Any], Sequence[Any]], Sequence[Any]]
 _TEXT: Wanted = (_is_text, "a text")
 _NUMBER: Wanted = (_is_number, "a number")
 _TAGS: Wanted = (_is_list, "a list of tags")
+_LOSS: Wanted = (
+    lambda value: _is_list(value) and len(value) == 2 and all(map(_is_number, value)),
+    "a loss and its number of tokens",
+)
 
 
 def _reader(prediction: Wanted, reference: Wanted, dtype: type | None = None) -> Reader:
@@ -196,6 +212,7 @@ def _classes_or_sets(metric: str, *sides: Sequence[Any]) -> Sequence[Any]:
 
 
 _strings = _reader(_TEXT, _TEXT)
+_losses = _reader(_LOSS, _LOSS)
 _accepted = _reader(_TEXT, (_are_texts, "a list of accepted texts, at least one"))
 
 
@@ -241,7 +258,7 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(_classes, _f1),
     "macro_f1": Metric(_classes_or_sets, _macro_f1),
     "micro_f1": Metric(_sets, _micro_f1),
-    "exact_match": Metric(_sets, _accuracy),
+    "subset_accuracy": Metric(_sets, _accuracy),
     "matthews": Metric(_classes, _matthews),
     "pearson": Metric(_numbers, _correlation(stats.pearsonr)),
     "spearman": Metric(_numbers, _correlation(stats.spearmanr)),
@@ -253,6 +270,13 @@ METRICS: dict[str, Metric] = {
     "seqeval_precision": Metric(_tags, _of_entities(lambda both, given, true: _share(both, given))),
     "seqeval_recall": Metric(_tags, _of_entities(lambda both, given, true: _share(both, true))),
     "tag_accuracy": Metric(_any_tags, _tag_accuracy),
+    "exact_match": Metric(_accepted, _exact_match),
+    "rouge1": Metric(_accepted, rouge("rouge1")),
+    "rouge2": Metric(_accepted, rouge("rouge2")),
+    "rougeL": Metric(_accepted, rouge("rougeL")),
+    "chrf": Metric(_accepted, of_corpus("chrf")),
+    "bleu": Metric(_accepted, of_corpus("bleu")),
+    NEG_LOSS: Metric(_losses, _neg_loss),
     "string_accuracy": Metric(_strings, _of_strings(_accuracy)),
     "string_macro_f1": Metric(_strings, _of_strings(_macro_f1)),
 }
@@ -292,15 +316,21 @@ def compute(
     - MultiRC's: "f1a", F1 of class 1 over all answers; "question_em", the share of groups that are right throughout.
 
     For rows with several labels, lists of a 0 or 1 for each: "micro_f1", of all ones together; "macro_f1", the mean of
-    the labels' F1; "exact_match", the share of rows whose labels are all right.
+    the labels' F1; "subset_accuracy", the share of rows whose labels are all right.
 
     For scores: "pearson", "spearman".
 
-    For texts (all compared after `answers.normalise`):
+    For texts (compared after `answers.normalise`, but where said):
 
     - SQuAD's and ReCoRD's: "em", the share of exact matches; "token_f1", the overlap in words. References are lists of
       accepted answers, of which the best counts. Two texts that are empty once normalised match in both metrics.
+    - "exact_match", the share of texts that are an accepted answer to the letter, but for white space at their ends.
+    - rouge-score's "rouge1", "rouge2" and "rougeL" (F-measure, no stemming), sacrebleu's "chrf" and "bleu": of lists
+      of accepted answers, by libraries of the extra ``text``, which normalise in their own ways.
     - SMoP's: "string_accuracy"; "string_macro_f1", where each distinct text that occurs is a class.
+
+    For losses of written texts, each with its number of tokens: "neg_loss", the mean loss of a token with its sign
+    changed, so that higher is better as everywhere (scikit-learn's spelling).
 
     For lists of BIO, BIOES or BILOU tags: "seqeval_f1", "seqeval_precision", "seqeval_recall" over all entities, which
     must agree in type, start and end. As in conlleval and seqeval's default mode, an I- tag that continues no entity of
@@ -316,8 +346,8 @@ def compute(
         groups: what each row belongs to, for MultiRC the question.
 
     Returns:
-        The scores by name, from 0 (correlations: -1) to 1, in the order asked for. Correlations with a constant are
-        0, with non-finite values nan.
+        The scores by name, from 0 (correlations: -1; "neg_loss": no bound) to 1, in the order asked for. Correlations
+        with a constant are 0, with non-finite values nan.
 
     Raises:
         SoftPromptError: unknown metric; no rows, numbers of rows that differ; groups that are missing; rows that are

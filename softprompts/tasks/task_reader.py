@@ -25,12 +25,14 @@ from softprompts.tasks.columns import (
     field_name,
     find_columns,
     holds_list,
+    input_texts,
     text_of,
     with_choice_fields,
     words_of,
 )
+from softprompts.tasks.conversations import MESSAGES, asked
 from softprompts.tasks.decision import Decided, Decision
-from softprompts.tasks.encode import answer_reader, encode_examples, label_ids, new_tokens
+from softprompts.tasks.encode import answer_reader, encode_examples, end_ids, label_ids, neg_losses, new_tokens
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import MissingColumnError, check_columns, read_rows, read_text
 from softprompts.tasks.form import LABELLED, Form, fields_of
@@ -50,13 +52,14 @@ class Answer:
     """The prediction for one text.
 
     Attributes:
-        label: the label's name, or those of several; the value of a regression; the text of a choice or a span; or the
-            tags of all words, with blanks between.
+        label: the label's name, or those of several; the value of a regression; the text of a choice or a span, or one
+            that was written; or the tags of all words, with blanks between.
         probability: of that label or choice; None for what has none.
         tags: one for each word, where words are tagged.
         labels: the names of all labels of a row that may have several; ``label`` joins them.
         probabilities: that of every label or choice by name; empty for what has none.
-        value: of a regression, as a number.
+        value: of a regression, as a number; of a text whose right answer is known, the mean loss of that answer's
+            tokens with its sign changed, where a task is scored by it.
     """
 
     label: str
@@ -106,6 +109,7 @@ class TaskReader:
         label_ids: token ids of each answer that a language model chooses from; None where it does not.
         new_tokens: how many tokens a language model generates for an answer at most; None where it does not.
         decision: the temperature and thresholds that were chosen with the prompt; None: nothing was.
+        ends: tokens that end an answer, beside the model's own.
 
     Raises:
         SoftPromptError: what the prompt says of its task is damaged.
@@ -144,6 +148,26 @@ class TaskReader:
         self.max_length = min(limit for limit in limits if limit is not None)
         self.label_ids = label_ids(self.task, tokenizer, kind) if self.reads else None
         self.new_tokens = new_tokens(self.task, tokenizer, kind) if self.reads else None
+        self.ends = end_ids(self.task, tokenizer, kind)
+        self._room = max_tokens
+        if read.written:
+            self.writing(read.max_new_tokens or meta.get("new_tokens"))
+
+    def writing(self, new_tokens: int | None) -> None:
+        """Has at most so many tokens written for an answer; None: as before.
+
+        Raises:
+            SoftPromptError: the prompt's task chooses among answers, or the model has no room for so many.
+        """
+        if new_tokens is None:
+            return
+        if self.new_tokens is None:
+            raise SoftPromptError(f"'{self.task.name}' is answered with a label: there is nothing to write at length")
+        self.new_tokens = int(new_tokens)
+        if self._room is not None and self.kind == "decoder":
+            if self._room - self.new_tokens < 1:
+                raise SoftPromptError(f"{new_tokens} new tokens leave no room for an input: at most {self._room - 1}")
+            self.max_length = min(self.max_length, self._room - self.new_tokens)
 
     @property
     def reads(self) -> bool:
@@ -188,7 +212,11 @@ class TaskReader:
         chances = prediction.probabilities or []
         if len(chances) != len(rows.examples):
             chances = [[]] * len(rows.examples)
-        return [self._answer(*row) for row in zip(rows.examples, values, chances, strict=True)]
+        answers = [self._answer(*row) for row in zip(rows.examples, values, chances, strict=True)]
+        if prediction.losses is None:
+            return answers
+        means = neg_losses(rows.encoded, prediction.losses)
+        return [replace(answer, value=mean) for answer, mean in zip(answers, means, strict=True)]
 
     def decided(self, rows: ReadRows, decided: Decided) -> list[Answer]:
         """The answers that were decided for rows of `encode`."""
@@ -348,6 +376,10 @@ class TaskReader:
         check_columns(path, row, columns.values(), line)
         if self.task.kind == "tagging":
             return {WORDS: words_of(place, columns[WORDS], row), "id": line}
+        if self.task.kind == "chat":
+            return {MESSAGES: asked(place, columns[MESSAGES], row), "id": line}
+        if self.task.kind == "text":
+            return {**input_texts(place, columns, row), "id": line}
         more = {"choices": row["choices"]} if choices is not None and not form.choices else {}
         return {**{name: text_of(place, column, row) for name, column in columns.items()}, **more, "id": line}
 
@@ -412,6 +444,8 @@ class TaskReader:
             return Spec("", self.task.form).example({**text, WORDS: words_of("row", WORDS, text)}, labelled=False)
         text = self._prepared(text)
         self._require_fields(text)
+        if self.task.kind == "chat":
+            return Example({MESSAGES: asked("row", MESSAGES, text)}, id=text.get("id", 0))
         if not any(_is_text(text[name]) for name in self.fields[:1]):
             raise SoftPromptError("an empty text cannot be labelled")
         if self.task.form.chooses and not self.task.form.choices and not text.get("choices"):

@@ -33,6 +33,7 @@ from softprompts.tasks.spec import Spec
 from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.tables import Numbered
 from softprompts.tasks.task import Task
+from softprompts.tasks.text_metrics import NEG_LOSS
 from softprompts.tasks.word_lines import sentences
 from softprompts.validation import translated
 
@@ -69,6 +70,9 @@ def load_files(
     What a label is depends on the kind: a name or a number; a score; of a choice its index, letter, name or text; of a
     span the answer's text, or SQuAD's ``answers``; of a sentence's words a list of tags. A multi-label row has a list,
     or names with a separator between, or a 0 or 1 in a column for each label; an empty cell is a row without a label.
+    Of a text it is the text to write, or a list of texts that count as right, the first to learn. A chat is a list of
+    messages with ``role`` and ``content``; each of the assistant's that answers another is learned, the last one is
+    scored.
 
     Args:
         train: a .csv, .tsv, .jsonl, .json or (for tagging) .conll file in UTF-8, maybe with .gz at the end; the first
@@ -76,10 +80,11 @@ def load_files(
         validation: a file with the same columns; None: a tenth of the training rows is held out, drawn by the seed
             from each label alike (a label with a single row stays in training).
         test: a file with the same columns that nothing is chosen by.
-        text: column of the text, of the words or of the question; None: by its usual name ("text", "words", ...).
+        text: column of the text, of the words, of the question, of the input or of the messages; None: by its usual
+            name ("text", "words", "input", "messages", ...).
         text_pair: column of the second text (the context), if texts come in pairs; None: by its usual name if
             ``text`` is None too.
-        label: column of the label; None: by its usual name ("label", "tags", "answers", ...).
+        label: column of the label; None: by its usual name ("label", "tags", "answers", "target", ...).
         label_separator: what stands between several labels in their column; None: nothing, it holds a list.
         label_columns: the columns of several labels, a 0 or 1 in each, which are named after their columns.
         choices: for multiple choice, the column of a list, or the columns of the choices; empty: by their usual names
@@ -356,10 +361,10 @@ def _check_metrics(task: Task) -> None:
     from softprompts.tasks.metrics import compares_strings, compute
 
     for metric in task.metrics:
-        if compares_strings(metric) and task.form.words:
+        if (compares_strings(metric) and task.form.words) or (metric == NEG_LOSS and task.form.written):
             continue
         truth = ENCODER_KINDS[task.kind].references(task.validation, task.form)
-        answered = task.kind in ("span", "ranking")
+        answered = task.kind in ("span", "ranking") or task.form.written
         try:
             compute([metric], [answers[0] for answers in truth] if answered else truth, truth)
         except SoftPromptError as error:

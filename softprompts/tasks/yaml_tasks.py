@@ -4,7 +4,7 @@ All but ``train`` may be left out::
 
     name: commands               # the file's name
     about: is it an order        # a line for `tasks show`
-    kind: classification         # or regression, choice, ranking, span, tagging
+    kind: classification         # or regression, choice, ranking, span, tagging, text, chat
     fields: [text, context]      # columns; or the column of each field, {text: utterance}
     label: intent                # column
     labels: [no, yes]            # names, which rows may have by index too; or the name of each value, {0: no, 4: yes}

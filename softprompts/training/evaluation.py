@@ -31,6 +31,8 @@ class Evaluation:
         batch_size: rows per forward pass; None: as the run's `TrainConfig` says.
         label_ids: for language models, the token ids of each allowed answer.
         new_tokens: for language models, in place of ``label_ids``: how many tokens are generated at most.
+        losses: for language models: ``score`` looks at the losses of the rows' answers.
+        ends: tokens that end what is generated, beside the model's own.
         predict: another way to predict, ``predict(model, features, name)``; None: `softprompts.training.predict`.
 
     Raises:
@@ -43,6 +45,8 @@ class Evaluation:
     batch_size: int | None = None
     label_ids: Sequence[Sequence[int]] | None = None
     new_tokens: int | None = None
+    losses: bool = False
+    ends: Sequence[int] = ()
     predict: Callable[[Any, Sequence[Feature], str], Prediction] | None = None
 
     def __post_init__(self) -> None:
@@ -116,8 +120,8 @@ def _way(model: Any, name: str, evaluation: Evaluation) -> tuple[str, Any] | Non
     """How a prompt's predictions come about; None: in a way of its own."""
     if evaluation.predict is not None:
         return None
-    if evaluation.new_tokens is not None:
-        return "generated", evaluation.new_tokens
+    if evaluation.new_tokens is not None or evaluation.losses:
+        return "written", (evaluation.new_tokens, evaluation.losses, tuple(evaluation.ends))
     if evaluation.label_ids is not None:
         return "ranked", tuple(map(tuple, evaluation.label_ids))
     form = next((form for form in ("places", "choices") if form in evaluation.features[0]), None)
@@ -130,7 +134,7 @@ def _predictions(model: Any, evaluations: Sequence[tuple[str, Evaluation]], **op
     rows = [row for _, evaluation in evaluations for row in evaluation.features]
     names = [name for name, evaluation in evaluations for _ in evaluation.features]
     size = max(evaluation.batch_size or EVAL_ROWS for _, evaluation in evaluations)
-    options |= {"label_ids": first.label_ids, "new_tokens": first.new_tokens}
+    options |= {name: getattr(first, name) for name in ("label_ids", "new_tokens", "losses", "ends")}
     while True:
         try:
             joint = predict(model, rows, names, batch_size=size, **options)

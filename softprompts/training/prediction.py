@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -14,10 +13,11 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from softprompts.errors import SoftPromptError
-from softprompts.injection.prompt import require
+from softprompts.injection.prompt import require, seeded
 from softprompts.injection.state import state_of
 from softprompts.tasks.batches import IGNORED, collate, inputs_of, length_of
-from softprompts.training.losses import model_inputs, run_pass
+from softprompts.training.generation import Sampling, generated, question_of
+from softprompts.training.losses import label_count, model_inputs, run_pass
 
 Feature = Mapping[str, Any]
 Answers = Sequence[Sequence[int]]  # the token ids of each allowed answer
@@ -35,12 +35,14 @@ class Prediction:
         scores: what ``labels`` were chosen by, ``(P, C)`` of each row: one line, or one for each of its places or
             choices. Float64, on the CPU. Empty where text was generated.
         tokens: the ids that were generated for each row, without special tokens at their end; None for labels.
+        losses: of each row, the summed loss of its answer's tokens and their number; None where it was not asked for.
     """
 
     labels: list[Any]
     probabilities: list[list[float]] | None
     scores: list[Tensor] = field(default_factory=list)
     tokens: list[list[int]] | None = None
+    losses: list[tuple[float, int]] | None = None
 
     def part(self, start: int, end: int) -> Prediction:
         """The prediction for some of the rows."""
@@ -49,7 +51,8 @@ class Prediction:
     @property
     def finite(self) -> bool:
         """Whether all scores are numbers."""
-        return all(bool(scores.isfinite().all()) for scores in self.scores)
+        losses = torch.tensor([loss for loss, _ in self.losses or ()])
+        return all(bool(scores.isfinite().all()) for scores in [*self.scores, losses])
 
 
 @contextlib.contextmanager
@@ -73,6 +76,9 @@ def predict(
     batch_size: int = 32,
     label_ids: Answers | None = None,
     new_tokens: int | None = None,
+    losses: bool = False,
+    ends: Sequence[int] = (),
+    sampling: Sampling | None = None,
     padding_side: str = "right",
     accelerator: Accelerator | None = None,
 ) -> Prediction:
@@ -80,13 +86,16 @@ def predict(
 
     Args:
         model: a model with the prompts attached.
-        features: rows as `collate` takes them; their labels are not looked at. Rows with ``places`` are predicted at
-            these positions of their input, by a head that scores every token.
+        features: rows as `collate` takes them; only ``losses`` looks at their labels. Rows with ``places`` are
+            predicted at these positions of their input, by a head that scores every token.
         prompt_name: which prompt; or one for each row.
         pad_id: fills shorter rows.
         batch_size: rows of ``features`` per forward pass.
         label_ids: for language models, the token ids of each allowed answer: the likeliest is predicted.
-        new_tokens: for language models, in place of ``label_ids``: at most so many tokens are generated, greedily.
+        new_tokens: for language models, in place of ``label_ids``: at most so many tokens are generated.
+        losses: for language models: give the losses of the rows' answers, beside what is generated or alone.
+        ends: tokens that end what is generated, beside the model's own.
+        sampling: how tokens are chosen; None: greedily.
         padding_side: "right" or "left".
         accelerator: where there are several processes, each predicts a share of the batches, and all get the whole.
 
@@ -97,12 +106,14 @@ def predict(
     names = [prompt_name] * len(features) if isinstance(prompt_name, str) else list(prompt_name)
     if len(names) != len(features):
         raise SoftPromptError(f"there are {len(names)} prompt names for {len(features)} rows: give one for each row")
+    written = new_tokens is not None or losses
     if not features:
-        return Prediction([], None if new_tokens else [], tokens=[] if new_tokens else None)
+        none: Any = [] if losses else None
+        return Prediction([], None if written else [], tokens=[] if new_tokens else None, losses=none)
     if label_ids is not None and (not label_ids or not all(label_ids)):
         raise SoftPromptError("label_ids must hold at least one label, and each at least one token")
     prompts = {name: require(model.prompts, name) for name in dict.fromkeys(names)}
-    answered = label_ids is not None or new_tokens is not None
+    answered = label_ids is not None or written
     heads = set() if answered else {prompt.num_labels for prompt in prompts.values()}
     if None in heads:
         raise SoftPromptError("a language model predicts among answers: pass label_ids, or new_tokens to generate them")
@@ -114,12 +125,18 @@ def predict(
     order = sorted(range(len(features)), key=lambda index: length_of(features[index]) + added[names[index]])
     world, rank = (1, 0) if accelerator is None else (accelerator.num_processes, accelerator.process_index)
     results: dict[int, Any] = {}
-    with evaluating(model):
+    sampling = sampling or Sampling()
+    with evaluating(model), seeded(sampling.seed if sampling.temperature else None):
         for start in range(rank * batch_size, len(order), world * batch_size):
             batch = order[start : start + batch_size]
             rows, owners = [features[i] for i in batch], [names[i] for i in batch]
-            if new_tokens is not None:
-                results |= zip(batch, _generated(model, rows, owners, pad_id, new_tokens), strict=True)
+            if written:
+                nothing: list[Any] = [None] * len(rows)
+                tokens = nothing
+                if new_tokens is not None:
+                    tokens = generated(model, rows, owners, pad_id, new_tokens, sampling, ends)
+                sums = _answer_losses(model, rows, owners, pad_id, padding_side) if losses else nothing
+                results |= zip(batch, zip(tokens, sums, strict=True), strict=True)
             else:
                 answers = None if label_ids is None else [label_ids] * len(rows)
                 scores = score_rows(model, rows, owners, pad_id=pad_id, label_ids=answers, padding_side=padding_side)
@@ -127,8 +144,9 @@ def predict(
     if world > 1:
         results = {index: result for share in gather_object([results]) for index, result in share.items()}
     in_order = [results[index] for index in range(len(features))]
-    if new_tokens is not None:
-        return Prediction([], None, tokens=in_order)
+    if written:
+        texts = None if new_tokens is None else [tokens for tokens, _ in in_order]
+        return Prediction([], None, tokens=texts, losses=[loss for _, loss in in_order] if losses else None)
     return prediction_of(features, in_order, valued)
 
 
@@ -161,7 +179,7 @@ def score_rows(
     token ids of each answer that each row may have; for the rest see `predict`. Returns the scores of each row, as in
     `Prediction`; with ``label_ids`` the log-likelihood of each answer, ``(1, L)``.
     """
-    rows = [_context(model.backbone_kind, feature) for feature in features]
+    rows = [question_of(model.backbone_kind, feature) for feature in features]
     if label_ids is None:
         lines = _head_scores(model, rows, list(names), pad_id, padding_side).to("cpu", torch.float64)
         counts = [len(row["places"] if "places" in row else inputs_of(row)) for row in rows]
@@ -182,21 +200,6 @@ def score_rows(
     return results
 
 
-def _context(kind: str, feature: Feature) -> dict[str, Any]:
-    """A row's input alone: no label of any kind, and without the answer that a causal row may end in."""
-    if "choices" in feature:
-        if "targets" in feature:  # answers of a language model to one input
-            return _context(kind, feature["choices"][0])
-        return {"choices": [_context(kind, choice) for choice in feature["choices"]]}
-    row = {name: list(feature[name]) for name in ("input_ids", "token_type_ids", "places") if name in feature}
-    labels = feature.get("labels")
-    if kind == "decoder" and isinstance(labels, list | tuple):
-        # Only the answer's tokens at the end: a context may not be cut in the middle.
-        length = max((i + 1 for i, label in enumerate(labels) if label == IGNORED), default=0)
-        row = {name: values[:length] for name, values in row.items()}
-    return row
-
-
 def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_id: int, side: str) -> Tensor:
     """A line for each row, or for each of its places or choices; some rows may have choices and others not."""
     batch = collate([each for row in rows for each in inputs_of(row)], pad_id, side)
@@ -209,19 +212,12 @@ def _head_scores(model: Any, rows: list[dict[str, Any]], names: list[str], pad_i
     return logits[[i for i, _ in index], [place for _, place in index]]
 
 
-def _generated(model: Any, features: list[Feature], names: list[str], pad_id: int, count: int) -> list[list[int]]:
-    """The ids that are generated for each row, up to its end of text."""
-    decoder = model.backbone_kind == "decoder"
-    rows = [_context(model.backbone_kind, feature) for feature in features]
-    batch = collate(rows, pad_id, "left" if decoder else "right")
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-    sequences = model.generate(
-        **inputs, prompt_names=names, max_new_tokens=count, do_sample=False, num_beams=1, pad_token_id=pad_id
-    )
-    end = model.generation_config.eos_token_id
-    ends = {end} if isinstance(end, int) else set(end or ())
-    generated = sequences[:, inputs["input_ids"].shape[1] if decoder else 1 :].tolist()
-    return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in generated]
+def _answer_losses(
+    model: Any, rows: Sequence[Feature], names: list[str], pad_id: int, side: str
+) -> list[tuple[float, int]]:
+    """The summed loss of each row's answer, and the number of its tokens."""
+    summed = run_pass(model, collate(rows, pad_id, side), names).losses.tolist()
+    return [(loss, label_count(model.backbone_kind, [row])) for loss, row in zip(summed, rows, strict=True)]
 
 
 def _label_scores(

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from softprompts.backbones import packaged
 from softprompts.backbones.backbone import quiet
 from softprompts.backbones.kinds import trial
+from softprompts.backbones.loading import tokenizer_of
 from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import require
 from softprompts.injection.state import state_of
@@ -88,7 +88,7 @@ def _tokenizer_of(model: Any, tokenizer: Any, needed: bool) -> Any:
             raise OSError("the backbone has no name")
         path = packaged.resolve_model(name)
         with quiet(), quiet_hub(path) as offline:
-            return transformers.AutoTokenizer.from_pretrained(path, local_files_only=offline)
+            return tokenizer_of(path, offline)
     except Exception as error:  # a damaged or foreign folder fails anywhere
         if needed:
             raise SoftPromptError(

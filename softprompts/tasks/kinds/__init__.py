@@ -1,4 +1,7 @@
-"""The kinds of tasks for an encoder: its head's outputs, the encoding of rows, and the reading of predictions."""
+"""The kinds of tasks for an encoder: its head's outputs, the encoding of rows, and the reading of predictions.
+
+Of texts and chats, which only language models write, there are the references alone.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from softprompts.errors import SoftPromptError
 from softprompts.tasks.example import Example
 from softprompts.tasks.form import Form
 from softprompts.tasks.kinds import candidates, labels, multi_label, spans, tags
@@ -33,6 +37,11 @@ class Kind:
     references: Callable[[Sequence[Example], Form], list[Any]]
 
 
+def _not_read(*arguments: Any) -> Any:
+    raise SoftPromptError("an encoder does not write texts")
+
+
+_WRITTEN = Kind(False, lambda _: 0, _not_read, _not_read, spans.references)
 KINDS = {
     "classification": Kind(False, lambda form: len(form.labels), labels.encode, labels.answers, labels.references),
     "multi-label": Kind(
@@ -43,4 +52,6 @@ KINDS = {
     "ranking": Kind(False, lambda _: 2, candidates.encode_ranking, candidates.answers, spans.references),
     "span": Kind(True, lambda _: 2, spans.encode, spans.answers, spans.references),
     "tagging": Kind(True, lambda form: len(form.labels), tags.encode, tags.answers, tags.references),
+    "text": _WRITTEN,
+    "chat": _WRITTEN,
 }

@@ -19,6 +19,7 @@ Rows = Sequence[Example]
 _ANSWER = "\nanswer:"
 _FREE_TOKENS = 32  # generated for an answer that may be any text
 _SPARE_TOKENS = 2  # generated beyond the longest label word: what is longer is no label word
+_TURN_TOKENS = 8  # that a chat template writes around an answer
 
 
 def encode(
@@ -28,7 +29,7 @@ def encode(
     words = word_ids(form, tokenizer, kind) if form.closed and (with_answer or kind == "decoder") else []
     answers = _answers(examples, form, words, tokenizer, kind) if with_answer else []
     room = max_length
-    if kind == "decoder":  # whether the answer is there or not: what is read must be the same
+    if kind == "decoder" and not form.written:  # whether the answer is there or not: what is read must be the same
         least = 0 if form.closed else min(_FREE_TOKENS, max_length // 4)
         room -= max([least, *map(len, words if form.closed else answers)])
     ending = _ANSWER if kind == "decoder" else ""
@@ -101,8 +102,15 @@ def word_ids(form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> list[
 def new_tokens(form: Form, tokenizer: PreTrainedTokenizerBase, kind: str) -> int:
     """How many tokens are generated at most for an answer."""
     if not form.closed:
-        return _FREE_TOKENS
+        return form.max_new_tokens or _FREE_TOKENS
     return max(map(len, word_ids(form, tokenizer, kind))) + _SPARE_TOKENS
+
+
+def longest_answer(examples: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str | int]:
+    """How many tokens the longest answer of texts or of chats has at most, with what ends it; and its row."""
+    ids = tokenizer(text_target=[example.answers[0] for example in examples], verbose=False)["input_ids"]
+    length, row = max((len(each), -place) for place, each in enumerate(ids))
+    return length + _TURN_TOKENS, examples[-row].id
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[Sequence[int]]) -> list[str]:
