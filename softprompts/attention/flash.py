@@ -53,7 +53,7 @@ def kernel(module: nn.Module, name: str) -> Kernel:
     def run(
         _: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        (rows, _, queries, _), causal = query.shape, kwargs.get("is_causal")
+        rows, queries, causal = query.shape[0], query.shape[2], kwargs.get("is_causal")
         crosses = mask is not None and mask.ndim == 2 and queries not in (1, mask.shape[1])
         if mask is None or not crosses or (cast(Any, module).is_causal if causal is None else causal):
             return whole(query, key, value, mask, **kwargs)

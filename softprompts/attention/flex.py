@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
@@ -21,7 +21,7 @@ def kernel(module: nn.Module, name: str) -> Kernel:
         bias = kwargs.get("position_bias")
         if bias is not None:
             kwargs["position_bias"] = bias.expand(query.shape[0], -1, -1, -1)
-        return cast("tuple[Tensor, Tensor | None]", flex_attention_forward(module, query, *args, **kwargs))
+        return flex_attention_forward(module, query, *args, **kwargs)
 
     return run
 

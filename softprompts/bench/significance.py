@@ -207,7 +207,7 @@ class ComparisonTable(Generic[ComparedT]):
             name, *facts = (re.sub(r"(?<!\w)-(?=\d)", "−", cell) for cell in self.cells(one))  # a minus, no hyphen
             lines.append(GridLine(heading, name, tuple(facts), (), one.model is not None, False))
             before = one.model
-        return latex(Grid(self.heading, tuple(self.HEADS[1:]), (), tuple(lines), self.notes(), True))
+        return latex(Grid(self.heading, tuple(self.HEADS[1:]), (), (), tuple(lines), self.notes(), True))
 
     def html(self) -> str:
         """The table as HTML, to be sorted by ``data-value``, without the notes."""

@@ -41,7 +41,7 @@ def method_config(name: str, settings: dict[str, str], stored: MethodConfig | No
 
 def changed_config(config: MethodConfig, settings: dict[str, str]) -> MethodConfig:
     """The config of a saved prompt with other settings; refuses those that the method does not have."""
-    from softprompts.methods.compose import restored_config
+    from softprompts.methods.registry import config_of
 
     if not settings:
         return config
@@ -49,7 +49,7 @@ def changed_config(config: MethodConfig, settings: dict[str, str]) -> MethodConf
         raise SoftPromptError(f"--set: {config.method} goes on with the settings of its prompt (--from)")
     types = get_type_hints(type(config))
     changes = {key: value_of(text, types.get(key)) for key, text in settings.items()}
-    return restored_config(config.method, {**config.to_dict(), **changes})
+    return config_of(config.method, {**config.to_dict(), **changes}, saved=True)
 
 
 def settings_of(name: str, settings: dict[str, str], names: Sequence[str]) -> dict[str, str]:

@@ -228,7 +228,7 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def run(**values: Any) -> None:
-        context = values.get(_CONTEXT) if takes_context else values.pop(_CONTEXT, None)
+        context: Any = values.get(_CONTEXT) if takes_context else values.pop(_CONTEXT, None)
         stored, given_here = None, set[str]()
         if reads_file and values["config"] is not None:
             given_here = {name for name in values if typed(context, name)}
@@ -243,8 +243,8 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
         verb(**values)
 
     added = inspect.Parameter(_CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    context = [added] * (reads_file and not takes_context)
-    signature = inspect.Signature([*context, *(option for group in options.values() for option in group)])
+    of_typer = [added] * (reads_file and not takes_context)
+    signature = inspect.Signature([*of_typer, *(option for group in options.values() for option in group)])
     run.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {name: option.annotation for name, option in signature.parameters.items()}
     return run

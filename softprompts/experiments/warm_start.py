@@ -45,7 +45,7 @@ class WarmStart:
     @cached_property
     def method(self) -> MethodConfig:
         """The method's config, as it was saved."""
-        return restored_config(self.config["method"], self.config["config"])
+        return restored_config(self.config, self.where)
 
     @property
     def model(self) -> str:

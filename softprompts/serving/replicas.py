@@ -64,11 +64,11 @@ class Replica:
         if not self._started:
             self._service.start()
             self._started = True
-        request = iter([{"type": "http.request", "body": body, "more_body": False}])
+        request: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
 
         async def receive() -> Message:
-            return next(request, None) or await asyncio.Future()  # a client that hangs up cancels the call
+            return request.pop() if request else await asyncio.Future()  # a client that hangs up cancels the call
 
         async def run() -> None:
             try:
