@@ -136,8 +136,12 @@ def fit_temperature(form: Form, scores: Sequence[Tensor], truths: Sequence[Any])
     logits = torch.nn.utils.rnn.pad_sequence(lines, True, float("-inf")).double()
     if form.kind == "multi-label":
         wanted = torch.tensor(truths, dtype=torch.float64)
+        right = (logits > 0) == wanted.bool()
     else:
         wanted = torch.tensor(truths, dtype=torch.long)
+        right = logits.argmax(1) == wanted
+    if bool(right.all()):
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         scaled = logits / math.exp(log_temperature)
