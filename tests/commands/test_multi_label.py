@@ -53,7 +53,8 @@ def several(files: Path, family: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("family", ["bert", "t5", "llama"])
 def test_from_a_file_to_answers(cli: Cli, files: Path, family: str) -> None:
     fitted = ["--class-weights", "balanced", "--threshold", "f1", "--calibrate"]
-    done = cli.fine(*several(files, family, *fitted))
+    words = [] if family == "bert" else ["--label-words", "plot,film,text,0"]
+    done = cli.fine(*several(files, family, *fitted, *words))
     assert "micro_f1" in done.out and "exact_match" in done.out and "temperature " in done.out
     assert "validation, each row by what the others chose: micro_f1 " in done.out
     ended, training = result("run"), config("run")["training"]
@@ -62,7 +63,9 @@ def test_from_a_file_to_answers(cli: Cli, files: Path, family: str) -> None:
     assert len(decision["thresholds"]) == 3 and decision["temperature"] > 0
     assert ended["test_metrics"] == decision["test"]["metrics"]
     predictor = sp.Predictor("run")
-    assert predictor.reader.decision is not None and predictor.reader.decision.thresholds == tuple(decision["thresholds"])
+    assert predictor.reader.decision is not None and predictor.reader.decision.thresholds == tuple(
+        decision["thresholds"]
+    )
     labels = predictor.task.form.labels
     assert labels == ("bad", "good", "long")
     answers = predictor([text for text, _ in made(5, 7)])
@@ -137,7 +140,7 @@ def test_rare_labels_are_held_out_too(files: Path) -> None:
         (["--threshold", "2"], "threshold must be one of f1, accuracy, balanced_accuracy, matthews or a number"),
         (["--threshold", "f1", "--max-validation", "3"], "fitted on at least 5 validation rows, not on 3"),
         (["--answer", "generate"], "several labels are scored apart, not written"),
-        (["--method", "adamix"], "compares probabilities that exclude each other"),
+        (["--method", "adamix", "--set", "consistency=1"], "compares probabilities that exclude each other"),
     ],
 )
 def test_what_is_refused(cli: Cli, files: Path, more: list[str], message: str) -> None:

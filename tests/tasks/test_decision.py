@@ -37,7 +37,9 @@ def drawn(form: Form, count: int = 80, scale: float = 3.0, seed: int = 0) -> tup
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, len(form.labels), generator=generator, dtype=torch.float64)
     if form.kind == "multi-label":
-        truths: list[Any] = [tuple(row) for row in torch.bernoulli(logits.sigmoid(), generator=generator).int().tolist()]
+        truths: list[Any] = [
+            tuple(row) for row in torch.bernoulli(logits.sigmoid(), generator=generator).int().tolist()
+        ]
     else:
         truths = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0].tolist()
     return [scale * row[None] for row in logits], truths
