@@ -203,7 +203,7 @@ class Predictor:
             truths = KINDS[form.kind].references(examples, form)
             decided = Fit(decision.threshold, decision.calibrate).cross_fitted(form, prediction.scores, truths)
         metrics = marker(self.task, examples, encoded, self.tokenizer, self.kind, lambda *_: decided)(prediction)
-        plain = Decision().decide(form, prediction.scores).chances if decision.temperature != 1 else None
+        plain = Decision().decide(form, prediction.scores).chances if decision.calibrate else None
         return _Scored(self.reader.decided(rows, decided), metrics, plain, again)
 
     def evaluate(

@@ -45,7 +45,7 @@ from softprompts.tasks.fitting import FOLDS, Fit
 from softprompts.tasks.kinds import KINDS
 from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, run_id, train
 from softprompts.training.evaluation import evaluate as evaluate_prompts
-from softprompts.training.extra_passes import check_teachers
+from softprompts.training.extra_passes import check_several_labels, check_teachers
 from softprompts.training.lane import checkpoint_step
 from softprompts.training.optim import learning_rates, rate_doubts
 from softprompts.training.prediction import Prediction
@@ -194,6 +194,8 @@ class Workbench:
         with self.backbone.trial("check", method, self.task):
             self._warm_up("check", method)
             self._add_teacher("check", method)
+            if self.task.kind == "multi-label":
+                check_several_labels(self.model.prompts["check"])
             if training is not None:
                 learning_rates(self.model.prompts["check"].components(), training)
         if training is not None:

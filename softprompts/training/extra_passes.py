@@ -95,6 +95,15 @@ def check_teachers(model: Any, name: str, teacher: str | None) -> None:
         )
 
 
+def check_several_labels(prompt: Any) -> None:
+    """Raises a `SoftPromptError` if a prompt's method compares passes, which it cannot for rows of several labels."""
+    if prompt.method.compares:
+        raise SoftPromptError(
+            f"{prompt.config.method} compares probabilities that exclude each other, which several labels of a row do "
+            "not: use another method, or other settings"
+        )
+
+
 def _part(batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """Some rows of a batch, padded as they are: lines over tokens stay as long."""
     sizes = batch.get("choices")

@@ -34,7 +34,7 @@ from softprompts.processes import copy_from_main, require_unsharded, synchronize
 from softprompts.storage import run_folder
 from softprompts.tasks.batches import collate
 from softprompts.training.evaluation import Evaluation, predictions_of
-from softprompts.training.extra_passes import check_teachers, training_losses
+from softprompts.training.extra_passes import check_several_labels, check_teachers, training_losses
 from softprompts.training.lane import Lane, StepBatches
 from softprompts.training.losses import label_count
 from softprompts.training.memory import PeakMemory, keep_pages, out_of_memory, release
@@ -306,12 +306,8 @@ def _check(
         if lane.name not in model.prompts:
             raise SoftPromptError(f"the model has no prompt '{lane.name}'; {nearest(lane.name, model.prompts)}")
         check_teachers(model, lane.name, lane.teacher)
-        prompt = model.prompts[lane.name]
-        if prompt.method.compares and _labels_of(lane) == "sets":
-            raise SoftPromptError(
-                f"run '{lane.name}': {prompt.config.method} compares probabilities that exclude each other, which "
-                "several labels of a row do not: use another method or other settings"
-            )
+        if _labels_of(lane) == "sets":
+            check_several_labels(model.prompts[lane.name])
     for setting in ("bf16", "backbone_dropout"):
         if len({getattr(lane.config, setting) for lane in lanes}) > 1:
             raise SoftPromptError(f"runs that share a pass must agree in {setting}; train them one after the other")

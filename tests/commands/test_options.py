@@ -111,9 +111,10 @@ def test_every_data_option_reaches_the_data() -> None:
     given |= {"few_shot_protocol": "dept"}
     assert data_of(**given) == Data(**given)
     own: dict[str, Any] = {"validation": "v", "test": "w", "text": "a", "text_pair": "b", "label": "c", "sep": ";"}
-    lists = {"choices": "e, f", "labels": "g,h", "label_words": "i,j"}
+    own |= {"label_separator": "|"}
+    lists = {"choices": "e, f", "labels": "g,h", "label_words": "i,j", "label_columns": "k,l"}
     made = data_of(train="f.csv", kind="choice", **own, **lists)
-    listed = {"choices": ("e", "f"), "labels": ("g", "h"), "label_words": ("i", "j")}
+    listed = {"choices": ("e", "f"), "labels": ("g", "h"), "label_words": ("i", "j"), "label_columns": ("k", "l")}
     assert made == Data(train="f.csv", kind="choice", **own, **listed)
     # All but what the command line does not offer, and another way to say kind="regression".
     fields = {f.name for f in dataclasses.fields(Data)} - {"max_test", "seed"}
@@ -155,14 +156,19 @@ def test_every_training_option_reaches_the_config() -> None:
     given: dict[str, Any] = {"epochs": 4, "batch_size": 5, "optimizer": "adafactor", "schedule": "constant"}
     given |= {"weight_decay": 0.1, "eval_every": 9, "patience": 2, "seed": 6, "bf16": True, "backbone_dropout": True}
     given |= {"max_steps": 11, "gradient_accumulation_steps": 3, "learning_rate": 0.3, "warmup_steps": 7}
-    given |= {"group_by_length": False, "learning_rate_factor": 3.0}
+    given |= {"group_by_length": False, "learning_rate_factor": 3.0, "calibrate": True}
     expected = TrainConfig(**given, learning_rates={"router": 0.001})
     assert trained(TRAINING_OPTIONS, **given, learning_rates=["router=1e-3"]) == expected
     for text, rate in (("0.5", 0.5), ("5e-1", 0.5), ("main", "main"), (None, None)):
         assert trained(TRAINING_OPTIONS, head_learning_rate=text).head_learning_rate == rate
     with pytest.raises(SoftPromptError, match="head_learning_rate must be a number above 0 or 'main', not 'fast'"):
         trained(TRAINING_OPTIONS, head_learning_rate="fast")
-    assert {option.name for option in TRAINING_OPTIONS.parameters()} == {*given, "learning_rates", "head_learning_rate"}
+    for text, chosen in (("f1", "f1"), ("0.3", 0.3), (None, None)):
+        assert trained(TRAINING_OPTIONS, threshold=text).threshold == chosen
+    for texts, weights in ((["balanced"], "balanced"), (["a=2,b=0.5"], {"a": 2, "b": 0.5}), (["a=2", "b=1"], None)):
+        assert trained(TRAINING_OPTIONS, class_weights=texts).class_weights == (weights or {"a": 2, "b": 1})
+    others = {"learning_rates", "head_learning_rate", "threshold", "class_weights"}
+    assert {option.name for option in TRAINING_OPTIONS.parameters()} == {*given, *others}
     fields = {f.name for f in dataclasses.fields(TrainConfig)}
     assert fields - {*given, "learning_rates", "head_learning_rate"} == {
         "eval_batch_size",

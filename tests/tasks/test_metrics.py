@@ -51,6 +51,18 @@ KNOWN: dict[str, tuple[list[Any], list[Any], list[Any], float]] = {
 }
 
 
+# Three labels, of which the constant answer gives the first: 3 hits, 1 false alarm, 3 missed.
+SETS = [[1, 0, 1], [1, 1, 0], [0, 0, 1], [1, 0, 0]]
+KNOWN["micro_f1"] = (SETS, SETS, [[1, 0, 0]] * 4, 6 / 10)
+KNOWN["exact_match"] = (SETS, SETS, [[1, 0, 0]] * 4, 1 / 4)
+
+
+def test_macro_f1_of_several_labels() -> None:
+    assert compute(["macro_f1"], [[1, 0, 0]] * 4, SETS) == pytest.approx({"macro_f1": (6 / 7) / 3})
+    with pytest.raises(SoftPromptError, match="rows differ in the number of labels"):
+        compute(["macro_f1"], [[1, 0]] * 4, SETS)
+
+
 def test_every_metric_has_known_scores() -> None:
     assert set(METRICS) <= set(KNOWN)
 
