@@ -10,7 +10,8 @@ from chatting import SYSTEM, TALK, chat_tokenizer, marked, words
 from softprompts.errors import SoftPromptError
 from softprompts.tasks import Example, Form, Task, encode_examples
 from softprompts.tasks.conversations import MESSAGES, packed
-from softprompts.tasks.encode import end_ids
+from softprompts.tasks.encode import answer_reader, end_ids, neg_losses
+from softprompts.training import Prediction
 
 
 def encode(
@@ -106,3 +107,15 @@ def test_templates_that_cannot_be_used_are_refused() -> None:
         encode([SYSTEM, *TALK], "inst")
     with pytest.raises(SoftPromptError, match="row 7: the chat template does not write an answer behind the beginning"):
         encode(TALK, "backwards")
+
+
+def test_of_several_rows_of_a_talk_the_last_is_the_answer() -> None:
+    tokenizer, encoded = encode(TALK, "thinking")
+    assert encoded.owners == [0, 0]
+    example = Example({MESSAGES: packed(TALK)}, id=7, answers=(TALK[-1]["content"],))
+    task = Task("talk", Form(kind="chat", fields=(MESSAGES,)), [], [example], metrics=("exact_match",))
+    ids = tokenizer("so five\n\nbye <|im_end|> four", add_special_tokens=False)["input_ids"]
+    first = tokenizer("four", add_special_tokens=False)["input_ids"]
+    read = answer_reader(task, [example], encoded, tokenizer, "decoder")(Prediction([], None, tokens=[first, ids]))[0]
+    assert len(read) == 1 and read[0].split() == TALK[-1]["content"].split()
+    assert neg_losses(encoded, [(2.0, 1), (4.0, 3)]) == [-1.5]
