@@ -34,7 +34,10 @@ def inspect(
 ) -> None:
     """Show what is in a saved prompt, ours or an adapter of PEFT's; draw what it learned; compare several."""
     from softprompts.model.formats import open_saved
+    from softprompts.storage.files import require_folder
 
+    if output is not None:
+        require_folder(output, "the pictures")
     prompts = []
     for source in sources:
         config, tensors = open_saved(source).describe()

@@ -32,16 +32,19 @@ def show_workbench(bench: Workbench) -> None:
 
 def show_doubts(bench: Workbench, configs: Sequence[MethodConfig], training: TrainConfig) -> None:
     """Prints what looks like a mistake in rows and rates, each once."""
-    for line in dict.fromkeys(line for config in configs for line in bench.doubts(config, training)):
+    from softprompts.experiments.outlook import mistakes
+
+    for line in dict.fromkeys(line for config in configs for line in mistakes(bench, config, training)):
         err.print(f"note: {line}", soft_wrap=True)
 
 
 def show_exports(bench: Workbench, config: MethodConfig) -> None:
     """Prints what the prompt can be exported as, once it is trained."""
+    from softprompts.experiments.outlook import exports
     from softprompts.model.exports import exports_line
 
     hint = f" (why: softprompts methods {config.method} --model {bench.name})" if JOINT not in config.method else ""
-    err.print(exports_line(config.method, bench.exports(config), hint), soft_wrap=True)
+    err.print(exports_line(config.method, exports(bench, config), hint), soft_wrap=True)
 
 
 def show_cut_rows(bench: Workbench, configs: Sequence[MethodConfig]) -> None:

@@ -291,6 +291,9 @@ def _data(
     **values: Any,
 ) -> Data:
     """The data that options name, without any the packaged reviews; refuses options that do not go together."""
+    empty = next((name for name, value in values.items() if value == ""), None)
+    if empty is not None:
+        raise SoftPromptError(f"{_flag(empty)} is empty: name something, or leave it out")
     if values.get("task") is not None and values["train"] is not None:
         raise SoftPromptError("give --task or --data, not both")
     if regression and values["kind"] not in ("classification", "regression"):
@@ -299,12 +302,15 @@ def _data(
     if data.train is None:
         given = [name for name in _OF_FILES if getattr(data, name) != getattr(_PLAIN, name)]
         if given:
-            flag = DATA_OPTIONS.flags.get(given[0], f"--{given[0].replace('_', '-')}")
-            flag = "--regression" if given == ["kind"] and regression else flag
+            flag = "--regression" if given == ["kind"] and regression else _flag(given[0])
             raise SoftPromptError(f"{flag} is about a file of your own: give --data too")
     elif data.template is not None:
         raise SoftPromptError("--template goes with a task that has templates; declare yours in a YAML file (--task)")
     return data if data.train is not None or data.task is not None else replace(data, task="reviews")
+
+
+def _flag(name: str) -> str:
+    return DATA_OPTIONS.flags.get(name, f"--{name.replace('_', '-')}").split()[0]
 
 
 _PLAIN = Data()

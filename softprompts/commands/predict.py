@@ -91,6 +91,8 @@ def predict(
         raise SoftPromptError(f"--on-error {on_error}: it is skip or stop")
     with err.status("loading the model"):
         predictor = Predictor(source, model, max_new_tokens, sampling)
+    if choice and not predictor.task.form.chooses:
+        raise SoftPromptError(f"--choice is for multiple choice, and {source} is about {predictor.task.form.kind}")
     if file is not None:
         entries = predictor.reader.read_entries(file, text, text_pair, fields, separator)
     else:

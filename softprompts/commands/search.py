@@ -89,9 +89,11 @@ def search(
     check_report(folder)
     bench = options.open_workbench(model, data, training)
 
-    show_workbench(bench)
-    show_doubts(bench, list(configs.values()), training)
-    show_cut_rows(bench, list(configs.values()))
+    def start() -> None:
+        show_workbench(bench)
+        show_doubts(bench, list(configs.values()), training)
+        show_cut_rows(bench, list(configs.values()))
+
     with hint_when_interrupted():
         leaderboard = run_search(
             bench,
@@ -109,6 +111,7 @@ def search(
             keep_cut=keep_cut,
             trackers=tracker,
             tell=lambda line: err.print(line, soft_wrap=True),
+            on_start=start,
         )
     _show_leaderboard(leaderboard, folder, out_)
 

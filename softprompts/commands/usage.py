@@ -24,6 +24,7 @@ _ELSEWHERE = {
 # What pydantic says of a value that typer lets it check, in words of ours.
 _WANTED = (
     (r"Input should be greater than or equal to (\S+)", r"it must be at least \1"),
+    (r"Input should be less than or equal to (\S+)", r"it must be at most \1"),
     (r"Input should be a valid integer.*", "it must be a whole number"),
     (r"Input should be a valid number.*", "it must be a number"),
     (r"is not a valid int(eger)?$", "is not a whole number"),
@@ -54,5 +55,5 @@ def complaint(error: Any) -> str:
 
 def _did_you_mean(name: str, known: list[str]) -> str:
     there = _ELSEWHERE.get(name.replace("_", "-"))
-    close = [there] if there in known else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = [there] if there in known else difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f"did you mean {close[0]}?" if close else ""

@@ -84,6 +84,7 @@ def search(
     progress: bool = True,
     trackers: Sequence[str] | None = None,
     tell: Callable[[str], None] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> Leaderboard:
     """Starts many configurations, cuts the worse at every rung and trains the last survivors to the end.
 
@@ -124,6 +125,7 @@ def search(
         progress: show progress bars on a terminal.
         trackers: Accelerate's trackers to log to.
         tell: called with lines on what is going on.
+        on_start: called once it is sure that what is asked for makes sense, before anything trains.
 
     Raises:
         SoftPromptError: something asked for makes no sense, or Optuna is not installed.
@@ -135,6 +137,8 @@ def search(
     settings = _Settings(trials, eta, min_steps, generation, sampler, training.seed if seed is None else seed)
     options: dict[str, Any] = {"root": Path(root), "lanes": lanes, "progress": progress, "trackers": trackers}
     running = _Search(workbench, methods, training, space or {}, settings, options, say)
+    if on_start is not None:
+        on_start()
     try:
         leaderboard = running.run()
     except KeyboardInterrupt as stop:  # with words also where no run was on

@@ -31,7 +31,6 @@ from softprompts.experiments.run_record import (
 )
 from softprompts.experiments.warm_start import WarmStart
 from softprompts.methods.contract import MethodConfig
-from softprompts.model.exports import export_refusals
 from softprompts.processes import is_main, require_unsharded, shared_state, synchronized
 from softprompts.storage import run_folder
 from softprompts.storage.files import require_folder
@@ -39,7 +38,6 @@ from softprompts.storage.names import JOINT
 from softprompts.storage.saved_prompt import prompt_folder
 from softprompts.tasks.class_weights import check_class_weights
 from softprompts.tasks.data import MAX_LENGTH, Data, rows_identity
-from softprompts.tasks.doubts import doubts
 from softprompts.tasks.encode import say_cut
 from softprompts.tasks.fitting import FOLDS, Fit
 from softprompts.tasks.kinds import KINDS
@@ -47,7 +45,7 @@ from softprompts.training import Lane, TrainConfig, lanes_that_fit, open_run, ru
 from softprompts.training.evaluation import evaluate as evaluate_prompts
 from softprompts.training.extra_passes import check_several_labels, check_teachers
 from softprompts.training.lane import checkpoint_step
-from softprompts.training.optim import learning_rates, rate_doubts
+from softprompts.training.optim import learning_rates
 from softprompts.training.prediction import Prediction
 from softprompts.training.progress import check_trackers
 from softprompts.training.step_cost import step_cost
@@ -214,18 +212,6 @@ class Workbench:
         with self.backbone.trial("outline", method, self.task):
             prompt = self.model.prompts["outline"]
             return learning_rates(prompt.components(), training), _count(prompt)
-
-    def exports(self, method: MethodConfig) -> dict[str, str | None]:
-        """What prompts of a method on this backbone cannot be exported as, see `export_refusals`."""
-        with self.backbone.trial("exports", method, self.task):
-            return export_refusals(self.model, "exports")
-
-    def doubts(self, method: MethodConfig, training: TrainConfig) -> list[str]:
-        """Sentences on settings and rows that look like a mistake; empty for none."""
-        own = self.data.train is not None or self.data.declared
-        named, few = bool(self.data.labels), self.data.few_shot is not None
-        rates, usual = (self.outline(method, one)[0] for one in (training, TrainConfig()))
-        return [*(doubts(self.task, named=named, few=few) if own else []), *rate_doubts(rates, usual)]
 
     def fitting(self, run: Run) -> int:
         """How many experiments like this one can share a pass, see `softprompts.training.lanes_that_fit`."""

@@ -132,7 +132,14 @@ def new_prompt(
     sites = _fitting_sites(backbone, config)
     shape = shape_of(backbone, config, sites, _vocabulary(backbone, tokenizer), prefix_of)
     with seeded(seed), torch.device(device):
-        method = config.build(shape)
+        try:
+            method = config.build(shape)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, SoftPromptError) or "memory" not in f"{type(error).__name__} {error}".lower():
+                raise
+            raise SoftPromptError(
+                f"{config.method}: no memory for a prompt of this size: set num_virtual_tokens (or its rank) lower"
+            ) from error
         if (config.uses_tokens or method.per_row) and not backbone.text_input:
             raise SoftPromptError(
                 f"{config.method} looks at the input's tokens or adds some, but {name} takes "

@@ -251,9 +251,9 @@ def text_of(place: str, column: str, row: Row) -> str:
         SoftPromptError: it holds none.
     """
     value = row[column]
-    if not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a text")
-    if not value.strip():
+    if value is None or not value.strip():
         raise SoftPromptError(f"{place}: '{column}' is empty")
     return value
 

@@ -19,7 +19,9 @@ MOST = 1000  # of a learning rate: a step of AdamW moves each parameter by about
 def _head_rate(value: Any) -> Any:
     if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value <= MOST):
         return value
-    raise ValueError(f"must be a number above 0, of at most {MOST}, or 'main', not {shown(value)}")
+    if isinstance(value, int | float) and value > MOST:
+        raise ValueError(f"must be at most {MOST}, not {shown(value)}")
+    raise ValueError(f"must be a number above 0 or 'main', not {shown(value)}")
 
 
 def _class_weights(value: Any) -> Any:
