@@ -29,6 +29,7 @@ LONG = (
     "training/test_processes.py",
     "examples/test_examples.py",
     "docs/test_site.py",
+    "docs/test_tutorial.py",
 )
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
