@@ -34,7 +34,7 @@ def test_no_request_is_lost_where_a_replica_is_killed(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=own)
     try:
         assert process.stdout is not None
-        line = next((line for line in process.stdout if not line.startswith("(")), "")  # Ray's own have a "(raylet)"
+        line = next((line for line in process.stdout if "http://" in line), "")
         found = re.fullmatch(r"1 prompt on llama: http://127\.0\.0\.1:(\d+)\n", line)
         assert found is not None, line + (tmp_path / "errors").read_text()
         base = f"http://127.0.0.1:{found[1]}/v1"
