@@ -25,8 +25,9 @@ from tests.serving.servers import save, wait_until
 
 pytest.importorskip("ray")
 pytest.importorskip("grpc_reflection", reason="Ray Serve is missing: pip install 'ray[serve]'")
-openai = pytest.importorskip("openai", reason="OpenAI's client asks: pip install openai")
+pytest.importorskip("openai", reason="OpenAI's client asks: pip install openai")
 
+import openai
 from ray.exceptions import RayActorError
 from starlette.requests import Request
 
