@@ -31,7 +31,7 @@ from softprompts.serving.settings import ServerSettings
 
 APP, REPLICA, FRONT = "softprompts", "replica", "front"
 _PAUSE = 0.05  # seconds until another replica is asked
-_STARTS = 5  # times that Ray Serve may take longer to start than it waits, a minute
+_STARTS = 3  # times that Ray Serve may take longer to start than it waits, a minute
 _SHUT = {"/v1/prompts/": "replicas load their prompts when they start: restart the server to change them"}
 _SCOPE = ("method", "path", "raw_path", "query_string", "headers", "http_version", "scheme", "client", "server")
 
@@ -199,14 +199,16 @@ def _start_serve(serve: Any, host: str, port: int) -> None:
         try:
             serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "ERROR"})
             return
-        except TimeoutError as error:
-            if not left:
-                raise SoftPromptError(f"Ray Serve does not start ({error})") from error
+        except Exception as error:  # of many kinds
+            if not (left and isinstance(error, TimeoutError)):
+                raise SoftPromptError(f"Ray Serve does not start ({' '.join(str(error).split())[:200]})") from error
 
 
 def _ray() -> tuple[Any, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # On a busy machine five seconds are too few to start a proxy; Ray would kill it and start it again, for ever.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
     try:
         return importlib.import_module("ray"), importlib.import_module("ray.serve")  # an extra
     except ImportError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
 import signal
@@ -17,11 +19,107 @@ import pytest
 from saved import model_folder
 
 import softprompts as sp
+from softprompts.serving.engine import EngineOptions
+from softprompts.serving.settings import ServerSettings
 from tests.serving.servers import save, wait_until
 
 pytest.importorskip("ray")
 pytest.importorskip("grpc_reflection", reason="Ray Serve is missing: pip install 'ray[serve]'")
-openai = pytest.importorskip("openai", reason="OpenAI's client asks: pip install openai")
+pytest.importorskip("openai", reason="OpenAI's client asks: pip install openai")
+
+import openai
+from ray.exceptions import RayActorError
+from starlette.requests import Request
+
+from softprompts.serving.replicas import Front, Replica
+
+
+class _Handle:
+    """Replicas of which some die: before their answer, or after a number of messages."""
+
+    def __init__(self, replica: Replica, deaths: list[int]):
+        self.replica, self.deaths, self.asked = replica, deaths, 0
+
+    def options(self, stream: bool) -> _Handle:
+        assert stream
+        return self
+
+    @property
+    def answer(self) -> _Handle:
+        return self
+
+    async def remote(self, scope: Any, body: bytes) -> Any:
+        self.asked += 1
+        left = self.deaths.pop(0) if self.deaths else 1000
+        async for message in self.replica.answer(scope, body):
+            if not left:
+                raise RayActorError
+            left -= 1
+            yield message
+
+
+async def _asked(front: Front, path: str, body: Any, method: str = "POST") -> tuple[int, str]:
+    content = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"host", b"x"), (b"content-length", b"%d" % len(content))]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    request = iter([{"type": "http.request", "body": content, "more_body": False}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        for message in request:
+            return message
+        return await asyncio.Future[Any]()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    response = await front(Request(scope, receive))
+    await response({**scope, "asgi": {"spec_version": "2.4"}}, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode()
+
+
+def test_a_request_is_asked_again_until_its_answer_has_begun(tmp_path: Path) -> None:
+    save("llama", tmp_path, "writer", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
+    options = EngineOptions(model_folder("llama"), device="cpu")
+    replica = Replica(options, tmp_path, ServerSettings(timeout=5), strict=True)
+    assert replica.describe() == {"model": "llama", "count": 1, "left_out": {}}
+    ask = {"model": "writer", "prompt": "the film", "max_tokens": 5, "seed": 1}
+
+    async def check() -> None:
+        handle = _Handle(replica, [])
+        front = Front(handle, ServerSettings(timeout=5))
+        status, plain = await _asked(front, "/v1/completions", ask)
+        assert status == 200 and handle.asked == 1
+        handle.deaths = [0, 0]
+        status, content = await _asked(front, "/v1/completions", ask)
+        assert status == 200 and handle.asked == 4
+        assert json.loads(content)["choices"] == json.loads(plain)["choices"]
+        status, content = await _asked(front, "/v1/completions", {**ask, "stream": True})
+        assert status == 200 and content.endswith("data: [DONE]\n\n")
+        handle.deaths = [3]
+        status, content = await _asked(front, "/v1/completions", {**ask, "stream": True})
+        assert status == 200 and json.loads(content.split("data: ")[-1])["error"]["type"] == "server_error"
+        assert content.count("data: ") == 3
+        status, content = await _asked(front, "/v1/completions", {**ask, "max_tokens": 0})
+        assert status == 400 and "max_tokens" in content
+        asked = handle.asked
+        assert (await _asked(front, "/v1/prompts/writer", {}, "DELETE"))[0] == 409 and handle.asked == asked
+        handle.deaths = [0] * 1000
+        front = Front(handle, ServerSettings(timeout=0.2))
+        assert (await _asked(front, "/v1/completions", ask))[0] == 503
+        replica.check_health()
+
+    asyncio.run(check())
+    replica._service.close()
+    with pytest.raises(RuntimeError):
+        replica.check_health()
+
+
+def test_a_replica_that_cannot_start_says_why(tmp_path: Path) -> None:
+    replica = Replica(EngineOptions("./nothing"), tmp_path, ServerSettings(), strict=True)
+    assert "no such model './nothing'" in replica.describe()["problem"]
+    with pytest.raises(RuntimeError, match="no such model"):
+        replica.check_health()
 
 
 def test_no_request_is_lost_where_a_replica_is_killed(tmp_path: Path) -> None:
@@ -34,7 +132,7 @@ def test_no_request_is_lost_where_a_replica_is_killed(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=own)
     try:
         assert process.stdout is not None
-        line = next((line for line in process.stdout if not line.startswith("(")), "")  # Ray's own have a "(raylet)"
+        line = next((line for line in process.stdout if "http://" in line), "")
         found = re.fullmatch(r"1 prompt on llama: http://127\.0\.0\.1:(\d+)\n", line)
         assert found is not None, line + (tmp_path / "errors").read_text()
         base = f"http://127.0.0.1:{found[1]}/v1"
