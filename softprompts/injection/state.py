@@ -79,6 +79,7 @@ class State:
         self.last_layer: LastLayer | None = None
         # What `softprompts.model.self_check` found out, by the form of a prompt; None: nothing is to be checked.
         self.checked: dict[Any, str] | None = {}
+        self.alike: Any = None  # what it found out about models like this one
         # Which prompts its calls use.
         self.active: str | None = None  # of calls that name none
         self.bare = False  # whether `set_prompt(None)` said that no prompt is to be active

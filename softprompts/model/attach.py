@@ -19,6 +19,7 @@ from softprompts.injection.wiring import detach, follow_prompts, wire
 from softprompts.methods.contract import MethodConfig
 from softprompts.methods.registry import methods
 from softprompts.model.prompt_model import PromptModel
+from softprompts.model.self_check import alike, note_alike
 
 
 def _copied(model: Any) -> Any:
@@ -138,6 +139,7 @@ def attach(
         raise SoftPromptError(f"'{config}' is a method, not a saved prompt: pass its config, make_config('{config}')")
     if saved is None and task_id is not None:
         raise SoftPromptError("task_id is for a multitask adapter of PEFT: name its folder in place of a config")
+    known = alike(model) if check else None
     try:
         state = wire(model, _attached_class(type(model)), backbone_dropout)  # type: ignore[arg-type]  # can be hashed
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError) as error:
@@ -145,6 +147,7 @@ def attach(
             raise
         raise SoftPromptError(f"{type(model).__name__} cannot take soft prompts ({first_line(error)})") from error
     state.checked = {} if check else None
+    note_alike(state, known)
     if config is not None:
         try:
             attached = cast(PromptModel, model)

@@ -1,8 +1,9 @@
 """A check of a frozen model when a first prompt of a form joins it: whether prompts act on it as they should.
 
-A few tokens in two rows of different lengths go through the model, without gradients, and the model stays as it is:
+A few tokens in rows of different lengths go through the model, and the model stays as it is:
 
-- *input prompts*: one that holds the embeddings of tokens acts as these tokens typed in front;
+- *input prompts*: one that holds the embeddings of tokens acts as these tokens typed in front, changes what is behind
+  it, and gets gradients where the model computes these in its own way;
 - *prefixes*: each of its attention sites sees it, and the row that has it is the same with and without padding;
 - *both*: a row without a prompt is the plain model's, whatever the row beside it has.
 
@@ -11,7 +12,7 @@ Models that cache run in two steps. What differs by more than rounding is refuse
 
 from __future__ import annotations
 
-import inspect
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,20 +20,21 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from softprompts.backbones import sharded, task_head
-from softprompts.backbones.backbone import quiet
-from softprompts.backbones.kinds import cache_in, differs, plain_ids, states_of, trial
+from softprompts.backbones.backbone import attention_of, quiet
+from softprompts.backbones.kinds import differs, plain_ids, states_of, trial
 from softprompts.errors import SoftPromptError, first_line
 from softprompts.injection.batch_pass import Pass
 from softprompts.injection.prompt import Prompt
 from softprompts.injection.state import State
 from softprompts.methods.contract import Method, MethodConfig, Rows
+from softprompts.model.trial_passes import Batch, NotRunError, TrialPasses
 from softprompts.soft_prompt import SoftPrompt
 from softprompts.validation import settings
 
 _NAME = "checked"  # of the prompt in question, in the passes here
-_ANSWERS = 3  # tokens that the decoder of an encoder-decoder is given
 
 
 @settings
@@ -64,42 +66,11 @@ class _Watched(Pass):
         return super().prefix(site, rows)
 
 
-@dataclass
-class _Batch:
-    """Token ids of rows, padded to one length on one side."""
-
-    ids: Tensor
-    mask: Tensor
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[int]], pad: int, device: torch.device, left: bool) -> _Batch:
-        length = max(map(len, rows))
-
-        def padded(row: Sequence[int], filler: int) -> list[int]:
-            space = [filler] * (length - len(row))
-            return [*space, *row] if left else [*row, *space]
-
-        ids, mask = [padded(row, pad) for row in rows], [padded([1] * len(row), 0) for row in rows]
-        return cls(torch.tensor(ids, device=device), torch.tensor(mask, device=device))
-
-    def row(self, index: int) -> _Batch:
-        """One row, with its padding."""
-        return _Batch(self.ids[index : index + 1], self.mask[index : index + 1])
-
-    def first(self, count: int) -> _Batch:
-        """The first rows, with their padding."""
-        return _Batch(self.ids[:count], self.mask[:count])
-
-
-class _NotRunError(Exception):
-    """The plain model cannot run the tokens of the check."""
-
-
 def require_exact(state: State, prompt: Prompt) -> None:
     """Refuses a prompt whose form does not act as it should on an attached model.
 
     Each form is checked once a model, and what was found is kept in ``state.checked``: "exact", or why the model could
-    not be run.
+    not be run. Models that are alike, but for their numbers, share it while the process runs (see `note_alike`).
 
     Raises:
         SoftPromptError: what differs.
@@ -112,16 +83,68 @@ def require_exact(state: State, prompt: Prompt) -> None:
         forms["tokens", config.placement] = lambda: check.tokens(config)
     if config.uses_prefix:
         forms[type(prompt.method), config.positions, *prompt.sites] = lambda: check.prefix(prompt)
+    before = {} if state.alike is None or state.alike.marks != _marks(state) else state.alike.found
     for form, run in forms.items():
+        if form in before:
+            state.checked[form] = before[form]
         if form not in state.checked:
             with state.backbone.device:  # whatever the default device is
                 state.checked[form] = check.cannot_run() or _outcome(run, check.name, refuse=form[0] == "tokens")
+            before[form] = state.checked[form]
+
+
+@dataclass
+class Alike:
+    """What was found out about models of one class, config, type and kernel.
+
+    Attributes:
+        found: by the form of a prompt, as in ``state.checked``.
+        marks: what the model had of its own at its modules when it was attached; a later change is checked anew.
+    """
+
+    found: dict[Any, str]
+    marks: Any = None
+
+
+_FOUND: dict[Any, dict[Any, str]] = {}  # by `_likeness`
+
+
+def alike(model: PreTrainedModel) -> Alike | None:
+    """What is known of models like this one, which is not attached yet; None where somebody has changed its modules."""
+    if any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    ):
+        return None
+    kernels = [name for _, name in attention_of(model)]
+    tensors = {(str(tensor.dtype), tensor.device.type, type(tensor)) for tensor in model.parameters()}
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    likeness = (
+        type(model),
+        json.dumps(config, sort_keys=True, default=str),
+        tuple(map(type, model.modules())),
+        (*kernels, *sorted(map(str, tensors))),
+    )
+    return Alike(_FOUND.setdefault(likeness, {}))
+
+
+def note_alike(state: State, known: Alike | None) -> None:
+    """Lets the checks of a model that has just been attached use what is known of its like."""
+    state.alike = known
+    if known is not None:
+        known.marks = _marks(state)
+
+
+def _marks(state: State) -> Any:
+    modules = [module for module in state.backbone.model.modules() if module is not state.prompts]
+    own = [(id(module), vars(module).get("forward")) for module in modules if "forward" in vars(module)]
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+    return own, hooks, [name for _, name in attention_of(state.backbone.model)], state.backbone.model.backbone_dropout
 
 
 def _outcome(run: Callable[[], None], name: str, refuse: bool) -> str:
     try:
         run()
-    except _NotRunError as error:
+    except NotRunError as error:
         if refuse:
             raise SoftPromptError(
                 f"whether input prompts are exact on {name} cannot be told: {error}; check=False attaches all the same"
@@ -131,13 +154,8 @@ def _outcome(run: Callable[[], None], name: str, refuse: bool) -> str:
     return "exact"
 
 
-class _Check:
+class _Check(TrialPasses):
     """The check of prompts on one model."""
-
-    def __init__(self, state: State):
-        self.state, self.backbone, self.model = state, state.backbone, state.backbone.model
-        self.name = state.model_class.__name__
-        self.causal, self.seq2seq = (self.backbone.kind == kind for kind in ("decoder", "encoder-decoder"))
 
     def cannot_run(self) -> str:
         """Why the model is not run here; "" where it is."""
@@ -158,10 +176,10 @@ class _Check:
         behind_first = self.backbone.kind == "encoder" and config.placement != "front"
         start = self.backbone.keep_first if behind_first else 0
         # Two rows of one length, which differ in what is typed in the first of them only.
-        typed = self._batch([[*first[:start], *both, *first[start:]] for both in (given, others)])
+        typed = self.batch([[*first[:start], *both, *first[start:]] for both in (given, others)])
         second, left = typed.ids[1].tolist(), not self.seq2seq
-        batch = self._batch([first, second], left)
-        aside = self._batch([*typed.ids.tolist(), [*second, *given]], left)  # the typed rows, padded as in the batch
+        batch = self.batch([first, second], left)
+        aside = self.batch([*typed.ids.tolist(), [*second, *given]], left)  # the typed rows, padded as in the batch
         kept = int(config.placement == "front" and self.backbone.reads_first)  # a first column that is the prompt's
 
         def behind(states: Tensor) -> Tensor:
@@ -179,44 +197,45 @@ class _Check:
             whole, expected = self._whole_model(prompt, typed, first, start, kept, where)
             if expected is None:
                 try:
-                    expected = self._plain(typed)
-                except _NotRunError:
+                    expected = self.plain(typed)
+                except NotRunError:
                     if whole:  # base models that answer in another form
                         return
                     raise
-            if torch.equal(behind(expected[0]), behind(expected[1])):
+            if _same(behind(expected[0]), behind(expected[1])):
                 raise SoftPromptError(f"{where}: no token changes with those in front of it, as it runs here")
             names, mixes = [_NAME, None], self.state.hooks.mixes_in_cache
             with torch.enable_grad():
-                own, other = self._prompted(prompt, names, batch, config.method, steps=2 if mixes else 1)
+                own, other = self.prompted(Pass({_NAME: prompt}, names), batch, config.method, steps=2 if mixes else 1)
                 if not mixes:  # what the mixed batch is refused for, when it comes to that, a prompt of its own is not
-                    (alone,) = self._prompted(prompt, [_NAME], self._batch([first]), config.method)
-                    self._require(
+                    (alone,) = self.prompted(Pass({_NAME: prompt}, [_NAME]), self.batch([first]), config.method)
+                    self.require(
                         f"{where}: a prompt of tokens' embeddings acts differently with a cache",
                         alone.detach(),
                         own.detach(),
-                        lambda: behind(self._stepwise(None, typed.row(0))[0]),
+                        lambda: behind(self.stepwise(None, typed.row(0))[0]),
                     )
-            self._require_gradient(own, embeddings, where)
-            self._require(
+            self.require(
                 f"{where}: a row without a prompt changes beside one that has an input prompt",
                 other.detach(),
                 expected[1],
-                lambda: self._stepwise(None, aside.row(1))[0],
+                lambda: self.stepwise(None, aside.row(1))[0],
             )
-            self._require(
+            self.require(
                 f"{where}: a prompt of tokens' embeddings does not act as these tokens typed in front",
                 own.detach(),
                 behind(expected[0]),
-                lambda: behind(self._stepwise(None, aside.row(0))[0]),
+                lambda: behind(self.stepwise(None, aside.row(0))[0]),
             )
+            self._require_gradient(own, embeddings, where)
 
     def _require_gradient(self, states: Tensor, embeddings: Tensor, where: str) -> None:
         """Refuses models whose own way to compute gradients does not work in evaluation mode, in which they stay."""
         if self.model.backbone_dropout or not states.requires_grad or not _differentiates_by_itself(states):
             return
         try:
-            torch.autograd.grad(states.sum(), embeddings)
+            with torch.enable_grad():
+                torch.autograd.grad(states.sum(), embeddings)
         except Exception as error:
             raise SoftPromptError(
                 f"{where}: it gives no gradients in evaluation mode ({first_line(error)}); attach it with "
@@ -228,7 +247,7 @@ class _Check:
         prepare = getattr(self.model, "prepare_inputs_for_generation", None)
         if prepare is None or self.seq2seq or not self.model.can_generate():
             return
-        batch = self._batch([first])
+        batch = self.batch([first])
         try:
             ids = prepare(batch.ids, attention_mask=batch.mask).get("input_ids")
         except Exception:  # not made to be called by itself
@@ -237,7 +256,7 @@ class _Check:
             raise SoftPromptError(f"{where}: generate puts tokens of its own behind the input at every step")
 
     def _whole_model(
-        self, prompt: Prompt, typed: _Batch, first: list[int], start: int, kept: int, where: str
+        self, prompt: Prompt, typed: Batch, first: list[int], start: int, kept: int, where: str
     ) -> tuple[bool, list[Tensor] | None]:
         """Compares what the model around the base model makes of a typed prompt and of the same as embeddings.
 
@@ -256,14 +275,14 @@ class _Check:
             compared, states = self._same_outputs(prompt, typed, first, start, kept, where)
             if question or end:  # a question, a context
                 row = [*first[:2], *question, *end, *end, *first[2:], *end]
-                one = self._batch([[*row[:start], *given, *row[start:]]])
+                one = self.batch([[*row[:start], *given, *row[start:]]])
                 compared |= self._same_outputs(prompt, one, row, start, kept, where)[0]
         finally:
             self.state.last_pass = last_pass
         return compared, states
 
     def _same_outputs(
-        self, prompt: Prompt, typed: _Batch, row: list[int], start: int, kept: int, where: str
+        self, prompt: Prompt, typed: Batch, row: list[int], start: int, kept: int, where: str
     ) -> tuple[bool, list[Tensor] | None]:
         """Whether the model runs, and the base model's states of the typed rows; an error where outputs differ."""
         more: dict[str, Any] = {"return_dict": False}
@@ -277,10 +296,10 @@ class _Check:
                 plain, seen = self._plain_whole(whole, typed.row(0), more)
             except Exception:  # it wants more than a few tokens
                 return False, None
-        short = self._batch([row])
+        short = self.batch([row])
         try:
             with self.state.activate(Pass({_NAME: prompt}, [_NAME]), inside=False):
-                own = whole(input_ids=short.ids, attention_mask=short.mask, **more, **self._answers(short))
+                own = whole(input_ids=short.ids, attention_mask=short.mask, **more, **self.answers(short))
         except Exception as error:
             raise SoftPromptError(f"{where}: a pass of a few tokens fails ({first_line(error)})") from error
         start, count = start + kept, 2  # a first column that is read is the prompt's
@@ -294,22 +313,17 @@ class _Check:
             told = (
                 f"{where}: its head or its decoder takes a prompt of tokens' embeddings for something else than these"
             )
-            self._require(f"{told} tokens typed in front", ours[..., None], expected[..., None])
+            self.require(f"{told} tokens typed in front", ours[..., None], expected[..., None])
         return True, seen
 
-    def _plain_whole(self, whole: Any, typed: _Batch, more: dict[str, Any]) -> tuple[Any, list[Tensor] | None]:
+    def _plain_whole(self, whole: Any, typed: Batch, more: dict[str, Any]) -> tuple[Any, list[Tensor] | None]:
         """What the plain model gives for typed rows, and what its base model does, row by row."""
-        inputs, seen = more | self._answers(typed), list[Any]()
+        inputs, seen = more | self.answers(typed), list[Any]()
         with self.model.base_model.register_forward_hook(lambda module, given, output: seen.append(output)):
             output = whole(input_ids=typed.ids, attention_mask=typed.mask, prompt_names=[None], **inputs)
         states = states_of(seen[0]) if len(seen) == 1 else None
         tokens = inputs.get("decoder_input_ids", typed.ids)
         return output, None if states is None or states.shape[:2] != tokens.shape or len(states) < 2 else list(states)
-
-    def _answers(self, batch: _Batch) -> dict[str, Tensor]:
-        """Some tokens for the decoder of an encoder-decoder."""
-        ids = torch.tensor([plain_ids(self.model, 10)[-_ANSWERS:]] * len(batch.ids), device=self.backbone.device)
-        return {"decoder_input_ids": ids} if self.seq2seq else {}
 
     def _into_head(self, **inputs: Any) -> tuple[Tensor | None]:
         """The states that the base model hands to the head."""
@@ -325,134 +339,49 @@ class _Check:
         ids, training = plain_ids(self.model, 10), prompt.training
         where = f"{prompt.config.method} cannot be exact on {self.name}"
         looks = prompt.method.per_row or prompt.method.reads_states  # at the input of the first step
-        short, rows = self._batch([ids[:3]]), [ids[:3], ids[3:8]]
+        short, rows = self.batch([ids[:3]]), [ids[:3], ids[3:8]]
         names: list[str | None] = [_NAME, None]
         if (
             self.causal and not looks
         ):  # the first row again, without padding: its states do not change with what follows
             rows, names = [*rows, [*ids[:3], *ids[8:10]]], [*names, _NAME]
-        batch, watched = self._batch(rows, left=self.causal), _Watched(prompt, names)
+        batch, watched = self.batch(rows, left=self.causal), _Watched(prompt, names)
         prompt.eval()
         try:
             with quiet(), trial(self.model):
-                plain = self._plain(batch.first(2))
-                own, other, *longer = self._prompted(prompt, names, batch, prompt.config.method, watched)
+                plain = self.plain(batch.first(2))
+                own, other, *longer = self.prompted(watched, batch, prompt.config.method)
                 missed = len(set(prompt.sites) - watched.asked)
                 if missed:
                     raise SoftPromptError(f"{where}: {missed} of {len(prompt.sites)} attention sites see no prefix")
-                self._require(
+                self.require(
                     f"{where}: a row without a prompt changes beside one that has a prefix",
                     other,
                     plain[1],
-                    lambda: self._stepwise(None, batch.row(1))[0],
+                    lambda: self.stepwise(None, batch.row(1))[0],
                 )
                 if torch.equal(plain[0], own):
                     raise SoftPromptError(f"{where}: its prefix has no effect")
                 if longer and differs(longer[0][: len(own)], own, self.model) is None:
                     return
-                (alone,) = self._prompted(prompt, [_NAME], short, prompt.config.method, steps=2 if looks else 1)
+                (alone,) = self.prompted(
+                    Pass({_NAME: prompt}, [_NAME]), short, prompt.config.method, steps=2 if looks else 1
+                )
                 if differs(alone, own, self.model) is not None:
                     # Where the plain model itself changes with padding or with its cache, so does this one.
-                    plain_short, plain_own = self._plain(short)[0], self._stepwise(None, batch.row(0))[0]
+                    plain_short, plain_own = self.plain(short)[0], self.stepwise(None, batch.row(0))[0]
                     if differs(plain_short, plain_own, self.model) is None:
                         sentence = f"{where}: a row with a prefix changes with padding or with the cache"
-                        self._require(sentence, own, alone)
+                        self.require(sentence, own, alone)
         finally:
             prompt.train(training)
 
-    # --- running ------------------------------------------------------------------------------------------------
 
-    def _batch(self, rows: Sequence[Sequence[int]], left: bool = False) -> _Batch:
-        pad = getattr(self.model.config.get_text_config(), "pad_token_id", None)
-        usable = isinstance(pad, int) and 0 <= pad < self.backbone.vocabulary_size
-        return _Batch.of(rows, pad if usable else 0, self.backbone.device, left)  # type: ignore[arg-type]
-
-    def _plain(self, batch: _Batch) -> list[Tensor]:
-        """The plain model's states of each row's real tokens; of an encoder-decoder, those of its decoder's tokens."""
-        try:
-            return self._stepwise(None, batch, steps=1)
-        except Exception as error:
-            try:  # some cannot run two rows, or padding
-                alone = [
-                    self._batch([row[mask.bool()].tolist()]) for row, mask in zip(batch.ids, batch.mask, strict=True)
-                ]
-                return [self._stepwise(None, one, steps=1)[0] for one in alone]
-            except Exception:
-                raise _NotRunError(f"it cannot run a few tokens alone ({first_line(error)})") from error
-
-    def _prompted(
-        self,
-        prompt: Prompt,
-        names: Sequence[str | None],
-        batch: _Batch,
-        method: str,
-        pass_: Pass | None = None,
-        steps: int = 2,
-    ) -> list[Tensor]:
-        """The states of each row's real tokens under prompts."""
-        try:
-            return self._stepwise(pass_ or Pass({_NAME: prompt}, names), batch, steps)
-        except Exception as error:
-            raise SoftPromptError(
-                f"{method} cannot join {self.name}: a pass of a few tokens fails ({first_line(error)})"
-            ) from error
-
-    def _stepwise(self, pass_: Pass | None, batch: _Batch, steps: int = 2) -> list[Tensor]:
-        """The states of each row's real tokens, in two steps where the model has a cache."""
-        known = list(inspect.signature(self.model.base_model.forward).parameters)
-        if "kwargs" in known:  # handed on
-            known += self.backbone.parameters
-        caching = {"use_cache": steps > 1} if "use_cache" in known and self.backbone.kind != "encoder" else {}
-        if self.seq2seq:
-            return list(self._decoded(pass_, batch, caching))
-        cut = batch.ids.shape[1] - (1 if caching and steps > 1 else 0)
-        output = self._run(pass_, input_ids=batch.ids[:, :cut], attention_mask=batch.mask[:, :cut], **caching)
-        states, cache = _states(output, batch.ids[:, :cut]), cache_in(output)
-        if cut < batch.ids.shape[1] and cache is None:
-            raise ValueError("no cache comes out")
-        if cut < batch.ids.shape[1] and cache is not None:
-            rest, more = batch.ids[:, cut:], {cache[0]: cache[1], **caching}
-            later = self._run(pass_, input_ids=rest, attention_mask=batch.mask, **more)
-            states = torch.cat([states, _states(later, rest)], 1)
-        return [row[mask.bool()] for row, mask in zip(states, batch.mask, strict=True)]
-
-    def _decoded(self, pass_: Pass | None, batch: _Batch, caching: dict[str, bool]) -> Tensor:
-        """The states of a decoder's tokens, with its encoder run by itself as ``generate`` does."""
-        ids = self._answers(batch)["decoder_input_ids"]
-        with self.state.activate(pass_):
-            encoded = self.backbone.entry(input_ids=batch.ids, attention_mask=batch.mask)
-        given: dict[str, Any] = {"encoder_outputs": encoded, "attention_mask": batch.mask, **caching}
-        cut = _ANSWERS - (1 if caching.get("use_cache") else 0)
-        output = self._run(pass_, input_ids=None, decoder_input_ids=ids[:, :cut], **given)
-        states, cache = _states(output, ids[:, :cut]), cache_in(output)
-        if cut < _ANSWERS and cache is None:
-            return _states(self._run(pass_, input_ids=None, decoder_input_ids=ids, **given), ids)
-        if cut < _ANSWERS and cache is not None:
-            given[cache[0]] = cache[1]
-            later = self._run(pass_, input_ids=None, decoder_input_ids=ids[:, cut:], **given)
-            states = torch.cat([states, _states(later, ids[:, cut:])], 1)
-        return states
-
-    def _run(self, pass_: Pass | None, **inputs: Any) -> Any:
-        """Runs the base model in a pass; without any prompt for None."""
-        base, last_pass = self.model.base_model, self.state.last_pass
-        if pass_ is None and base is self.model:
-            inputs["prompt_names"] = [None]
-        try:
-            with self.state.activate(pass_, inside=base is not self.model):
-                return base(return_dict=True, **inputs)
-        finally:
-            self.state.last_pass = last_pass
-
-    def _require(
-        self, sentence: str, given: Tensor, expected: Tensor, by_same_call: Callable[[], Tensor] | None = None
-    ) -> None:
-        """Refuses states that are not the expected ones, nor those that the plain model makes in the same steps."""
-        difference = differs(expected, given, self.model) if expected.shape == given.shape else float("nan")
-        if difference is not None and by_same_call is not None:
-            difference = differs(by_same_call(), given, self.model)
-        if difference is not None:
-            raise SoftPromptError(f"{sentence} (by {difference:.2g} of the largest value)")
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether states are the same numbers; in the finer types, but for the order of sums."""
+    coarse = one.dtype not in (torch.float32, torch.float64)
+    size = 0.0 if coarse else 8 * torch.finfo(one.dtype).eps * float(one.nan_to_num().abs().max())
+    return bool((one.nan_to_num() - other.nan_to_num()).abs().max() <= size)
 
 
 def _differentiates_by_itself(states: Tensor) -> bool:
@@ -468,11 +397,3 @@ def _differentiates_by_itself(states: Tensor) -> bool:
             return True
         left += [following for following, _ in node.next_functions]
     return False
-
-
-def _states(output: Any, ids: Tensor) -> Tensor:
-    states = states_of(output)
-    if states is None or states.shape[:2] != ids.shape:
-        shape = None if states is None else tuple(states.shape)
-        raise ValueError(f"its output has states of shape {shape} for tokens {tuple(ids.shape)}")
-    return states

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 
 import softprompts as sp
 from softprompts.injection.state import state_of
+from softprompts.model import self_check
 
 TOKENS, PREFIX = tiny.METHODS["prompt-tuning"], tiny.METHODS["prefix-tuning"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process, in which no model like this one was checked."""
+    monkeypatch.setattr(self_check, "_FOUND", {})
 
 
 def _found(model: Any) -> set[str]:
@@ -38,6 +45,55 @@ def test_each_form_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(model.model), "forward", lambda *_, **__: calls.append(1))
     model.add_prompt("second", tiny.METHODS["superpos"], seed=1)  # tokens too
     assert calls == []
+
+
+def test_models_alike_are_checked_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    tokens = self_check._Check.tokens
+    monkeypatch.setattr(self_check._Check, "tokens", lambda self, config: (calls.append(1), tokens(self, config)))
+    models = [sp.attach(tiny.model("llama"), TOKENS, seed=seed) for seed in (0, 1)]
+    assert len(calls) == 1 and [_found(model) for model in models] == [{"exact"}] * 2
+    sp.attach(tiny.model("llama", torch.float32), TOKENS, seed=0)  # another type
+    eager = tiny.model("llama")
+    eager.set_attn_implementation("eager")
+    sp.attach(eager, TOKENS, seed=0)
+    sp.attach(tiny.model("llama", num_hidden_layers=1), TOKENS, seed=0)
+    assert len(calls) == 4
+    changed = sp.attach(tiny.model("llama"))
+    changed.model.layers[0].self_attn.forward = changed.model.layers[0].self_attn.forward
+    changed.add_prompt("one", TOKENS, seed=0)
+    assert len(calls) == 5
+
+
+def test_models_without_gradients_in_evaluation_mode_are_refused_unless_they_train() -> None:
+    config = tf.ReformerConfig(
+        vocab_size=60, hidden_size=16, attention_head_size=8, num_attention_heads=2, feed_forward_size=20,
+        num_hidden_layers=2, attn_layers=["local", "local"], axial_pos_embds=False, max_position_embeddings=40,
+        local_attn_chunk_length=4, is_decoder=False, hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )  # fmt: skip
+    model = tf.ReformerForSequenceClassification(config)
+    with pytest.raises(sp.SoftPromptError, match="it gives no gradients in evaluation mode .* backbone_dropout=True"):
+        sp.attach(model, TOKENS, seed=0)
+    sp.attach(model, TOKENS, "one", seed=0, backbone_dropout=True).train()
+    model(torch.randint(5, 60, (2, 9)), labels=torch.tensor([0, 2])).loss.backward()
+    assert float(model.prompts["one"].method.prompt.grad.abs().max()) > 0
+
+
+def test_attention_without_an_effect_is_refused() -> None:
+    model = tiny.model("bert")
+    for layer in model.bert.encoder.layer:
+        layer.attention.self.forward = lambda hidden_states, *_, **__: (torch.zeros_like(hidden_states), None)
+    with pytest.raises(sp.SoftPromptError, match="no token changes with those in front of it, as it runs here"):
+        sp.attach(model, TOKENS, seed=0)
+
+
+def test_rows_that_differ_in_length_and_cannot_share_a_cache_are_no_reason_to_refuse() -> None:
+    torch.manual_seed(0)
+    config = tiny.FAMILIES["bart"][1]()
+    config.is_decoder, config.is_encoder_decoder = True, False
+    model = sp.attach(tf.models.bart.modeling_bart.BartDecoder(config).double().eval(), TOKENS, "one", seed=0)
+    assert _found(model) == {"exact"}
 
 
 def test_the_check_leaves_the_model_as_it_is() -> None:
