@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from softprompts.model.card import count_parameters
-from softprompts.palette import css
+from softprompts.plotting import css
 from softprompts.serving import schemas
 from softprompts.serving.errors import FailedError, RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow

@@ -17,7 +17,7 @@ from methods_page import known
 
 import softprompts
 from softprompts.backbones import packaged
-from softprompts.palette import css
+from softprompts.plotting import css
 
 site_hooks = pytest.importorskip("site_hooks", reason="mkdocs builds the site")
 ROOT = Path(__file__).parents[2]
