@@ -1,8 +1,8 @@
-"""How every picture of the package looks, and how it becomes a file: matplotlib figures without pyplot or global state.
+"""The colours of all pictures and pages, how pictures look, and how they become files: matplotlib without pyplot.
 
 A picture is read on white and on dark pages alike. Pure black, which is what matplotlib gives text, ticks and spines,
-is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay, see
-`softprompts.palette`.
+is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay. Text in one of
+`COLOURS` has a contrast of at least 4.5 with the page; those of `SERIES` have one of at least 3.5 with white and near-black.
 
 matplotlib is an extra: nothing here imports it before a figure is asked for.
 """
@@ -20,12 +20,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from softprompts.errors import SoftPromptError
-from softprompts.palette import COLOURS, GRID, SERIES
 from softprompts.storage.files import write_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+SERIES = ("#2f7ed8", "#d9650b", "#1f9a5f", "#c9509f", "#8a7d1a", "#8f63d2", "#d6404e", "#0f95a0", "#7b8494", "#a5673f")
+SHARES = "viridis"  # matplotlib's map for numbers from little to much
+SIGNED = "RdBu_r"  # and for numbers around zero
+GRID = "#808080"
+
+# On light and on dark pages.
+COLOURS = {
+    "paper": ("#ffffff", "#15181c"),  # the page
+    "ink": ("#1f2328", "#e6e8eb"),  # its text
+    "soft": ("#59636e", "#a3acb7"),  # what is said aside
+    "raised": ("#f5f6f8", "#1e2228"),  # boxes and lines that stand out
+    "rule": ("#d5d9df", "#3a414b"),  # lines between things
+    "edge": ("#767f8a", "#7d8793"),  # frames of fields and buttons
+    "link": ("#0b5cad", "#7db7f5"),  # links, bars, the main button
+    "on-link": ("#ffffff", "#10151a"),  # text on that
+    "good": ("#0b5cad", "#7db7f5"),  # right, better: blue and red are told apart by all eyes
+    "bad": ("#b3261e", "#f59a93"),  # wrong, worse, failed
+}
 
 NO_MATPLOTLIB = "no pictures: pip install matplotlib"
 MARKERS = "osD^vPX<>p"
@@ -40,6 +58,13 @@ svg {{ color: {COLOURS["ink"][0]}; fill: currentColor; }}
 [style*="stroke: #000000"] {{ stroke: currentColor !important; }}
 [style*="fill: #000000"] {{ fill: currentColor !important; }}
 """
+
+
+def css() -> str:
+    """`COLOURS` as variables of a style sheet, by the system's scheme or by ``data-theme`` of the root element."""
+    lines = [f"  --{name}: light-dark({light}, {dark});" for name, (light, dark) in COLOURS.items()]
+    themes = [f':root[data-theme="{theme}"] {{ color-scheme: {theme}; }}' for theme in ("light", "dark")]
+    return "\n".join([":root {", "  color-scheme: light dark;", *lines, "}", *themes]) + "\n"
 
 
 def have_matplotlib() -> bool:

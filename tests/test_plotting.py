@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from browsing import Page
 
-from softprompts.palette import SERIES
 from softprompts.plotting import (
     ON_COLOUR,
+    SERIES,
     Point,
     draw_points,
     legend_below,

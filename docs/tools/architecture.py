@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grimp
 
-from softprompts.palette import COLOURS
+from softprompts.plotting import COLOURS
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "architecture.svg"

@@ -1,6 +1,6 @@
 """Draws docs/accuracy.svg, the picture of the home page, from the table of docs/comparison.md.
 
-    python docs/tools/home_picture.py
+python docs/tools/home_picture.py
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ _GROUPS = (  # in the order of their colours
 def measured() -> dict[str, tuple[float, float, int]]:
     """Accuracy, its standard deviation over seeds, and trained numbers, by method; combinations are left out."""
     rows = _ROW.findall((DOCS / "comparison.md").read_text(encoding="utf-8"))
-    return {name: (float(mean), float(std), int(size.replace(",", ""))) for name, mean, std, size in rows if "+" not in name}
+    return {
+        name: (float(mean), float(std), int(size.replace(",", ""))) for name, mean, std, size in rows if "+" not in name
+    }
 
 
 def draw() -> str:
     """The picture as SVG."""
     figure, (axes,) = new_figure(8.6, 4.6)
-    points = []
+    points, reach = [], []
     for name, (mean, std, size) in measured().items():
         group = next(number for number, names in enumerate(_GROUPS) if name in names)
         points.append(Point(size, (mean,), name, group))
-        axes.errorbar(size, mean, yerr=std, color=style_of(group)["color"], capsize=3, linewidth=1)
+        reach.append(Point(size, (mean - std, mean + std), name, group))  # names keep clear of the bars
+        axes.errorbar(size, mean, yerr=std, color=style_of(group)["color"], capsize=3, linewidth=1, alpha=0.6)
     draw_points(axes, points, label=False)
     axes.set_ylabel("accuracy in %")
     axes.set_xlabel("trained numbers, on a logarithmic axis")
     axes.set_ylim(51, 88)
-    place_labels(axes, points)
+    place_labels(axes, reach)
     return svg(figure, "accuracy")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
-from softprompts.palette import css
+from softprompts.plotting import css
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 _REPOSITORY = ("repository", "source", "source code", "github", "code")  # names that projects give its address

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from softprompts.palette import SHARES, SIGNED
-from softprompts.plotting import ON_COLOUR
+from softprompts.plotting import ON_COLOUR, SHARES, SIGNED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from softprompts.palette import css
+from softprompts.plotting import css
 from softprompts.storage.files import write_text_atomic
 from softprompts.tasks.errors_made import Errors
 from softprompts.version import __version__

@@ -8,8 +8,7 @@ import numpy as np
 
 from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, colours_of, file_name, heat_map, panels
 from softprompts.analysis.saved import Saved
-from softprompts.palette import SIGNED
-from softprompts.plotting import empty_figure
+from softprompts.plotting import SIGNED, empty_figure
 
 
 @dataclass(frozen=True)

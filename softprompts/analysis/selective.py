@@ -13,8 +13,7 @@ from softprompts.analysis.drawing import Picture, as_csv, cells, colour_bar, col
 from softprompts.analysis.sample import sample_of
 from softprompts.analysis.saved import Saved
 from softprompts.errors import SoftPromptError
-from softprompts.palette import GRID, SERIES
-from softprompts.plotting import empty_figure, legend_below
+from softprompts.plotting import GRID, SERIES, empty_figure, legend_below
 
 _SCORES = np.linspace(-4, 4, 161)
 

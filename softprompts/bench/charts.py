@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from softprompts.palette import GRID, SERIES
 from softprompts.plotting import (
+    GRID,
+    SERIES,
     Point,
     Spread,
     draw_points,

@@ -33,8 +33,7 @@ from softprompts.bench.tables import Table
 from softprompts.bench.vitals import VitalsTable, idle_notes, vitals_tables
 from softprompts.errors import SoftPromptError
 from softprompts.experiments.compare import score_of
-from softprompts.palette import css
-from softprompts.plotting import NO_MATPLOTLIB, have_matplotlib, write_files
+from softprompts.plotting import NO_MATPLOTLIB, css, have_matplotlib, write_files
 from softprompts.storage.files import require_folder, write_text_atomic
 from softprompts.training import TrainConfig
 from softprompts.version import __version__

@@ -16,7 +16,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from softprompts.model.card import count_parameters
-from softprompts.palette import css
+from softprompts.plotting import css
 from softprompts.serving import schemas
 from softprompts.serving.errors import RequestError
 from softprompts.serving.jobs import LoadedPrompt, RequestRow

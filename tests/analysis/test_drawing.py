@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from softprompts.analysis.drawing import colour_bar, colours_of, heat_map, on_colour
-from softprompts.palette import SHARES, SIGNED
-from softprompts.plotting import ON_COLOUR, empty_figure
+from softprompts.plotting import ON_COLOUR, SHARES, SIGNED, empty_figure
 
 
 def test_a_scale_is_fixed_unless_all_would_be_one_colour() -> None:

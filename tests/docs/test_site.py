@@ -6,15 +6,20 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import home_picture
 import pytest
 import warm
 import yaml
+from methods_page import known
 
 import softprompts
 from softprompts.backbones import packaged
+from softprompts.plotting import css
 
+site_hooks = pytest.importorskip("site_hooks", reason="mkdocs builds the site")
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r'^```python(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -83,7 +88,47 @@ def test_the_site_can_be_built(tmp_path: Path) -> None:
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     fetched = re.findall(r'(?:src|href)="(https?://[^"]+)"', home)
     assert not [url for url in fetched if not url.startswith("https://squidfunk.github.io")], "nothing from elsewhere"
+    assert (tmp_path / "site" / "palette.css").read_text(encoding="utf-8") == css()
+    assert '<link rel="stylesheet" href="palette.css">' in home and 'src="accuracy.svg"' in home
+    named = tomllib.loads(site_hooks.PROJECT.read_text(encoding="utf-8"))["project"].get("urls", {})
+    assert ("md-source" in home) == (site_hooks.repository(named) is not None)
     assert "SoftPrompt" in (tmp_path / "site" / "api" / "methods" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_repository_is_linked_only_where_the_metadata_name_one() -> None:
+    assert site_hooks.repository({}) is None
+    assert site_hooks.repository({"Homepage": "https://a.test"}) is None
+    assert site_hooks.repository({"Homepage": "https://a.test", "Repository": "https://b.test"}) == "https://b.test"
+
+
+def test_the_home_page_shows_what_was_measured() -> None:
+    pytest.importorskip("matplotlib")
+    measured = home_picture.measured()
+    assert len(measured) > 20
+    picture = home_picture.PICTURE.read_text(encoding="utf-8")
+    assert all(f">{name}</text>" in picture for name in measured)
+    assert all(f">{name}</text>" in home_picture.draw() for name in measured)
+    home = (DOCS / "index.md").read_text(encoding="utf-8")
+    for name in ("prefix-tuning", "selective-prefix", "head-only", "full"):
+        assert str(measured[name][0]) in home
+    assert f"{len(measured)} methods]" in home and f"{measured['prefix-tuning'][2]:,} numbers" in home
+    assert f"**{len(known())} methods under one roof.**" in home
+    speed = rows_of("performance.md", "seconds until 57.8 %")
+    for name in ("one run", "5 seeds, their mean"):
+        assert all(cell.removesuffix(".0").split(".")[0] in home for cell in speed[name][1:3])
+
+
+def flags_in(text: str) -> list[str]:
+    """Options of the command line in the prose of a page; commands in full, code blocks and tables may have them."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = "\n".join(line for line in prose.splitlines() if not line.startswith("|"))
+    return re.findall(r"`(-{1,2}[a-z][^`]*)`", prose)
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
+def test_prose_has_no_flags(page: str) -> None:
+    assert flags_in("`--a` and `x --b` in prose, `-c 1`\n| `--d` |\n```\n--e\n```\n") == ["--a", "-c 1"]
+    assert page == "changelog.md" or flags_in((DOCS / page).read_text(encoding="utf-8")) == []
 
 
 def test_the_citation_is_of_this_version() -> None:
