@@ -12,6 +12,9 @@ import pytest
 from saved import Cli, model_folder, write_csv, write_jsonl
 
 import softprompts as sp
+from softprompts.serving.engine import Engine
+from softprompts.serving.jobs import RequestRow
+from softprompts.serving.requests import predict_jobs
 from softprompts.tasks.data import Data
 from softprompts.tasks.task import Task
 from softprompts.tasks.user_files import load_files
@@ -166,3 +169,19 @@ def test_data_settings_say_what_they_are(files: Path) -> None:
     plain: dict[str, Any] = data.to_dict()
     assert plain["label_separator"] == "|" and "label_columns" not in plain
     assert "label_separator" not in Data(train="x.csv").to_dict()
+
+
+def test_served_answers_have_all_labels(cli: Cli, files: Path) -> None:
+    command = several(files, "bert", "--threshold", "f1", "--calibrate")
+    cli.fine(*command)
+    engine = Engine(command[2])
+    model, prompt, saved = engine.read(Path("run/prompt"))
+    loaded = engine.with_reader("run", None, model, prompt, saved)
+    model.place_prompt(loaded.key, loaded.module)
+    texts = [text for text, _ in made(4, 5)]
+    (job,) = predict_jobs(engine, [RequestRow(loaded, text) for text in texts])
+    for served, answer in zip(
+        job.read(list(engine.score(job.scoring, 8, 400))), sp.Predictor("run")(texts), strict=True
+    ):
+        assert served["labels"] == list(answer.labels) and served["label"] == answer.label
+        assert served["probabilities"] == pytest.approx(dict(answer.probabilities), abs=1e-5)
