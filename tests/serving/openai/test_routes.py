@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -330,16 +331,19 @@ def test_what_is_not_supported_is_refused_by_name(served: tuple[Running, Path], 
 
 def test_what_goes_wrong_in_a_stream_is_told(served: tuple[Running, Path], client: Any, monkeypatch: Any) -> None:
     engine = served[0].service.engine
-    generate = engine.generate
+    generate, begun = engine.generate, threading.Event()
 
     def broken(rows: Any, between_steps: Any) -> Any:
         def fail() -> None:
+            assert begun.wait(60)
             raise RuntimeError("no")
 
         return generate(rows, fail)
 
     monkeypatch.setattr(engine, "generate", broken)
-    stream = client.completions.create(model="prefix", prompt="the film", stream=True, max_tokens=5)
+    stream = client.completions.create(model="prefix", prompt="the film", stream=True, max_tokens=5, temperature=0)
+    next(stream)
+    begun.set()
     with pytest.raises(openai.APIError, match="the model failed on a row of 'prefix'"):
         list(stream)
 
