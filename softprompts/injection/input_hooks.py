@@ -277,8 +277,9 @@ class InputHooks:
         at_end[:, length:] = False
         at_end[:, 0] = False
         if bool(at_end.any()):
+            name = self.state.model_class.__name__
             warnings.warn(
-                f"{self.state.model_class.__name__} got rows that end with padding or a token 0, and no attention_mask; "
+                f"{name} got rows that end with padding or a token 0, and no attention_mask; "
                 "prompts that look at the input take these for padding: pass attention_mask",
                 stacklevel=2,
             )
