@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,18 @@ def test_a_loss_of_the_users_own_says_what_is_given(method: str) -> None:
 def test_scores_without_a_mask_do_not_depend_on_the_batch(family: str, method: str) -> None:
     """As lm-evaluation-harness asks for them: rows are filled up with zeros on the right."""
     model, inputs = tiny.attached(family, method), tiny.batch(family)
-    together = model(inputs["input_ids"]).logits
+    told = pytest.warns(UserWarning, match="end with padding or a token 0, and no attention_mask")
+    with told if method in INPUT_DEPENDENT else contextlib.nullcontext():
+        together = model(inputs["input_ids"]).logits
     for row, mask in enumerate(inputs["attention_mask"]):
         alone = model(inputs["input_ids"][row, mask.bool()][None]).logits[0]
         torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_tokens_0_that_cannot_be_padding_are_seen() -> None:
+    """Of a row alone, and of a batch all of whose rows end with them: as with a mask that says so."""
+    model = tiny.attached("gpt2", "multi-mask")
+    for ids in (torch.tensor([[7, 8, 0, 0]]), torch.tensor([[7, 8, 9, 0], [5, 9, 11, 0]])):
+        expected = model(ids, attention_mask=torch.ones_like(ids)).logits
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-9, atol=1e-9)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any, cast
 
 import torch
@@ -217,7 +218,11 @@ class InputHooks:
         if first_time:
             if given is None and pass_.needs_input:
                 embeddings = self.backbone.embeddings(ids)
-            visible = self._without_padding(source) if real is None else real
+            visible = real
+            if visible is None:
+                looks = pass_.needs_input or pass_.reads_states
+                every = torch.ones(rows, columns, dtype=torch.bool, device=device)
+                visible = self._without_padding(source) if looks else every
             if pass_.context_mask is not None:
                 visible = visible & pass_.context_mask.to(device)
             pass_.visible = visible
@@ -257,17 +262,27 @@ class InputHooks:
     def _without_padding(self, source: Tensor) -> Tensor:
         """What prompts see ``(R, n)`` of rows without a mask: without the padding at their ends, if they are causal.
 
-        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not.
+        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not. A longest
+        row has no padding: what all rows end with are tokens. What else may be one is told in a warning.
         """
         visible = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
-        if self.backbone.kind != "decoder" or source.ndim > 2:
+        if self.backbone.kind != "decoder" or source.ndim > 2 or len(source) == 1:
             return visible
         padding = source == 0
         pad_id = getattr(self.backbone.model.config.get_text_config(), "pad_token_id", None)
         if pad_id is not None:
             padding |= source == pad_id
         at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
+        length = source.shape[1] - int(at_end.sum(1).min())
+        at_end[:, length:] = False
         at_end[:, 0] = False
+        if bool(at_end.any()):
+            name = self.state.model_class.__name__
+            warnings.warn(
+                f"{name} got rows that end with padding or a token 0, and no attention_mask; "
+                "prompts that look at the input take these for padding: pass attention_mask",
+                stacklevel=2,
+            )
         return ~at_end
 
     def _causal_layout(self, pass_: Pass, given: tuple[Any, ...], cached: bool) -> Layout:
