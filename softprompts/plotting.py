@@ -1,7 +1,7 @@
 """The colours of all pictures and pages, how pictures look, and how they become files: matplotlib without pyplot.
 
 A picture is read on white and on dark pages alike. Pure black, which is what matplotlib gives text, ticks and spines,
-is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay. Text in one of `COLOURS`
+is ink: a style sheet in the SVG gives it the colour of the page's text. All other colours stay. What is in `COLOURS`
 has a contrast of at least 4.5 with the page; those of `SERIES` have one of at least 3.5 with white and near-black.
 
 matplotlib is an extra: nothing here imports it before a figure is asked for.
