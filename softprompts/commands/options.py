@@ -314,6 +314,7 @@ def _flag(name: str) -> str:
 
 
 _PLAIN = Data()
+MOST = 1000  # of a learning rate: a step of AdamW moves each parameter by about the rate
 DATA_OPTIONS = Options(
     Data,
     panel=DATA,
@@ -357,6 +358,14 @@ def open_workbench(
     from softprompts.experiments.workbench import Workbench
     from softprompts.processes import synchronized
 
+    rates = {
+        "--lr": training.learning_rate,
+        "--head-lr": training.head_learning_rate,
+        **{f"--lr-of {name}": rate for name, rate in training.learning_rates.items()},
+    }
+    for flag, rate in rates.items():
+        if isinstance(rate, int | float) and rate > MOST:
+            raise SoftPromptError(f"{flag} {rate:g}: a learning rate is at most {MOST} here")
     with err.status("loading data and model"), synchronized():
         bench = Workbench(
             model.name,

@@ -13,14 +13,10 @@ from softprompts.errors import SoftPromptError, shown
 from softprompts.tasks.decision import GOALS, Goal
 from softprompts.validation import settings
 
-MOST = 1000  # of a learning rate: a step of AdamW moves each parameter by about the rate
-
 
 def _head_rate(value: Any) -> Any:
-    if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value <= MOST):
+    if value in (None, "main") or (isinstance(value, int | float) and value is not True and 0 < value < math.inf):
         return value
-    if isinstance(value, int | float) and value > MOST:
-        raise ValueError(f"must be at most {MOST}, not {shown(value)}")
     raise ValueError(f"must be a number above 0 or 'main', not {shown(value)}")
 
 
@@ -69,7 +65,6 @@ class TrainConfig:
         float | None,
         Field(
             gt=0,
-            le=MOST,
             description="Learning rate of the method's main component; its others and a task head keep their ratio to "
             "it. Default: the method's.",
         ),
@@ -83,7 +78,7 @@ class TrainConfig:
         ),
     ] = None
     learning_rates: Annotated[
-        Mapping[str, Annotated[float, Field(gt=0, le=MOST)]],
+        Mapping[str, Annotated[float, Field(gt=0)]],
         Field(description="Learning rate of one component by its name: router=0.001."),
     ] = field(default_factory=dict)
     learning_rate_factor: Annotated[

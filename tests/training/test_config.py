@@ -53,8 +53,6 @@ def test_unknown_field_names_the_nearest() -> None:
         ({"learning_rate": "fast"}, "learning_rate"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"head_learning_rate": 0}, "head_learning_rate must be a number above 0 or 'main', not 0"),
-        ({"head_learning_rate": 1e9}, "head_learning_rate must be at most 1000, not 1000000000.0"),
-        ({"learning_rate": 1e9}, "learning_rate must be at most 1000, not 1000000000.0"),
         ({"head_learning_rate": True}, "head_learning_rate must be a number above 0 or 'main'"),
         ({"head_learning_rate": "fast"}, "head_learning_rate must be a number above 0 or 'main', not 'fast'"),
         ({"learning_rates": 0.1}, "learning_rates"),
