@@ -179,7 +179,8 @@ class _Check(TrialPasses):
         typed = self.batch([[*first[:start], *both, *first[start:]] for both in (given, others)])
         second, left = typed.ids[1].tolist(), not self.seq2seq
         batch = self.batch([first, second], left)
-        aside = self.batch([*typed.ids.tolist(), [*second, *given]], left)  # the typed rows, padded as in the batch
+        # The typed rows, padded as in the batch, where an encoder's padding goes to the right.
+        aside = self.batch([*typed.ids.tolist(), [*second, *given]], left=self.causal)
         kept = int(config.placement == "front" and self.backbone.reads_first)  # a first column that is the prompt's
 
         def behind(states: Tensor) -> Tensor:
