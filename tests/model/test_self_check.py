@@ -96,6 +96,14 @@ def test_rows_that_differ_in_length_and_cannot_share_a_cache_are_no_reason_to_re
     assert _found(model) == {"exact"}
 
 
+def test_models_whose_rows_change_with_padding_themselves_take_prompts() -> None:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "head_ratio": 2}
+    config = tf.ConvBertConfig(vocab_size=60, embedding_size=16, intermediate_size=16, **sizes)
+    model = tf.ConvBertForSequenceClassification(config).double().eval()  # convolutions see padding
+    sp.attach(model, sp.PromptTuningConfig(num_virtual_tokens=2), "p")
+    assert set(state_of(model).checked.values()) == {"exact"}
+
+
 def test_the_check_leaves_the_model_as_it_is() -> None:
     model = sp.attach(tiny.model("gpt2").train())
     before = {name: value.clone() for name, value in model.state_dict().items()}
