@@ -341,8 +341,9 @@ def test_what_goes_wrong_in_a_stream_is_told(served: tuple[Running, Path], clien
         return generate(rows, fail)
 
     monkeypatch.setattr(engine, "generate", broken)
-    stream = client.completions.create(model="prefix", prompt="the film", stream=True, max_tokens=5, temperature=0)
-    next(stream)
+    messages = [{"role": "user", "content": "film"}]
+    stream = client.chat.completions.create(model="prefix", messages=messages, stream=True, max_tokens=5, temperature=0)
+    assert next(stream).choices[0].delta.role == "assistant"
     begun.set()
     with pytest.raises(openai.APIError, match="the model failed on a row of 'prefix'"):
         list(stream)
