@@ -19,7 +19,7 @@ BODIES = re.findall(r"curl (?:-N )?localhost:8000(\S+) .*? -d '(\{.*?\})'", PAGE
 
 
 def test_the_examples_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     for name, task in ENCODER.items():
         save("bert", tmp_path / "encoder", name, task, sp.PrefixTuningConfig(num_virtual_tokens=2))
     save("llama", tmp_path / "decoder", "titles", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
