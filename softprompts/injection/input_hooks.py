@@ -233,8 +233,8 @@ class InputHooks:
     def _lay_out(self, step: Step) -> Layout:
         """Finds where prompt tokens go among the columns of a step, and notes what depends on that."""
         pass_, tokens = step.pass_, step.pass_.tokens
-        masked = step.real is not None or not step.seen or not holds_columns(step.cache)
-        if tokens is not None and tokens.counts is not None and not masked:
+        unmasked = step.real is None and step.seen
+        if unmasked and tokens is not None and tokens.counts is not None and holds_columns(step.cache):
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
             columns = step.seen - tokens.length + step.columns
             step.real = torch.ones(step.rows, columns, dtype=torch.bool, device=step.device)
@@ -263,13 +263,12 @@ class InputHooks:
             return layout
         if pass_.padded_behind:
             raise SoftPromptError(f"{name} takes no position_ids: pass use_cache=True to the first call of a loop, too")
-        causal = CausalLayout(*given)
         if pass_.tokens is not None and pass_.tokens.counts is not None and not self._bears_padding:
             raise SoftPromptError(
                 f"{name} takes no position_ids and counts padding in front of a row, so that prompts of different "
                 "lengths cannot generate in one batch: generate them one after the other, or with use_cache=False"
             )
-        return causal
+        return CausalLayout(*given)
 
     @property
     def mixes_in_cache(self) -> bool:

@@ -70,7 +70,7 @@ class Step:
     # --- embeddings ---------------------------------------------------------------------------------------------
 
     def look_up(self) -> None:
-        """Looks up the embeddings of the ids, where there are none yet."""
+        """Looks up the embeddings of the ids, where none are there yet."""
         if self.embeddings is None:
             self.embeddings = self.backbone.embeddings(self.ids)
 

@@ -56,8 +56,7 @@ def test_an_update_goes_on_behind_a_cache(masked: bool) -> None:
         inputs["attention_mask"] = torch.ones(1, 5, dtype=torch.long)
     step = step_of(inputs, update=update)
     assert step.seen == 4
-    real = None if step.real is None else step.real
-    step.add_update(CausalLayout(real, (1, 5), Tokens(torch.zeros(1, 1, 2), None, 1), CPU))
+    step.add_update(CausalLayout(step.real, (1, 5), Tokens(torch.zeros(1, 1, 2), None, 1), CPU))
     assert torch.equal(step.embeddings, given + update[:, 3:5])
 
 
@@ -98,7 +97,7 @@ def test_a_later_step_counts_the_prompt_that_is_in_the_cache() -> None:
     tokens = Tokens(torch.ones(2, 2, 4), torch.tensor([2, 1]), 2)
     ids, mask = torch.tensor([[7], [8]]), torch.ones(2, 4, dtype=torch.long)
     inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache(5)}
-    step = step_of({**inputs, "position_ids": torch.tensor([[3], [3]])}, tokens=tokens)
+    step = step_of({**inputs, "position_ids": torch.tensor([[3], [3]])}, tokens=tokens, layout="the first")
     layout = CausalLayout(step.real, (2, 4), tokens, CPU)
     step.widen_later(layout)
     assert step.inputs["position_ids"].tolist() == [[5], [4]]
