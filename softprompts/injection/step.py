@@ -153,7 +153,7 @@ class Step:
     def _positions(self, layout: Layout) -> Tensor | None:
         """The positions of the widened columns: the caller's moved, or those that the model would count."""
         given = self.inputs.get("position_ids")
-        if given is not None and given.ndim > 2:  # planes of text, height and width, say
+        if given is not None and given.ndim != 2:  # planes of text, height and width, say
             return torch.stack([cast(Tensor, layout.positions(plane, self.real)) for plane in given])
         made = layout.positions(given, self.real)
         return made if given is not None or made is None else made + self.backbone.first_position
