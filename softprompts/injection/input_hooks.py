@@ -295,7 +295,7 @@ class InputHooks:
         prompt = shift + (0 if step.seen else layout.length)
         if limit is None or prompt + step.seen + step.columns <= limit:
             return
-        positions = step.inputs.get("position_ids")
+        positions: Any = step.inputs.get("position_ids")
         packed = not step.seen and positions is not None
         if packed and prompt + int(positions.max()) - self.backbone.first_position < limit:
             return  # its sequences fit
