@@ -57,8 +57,8 @@ class Pass:
         self.needs_input = any(prompt.method.per_row for prompt in self.prompts.values())
         self.reads_states = any(prompt.method.reads_states for prompt in self.prompts.values())
         self.has_tokens = any(prompt.config.uses_tokens for prompt in self.prompts.values())
-        # Whether a row of several sequences is more than these.
-        self.of_whole_rows = self.needs_input or self.reads_states or self.has_tokens
+        self.looks = self.needs_input or self.reads_states  # whether any prompt depends on the input
+        self.of_whole_rows = self.looks or self.has_tokens  # whether a row of several sequences is more than these
         self.changes_modules = any(prompt.method.changes for prompt in self.prompts.values())
         self.context_mask, self.random_contexts = context_mask, random_contexts or {}
         # Filled by `prepare`.

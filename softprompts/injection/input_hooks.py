@@ -6,11 +6,9 @@ prompt's columns from what comes out.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +16,17 @@ from torch import Tensor, nn
 
 from softprompts.attention.prefix import Prefix, Recorder, site_of
 from softprompts.backbones.backbone import states_given
-from softprompts.backbones.kinds import CACHES, trial
+from softprompts.backbones.kinds import trial
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
+from softprompts.injection.caches import holds_columns
 from softprompts.injection.changes import follow
-from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout, positions_from_first, positions_of
+from softprompts.injection.context import view_of_decoder, view_of_input, without_padding
+from softprompts.injection.layout import CausalLayout, EncoderLayout, Layout
 from softprompts.injection.outputs import is_table, restored, tensors
 from softprompts.injection.rows import repeat_rows
 from softprompts.injection.state import State
+from softprompts.injection.step import Step
 
 
 class InputHooks:
@@ -70,8 +71,9 @@ class InputHooks:
         pass_.seen = 0
         if self.backbone.text_input:
             pass_.choices = _flatten_choices(inputs)
-            self._insert(pass_, inputs)
-            self._shift_positions(pass_, inputs)
+            step = Step(pass_, inputs, self.backbone)
+            self._insert(step)
+            step.shift_positions()
             return (), inputs
         given = inputs[self.backbone.model.main_input_name]
         pass_.prepare(given.shape[0], given.device)
@@ -123,7 +125,7 @@ class InputHooks:
             return None
         pass_.prepare(states.shape[0], states.device)
         if pass_.gated_sites:
-            pass_.decoder_view, pass_.later = _view_of_decoder(inputs), int(pass_.seen) > 0
+            pass_.decoder_view, pass_.later = view_of_decoder(inputs), int(pass_.seen) > 0
         mask, tokens = inputs.get("encoder_attention_mask"), pass_.tokens
         if tokens is None or (mask is None and tokens.counts is None):
             return None
@@ -165,7 +167,7 @@ class InputHooks:
             given: token ids ``(R, n)`` or embeddings ``(R, n, d)``.
             mask: ``(M, n)``, repeated for beams, or longer where a cache holds earlier tokens; None: all are real.
         """
-        if pass_.ready or not (pass_.needs_input or pass_.reads_states):
+        if pass_.ready or not pass_.looks:
             return
         rows, columns = given.shape[:2]
         visible = torch.ones(rows, columns, dtype=torch.bool, device=given.device)
@@ -177,133 +179,96 @@ class InputHooks:
 
     # --- putting prompts into the input -------------------------------------------------------------------------
 
-    def _insert(self, pass_: Pass, inputs: dict[str, Any]) -> None:
-        ids, given, mask = inputs.get("input_ids"), inputs.get("inputs_embeds"), inputs.get("attention_mask")
-        source = ids if ids is not None else given
-        if source is None:
-            raise SoftPromptError("the model was called without input_ids or inputs_embeds")
-        (rows, columns), device = source.shape[:2], source.device
-        causal = self.backbone.kind == "decoder"
-        cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None) if causal else None
-        seen = 0 if cache is None else columns_in(cache, pass_.columns)
-        first_time, inserts, pass_.later = not pass_.ready, pass_.has_tokens, seen > 0
-        if seen and inserts and first_time:
-            raise SoftPromptError(
-                "the given past_key_values were made without this prompt, whose tokens belong in front: start anew"
-            )
-        if seen and first_time and (pass_.needs_input or pass_.reads_states):
-            raise SoftPromptError(
-                "the given past_key_values were made without this prompt, which looks at all of the input: start anew"
-            )
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            if first_time and not inserts and not pass_.needs_input:
-                pass_.prepare(rows, device)
-            if inserts or not pass_.ready or pass_.update is not None or (pass_.reads_states and not seen):
-                raise SoftPromptError(
-                    "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), "
-                    "not a prepared 4-D one"
-                )
-            pass_.layout, pass_.view = None, None
+    def _insert(self, step: Step) -> None:
+        """Puts the prompts of a pass into the inputs of one step of it."""
+        pass_ = step.pass_
+        pass_.later = step.seen > 0
+        step.require_own_cache()
+        if step.prepared_mask:
+            self._leave_columns(step)
             return
-        real = None if mask is None else mask.bool()
-        if real is not None and pass_.rows and seen == 0 and real.shape != (rows, columns):
-            real = real[:, -columns:]
+        step.require_unpacked()
+        if step.first:
+            self._prepare(step)
+        if pass_.has_tokens or pass_.update is not None:
+            step.look_up()
+        step.scale()
+        layout = self._lay_out(step)
+        self._require_room(step, layout)
+        step.add_update(layout)
+        if step.seen:
+            step.widen_later(layout)
+        else:
+            step.widen(layout)
 
-        if causal and pass_.of_whole_rows and real is None and not seen and _is_packed(inputs):
+    def _leave_columns(self, step: Step) -> None:
+        """Serves a call with a prepared mask, which prompts that need no other may have."""
+        pass_ = step.pass_
+        if step.first and not pass_.has_tokens and not pass_.needs_input:
+            pass_.prepare(step.rows, step.device)
+        reads_all = pass_.reads_states and not step.seen
+        if pass_.has_tokens or not pass_.ready or pass_.update is not None or reads_all:
             raise SoftPromptError(
-                "packed rows (position_ids that start anew, cu_seq_lens_q) take prefixes that do not depend on the "
-                "input; prompt tokens have one place a row: put one sequence in a row"
+                "input prompts and prompts that look at the input need a 2-D attention_mask (rows, tokens), "
+                "not a prepared 4-D one"
             )
-        embeddings = given
-        if first_time:
-            if given is None and pass_.needs_input:
-                embeddings = self.backbone.embeddings(ids)
-            visible = real
-            if visible is None:
-                looks = pass_.needs_input or pass_.reads_states
-                every = torch.ones(rows, columns, dtype=torch.bool, device=device)
-                visible = self._without_padding(source) if looks else every
-            if pass_.context_mask is not None:
-                visible = visible & pass_.context_mask.to(device)
-            pass_.visible = visible
-            pass_.prepare(rows, device, embeddings if pass_.needs_input else None, visible)
-            if pass_.changes_modules:
-                embeddings = given  # looked up again: prompts may change the table
-        if embeddings is None and (inserts or pass_.update is not None):
-            embeddings = self.backbone.embeddings(ids)
-        scale = self.backbone.embedding_scale
-        if embeddings is not None and ids is not None and scale != 1:
-            embeddings = embeddings * scale
-        tokens = pass_.tokens
-        if real is None and seen and tokens is not None and tokens.counts is not None and _holds_columns(cache):
+        pass_.layout, pass_.view = None, None
+
+    def _prepare(self, step: Step) -> None:
+        """Computes the prompts of a pass, from what they may see of the input."""
+        pass_, given, visible = step.pass_, step.embeddings, step.real
+        if pass_.needs_input:
+            step.look_up()
+        if visible is None and pass_.looks:
+            visible = without_padding(step.source, self.backbone, self.state.model_class)
+        elif visible is None:
+            visible = torch.ones(step.rows, step.columns, dtype=torch.bool, device=step.device)
+        if pass_.context_mask is not None:
+            visible = visible & pass_.context_mask.to(step.device)
+        pass_.visible = visible
+        pass_.prepare(step.rows, step.device, step.embeddings if pass_.needs_input else None, visible)
+        if pass_.changes_modules:
+            step.embeddings = given  # looked up again: prompts may change the table
+
+    def _lay_out(self, step: Step) -> Layout:
+        """Finds where prompt tokens go among the columns of a step, and notes what depends on that."""
+        pass_, tokens = step.pass_, step.pass_.tokens
+        unmasked = step.real is None and step.seen
+        if unmasked and tokens is not None and tokens.counts is not None and holds_columns(step.cache):
             # `generate` drops a mask of ones; with prompts of different lengths in the cache there is padding again.
-            real = torch.ones(rows, seen - tokens.length + columns, dtype=torch.bool, device=device)
-        shape = (rows, columns if real is None else real.shape[1])
-        given_to_layout = (real, shape, tokens, device)
-        on_encoders = (self.backbone.keep_first, self.backbone.reads_first)
-        if not causal:
-            layout: Layout = EncoderLayout(*given_to_layout, *on_encoders)
+            columns = step.seen - tokens.length + step.columns
+            step.real = torch.ones(step.rows, columns, dtype=torch.bool, device=step.device)
+        shape = (step.rows, step.columns if step.real is None else step.real.shape[1])
+        given = (step.real, shape, tokens, step.device)
+        if not step.causal:
+            layout: Layout = EncoderLayout(*given, self.backbone.keep_first, self.backbone.reads_first)
+        elif self.backbone.takes_positions:
+            layout = CausalLayout(*given)
         else:
-            layout = self._causal_layout(pass_, given_to_layout, cache is not None or bool(inputs.get("use_cache")))
+            layout = self._lay_out_by_mask(step, given)
         if pass_.gated_sites and pass_.visible is not None:
-            seen_of_rows = repeat_rows(pass_.visible, rows).expand(rows, -1)
-            pass_.view = _view_of_input(seen_of_rows, layout, columns, seen)
-        pass_.columns = seen + columns + (0 if seen else layout.length)
-        self._require_room(pass_, seen, columns, layout.length, inputs.get("position_ids"))
-        if pass_.update is not None:
-            assert embeddings is not None
-            update = _aligned_update(pass_.update, real, rows, columns, seen, layout)
-            embeddings = embeddings + scale * update.to(dtype=embeddings.dtype, device=embeddings.device)
-        if seen:
-            self._widen_later_step(pass_, inputs, layout, embeddings, columns, real is not None)
-        else:
-            self._widen(pass_, inputs, layout, embeddings, real)
+            visible = repeat_rows(pass_.visible, step.rows).expand(step.rows, -1)
+            pass_.view = view_of_input(visible, layout, step.columns, step.seen)
+        if pass_.logits_only and self.state.last_layer is not None and isinstance(layout, EncoderLayout):
+            pass_.read_column = self.state.last_layer.read_column(layout)
+        pass_.columns = step.seen + step.columns + (0 if step.seen else layout.length)
+        return layout
 
-    def _without_padding(self, source: Tensor) -> Tensor:
-        """What prompts see ``(R, n)`` of rows without a mask: without the padding at their ends, if they are causal.
-
-        So that scores do not depend on how long the other rows of a batch are, as the frozen model's do not. A longest
-        row has no padding: what all rows end with are tokens. What else may be one is told in a warning.
-        """
-        visible = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device)
-        if self.backbone.kind != "decoder" or source.ndim > 2 or len(source) == 1:
-            return visible
-        padding = source == 0
-        pad_id = getattr(self.backbone.model.config.get_text_config(), "pad_token_id", None)
-        if pad_id is not None:
-            padding |= source == pad_id
-        at_end = padding.flip(1).long().cumprod(1).flip(1).bool()
-        length = source.shape[1] - int(at_end.sum(1).min())
-        at_end[:, length:] = False
-        at_end[:, 0] = False
-        if bool(at_end.any()):
-            name = self.state.model_class.__name__
-            warnings.warn(
-                f"{name} got rows that end with padding or a token 0, and no attention_mask; "
-                "prompts that look at the input take these for padding: pass attention_mask",
-                stacklevel=2,
-            )
-        return ~at_end
-
-    def _causal_layout(self, pass_: Pass, given: tuple[Any, ...], cached: bool) -> Layout:
-        """The layout of a causal model; those that count positions themselves get no padding in front if it can be."""
-        if self.backbone.takes_positions:
-            return CausalLayout(*given)
-        name = self.state.model_class.__name__
-        if not cached:
-            layout: Layout = EncoderLayout(*given)
+    def _lay_out_by_mask(self, step: Step, given: tuple[Any, ...]) -> Layout:
+        """The layout of a causal model that counts positions itself: no padding in front, if that can be."""
+        pass_, name = step.pass_, self.state.model_class.__name__
+        if step.cache is None and not step.inputs.get("use_cache"):
+            layout = EncoderLayout(*given)
             pass_.padded_behind = not layout.simple
             return layout
         if pass_.padded_behind:
             raise SoftPromptError(f"{name} takes no position_ids: pass use_cache=True to the first call of a loop, too")
-        layout = CausalLayout(*given)
-        tokens = pass_.tokens
-        if tokens is not None and tokens.counts is not None and not self._bears_padding:
+        if pass_.tokens is not None and pass_.tokens.counts is not None and not self._bears_padding:
             raise SoftPromptError(
                 f"{name} takes no position_ids and counts padding in front of a row, so that prompts of different "
                 "lengths cannot generate in one batch: generate them one after the other, or with use_cache=False"
             )
-        return layout
+        return CausalLayout(*given)
 
     @property
     def mixes_in_cache(self) -> bool:
@@ -323,100 +288,21 @@ class InputHooks:
         largest = max(1e-4, 4 * torch.finfo(self.backbone.model.dtype).eps) * alone.abs().max()
         return bool((alone - padded).abs().max() <= largest)  # not where it is nan
 
-    def _require_room(self, pass_: Pass, seen: int, columns: int, length: int, positions: Any) -> None:
-        limit = self.backbone.max_tokens
-        shift = pass_.shift if isinstance(pass_.shift, int) else int(pass_.shift.max())
-        prompt = shift + (0 if seen else length)
-        if limit is not None and prompt + seen + columns > limit:
-            if (
-                not seen
-                and positions is not None
-                and prompt + int(positions.max()) - self.backbone.first_position < limit
-            ):
-                return  # a packed row, whose sequences fit
-            raise SoftPromptError(
-                f"a prompt of {length + shift} tokens and an input of {columns} exceed the {limit} positions of "
-                f"{self.state.model_class.__name__}: shorten the input or the prompt"
-            )
-
-    def _widen(
-        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, real: Tensor | None
-    ) -> None:
-        """Puts the prompt into the inputs of a pass without a cache."""
-        pass_.layout = layout
-        positions = inputs.get("position_ids")
-        changed = pass_.tokens is not None or pass_.update is not None
-        mask_type = torch.long
-        if isinstance(layout, EncoderLayout):
-            if pass_.logits_only and self.state.last_layer is not None:
-                pass_.read_column = self.state.last_layer.read_column(layout)
-            if layout.simple and not changed:
-                return
-            if not changed and inputs.get("input_ids") is not None:
-                # Only padding on the left: move it to the right, where no position depends on it.
-                inputs["input_ids"] = layout.ids(inputs["input_ids"])
-            mask_type = torch.long if inputs.get("attention_mask") is None else inputs["attention_mask"].dtype
-            widens_others, sets_positions = True, positions is not None
-            changed = changed or inputs.get("inputs_embeds") is not None
-        else:
-            widens_others = changed
-            sets_positions = self.backbone.takes_positions and (positions is not None or not layout.simple)
-        if changed:
-            assert embeddings is not None
-            tokens, scale = pass_.tokens, self.backbone.embedding_scale
-            if tokens is not None and scale != 1:
-                tokens = dataclasses.replace(tokens, embeddings=scale * tokens.embeddings)
-            inputs["input_ids"], inputs["inputs_embeds"] = None, layout.embeddings(embeddings, tokens)
-        if widens_others:
-            _widen_others(inputs, layout)
-        if layout.new_mask is not None:
-            inputs["attention_mask"] = layout.new_mask.to(mask_type)
-        if sets_positions:
-            planes = None if positions is None or positions.ndim == 2 else positions  # of text, height and width, say
-            made: Tensor | None
-            if planes is not None:
-                made = torch.stack([cast(Tensor, layout.positions(plane, real)) for plane in planes])
-            else:
-                made = layout.positions(positions, real)
-            inputs["position_ids"] = made if positions is not None or made is None else self._counted(made)
-
-    def _widen_later_step(
-        self, pass_: Pass, inputs: dict[str, Any], layout: Layout, embeddings: Tensor | None, columns: int, masked: bool
-    ) -> None:
-        """A later step of a causal model: the prompt is in the cache, and mask and positions have to count it."""
-        pass_.layout = None
-        if pass_.update is not None:
-            inputs["input_ids"], inputs["inputs_embeds"] = None, embeddings
-        if layout.new_mask is not None and masked:
-            inputs["attention_mask"] = layout.new_mask.to(torch.long)
-        positions = inputs.get("position_ids")
-        if not self.backbone.takes_positions:
+    def _require_room(self, step: Step, layout: Layout) -> None:
+        """Refuses more tokens than the model has positions."""
+        limit, shift = self.backbone.max_tokens, step.pass_.shift
+        shift = shift if isinstance(shift, int) else int(shift.max())
+        prompt = shift + (0 if step.seen else layout.length)
+        if limit is None or prompt + step.seen + step.columns <= limit:
             return
-        if positions is not None and pass_.tokens is not None:
-            count = pass_.tokens.count(positions.shape[-2], positions.device)
-            inputs["position_ids"] = positions + count[:, None]
-        elif positions is None and layout.new_mask is not None:
-            inputs["position_ids"] = self._counted(positions_from_first(layout.new_mask)[:, -columns:])
-
-    def _counted(self, positions: Tensor) -> Tensor:
-        """Positions as the model counts them, which need not begin at 0."""
-        return positions + self.backbone.first_position
-
-    def _shift_positions(self, pass_: Pass, inputs: dict[str, Any]) -> None:
-        """Moves the tokens' positions behind those of prefixes that have some; relative ones stay as they are."""
-        shift = pass_.shift
-        if (isinstance(shift, int) and not shift) or self.backbone.kind == "encoder-decoder":
-            return
-        source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-        (rows, columns), device = source.shape[:2], source.device
-        positions = inputs.get("position_ids")
-        if positions is None:
-            cache = inputs.get("past_key_values")
-            start = 0 if cache is None else cache.get_seq_length()
-            positions = torch.arange(columns, device=device)[None] + start + self.backbone.first_position
-        if isinstance(shift, Tensor):
-            shift = repeat_rows(shift.to(device), rows)[:, None]
-        inputs["position_ids"] = positions + shift
+        positions: Any = step.inputs.get("position_ids")
+        packed = not step.seen and positions is not None
+        if packed and prompt + int(positions.max()) - self.backbone.first_position < limit:
+            return  # its sequences fit
+        raise SoftPromptError(
+            f"a prompt of {layout.length + shift} tokens and an input of {step.columns} exceed the {limit} positions "
+            f"of {self.state.model_class.__name__}: shorten the input or the prompt"
+        )
 
 
 def _flatten_choices(inputs: dict[str, Any]) -> int:
@@ -438,77 +324,3 @@ def _by_choice(output: Any, choices: int) -> Any:
         return (output[0].unflatten(0, (-1, choices)), *output[1:])
     output.last_hidden_state = output.last_hidden_state.unflatten(0, (-1, choices))
     return output
-
-
-def columns_in(cache: Any, counted: int) -> int:
-    """How many columns a cache holds; ``counted`` where it only says that it holds some, as state spaces do."""
-    if isinstance(cache, list | tuple):  # RWKV's
-        return counted or 1
-    try:
-        return int(cache.get_seq_length())
-    except ValueError:
-        return counted if cache.has_previous_state() else 0
-    except AttributeError:  # of models with a cache of their own
-        return int(getattr(cache, "seqlen_offset", 0)) or (0 if getattr(cache, "rnn_state_initial", True) else counted)
-
-
-def _holds_columns(cache: Any) -> bool:
-    """Whether a cache has a column for each token, which a mask can hide; state spaces have none."""
-    try:
-        return int(cache.get_seq_length()) > 0
-    except (AttributeError, ValueError):
-        return False
-
-
-def _view_of_input(visible: Tensor, layout: Layout, columns: int, seen: int) -> Tensor:
-    """Where in a pass, prompt tokens included, the input is that prompts may depend on."""
-    if seen:
-        return visible[:, -columns:]
-    # Without a cache every step of a generation runs all columns; those behind the first step's are not looked at.
-    return layout.ids(F.pad(visible, (0, layout.columns - visible.shape[1])))
-
-
-def _view_of_decoder(inputs: dict[str, Any]) -> Tensor:
-    """The first token of each row of an encoder-decoder's decoder: all others are, or once were, predicted."""
-    source = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    rows, columns = source.shape[:2]
-    mask = inputs.get("attention_mask")
-    first = torch.zeros(rows, 1, dtype=torch.long, device=source.device)
-    if isinstance(mask, Tensor) and mask.shape == (rows, columns):
-        first = mask.long().argmax(1, keepdim=True)
-    return torch.arange(columns, device=source.device) == first
-
-
-def _widen_others(inputs: dict[str, Any], layout: Layout) -> None:
-    """Puts zeros for the prompt into everything else with a number per token, such as token types; no label is one."""
-    for name, value in inputs.items():
-        if name in ("input_ids", "attention_mask", "position_ids", "head_mask") or name.startswith("encoder_"):
-            continue
-        if not isinstance(value, Tensor) or value.ndim not in (2, 3) or value.shape[1] != layout.columns:
-            continue
-        if value.ndim == 2 or (value.shape[0] == layout.rows and not value.is_floating_point()):  # such as boxes
-            inputs[name] = layout.ids(value, -100 if name.endswith("labels") else 0)
-
-
-def _is_packed(inputs: dict[str, Any]) -> bool:
-    """Whether rows hold several sequences each, as models tell it that get no mask."""
-    positions = inputs.get("position_ids")
-    if inputs.get("cu_seq_lens_q") is not None:
-        return True
-    if not isinstance(positions, Tensor) or positions.ndim != 2 or torch.compiler.is_compiling():
-        return False
-    return bool((positions.diff(dim=1) != 1).any())
-
-
-def _aligned_update(update: Tensor, real: Tensor | None, rows: int, columns: int, seen: int, layout: Layout) -> Tensor:
-    """The embedding update ``(R|1, m, d)`` for the given columns: entry ``i`` at a row's ``i``-th real token."""
-    length = update.shape[1]
-    if real is None or (layout.simple and not seen and not isinstance(layout, CausalLayout)):
-        start = seen - layout.length if seen else 0
-        part = update[:, start : start + columns]
-        return F.pad(part, (0, 0, 0, columns - part.shape[1]))
-    position = positions_of(real)[:, -columns:]
-    update = repeat_rows(update, rows).expand(rows, -1, -1)
-    inside = (position < length) & real[:, -columns:]
-    index = position.clamp(max=length - 1)[..., None].expand(-1, -1, update.shape[2])
-    return update.gather(1, index) * inside[..., None]

@@ -14,7 +14,7 @@ from transformers.masking_utils import create_masks_for_generate
 from softprompts.backbones.kinds import CACHES
 from softprompts.errors import SoftPromptError
 from softprompts.injection.batch_pass import Pass
-from softprompts.injection.input_hooks import columns_in
+from softprompts.injection.caches import columns_in
 from softprompts.injection.outputs import restore_encoders
 from softprompts.injection.state import state_of
 
@@ -109,7 +109,7 @@ class PromptGeneration:
         """Leaves a 2-D mask as it is where prompts look at it, or their tokens are still to widen it."""
         state = state_of(self)
         pass_ = state.surrounding or state.current
-        looked_at = pass_ is not None and (pass_.has_tokens or pass_.needs_input or pass_.reads_states)
+        looked_at = pass_ is not None and pass_.of_whole_rows
         if looked_at and "attention_mask" in kwargs:
             return kwargs["attention_mask"]
         own = getattr(state.model_class, "create_masks_for_generate", create_masks_for_generate)

@@ -238,17 +238,6 @@ def test_position_ids_of_the_caller_are_honoured(family: str, method: str) -> No
     assert (spread - default).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
-@pytest.mark.parametrize("method", ["prefix-tuning", "selective-prefix"])
-def test_packed_sequences_see_the_prefix_and_not_each_other(family: str, method: str) -> None:
-    model = tiny.attached(family, method)
-    first, second = torch.randint(5, 60, (1, 4)), torch.randint(5, 60, (1, 5))
-    positions = torch.cat([torch.arange(4), torch.arange(5)])[None]
-    packed = model(input_ids=torch.cat([first, second], 1), position_ids=positions, use_cache=False).logits
-    torch.testing.assert_close(packed[:, :4], model(input_ids=first).logits, **TOLERANCE)
-    torch.testing.assert_close(packed[:, 4:], model(input_ids=second).logits, **TOLERANCE)
-
-
 def test_prompts_with_prefixes_at_different_sites_mix() -> None:
     model = tiny.attached("t5")
     for index, sites in enumerate([("encoder.self",), ("decoder.self", "decoder.cross"), ("decoder.cross",), None]):
@@ -261,31 +250,3 @@ def test_prompts_with_prefixes_at_different_sites_mix() -> None:
     for index, name in enumerate(names):
         alone = model(**tiny.row(inputs, index), prompt_names=[name]).logits[0]
         torch.testing.assert_close(mixed[index], alone, **TOLERANCE)
-
-
-@pytest.mark.parametrize("method", ["prefix-tuning", "selective-prefix", "lora"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_packed_rows_with_positions_of_their_own(family: str, method: str) -> None:
-    """Each sequence of a packed row is as alone, also where the row is longer than the position table."""
-    settings = {"n_positions": 16} if family == "gpt2" else {"max_position_embeddings": 16}
-    plain, model = tiny.model(family, **settings), tiny.attached(family, method, **settings)
-    torch.manual_seed(0)
-    lengths = [9, 4, 11]
-    ids = torch.randint(5, 60, (1, sum(lengths)))
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    sequences = ids.split(lengths, 1)
-    for name in (method, None):
-        packed = model(input_ids=ids, position_ids=positions, prompt_names=[name], use_cache=False).logits
-        alone = [model(input_ids=part, prompt_names=[name], use_cache=False).logits for part in sequences]
-        if name is None:
-            alone = [plain(input_ids=part).logits for part in sequences]
-        torch.testing.assert_close(packed, torch.cat(alone, 1), **TOLERANCE)
-
-
-@pytest.mark.parametrize("method", ["prompt-tuning", "multi-mask", "adaptive-prefix", "dept"])
-def test_packed_rows_take_no_prompt_of_a_whole_row(method: str) -> None:
-    model = tiny.attached("llama", method)
-    positions = torch.cat([torch.arange(4), torch.arange(5)])[None]
-    with pytest.raises(sp.SoftPromptError, match="packed rows"):
-        model(input_ids=torch.randint(5, 60, (1, 9)), position_ids=positions)
-    model(input_ids=torch.randint(5, 60, (1, 9)), position_ids=torch.arange(9)[None])
