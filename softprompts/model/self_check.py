@@ -177,11 +177,11 @@ class _Check(TrialPasses):
         start = self.backbone.keep_first if behind_first else 0
         # Two rows of one length, which differ in what is typed in the first of them only.
         typed = self.batch([[*first[:start], *both, *first[start:]] for both in (given, others)])
-        second, left = typed.ids[1].tolist(), not self.seq2seq
+        kept = int(config.placement == "front" and self.backbone.reads_first)  # a first column that is the prompt's
+        second, left = typed.ids[1].tolist(), not (self.seq2seq or kept)  # such a head wants its padding on the right
         batch = self.batch([first, second], left)
         # The typed rows, padded as in the batch, where an encoder's padding goes to the right.
         aside = self.batch([*typed.ids.tolist(), [*second, *given]], left=self.causal)
-        kept = int(config.placement == "front" and self.backbone.reads_first)  # a first column that is the prompt's
 
         def behind(states: Tensor) -> Tensor:
             """The states of a row without those of the typed prompt; a decoder beside an encoder has none of them."""
