@@ -103,7 +103,7 @@ except SystemExit:
 print(*(name for name in sys.modules if name.startswith("softprompts.commands.")))
 """
     assert set(fresh(code).splitlines()[-1].split()) == {
-        f"softprompts.commands.{name}" for name in ("push", "terminal")
+        f"softprompts.commands.{name}" for name in ("push", "terminal", "usage", "options", "parsing", "run_file")
     }
 
 

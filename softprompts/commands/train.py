@@ -140,21 +140,22 @@ def _show_result(bench: Workbench, path: Path, result: dict[str, Any], report: b
     from softprompts.experiments.run_record import no_better_than_one_answer
 
     _show_scores(result)
-    if report:
-        _report(bench, path)
+    reported = report and _report(bench, path)
     balance = bench.task.balance("test" if bench.task.test else "validation")
     says = no_better_than_one_answer(result, max(balance, key=lambda name: balance[name], default=""))
-    _show_run(path, result, says, hint=not report)
+    _show_run(path, result, says, hint=not reported)
 
 
-def _report(bench: Workbench, path: Path) -> None:
-    """Prints in short what the prompt gets right and wrong, and writes it into the run folder, where it has a score."""
+def _report(bench: Workbench, path: Path) -> bool:
+    """Prints in short what the prompt gets right and wrong, and writes it into the run folder; whether it could."""
     from softprompts.experiments.run_errors import run_errors
 
     errors, (_, rows_of) = run_errors(bench, path), bench.task.scored_rows()
-    if errors is not None:
-        show_summary(errors, rows_of)
-        out.print(f"report: {write_report(path, errors, path.name, rows_of)}", soft_wrap=True)
+    if errors is None:
+        return False
+    show_summary(errors, rows_of)
+    out.print(f"report: {write_report(path, errors, path.name, rows_of)}", soft_wrap=True)
+    return True
 
 
 def _show_estimate(bench: Workbench, run: Run, folder: str | Path) -> None:

@@ -22,7 +22,7 @@ def run_errors(workbench: Workbench, folder: Path) -> Errors | None:
         folder: of the run, which has ended.
 
     Returns:
-        The errors; None where the run has no score.
+        The errors; None where the run has no score, or no answers were written for it.
     """
     result, task = load_result(folder), workbench.task
     split, _ = task.scored_rows()
@@ -36,7 +36,10 @@ def run_errors(workbench: Workbench, folder: Path) -> Errors | None:
     if prediction is None:
         evaluation = workbench.rows.evaluation(split, length)
         (prediction,) = predictions_of(workbench.model, [(name, evaluation)], workbench.pad_id)
+    if task.form.written and prediction.tokens is None:  # scored by the loss of the right answers alone
+        return None
     config, _ = read_config(folder / PROMPT)
-    reader = TaskReader(config, prompt.labels, workbench.tokenizer, workbench.kind, length, str(folder))
+    room = workbench.backbone.room(prompt.config)
+    reader = TaskReader(config, prompt.labels, workbench.tokenizer, workbench.kind, room, str(folder))
     rows = ReadRows(task, examples, workbench.rows.split(split, length))
     return errors_made(task.form, examples, reader.answers(rows, prediction), metrics)

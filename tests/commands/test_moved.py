@@ -67,11 +67,8 @@ def test_prompts_without_a_sample_go_by_the_sizes(cli: Cli, moved: Path) -> None
 def test_resume_names_what_differs(cli: Cli, data: Path) -> None:
     cli.fine(*train(data), "--lr", "0.1", "--folder", "runs/mine")
     Path("runs/mine/result.json").unlink()
-    done = cli.fine(*train(data), "--lr", "0.2", "--resume")
-    assert (
-        "--resume: no run with these settings in runs, a new one starts; runs/mine is unfinished and differs"
-        in done.err
-    )
-    assert "training.learning_rate is 0.1 there, 0.2 here\n" in done.err
+    told = "nothing to resume: no run in runs has these settings; runs/mine is unfinished and differs: "
+    told += "training.learning_rate is 0.1 there, 0.2 here; give its settings"
+    refuse(cli, told, *train(data), "--lr", "0.2", "--resume")
     assert "--resume" not in cli.fine(*train(data, steps=3), "--lr", "0.1").err
     refuse(cli, "(training.learning_rate is 0.1 there, 0.3 here)", *train(data), "--lr", "0.3", "--folder", "runs/mine")

@@ -108,13 +108,14 @@ def test_every_data_option_reaches_the_data() -> None:
     # 1 and 2, a and b, ...: no two options have the same value, so none can take another's place.
     given: dict[str, Any] = {"task": "t", "data_dir": "d", "template": "p", "split": "smop", "answering": "rank"}
     given |= {"invalid": "zero", "max_train": 1, "max_validation": 2, "few_shot": 3, "few_shot_seed": 4}
-    given |= {"few_shot_protocol": "dept"}
+    given |= {"few_shot_protocol": "dept", "max_new_tokens": 5}
     assert data_of(**given) == Data(**given)
     own: dict[str, Any] = {"validation": "v", "test": "w", "text": "a", "text_pair": "b", "label": "c", "sep": ";"}
     own |= {"label_separator": "|"}
-    lists = {"choices": "e, f", "labels": "g,h", "label_words": "i,j", "label_columns": "k,l"}
+    lists = {"choices": "e, f", "labels": "g,h", "label_words": "i,j", "label_columns": "k,l", "metrics": "m,n"}
     made = data_of(train="f.csv", kind="choice", **own, **lists)
     listed = {"choices": ("e", "f"), "labels": ("g", "h"), "label_words": ("i", "j"), "label_columns": ("k", "l")}
+    listed |= {"metrics": ("m", "n")}
     assert made == Data(train="f.csv", kind="choice", **own, **listed)
     # All but what the command line does not offer, and another way to say kind="regression".
     fields = {f.name for f in dataclasses.fields(Data)} - {"max_test", "seed"}

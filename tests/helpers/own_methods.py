@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -17,12 +16,13 @@ def forget() -> Iterator[Callable[[], None]]:
     before, modules, path = methods(), set(sys.modules), list(sys.path)
 
     def clean() -> None:
+        own = {str(source.file) for source in imports._SOURCES.values()}
         registry.restore(before)
         imports._SOURCES.clear()
         imports._GIVEN.clear()
         sys.path[:] = path
         for name in set(sys.modules) - modules:
-            if str(getattr(sys.modules[name], "__file__", None)).startswith(tempfile.gettempdir()):
+            if str(getattr(sys.modules[name], "__file__", None)) in own:
                 del sys.modules[name]
 
     yield clean

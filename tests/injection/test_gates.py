@@ -251,7 +251,7 @@ def test_targets_do_not_reach_the_gates() -> None:
     first, second = (model(**given).logits for given in (inputs, other))
     torch.testing.assert_close(first[0, :5], second[0, :5], rtol=0, atol=1e-12)
     # With labels of no row, all tokens are context, and later ones matter to the gates of earlier ones.
-    first, second = (model(given["input_ids"]).logits for given in (inputs, other))
+    first, second = (model(given["input_ids"], given["attention_mask"]).logits for given in (inputs, other))
     assert not torch.allclose(first[0, :5], second[0, :5])
 
 

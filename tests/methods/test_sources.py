@@ -77,7 +77,7 @@ def test_what_stays_as_it_is_is_no_parameter(
     card = (tmp_path / "p" / "README.md").read_text()
     assert f"A soft prompt of {trained:,} parameters (and {frozen:,} numbers that stay as they are) for" in card
     out = Cli(monkeypatch, capsys).fine("inspect", tmp_path / "p").out
-    assert f"{trained:,}, and {frozen:,} numbers that stay as they are" in " ".join(out.split())
+    assert f"{trained:,} numbers; {frozen:,} more stay as they are" in " ".join(out.split())
 
 
 def test_reading_draws_no_random_numbers(tmp_path: Path) -> None:

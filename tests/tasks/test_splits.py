@@ -252,7 +252,6 @@ def test_even_draws_stay_what_they_were() -> None:
         (4, 0): [0, 32, 45, 55],
         (8, 1): [6, 9, 21, 31, 32, 68, 71, 77],
         (9, 2): [12, 22, 25, 30, 32, 34, 37, 55, 90],
-        (2, 3): [32, 54],
     }
     for (count, seed), wanted in drawn.items():
         assert ids(few_shot(made, count, ("a", "b", "c"), seed)) == wanted
@@ -264,7 +263,7 @@ def test_few_shot_draws_as_many_as_asked(protocol: str) -> None:
     for classes in (1, 2, 3, 5):
         made = rows([index * index % classes for index in range(80)])
         made = made + labelled(dict.fromkeys(range(classes), 40))
-        for count in (1, 2, 4, 5, 16, 32):
+        for count in (count for count in (1, 2, 4, 5, 16, 32) if count >= classes):
             few = few_shot(made, count, names(classes), 7, protocol=protocol)
             assert len(few) == count
             per_label = Counter(row.label for row in few)
@@ -320,7 +319,7 @@ def test_dept_scores_are_rounded_before_they_are_halved() -> None:
         ({0: 2, 1: 2, 2: 2}, 7, "dept", "wants 2 training rows of each of 3 labels and 1 more, but there are 6"),
         ({0: 2, 1: 2, 2: 2}, 0, "even", "the number of rows must be a whole number of at least 1, not 0"),
         ({0: 2, 1: 2, 2: 2}, True, "dept", "not True"),
-        ({0: 2, 3: 2}, 2, "even", "few-shot: row 2: label 3 is not 0 to 2"),
+        ({0: 2, 3: 2}, 3, "even", "few-shot: row 2: label 3 is not 0 to 2"),
         ({0: 2, 3: 2}, 2, "depth", "unknown few-shot protocol 'depth': did you mean 'dept'?"),
     ],
 )
