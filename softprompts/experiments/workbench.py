@@ -129,10 +129,6 @@ class Workbench:
         other.evaluate = (self.evaluate if evaluate is None else evaluate) or not other.task.test
         return other
 
-    def features(self, split: str, length: int) -> list[dict[str, Any]]:
-        """A split's rows as token ids, encoded once per length."""
-        return self.rows.split(split, length).features
-
     def say_cut(self, method: MethodConfig) -> str:
         """Encodes all rows that a method is going to see, and says in a line which had to be cut; empty: none.
 

@@ -14,6 +14,7 @@ from saved import model_folder, rows, write_csv
 
 import softprompts as sp
 from softprompts.experiments.compare import COLUMNS, Comparison, Row, compare, score_of, write_report
+from softprompts.experiments.encoded_rows import EncodedRows
 from softprompts.experiments.run_record import Run
 from softprompts.experiments.workbench import Workbench
 from softprompts.tasks.data import Data
@@ -95,18 +96,18 @@ def test_compare_checks_each_run_once_before_anything_else(tmp_path: Path, monke
     bench = Workbench(model_folder("bert"), Data(train=str(write_csv(tmp_path / "data.csv", rows()))))
     fits, too_long = sp.PrefixTuningConfig(num_virtual_tokens=2), sp.PromptTuningConfig(num_virtual_tokens=39)
     happened: list[str] = []
-    check, encode = Workbench.check, Workbench.features
+    check, encode = Workbench.check, EncodedRows.split
 
     def checked(self: Workbench, method: sp.MethodConfig, *rest: Any, **more: Any) -> None:
         happened.append(f"check {method.num_virtual_tokens}")
         check(self, method, *rest, **more)
 
-    def encoded(self: Workbench, split: str, length: int) -> Any:
+    def encoded(self: EncodedRows, split: str, length: int) -> Any:
         happened.append("encode")
         return encode(self, split, length)
 
     monkeypatch.setattr(Workbench, "check", checked)
-    monkeypatch.setattr(Workbench, "features", encoded)
+    monkeypatch.setattr(EncodedRows, "split", encoded)
     with pytest.raises(sp.SoftPromptError, match="leave no room"):
         compare(
             bench,

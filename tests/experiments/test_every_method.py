@@ -128,7 +128,7 @@ def training(kind: str, method: str) -> TrainConfig:
 
 def losses(bench: Workbench, names: list[str]) -> dict[str, float]:
     """The loss of each prompt on all rows, without anything random."""
-    batch = collate(bench.features("train", TOKENS), bench.pad_id)
+    batch = collate(bench.rows.split("train", TOKENS).features, bench.pad_id)
     with evaluating(bench.model):
         return {name: float(bench.model(**batch, prompt_names=name).loss) for name in names}
 
@@ -150,7 +150,7 @@ def test_every_method_learns_and_survives(kind: str, reviews: Data, tmp_path: Pa
     torch.manual_seed(0)  # of the head, which the encoder's files lack
     bench = Workbench(name, reviews, max_length=TOKENS, evaluate=False)
     assert bench.kind == kind
-    rows = bench.features("train", TOKENS)
+    rows = bench.rows.split("train", TOKENS).features
     assert len(rows) == ROWS and len({row["label"] for row in rows}) == 2
     model, sources = bench.model, saved_sources(bench, tmp_path)
     asked = [method for method in known() if kind == "encoder" or method != "head-only"]
@@ -222,7 +222,7 @@ def saved_sources(bench: Workbench, folder: Path) -> Sources:
 
 def probabilities(model: Any, bench: Workbench, names: list[str]) -> torch.Tensor:
     """Of each label, for the rows under these prompts."""
-    rows = bench.features("train", TOKENS)
+    rows = bench.rows.split("train", TOKENS).features
     repeated = [rows[index % len(rows)] for index in range(len(names))]
     made = predict(model, repeated, names, pad_id=bench.pad_id, batch_size=64, label_ids=bench.rows.label_ids)
     return torch.tensor(made.probabilities)

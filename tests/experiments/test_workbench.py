@@ -146,7 +146,7 @@ def test_rows_that_are_cut_are_counted_over_all_splits(tmp_path: Path) -> None:
     paths = [str(write_csv(tmp_path / name, [*rows(6), *long])) for name in ("a.csv", "b.csv")]
     made = bench(Data(train=paths[0], validation=paths[1]), max_length=12)
     assert made.say_cut(PREFIX) == "8 of 20 rows were cut to 12 tokens; of them the field 'text'"
-    assert max(len(row["input_ids"]) for row in made.features("train", 12)) == 12
+    assert max(len(row["input_ids"]) for row in made.rows.split("train", 12).features) == 12
 
 
 def test_a_model_name_that_cannot_be_looked_up_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
