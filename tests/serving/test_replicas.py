@@ -122,6 +122,9 @@ def test_a_replica_that_cannot_start_says_why(tmp_path: Path) -> None:
         replica.check_health()
 
 
+@pytest.mark.skipif(
+    "SOFTPROMPTS_RAY_SERVE" not in os.environ, reason="takes minutes: run it with SOFTPROMPTS_RAY_SERVE=1"
+)
 def test_no_request_is_lost_where_a_replica_is_killed(tmp_path: Path) -> None:
     save("llama", tmp_path / "prompts", "writer", "two", sp.PrefixTuningConfig(num_virtual_tokens=2))
     command = [sys.executable, "-m", "softprompts", "serve", "--prompts", tmp_path / "prompts", "--port", "0"]
@@ -145,8 +148,9 @@ def test_no_request_is_lost_where_a_replica_is_killed(tmp_path: Path) -> None:
             assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text and len(chunks) > 3
             with pytest.raises(openai.NotFoundError, match="no model 'nobody'"):
                 client.completions.create(model="nobody", prompt="x")
-            with pytest.raises(openai.ConflictError, match="restart the server"):
+            with pytest.raises(openai.ConflictError) as refused:
                 client.delete("/prompts/writer", cast_to=object)
+            assert "restart the server" in refused.value.response.text
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0
     finally:
