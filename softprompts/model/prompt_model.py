@@ -72,6 +72,8 @@ class PromptModel(PromptGeneration, PromptFiles):
             pass_.without_cache = True  # a recomputed layer would write to the cache twice
             if "use_cache" in names:
                 inputs["use_cache"] = False
+        if inputs.get("labels") is not None and "past_key_values" not in names and "use_cache" in names:
+            inputs.setdefault("use_cache", False)  # recurrent states may change in place, which no gradient survives
         own_loss = bool("labels" in inputs and state.backbone.heads and self.loss_type in _OWN_LOSSES)
         labels = inputs.pop("labels") if own_loss else inputs.get("labels")
         pass_.logits_only = state.last_layer is not None and state.last_layer.wanted(inputs)

@@ -229,6 +229,27 @@ class _Check(TrialPasses):
                 lambda: behind(self.stepwise(None, aside.row(0))[0]),
             )
             self._require_gradient(own, embeddings, where)
+            self._require_whole(prompt, batch.row(0), config.method)
+
+    def _require_whole(self, prompt: Prompt, batch: Batch, method: str) -> None:
+        """Refuses causal models whose head cannot bear that the prompt's columns are cut before it."""
+        if not self.causal or self.model.base_model is self.model:
+            return
+        model, inputs = cast(Any, self.model), {"input_ids": batch.ids, "attention_mask": batch.mask}
+        last_pass = self.state.last_pass
+        try:
+            with self.state.activate(Pass({_NAME: prompt}, [_NAME]), inside=False):
+                model(**inputs)
+        except Exception as error:
+            try:
+                model(**inputs, prompt_names=[None])
+            except Exception:  # it wants more than a few tokens
+                return
+            raise SoftPromptError(
+                f"{method} cannot join {self.name}: a pass of a few tokens fails ({first_line(error)})"
+            ) from error
+        finally:
+            self.state.last_pass = last_pass
 
     def _require_gradient(self, states: Tensor, embeddings: Tensor, where: str) -> None:
         """Refuses models whose own way to compute gradients does not work in evaluation mode, in which they stay."""

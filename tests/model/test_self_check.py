@@ -104,6 +104,24 @@ def test_models_whose_rows_change_with_padding_themselves_take_prompts() -> None
     assert set(state_of(model).checked.values()) == {"exact"}
 
 
+def test_a_decoder_of_two_streams_is_refused() -> None:
+    sizes: dict[str, Any] = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_encoder_attention_heads": 2}
+    config = tf.ProphetNetConfig(
+        vocab_size=60, hidden_size=16, num_decoder_attention_heads=2, decoder_ffn_dim=16, **sizes
+    )
+    model = tf.ProphetNetForCausalLM(config).double().eval()
+    with pytest.raises(sp.SoftPromptError, match="ProphetNetForCausalLM"):
+        sp.attach(model, TOKENS, "p")
+
+
+def test_gradients_pass_recurrent_states() -> None:
+    config = tf.RwkvConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
+    model = sp.attach(tf.RwkvForCausalLM(config).double().eval(), TOKENS, "p", seed=0)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert model.prompts["p"].method.prompt.grad.abs().sum() > 0
+
+
 def test_the_check_leaves_the_model_as_it_is() -> None:
     model = sp.attach(tiny.model("gpt2").train())
     before = {name: value.clone() for name, value in model.state_dict().items()}
