@@ -11,12 +11,24 @@ from typing import Any
 
 from softprompts.errors import SoftPromptError
 from softprompts.tasks.answers import finite_number
+from softprompts.tasks.cells import (
+    SHOWN,
+    are_texts,
+    choices_of,
+    holds_list,
+    input_texts,
+    list_in,
+    name_of,
+    scalar_of,
+    shown_value,
+    text_of,
+    words_of,
+)
 from softprompts.tasks.conversations import MESSAGES, messages_in, packed
 from softprompts.tasks.example import Example, Row
 from softprompts.tasks.file_readers import check_columns
-from softprompts.tasks.form import Form, check_template
+from softprompts.tasks.form import check_template
 from softprompts.tasks.label_names import Names
-from softprompts.tasks.tag_schemes import tags_entities
 from softprompts.tasks.written_lists import looks_like_list, written_value
 
 WORDS = "words"  # the field of a tagged row
@@ -62,22 +74,10 @@ _ANSWER = dict.fromkeys(_LABELS, "label") | {"span": "answers", "ranking": "answ
 CHOICE_COLUMNS = ("choices", "options", "endings", "candidates", "entities")
 _NUMBERED = re.compile(r"(choice|option|ending|answer)[ _]?(\d+)")
 _START = "answer_start"  # column of where an answer that is a text begins
-_DEFAULT_METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "macro_f1"),
-    "multi-label": ("micro_f1", "macro_f1", "subset_accuracy"),
-    "regression": ("pearson", "spearman"),
-    "choice": ("accuracy",),
-    "ranking": ("em", "token_f1"),
-    "span": ("em", "token_f1"),
-    "tagging": ("seqeval_f1", "seqeval_precision", "seqeval_recall"),
-    "text": ("token_f1", "exact_match"),
-    "chat": ("neg_loss",),
-}
 _BRACKET = re.compile(r"\s*(array)?\s*[\[({]")
 _NO_TAG = re.compile(r"""^['",]|['",]$|[\[\](){}]""")  # a piece of a list that was not written with blanks
 _ZERO_OR_ONE = {"0": False, "1": True, "0.0": False, "1.0": True}
 _ZERO_OR_ONE |= {"false": False, "true": True, "False": False, "True": True}
-_SHOWN = 80  # characters of a value that an error shows
 
 
 @dataclass(frozen=True)
@@ -244,113 +244,16 @@ def read_example(columns: Columns, path: Path, line: int, row: Row) -> Example:
     return replace(example, **_READERS[columns.kind](place, columns.label, row, example, keys))
 
 
-def text_of(place: str, column: str, row: Row) -> str:
-    """The text in a column.
-
-    Raises:
-        SoftPromptError: it holds none.
-    """
-    value = row[column]
-    if value is not None and not isinstance(value, str):
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a text")
-    if value is None or not value.strip():
-        raise SoftPromptError(f"{place}: '{column}' is empty")
-    return value
-
-
-def input_texts(place: str, columns: Mapping[str, str], row: Row) -> dict[str, str]:
-    """The texts that another is written for, of which all but the first may be empty.
-
-    Raises:
-        SoftPromptError: one is no text, or the first is empty.
-    """
-    first, *more = columns
-    rest = {name: "" if row[columns[name]] in (None, "") else text_of(place, columns[name], row) for name in more}
-    return {first: text_of(place, columns[first], row), **rest}
-
-
-def _show(value: Any) -> str:
-    return f"{value!r:.{_SHOWN}}"
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(each, str) and each.strip() for each in value)
-
-
-def words_of(place: str, column: str, row: Row) -> tuple[str, ...]:
-    """The words in a column: a list, the text of one, or a text that is split at white space.
-
-    Raises:
-        SoftPromptError: it holds none.
-    """
-    value = row[column]
-    words = value
-    if isinstance(value, str):
-        words = _list_in(place, column, value) if looks_like_list(value) else value.split()
-    if not _texts(words):
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of words")
-    if not words:
-        raise SoftPromptError(f"{place}: '{column}' is empty")
-    return tuple(words)
-
-
-def _list_in(place: str, column: str, text: str) -> Any:
-    value = written_value(text)
-    if not isinstance(value, list):
-        raise SoftPromptError(
-            f"{place}: '{column}' is {_show(text)}, a list that cannot be read for sure: "
-            'write ["a", "b"] as JSON does, or blanks between'
-        )
-    return value
-
-
-def holds_list(value: Any) -> bool:
-    """Whether a value is a list or a mapping, or the text of one."""
-    return isinstance(value if not isinstance(value, str) else written_value(value), list | Mapping)
-
-
-def choices_of(place: str, column: str, row: Row) -> tuple[tuple[str, ...], Sequence[str]]:
-    """The texts to choose from in a column, and the names of the choices where they have some.
-
-    Raises:
-        SoftPromptError: it holds none.
-    """
-    keys: Sequence[str] = ()
-    value = row[column]
-    if isinstance(value, str):
-        value = written_value(value) or value
-    if isinstance(value, Mapping):
-        keys, value = [str(key) for key in value.get("label") or ()], value.get("text")
-    if not _texts(value) or len(value) < 2:
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of at least two texts")
-    return tuple(value), keys
-
-
 # The readers of labels: each returns what changes in an example without a label.
-
-
-def _scalar(place: str, column: str, row: Row) -> str:
-    value = row[column]
-    if isinstance(value, list | dict):
-        raise SoftPromptError(f"{place}: the label '{column}' is {_show(value)}, not a text or a number")
-    if value is None or not str(value).strip():
-        raise SoftPromptError(f"{place}: the label '{column}' is missing")
-    return _name(value)
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
 def _class(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
     value = row[column]
     if isinstance(value, list) or (isinstance(value, str) and (looks_like_list(value) or holds_list(value))):
         raise SoftPromptError(
-            f"{place}: the label '{column}' is {_show(value)}, a list: a row of this kind of task has one label"
+            f"{place}: the label '{column}' is {shown_value(value)}, a list: a row of this kind of task has one label"
         )
-    return {"label": _scalar(place, column, row)}
+    return {"label": scalar_of(place, column, row)}
 
 
 def _label_set(place: str, columns: Columns, row: Row) -> tuple[str, ...]:
@@ -359,39 +262,39 @@ def _label_set(place: str, columns: Columns, row: Row) -> tuple[str, ...]:
         return tuple(column for column in columns.label_columns if _yes(place, column, row[column]))
     value, column = row[columns.label], columns.label
     if isinstance(value, str) and (looks_like_list(value) or holds_list(value)):
-        value = _list_in(place, column, value)
+        value = list_in(place, column, value)
     elif isinstance(value, str) and columns.separator is not None:
         value = [part for part in value.split(columns.separator) if part.strip()]
     names = value if isinstance(value, list | tuple) else [] if value is None or value == "" else [value]
     if not all(isinstance(name, str | int | float) for name in names):
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of labels")
-    found = tuple(dict.fromkeys(map(_name, names)))
+        raise SoftPromptError(f"{place}: '{column}' is {shown_value(value)}, not a list of labels")
+    found = tuple(dict.fromkeys(map(name_of, names)))
     return found if any(found) else ()
 
 
 def _yes(place: str, column: str, value: Any) -> bool:
     """Whether a cell of a label's column says that the row has it."""
-    if value is not None and (text := _name(value)) in _ZERO_OR_ONE:
+    if value is not None and (text := name_of(value)) in _ZERO_OR_ONE:
         return _ZERO_OR_ONE[text]
-    raise SoftPromptError(f"{place}: '{column}' is {_show(value)}: a label with a column of its own is 0 or 1")
+    raise SoftPromptError(f"{place}: '{column}' is {shown_value(value)}: a label with a column of its own is 0 or 1")
 
 
 def _scored(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
-    value = _scalar(place, column, row)
+    value = scalar_of(place, column, row)
     score = finite_number(value)
     if score is None:
-        raise SoftPromptError(f"{place}: the label '{column}' is '{value[:_SHOWN]}', not a number")
+        raise SoftPromptError(f"{place}: the label '{column}' is '{value[:SHOWN]}', not a number")
     return {"label": score}
 
 
 def _chosen(place: str, column: str, row: Row, example: Example, keys: Sequence[str]) -> dict[str, Any]:
-    value, count = _scalar(place, column, row), len(example.choices)
+    value, count = scalar_of(place, column, row), len(example.choices)
     for known in (keys, example.choices, string.ascii_uppercase[:count]):  # its name, its text or its letter
         if list(known).count(value) == 1:
             return {"label": known.index(value)}
     if not value.isdecimal() or int(value) >= count:
         raise SoftPromptError(
-            f"{place}: label '{value[:_SHOWN]}' is not one of the {count} choices: give its text, its letter or its "
+            f"{place}: label '{value[:SHOWN]}' is not one of the {count} choices: give its text, its letter or its "
             f"index, 0 to {count - 1}"
         )
     return {"label": int(value)}
@@ -401,14 +304,16 @@ def _tagged(place: str, column: str, row: Row, example: Example, keys: Sequence[
     value = row[column]
     tags = value
     if isinstance(value, str):
-        tags = _list_in(place, column, value) if _BRACKET.match(value) else value.split()
+        tags = list_in(place, column, value) if _BRACKET.match(value) else value.split()
         if wrong := next((tag for tag in tags if isinstance(tag, str) and _NO_TAG.search(tag)), None):
-            raise SoftPromptError(f"{place}: '{column}' has the tag {_show(wrong)}: write tags with blanks between")
+            raise SoftPromptError(
+                f"{place}: '{column}' has the tag {shown_value(wrong)}: write tags with blanks between"
+            )
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str | int) for tag in tags):
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of tags")
+        raise SoftPromptError(f"{place}: '{column}' is {shown_value(value)}, not a list of tags")
     if len(tags) != len(example.words):
         raise SoftPromptError(f"{place}: {len(tags)} tags for {len(example.words)} words")
-    names = tuple(map(_name, tags))
+    names = tuple(map(name_of, tags))
     if not all(names):
         raise SoftPromptError(f"{place}: '{column}' has an empty tag")
     return {"label": names}
@@ -428,7 +333,7 @@ def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[s
         pairs = _pairs(given, row.get(_START))
     if not pairs or not all(isinstance(text, str) and text.strip() for text, _ in pairs):
         raise SoftPromptError(
-            f'{place}: \'{column}\' is {_show(given)}, not answers: give {{"text": ["..."], "{_START}": [17]}}, '
+            f'{place}: \'{column}\' is {shown_value(given)}, not answers: give {{"text": ["..."], "{_START}": [17]}}, '
             f"or a text of '{context_name}' (rows without an answer are not for this kind of task)"
         )
     starts = []
@@ -439,14 +344,14 @@ def _found(place: str, column: str, row: Row, example: Example, keys: Sequence[s
             count = context.count(text)
             if count != 1:
                 often = "is not there" if not count else f"is there {count} times: say where, in '{_START}'"
-                raise SoftPromptError(f"{place}: the answer '{text[:_SHOWN]}' in '{context_name}' {often}")
+                raise SoftPromptError(f"{place}: the answer '{text[:SHOWN]}' in '{context_name}' {often}")
             start = context.index(text)
         if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise SoftPromptError(f"{place}: '{_START}' is {_show(start)}, not a number of characters")
+            raise SoftPromptError(f"{place}: '{_START}' is {shown_value(start)}, not a number of characters")
         if (at := context[start : start + len(text)]) != text:
             raise SoftPromptError(
-                f"{place}: the answer '{text[:_SHOWN]}' is not at character {start} of '{context_name}', "
-                f"where it says '{at[:_SHOWN]}'"
+                f"{place}: the answer '{text[:SHOWN]}' is not at character {start} of '{context_name}', "
+                f"where it says '{at[:SHOWN]}'"
             )
         starts.append(start)
     return {"answers": tuple(text for text, _ in pairs), "starts": tuple(starts)}
@@ -467,8 +372,8 @@ def _ranked(place: str, column: str, row: Row, example: Example, keys: Sequence[
     if isinstance(value, str) and value not in example.choices:
         value = written_value(value) or value
     answers = [value] if isinstance(value, str) else value
-    if not _texts(answers) or not answers:
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, not a list of texts")
+    if not are_texts(answers) or not answers:
+        raise SoftPromptError(f"{place}: '{column}' is {shown_value(value)}, not a list of texts")
     right = tuple(index for index, choice in enumerate(example.choices) if choice in answers)
     return {"label": right, "answers": tuple(answers)}
 
@@ -477,8 +382,8 @@ def _written(place: str, column: str, row: Row, example: Example, keys: Sequence
     """The texts that count as right, of which the first is the one to learn."""
     value = row[column]
     answers = [text_of(place, column, row)] if isinstance(value, str) else value
-    if not _texts(answers) or not answers:
-        raise SoftPromptError(f"{place}: '{column}' is {_show(value)}, neither a text nor a list of texts")
+    if not are_texts(answers) or not answers:
+        raise SoftPromptError(f"{place}: '{column}' is {shown_value(value)}, neither a text nor a list of texts")
     return {"answers": tuple(answers)}
 
 
@@ -508,15 +413,3 @@ def with_choice_fields(example: Example) -> Example:
     """Adds the choices to the fields as choice1, choice2 and so on, so that templates can name them."""
     more = {f"choice{index}": text for index, text in enumerate(example.choices, start=1)}
     return replace(example, fields={**example.fields, **more})
-
-
-def default_metrics(form: Form) -> tuple[str, ...]:
-    """Names for `compute` that suit a task."""
-    return metrics_for(form.kind, form.labels)
-
-
-def metrics_for(kind: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """Names for `compute` that suit a kind of task with these labels or tags."""
-    if kind == "tagging" and not tags_entities(labels):
-        return ("tag_accuracy",)
-    return _DEFAULT_METRICS[kind]

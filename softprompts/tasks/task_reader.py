@@ -16,19 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompts.errors import SoftPromptError, nearest
 from softprompts.tasks.catalog import SPECS
+from softprompts.tasks.cells import choices_of, holds_list, input_texts, text_of, words_of
 from softprompts.tasks.columns import (
     CHOICE_COLUMNS,
     WORD_COLUMNS,
     WORDS,
-    choices_of,
-    default_metrics,
     field_name,
     find_columns,
-    holds_list,
-    input_texts,
-    text_of,
     with_choice_fields,
-    words_of,
 )
 from softprompts.tasks.conversations import MESSAGES, asked
 from softprompts.tasks.decision import Decided, Decision
@@ -42,6 +37,7 @@ from softprompts.tasks.spec import BAD_ROW, Spec
 from softprompts.tasks.tag_schemes import OUTSIDE, entities, tags_entities
 from softprompts.tasks.task import Task
 from softprompts.tasks.user_files import read_examples, with_indices
+from softprompts.tasks.usual_metrics import default_metrics
 from softprompts.tasks.word_lines import sentences
 
 Text = tuple[str, str | None]

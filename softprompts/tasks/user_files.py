@@ -17,9 +17,7 @@ from softprompts.tasks.answers import finite_number
 from softprompts.tasks.columns import (
     WORDS,
     Columns,
-    default_metrics,
     find_columns,
-    metrics_for,
     read_example,
     same_choices,
     with_choice_fields,
@@ -34,6 +32,7 @@ from softprompts.tasks.splits import OFFICIAL
 from softprompts.tasks.tables import Numbered
 from softprompts.tasks.task import Task
 from softprompts.tasks.text_metrics import NEG_LOSS
+from softprompts.tasks.usual_metrics import default_metrics, metrics_for
 from softprompts.tasks.word_lines import sentences
 from softprompts.validation import translated
 

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from softprompts.tasks import Form, compute
-from softprompts.tasks.columns import default_metrics
 from softprompts.tasks.tag_schemes import entities, tags_entities
 from softprompts.tasks.task_reader import marked
+from softprompts.tasks.usual_metrics import default_metrics
 
 # seqeval 1.2.2, default mode: (precision, recall, F1).
 SCORED = {
