@@ -157,6 +157,8 @@ def test_no_request_is_lost_where_a_replica_is_killed(tmp_path: Path) -> None:
         for child in [*psutil.Process(process.pid).children(recursive=True), process] if process.poll() is None else []:
             child.kill()
         process.wait(60)
+        if process.stdout is not None:
+            process.stdout.close()
     assert "Traceback" not in (tmp_path / "errors").read_text()
 
 
