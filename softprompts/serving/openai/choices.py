@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,13 +47,12 @@ class ChoiceWriter:
     def add(self, token: int) -> Piece:
         """The piece that a token adds, which may be an empty one."""
         text = self._text.add(token)
-        return Piece(text, self._tokens(sum(start < self._text.length for start in self._text.starts)))
+        return Piece(text, self._tokens(self._begun()))
 
     def end(self) -> Piece:
         """What was held back, once the row has no more tokens, and why it ended."""
         text = self._text.end()
-        starts = self._text.starts
-        shown = sum(start < self._text.length for start in starts) if self._text.stopped else len(starts)
+        shown = self._begun() if self._text.stopped else len(self._text.starts)
         return Piece(text, self._tokens(shown), "stop" if self._row.ended or self._text.stopped else "length")
 
     def whole(self) -> Piece:
@@ -60,6 +60,10 @@ class ChoiceWriter:
         pieces = [*map(self.add, self._row.tokens), self.end()]
         tokens = None if self._row.top_logprobs is None else [token for piece in pieces for token in piece.tokens or ()]
         return Piece("".join(piece.text for piece in pieces), tokens, pieces[-1].finish)
+
+    def _begun(self) -> int:
+        """How many tokens begin in the text that was given out."""
+        return bisect.bisect_left(self._text.starts, self._text.length)
 
     def _tokens(self, shown: int) -> list[ScoredToken] | None:
         """The tokens up to a number of them that were not given out yet."""
