@@ -122,7 +122,7 @@ def _start(source: str) -> WarmStart:
     """The prompt of --from, a run's name, a folder or a hub id."""
     from softprompts.experiments.warm_start import WarmStart
 
-    return WarmStart.read(located(source))
+    return WarmStart.read(source)
 
 
 def _model_of(start: WarmStart, model: options.ModelSettings, context: typer.Context) -> options.ModelSettings:

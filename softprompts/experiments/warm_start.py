@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +15,9 @@ from softprompts.errors import SoftPromptError
 from softprompts.injection.prompt import Prompt
 from softprompts.methods.compose import restored_config
 from softprompts.methods.contract import MethodConfig
+from softprompts.model.formats import SavedPrompt
 from softprompts.model.saving import fill, require_backbone
+from softprompts.storage.runs import located
 from softprompts.storage.saved_prompt import prompt_folder, read
 from softprompts.tasks.data import Data
 from softprompts.tasks.task import Task
@@ -23,24 +25,14 @@ from softprompts.tasks.task import Task
 _NAMED = ("classification", "tagging")  # kinds of tasks whose labels have names that rows of a file bring
 
 
-@dataclass(frozen=True)
-class WarmStart:
-    """A saved prompt to start from.
-
-    Attributes:
-        where: its folder or hub id; begins errors.
-        config: its config, see `softprompts.storage.saved_prompt.read`.
-        tensors: its tensors.
-    """
-
-    where: str
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
+class WarmStart(SavedPrompt):
+    """A saved prompt to start from."""
 
     @classmethod
     def read(cls, source: str | Path) -> Self:
-        """Reads a run folder, a prompt folder or a hub id; raises a `SoftPromptError` where there is no usable one."""
-        return cls(str(source), *read(prompt_folder(source)))
+        """Reads a run by its name or folder, a prompt folder or a hub id; raises a `SoftPromptError` for others."""
+        place = located(source)
+        return cls(str(place), *read(prompt_folder(place)))
 
     @cached_property
     def method(self) -> MethodConfig:
