@@ -34,7 +34,7 @@ def show_doubts(bench: Workbench, configs: Sequence[MethodConfig], training: Tra
     """Prints what looks like a mistake in rows and rates, each once."""
     from softprompts.experiments.outlook import mistakes
 
-    for line in dict.fromkeys(line for config in configs for line in mistakes(bench, config, training)):
+    for line in mistakes(bench, configs, training):
         err.print(f"note: {line}", soft_wrap=True)
 
 

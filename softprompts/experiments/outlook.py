@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from softprompts.experiments.workbench import Workbench
 from softprompts.methods.contract import MethodConfig
 from softprompts.model.exports import export_refusals
 from softprompts.tasks.doubts import doubts
 from softprompts.training import TrainConfig
-from softprompts.training.optim import rate_doubts
+from softprompts.training.optim import learning_rates, rate_doubts
 
 
 def exports(bench: Workbench, method: MethodConfig) -> dict[str, str | None]:
@@ -16,9 +18,13 @@ def exports(bench: Workbench, method: MethodConfig) -> dict[str, str | None]:
         return export_refusals(bench.model, "exports")
 
 
-def mistakes(bench: Workbench, method: MethodConfig, training: TrainConfig) -> list[str]:
-    """Sentences on settings and rows that look like a mistake; empty for none."""
-    own = bench.data.train is not None or bench.data.declared
-    named, few = bool(bench.data.labels), bench.data.few_shot is not None
-    rates, usual = (bench.outline(method, one)[0] for one in (training, TrainConfig()))
-    return [*(doubts(bench.task, named=named, few=few) if own else []), *rate_doubts(rates, usual)]
+def mistakes(bench: Workbench, methods: Sequence[MethodConfig], training: TrainConfig) -> list[str]:
+    """Sentences on rows, and on settings of any of the methods, that look like a mistake, each once; empty for none."""
+    found = []
+    if bench.data.train is not None or bench.data.declared:
+        found = doubts(bench.task, named=bool(bench.data.labels), few=bench.data.few_shot is not None)
+    for method in methods:
+        with bench.backbone.trial("mistakes", method, bench.task):
+            components = bench.model.prompts["mistakes"].components()
+            found += rate_doubts(*(learning_rates(components, one) for one in (training, TrainConfig())))
+    return list(dict.fromkeys(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from softprompts.tasks.example import Example
 from softprompts.tasks.task import Task
@@ -22,7 +22,9 @@ def doubts(task: Task, *, named: bool = False, few: bool = False) -> list[str]:
         few: few of the training rows were drawn, so that a label with a single one is meant.
     """
     found = [] if named else _alike(task.label_names)
-    return [*found, *([] if few else _rare(task)), *_shared(task, "validation"), *_shared(task, "test")]
+    known = {_texts(row) for row in task.train}
+    shared = [line for split in ("validation", "test") for line in _shared(known, split, getattr(task, split))]
+    return [*found, *([] if few else _rare(task)), *shared]
 
 
 def _alike(names: Sequence[str]) -> list[str]:
@@ -57,10 +59,8 @@ def _rare(task: Task) -> list[str]:
     ]
 
 
-def _shared(task: Task, split: str) -> list[str]:
-    """Rows to score on whose texts stand among the training rows."""
-    rows: list[Example] = getattr(task, split)
-    known = {_texts(row) for row in task.train}
+def _shared(known: Collection[tuple[str, ...]], split: str, rows: Sequence[Example]) -> list[str]:
+    """Rows to score on whose texts are known from the training rows."""
     shared = [row for row in rows if _texts(row) in known]
     if not shared:
         return []
