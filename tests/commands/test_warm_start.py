@@ -104,6 +104,12 @@ def test_language_models_go_on_too_and_python_does_the_same(cli: Cli, data: Path
         bench.check(sp.PromptTuningConfig(num_virtual_tokens=4))
 
 
+def test_the_record_of_a_named_run_says_where_its_start_lies(cli: Cli, data: Path) -> None:
+    cli.fine(*train(data), "--name", "first")
+    start = Workbench(model_folder("bert"), Data(train=str(data)), start="first").start
+    assert start is not None and start.place == str(Path("runs/first").resolve())
+
+
 def test_what_does_not_fit_is_refused_and_leaves_nothing(cli: Cli, data: Path) -> None:
     cli.fine(*train(data), "--folder", "first")
     go_on = ["train", "--from", "first", "--data", data, "--steps", "1"]
