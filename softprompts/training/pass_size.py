@@ -116,9 +116,8 @@ def train_mode(model: Any, backbone_dropout: bool | None) -> Iterator[None]:
         model.train(before)
 
 
-def precision(
-    accelerator: Accelerator, bf16: bool, columns: int | None = None
-) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def precision(accelerator: Accelerator, bf16: bool, columns: int | None = None) -> Iterator[None]:
     """The context in which forward passes run.
 
     Args:
@@ -126,12 +125,15 @@ def precision(
         bf16: whether in bfloat16.
         columns: tokens of a row, of a pass that is going to have a backward; None for others.
     """
-    # Not Accelerator(mixed_precision=...): its state is one per process, so two runs could not differ in it.
     if not bf16:
-        context: contextlib.AbstractContextManager[Any] = accelerator.autocast()
-        return context
-    both = contextlib.ExitStack()
-    both.enter_context(torch.autocast(accelerator.device.type, dtype=torch.bfloat16))
-    if accelerator.device.type == "cpu" and columns is not None and columns <= PLAIN_ATTENTION:
-        both.enter_context(sdpa_kernel(SDPBackend.MATH))
-    return both
+        with accelerator.autocast():
+            yield
+        return
+    device = accelerator.device.type
+    plain = device == "cpu" and columns is not None and columns <= PLAIN_ATTENTION
+    # Not Accelerator(mixed_precision=...): its state is one per process, so two runs could not differ in it.
+    with (
+        torch.autocast(device, dtype=torch.bfloat16),
+        sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext(),
+    ):
+        yield
